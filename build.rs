@@ -1,0 +1,49 @@
+//! Finds libtorch at build time: its version is part of every fingerprint, its folder becomes the
+//! binaries' rpath, so that nothing has to be exported to run them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    let libtorch = std::env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_default();
+    let lib = libtorch.join("lib");
+    if !lib.join("libtorch_cpu.so").exists() {
+        eprintln!(
+            "libtorch is missing: looked for {}\n\
+             help: run `make setup`, which installs it inside this project,\n\
+             help: or set LIBTORCH to a folder that holds lib/libtorch_cpu.so (version 2.11)",
+            lib.join("libtorch_cpu.so").display()
+        );
+        std::process::exit(1);
+    }
+    let version = version(&libtorch).unwrap_or_else(|| "unknown".into());
+    println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_VERSION={version}");
+    println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_LIB={}", lib.display());
+    println!("cargo:rustc-env=ATTRFLOW_COMMIT={}", commit().unwrap_or_default());
+
+    // Relative first, so that a moved project folder still runs; absolute for an installed binary.
+    for path in ["$ORIGIN/../../.libtorch/torch/lib", "$ORIGIN/../../../.libtorch/torch/lib"] {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{path}");
+    }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// The version as the wheel states it (`torch/version.py`), or a libtorch archive (`build-version`).
+fn version(libtorch: &Path) -> Option<String> {
+    if let Ok(text) = std::fs::read_to_string(libtorch.join("version.py")) {
+        let line = text.lines().find(|line| line.starts_with("__version__"))?;
+        return Some(line.split('\'').nth(1)?.to_owned());
+    }
+    let text = std::fs::read_to_string(libtorch.join("build-version")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// The commit that the sources were built from, empty outside a git checkout.
+fn commit() -> Option<String> {
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/refs/heads");
+    let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

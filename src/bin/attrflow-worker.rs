@@ -1,0 +1,2 @@
+//! The process that computes.
+fn main() {}

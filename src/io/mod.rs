@@ -1,0 +1,1 @@
+//! Files and formats. Knows nothing of tensors on a device.

@@ -1,0 +1,1 @@
+//! The method: formulas on tensors.

@@ -1,0 +1,1 @@
+//! Networks, named as their checkpoints name them.

@@ -1,0 +1,2 @@
+//! Formulas and networks against golden tensors made by the Python originals (`tests/golden/`).
+#![allow(missing_docs)]
