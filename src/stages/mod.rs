@@ -1,0 +1,20 @@
+//! The stage kinds: one file and one row each.
+
+use crate::stage::{Computation, Registry};
+
+/// Lists the kinds once, for the front program (which plans) and for the worker (which computes).
+macro_rules! registry {
+    ($($kind:expr),* $(,)?) => {
+        /// The kinds as the engine sees them.
+        pub fn kinds() -> Registry {
+            vec![$(&$kind),*]
+        }
+
+        /// The kinds as a worker runs them.
+        pub fn computations() -> Vec<&'static dyn Computation> {
+            vec![$(&$kind),*]
+        }
+    };
+}
+
+registry! {}
