@@ -106,7 +106,7 @@ pub fn write_i64(path: impl AsRef<Path>, shape: &[usize], values: &[i64]) -> Res
 /// # Errors
 /// If there is no array, if one differs in dtype or row shape from the first, or is in Fortran order.
 pub fn concat<P: AsRef<Path>>(paths: &[P], out: impl AsRef<Path>) -> Result<(), NpyError> {
-    let headers = paths.iter().map(|path| Npy::header(path)).collect::<Result<Vec<_>, _>>()?;
+    let headers = paths.iter().map(Npy::header).collect::<Result<Vec<_>, _>>()?;
     let none = || NpyError::Shape {
         path: out.as_ref().into(),
         found: vec![],

@@ -3,7 +3,9 @@
 //! The published latents were made from images that Pillow resized, and a pixel off by one is another
 //! input to the VAE: so the filter's weights are rounded to the same fixed point, and the image passes
 //! through 8 bits between the horizontal and the vertical pass, as there.
-//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1).
+//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1). Pillow 10, with
+//! which this was compared, resizes rows before columns always; Pillow 13 swaps the passes for some shapes,
+//! so that there a pixel may come out one level off.
 
 use image::RgbImage;
 
