@@ -1,6 +1,12 @@
 //! Finds libtorch at build time: its version is part of every fingerprint, its folder becomes the
 //! binaries' rpath, so that nothing has to be exported to run them.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a build script talks to cargo and has no fs_err"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
