@@ -7,6 +7,7 @@ pub mod image;
 pub mod npy;
 pub mod npy_writer;
 mod partial;
+pub mod picture;
 pub mod resize;
 
 pub use coco::Captions;
