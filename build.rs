@@ -1,6 +1,12 @@
 //! Finds libtorch at build time: its version is part of every fingerprint, its folder becomes the
 //! binaries' rpath, so that nothing has to be exported to run them.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a build script talks to cargo and has no fs_err"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,6 +50,7 @@ fn version(libtorch: &Path) -> Option<String> {
 fn commit() -> Option<String> {
     println!("cargo:rerun-if-changed=.git/HEAD");
     println!("cargo:rerun-if-changed=.git/refs/heads");
-    let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    let output =
+        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -1,1 +1,14 @@
 //! Networks, named as their checkpoints name them.
+//!
+//! A model is built from a [`weights::Weights`], which hands out each tensor once and reports every key that
+//! does not fit, out of [`layers`], which write down what they computed while a [`tape::Tape`] records.
+
+pub mod attention;
+pub mod blocks;
+pub mod config;
+pub mod layers;
+pub mod resnet;
+pub mod tape;
+pub mod unet;
+pub mod unet_config;
+pub mod weights;

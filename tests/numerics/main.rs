@@ -1,2 +1,5 @@
 //! Formulas and networks against golden tensors made by the Python originals (`tests/golden/`).
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod image;
+mod support;

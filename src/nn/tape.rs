@@ -1,0 +1,108 @@
+//! Records the inputs and outputs of chosen layers, so that gradients can be had a sample at a time.
+//!
+//! Autograd sums a parameter's gradient over the batch. With a layer's input and the gradient at its output, the
+//! gradient of each sample is a contraction of the two (`math::fisher`). So the tape asks autograd for gradients
+//! at *outputs* only: parameters never require grad, and nothing is kept below the first chosen layer.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tch::Tensor;
+
+/// What a layer computes, as far as its gradient depends on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Op {
+    /// `y = x w^T + b` over the last dimension.
+    Linear,
+    /// A square convolution of NCHW images.
+    Conv2d {
+        /// Height and width of the window.
+        kernel: i64,
+        /// Step of the window.
+        stride: i64,
+        /// Zeros at each border.
+        padding: i64,
+    },
+    /// Normalisation over groups of channels, NCHW.
+    GroupNorm {
+        /// Number of groups.
+        groups: i64,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// Normalisation over the last dimension.
+    LayerNorm {
+        /// Added to the variance.
+        eps: f64,
+    },
+}
+
+/// One pass through a layer with a chosen parameter.
+#[derive(Debug)]
+pub struct Tap {
+    /// The layer's name; its parameters are `{layer}.weight` and `{layer}.bias`.
+    pub layer: String,
+    /// What it computed.
+    pub op: Op,
+    /// Whether the weight is chosen.
+    pub weight: bool,
+    /// Whether there is a bias and it is chosen.
+    pub bias: bool,
+    /// What went in.
+    pub input: Tensor,
+    /// What came out; it requires grad.
+    pub output: Tensor,
+}
+
+type Select = Box<dyn Fn(&str) -> bool>;
+
+/// A recorder shared by all layers of a model; a clone records onto the same tape.
+#[derive(Clone, Default)]
+pub struct Tape(Rc<RefCell<State>>);
+
+#[derive(Default)]
+struct State {
+    select: Option<Select>,
+    taps: Vec<Tap>,
+}
+
+impl Tape {
+    /// A tape that does not record yet.
+    pub fn new() -> Tape {
+        Tape::default()
+    }
+
+    /// Starts to record the layers that hold a parameter (full name, `conv_in.weight`) that `select` chooses.
+    pub fn record(&self, select: impl Fn(&str) -> bool + 'static) {
+        *self.0.borrow_mut() = State { select: Some(Box::new(select)), taps: Vec::new() };
+    }
+
+    /// Stops recording and hands out what was recorded, in the order of computation.
+    pub fn take(&self) -> Vec<Tap> {
+        std::mem::take(&mut *self.0.borrow_mut()).taps
+    }
+
+    /// Takes note of one pass if the layer is chosen, and returns the output to go on with.
+    ///
+    /// An output that does not require grad yet is made to: it becomes a leaf, the lowest end of the graph.
+    pub(super) fn observe(
+        &self,
+        layer: &str,
+        has_bias: bool,
+        op: Op,
+        input: &Tensor,
+        output: Tensor,
+    ) -> Tensor {
+        let mut state = self.0.borrow_mut();
+        let Some(select) = &state.select else { return output };
+        let weight = select(&format!("{layer}.weight"));
+        let bias = has_bias && select(&format!("{layer}.bias"));
+        if !weight && !bias {
+            return output;
+        }
+        let output = if output.requires_grad() { output } else { output.set_requires_grad(true) };
+        let (input, kept) = (input.detach(), output.shallow_clone());
+        state.taps.push(Tap { layer: layer.to_owned(), op, weight, bias, input, output: kept });
+        output
+    }
+}

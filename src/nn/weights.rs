@@ -1,0 +1,213 @@
+//! A checkpoint's tensors, each to be taken once, by the names that the checkpoint gives them.
+//!
+//! A model takes what it needs while it is built; [`Weights::finish`] then lists everything that did not fit in
+//! one error: a file for another model differs in many keys, and the first one alone seldom shows why.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use tch::{Device, Kind, Tensor};
+
+use super::config::ModelError;
+
+/// How many keys of each kind an error shows before it says how many more there are.
+const SHOWN: usize = 8;
+
+/// The tensors of a safetensors file, by name, floats as float32 on `device`.
+///
+/// # Errors
+/// The file can't be read, isn't in the format, or holds an element type that torch lacks.
+pub fn read_safetensors(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    let handle = fs_err::File::open(file)?;
+    // SAFETY: the map is read once, below, and every tensor is copied out of it. A file that another process
+    // cuts short meanwhile would end this one with a bus error, as with any mapped file.
+    let map = unsafe { Mmap::map(&handle)? };
+    let tensors = SafeTensors::deserialize(&map)
+        .map_err(|source| ModelError::Safetensors { file: file.to_owned(), source })?;
+    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(file, name, &view, device)?))).collect()
+}
+
+fn tensor(
+    file: &Path,
+    name: &str,
+    view: &safetensors::tensor::TensorView<'_>,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let kind = match view.dtype() {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        other => {
+            let (tensor, found) = (name.to_owned(), format!("{other:?}"));
+            return Err(ModelError::ElementType { file: file.to_owned(), tensor, found });
+        }
+    };
+    let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+    let stored = Tensor::from_data_size(view.data(), &shape, kind).to_device(device);
+    let float = matches!(kind, Kind::Double | Kind::Half | Kind::BFloat16);
+    Ok(if float { stored.to_kind(Kind::Float) } else { stored })
+}
+
+/// A checkpoint's tensors, each to be taken once.
+pub struct Weights {
+    file: PathBuf,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    left: BTreeMap<String, Tensor>,
+    taken: BTreeMap<String, Tensor>,
+    faults: KeyFaults,
+}
+
+impl Weights {
+    /// Reads a `.safetensors` file onto `device`; half precision is widened to float32.
+    ///
+    /// # Errors
+    /// See [`read_safetensors`].
+    pub fn load(file: &Path, device: Device) -> Result<Weights, ModelError> {
+        Ok(Weights::named(file, read_safetensors(file, device)?))
+    }
+
+    /// Tensors that did not come from a file, as in tests.
+    pub fn new(tensors: BTreeMap<String, Tensor>) -> Weights {
+        Weights::named(Path::new("(memory)"), tensors)
+    }
+
+    /// Tensors read in another way; `file` stands in the errors.
+    pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
+        Weights { file: file.to_owned(), state: RefCell::new(State { left: tensors, ..State::default() }) }
+    }
+
+    /// The names of the tensors that nobody took yet.
+    pub fn names(&self) -> Vec<String> {
+        self.state.borrow().left.keys().cloned().collect()
+    }
+
+    /// The top of the checkpoint, where names have no prefix.
+    pub fn root(&self) -> Scope<'_> {
+        Scope { weights: self, path: String::new() }
+    }
+
+    /// Drops a tensor that the network has no use for, such as a stored table of positions, if it is there.
+    pub fn ignore(&self, name: &str) {
+        self.state.borrow_mut().left.remove(name);
+    }
+
+    /// The tensors that were taken, by full name.
+    ///
+    /// # Errors
+    /// One error with all keys that were wanted but missing, found but not taken, or of another shape.
+    pub fn finish(self) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let State { left, taken, mut faults } = self.state.into_inner();
+        faults.unexpected.extend(left.into_keys());
+        if faults.is_empty() { Ok(taken) } else { Err(ModelError::Keys { file: self.file, faults }) }
+    }
+
+    fn take(&self, name: String, shape: &[i64]) -> Tensor {
+        let mut state = self.state.borrow_mut();
+        let tensor = match state.left.remove(&name) {
+            Some(tensor) if tensor.size() == shape => tensor,
+            // A stand-in of the wanted shape lets the building go on, so that the other faults are found too.
+            Some(tensor) => {
+                state.faults.misshaped.push((name.clone(), tensor.size(), shape.to_vec()));
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+            }
+            None => {
+                state.faults.missing.push(name.clone());
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+            }
+        };
+        state.taken.insert(name, tensor.shallow_clone());
+        tensor
+    }
+}
+
+/// A place in a checkpoint's names: `scope.sub("down_blocks").sub(0)`.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    path: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The place one dot further down.
+    pub fn sub(&self, name: impl Display) -> Scope<'a> {
+        Scope { weights: self.weights, path: self.name(name) }
+    }
+
+    /// The full name of `name` here.
+    pub fn name(&self, name: impl Display) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The path from the root, such as `down_blocks.0.resnets.1.conv1`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The tensor `name`, which must have the given shape; a fault is told by [`Weights::finish`].
+    pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
+        self.weights.take(self.name(name), shape)
+    }
+}
+
+/// The keys of a checkpoint that do not fit the model.
+#[derive(Debug, Default)]
+pub struct KeyFaults {
+    /// Wanted by the model, not in the file.
+    pub missing: Vec<String>,
+    /// In the file, not wanted by the model.
+    pub unexpected: Vec<String>,
+    /// Name, shape found, shape wanted.
+    pub misshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
+}
+
+impl KeyFaults {
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
+    }
+}
+
+impl Display for KeyFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the tensors do not fit the configuration")?;
+        let missing = self.missing.iter().map(|name| match nearest(name, &self.unexpected) {
+            Some(found) => format!("{name} (the file has {found})"),
+            None => name.clone(),
+        });
+        let misshaped = self
+            .misshaped
+            .iter()
+            .map(|(name, found, wanted)| format!("{name} {found:?}, expected {wanted:?}"));
+        list(f, "missing", missing)?;
+        list(f, "of another shape", misshaped)?;
+        list(f, "unexpected", self.unexpected.iter().cloned())
+    }
+}
+
+/// Writes `; 12 missing: a, b, … and 4 more`, or nothing for none.
+fn list(f: &mut fmt::Formatter<'_>, what: &str, items: impl ExactSizeIterator<Item = String>) -> fmt::Result {
+    let count = items.len();
+    if count == 0 {
+        return Ok(());
+    }
+    write!(f, "; {count} {what}: {}", items.take(SHOWN).collect::<Vec<_>>().join(", "))?;
+    if count > SHOWN { write!(f, " and {} more", count - SHOWN) } else { Ok(()) }
+}
+
+/// The most similar of `names`, if it looks like a variant of `name` rather than another tensor.
+fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
+    let similarity = |other: &String| strsim::normalized_levenshtein(name, other);
+    names.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b))).filter(|best| similarity(best) > 0.8)
+}
