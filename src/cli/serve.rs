@@ -15,7 +15,9 @@ use crate::exec::worker::{Part, Reply, Setting, Task};
 use crate::stage::{Computation, Context};
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
-pub fn serve(computations: &[&'static dyn Computation], setting: &Setting) {
+///
+/// With a device that could not be `prepared`, every task fails for that reason.
+pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepared: Result<(), String>) {
     tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRunner).init();
     // The runner shows the message; a trace of it on the terminal would only break the progress lines.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
@@ -31,9 +33,10 @@ pub fn serve(computations: &[&'static dyn Computation], setting: &Setting) {
         std::process::exit(0);
     });
     for line in incoming {
-        let reply = match serde_json::from_str(&line) {
-            Ok(task) => perform(&task, computations, setting),
-            Err(error) => Reply::Failed { error: format!("the runner sent what is no task: {error}") },
+        let reply = match (&prepared, serde_json::from_str(&line)) {
+            (Err(error), _) => Reply::Failed { error: error.clone() },
+            (_, Ok(task)) => perform(&task, computations, setting),
+            (_, Err(error)) => Reply::Failed { error: format!("the runner sent what is no task: {error}") },
         };
         say(&reply);
     }

@@ -1,5 +1,20 @@
 //! The stage kinds: one file and one row each.
 
+mod arrays;
+pub mod device;
+mod download;
+mod fisher;
+mod generate;
+mod influence;
+mod latents;
+mod loss;
+mod pretrain_loss;
+mod select;
+mod spans;
+mod table;
+mod tensors;
+mod unlearn;
+
 use crate::stage::{Computation, Registry};
 
 /// Lists the kinds once, for the front program (which plans) and for the worker (which computes).
@@ -17,4 +32,12 @@ macro_rules! registry {
     };
 }
 
-registry! {}
+registry! {
+    download::Download,
+    latents::Latents,
+    pretrain_loss::PretrainLoss,
+    fisher::Fisher,
+    generate::Generate,
+    unlearn::Unlearn,
+    influence::Influence,
+}
