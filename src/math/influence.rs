@@ -1,0 +1,54 @@
+//! From two loss passes to a ranking: whose loss rose most when the image was unlearned.
+
+use super::error::MathError;
+
+/// The rise in loss of every latent: tau = L(z; theta without the query) - L(z; theta).
+///
+/// # Errors
+/// The passes differ in length, or a difference is not finite.
+pub fn influence(unlearned: &[f32], pretrained: &[f32]) -> Result<Vec<f32>, MathError> {
+    if unlearned.len() != pretrained.len() {
+        let expected = format!("{}, as the pretrained loss", pretrained.len());
+        return Err(MathError::Rows { what: "the unlearned loss", found: unlearned.len(), expected });
+    }
+    let rise: Vec<f32> = unlearned.iter().zip(pretrained).map(|(after, before)| after - before).collect();
+    finite(&rise)?;
+    Ok(rise)
+}
+
+/// Per image the larger of its value and its mirror image's: [2N] (or [N], without mirror images) to [N].
+///
+/// # Errors
+/// The length is neither `images` nor twice that.
+pub fn per_image(influence: &[f32], images: usize) -> Result<Vec<f32>, MathError> {
+    match influence.len() {
+        n if n == images => Ok(influence.to_vec()),
+        n if n == 2 * images => {
+            let (plain, flipped) = influence.split_at(images);
+            Ok(plain.iter().zip(flipped).map(|(a, b)| a.max(*b)).collect())
+        }
+        found => {
+            let expected = format!("{images} or {}", 2 * images);
+            Err(MathError::Rows { what: "the influence", found, expected })
+        }
+    }
+}
+
+/// Image indices by falling influence; equal ones keep their order, so that a ranking can be reproduced.
+///
+/// # Errors
+/// A value is not finite.
+pub fn rank(influence: &[f32]) -> Result<Vec<i64>, MathError> {
+    finite(influence)?;
+    let mut order: Vec<usize> = (0..influence.len()).collect();
+    // total_cmp would put 0.0 before -0.0, which are equal.
+    order.sort_by(|&a, &b| influence[b].partial_cmp(&influence[a]).expect("finite numbers are ordered"));
+    Ok(order.into_iter().map(|index| index as i64).collect())
+}
+
+fn finite(values: &[f32]) -> Result<(), MathError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(image) => Err(MathError::InfluenceNotFinite { image, value: values[image] }),
+        None => Ok(()),
+    }
+}

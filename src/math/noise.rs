@@ -1,0 +1,86 @@
+//! All random numbers: the only place that seeds a generator.
+//!
+//! libtorch's default generators belong to the process, so drawing is a critical section: a [`Draws`] holds a
+//! lock from its seeding to its end, and no other thread can take numbers from its stream. Seeding the default
+//! generator and drawing gives the stream of a fresh `torch.Generator` with that seed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// The hash that turns names and numbers into seeds; another version here would be other noise everywhere.
+const CONTEXT: &str = "attrflow 2026-01-01 seeds v1";
+
+/// Where a training image's noise comes from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoiseMode {
+    /// One draw a batch, as published: the numbers depend on the batch size and the number of timesteps.
+    #[default]
+    Batch,
+    /// One draw for each image and timestep: no batching or choice of images or timesteps changes a number.
+    Image,
+}
+
+/// A seeded stream of random numbers; the process has one at a time.
+pub struct Draws(#[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+
+impl Draws {
+    /// Waits until no other stream is drawn from, then starts one: those of a CPU and a CUDA generator differ.
+    #[expect(clippy::disallowed_methods, reason = "this is the place")]
+    pub fn seeded(seed: i64) -> Draws {
+        // A panic while drawing left nothing half-done that the seeding below doesn't reset.
+        let lock = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        tch::manual_seed(seed);
+        Draws(lock)
+    }
+
+    /// Standard normal numbers from the generator of `device`, float32.
+    pub fn normal(&mut self, shape: &[i64], device: Device) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, device))
+    }
+
+    /// `count` uniform integers from 0 to `high` - 1 from the CPU's generator: [count] int64.
+    pub fn below(&mut self, high: i64, count: i64) -> Tensor {
+        Tensor::randint(high, [count], (Kind::Int64, Device::Cpu))
+    }
+
+    /// The integers from 0 to `n` - 1 in random order from the CPU's generator: [n] int64.
+    pub fn permutation(&mut self, n: i64) -> Tensor {
+        Tensor::randperm(n, (Kind::Int64, Device::Cpu))
+    }
+}
+
+/// A seed for one `purpose` and place, independent of the seeds of all others.
+///
+/// Never negative: Python's `torch.manual_seed` shifts negative seeds by one. (The CPU's generator, a Mersenne
+/// twister, uses the low 32 bits only: among millions of places, a few share their numbers.)
+pub fn derived_seed(purpose: &str, place: &[i64]) -> i64 {
+    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+    hasher.update(&(purpose.len() as u64).to_le_bytes()).update(purpose.as_bytes());
+    for number in place {
+        hasher.update(&number.to_le_bytes());
+    }
+    let mut bytes = [0; 8];
+    hasher.finalize_xof().fill(&mut bytes);
+    i64::from_le_bytes(bytes) & i64::MAX
+}
+
+/// The noise of batch `batch` in batch mode: a draw of its whole shape, seeded `seed + batch`.
+pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Tensor {
+    Draws::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
+}
+
+/// The noise of an image in image mode: [captions, timesteps, C, H, W] for `shape` [captions, C, H, W].
+///
+/// Drawn by the CPU for every device, so that it is the same noise on all of them.
+pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], device: Device) -> Tensor {
+    let draw = |&timestep: &i64| {
+        let seed = derived_seed("image noise", &[seed, image as i64, timestep]);
+        Draws::seeded(seed).normal(shape, Device::Cpu)
+    };
+    Tensor::stack(&timesteps.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
+}

@@ -1,0 +1,50 @@
+//! Which parameters a method works on.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::MathError;
+
+/// A choice of parameters by their names in the checkpoint.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// Keys and values of the cross attention: `attn2` with `to_k` or `to_v`.
+    #[default]
+    CrossAttnKv,
+    /// All of the cross attention: `attn2`.
+    CrossAttn,
+    /// Both attentions and what holds them: `attn`.
+    Attn,
+    /// Every parameter.
+    All,
+    /// Names that contain one of these texts.
+    #[serde(untagged)]
+    Patterns(Vec<String>),
+}
+
+impl Selection {
+    /// Whether the parameter of this full name is chosen.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Selection::CrossAttnKv => {
+                name.contains("attn2") && (name.contains("to_k") || name.contains("to_v"))
+            }
+            Selection::CrossAttn => name.contains("attn2"),
+            Selection::Attn => name.contains("attn"),
+            Selection::All => true,
+            Selection::Patterns(patterns) => patterns.iter().any(|pattern| name.contains(pattern.as_str())),
+        }
+    }
+
+    /// The chosen ones of `names`.
+    ///
+    /// # Errors
+    /// None is chosen.
+    pub fn of<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, MathError> {
+        let chosen: Vec<String> = names.into_iter().filter(|name| self.matches(name)).cloned().collect();
+        if chosen.is_empty() {
+            return Err(MathError::NothingSelected { selection: format!("{self:?}") });
+        }
+        Ok(chosen)
+    }
+}
