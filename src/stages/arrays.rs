@@ -3,7 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::io::npy::Npy;
-use crate::math::data::{DataError, Rows};
+use crate::math::data::Rows;
+use crate::math::error::DataError;
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
 pub(super) struct NpyRows {
