@@ -2,7 +2,12 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod clip;
+mod faults;
+mod golden;
 mod image;
+mod method;
+mod passes;
 mod support;
 mod tokenizer;
+mod unet;
 mod vae;
