@@ -209,7 +209,9 @@ pub(super) fn embed(
     captions: &[String],
     device: Device,
 ) -> anyhow::Result<Tensor> {
-    let ids: Vec<Tensor> =
-        captions.iter().map(|caption| tokenizer.encode(caption).map(|ids| Tensor::from_slice(&ids))).collect::<Result<_, _>>()?;
+    let mut ids = Vec::new();
+    for caption in captions {
+        ids.push(Tensor::from_slice(&tokenizer.encode(caption)?)); // [L]
+    }
     Ok(encoder.forward(&Tensor::stack(&ids, 0).to_device(device)))
 }
