@@ -126,17 +126,24 @@ impl<'a> LossPass<'a> {
         batches: Range<usize>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<f32>, MathError> {
-        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
         let (mut losses, first) =
             (Vec::new(), self.spec.images_of(batches.start, self.data.latents_len()).start);
         for batch in batches {
-            let images = self.spec.images_of(batch, self.data.latents_len());
-            let rows = self.rows(images.clone(), &timesteps, batch)?; // [images, captions, timesteps]
+            let rows = self.rows_of_batch(batch)?; // [images, captions, timesteps]
             let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
             losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
-            progress(images.end - first);
+            progress(self.spec.images_of(batch, self.data.latents_len()).end - first);
         }
         Ok(losses)
+    }
+
+    /// The losses [images, captions, timesteps] of the images of a batch, on the CPU.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn rows_of_batch(&self, batch: usize) -> Result<Tensor, MathError> {
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        self.rows(self.spec.images_of(batch, self.data.latents_len()), &timesteps, batch)
     }
 
     /// The losses [images, timesteps] of any images at any timesteps, a mean over captions, in image mode.

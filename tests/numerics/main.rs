@@ -2,7 +2,11 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod clip;
+mod faults;
+mod golden;
 mod image;
-mod support;
+mod method;
+mod passes;
 mod tokenizer;
+mod unet;
 mod vae;

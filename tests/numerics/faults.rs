@@ -1,0 +1,75 @@
+//! What a user sees when a model's files don't fit.
+
+use std::path::Path;
+
+use attrflow::nn::unet::UNet;
+use attrflow::nn::weights::Weights;
+use tch::{Device, Kind, Tensor};
+
+use crate::golden::{Tensors, load, path};
+
+const CONFIG: &str = "tests/golden/unet/conv/config.json";
+
+fn weights() -> Tensors {
+    load("unet/conv/diffusion_pytorch_model")
+}
+
+fn build(config: &Path, tensors: Tensors) -> String {
+    UNet::new(config, Weights::named(Path::new("model.safetensors"), tensors)).err().unwrap().to_string()
+}
+
+/// The error for the tiny model's configuration with one thing replaced.
+fn with_config(from: &str, to: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    let text = fs_err::read_to_string(path(CONFIG)).unwrap();
+    assert!(text.contains(from));
+    fs_err::write(&file, text.replace(from, to)).unwrap();
+    build(&file, weights()).replace(&folder.path().display().to_string(), "FOLDER")
+}
+
+#[test]
+fn all_keys_that_do_not_fit_are_told_at_once() {
+    let mut tensors = weights();
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let renamed = tensors.remove("mid_block.attentions.0.norm.weight").unwrap();
+    tensors.insert("mid_block.attentions.0.norm.weights".into(), renamed);
+    tensors.remove("conv_in.bias");
+    tensors.insert("conv_out.bias".into(), zeros(&[7]));
+    tensors.insert("label_embedding".into(), zeros(&[3]));
+    insta::assert_snapshot!(build(&path(CONFIG), tensors), @"");
+}
+
+#[test]
+fn a_long_list_of_keys_is_cut() {
+    insta::assert_snapshot!(build(&path(CONFIG), Tensors::new()), @"");
+}
+
+#[test]
+fn what_is_not_supported_is_named_with_file_key_and_choices() {
+    insta::assert_snapshot!(with_config("\"act_fn\": \"silu\"", "\"act_fn\": \"mish\""), @"");
+    insta::assert_snapshot!(with_config("\"DownBlock2D\"", "\"AttnDownBlock2D\""), @"");
+    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": 3"), @"");
+    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": [2]"), @"");
+    insta::assert_snapshot!(with_config("\"class_embed_type\": null", "\"class_embed_type\": \"timestep\""), @"");
+    insta::assert_snapshot!(with_config("\"cross_attention_dim\": 12", "\"cross_attention_dim\": \"wide\""), @"");
+}
+
+#[test]
+fn keys_of_newer_releases_are_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    let text = fs_err::read_to_string(path(CONFIG)).unwrap();
+    fs_err::write(&file, text.replacen('{', "{\"novelty\": [1, 2],", 1)).unwrap();
+    UNet::new(&file, Weights::new(weights())).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_checkpoint_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("weights.safetensors");
+    let load = || Weights::load(&file, Device::Cpu).err().unwrap().to_string();
+    assert!(load().contains("cannot read"), "{}", load());
+    fs_err::write(&file, "not a checkpoint").unwrap();
+    assert!(load().contains("weights.safetensors: not a safetensors file"), "{}", load());
+}

@@ -1,0 +1,57 @@
+//! Reads golden files and compares with them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use attrflow::nn::unet::UNet;
+use attrflow::nn::weights::read_safetensors;
+use tch::{Device, Kind, Tensor};
+
+/// Float32 and other sums in another order: what one forward pass of torch differs by between two machines.
+pub const TOLERANCE: f64 = 1e-5;
+
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// A path below the repository's root.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The tensors of `tests/golden/{name}.safetensors`.
+pub fn load(name: &str) -> Tensors {
+    read_safetensors(&path(&format!("tests/golden/{name}.safetensors")), Device::Cpu).unwrap()
+}
+
+/// The tiny network that the golden numbers of the method were made with.
+pub fn tiny() -> UNet {
+    UNet::load(&path("tests/golden/unet/conv"), Device::Cpu).unwrap()
+}
+
+/// The demo model's network.
+pub fn demo() -> UNet {
+    UNet::load(&path("data/demo/model/unet"), Device::Cpu).unwrap()
+}
+
+/// The relative error: the largest absolute difference over the largest absolute value expected.
+pub fn error(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.size(), expected.size());
+    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let largest = |x: Tensor| x.abs().max().double_value(&[]);
+    let scale = largest(expected.shallow_clone());
+    let difference = largest(found - expected);
+    // NaN would compare as no error below.
+    assert!(difference.is_finite(), "not finite");
+    if difference == 0.0 { 0.0 } else { difference / scale }
+}
+
+#[track_caller]
+pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor) {
+    assert_within(what, found, expected, TOLERANCE);
+}
+
+#[track_caller]
+pub fn assert_within(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    let error = error(found, expected);
+    println!("{what}: relative error {error:.2e}");
+    assert!(error <= tolerance, "{what}: relative error {error:.2e}, at most {tolerance:.0e} allowed");
+}

@@ -1,0 +1,332 @@
+//! The long computations: loss pass, Fisher diagonal, unlearning.
+
+use std::collections::BTreeMap;
+
+use attrflow::math::data::DataSet;
+use attrflow::math::denoise::DenoisingRows;
+use attrflow::math::fisher::{
+    CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range, squared_gradients,
+};
+use attrflow::math::loss::{LossPass, LossSpec};
+use attrflow::math::noise::NoiseMode;
+use attrflow::math::per_sample::gradients;
+use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::math::selection::Selection;
+use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use tch::{Kind, Tensor};
+
+use crate::golden::{Tensors, assert_close, assert_within, load, tiny};
+
+/// Latents [10, 4, 8, 8] and texts [15, 5, 12]: five images with three captions each.
+fn data() -> (Tensor, Tensor) {
+    let golden = load("method/losses");
+    (golden["latents"].shallow_clone(), golden["texts"].flatten(0, 1))
+}
+
+fn schedule() -> NoiseSchedule {
+    NoiseSchedule::new(ScheduleConfig::default())
+}
+
+fn ignore(_: usize) {}
+
+fn loss_spec(noise: NoiseMode) -> LossSpec {
+    let seed = if noise == NoiseMode::Batch { 30 } else { 7 };
+    LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed, noise }
+}
+
+fn losses(spec: &LossSpec, micro_batch: usize) -> Tensor {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let pass = LossPass::new(&unet, &schedule, data, spec, micro_batch).unwrap();
+    let mut seen = Vec::new();
+    let losses = pass.of_batches(0..spec.batches(10), &mut |images| seen.push(images)).unwrap();
+    assert_eq!(seen.last(), Some(&10));
+    Tensor::from_slice(&losses)
+}
+
+#[test]
+fn losses_with_noise_a_batch() {
+    assert_close("losses", &losses(&loss_spec(NoiseMode::Batch), 24), &load("method/losses")["batch_losses"]);
+}
+
+#[test]
+fn losses_with_noise_an_image() {
+    assert_close("losses", &losses(&loss_spec(NoiseMode::Image), 24), &load("method/losses")["image_losses"]);
+}
+
+#[test]
+fn every_row_of_every_batch() {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    for (name, noise) in [("batch_rows", NoiseMode::Batch), ("image_rows", NoiseMode::Image)] {
+        let spec = loss_spec(noise);
+        let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+        // The second batch straddles the flip boundary, the last one holds one image.
+        let rows: Vec<Tensor> = (0..4).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+        assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), [3, 3, 3, 1]);
+        assert_close(name, &Tensor::cat(&rows, 0), &load("method/losses")[name]);
+    }
+}
+
+#[test]
+fn the_micro_batch_changes_nothing() {
+    let spec = loss_spec(NoiseMode::Batch);
+    let whole = losses(&spec, 24);
+    // One row; a part of the four timesteps; one pair of image and caption; pairs across images; more than there is.
+    for micro_batch in [1, 3, 4, 12, 1000] {
+        assert_within(&format!("{micro_batch} rows"), &losses(&spec, micro_batch), &whole, 1e-6);
+    }
+}
+
+#[test]
+fn ranges_of_batches_add_up() {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let spec = loss_spec(NoiseMode::Batch);
+    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let mut parts = pass.of_batches(0..1, &mut ignore).unwrap();
+    parts.extend(pass.of_batches(1..4, &mut ignore).unwrap());
+    assert_eq!(Tensor::from_slice(&parts), losses(&spec, 24));
+}
+
+#[test]
+fn losses_with_noise_an_image_depend_on_nothing_else() {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let spec = loss_spec(NoiseMode::Image);
+    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let rows = load("method/losses")["image_rows"].mean_dim(1, false, Kind::Float); // [10, 4]
+    let all = pass.of_images(0..10, &[0, 250, 500, 750], &mut ignore).unwrap();
+    assert_close("all", &all, &rows);
+    // Some images across the flip boundary at one timestep.
+    let some = pass.of_images(4..7, &[500], &mut ignore).unwrap();
+    assert_close("some", &some, &rows.narrow(0, 4, 3).narrow(1, 2, 1));
+    let other_batches = LossSpec { batch_size: 8, ..spec.clone() };
+    assert_within("other batches", &losses(&other_batches, 24), &losses(&spec, 24), 1e-6);
+    let batch = loss_spec(NoiseMode::Batch);
+    let pass = LossPass::new(&unet, &schedule, data, &batch, 24).unwrap();
+    assert!(pass.of_images(0..1, &[0], &mut ignore).is_err());
+}
+
+#[test]
+fn traps_of_the_loss_pass_are_refused() {
+    let error = |spec: LossSpec| spec.validate(1000).unwrap_err().to_string();
+    let spec = loss_spec(NoiseMode::Batch);
+    insta::assert_snapshot!(error(LossSpec { time_samples: 3, ..spec.clone() }), @"");
+    insta::assert_snapshot!(error(LossSpec { batch_size: 20, ..spec.clone() }), @"");
+    insta::assert_snapshot!(error(LossSpec { batch_size: 4, ..spec.clone() }), @"");
+    insta::assert_snapshot!(error(LossSpec { captions: 0, ..spec.clone() }), @"");
+    assert_eq!(LossSpec { batch_size: 8000, time_samples: 20, captions: 5, ..spec }.images_per_batch(), 80);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_image_and_timestep() {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let _ = latents.get(7).fill_(f64::NAN);
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let spec = loss_spec(NoiseMode::Batch);
+    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let error = pass.of_batches(0..4, &mut ignore).unwrap_err().to_string();
+    assert_eq!(error, "the loss of image 7 at timestep 0 is NaN");
+}
+
+#[test]
+fn data_that_does_not_fit_is_refused() {
+    let (latents, texts) = data();
+    let error =
+        |latents: &Tensor, captions| DataSet::new(latents, &texts, captions).err().unwrap().to_string();
+    insta::assert_snapshot!(error(&latents.narrow(0, 0, 7), 3), @"");
+    insta::assert_snapshot!(error(&latents, 4), @"");
+}
+
+fn gradient_rows(golden: &Tensors) -> DenoisingRows {
+    let tensor = |name: &str| golden[name].shallow_clone();
+    DenoisingRows {
+        latents: tensor("x0"),
+        noise: tensor("noise"),
+        timesteps: tensor("timesteps"),
+        texts: tensor("text"),
+    }
+}
+
+#[test]
+fn per_sample_gradients_of_every_kind_of_parameter() {
+    let (unet, golden) = (tiny(), load("method/gradients"));
+    unet.tape().record(|_| true);
+    let losses = gradient_rows(&golden).losses(&unet, &schedule());
+    let taps = unet.tape().take();
+    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
+    let of_tap = |(tap, grad)| tch::no_grad(|| gradients(tap, &tap.input, grad));
+    let found: BTreeMap<String, Tensor> = taps.iter().zip(&grads).flat_map(of_tap).collect();
+    assert!(found.keys().eq(unet.parameters().keys()), "every parameter has a gradient");
+    let mut checked = 0;
+    for (name, expected) in golden.iter().filter_map(|(name, x)| Some((name.strip_prefix("gradient.")?, x))) {
+        assert_close(name, &found[name], expected);
+        checked += 1;
+    }
+    assert!(checked > 100);
+}
+
+#[test]
+fn sums_of_squared_gradients() {
+    let (unet, golden) = (tiny(), load("method/gradients"));
+    let found = squared_gradients(&unet, &schedule(), &gradient_rows(&golden), &Selection::All, 0).unwrap();
+    for (name, sum) in &found {
+        assert_close(name, sum, &golden[&format!("squares.{name}")]);
+    }
+    assert_eq!(found.len(), unet.parameters().len());
+}
+
+fn fisher_spec() -> FisherSpec {
+    FisherSpec {
+        epochs: 2,
+        batch_size: 4,
+        seed: 3,
+        caption_draw: CaptionDraw::Batch,
+        weighting: Weighting::Batch,
+        selection: Selection::All,
+    }
+}
+
+fn fisher(
+    spec: &FisherSpec,
+    ranges: &[std::ops::Range<usize>],
+    micro_batch: usize,
+) -> BTreeMap<String, Tensor> {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let mut sum = FisherSum::default();
+    for range in ranges {
+        let (range, mut progress) = (range.clone(), ignore);
+        sum.add(fisher_range(&unet, &schedule, data, spec, range, micro_batch, &mut progress).unwrap());
+    }
+    sum.mean()
+}
+
+#[test]
+fn the_fisher_diagonal() {
+    assert_eq!(fisher_spec().batches(10), 6);
+    let golden = load("method/fisher");
+    for (name, found) in fisher(&fisher_spec(), &[0..6], 4) {
+        assert_close(&name, &found, &golden[&name]);
+    }
+}
+
+#[test]
+fn ranges_and_micro_batches_of_the_fisher_diagonal_add_up() {
+    let whole = fisher(&fisher_spec(), &[0..6], 4);
+    for (name, found) in fisher(&fisher_spec(), &[0..1, 1..4, 4..6], 3) {
+        assert_within(&name, &found, &whole[&name], 1e-5);
+    }
+}
+
+#[test]
+fn weighing_rows_differs_from_weighing_batches_only_for_short_batches() {
+    let rows = FisherSpec { weighting: Weighting::Row, ..fisher_spec() };
+    // Batches 0 and 1 are full.
+    let (a, b) = (fisher(&fisher_spec(), &[0..2], 4), fisher(&rows, &[0..2], 4));
+    assert_within("full", &b["conv_in.bias"], &a["conv_in.bias"], 1e-6);
+    let (a, b) = (fisher(&fisher_spec(), &[0..3], 4), fisher(&rows, &[0..3], 4));
+    assert!(crate::golden::error(&b["conv_in.bias"], &a["conv_in.bias"]) > 1e-3);
+}
+
+fn unlearn_spec() -> UnlearnSpec {
+    UnlearnSpec {
+        steps: 2,
+        grad_accum_steps: 3,
+        batch_size: 5,
+        lr: 1e-4,
+        seed: 4,
+        damping: None,
+        selection: Selection::CrossAttnKv,
+    }
+}
+
+#[test]
+fn unlearning_step_by_step() {
+    let (golden, fisher, unet, schedule) =
+        (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
+    let spec = unlearn_spec();
+    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
+    let mut before = unlearning.changed();
+    for step in 0..2 {
+        let gradient = unlearning.gradient(step, 0..3, &mut ignore).unwrap();
+        unlearning.apply(&gradient, &fisher, 5).unwrap();
+        for (name, found) in unlearning.changed() {
+            let expected = &golden[&format!("step{step}.{name}")];
+            assert_close(&name, &found, expected);
+            // The step itself, with the rounding of the parameters that it is the difference of.
+            assert_within(&name, &(&found - &before[&name]), &(expected - &before[&name]), 1e-4);
+            before.insert(name, found);
+        }
+    }
+}
+
+#[test]
+fn a_run_of_unlearning_changes_the_selected_parameters_only() {
+    let (golden, fisher, unet, schedule) =
+        (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
+    let spec = unlearn_spec();
+    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 2).unwrap();
+    let mut seen = Vec::new();
+    let changed = unlearning.run(&fisher, 5, &mut |batches| seen.push(batches)).unwrap();
+    assert_eq!(seen, [1, 2, 3, 4, 5, 6]);
+    for (name, found) in &changed {
+        assert_close(name, found, &golden[&format!("step1.{name}")]);
+    }
+    let fresh = tiny();
+    for (name, parameter) in unet.parameters() {
+        assert_eq!(parameter == &fresh.parameters()[name], !changed.contains_key(name), "{name}");
+        assert!(!parameter.requires_grad());
+    }
+}
+
+#[test]
+fn spans_of_gradients_add_up() {
+    let (golden, unet, schedule, spec) = (load("method/unlearned"), tiny(), schedule(), unlearn_spec());
+    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
+    let span = |batches| unlearning.gradient(0, batches, &mut ignore).unwrap();
+    let (whole, first, rest) = (span(0..3), span(0..1), span(1..3));
+    for (name, gradient) in whole {
+        assert_within(&name, &(&first[&name] + &rest[&name]), &gradient, 1e-12);
+    }
+}
+
+#[test]
+fn a_loss_rises_when_unlearned() {
+    let (golden, fisher, unet, schedule) =
+        (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
+    let spec = UnlearnSpec { steps: 1, lr: 1e-6, ..unlearn_spec() };
+    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
+    let loss =
+        || tch::no_grad(|| unlearning.draw(0, 0).losses(&unet, &schedule).mean(None).double_value(&[]));
+    let before = loss();
+    unlearning.run(&fisher, 5, &mut ignore).unwrap();
+    assert!(loss() > before, "{before} {}", loss());
+}
+
+#[test]
+fn zeros_in_the_fisher_diagonal_are_refused_unless_damped() {
+    let (golden, unet, schedule) = (load("method/unlearned"), tiny(), schedule());
+    let mut fisher = load("method/fisher");
+    let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let _ = fisher.get_mut(name).unwrap().narrow(0, 0, 1).fill_(0.0);
+    let run = |spec: &UnlearnSpec, fisher: &Tensors| {
+        let unlearning =
+            Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], spec, 5).unwrap();
+        unlearning.run(fisher, 5, &mut ignore).map(|_| ()).map_err(|error| error.to_string())
+    };
+    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"");
+    run(&UnlearnSpec { damping: Some(1e-3), ..unlearn_spec() }, &fisher).unwrap();
+    fisher.remove(name);
+    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"");
+}
+
+#[test]
+fn parameters_of_unlearning_out_of_range_are_refused() {
+    let error = |spec: UnlearnSpec| spec.validate(1000).unwrap_err().to_string();
+    insta::assert_snapshot!(error(UnlearnSpec { batch_size: 1001, ..unlearn_spec() }), @"");
+    insta::assert_snapshot!(error(UnlearnSpec { damping: Some(0.0), ..unlearn_spec() }), @"");
+    insta::assert_snapshot!(error(UnlearnSpec { steps: 0, ..unlearn_spec() }), @"");
+}

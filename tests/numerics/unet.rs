@@ -1,0 +1,81 @@
+//! The UNet against diffusers', and its own contracts.
+
+use attrflow::nn::unet::UNet;
+use tch::{Device, Kind, Tensor};
+
+use crate::golden::{assert_close, assert_within, demo, load, path, tiny};
+
+fn check(unet: &UNet, case: &str) {
+    let case = load(case);
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
+    assert_close("output", &found, &case["output"]);
+}
+
+fn variant(name: &str) {
+    let unet = UNet::load(&path(&format!("tests/golden/unet/{name}")), Device::Cpu).unwrap();
+    check(&unet, &format!("unet/{name}/case"));
+}
+
+#[test]
+fn forward_with_convolutions_around_transformers() {
+    variant("conv");
+}
+
+#[test]
+fn forward_with_linear_maps_a_list_of_heads_and_uneven_sizes() {
+    variant("linear");
+}
+
+#[test]
+fn forward_with_everything_as_a_list() {
+    variant("lists");
+}
+
+#[test]
+fn forward_of_the_demo_model() {
+    check(&demo(), "unet/demo");
+}
+
+#[test]
+fn sharing_a_text_equals_repeating_it() {
+    let (unet, case) = (tiny(), load("unet/conv/case"));
+    let repeated = case["text"].repeat_interleave_self_int(2, 0, None);
+    let shared = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &repeated));
+    assert_within("repeated", &found, &shared, 1e-6);
+}
+
+#[test]
+fn changed_tensors_replace_the_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, name) = (tiny(), "conv_out.bias");
+    let changed = folder.path().join("changed.safetensors");
+    Tensor::write_safetensors(&[(name, &plain.parameters()[name] + 1.0)], &changed).unwrap();
+    let unet = UNet::load_with(&path("tests/golden/unet/conv"), &changed, Device::Cpu).unwrap();
+    let case = load("unet/conv/case");
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
+    assert_close("shifted", &found, &(&case["output"] + 1.0));
+}
+
+#[test]
+fn the_tape_records_chosen_layers_only_and_once() {
+    let (unet, case) = (tiny(), load("unet/conv/case"));
+    let forward = || unet.forward(&case["xt"], &case["timesteps"], &case["text"]);
+    unet.tape().record(|name| name.contains("attn2.to_k"));
+    let output = forward();
+    let taps = unet.tape().take();
+    assert_eq!(taps.len(), unet.parameters().keys().filter(|name| name.contains("attn2.to_k")).count());
+    assert!(taps.iter().all(|tap| tap.weight && !tap.bias && tap.output.requires_grad()));
+    // Keys come from the text, which needs no gradient: they are leaves, with nothing kept below.
+    assert!(taps.iter().all(|tap| tap.output.is_leaf()));
+    assert!(output.requires_grad());
+    // Afterwards nothing is recorded, and no parameter was made to need a gradient.
+    assert!(!forward().requires_grad());
+    assert!(unet.tape().take().is_empty());
+}
+
+#[test]
+fn the_latent_shape_comes_from_the_configuration() {
+    assert_eq!(demo().config().latent_shape(), Some([4, 16, 16]));
+    assert_eq!(demo().parameters()["conv_in.weight"].kind(), Kind::Float);
+}
