@@ -28,6 +28,14 @@ pub enum FetchError {
         /// The answer.
         status: StatusCode,
     },
+    /// The request itself is wrong, such as an address without a host.
+    #[error("{url}: {source}")]
+    Request {
+        /// The address.
+        url: String,
+        /// What the client met.
+        source: ureq::Error,
+    },
     /// The transfer failed, and failed again.
     #[error("{url}: gave up after {attempts} attempts without progress: {reason}")]
     Transfer {
@@ -111,7 +119,7 @@ pub fn fetch(
         }
         fetched
     } else {
-        copy(Path::new(origin), Partial::open(&part, false)?, progress)?
+        copy(Path::new(origin), &part, progress)?
     };
     if !matches(&fetched, options) {
         fs_err::remove_file(&part)?;
@@ -132,12 +140,9 @@ fn part_of(destination: &Path) -> PathBuf {
     name.into()
 }
 
-fn copy(
-    origin: &Path,
-    mut partial: Partial,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Fetched, FetchError> {
+fn copy(origin: &Path, part: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Fetched, FetchError> {
     let mut file = fs_err::File::open(origin)?;
+    let mut partial = Partial::open(part, false)?;
     let total = Some(file.metadata()?.len());
     pump(&mut file, &mut partial, total, progress).map_err(|stop| match stop {
         Stop::Read(error) | Stop::Write(error) => error,
@@ -229,9 +234,13 @@ impl Download<'_> {
         }
         let response = match request.call() {
             Ok(response) => response,
-            Err(error) => return Ok(Attempt::Again(error.to_string())),
+            Err(error) if is_transient(&error) => return Ok(Attempt::Again(error.to_string())),
+            Err(error) => return Err(FetchError::Request { url: self.url.into(), source: error }),
         };
         let status = response.status();
+        if status == StatusCode::RANGE_NOT_SATISFIABLE && whole_size(&response) == Some(partial.bytes()) {
+            return Ok(Attempt::Complete); // all was there, only the renaming was missing
+        }
         let resumes =
             status == StatusCode::PARTIAL_CONTENT && range_start(&response) == Some(partial.bytes());
         if status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && !resumes)
@@ -263,10 +272,24 @@ impl Download<'_> {
     }
 }
 
+/// Whether the same request may succeed a moment later.
+fn is_transient(error: &ureq::Error) -> bool {
+    use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
+    matches!(error, ConnectionFailed | HostNotFound | Io(_) | Protocol(_) | Timeout(_))
+}
+
 /// The first byte of a `Content-Range: bytes 100-199/200`.
 fn range_start<T>(response: &Response<T>) -> Option<u64> {
-    let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+    content_range(response)?.split('-').next()?.parse().ok()
+}
+
+/// The size in a `Content-Range: bytes */200`.
+fn whole_size<T>(response: &Response<T>) -> Option<u64> {
+    content_range(response)?.split('/').nth(1)?.parse().ok()
+}
+
+fn content_range<T>(response: &Response<T>) -> Option<&str> {
+    response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")
 }
 
 #[cfg(test)]

@@ -63,6 +63,14 @@ fn a_path_is_copied() {
     assert_eq!(fs_err::read(&target).unwrap(), CONTENT);
     assert_eq!(last, Some(Progress { done: 43, total: Some(43) }));
     assert!(run("/nowhere/x", &target, &options(None)).unwrap_err().contains("/nowhere/x"));
+    assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 2, "no part is left");
+}
+
+#[test]
+fn a_wrong_address_is_final() {
+    let folder = tempfile::tempdir().unwrap();
+    let patient = Options { pause: Duration::from_secs(3600), ..Options::default() };
+    assert!(run("http://", &folder.path().join("a"), &patient).unwrap_err().starts_with("http://: "));
 }
 
 #[test]
@@ -126,6 +134,18 @@ fn an_old_part_is_continued_if_a_digest_can_tell() {
     assert_eq!(fs_err::read(folder.path().join("a")).unwrap(), CONTENT);
     let resumed = Some("bytes=9-".to_owned());
     assert_eq!(*ranges.lock().unwrap(), [resumed.clone(), None, resumed, None]);
+}
+
+#[test]
+fn a_complete_part_needs_no_second_download() {
+    let folder = tempfile::tempdir().unwrap();
+    fs_err::write(folder.path().join("a.part"), CONTENT).unwrap();
+    let (url, ranges) = serve(|_, request| {
+        let header = Header::from_bytes("Content-Range", format!("bytes */{}", CONTENT.len())).unwrap();
+        request.respond(tiny_http::Response::empty(416).with_header(header)).unwrap();
+    });
+    assert_eq!(run(&url, &folder.path().join("a"), &options(Some(SHA256))).unwrap().bytes, 43);
+    assert_eq!(ranges.lock().unwrap().len(), 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ::image::{DynamicImage, ImageReader, Rgb, RgbImage};
+use ::image::{DynamicImage, ImageBuffer, ImageReader, Pixel, Rgb, RgbImage};
 
 pub use super::resize::shorter_side as resize_shorter_side;
 
@@ -46,27 +46,38 @@ pub enum ImageError {
 
 /// Reads a PNG or JPEG, told apart by content, as RGB.
 ///
-/// Grayscale is repeated, a palette looked up, alpha dropped without blending, 16 bits cut to the upper
-/// eight; EXIF orientation is not applied. All as Pillow's `Image.open(path).convert("RGB")`.
+/// Grayscale is repeated, a palette looked up, alpha dropped without blending, 16 bits cut to eight; EXIF
+/// orientation is not applied. All as Pillow's `Image.open(path).convert("RGB")`.
 pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     let path = path.as_ref();
     let decode = |source| ImageError::Decode { path: path.into(), source };
     let bytes = fs_err::read(path)?;
     let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
     let image = reader.decode().map_err(decode)?;
-    // The library rounds 16 bits to the nearest of 8; Pillow keeps the upper byte.
+    // The library rounds 16 bits to the nearest of 8; Pillow keeps the upper byte, but of pure gray the lower,
+    // with everything above 255 white.
     let upper = |value: u16| (value >> 8) as u8;
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        DynamicImage::ImageRgb16(deep) => {
-            RgbImage::from_fn(deep.width(), deep.height(), |x, y| Rgb(deep[(x, y)].0.map(upper)))
-        }
-        DynamicImage::ImageRgba16(deep) => RgbImage::from_fn(deep.width(), deep.height(), |x, y| {
-            let [r, g, b, _] = deep[(x, y)].0;
-            Rgb([r, g, b].map(upper))
-        }),
+        DynamicImage::ImageLuma16(deep) => repack(&deep, |[gray]| [gray.min(255) as u8; 3]),
+        DynamicImage::ImageLumaA16(deep) => repack(&deep, |[gray, _]| [upper(gray); 3]),
+        DynamicImage::ImageRgb16(deep) => repack(&deep, |rgb| rgb.map(upper)),
+        DynamicImage::ImageRgba16(deep) => repack(&deep, |[r, g, b, _]| [r, g, b].map(upper)),
         other => other.into_rgb8(),
     })
+}
+
+/// Converts pixels of `N` channels of 16 bits.
+fn repack<P: Pixel<Subpixel = u16>, const N: usize>(
+    deep: &ImageBuffer<P, Vec<u16>>,
+    convert: impl Fn([u16; N]) -> [u8; 3],
+) -> RgbImage {
+    let (pixels, _) = deep.as_raw().as_chunks::<N>();
+    let mut out = RgbImage::new(deep.width(), deep.height());
+    for (to, from) in out.pixels_mut().zip(pixels) {
+        to.0 = convert(*from);
+    }
+    out
 }
 
 /// Cuts a square out of the middle; an odd margin is split as torchvision's `CenterCrop` splits it.

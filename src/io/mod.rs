@@ -5,6 +5,8 @@ pub mod coco;
 pub mod fetch;
 pub mod image;
 pub mod npy;
+mod npy_error;
+mod npy_header;
 pub mod npy_writer;
 mod partial;
 pub mod picture;

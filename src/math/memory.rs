@@ -51,3 +51,46 @@ pub fn in_slices<T, E>(
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows 0 to 10, of which at most `fits` fit into memory at once; a slice takes up to `most`.
+    fn run(micro: usize, fits: usize) -> Vec<Vec<usize>> {
+        in_slices(10, micro, |row, most| {
+            assert!(most <= fits, "CUDA out of memory. Tried to allocate");
+            Ok::<_, ()>((most, (row..row + most).collect()))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn slices_cover_every_row_once() {
+        for micro in [0, 1, 3, 10, 99] {
+            assert_eq!(run(micro, 99).concat(), (0..10).collect::<Vec<_>>(), "{micro}");
+        }
+    }
+
+    #[test]
+    fn less_memory_means_smaller_slices_and_the_same_rows() {
+        assert_eq!(run(8, 3), [vec![0, 1], vec![2, 3], vec![4, 5], vec![6, 7], vec![8, 9]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of memory")]
+    fn one_row_that_does_not_fit_is_an_error() {
+        run(4, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "another reason")]
+    fn other_panics_go_on() {
+        let _ = in_slices(10, 4, |_, _| -> Result<(usize, ()), ()> { panic!("another reason") });
+    }
+
+    #[test]
+    fn errors_end_the_run() {
+        assert_eq!(in_slices(10, 4, |row, most| if row > 3 { Err(row) } else { Ok((most, ())) }), Err(4));
+    }
+}

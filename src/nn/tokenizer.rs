@@ -105,6 +105,7 @@ impl Tokenizer {
             id.ok_or(TokenizerError::SpecialToken { folder: folder.into(), role, token })
         };
         let (start, end, pad) = (id(specials[0])?, id(specials[1])?, id(specials[3])?);
+        id(specials[2])?;
         // A special token is one in the middle of a text too: Stable Diffusion 2, which pads with `!`, reads
         // a caption's exclamation mark as padding.
         backend.add_special_tokens(&specials.map(|(_, token)| config.added(token)));

@@ -56,6 +56,7 @@ def inputs():
         "rgba.png": rgba,
         "palette.png": palette,
         "bits.png": rgb.convert("1"),
+        "gray16.png": Image.fromarray(np.arange(0, 600, 4, dtype=np.uint16).reshape(10, 15)),
         "photo.jpg": picture(64, 48, 2),
     }
 

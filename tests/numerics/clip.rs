@@ -3,32 +3,32 @@
 use attrflow::nn::clip::TextEncoder;
 use tch::Device;
 
-use crate::support::{self, close};
+use crate::golden::{self, assert_close, assert_within};
 
 #[test]
 fn gelu_with_prefixed_names() {
-    let golden = support::tensors("vae_clip.safetensors");
-    let encoder = TextEncoder::load(support::path("clip"), Device::Cpu).unwrap();
-    let ids = &golden["gelu/ids"];
-    close(&encoder.forward(ids), &golden["gelu/hidden"], 1e-5);
-    close(&encoder.forward(&ids.narrow(1, 0, 7)), &golden["gelu/short"], 1e-5);
+    let expected = golden::load("vae_clip");
+    let encoder = TextEncoder::load(golden::path("tests/golden/clip"), Device::Cpu).unwrap();
+    let ids = &expected["gelu/ids"];
+    assert_close("hidden", &encoder.forward(ids), &expected["gelu/hidden"]);
+    assert_close("short", &encoder.forward(&ids.narrow(1, 0, 7)), &expected["gelu/short"]);
 }
 
 #[test]
 fn quick_gelu_of_the_demo() {
-    let golden = support::tensors("vae_clip.safetensors");
+    let expected = golden::load("vae_clip");
     let encoder = TextEncoder::load("data/demo/model/text_encoder", Device::Cpu).unwrap();
-    close(&encoder.forward(&golden["quick_gelu/ids"]), &golden["quick_gelu/hidden"], 1e-5);
+    assert_close("hidden", &encoder.forward(&expected["quick_gelu/ids"]), &expected["quick_gelu/hidden"]);
 }
 
 #[test]
 fn a_token_does_not_see_those_after_it() {
-    let encoder = TextEncoder::load(support::path("clip"), Device::Cpu).unwrap();
-    let ids = &support::tensors("vae_clip.safetensors")["gelu/ids"];
+    let encoder = TextEncoder::load(golden::path("tests/golden/clip"), Device::Cpu).unwrap();
+    let ids = &golden::load("vae_clip")["gelu/ids"];
     let changed = ids.copy();
     let _ = changed.narrow(1, 8, 4).fill_(5);
     let (a, b) = (encoder.forward(ids), encoder.forward(&changed));
-    close(&a.narrow(1, 0, 8), &b.narrow(1, 0, 8), 1e-6);
+    assert_within("before the change", &a.narrow(1, 0, 8), &b.narrow(1, 0, 8), 1e-6);
     assert!((a - b).narrow(1, 8, 4).abs().max().double_value(&[]) > 0.01);
 }
 
@@ -36,7 +36,7 @@ fn a_token_does_not_see_those_after_it() {
 fn another_models_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
-        fs_err::copy(support::path("clip").join(name), folder.path().join(name)).unwrap();
+        fs_err::copy(golden::path("tests/golden/clip").join(name), folder.path().join(name)).unwrap();
     }
     let config = fs_err::read_to_string(folder.path().join("config.json")).unwrap();
     let load = |config: String| {

@@ -37,22 +37,22 @@ fn all_keys_that_do_not_fit_are_told_at_once() {
     tensors.remove("conv_in.bias");
     tensors.insert("conv_out.bias".into(), zeros(&[7]));
     tensors.insert("label_embedding".into(), zeros(&[3]));
-    insta::assert_snapshot!(build(&path(CONFIG), tensors), @"");
+    insta::assert_snapshot!(build(&path(CONFIG), tensors), @"model.safetensors: the tensors do not fit the configuration; 2 missing: conv_in.bias, mid_block.attentions.0.norm.weight (the file has mid_block.attentions.0.norm.weights); 1 of another shape: conv_out.bias [7], expected [4]; 2 unexpected: label_embedding, mid_block.attentions.0.norm.weights");
 }
 
 #[test]
 fn a_long_list_of_keys_is_cut() {
-    insta::assert_snapshot!(build(&path(CONFIG), Tensors::new()), @"");
+    insta::assert_snapshot!(build(&path(CONFIG), Tensors::new()), @"model.safetensors: the tensors do not fit the configuration; 208 missing: conv_in.weight, conv_in.bias, time_embedding.linear_1.weight, time_embedding.linear_1.bias, time_embedding.linear_2.weight, time_embedding.linear_2.bias, down_blocks.0.resnets.0.norm1.weight, down_blocks.0.resnets.0.norm1.bias and 200 more");
 }
 
 #[test]
 fn what_is_not_supported_is_named_with_file_key_and_choices() {
-    insta::assert_snapshot!(with_config("\"act_fn\": \"silu\"", "\"act_fn\": \"mish\""), @"");
-    insta::assert_snapshot!(with_config("\"DownBlock2D\"", "\"AttnDownBlock2D\""), @"");
-    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": 3"), @"");
-    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": [2]"), @"");
-    insta::assert_snapshot!(with_config("\"class_embed_type\": null", "\"class_embed_type\": \"timestep\""), @"");
-    insta::assert_snapshot!(with_config("\"cross_attention_dim\": 12", "\"cross_attention_dim\": \"wide\""), @"");
+    insta::assert_snapshot!(with_config("\"act_fn\": \"silu\"", "\"act_fn\": \"mish\""), @r#"FOLDER/config.json: `act_fn` is "mish", supported: "silu", "swish""#);
+    insta::assert_snapshot!(with_config("\"DownBlock2D\"", "\"AttnDownBlock2D\""), @"FOLDER/config.json: `down_block_types` is AttnDownBlock2D, supported: DownBlock2D, CrossAttnDownBlock2D");
+    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": 3"), @"FOLDER/config.json: `attention_head_dim` is 3, supported: a divisor of the block's 8 channels");
+    insta::assert_snapshot!(with_config("\"attention_head_dim\": 2", "\"attention_head_dim\": [2]"), @"FOLDER/config.json: `attention_head_dim` is Each([2]), supported: a positive number, or 2 of them (one for each of block_out_channels)");
+    insta::assert_snapshot!(with_config("\"class_embed_type\": null", "\"class_embed_type\": \"timestep\""), @r#"FOLDER/config.json: `class_embed_type` is "timestep", supported: null"#);
+    insta::assert_snapshot!(with_config("\"cross_attention_dim\": 12", "\"cross_attention_dim\": \"wide\""), @r#"FOLDER/config.json: invalid type: string "wide", expected i64 at line 19 column 31"#);
 }
 
 #[test]

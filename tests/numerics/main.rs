@@ -7,7 +7,6 @@ mod golden;
 mod image;
 mod method;
 mod passes;
-mod support;
 mod tokenizer;
 mod unet;
 mod vae;

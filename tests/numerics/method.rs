@@ -111,7 +111,7 @@ fn draw(
 #[test]
 fn a_whole_drawing_in_two_batches() {
     let (unet, schedule, golden) = (tiny(), schedule(true, 0), load("method/drawings"));
-    let spec = SampleSpec { steps: 20, guidance_scale: 7.5, batch_size: 3 };
+    let spec = SampleSpec { steps: 20, guidance_scale: 2.0, batch_size: 3 };
     let found = draw(&unet, &schedule, &golden, "tiny", &spec, 0);
     assert_close("latents", &found, &golden["tiny_latents"]);
     let last = draw(&unet, &schedule, &golden, "tiny", &spec, 1);
@@ -129,7 +129,7 @@ fn a_whole_drawing_of_the_demo_model() {
 #[test]
 fn seeds_are_pinned() {
     // Another value here is other noise in every run: it takes a new version of the stage kinds.
-    assert_eq!(derived_seed("image noise", &[7, 2, 250]), 0);
+    assert_eq!(derived_seed("image noise", &[7, 2, 250]), 3_374_822_754_418_728_871);
     assert_ne!(derived_seed("fisher", &[1, 2]), derived_seed("fisher", &[2, 1]));
     assert_ne!(derived_seed("fisher", &[1, 2]), derived_seed("unlearn", &[1, 2]));
 }

@@ -112,10 +112,10 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
 fn traps_of_the_loss_pass_are_refused() {
     let error = |spec: LossSpec| spec.validate(1000).unwrap_err().to_string();
     let spec = loss_spec(NoiseMode::Batch);
-    insta::assert_snapshot!(error(LossSpec { time_samples: 3, ..spec.clone() }), @"");
-    insta::assert_snapshot!(error(LossSpec { batch_size: 20, ..spec.clone() }), @"");
-    insta::assert_snapshot!(error(LossSpec { batch_size: 4, ..spec.clone() }), @"");
-    insta::assert_snapshot!(error(LossSpec { captions: 0, ..spec.clone() }), @"");
+    insta::assert_snapshot!(error(LossSpec { time_samples: 3, ..spec.clone() }), @"`time_samples` is 3: must divide the model's 1000 timesteps, or there would be one too many");
+    insta::assert_snapshot!(error(LossSpec { batch_size: 20, ..spec.clone() }), @"`batch_size` is 20: must be a multiple of captions x time_samples = 2 x 4 = 8 rows, those of an image");
+    insta::assert_snapshot!(error(LossSpec { batch_size: 4, ..spec.clone() }), @"`batch_size` is 4: must be a multiple of captions x time_samples = 2 x 4 = 8 rows, those of an image");
+    insta::assert_snapshot!(error(LossSpec { captions: 0, ..spec.clone() }), @"`captions` is 0: must be at least 1");
     assert_eq!(LossSpec { batch_size: 8000, time_samples: 20, captions: 5, ..spec }.images_per_batch(), 80);
 }
 
@@ -135,8 +135,8 @@ fn data_that_does_not_fit_is_refused() {
     let (latents, texts) = data();
     let error =
         |latents: &Tensor, captions| DataSet::new(latents, &texts, captions).err().unwrap().to_string();
-    insta::assert_snapshot!(error(&latents.narrow(0, 0, 7), 3), @"");
-    insta::assert_snapshot!(error(&latents, 4), @"");
+    insta::assert_snapshot!(error(&latents.narrow(0, 0, 7), 3), @"latents has 7 rows, expected 5 (images with captions) or 10 (with their mirror images)");
+    insta::assert_snapshot!(error(&latents, 4), @"text embeddings has 15 rows, expected a multiple of the 4 captions an image");
 }
 
 fn gradient_rows(golden: &Tensors) -> DenoisingRows {
@@ -317,16 +317,16 @@ fn zeros_in_the_fisher_diagonal_are_refused_unless_damped() {
             Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], spec, 5).unwrap();
         unlearning.run(fisher, 5, &mut ignore).map(|_| ()).map_err(|error| error.to_string())
     };
-    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"");
+    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to go on");
     run(&UnlearnSpec { damping: Some(1e-3), ..unlearn_spec() }, &fisher).unwrap();
     fisher.remove(name);
-    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"");
+    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"the Fisher information has no `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`");
 }
 
 #[test]
 fn parameters_of_unlearning_out_of_range_are_refused() {
     let error = |spec: UnlearnSpec| spec.validate(1000).unwrap_err().to_string();
-    insta::assert_snapshot!(error(UnlearnSpec { batch_size: 1001, ..unlearn_spec() }), @"");
-    insta::assert_snapshot!(error(UnlearnSpec { damping: Some(0.0), ..unlearn_spec() }), @"");
-    insta::assert_snapshot!(error(UnlearnSpec { steps: 0, ..unlearn_spec() }), @"");
+    insta::assert_snapshot!(error(UnlearnSpec { batch_size: 1001, ..unlearn_spec() }), @"`batch_size` is 1001: its timesteps are distinct, and the model has 1000");
+    insta::assert_snapshot!(error(UnlearnSpec { damping: Some(0.0), ..unlearn_spec() }), @"`damping` is 0: must be positive and finite, or left out");
+    insta::assert_snapshot!(error(UnlearnSpec { steps: 0, ..unlearn_spec() }), @"`steps` is 0: must be at least 1");
 }

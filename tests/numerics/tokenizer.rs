@@ -5,7 +5,7 @@ use std::path::Path;
 use attrflow::nn::tokenizer::Tokenizer;
 use serde::Deserialize;
 
-use crate::support;
+use crate::golden;
 
 const DEMO: &str = "data/demo/model/tokenizer";
 
@@ -16,8 +16,8 @@ struct Golden {
     pads_with_exclamation_marks: Vec<Vec<i64>>,
 }
 
-fn golden() -> Golden {
-    serde_json::from_slice(&fs_err::read(support::path("tokenizer.json")).unwrap()).unwrap()
+fn golden_ids() -> Golden {
+    serde_json::from_slice(&fs_err::read(golden::path("tests/golden/tokenizer.json")).unwrap()).unwrap()
 }
 
 /// The demo's tokenizer with further files.
@@ -42,7 +42,7 @@ fn compare(tokenizer: &Tokenizer, texts: &[String], expected: &[Vec<i64>]) {
 
 #[test]
 fn the_demos_ids_are_those_of_transformers() {
-    let golden = golden();
+    let golden = golden_ids();
     let tokenizer = Tokenizer::load(DEMO).unwrap();
     assert_eq!(tokenizer.max_length(), 16);
     compare(&tokenizer, &golden.texts, &golden.demo);
@@ -55,7 +55,7 @@ fn the_special_tokens_map_overrides_the_padding() {
     let map =
         format!(r#"{{"bos_token": {start}, "eos_token": {end}, "unk_token": {end}, "pad_token": "!"}}"#);
     let folder = variant(&[("special_tokens_map.json", &map)]);
-    let golden = golden();
+    let golden = golden_ids();
     let tokenizer = Tokenizer::load(folder.path()).unwrap();
     compare(&tokenizer, &golden.texts, &golden.pads_with_exclamation_marks);
 }

@@ -5,30 +5,30 @@ use std::path::Path;
 use attrflow::nn::vae::Vae;
 use tch::Device;
 
-use crate::support::{self, close};
+use crate::golden::{self, assert_close};
 
 #[track_caller]
 fn compare(name: &str, folder: &Path) {
-    let golden = support::tensors("vae_clip.safetensors");
-    let expected = |key: &str| &golden[&format!("{name}/{key}")];
+    let tensors = golden::load("vae_clip");
+    let expected = |key: &str| &tensors[&format!("{name}/{key}")];
     let vae = Vae::load(folder, Device::Cpu).unwrap();
     let x = expected("x");
     let posterior = vae.encode(x);
-    close(&posterior.mode(), expected("mean"), 1e-5);
-    close(&posterior.logvar, expected("logvar"), 1e-5);
-    close(&posterior.sample(expected("eps")), expected("sample"), 1e-5);
-    close(&vae.decode(expected("mean")), expected("decoded"), 1e-5);
+    assert_close("mean", &posterior.mode(), expected("mean"));
+    assert_close("logvar", &posterior.logvar, expected("logvar"));
+    assert_close("sample", &posterior.sample(expected("eps")), expected("sample"));
+    assert_close("decoded", &vae.decode(expected("mean")), expected("decoded"));
     assert_eq!(posterior.mean.size()[2..], [vae.latent_size(x.size()[2]), vae.latent_size(x.size()[3])]);
 }
 
 #[test]
 fn four_resolutions_with_old_names() {
-    compare("deep", &support::path("vae/deep"));
+    compare("deep", &golden::path("tests/golden/vae/deep"));
 }
 
 #[test]
 fn without_quant_convolutions_and_attention() {
-    compare("plain", &support::path("vae/plain"));
+    compare("plain", &golden::path("tests/golden/vae/plain"));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn the_demos() {
 #[test]
 fn what_is_not_built_in_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let config = fs_err::read_to_string(support::path("vae/plain/config.json")).unwrap();
+    let config = fs_err::read_to_string(golden::path("tests/golden/vae/plain/config.json")).unwrap();
     let load = |from: &str, to: &str| {
         assert!(config.contains(from), "{config}");
         fs_err::write(folder.path().join("config.json"), config.replacen(from, to, 1)).unwrap();
