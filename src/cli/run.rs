@@ -80,10 +80,11 @@ fn settings(args: &Args, project: &Project, log: &str) -> Result<(Vec<Setting>, 
         0 => (cores() / jobs).max(1),
         threads => threads,
     };
-    let micro_batch = given(args.micro_batch, table.micro_batch);
-    if micro_batch == 0 {
-        return Err(Failure::Usage("--micro-batch is 0, expected at least 1".into()));
-    }
+    let micro_batch = match given(args.micro_batch, table.micro_batch) {
+        0 if cpu => 32,
+        0 => 1024,
+        rows => rows,
+    };
     let device = |slot: usize| project.devices[slot % project.devices.len()];
     let settings = (0..jobs).map(|slot| Setting { device: device(slot), threads, micro_batch, log: log.to_owned() });
     let name = |device: &Device| match device {

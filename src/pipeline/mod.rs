@@ -45,8 +45,9 @@ params! {
         jobs: u32 = 0,
         /// Threads of each worker; 0 divides the cores among the workers.
         threads: u32 = 0,
-        /// Most rows to send through a network at once.
-        micro_batch: u32 [1..=1_000_000] = 128,
+        /// Most rows to send through a network at once; 0 chooses 32 on the CPU, whose caches they fit, and 1024
+        /// on a GPU.
+        micro_batch: u32 = 0,
     }
 }
 
