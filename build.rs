@@ -34,6 +34,13 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{path}");
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+
+    // The front program must not load libtorch, which takes half a second. None of its code calls it, but the
+    // static initialisers of the bindings would keep it needed. Without the bindings there are none, and code
+    // of the front program that did call libtorch would not link.
+    if std::env::var("TARGET").is_ok_and(|target| target == "x86_64-unknown-linux-gnu") {
+        println!("cargo:rustc-link-arg-bin=attrflow=-Wl,--remap-inputs=*libtorch_sys-*=/dev/null");
+    }
 }
 
 /// The version as the wheel states it (`torch/version.py`), or a libtorch archive (`build-version`).

@@ -1,2 +1,5 @@
-//! The command line.
-fn main() {}
+//! The front program: plans, schedules and reports. It links no libtorch, so it answers at once.
+
+fn main() {
+    std::process::exit(attrflow::cli::main(&attrflow::stages::kinds()));
+}

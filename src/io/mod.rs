@@ -1,1 +1,17 @@
 //! Files and formats. Knows nothing of tensors on a device.
+
+pub mod archive;
+pub mod coco;
+pub mod fetch;
+pub mod image;
+pub mod npy;
+mod npy_error;
+mod npy_header;
+pub mod npy_writer;
+mod partial;
+pub mod picture;
+pub mod resize;
+
+pub use coco::Captions;
+pub use npy::Npy;
+pub use npy_writer::NpyWriter;

@@ -5,10 +5,14 @@
 
 pub mod attention;
 pub mod blocks;
+pub mod clip;
 pub mod config;
 pub mod layers;
 pub mod resnet;
 pub mod tape;
+pub mod tokenizer;
 pub mod unet;
 pub mod unet_config;
+pub mod vae;
+mod vae_blocks;
 pub mod weights;

@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are test code too")]
 #![allow(clippy::single_range_in_vec_init, reason = "a list of ranges may hold one")]
 
+mod clip;
 mod faults;
 mod golden;
+mod image;
 mod method;
 mod passes;
+mod tokenizer;
 mod unet;
+mod vae;

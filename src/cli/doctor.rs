@@ -1,0 +1,84 @@
+//! `attrflow doctor`: what is there, and what is missing.
+
+use std::process::Command;
+
+use clap::Args as ClapArgs;
+use serde::{Deserialize, Serialize};
+
+use super::exit::Failure;
+use super::project::{cores, nvidia_driver, worker_program};
+use crate::report::print;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Write one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a worker sees when asked with `--doctor`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Where libtorch was loaded from.
+    pub library: Option<String>,
+    /// Why the CUDA part of libtorch could not be loaded, if so.
+    pub cuda_error: Option<String>,
+    /// Whether libtorch can compute on a GPU.
+    pub cuda: bool,
+    /// Whether it has cuDNN.
+    pub cudnn: bool,
+    /// How many CUDA devices it sees.
+    pub devices: i64,
+    /// Threads that it would use by itself.
+    pub threads: i32,
+    /// Whether a small product on the CPU came out right.
+    pub computes: bool,
+}
+
+pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
+    let program = worker_program()?;
+    let output = Command::new(&program)
+        .arg("--doctor")
+        .output()
+        .map_err(|error| Failure::Missing(format!("{}: {error}", program.display())))?;
+    let report: Option<Report> = serde_json::from_slice(&output.stdout).ok();
+    let Some(report) = report.filter(|_| output.status.success()) else {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Failure::Missing(format!(
+            "libtorch does not load: {}\nlooked in {}\nhelp: run `make setup`, then build again",
+            said.trim(),
+            env!("ATTRFLOW_LIBTORCH_LIB")
+        )));
+    };
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string(&report).expect("a report is plain data")));
+        return Ok(());
+    }
+    let commit = match env!("ATTRFLOW_COMMIT") {
+        "" => String::new(),
+        commit => format!(" ({commit})"),
+    };
+    let yes = |value: bool| if value { "yes" } else { "no" };
+    let driver = nvidia_driver();
+    print(&format!(
+        "attrflow   {}{commit}\nlibtorch   {} from {}\ncores      {}\nthreads    {} by default\n\
+         cpu        computes: {}\ncuda       usable: {}, devices: {}, cuDNN: {}\ndriver     NVIDIA: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        env!("ATTRFLOW_LIBTORCH_VERSION"),
+        report.library.as_deref().unwrap_or("an unknown place"),
+        cores(),
+        report.threads,
+        yes(report.computes),
+        yes(report.cuda),
+        report.devices,
+        yes(report.cudnn),
+        yes(driver),
+    ));
+    match (driver, report.cuda, &report.cuda_error) {
+        (true, false, Some(error)) => print(&format!("missing    the CUDA part of libtorch does not load: {error}\n")),
+        (true, false, None) => print("missing    the driver does not work with this libtorch: see `nvidia-smi`\n"),
+        (false, ..) => print("note       no NVIDIA driver: stages compute on the CPU\n"),
+        _ => {}
+    }
+    Ok(())
+}

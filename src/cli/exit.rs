@@ -1,0 +1,70 @@
+//! How a command fails, and the exit code that says so.
+
+use crate::plan::InputError;
+use crate::store::StoreError;
+use crate::text::{Problems, Sources};
+
+pub(super) const DONE: i32 = 0;
+const STAGE_FAILED: i32 = 1;
+pub(super) const USAGE: i32 = 2;
+const CACHE: i32 = 4;
+
+pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, \
+3 an audit found a difference, 4 the cache is damaged or locked, 130 interrupted.";
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The pipeline has faults.
+    #[error("the pipeline has faults")]
+    Pipeline(Problems, Sources),
+    /// The command line asks for something that is not there.
+    #[error("{0}")]
+    Usage(String),
+    /// One or more stages failed; each was told when it did.
+    #[error("{0} of the stages failed")]
+    Stages(usize),
+    /// Something that the program needs is missing.
+    #[error("{0}")]
+    Missing(String),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<InputError> for Failure {
+    fn from(error: InputError) -> Self {
+        match error {
+            InputError::Store(error) => Self::Store(error),
+            error @ InputError::NoSub { .. } => Self::Usage(error.to_string()),
+        }
+    }
+}
+
+/// The exit code that stands for a failure.
+pub fn exit_code(failure: &Failure) -> i32 {
+    match failure {
+        Failure::Stages(_) | Failure::Missing(_) => STAGE_FAILED,
+        Failure::Pipeline(..) | Failure::Usage(_) => USAGE,
+        Failure::Store(_) => CACHE,
+    }
+}
+
+impl Failure {
+    /// Tells it on standard error.
+    #[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
+    pub(super) fn show(&self) {
+        use std::io::IsTerminal;
+        match self {
+            Self::Pipeline(problems, sources) => {
+                let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                eprintln!("{}", problems.render(sources, color));
+                let count = problems.list.len();
+                eprintln!("\n{count} {} found; nothing was run", if count == 1 { "problem" } else { "problems" });
+            }
+            // The stage's own message was shown when it failed.
+            Self::Stages(_) => {}
+            other => eprintln!("error: {other}"),
+        }
+    }
+}

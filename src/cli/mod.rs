@@ -1,0 +1,72 @@
+//! The command line: one file per verb, one row per verb below.
+
+mod doctor;
+mod exit;
+mod plan;
+mod project;
+mod run;
+mod serve;
+mod status;
+
+use clap::{Parser, Subcommand};
+
+use crate::stage::Registry;
+
+pub use doctor::Report as DoctorReport;
+pub use exit::{Failure, exit_code};
+pub use serve::serve;
+
+/// Which training images made a text-to-image diffusion model draw this?
+#[derive(Debug, Parser)]
+#[command(name = "attrflow", version, propagate_version = true, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log more: -v info, -vv debug, -vvv trace
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring a pipeline's results up to date
+    Run(run::Args),
+    /// Show what a run would do, and why
+    Plan(plan::Args),
+    /// Show what stands, and where
+    Status(status::Args),
+    /// Check libtorch, devices and folders
+    Doctor(doctor::Args),
+}
+
+/// Runs the program on the process's arguments and returns its exit code.
+pub fn main(registry: &Registry) -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { exit::USAGE } else { exit::DONE };
+            let _ = error.print();
+            return code;
+        }
+    };
+    let log = ["warn", "attrflow=info", "attrflow=debug", "attrflow=trace"][usize::from(cli.verbose.min(3))];
+    let filter = std::env::var("ATTRFLOW_LOG").unwrap_or_else(|_| log.to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&filter))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let result = match &cli.command {
+        Command::Run(args) => run::run(args, registry, &filter),
+        Command::Plan(args) => plan::plan(args, registry),
+        Command::Status(args) => status::status(args, registry),
+        Command::Doctor(args) => doctor::doctor(args),
+    };
+    match result {
+        Ok(()) => exit::DONE,
+        Err(failure) => {
+            failure.show();
+            exit_code(&failure)
+        }
+    }
+}

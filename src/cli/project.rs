@@ -1,0 +1,109 @@
+//! What every verb on a pipeline shares: which file, which folders, which device.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::exit::Failure;
+use crate::graph::Graph;
+use crate::pipeline::{self, Pipeline};
+use crate::recipe::Numerics;
+use crate::stage::{Device, Registry};
+use crate::store::Store;
+
+/// The pipeline and where its cache and results are.
+#[derive(Debug, Args)]
+pub(super) struct ProjectArgs {
+    /// The pipeline file, such as pipelines/demo.toml
+    pub pipeline: PathBuf,
+    /// Override a config value: --set loss.time_samples=5 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
+    #[arg(long = "target", value_name = "STAGE")]
+    pub targets: Vec<String>,
+    /// Where to compute: auto, cpu, cuda, or a list such as cuda:0,cuda:1
+    #[arg(long)]
+    pub device: Option<String>,
+    /// The cache folder [default: cache beside the pipelines folder]
+    #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+/// A pipeline that was read, with its store.
+pub(super) struct Project {
+    pub pipeline: Pipeline,
+    pub graph: Graph,
+    pub store: Store,
+    pub results: PathBuf,
+    pub devices: Vec<Device>,
+    pub numerics: Numerics,
+}
+
+impl ProjectArgs {
+    /// Reads the pipeline and opens its cache.
+    pub fn open(&self, registry: &Registry) -> Result<Project, Failure> {
+        let (pipeline, sources) = pipeline::load(&self.pipeline, &self.sets, registry)
+            .map_err(|(problems, sources)| Failure::Pipeline(problems, sources))?;
+        let mut graph = Graph::new(&pipeline).map_err(|problems| Failure::Pipeline(problems, sources))?;
+        graph.select(&self.targets, &pipeline).map_err(Failure::Usage)?;
+        let cache = self.cache.clone().unwrap_or_else(|| pipeline.root.join("cache"));
+        let store = Store::open(&cache)?;
+        let results = pipeline.root.join("results").join(&pipeline.name);
+        let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device))?;
+        let numerics = Numerics {
+            libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
+            device: if devices[0] == Device::Cpu { "cpu".into() } else { "cuda".into() },
+            precision: "fp32".into(),
+            deterministic: true,
+        };
+        Ok(Project { pipeline, graph, store, results, devices, numerics })
+    }
+}
+
+/// Reads a device list; all of one class, since the class counts for identity.
+fn devices(text: &str) -> Result<Vec<Device>, Failure> {
+    if text == "auto" {
+        return Ok(vec![if nvidia_driver() { Device::Cuda(0) } else { Device::Cpu }]);
+    }
+    let mut devices = Vec::new();
+    for part in text.split(',') {
+        devices.push(match part.trim() {
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(0),
+            part => match part.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
+                Some(index) => Device::Cuda(index),
+                None => {
+                    let form = "expected auto, cpu, cuda, or a list such as cuda:0,cuda:1";
+                    return Err(Failure::Usage(format!("`{part}` is no device: {form}")));
+                }
+            },
+        });
+    }
+    if devices.contains(&Device::Cpu) && devices.len() > 1 {
+        return Err(Failure::Usage(format!("`{text}` names the CPU beside other devices: choose one class")));
+    }
+    Ok(devices)
+}
+
+/// Whether the machine has an NVIDIA driver. Asking libtorch would cost seconds on every command; if it then
+/// cannot use the GPU, the worker says so.
+pub(super) fn nvidia_driver() -> bool {
+    Path::new("/dev/nvidia0").exists() || Path::new("/dev/dxg").exists()
+}
+
+/// Cores that this process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The worker program, which stands beside this one.
+pub(super) fn worker_program() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
+    let worker = own.with_file_name("attrflow-worker");
+    if worker.exists() {
+        return Ok(worker);
+    }
+    let message = format!("the worker program is missing: expected it at {}", worker.display());
+    Err(Failure::Missing(message))
+}

@@ -1,0 +1,111 @@
+//! The worker's loop: tasks in on standard input, replies out on standard output.
+
+use std::any::Any;
+use std::io::{BufRead, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::exec::worker::{Part, Reply, Setting, Task};
+use crate::stage::{Computation, Context};
+
+/// Serves tasks until standard input ends, which is when the runner is gone.
+///
+/// With a device that could not be `prepared`, every task fails for that reason.
+pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepared: Result<(), String>) {
+    tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRunner).init();
+    // The runner shows the message; a trace of it on the terminal would only break the progress lines.
+    std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    let (tasks, incoming) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if tasks.send(line).is_err() {
+                break;
+            }
+        }
+        // Whatever is being computed, nobody will take it.
+        std::process::exit(0);
+    });
+    for line in incoming {
+        let reply = match (&prepared, serde_json::from_str(&line)) {
+            (Err(error), _) => Reply::Failed { error: error.clone() },
+            (_, Ok(task)) => perform(&task, computations, setting),
+            (_, Err(error)) => Reply::Failed { error: format!("the runner sent what is no task: {error}") },
+        };
+        say(&reply);
+    }
+}
+
+fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Setting) -> Reply {
+    let Some(computation) = computations.iter().find(|computation| computation.kind() == task.kind) else {
+        return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
+    };
+    let last = Mutex::new(None::<Instant>);
+    let progress = |done: u64, total: u64| {
+        // Ten lines a second are enough for any eye.
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > Duration::from_millis(100)) {
+            *last = Some(Instant::now());
+            say(&Reply::Progress { done, total });
+        }
+    };
+    let cx = Context { device: setting.device, micro_batch: setting.micro_batch, progress: &progress };
+    let Task { params, inputs, part, out, .. } = task;
+    let result = catch_unwind(AssertUnwindSafe(|| match part {
+        Part::Whole => computation.run(params, inputs, None, out, &cx),
+        Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, &cx),
+        Part::Merge(parts) => computation.merge(params, inputs, parts, out, &cx),
+    }));
+    match result {
+        Ok(Ok(())) => Reply::Done,
+        Ok(Err(error)) => Reply::Failed { error: format!("{error:#}") },
+        Err(panic) => Reply::Failed { error: panic_message(panic.as_ref()) },
+    }
+}
+
+/// What a panic says, without libtorch's C++ trace behind it.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the stage panicked");
+    let text = text.split_once("Torch(\"").map_or(text, |(_, torch)| torch);
+    let end = ["\\nException raised from", "\nException raised from"].iter().filter_map(|mark| text.find(mark)).min();
+    text[..end.unwrap_or(text.len())].replace("\\n", "\n").replace("\\\"", "\"")
+}
+
+fn say(reply: &Reply) {
+    let line = serde_json::to_string(reply).expect("a reply is plain data");
+    let mut out = std::io::stdout().lock();
+    // Without a reader there is no runner, and the input's end stops this process.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Sends log events to the runner, which owns the terminal.
+struct ToRunner;
+
+impl<S: tracing::Subscriber> Layer<S> for ToRunner {
+    fn on_event(&self, event: &tracing::Event<'_>, _: LayerContext<'_, S>) {
+        let mut text = MessageText::default();
+        event.record(&mut text);
+        say(&Reply::Log { level: event.metadata().level().to_string(), message: text.0 });
+    }
+}
+
+#[derive(Default)]
+struct MessageText(String);
+
+impl tracing::field::Visit for MessageText {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        use std::fmt::Write;
+        // Writing to a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}

@@ -1,0 +1,59 @@
+//! `attrflow status`: what stands, and where.
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::exit::Failure;
+use super::project::ProjectArgs;
+use crate::manifest;
+use crate::plan::{Planner, Reason, Verdict};
+use crate::report::{Table, print, size, short_path};
+use crate::stage::Registry;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(flatten)]
+    project: ProjectArgs,
+    /// Write one line of JSON per stage
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let project = args.project.open(registry)?;
+    let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
+    let verdicts = planner.all(&project.graph)?;
+    project.store.save_stat()?;
+    let mut table = Table::new(&["stage", "state", "size", "made in", "results"]);
+    for (index, verdict) in &verdicts {
+        let stage = &project.pipeline.stages[*index];
+        let folder = project.results.join(stage.folder());
+        let (state, entry) = match verdict {
+            Verdict::Reuse(entry) => ("up to date", Some(entry)),
+            Verdict::Run(_, Reason::First) => ("never run", None),
+            Verdict::Run(_, Reason::Missing) => ("not in cache", None),
+            Verdict::Run(..) => ("out of date", None),
+            Verdict::Wait { changes, .. } if changes.is_empty() => ("waits", None),
+            Verdict::Wait { .. } => ("out of date", None),
+        };
+        let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());
+        if args.json {
+            let seconds = entry.map(|entry| entry.seconds);
+            print(&format!(
+                "{}\n",
+                json!({ "stage": stage.id, "state": state, "bytes": bytes, "seconds": seconds, "results": folder })
+            ));
+        }
+        let shown = entry.filter(|_| folder.exists()).map(|_| short_path(&folder)).unwrap_or_default();
+        let seconds = entry.map(|entry| format!("{:.1} s", entry.seconds)).unwrap_or_default();
+        table.row([stage.id.clone(), state.to_owned(), bytes.map(size).unwrap_or_default(), seconds, shown]);
+    }
+    if !args.json {
+        print(&table.to_string());
+        match manifest::list(&project.store.runs(&project.pipeline.name)).first() {
+            Some(last) => print(&format!("\nlast run: {}\n", short_path(last))),
+            None => print("\nnever run\n"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Digests: what identifies the bytes of an artifact.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The BLAKE3 hash of a file's bytes, of a folder's listing, or of a recipe.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// Hashes a file, in parallel where it is large.
+    ///
+    /// # Errors
+    /// Whatever keeps the file from being read.
+    pub fn of_file(path: &Path) -> std::io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
+        Ok(Self(*hasher.finalize().as_bytes()))
+    }
+
+    /// The first eight hexadecimal digits, for people.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+}
+
+fn named(error: &std::io::Error, path: &Path) -> std::io::Error {
+    std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for Digest {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        blake3::Hash::from_hex(text)
+            .map(Self::from)
+            .map_err(|_| format!("`{text}` is no digest: expected 64 hexadecimal digits"))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// The files of a folder: relative path with `/`, size in bytes, digest; sorted by path.
+///
+/// Empty folders do not count. A linked file counts as the file it leads to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Listing(pub Vec<Listed>);
+
+/// One file of a [`Listing`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Path below the folder.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Digest of the bytes.
+    pub digest: Digest,
+}
+
+impl Listing {
+    /// The digest of the folder.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("attrflow folder listing v1");
+        for file in &self.0 {
+            hasher.update(&(file.path.len() as u64).to_le_bytes());
+            hasher.update(file.path.as_bytes());
+            hasher.update(&file.digest.0);
+        }
+        hasher.finalize().into()
+    }
+
+    /// The bytes of all files together.
+    pub fn size(&self) -> u64 {
+        self.0.iter().map(|file| file.size).sum()
+    }
+
+    /// The digest of the file or folder at `sub`, `None` where nothing stands there.
+    pub fn sub(&self, sub: &str) -> Option<Digest> {
+        if let Some(file) = self.0.iter().find(|file| file.path == sub) {
+            return Some(file.digest);
+        }
+        let prefix = format!("{sub}/");
+        let below = self.0.iter().filter_map(|file| {
+            let path = file.path.strip_prefix(&prefix)?.to_owned();
+            Some(Listed { path, ..file.clone() })
+        });
+        let below = Self(below.collect());
+        (!below.0.is_empty()).then(|| below.digest())
+    }
+}

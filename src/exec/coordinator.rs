@@ -1,0 +1,354 @@
+//! Decides what runs next, and keeps the account of a run.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::Run;
+use super::slots::{Job, PART, Queue, Report};
+use super::state::{Progress, Work};
+use super::worker::{Part, Reply};
+use crate::event::{Event, Shown};
+use crate::manifest::{self, FORMAT, Manifest, Outcome, Program, StageRecord};
+use crate::pipeline::Source;
+use crate::plan::{InputError, Planner, Reason, Verdict};
+use crate::recipe::Recipe;
+use crate::stage::Inputs;
+use crate::store::{Entry, StoreError, View};
+
+/// The state of a run; all of it belongs to one thread.
+pub(super) struct Coordinator<'a> {
+    run: &'a Run<'a>,
+    queue: &'a Queue,
+    planner: Planner<'a>,
+    view: View,
+    /// Results of the stages that are done.
+    done: BTreeMap<usize, Entry>,
+    /// Stages that run.
+    works: BTreeMap<usize, Work>,
+    records: BTreeMap<usize, StageRecord>,
+    /// Jobs that wait or run.
+    jobs: usize,
+    begun: Instant,
+    started: String,
+}
+
+impl<'a> Coordinator<'a> {
+    pub fn new(run: &'a Run<'a>, queue: &'a Queue) -> Self {
+        Self {
+            run,
+            queue,
+            planner: Planner::new(run.pipeline, run.store, run.numerics, run.forced),
+            view: View::open(&run.results),
+            done: BTreeMap::new(),
+            works: BTreeMap::new(),
+            records: BTreeMap::new(),
+            jobs: 0,
+            begun: Instant::now(),
+            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
+        }
+    }
+
+    /// Whether anything waits or runs.
+    pub fn busy(&self) -> bool {
+        self.jobs > 0
+    }
+
+    /// Looks at every stage once: what stands is reused, what can start starts.
+    pub fn begin(&mut self) -> Result<(), StoreError> {
+        let pipeline = self.run.pipeline.name.clone();
+        self.emit(Event::RunStarted { pipeline, stages: self.run.graph.order().len() });
+        for &stage in self.run.graph.order() {
+            self.try_start(stage)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a report from a slot.
+    pub fn hear(&mut self, report: Report) -> Result<(), StoreError> {
+        match report {
+            Report::Said(stage, unit, reply) => self.said(stage, unit, reply),
+            Report::Done(stage, unit, entry, seconds) => {
+                self.jobs -= 1;
+                match unit {
+                    Some(unit) => self.unit_done(stage, unit, *entry, seconds),
+                    None => self.stage_done(stage, *entry, seconds)?,
+                }
+            }
+            Report::Failed(stage, unit, error) => {
+                self.jobs -= 1;
+                self.fail(stage, unit, error);
+            }
+        }
+        Ok(())
+    }
+
+    fn emit(&self, event: Event) {
+        (self.run.emit)(event);
+    }
+
+    fn id(&self, stage: usize) -> String {
+        self.run.pipeline.stages[stage].id.clone()
+    }
+
+    /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
+    fn try_start(&mut self, stage: usize) -> Result<(), StoreError> {
+        if self.records.contains_key(&stage) || self.works.contains_key(&stage) {
+            return Ok(());
+        }
+        match self.planner.judge(stage, &self.done) {
+            Ok(Verdict::Wait { .. }) => {}
+            Ok(Verdict::Reuse(entry)) => self.reuse(stage, *entry)?,
+            Ok(Verdict::Run(recipe, reason)) => self.start(stage, *recipe, reason)?,
+            Err(InputError::Store(error)) => return Err(error),
+            Err(error) => self.fail(stage, None, error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn reuse(&mut self, stage: usize, entry: Entry) -> Result<(), StoreError> {
+        let outputs = self.show(stage, &entry)?;
+        self.emit(Event::StageReused { stage: self.id(stage), outputs });
+        let record = StageRecord {
+            outcome: Outcome::Reused,
+            seconds: entry.seconds,
+            ..self.record(stage, Some(&entry.recipe))
+        };
+        self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
+        self.done.insert(stage, entry);
+        Ok(())
+    }
+
+    fn start(&mut self, stage: usize, recipe: Recipe, reason: Reason) -> Result<(), StoreError> {
+        let node = &self.run.pipeline.stages[stage];
+        let inputs = match self.planner.inputs(node, &self.done) {
+            Ok(Ok(inputs)) => inputs,
+            Ok(Err(_)) => unreachable!("a stage with a recipe has all its inputs"),
+            Err(InputError::Store(error)) => return Err(error),
+            Err(error) => {
+                self.fail(stage, None, error.to_string());
+                return Ok(());
+            }
+        };
+        let forced = reason == Reason::Forced;
+        let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
+        let mut work = Work {
+            recipe,
+            inputs,
+            forced,
+            units: Vec::new(),
+            entries: Vec::new(),
+            units_reused: 0,
+            units_run: 0,
+            seconds: 0.0,
+            progress: Progress::default(),
+        };
+        let pieces = match units {
+            Ok(units) => units,
+            Err(error) => {
+                self.works.insert(stage, work);
+                self.fail(stage, None, format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        let whole = pieces.is_none();
+        let mut jobs = Vec::new();
+        for (index, unit) in pieces.into_iter().flatten().enumerate() {
+            let recipe = self.planner.unit_recipe(node, &work.inputs, &unit);
+            let entry = if forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
+            match &entry {
+                Some(_) => work.units_reused += 1,
+                None => {
+                    work.progress.total += unit.steps;
+                    jobs.push((Some(index), Part::Unit(unit.clone()), recipe));
+                }
+            }
+            work.units.push(unit);
+            work.entries.push(entry);
+        }
+        self.emit(Event::StageStarted {
+            stage: node.id.clone(),
+            reason,
+            units: work.units.len().max(1),
+            units_reused: work.units_reused,
+            steps: work.progress.total,
+        });
+        let complete = !whole && jobs.is_empty();
+        if whole {
+            jobs.push((None, Part::Whole, work.recipe.clone()));
+        }
+        for (unit, part, recipe) in jobs {
+            self.queue.push(self.job(stage, unit, part, recipe, &work));
+            self.jobs += 1;
+        }
+        self.works.insert(stage, work);
+        if complete {
+            self.merge(stage);
+        }
+        Ok(())
+    }
+
+    fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
+        let node = &self.run.pipeline.stages[stage];
+        let inputs = Inputs(work.inputs.paths.clone());
+        Job { stage, unit, kind: node.kind, params: node.params.clone(), inputs, part, recipe, forced: work.forced }
+    }
+
+    fn merge(&mut self, stage: usize) {
+        let work = &self.works[&stage];
+        let parts = work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
+        let job = self.job(stage, None, Part::Merge(parts.collect()), work.recipe.clone(), work);
+        self.queue.push_first(job);
+        self.jobs += 1;
+    }
+
+    fn said(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {
+        match reply {
+            Reply::Progress { done, total } => {
+                let Some(work) = self.works.get_mut(&stage) else { return };
+                // A merge has no steps of its own among the units'.
+                if unit.is_none() && !work.units.is_empty() {
+                    return;
+                }
+                let (done, total) = work.progress.said(unit, done, total);
+                self.emit(Event::Progress { stage: self.id(stage), done, total });
+            }
+            Reply::Log { level, message } => self.emit(Event::Log { level, message }),
+            Reply::Done | Reply::Failed { .. } => {}
+        }
+    }
+
+    fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, seconds: f64) {
+        // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
+        let Some(work) = self.works.get_mut(&stage) else { return };
+        work.entries[unit] = Some(entry);
+        work.units_run += 1;
+        work.seconds += seconds;
+        let name = work.units[unit].name.clone();
+        let (done, total) = work.progress.finished(unit, work.units[unit].steps);
+        let complete = work.complete();
+        self.emit(Event::Progress { stage: self.id(stage), done, total });
+        self.emit(Event::UnitFinished { stage: self.id(stage), unit: name, seconds });
+        if complete {
+            self.merge(stage);
+        }
+    }
+
+    fn stage_done(&mut self, stage: usize, entry: Entry, seconds: f64) -> Result<(), StoreError> {
+        let outputs = self.show(stage, &entry)?;
+        let record = self.record(stage, Some(&entry.recipe));
+        let Some(work) = self.works.remove(&stage) else { return Ok(()) };
+        let seconds = work.seconds + seconds;
+        let units_run = if work.units.is_empty() { 1 } else { work.units_run };
+        self.emit(Event::StageFinished { stage: self.id(stage), seconds, outputs });
+        let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
+        self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
+        self.done.insert(stage, entry);
+        let graph = self.run.graph;
+        let mut readers: Vec<usize> = graph.readers(stage).filter(|r| graph.order().contains(r)).collect();
+        readers.sort_unstable();
+        for reader in readers {
+            self.try_start(reader)?;
+        }
+        Ok(())
+    }
+
+    /// Notes a failure, drops what is left of the stage, and blocks what needs it.
+    fn fail(&mut self, stage: usize, unit: Option<usize>, error: String) {
+        self.jobs -= self.queue.cancel(stage);
+        let work = self.works.remove(&stage);
+        // A second unit of the same stage failed: the first told it.
+        if self.records.contains_key(&stage) {
+            return;
+        }
+        let unit = work.as_ref().zip(unit).map(|(work, unit)| work.units[unit].name.clone());
+        self.emit(Event::StageFailed { stage: self.id(stage), unit, error: error.clone() });
+        let mut record = self.record(stage, work.as_ref().map(|work| &work.recipe));
+        if let Some(work) = work {
+            record.units_run = work.units_run;
+            record.units_reused = work.units_reused;
+            record.seconds = work.seconds;
+        }
+        let record = StageRecord { outcome: Outcome::Failed, error: Some(error), ..record };
+        self.records.insert(stage, record);
+        self.block_readers(stage, stage);
+    }
+
+    fn block_readers(&mut self, stage: usize, cause: usize) {
+        let graph = self.run.graph;
+        let readers: Vec<usize> = graph.readers(stage).filter(|r| graph.order().contains(r)).collect();
+        for reader in readers {
+            if self.records.contains_key(&reader) {
+                continue;
+            }
+            self.emit(Event::StageBlocked { stage: self.id(reader), by: self.id(cause) });
+            let record = StageRecord { outcome: Outcome::Blocked, ..self.record(reader, None) };
+            self.records.insert(reader, record);
+            self.block_readers(reader, cause);
+        }
+    }
+
+    /// A record with what is known of a stage before it is known how it ended.
+    fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
+        let node = &self.run.pipeline.stages[stage];
+        let sources = node.inputs.iter().filter_map(|(port, source)| match source {
+            Source::File(path) => Some((port.clone(), path.clone())),
+            Source::Port { .. } => None,
+        });
+        StageRecord {
+            stage: node.id.clone(),
+            outcome: Outcome::Ran,
+            fingerprint: recipe.map(Recipe::fingerprint),
+            recipe: recipe.cloned(),
+            sources: sources.collect(),
+            outputs: BTreeMap::new(),
+            units_run: 0,
+            units_reused: 0,
+            seconds: 0.0,
+            error: None,
+        }
+    }
+
+    /// Brings the results folder up to date for one stage.
+    fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, Shown>, StoreError> {
+        let node = &self.run.pipeline.stages[stage];
+        let mut shown = BTreeMap::new();
+        for port in node.kind.outputs() {
+            let Some(artifact) = entry.outputs.get(port.name) else { continue };
+            let path = self.view.show(&node.folder().join(port.file), artifact, self.run.store)?;
+            shown.insert(port.name.to_owned(), Shown { artifact: artifact.clone(), path });
+        }
+        Ok(shown)
+    }
+
+    /// Writes the manifest and says how it ended.
+    pub fn finish(mut self) -> Result<Manifest, StoreError> {
+        self.run.store.save_stat()?;
+        self.view.save(self.run.store)?;
+        let mut records = std::mem::take(&mut self.records);
+        let stages: Vec<StageRecord> =
+            self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
+        let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
+        let (reused, ran) = (count(Outcome::Reused), count(Outcome::Ran));
+        let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let manifest = Manifest {
+            format: FORMAT,
+            attrflow: Program {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                commit: env!("ATTRFLOW_COMMIT").to_owned(),
+            },
+            pipeline: self.run.pipeline.name.clone(),
+            file: self.run.file.clone(),
+            sets: self.run.sets.clone(),
+            started: self.started.clone(),
+            seconds,
+            numerics: self.run.numerics.clone(),
+            conditions: self.run.conditions.clone(),
+            stages,
+        };
+        let path = manifest::write(&self.run.store.runs(&manifest.pipeline), &manifest)?;
+        self.emit(Event::RunFinished { seconds, reused, ran, failed, blocked, manifest: Some(path) });
+        Ok(manifest)
+    }
+}
+

@@ -1,0 +1,87 @@
+//! Runs what the plan says: schedules units on workers, keeps results, emits events.
+
+mod coordinator;
+mod slots;
+mod state;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use crate::event::Event;
+use crate::graph::Graph;
+use crate::manifest::{Conditions, Manifest};
+use crate::pipeline::Pipeline;
+use crate::recipe::Numerics;
+use crate::store::{Store, StoreError};
+use coordinator::Coordinator;
+use slots::Queue;
+use worker::Backend;
+
+/// A run: what to do, where to keep it, who is told.
+pub struct Run<'a> {
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The selected stages.
+    pub graph: &'a Graph,
+    /// The cache.
+    pub store: &'a Store,
+    /// Makes the workers.
+    pub backend: &'a dyn Backend,
+    /// How numbers are computed.
+    pub numerics: &'a Numerics,
+    /// Stages to compute whatever the cache holds.
+    pub forced: &'a [usize],
+    /// The results folder.
+    pub results: PathBuf,
+    /// The pipeline file, for the manifest.
+    pub file: PathBuf,
+    /// The `--set` arguments, for the manifest.
+    pub sets: Vec<String>,
+    /// Workers, threads and devices, for the manifest.
+    pub conditions: Conditions,
+    /// Hears what happens.
+    pub emit: &'a dyn Fn(Event),
+}
+
+impl Run<'_> {
+    /// Brings every selected stage up to date and writes the manifest.
+    ///
+    /// A stage that fails is in the manifest with its error; stages that do not need it go on.
+    ///
+    /// # Errors
+    /// A store that cannot be read or written.
+    pub fn execute(&self) -> Result<Manifest, StoreError> {
+        let queue = Queue::default();
+        let mut coordinator = Coordinator::new(self, &queue);
+        coordinator.begin()?;
+        // No worker, thread or folder is made for a run that finds everything in the cache.
+        if coordinator.busy() {
+            let scratch = self.store.scratch()?;
+            let (reports, incoming) = mpsc::channel();
+            std::thread::scope(|scope| {
+                let _close = CloseOnDrop(&queue);
+                let (backend, store) = (self.backend, self.store);
+                for slot in 0..backend.slots() {
+                    let (reports, queue, scratch) = (reports.clone(), &queue, &scratch);
+                    scope.spawn(move || slots::serve(slot, queue, backend, store, scratch, &reports));
+                }
+                while coordinator.busy() {
+                    let report = incoming.recv().expect("slots live as long as the queue is open");
+                    coordinator.hear(report)?;
+                }
+                Ok::<(), StoreError>(())
+            })?;
+        }
+        coordinator.finish()
+    }
+}
+
+/// Ends the slots however the coordinator ends, or they would wait for ever.
+struct CloseOnDrop<'a>(&'a Queue);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

@@ -1,0 +1,167 @@
+//! Threads that take jobs from one queue, each with a worker of its own.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Condvar, Mutex};
+use std::time::Instant;
+
+use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
+use crate::recipe::Recipe;
+use crate::stage::{Inputs, Kind, Unit};
+use crate::store::{Entry, Scratch, Store, StoreError};
+use serde_json::Value as Json;
+
+/// A task with what is needed to keep its result.
+pub(super) struct Job {
+    /// Index of the stage.
+    pub stage: usize,
+    /// Index of the unit, `None` for the whole or the merge.
+    pub unit: Option<usize>,
+    pub kind: &'static dyn Kind,
+    pub params: Json,
+    pub inputs: Inputs,
+    pub part: Part,
+    pub recipe: Recipe,
+    /// Compute whatever the cache holds.
+    pub forced: bool,
+}
+
+/// What a slot reports to the coordinator.
+pub(super) enum Report {
+    Said(usize, Option<usize>, Reply),
+    Done(usize, Option<usize>, Box<Entry>, f64),
+    Failed(usize, Option<usize>, String),
+}
+
+/// The jobs that wait, in order.
+#[derive(Default)]
+pub(super) struct Queue {
+    jobs: Mutex<(VecDeque<Job>, bool)>,
+    wake: Condvar,
+}
+
+impl Queue {
+    pub fn push(&self, job: Job) {
+        self.jobs.lock().expect("no panic under this lock").0.push_back(job);
+        self.wake.notify_one();
+    }
+
+    /// Puts a job before all others: a merge frees what waits for its stage.
+    pub fn push_first(&self, job: Job) {
+        self.jobs.lock().expect("no panic under this lock").0.push_front(job);
+        self.wake.notify_one();
+    }
+
+    /// Drops the jobs of a stage that failed, and returns how many there were.
+    pub fn cancel(&self, stage: usize) -> usize {
+        let mut jobs = self.jobs.lock().expect("no panic under this lock");
+        let before = jobs.0.len();
+        jobs.0.retain(|job| job.stage != stage);
+        before - jobs.0.len()
+    }
+
+    /// Lets the slots end once they have nothing more to do.
+    pub fn close(&self) {
+        self.jobs.lock().expect("no panic under this lock").1 = true;
+        self.wake.notify_all();
+    }
+
+    fn pop(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock().expect("no panic under this lock");
+        loop {
+            if let Some(job) = jobs.0.pop_front() {
+                return Some(job);
+            }
+            if jobs.1 {
+                return None;
+            }
+            jobs = self.wake.wait(jobs).expect("no panic under this lock");
+        }
+    }
+}
+
+/// The loop of one slot.
+pub(super) fn serve(
+    slot: usize,
+    queue: &Queue,
+    backend: &dyn Backend,
+    store: &Store,
+    scratch: &Scratch,
+    reports: &Sender<Report>,
+) {
+    let mut worker: Option<Box<dyn Worker>> = None;
+    while let Some(job) = queue.pop() {
+        let (stage, unit) = (job.stage, job.unit);
+        let report = match perform(&job, slot, &mut worker, backend, store, scratch, reports) {
+            Ok((entry, seconds)) => Report::Done(stage, unit, Box::new(entry), seconds),
+            Err(error) => {
+                if !matches!(error, JobError::Task(TaskError::Failed(_))) {
+                    worker = None;
+                }
+                Report::Failed(stage, unit, error.to_string())
+            }
+        };
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn perform(
+    job: &Job,
+    slot: usize,
+    worker: &mut Option<Box<dyn Worker>>,
+    backend: &dyn Backend,
+    store: &Store,
+    scratch: &Scratch,
+    reports: &Sender<Report>,
+) -> Result<(Entry, f64), JobError> {
+    let fingerprint = job.recipe.fingerprint();
+    let _lock = store.lock(&fingerprint)?;
+    // Another process may have finished it while this one waited for the lock.
+    if !job.forced
+        && let Some(entry) = store.lookup(&fingerprint)?
+    {
+        return Ok((entry, 0.0));
+    }
+    let worker = match worker {
+        Some(worker) => worker,
+        None => worker.insert(backend.start(slot)?),
+    };
+    let attempt = scratch.attempt()?;
+    let begun = Instant::now();
+    let task = Task {
+        kind: job.kind.name().to_owned(),
+        params: job.params.clone(),
+        inputs: job.inputs.clone(),
+        part: job.part.clone(),
+        out: attempt.path().to_path_buf(),
+    };
+    worker.run(&task, &mut |reply| {
+        let _ = reports.send(Report::Said(job.stage, job.unit, reply));
+    })?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), seconds)?;
+    Ok((entry, seconds))
+}
+
+/// The port under which a unit's folder is kept.
+pub(super) const PART: &str = "part";
+
+fn outputs(job: &Job, folder: &std::path::Path) -> Vec<(String, PathBuf)> {
+    match job.part {
+        Part::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Part::Whole | Part::Merge(_) => {
+            job.kind.outputs().iter().map(|port| (port.name.to_owned(), folder.join(port.file))).collect()
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Workers: what runs a task, and the line protocol to one in a process of its own.
+//!
+//! The runner writes one JSON line per [`Task`]; the worker answers with [`Reply`] lines, the last of which is
+//! `Done` or `Failed`. When the runner is gone, the worker's input ends and so does the worker.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::stage::{Device, Inputs, Unit};
+
+/// One piece of work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Task {
+    /// The stage kind.
+    pub kind: String,
+    /// Its parameters.
+    pub params: Json,
+    /// The paths on its input ports.
+    pub inputs: Inputs,
+    /// What of the stage to do.
+    pub part: Part,
+    /// The empty folder to write into.
+    pub out: PathBuf,
+}
+
+/// What of a stage a task does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// One unit.
+    Unit(Unit),
+    /// Joining the units' folders, in order.
+    Merge(Vec<PathBuf>),
+}
+
+/// What a worker says while it works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Steps done and their total.
+    Progress {
+        /// Steps done.
+        done: u64,
+        /// Steps in all.
+        total: u64,
+    },
+    /// A line for the log.
+    Log {
+        /// `WARN`, `INFO`, `DEBUG` or `TRACE`.
+        level: String,
+        /// The line.
+        message: String,
+    },
+    /// The task is done.
+    Done,
+    /// The task failed.
+    Failed {
+        /// What went wrong, outermost first.
+        error: String,
+    },
+}
+
+/// A task that ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The stage refused or broke.
+    #[error("{0}")]
+    Failed(String),
+    /// The worker's process ended in the middle.
+    #[error("the worker process ended in the middle of the task ({0}); out of memory is the usual reason")]
+    Died(String),
+    /// The worker could not be started.
+    #[error("cannot start a worker: {0}")]
+    Start(String),
+}
+
+/// Runs tasks one after the other.
+pub trait Worker {
+    /// Runs one task; `said` hears progress and log lines.
+    ///
+    /// # Errors
+    /// Why there is no result.
+    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError>;
+}
+
+/// Makes workers.
+pub trait Backend: Sync {
+    /// How many workers may run at once.
+    fn slots(&self) -> usize;
+    /// Starts the worker of a slot.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    fn start(&self, slot: usize) -> Result<Box<dyn Worker>, TaskError>;
+}
+
+/// How a worker process is told to compute; nothing here may change a result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Setting {
+    /// Where.
+    pub device: Device,
+    /// With how many threads.
+    pub threads: usize,
+    /// Most rows to send through a network at once.
+    pub micro_batch: usize,
+    /// The log filter.
+    pub log: String,
+}
+
+/// Workers as processes of their own: what crashes or eats all memory is one task, not the run.
+pub struct Processes {
+    /// The worker program.
+    pub program: PathBuf,
+    /// One setting per slot.
+    pub settings: Vec<Setting>,
+}
+
+impl Backend for Processes {
+    fn slots(&self) -> usize {
+        self.settings.len()
+    }
+
+    fn start(&self, slot: usize) -> Result<Box<dyn Worker>, TaskError> {
+        let program = self.program.display();
+        let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
+        let mut child = Command::new(&self.program)
+            .arg(setting)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| TaskError::Start(format!("{program}: {error}")))?;
+        let input = child.stdin.take().ok_or_else(|| TaskError::Start(format!("{program}: no input")))?;
+        let output = child.stdout.take().ok_or_else(|| TaskError::Start(format!("{program}: no output")))?;
+        Ok(Box::new(Process { child, input, output: BufReader::new(output) }))
+    }
+}
+
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn died(&mut self) -> TaskError {
+        let _ = self.child.kill();
+        match self.child.wait() {
+            Ok(status) => TaskError::Died(status.to_string()),
+            Err(error) => TaskError::Died(error.to_string()),
+        }
+    }
+}
+
+impl Worker for Process {
+    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+        let line = serde_json::to_string(task).expect("a task is plain data");
+        if writeln!(self.input, "{line}").and_then(|()| self.input.flush()).is_err() {
+            return Err(self.died());
+        }
+        let mut line = String::new();
+        loop {
+            line.clear();
+            match self.output.read_line(&mut line) {
+                Ok(0) | Err(_) => return Err(self.died()),
+                Ok(_) => {}
+            }
+            match serde_json::from_str(&line) {
+                Ok(Reply::Done) => return Ok(()),
+                Ok(Reply::Failed { error }) => return Err(TaskError::Failed(error)),
+                Ok(reply) => said(reply),
+                // A library wrote to standard output: worth seeing, nothing to fail for.
+                Err(_) => said(Reply::Log { level: "INFO".into(), message: line.trim_end().to_owned() }),
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,127 @@
+//! The stages of a pipeline as a directed graph without cycles.
+
+use petgraph::algo::tarjan_scc;
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::{Dfs, Reversed};
+
+use crate::pipeline::{Pipeline, Source};
+use crate::text::{Problems, suggestion};
+
+/// The stages to run, in an order where each comes after what it reads.
+pub struct Graph {
+    graph: DiGraph<usize, ()>,
+    order: Vec<usize>,
+}
+
+impl Graph {
+    /// Builds the graph of a pipeline.
+    ///
+    /// # Errors
+    /// Each cycle, with the stages on it.
+    pub fn new(pipeline: &Pipeline) -> Result<Self, Problems> {
+        let mut graph = DiGraph::new();
+        let nodes: Vec<NodeIndex> = (0..pipeline.stages.len()).map(|index| graph.add_node(index)).collect();
+        for (index, stage) in pipeline.stages.iter().enumerate() {
+            for source in stage.inputs.values() {
+                if let Source::Port { stage: upstream, .. } = source {
+                    graph.update_edge(nodes[*upstream], nodes[index], ());
+                }
+            }
+        }
+        let mut problems = Problems::default();
+        // Components come out in reverse topological order; a stage without a cycle is a component alone.
+        let components = tarjan_scc(&graph);
+        for component in &components {
+            let first = component[0];
+            if component.len() > 1 || graph.contains_edge(first, first) {
+                let names: Vec<&str> = component.iter().map(|n| pipeline.stages[graph[*n]].id.as_str()).collect();
+                let origin = &pipeline.stages[graph[first]].origin;
+                let message = format!("the stages form a cycle: {} -> {}", names.join(" -> "), names[0]);
+                problems.at(origin, message).help("a stage cannot wait for its own output");
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let order = topological(&graph);
+        Ok(Self { graph, order })
+    }
+
+    /// The stages, each after those it reads; among equals in file order.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    /// The stages that read an output of `stage`.
+    pub fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
+        self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node])
+    }
+
+    /// The stages whose outputs `stage` reads.
+    pub fn sources(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
+        let node = NodeIndex::new(stage);
+        self.graph.neighbors_directed(node, petgraph::Direction::Incoming).map(|node| self.graph[node])
+    }
+
+    /// Keeps the named stages and all they need; every stage where no name is given.
+    ///
+    /// A repeated stage's name means all its items.
+    ///
+    /// # Errors
+    /// A name that no stage has, with the nearest.
+    pub fn select(&mut self, targets: &[String], pipeline: &Pipeline) -> Result<(), String> {
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let mut keep = vec![false; pipeline.stages.len()];
+        for index in named(targets, pipeline)? {
+            let reversed = Reversed(&self.graph);
+            let mut search = Dfs::new(reversed, NodeIndex::new(index));
+            while let Some(node) = search.next(reversed) {
+                keep[self.graph[node]] = true;
+            }
+        }
+        self.order.retain(|stage| keep[*stage]);
+        Ok(())
+    }
+}
+
+/// The stages that the names mean: a full name, or a repeated stage's name for all its items.
+///
+/// # Errors
+/// A name that no stage has, with the nearest.
+pub fn named(names: &[String], pipeline: &Pipeline) -> Result<Vec<usize>, String> {
+    let mut found = Vec::new();
+    for name in names {
+        let before = found.len();
+        let stages = pipeline.stages.iter().enumerate();
+        found.extend(stages.filter(|(_, s)| s.id == *name || s.base == *name).map(|(index, _)| index));
+        if found.len() == before {
+            let known = pipeline.stages.iter().flat_map(|stage| [stage.id.as_str(), stage.base.as_str()]);
+            let hint = suggestion(name, known).map(|hint| format!(": {hint}")).unwrap_or_default();
+            return Err(format!("the pipeline `{}` has no stage `{name}`{hint}", pipeline.name));
+        }
+    }
+    Ok(found)
+}
+
+/// Kahn's order, always taking the first ready stage of the file, so that listings are stable.
+fn topological(graph: &DiGraph<usize, ()>) -> Vec<usize> {
+    let mut waits: Vec<usize> = graph
+        .node_indices()
+        .map(|node| graph.neighbors_directed(node, petgraph::Direction::Incoming).count())
+        .collect();
+    let mut ready: std::collections::BTreeSet<usize> =
+        (0..waits.len()).filter(|index| waits[*index] == 0).collect();
+    let mut order = Vec::with_capacity(waits.len());
+    while let Some(index) = ready.pop_first() {
+        order.push(index);
+        for reader in graph.neighbors(NodeIndex::new(index)) {
+            waits[reader.index()] -= 1;
+            if waits[reader.index()] == 0 {
+                ready.insert(reader.index());
+            }
+        }
+    }
+    order
+}

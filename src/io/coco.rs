@@ -1,0 +1,256 @@
+//! Captions of images in COCO's annotation format.
+//!
+//! Index i of a data set is the i-th entry of the file's `images`; the captions of an image stand in the
+//! order of the file's `annotations`. Latents, embeddings and losses all rely on this order.
+//! Source: the COCO data format, captions (`captions_train2017.json`).
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// How many names a message lists before it only counts.
+const LISTED: usize = 3;
+
+/// Why captions could not be read, or don't fit their images.
+#[derive(Debug, thiserror::Error)]
+pub enum CocoError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Not JSON, or not of the expected form.
+    #[error("{}: not a COCO captions file: {source}", path.display())]
+    Json {
+        /// The annotation file.
+        path: PathBuf,
+        /// What the parser met, with line and column.
+        source: serde_json::Error,
+    },
+    /// Two images share an id, or a file name.
+    #[error("{}: {what} {value} stands twice in `images`", path.display())]
+    Duplicate {
+        /// The annotation file.
+        path: PathBuf,
+        /// `id` or `file_name`.
+        what: &'static str,
+        /// The value found twice.
+        value: String,
+    },
+    /// A caption belongs to no image.
+    #[error("{}: annotation {index} has image_id {image_id}, which no entry of `images` has", path.display())]
+    Orphan {
+        /// The annotation file.
+        path: PathBuf,
+        /// Position in `annotations`, from 0.
+        index: usize,
+        /// The id that is missing.
+        image_id: u64,
+    },
+    /// Images have fewer captions than are needed.
+    #[error("{}: {count} images have fewer than {expected} captions, for instance {}", path.display(), some(examples))]
+    TooFew {
+        /// The annotation file.
+        path: PathBuf,
+        /// How many images.
+        count: usize,
+        /// Captions needed for each.
+        expected: usize,
+        /// The first of them, with the number found.
+        examples: Vec<String>,
+    },
+    /// There is nothing to learn from.
+    #[error("{}: `images` is empty", path.display())]
+    Empty {
+        /// The annotation file.
+        path: PathBuf,
+    },
+    /// Images that the captions name are not in the folder.
+    #[error("{}: {count} of {total} images are missing, for instance {}", folder.display(), some(examples))]
+    MissingFiles {
+        /// The image folder.
+        folder: PathBuf,
+        /// How many images.
+        count: usize,
+        /// Images that the captions name.
+        total: usize,
+        /// The first of them.
+        examples: Vec<String>,
+    },
+}
+
+fn some(examples: &[String]) -> String {
+    examples.join(", ")
+}
+
+/// The images of a data set with their captions, in the data set's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captions {
+    /// One entry per image.
+    pub items: Vec<Item>,
+}
+
+/// An image and its captions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// The image's file, relative to the image folder.
+    pub file_name: String,
+    /// Exactly as many captions as were asked for.
+    pub captions: Vec<String>,
+}
+
+impl Captions {
+    /// Reads the file and keeps the first `per_image` captions of each image.
+    ///
+    /// # Errors
+    /// If an image has fewer, if an id or a file name stands twice, or if a caption has no image.
+    pub fn read(path: impl AsRef<Path>, per_image: usize) -> Result<Self, CocoError> {
+        let path = path.as_ref();
+        let bytes = fs_err::read(path)?;
+        let raw: Raw =
+            serde_json::from_slice(&bytes).map_err(|source| CocoError::Json { path: path.into(), source })?;
+        if raw.images.is_empty() {
+            return Err(CocoError::Empty { path: path.into() });
+        }
+        let duplicate = |what, value| CocoError::Duplicate { path: path.into(), what, value };
+        let mut index_of_id = HashMap::with_capacity(raw.images.len());
+        let mut index_of_name = HashMap::with_capacity(raw.images.len());
+        for (index, image) in raw.images.iter().enumerate() {
+            match index_of_id.entry(image.id) {
+                Entry::Vacant(entry) => entry.insert(index),
+                Entry::Occupied(_) => return Err(duplicate("id", image.id.to_string())),
+            };
+            if index_of_name.insert(&image.file_name, index).is_some() {
+                return Err(duplicate("file_name", image.file_name.clone()));
+            }
+        }
+        let mut captions = vec![Vec::new(); raw.images.len()];
+        for (index, RawAnnotation { image_id, caption }) in raw.annotations.into_iter().enumerate() {
+            let orphan = || CocoError::Orphan { path: path.into(), index, image_id };
+            captions[*index_of_id.get(&image_id).ok_or_else(orphan)?].push(caption);
+        }
+        let images = raw.images.into_iter().map(|image| image.file_name);
+        let items = images.zip(captions).map(|(file_name, captions)| Item { file_name, captions }).collect();
+        Self { items }.cut(per_image, path)
+    }
+
+    fn cut(mut self, per_image: usize, path: &Path) -> Result<Self, CocoError> {
+        let few: Vec<&Item> = self.items.iter().filter(|item| item.captions.len() < per_image).collect();
+        if !few.is_empty() {
+            let example = |item: &&Item| format!("{} ({})", item.file_name, item.captions.len());
+            let examples = few.iter().take(LISTED).map(example).collect();
+            return Err(CocoError::TooFew {
+                path: path.into(),
+                count: few.len(),
+                expected: per_image,
+                examples,
+            });
+        }
+        for item in &mut self.items {
+            item.captions.truncate(per_image);
+        }
+        Ok(self)
+    }
+
+    /// Refuses a folder in which an image's file is missing. Only names are looked at, not contents.
+    pub fn check_files(&self, folder: impl AsRef<Path>) -> Result<(), CocoError> {
+        let folder = folder.as_ref();
+        let missing = |item: &&Item| !folder.join(&item.file_name).is_file();
+        let missing: Vec<&Item> = self.items.iter().filter(missing).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(CocoError::MissingFiles {
+            folder: folder.into(),
+            count: missing.len(),
+            total: self.items.len(),
+            examples: missing.iter().take(LISTED).map(|item| item.file_name.clone()).collect(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    images: Vec<RawImage>,
+    annotations: Vec<RawAnnotation>,
+}
+
+#[derive(Deserialize)]
+struct RawImage {
+    id: u64,
+    file_name: String,
+}
+
+#[derive(Deserialize)]
+struct RawAnnotation {
+    image_id: u64,
+    caption: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(images: &str, annotations: &str, per_image: usize) -> Result<Captions, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let json = format!(r#"{{"info": {{}}, "images": [{images}], "annotations": [{annotations}]}}"#);
+        fs_err::write(file.path(), json).unwrap();
+        let prefix = format!("{}: ", file.path().display());
+        Captions::read(file.path(), per_image).map_err(|error| error.to_string().replace(&prefix, ""))
+    }
+
+    const IMAGES: &str = r#"{"id": 9, "file_name": "b.png", "width": 3}, {"id": 4, "file_name": "a.png"}"#;
+    const ANNOTATIONS: &str = r#"{"id": 1, "image_id": 4, "caption": "one"}, {"image_id": 9, "caption": "two"},
+        {"image_id": 4, "caption": "three"}, {"image_id": 9, "caption": "four"}, {"image_id": 4, "caption": "five"}"#;
+
+    #[test]
+    fn order_is_the_files() {
+        let captions = read(IMAGES, ANNOTATIONS, 2).unwrap();
+        let expected = [("b.png", ["two", "four"]), ("a.png", ["one", "three"])];
+        for (item, (file_name, captions)) in captions.items.iter().zip(expected) {
+            assert_eq!(
+                (item.file_name.as_str(), &item.captions[..]),
+                (file_name, &captions.map(String::from)[..])
+            );
+        }
+        assert_eq!(captions.items.len(), 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        assert_eq!(
+            read(IMAGES, ANNOTATIONS, 3).unwrap_err(),
+            "1 images have fewer than 3 captions, for instance b.png (2)"
+        );
+        let orphan = r#"{"image_id": 5, "caption": "x"}"#;
+        assert_eq!(
+            read(IMAGES, orphan, 1).unwrap_err(),
+            "annotation 0 has image_id 5, which no entry of `images` has"
+        );
+        let twice = r#"{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}"#;
+        assert_eq!(read(twice, "", 0).unwrap_err(), "id 1 stands twice in `images`");
+        let twice = r#"{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}"#;
+        assert_eq!(read(twice, "", 0).unwrap_err(), "file_name a stands twice in `images`");
+        assert_eq!(read("", "", 0).unwrap_err(), "`images` is empty");
+        assert!(read(r#"{"id": 1}"#, "", 0).unwrap_err().contains("missing field `file_name` at line 1"));
+    }
+
+    #[test]
+    fn missing_files_are_listed_and_counted() {
+        let captions = read(IMAGES, ANNOTATIONS, 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join("a.png"), "").unwrap();
+        let error = captions.check_files(folder.path()).unwrap_err().to_string();
+        assert!(error.ends_with("1 of 2 images are missing, for instance b.png"), "{error}");
+        fs_err::write(folder.path().join("b.png"), "").unwrap();
+        captions.check_files(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn the_demo_data_read() {
+        let captions = Captions::read("data/demo/captions.json", 5).unwrap();
+        assert_eq!(captions.items.len(), 459);
+        assert_eq!(captions.items[0].file_name, "000001.png");
+    }
+}

@@ -1,0 +1,119 @@
+//! What a `.npy` file says about itself: element type, shape and order.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use ndarray_npy::npy::header::Header as RawHeader;
+
+use super::npy_error::NpyError;
+
+/// The element types that attrflow stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+    /// Signed 32-bit integer.
+    I32,
+    /// Signed 64-bit integer.
+    I64,
+}
+
+impl Dtype {
+    const ALL: [Self; 5] = [Self::F16, Self::F32, Self::F64, Self::I32, Self::I64];
+
+    /// The type as a npy header states it.
+    pub fn descr(self) -> &'static str {
+        match self {
+            Self::F16 => "<f2",
+            Self::F32 => "<f4",
+            Self::F64 => "<f8",
+            Self::I32 => "<i4",
+            Self::I64 => "<i8",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::F64 | Self::I64 => 8,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "float16",
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+            Self::I32 => "int32",
+            Self::I64 => "int64",
+        })
+    }
+}
+
+/// What a npy file says about itself before the data begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Lengths of the axes.
+    pub shape: Vec<usize>,
+    /// The element type.
+    pub dtype: Dtype,
+    /// Whether the first axis, not the last, runs fastest in the file.
+    pub fortran: bool,
+    /// Bytes before the data.
+    pub offset: usize,
+}
+
+impl Header {
+    /// Reads the header and checks the file's length against it; the data stay untouched.
+    pub(super) fn read(path: &Path, file: &mut fs_err::File) -> Result<Self, NpyError> {
+        let mut counted = Counted { inner: &mut *file, bytes: 0 };
+        let raw = RawHeader::from_reader(&mut counted)
+            .map_err(|error| NpyError::Header { path: path.into(), reason: error.to_string() })?;
+        let offset = counted.bytes;
+        let descr = raw.type_descriptor.as_string().cloned();
+        let dtype = Dtype::ALL.into_iter().find(|dtype| descr.as_deref() == Some(dtype.descr()));
+        let dtype = dtype.ok_or_else(|| NpyError::UnsupportedDtype {
+            path: path.into(),
+            found: raw.type_descriptor.to_string(),
+        })?;
+        let header = Self { shape: raw.shape, dtype, fortran: raw.layout.is_fortran(), offset };
+        let found = file.metadata()?.len();
+        let expected = header.file_len().ok_or_else(|| NpyError::Header {
+            path: path.into(),
+            reason: format!("shape {:?} is too large", header.shape),
+        })?;
+        if found != expected {
+            return Err(NpyError::Length { path: path.into(), found, expected, dtype, shape: header.shape });
+        }
+        Ok(header)
+    }
+
+    fn file_len(&self) -> Option<u64> {
+        let elements = self.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
+        let bytes = elements.checked_mul(self.dtype.size())?.checked_add(self.offset)?;
+        u64::try_from(bytes).ok()
+    }
+}
+
+/// Counts what passes, since the parser does not say where the data begin.
+struct Counted<R> {
+    inner: R,
+    bytes: usize,
+}
+
+impl<R: io::Read> io::Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.bytes += n;
+        Ok(n)
+    }
+}

@@ -1,0 +1,161 @@
+//! The record of a run: what ran, from what, to what.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::recipe::{Numerics, Recipe};
+use crate::store::Artifact;
+
+/// Version of the manifest's form.
+pub const FORMAT: u32 = 1;
+
+/// The record of one run of one pipeline.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The program that ran.
+    pub attrflow: Program,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline file, as it was given.
+    pub file: PathBuf,
+    /// The `--set` arguments.
+    pub sets: Vec<String>,
+    /// When the run began, UTC, RFC 3339.
+    pub started: String,
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// How numbers were computed.
+    pub numerics: Numerics,
+    /// What did not count for identity but may explain a time.
+    pub conditions: Conditions,
+    /// The stages in the order of the graph.
+    pub stages: Vec<StageRecord>,
+}
+
+/// Which attrflow it was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// The version.
+    pub version: String,
+    /// The commit that it was built from, empty where unknown.
+    pub commit: String,
+}
+
+/// What surrounded a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// Workers at once.
+    pub jobs: usize,
+    /// Threads of each worker.
+    pub threads: usize,
+    /// Devices of the workers.
+    pub devices: Vec<String>,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The result was in the cache.
+    Reused,
+    /// It computed.
+    Ran,
+    /// It failed.
+    Failed,
+    /// A stage that it reads from failed.
+    Blocked,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecord {
+    /// The stage's name.
+    pub stage: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The recipe's hash; absent where the stage could not start.
+    pub fingerprint: Option<Digest>,
+    /// All that counted.
+    pub recipe: Option<Recipe>,
+    /// Sources outside the store, by input port.
+    pub sources: BTreeMap<String, PathBuf>,
+    /// Outputs by port.
+    pub outputs: BTreeMap<String, Artifact>,
+    /// Units that computed in this run.
+    pub units_run: usize,
+    /// Units that were in the cache.
+    pub units_reused: usize,
+    /// Seconds of computing, summed over units; for a reused stage, those of the run that made it.
+    pub seconds: f64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Writes a manifest beside those of earlier runs and returns its path.
+///
+/// # Errors
+/// A write that failed.
+pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
+    fs_err::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    serde_json::to_writer_pretty(&mut file, manifest)?;
+    file.write_all(b"\n")?;
+    // The time sorts; runs that begin within one microsecond get a number.
+    let stamp: String = manifest.started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    for attempt in 0.. {
+        let name = if attempt == 0 { format!("{stamp}.json") } else { format!("{stamp}-{attempt}.json") };
+        let path = folder.join(name);
+        match file.persist_noclobber(&path) {
+            Ok(_) => return Ok(path),
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => file = error.file,
+            Err(error) => return Err(error.error),
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+/// Reads a manifest.
+///
+/// # Errors
+/// A file that cannot be read, or that holds something else.
+pub fn read(path: &Path) -> std::io::Result<Manifest> {
+    let text = fs_err::read(path)?;
+    serde_json::from_slice(&text)
+        .map_err(|error| std::io::Error::other(format!("{}: no manifest: {error}", path.display())))
+}
+
+/// The manifests in a folder, newest first.
+pub fn list(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs_err::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    paths.reverse();
+    paths
+}
+
+/// The recipe of each stage when it last had one, over the newest runs.
+pub fn last_recipes(folder: &Path) -> BTreeMap<String, Recipe> {
+    const RUNS: usize = 20;
+    let mut recipes = BTreeMap::new();
+    for path in list(folder).iter().take(RUNS) {
+        // A manifest of an older form explains nothing, and stops nothing.
+        let Ok(manifest) = read(path) else { continue };
+        for record in manifest.stages {
+            if let Some(recipe) = record.recipe {
+                recipes.entry(record.stage).or_insert(recipe);
+            }
+        }
+    }
+    recipes
+}

@@ -1,0 +1,254 @@
+//! CLIP's byte-pair tokenizer, from the folder layout of transformers.
+//!
+//! The text is normalised (NFC, white space collapsed, lower case), split into words, digits and runs of
+//! punctuation, and merged pair by pair; a fixed number of ids comes out, whatever the text.
+//! Source: Radford et al. 2021 (arXiv 2103.00020), as in transformers' `CLIPTokenizer`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tokenizers::{AddedToken, Tokenizer as Backend};
+
+/// What a word is: a special token, a clitic, letters, a single digit, or anything else that isn't white space.
+const WORD: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// Why a tokenizer could not be loaded, or a text not be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A configuration file is not of the expected form.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met, with line and column.
+        source: serde_json::Error,
+    },
+    /// The vocabulary or the merges don't fit together or are damaged.
+    #[error("{}: no byte-pair vocabulary: {reason}", folder.display())]
+    Vocabulary {
+        /// The tokenizer's folder.
+        folder: PathBuf,
+        /// What the library met.
+        reason: String,
+    },
+    /// A special token that the configuration names has no id.
+    #[error("{}: the {role} token {token:?} is not in the vocabulary", folder.display())]
+    SpecialToken {
+        /// The tokenizer's folder.
+        folder: PathBuf,
+        /// Which token.
+        role: &'static str,
+        /// Its text.
+        token: String,
+    },
+    /// There is no room for the start and the end token.
+    #[error("{}: model_max_length is {found}, expected at least 2", folder.display())]
+    MaxLength {
+        /// The tokenizer's folder.
+        folder: PathBuf,
+        /// The value found.
+        found: usize,
+    },
+    /// The library could not split a text.
+    #[error("text {text:?} could not be encoded: {reason}")]
+    Text {
+        /// The text.
+        text: String,
+        /// What the library met.
+        reason: String,
+    },
+}
+
+/// A tokenizer with the length, padding and special tokens of its model.
+pub struct Tokenizer {
+    backend: Backend,
+    start: i64,
+    end: i64,
+    pad: i64,
+    max_length: usize,
+}
+
+impl Tokenizer {
+    /// Reads `vocab.json`, `merges.txt`, `tokenizer_config.json` and, if there is one, `special_tokens_map.json`.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let folder = folder.as_ref();
+        let config = Config::read(folder)?;
+        if config.model_max_length < 2 {
+            return Err(TokenizerError::MaxLength { folder: folder.into(), found: config.model_max_length });
+        }
+        let mut backend = backend(folder, config.unk_token.content()).map_err(|error| {
+            TokenizerError::Vocabulary { folder: folder.into(), reason: error.to_string() }
+        })?;
+        let specials = [
+            ("start", &config.bos_token),
+            ("end", &config.eos_token),
+            ("unknown", &config.unk_token),
+            ("padding", &config.pad_token),
+        ];
+        // Looked up before they are added, which would give an unknown one an id that the model has no vector for.
+        let id = |(role, token): (&'static str, &Token)| {
+            let id = backend.token_to_id(token.content()).map(i64::from);
+            let token = token.content().to_owned();
+            id.ok_or(TokenizerError::SpecialToken { folder: folder.into(), role, token })
+        };
+        let (start, end, pad) = (id(specials[0])?, id(specials[1])?, id(specials[3])?);
+        id(specials[2])?;
+        // A special token is one in the middle of a text too: Stable Diffusion 2, which pads with `!`, reads
+        // a caption's exclamation mark as padding.
+        backend.add_special_tokens(&specials.map(|(_, token)| config.added(token)));
+        Ok(Self { backend, start, end, pad, max_length: config.model_max_length })
+    }
+
+    /// Number of ids of every text.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The ids of a text: start, as much of the text as fits, end, padding.
+    pub fn encode(&self, text: &str) -> Result<Vec<i64>, TokenizerError> {
+        let encoding = self
+            .backend
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError::Text { text: text.into(), reason: error.to_string() })?;
+        let room = self.max_length - 2;
+        let mut ids = vec![self.start];
+        ids.extend(encoding.get_ids().iter().take(room).map(|&id| i64::from(id)));
+        ids.push(self.end);
+        ids.resize(self.max_length, self.pad);
+        Ok(ids)
+    }
+}
+
+fn backend(folder: &Path, unknown: &str) -> tokenizers::Result<Backend> {
+    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let model = BPE::from_file(&file("vocab.json"), &file("merges.txt"))
+        .unk_token(unknown.to_owned())
+        .end_of_word_suffix("</w>".to_owned())
+        .build()?;
+    let white_space = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")?;
+    let words = Split::new(SplitPattern::Regex(WORD.to_owned()), SplitDelimiterBehavior::Removed, true)?;
+    let bytes = ByteLevel::default().add_prefix_space(false);
+    let mut backend = Backend::new(model);
+    backend
+        .with_normalizer(Some(Normalizers::new(vec![NFC.into(), white_space.into(), Lowercase.into()])))
+        .with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+    Ok(backend)
+}
+
+/// What of `tokenizer_config.json` matters here; the defaults are transformers'.
+#[derive(Deserialize)]
+struct Config {
+    model_max_length: usize,
+    #[serde(default = "Token::start")]
+    bos_token: Token,
+    #[serde(default = "Token::end")]
+    eos_token: Token,
+    #[serde(default = "Token::end")]
+    unk_token: Token,
+    #[serde(default = "Token::end")]
+    pad_token: Token,
+    /// How tokens behave, by id; newer files give it here instead of in `special_tokens_map.json`.
+    added_tokens_decoder: Option<BTreeMap<String, Behaviour>>,
+}
+
+/// The older home of the special tokens.
+#[derive(Deserialize)]
+struct SpecialTokens {
+    bos_token: Option<Token>,
+    eos_token: Option<Token>,
+    unk_token: Option<Token>,
+    pad_token: Option<Token>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Text(String),
+    Full(Behaviour),
+}
+
+#[derive(Deserialize)]
+struct Behaviour {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+}
+
+impl Config {
+    fn read(folder: &Path) -> Result<Self, TokenizerError> {
+        let mut config: Self = json(&folder.join("tokenizer_config.json"))?;
+        let map = folder.join("special_tokens_map.json");
+        if config.added_tokens_decoder.is_none() && map.exists() {
+            let map: SpecialTokens = json(&map)?;
+            config.bos_token = map.bos_token.unwrap_or(config.bos_token);
+            config.eos_token = map.eos_token.unwrap_or(config.eos_token);
+            config.unk_token = map.unk_token.unwrap_or(config.unk_token);
+            config.pad_token = map.pad_token.unwrap_or(config.pad_token);
+        }
+        Ok(config)
+    }
+
+    fn added(&self, token: &Token) -> AddedToken {
+        let described = || {
+            let tokens = self.added_tokens_decoder.iter().flatten();
+            tokens.map(|(_, token)| token).find(|described| described.content == token.content())
+        };
+        match token {
+            Token::Full(behaviour) => behaviour.added(),
+            Token::Text(text) => {
+                described().map_or_else(|| AddedToken::from(text.clone(), true), Behaviour::added)
+            }
+        }
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
+    let bytes = fs_err::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config { path: path.into(), source })
+}
+
+impl Token {
+    fn start() -> Self {
+        Self::Text("<|startoftext|>".into())
+    }
+
+    fn end() -> Self {
+        Self::Text("<|endoftext|>".into())
+    }
+
+    fn content(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Full(behaviour) => &behaviour.content,
+        }
+    }
+}
+
+impl Behaviour {
+    fn added(&self) -> AddedToken {
+        AddedToken::from(self.content.clone(), true)
+            .single_word(self.single_word)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .normalized(self.normalized)
+    }
+}

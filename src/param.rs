@@ -1,0 +1,375 @@
+//! Stage parameters: typed once, with every fault reported at its place.
+//!
+//! [`params!`](crate::params) declares a parameter struct; the reader, the defaults, the valid names in a
+//! message and the documentation all come from that one declaration.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::{Origin, Problems, Sources};
+use crate::tree::{Node, Table, Value};
+
+/// What a parameter reader sees and writes to.
+pub struct Reader<'a> {
+    /// The texts, for the folder that a relative path starts from.
+    pub sources: &'a Sources,
+    /// Where faults go.
+    pub problems: &'a mut Problems,
+}
+
+/// A type that a parameter can have.
+pub trait Param: Sized {
+    /// The type in a user's words, such as `an integer of at least 0`.
+    fn expected() -> String;
+    /// Reads a node; `None` after a fault was reported.
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
+    /// The keys of a nested table, empty for a plain value.
+    fn keys() -> Vec<Key> {
+        Vec::new()
+    }
+}
+
+/// One documented key of a parameter struct.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What it means.
+    pub doc: String,
+    /// The type in a user's words.
+    pub expected: String,
+    /// The default as TOML, `None` where the key is required.
+    pub default: Option<String>,
+    /// The keys below, for a table.
+    pub keys: Vec<Key>,
+}
+
+/// Faults between several parameters; the key names the one to point at.
+pub trait Validate {
+    /// Lists them: the key, and what is wrong with it.
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// A number that a range can hold.
+pub trait Bounded: PartialOrd + std::fmt::Display + Copy {}
+impl Bounded for u32 {}
+impl Bounded for u64 {}
+impl Bounded for f64 {}
+
+/// Reads the fields of one table, and knows which keys nobody asked for.
+pub struct Fields<'n> {
+    table: &'n Table,
+    origin: &'n Origin,
+    known: Vec<&'static str>,
+    missing: bool,
+}
+
+impl<'n> Fields<'n> {
+    /// Opens a table node, or reports that it is something else.
+    pub fn open(node: &'n Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let Some(table) = node.as_table() else {
+            wrong_type(node, "a table", reader);
+            return None;
+        };
+        Some(Self { table, origin: &node.origin, known: Vec::new(), missing: false })
+    }
+
+    /// Reads one field, or takes its default.
+    pub fn field<P: Param>(
+        &mut self,
+        name: &'static str,
+        default: Option<P>,
+        reader: &mut Reader<'_>,
+    ) -> Option<P> {
+        self.known.push(name);
+        match (self.table.get(name), default) {
+            (Some(node), _) => P::read(node, reader),
+            (None, Some(default)) => Some(default),
+            (None, None) => {
+                let problem = reader.problems.at(self.origin, format!("the key `{name}` is missing"));
+                problem.help(format!("expected {}", P::expected()));
+                self.missing = true;
+                None
+            }
+        }
+    }
+
+    /// Holds a number to its range.
+    pub fn bounded<B: Bounded>(
+        &self,
+        name: &str,
+        value: Option<B>,
+        range: &RangeInclusive<B>,
+        reader: &mut Reader<'_>,
+    ) -> Option<B> {
+        let value = value?;
+        if range.contains(&value) {
+            return Some(value);
+        }
+        let origin = self.table.get(name).map_or(self.origin, |node| &node.origin);
+        let message = format!("`{name}` is {value}, expected a value from {} to {}", range.start(), range.end());
+        reader.problems.at(origin, message);
+        None
+    }
+
+    /// Reports keys that no field has.
+    pub fn finish(&self, reader: &mut Reader<'_>) {
+        for (key, entry) in &self.table.entries {
+            if !self.known.contains(&key.as_str()) {
+                let problem = reader.problems.at(&entry.key, format!("unknown key `{key}`"));
+                problem.suggest(key, self.known.iter().copied());
+            }
+        }
+    }
+
+    /// Reports the faults between fields, at the field or the table.
+    pub fn validate(&self, faults: Vec<(&'static str, String)>, reader: &mut Reader<'_>) -> Option<()> {
+        for (name, message) in &faults {
+            let origin = self.table.get(name).map_or(self.origin, |node| &node.origin);
+            reader.problems.at(origin, message.as_str());
+        }
+        faults.is_empty().then_some(())
+    }
+}
+
+fn wrong_type(node: &Node, expected: &str, reader: &mut Reader<'_>) {
+    reader.problems.at(&node.origin, format!("expected {expected}, found {}", node.type_name()));
+}
+
+macro_rules! whole_number {
+    ($($ty:ty),*) => {$(
+        impl Param for $ty {
+            fn expected() -> String {
+                "an integer of at least 0".into()
+            }
+            fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+                match node.value {
+                    Value::Int(value) => match Self::try_from(value) {
+                        Ok(value) => return Some(value),
+                        Err(_) => {
+                            let message = format!("expected an integer from 0 to {}, found {value}", Self::MAX);
+                            reader.problems.at(&node.origin, message);
+                        }
+                    },
+                    _ => wrong_type(node, &Self::expected(), reader),
+                }
+                None
+            }
+        }
+    )*};
+}
+whole_number!(u32, u64);
+
+impl Param for f64 {
+    fn expected() -> String {
+        "a number".into()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        match node.value {
+            Value::Float(value) if value.is_finite() => Some(value),
+            Value::Int(value) => Some(value as f64),
+            _ => {
+                wrong_type(node, "a finite number", reader);
+                None
+            }
+        }
+    }
+}
+
+impl Param for bool {
+    fn expected() -> String {
+        "true or false".into()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        match node.value {
+            Value::Bool(value) => Some(value),
+            _ => {
+                wrong_type(node, &Self::expected(), reader);
+                None
+            }
+        }
+    }
+}
+
+impl Param for String {
+    fn expected() -> String {
+        "a string".into()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => {
+                wrong_type(node, &Self::expected(), reader);
+                None
+            }
+        }
+    }
+}
+
+impl<P: Param> Param for Option<P> {
+    fn expected() -> String {
+        P::expected()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        P::read(node, reader).map(Some)
+    }
+    fn keys() -> Vec<Key> {
+        P::keys()
+    }
+}
+
+impl<P: Param> Param for Vec<P> {
+    fn expected() -> String {
+        format!("an array, each item {}", P::expected())
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let Value::List(items) = &node.value else {
+            wrong_type(node, "an array", reader);
+            return None;
+        };
+        let read: Vec<Option<P>> = items.iter().map(|item| P::read(item, reader)).collect();
+        read.into_iter().collect()
+    }
+    fn keys() -> Vec<Key> {
+        P::keys()
+    }
+}
+
+/// A file or folder, or a web address: made absolute from the folder of the text that names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Location(pub String);
+
+impl Location {
+    /// The local path, or `None` for a web address.
+    pub fn local(&self) -> Option<&Path> {
+        let web = self.0.starts_with("http://") || self.0.starts_with("https://");
+        (!web).then(|| Path::new(&self.0))
+    }
+
+    /// The last part of the path or address, without a query.
+    pub fn file_name(&self) -> &str {
+        let path = self.0.split(['?', '#']).next().unwrap_or(&self.0);
+        path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+    }
+}
+
+impl Param for Location {
+    fn expected() -> String {
+        "a path or an http(s) address".into()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let location = Self(String::read(node, reader)?);
+        match location.local() {
+            Some(path) => Some(Self(normal(&reader.sources.folder(&node.origin).join(path)))),
+            None => Some(location),
+        }
+    }
+}
+
+/// The path without `.` and `..`, so that one file has one name in messages.
+fn normal(path: &Path) -> String {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir if out.file_name().is_some() => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    out.to_string_lossy().into_owned()
+}
+
+/// Reports a name that is none of the choices of an enumeration.
+pub fn wrong_choice(node: &Node, names: &[&str], reader: &mut Reader<'_>) {
+    match node.as_text() {
+        Some(text) => {
+            let message = format!("`{text}` is none of {}", names.join(", "));
+            reader.problems.at(&node.origin, message).suggest(text, names.iter().copied());
+        }
+        None => wrong_type(node, &format!("one of {}", names.join(", ")), reader),
+    }
+}
+
+/// Declares an enumeration whose values are written as strings.
+#[macro_export]
+macro_rules! choice {
+    ($(#[$meta:meta])* pub enum $name:ident { $( $(#[doc = $doc:literal])* $variant:ident = $text:literal ),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        pub enum $name { $( $(#[doc = $doc])* #[serde(rename = $text)] $variant ),* }
+
+        impl $crate::param::Param for $name {
+            fn expected() -> String {
+                format!("one of {}", [$( concat!("`", $text, "`") ),*].join(", "))
+            }
+            fn read(node: &$crate::tree::Node, reader: &mut $crate::param::Reader<'_>) -> Option<Self> {
+                match node.as_text() {
+                    $( Some($text) => return Some(Self::$variant), )*
+                    _ => $crate::param::wrong_choice(node, &[$( $text ),*], reader),
+                }
+                None
+            }
+        }
+    };
+}
+
+/// Declares a parameter struct: `name: Type [range] = default`, range and default optional.
+#[macro_export]
+macro_rules! params {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $( $(#[doc = $doc:literal])* $field:ident : $ty:ty $([$range:expr])? $(= $default:expr)? ),* $(,)?
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name { $( $(#[doc = $doc])* pub $field: $ty ),* }
+
+        impl $crate::param::Param for $name {
+            fn expected() -> String {
+                "a table".into()
+            }
+            fn read(node: &$crate::tree::Node, reader: &mut $crate::param::Reader<'_>) -> Option<Self> {
+                let mut fields = $crate::param::Fields::open(node, reader)?;
+                $(
+                    #[allow(unused_mut, unused_assignments)]
+                    let mut default: Option<$ty> = None;
+                    $( default = Some($default); )?
+                    let $field = fields.field::<$ty>(stringify!($field), default, reader);
+                    $( let $field = fields.bounded(stringify!($field), $field, &$range, reader); )?
+                )*
+                fields.finish(reader);
+                let read = Self { $( $field: $field? ),* };
+                fields.validate($crate::param::Validate::validate(&read), reader)?;
+                Some(read)
+            }
+            fn keys() -> Vec<$crate::param::Key> {
+                vec![$( $crate::param::Key {
+                    name: stringify!($field),
+                    doc: [$( $doc.trim() ),*].join(" "),
+                    expected: {
+                        let expected = <$ty as $crate::param::Param>::expected();
+                        $( let expected = format!("{expected}, from {} to {}", $range.start(), $range.end()); )?
+                        expected
+                    },
+                    default: {
+                        #[allow(unused_mut, unused_assignments)]
+                        let mut default: Option<String> = None;
+                        $(
+                            let value: $ty = $default;
+                            default = Some(serde_json::to_string(&value).unwrap_or_default());
+                        )?
+                        default
+                    },
+                    keys: <$ty as $crate::param::Param>::keys(),
+                } ),*]
+            }
+        }
+    };
+}

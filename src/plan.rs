@@ -1,0 +1,247 @@
+//! What a run would do, stage by stage, and why.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::graph::Graph;
+use crate::manifest;
+use crate::pipeline::{Pipeline, Source, StageNode};
+use crate::recipe::{self, Change, Numerics, Recipe};
+use crate::stage::Unit;
+use crate::store::{Entry, Store, StoreError};
+
+/// Why a stage computes.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Reason {
+    /// No earlier run of this pipeline holds the stage.
+    First,
+    /// The recipe differs from the last run's.
+    Changed {
+        /// Field by field.
+        changes: Vec<Change>,
+    },
+    /// The recipe is the last run's, but its result is not in the cache: removed, or never finished.
+    Missing,
+    /// The user asked for it.
+    Forced,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::First => f.write_str("never run before"),
+            Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
+            Self::Forced => f.write_str("forced"),
+            Self::Changed { changes } => {
+                let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
+                f.write_str(&texts.join("; "))
+            }
+        }
+    }
+}
+
+/// What a run would do with a stage.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// Take the cached result.
+    Reuse(Box<Entry>),
+    /// Compute it.
+    Run(Box<Recipe>, Reason),
+    /// It reads what is not there yet; the changes known already say whether it surely computes.
+    Wait {
+        /// The stages that it waits for.
+        upstream: Vec<String>,
+        /// What of its own recipe changed; empty where only its inputs may.
+        changes: Vec<Change>,
+    },
+}
+
+/// A stage's input that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// The store, or a source file, could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A reference below an output leads nowhere.
+    #[error("the input `{port}` reads `{sub}` below the output `{output}`, and nothing stands there")]
+    NoSub {
+        /// The input port.
+        port: String,
+        /// The path below.
+        sub: String,
+        /// `stage.port`.
+        output: String,
+    },
+}
+
+/// The inputs of a stage: digests that count, and paths to read.
+#[derive(Debug, Clone, Default)]
+pub struct Resolved {
+    /// Digests by port.
+    pub digests: BTreeMap<String, Digest>,
+    /// Paths by port.
+    pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// Judges stages against the store and the last runs.
+pub struct Planner<'a> {
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The cache.
+    pub store: &'a Store,
+    /// How numbers would be computed.
+    pub numerics: &'a Numerics,
+    /// Stages to compute whatever the cache holds.
+    pub forced: &'a [usize],
+    history: OnceCell<BTreeMap<String, Recipe>>,
+}
+
+impl<'a> Planner<'a> {
+    /// A planner for one invocation.
+    pub fn new(
+        pipeline: &'a Pipeline,
+        store: &'a Store,
+        numerics: &'a Numerics,
+        forced: &'a [usize],
+    ) -> Self {
+        Self { pipeline, store, numerics, forced, history: OnceCell::new() }
+    }
+
+    /// Digests and paths of a stage's inputs, given the results so far; the stages still missing otherwise.
+    ///
+    /// # Errors
+    /// A source that cannot be read, or a path below an output where nothing stands.
+    pub fn inputs(
+        &self,
+        stage: &StageNode,
+        done: &BTreeMap<usize, Entry>,
+    ) -> Result<Result<Resolved, (Resolved, Vec<String>)>, InputError> {
+        let mut resolved = Resolved::default();
+        let mut missing = Vec::new();
+        for (port, source) in &stage.inputs {
+            let (digest, path) = match source {
+                Source::File(path) => (self.store.source(path)?, path.clone()),
+                Source::Port { stage: upstream, port: output, sub, .. } => {
+                    let Some(entry) = done.get(upstream) else {
+                        missing.push(self.pipeline.stages[*upstream].id.clone());
+                        continue;
+                    };
+                    let artifact = &entry.outputs[output];
+                    let path = self.store.path(&artifact.digest);
+                    match sub {
+                        None => (artifact.digest, path),
+                        Some(sub) => match self.store.sub(&artifact.digest, sub)? {
+                            Some(digest) => (digest, path.join(sub)),
+                            None => {
+                                let output = format!("{}.{output}", self.pipeline.stages[*upstream].id);
+                                return Err(InputError::NoSub { port: port.clone(), sub: sub.clone(), output });
+                            }
+                        },
+                    }
+                }
+            };
+            resolved.digests.insert(port.clone(), digest);
+            resolved.paths.insert(port.clone(), path);
+        }
+        missing.sort();
+        missing.dedup();
+        Ok(if missing.is_empty() { Ok(resolved) } else { Err((resolved, missing)) })
+    }
+
+    /// The recipe of a stage as a whole.
+    pub fn recipe(&self, stage: &StageNode, inputs: &Resolved) -> Recipe {
+        Recipe {
+            kind: stage.kind.name().to_owned(),
+            version: stage.kind.version(),
+            params: stage.kind.identity(&stage.params),
+            inputs: inputs.digests.clone(),
+            numerics: stage.kind.numeric().then(|| self.numerics.clone()),
+            unit: None,
+        }
+    }
+
+    /// The recipe of one unit: of parameters and inputs only those that units read.
+    pub fn unit_recipe(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Recipe {
+        let merge_only =
+            |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
+        let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
+        Recipe {
+            params: stage.kind.unit_identity(&stage.params),
+            inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
+            unit: Some(unit.span.clone()),
+            ..self.recipe(stage, &Resolved::default())
+        }
+    }
+
+    /// What to do with one stage, given the results so far.
+    ///
+    /// # Errors
+    /// As [`Planner::inputs`], and a damaged index.
+    pub fn judge(&self, index: usize, done: &BTreeMap<usize, Entry>) -> Result<Verdict, InputError> {
+        let stage = &self.pipeline.stages[index];
+        let inputs = match self.inputs(stage, done)? {
+            Ok(inputs) => inputs,
+            Err((known, upstream)) => {
+                let changes = self.known_changes(stage, &known);
+                return Ok(Verdict::Wait { upstream, changes });
+            }
+        };
+        let recipe = self.recipe(stage, &inputs);
+        if self.forced.contains(&index) {
+            return Ok(Verdict::Run(Box::new(recipe), Reason::Forced));
+        }
+        if let Some(entry) = self.store.lookup(&recipe.fingerprint())? {
+            return Ok(Verdict::Reuse(Box::new(entry)));
+        }
+        let reason = match self.last(&stage.id) {
+            None => Reason::First,
+            Some(last) => match recipe::changes(last, &recipe) {
+                changes if changes.is_empty() => Reason::Missing,
+                changes => Reason::Changed { changes },
+            },
+        };
+        Ok(Verdict::Run(Box::new(recipe), reason))
+    }
+
+    /// The changes that are certain although some inputs are not known yet.
+    fn known_changes(&self, stage: &StageNode, known: &Resolved) -> Vec<Change> {
+        let Some(last) = self.last(&stage.id) else { return Vec::new() };
+        let mut recipe = self.recipe(stage, known);
+        for (port, source) in &stage.inputs {
+            if let (Source::Port { .. }, false, Some(digest)) =
+                (source, recipe.inputs.contains_key(port), last.inputs.get(port))
+            {
+                recipe.inputs.insert(port.clone(), *digest);
+            }
+        }
+        recipe::changes(last, &recipe)
+    }
+
+    /// The recipe that the stage of this name had when it last ran or was reused.
+    fn last(&self, id: &str) -> Option<&Recipe> {
+        let runs = || manifest::last_recipes(&self.store.runs(&self.pipeline.name));
+        self.history.get_or_init(runs).get(id)
+    }
+
+    /// Judges every selected stage without running any.
+    ///
+    /// # Errors
+    /// As [`Planner::judge`].
+    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Verdict)>, InputError> {
+        let mut done = BTreeMap::new();
+        let mut verdicts = Vec::new();
+        for &index in graph.order() {
+            let verdict = self.judge(index, &done)?;
+            if let Verdict::Reuse(entry) = &verdict {
+                done.insert(index, (**entry).clone());
+            }
+            verdicts.push((index, verdict));
+        }
+        Ok(verdicts)
+    }
+}

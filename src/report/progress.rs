@@ -1,0 +1,155 @@
+//! Live progress on a terminal, and the summary that ends every run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::{Reporter, Table, duration, print, short_path};
+use crate::event::{Event, Shown};
+
+/// Shows nothing but failures and the summary.
+#[derive(Default)]
+pub struct Quiet {
+    summary: Summary,
+}
+
+impl Reporter for Quiet {
+    fn hear(&mut self, event: &Event) {
+        if let Some(line) = trouble(event) {
+            complain(&line);
+        }
+        self.summary.hear(event);
+    }
+}
+
+/// One bar per running stage, with rate and time left.
+#[derive(Default)]
+pub struct Live {
+    bars: MultiProgress,
+    running: BTreeMap<String, ProgressBar>,
+    summary: Summary,
+}
+
+impl Live {
+    fn end(&mut self, stage: &str) {
+        if let Some(bar) = self.running.remove(stage) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        // The bars are drawn on standard error; without a terminal there are none.
+        let _ = self.bars.println(text);
+    }
+}
+
+impl Reporter for Live {
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::StageStarted { stage, reason, units, units_reused, steps } => {
+                self.line(&format!("  run {stage}: {reason}"));
+                if *units_reused > 0 {
+                    self.line(&format!("      {units_reused} of {units} units are already there"));
+                }
+                let bar = self.bars.add(ProgressBar::new(*steps));
+                let form = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {per_sec}  {eta} left";
+                let form = if *steps > 0 { form } else { "{prefix:>24} {spinner} {elapsed}" };
+                bar.set_style(ProgressStyle::with_template(form).expect("the template is well formed"));
+                bar.set_prefix(stage.clone());
+                bar.enable_steady_tick(Duration::from_millis(200));
+                self.running.insert(stage.clone(), bar);
+            }
+            Event::Progress { stage, done, total } => {
+                if let Some(bar) = self.running.get(stage) {
+                    if bar.length() != Some(*total) {
+                        bar.set_length(*total);
+                        let form = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {per_sec}  {eta} left";
+                        bar.set_style(ProgressStyle::with_template(form).expect("the template is well formed"));
+                    }
+                    bar.set_position(*done);
+                }
+            }
+            Event::StageFinished { stage, seconds, .. } => {
+                self.end(stage);
+                self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
+            }
+            Event::StageFailed { stage, .. } => self.end(&stage.clone()),
+            Event::RunFinished { .. } => {
+                let _ = self.bars.clear();
+            }
+            _ => {}
+        }
+        if let Some(line) = trouble(event) {
+            self.line(&line);
+        }
+        self.summary.hear(event);
+    }
+}
+
+/// What a user must see whatever the form of the report.
+fn trouble(event: &Event) -> Option<String> {
+    match event {
+        Event::StageFailed { stage, unit, error } => {
+            let unit = unit.as_ref().map(|unit| format!(", {unit}")).unwrap_or_default();
+            Some(format!("error: stage `{stage}`{unit}: {error}"))
+        }
+        Event::Log { level, message } => Some(format!("{}: {message}", level.to_lowercase())),
+        _ => None,
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
+fn complain(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Gathers one row per stage and prints them when the run is over.
+#[derive(Default)]
+struct Summary {
+    rows: Vec<[String; 4]>,
+}
+
+impl Summary {
+    fn hear(&mut self, event: &Event) {
+        let row = match event {
+            Event::StageReused { stage, outputs } => [stage.clone(), "reused".into(), String::new(), place(outputs)],
+            Event::StageFinished { stage, seconds, outputs } => {
+                [stage.clone(), "ran".into(), duration(*seconds), place(outputs)]
+            }
+            Event::StageFailed { stage, .. } => [stage.clone(), "failed".into(), String::new(), String::new()],
+            Event::StageBlocked { stage, by } => {
+                [stage.clone(), "blocked".into(), String::new(), format!("needs {by}")]
+            }
+            Event::RunFinished { seconds, reused, ran, failed, blocked, manifest } => {
+                let mut table = Table::new(&["stage", "", "computing", "results"]);
+                self.rows.drain(..).for_each(|row| table.row(row));
+                let mut text = format!("{table}\n{ran} ran, {reused} reused");
+                for (count, word) in [(failed, "failed"), (blocked, "blocked")] {
+                    if *count > 0 {
+                        text.push_str(&format!(", {count} {word}"));
+                    }
+                }
+                text.push_str(&format!(" in {}", duration(*seconds)));
+                if let Some(manifest) = manifest {
+                    text.push_str(&format!("; manifest {}", short_path(manifest)));
+                }
+                print(&format!("{text}\n"));
+                return;
+            }
+            _ => return,
+        };
+        self.rows.push(row);
+    }
+}
+
+/// The folder that holds all outputs of a stage.
+fn place(outputs: &BTreeMap<String, Shown>) -> String {
+    let paths: Vec<&PathBuf> = outputs.values().map(|shown| &shown.path).collect();
+    match paths.as_slice() {
+        [one] => short_path(one),
+        [first, ..] => short_path(first.parent().unwrap_or(Path::new(""))),
+        [] => String::new(),
+    }
+}

@@ -1,0 +1,335 @@
+//! The contract between the engine and the stage kinds.
+//!
+//! A kind is one type that implements [`Stage`] (what the engine must know to plan it) and [`Compute`]
+//! (how a worker runs it). The two are apart so that the front program, which only plans and schedules,
+//! links no libtorch and answers in milliseconds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::param::{Key, Param, Reader, Validate};
+use crate::tree::Node;
+
+/// An input port of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Input {
+    /// The name used in `inputs`.
+    pub name: &'static str,
+    /// What stands on it: form and shape.
+    pub doc: &'static str,
+    /// Whether it must be connected.
+    pub required: bool,
+    /// Whether units read it; if not, only the merge does, and a change of it recomputes no unit.
+    pub units: bool,
+}
+
+impl Input {
+    /// An input that every unit reads.
+    pub const fn new(name: &'static str, doc: &'static str) -> Self {
+        Self { name, doc, required: true, units: true }
+    }
+
+    /// An input that only the merge of the units reads.
+    pub const fn merge(name: &'static str, doc: &'static str) -> Self {
+        Self { name, doc, required: true, units: false }
+    }
+
+    /// The same input, allowed to be left open.
+    pub const fn optional(self) -> Self {
+        Self { required: false, ..self }
+    }
+}
+
+/// An output port of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// The name used in references, `stage.port`.
+    pub name: &'static str,
+    /// The file or folder name in the results folder.
+    pub file: &'static str,
+    /// What stands on it: form and shape.
+    pub doc: &'static str,
+}
+
+/// A parameter that a stage takes from the stage on one of its input ports.
+///
+/// Two stages whose numbers are only comparable under the same value can then never be given different ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherit {
+    /// The parameter, of the same name and type in both kinds.
+    pub param: &'static str,
+    /// The input port whose stage gives it.
+    pub port: &'static str,
+}
+
+/// Paths of the artifacts on a stage's input ports.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Inputs(pub BTreeMap<String, PathBuf>);
+
+impl Inputs {
+    /// The path on a required port.
+    ///
+    /// # Panics
+    /// If the port is not connected: the pipeline was checked for that.
+    pub fn path(&self, port: &str) -> &Path {
+        self.0.get(port).unwrap_or_else(|| panic!("the input `{port}` is not connected"))
+    }
+
+    /// The path on an optional port.
+    pub fn get(&self, port: &str) -> Option<&Path> {
+        self.0.get(port).map(PathBuf::as_path)
+    }
+}
+
+/// A piece of a stage that is scheduled, cached and resumed on its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unit {
+    /// What it covers, for people: `batches 0..8`.
+    pub name: String,
+    /// What it covers, for the kind; part of the unit's identity.
+    pub span: Json,
+    /// Amount of work, in steps that the kind reports progress in.
+    pub steps: u64,
+}
+
+/// Where a stage computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this index.
+    Cuda(usize),
+}
+
+/// What surrounds a running unit; nothing in it may change a result.
+pub struct Context<'a> {
+    /// Where to compute.
+    pub device: Device,
+    /// Most rows to send through a network at once.
+    pub micro_batch: usize,
+    /// Reports steps done and their total.
+    pub progress: &'a dyn Fn(u64, u64),
+}
+
+/// A kind of stage, as the engine sees it.
+pub trait Stage: Sync + 'static {
+    /// Its parameters.
+    type Params: Param + Validate + Serialize + DeserializeOwned;
+    /// Its name in `kind = "…"`.
+    const KIND: &'static str;
+    /// Bumped whenever the same recipe would give other bytes, or bytes of another meaning.
+    const VERSION: u32;
+    /// One sentence for people.
+    const SUMMARY: &'static str;
+    /// Its input ports.
+    const INPUTS: &'static [Input];
+    /// Its output ports.
+    const OUTPUTS: &'static [Output];
+    /// Whether libtorch computes its bytes: its version, device and precision then count.
+    const NUMERIC: bool = true;
+    /// Parameters taken from the stage on an input port.
+    const INHERITS: &'static [Inherit] = &[];
+
+    /// Local files and folders that the parameters name: the engine hashes them as inputs.
+    fn sources(_params: &Self::Params) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
+
+    /// The part of the parameters that counts for identity: all but places.
+    fn identity(params: &Self::Params) -> Json {
+        to_json(params)
+    }
+
+    /// The part of the parameters that a unit's bytes depend on.
+    fn unit_identity(params: &Self::Params) -> Json {
+        Self::identity(params)
+    }
+
+    /// The units, or `None` where the stage is one piece that writes the output ports itself.
+    ///
+    /// Looks at the inputs no further than their headers.
+    ///
+    /// # Errors
+    /// Inputs that cannot be used: the file, what was found and what was expected.
+    fn units(_params: &Self::Params, _inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        Ok(None)
+    }
+}
+
+/// How a kind is computed, inside a worker.
+pub trait Compute: Stage {
+    /// Computes one unit into the empty folder `out`; a stage of one piece gets no unit and writes
+    /// `out/<Output::file>` for each of its ports.
+    ///
+    /// # Errors
+    /// Whatever keeps the result from being right; nothing of `out` is then kept.
+    fn run(
+        params: &Self::Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()>;
+
+    /// Joins the folders that the units wrote, in order, into `out/<Output::file>` for each port.
+    ///
+    /// # Errors
+    /// As [`Compute::run`].
+    fn merge(
+        _params: &Self::Params,
+        _inputs: &Inputs,
+        _parts: &[PathBuf],
+        _out: &Path,
+        _cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        anyhow::bail!("the kind `{}` has units but no merge", Self::KIND)
+    }
+}
+
+fn to_json<T: Serialize>(value: &T) -> Json {
+    serde_json::to_value(value).expect("parameters are plain data")
+}
+
+fn from_json<S: Stage>(params: &Json) -> S::Params {
+    serde_json::from_value(params.clone()).expect("parameters were read by this kind")
+}
+
+/// [`Stage`] without its types, so that kinds of every sort stand in one registry.
+pub trait Kind: Sync {
+    /// [`Stage::KIND`].
+    fn name(&self) -> &'static str;
+    /// [`Stage::VERSION`].
+    fn version(&self) -> u32;
+    /// [`Stage::SUMMARY`].
+    fn summary(&self) -> &'static str;
+    /// [`Stage::INPUTS`].
+    fn inputs(&self) -> &'static [Input];
+    /// [`Stage::OUTPUTS`].
+    fn outputs(&self) -> &'static [Output];
+    /// [`Stage::NUMERIC`].
+    fn numeric(&self) -> bool;
+    /// [`Stage::INHERITS`].
+    fn inherits(&self) -> &'static [Inherit];
+    /// The documented parameters.
+    fn keys(&self) -> Vec<Key>;
+    /// Reads and checks the parameters; the result holds every default.
+    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json>;
+    /// [`Stage::sources`].
+    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)>;
+    /// [`Stage::identity`].
+    fn identity(&self, params: &Json) -> Json;
+    /// [`Stage::unit_identity`].
+    fn unit_identity(&self, params: &Json) -> Json;
+    /// [`Stage::units`].
+    ///
+    /// # Errors
+    /// As there.
+    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+}
+
+impl<S: Stage> Kind for S {
+    fn name(&self) -> &'static str {
+        S::KIND
+    }
+    fn version(&self) -> u32 {
+        S::VERSION
+    }
+    fn summary(&self) -> &'static str {
+        S::SUMMARY
+    }
+    fn inputs(&self) -> &'static [Input] {
+        S::INPUTS
+    }
+    fn outputs(&self) -> &'static [Output] {
+        S::OUTPUTS
+    }
+    fn numeric(&self) -> bool {
+        S::NUMERIC
+    }
+    fn inherits(&self) -> &'static [Inherit] {
+        S::INHERITS
+    }
+    fn keys(&self) -> Vec<Key> {
+        S::Params::keys()
+    }
+    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json> {
+        S::Params::read(node, reader).map(|params| to_json(&params))
+    }
+    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)> {
+        S::sources(&from_json::<S>(params))
+    }
+    fn identity(&self, params: &Json) -> Json {
+        S::identity(&from_json::<S>(params))
+    }
+    fn unit_identity(&self, params: &Json) -> Json {
+        S::unit_identity(&from_json::<S>(params))
+    }
+    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        S::units(&from_json::<S>(params), inputs)
+    }
+}
+
+/// [`Compute`] without its types.
+pub trait Computation: Sync {
+    /// [`Stage::KIND`].
+    fn kind(&self) -> &'static str;
+    /// [`Compute::run`].
+    ///
+    /// # Errors
+    /// As there.
+    fn run(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()>;
+    /// [`Compute::merge`].
+    ///
+    /// # Errors
+    /// As there.
+    fn merge(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()>;
+}
+
+impl<C: Compute> Computation for C {
+    fn kind(&self) -> &'static str {
+        C::KIND
+    }
+    fn run(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        C::run(&from_json::<C>(params), inputs, unit, out, cx)
+    }
+    fn merge(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        C::merge(&from_json::<C>(params), inputs, parts, out, cx)
+    }
+}
+
+/// The kinds that a pipeline can use.
+pub type Registry = Vec<&'static dyn Kind>;

@@ -1,0 +1,57 @@
+//! The device that a worker computes on, and what must be set before it does.
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use crate::stage::Device;
+
+/// The device in libtorch's terms.
+pub fn torch(device: Device) -> tch::Device {
+    match device {
+        Device::Cpu => tch::Device::Cpu,
+        Device::Cuda(index) => tch::Device::Cuda(index),
+    }
+}
+
+/// Sets the number of threads and makes the device usable.
+///
+/// # Errors
+/// A GPU that libtorch cannot use, and why.
+pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    tch::set_num_interop_threads(1);
+    let Device::Cuda(index) = device else { return Ok(()) };
+    load_cuda()?;
+    // Benchmarking picks the fastest algorithm of the moment, which need not be the same one twice.
+    tch::Cuda::cudnn_set_benchmark(false);
+    let found = tch::Cuda::device_count();
+    if !tch::Cuda::is_available() || index as i64 >= found {
+        return Err(format!(
+            "cuda:{index} cannot be used: libtorch sees {found} CUDA devices; \
+             see `attrflow doctor`, or compute with --device cpu"
+        ));
+    }
+    Ok(())
+}
+
+/// Loads the CUDA part of libtorch, which announces itself to the rest.
+///
+/// Nothing calls into it by name, so the linker would leave it out; and a machine without a GPU need not spend
+/// the time and memory that it takes.
+///
+/// # Errors
+/// What the dynamic loader says.
+pub fn load_cuda() -> Result<(), String> {
+    // SAFETY: the library's initialisers register CUDA kernels with libtorch and rely on nothing of ours.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    let library = library.map_err(|error| error.to_string())?;
+    // It stays until the process ends: kernels that it registered may be called at any time.
+    std::mem::forget(library);
+    Ok(())
+}
+
+/// The file that libtorch was loaded from.
+pub fn library() -> Option<String> {
+    let maps = fs_err::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
+    line.find('/').map(|start| line[start..].to_owned())
+}

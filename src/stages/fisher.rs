@@ -1,0 +1,153 @@
+//! The diagonal of the Fisher information: how much each weight matters to the training data.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::arrays::NpyRows;
+use super::loss::{count_images, load_unet};
+use super::select::Select;
+use super::{spans, tensors};
+use crate::io::npy::Npy;
+use crate::math::data::DataSet;
+use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
+use crate::math::schedule::NoiseSchedule;
+use crate::math::selection::Selection;
+use crate::param::Validate;
+use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::{choice, params};
+
+choice! {
+    /// Which rows share a caption.
+    pub enum Draw {
+        /// All rows of a batch: as published.
+        Batch = "batch",
+        /// None: every row draws its own.
+        Row = "row",
+    }
+}
+
+choice! {
+    /// Which mean is taken.
+    pub enum Weight {
+        /// The mean of batch means, so that rows of a short last batch count more: as published.
+        Batch = "batch",
+        /// The mean over rows.
+        Row = "row",
+    }
+}
+
+params! {
+    /// Parameters of `fisher`.
+    pub struct Params {
+        /// Passes over the latents.
+        epochs: u32 [1..=10_000] = 5,
+        /// Rows per batch.
+        batch_size: u32 [1..=100_000] = 32,
+        /// Seed of timesteps, captions and noise.
+        seed: u32 = 0,
+        /// `batch`: one caption index for all rows of a batch, as published; `row`: one for each row.
+        caption_draw: Draw = Draw::Batch,
+        /// `batch`: mean of batch means, as published; `row`: mean over rows.
+        weighting: Weight = Weight::Batch,
+        /// The weights to compute it for; must hold those that `unlearn` changes.
+        select: Select = Select(Selection::All),
+    }
+}
+
+impl Validate for Params {}
+
+impl Params {
+    fn spec(&self) -> FisherSpec {
+        FisherSpec {
+            epochs: self.epochs as usize,
+            batch_size: self.batch_size as usize,
+            seed: self.seed.into(),
+            caption_draw: match self.caption_draw {
+                Draw::Batch => CaptionDraw::Batch,
+                Draw::Row => CaptionDraw::Row,
+            },
+            weighting: match self.weighting {
+                Weight::Batch => Weighting::Batch,
+                Weight::Row => Weighting::Row,
+            },
+            selection: self.select.0.clone(),
+        }
+    }
+}
+
+/// See the module.
+pub struct Fisher;
+
+/// What a unit's sums are to be divided by, kept beside them.
+const WEIGHT: &str = "weight";
+/// The number of training images, which `unlearn` needs.
+pub(super) const IMAGES: &str = "images";
+
+impl Stage for Fisher {
+    type Params = Params;
+    const KIND: &'static str = "fisher";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the diagonal Fisher information of the model's weights";
+    const INPUTS: &'static [Input] = &[
+        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("scheduler", "a folder with scheduler_config.json"),
+        Input::new("latents", "float [2N, C, H, W]"),
+        Input::new("text_embeddings", "float [N, captions, L, D]"),
+    ];
+    const OUTPUTS: &'static [Output] = &[Output {
+        name: "fisher",
+        file: "fisher.safetensors",
+        doc: "float64 by weight name; the number of images N in its metadata",
+    }];
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let latents = Npy::open(inputs.path("latents"))?;
+        latents.expect_shape(&[None, None, None, None])?;
+        count_images(inputs)?;
+        Ok(Some(spans::units("batches", params.spec().batches(latents.rows()), 1)))
+    }
+}
+
+impl Compute for Fisher {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let unet = load_unet(inputs, cx)?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let latents = NpyRows::new(Npy::open(inputs.path("latents"))?, 1);
+        let texts = Npy::open(inputs.path("text_embeddings"))?;
+        let captions = texts.shape()[1];
+        let texts = NpyRows::new(texts, 2);
+        let data = DataSet::new(&latents, &texts, captions)?;
+        let batches = spans::range(unit, "batches")?;
+        let total = batches.len() as u64;
+        let sum =
+            fisher_range(&unet, &schedule, data, &params.spec(), batches, cx.micro_batch, &mut |done| {
+                (cx.progress)(done as u64, total);
+            })?;
+        tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
+    }
+
+    fn merge(
+        _: &Params,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let mut total = FisherSum::default();
+        for part in parts {
+            let file = part.join("sums.safetensors");
+            let weight = tensors::metadata(&file, WEIGHT)?.and_then(|text| text.parse().ok());
+            let weight = weight.ok_or_else(|| anyhow::anyhow!("{}: no weight", file.display()))?;
+            total.add(FisherSum { sums: tensors::read(&file)?, weight });
+        }
+        let mean: BTreeMap<_, _> = total.mean();
+        let images = count_images(inputs)?.to_string();
+        tensors::write(&out.join("fisher.safetensors"), &mean, Some((IMAGES, images)))
+    }
+}

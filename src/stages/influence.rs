@@ -1,0 +1,144 @@
+//! The influence of every training image: the rise of its loss when the query is unlearned.
+
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use serde_json::{Value as Json, json};
+
+use super::loss::{self, LossParams};
+use super::{device, table};
+use crate::io::coco::Captions;
+use crate::io::image::{load_rgb, save_png};
+use crate::io::npy::Npy;
+use crate::io::npy_writer;
+use crate::math::influence::{influence, per_image, rank};
+use crate::nn::unet::UNet;
+use crate::param::Validate;
+use crate::params;
+use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Stage, Unit};
+
+params! {
+    /// Parameters of `influence`.
+    pub struct Params {
+        /// How a loss is measured: taken from the stage on `pretrain_loss`, so that the two cannot differ.
+        loss: LossParams,
+        /// Training images in the table.
+        top: u32 [1..=1_000_000] = 100,
+        /// Training images in the picture.
+        pictured: u32 [1..=100] = 10,
+        /// The heading of the picture, such as the query's caption.
+        heading: String = String::new(),
+    }
+}
+
+impl Validate for Params {}
+
+/// See the module.
+pub struct Influence;
+
+impl Stage for Influence {
+    type Params = Params;
+    const KIND: &'static str = "influence";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
+    const INPUTS: &'static [Input] = &[
+        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("scheduler", "a folder with scheduler_config.json"),
+        Input::new("latents", "float [2N, C, H, W]"),
+        Input::new("text_embeddings", "float [N, captions, L, D]"),
+        Input::new("weights", "the weights that unlearning changed, safetensors"),
+        Input::merge("pretrain_loss", "float32 [2N]"),
+        Input::merge("captions", "a captions file in COCO's layout").optional(),
+        Input::merge("images", "the folder of training images, for the picture").optional(),
+        Input::merge("query", "the generated image, for the picture").optional(),
+    ];
+    const OUTPUTS: &'static [Output] = &[
+        Output { name: "influence", file: "influence.npy", doc: "float32 [N]" },
+        Output { name: "rank", file: "rank.npy", doc: "int64 [N]: image indices by falling influence" },
+        Output { name: "losses", file: "unlearned_loss.npy", doc: "float32 [2N]" },
+        Output { name: "table", file: "top.csv", doc: "the most influential images, a line each" },
+        Output { name: "top", file: "top.json", doc: "the same with all captions" },
+        Output { name: "picture", file: "top.png", doc: "the query and the most influential images" },
+    ];
+    const INHERITS: &'static [Inherit] = &[Inherit { param: "loss", port: "pretrain_loss" }];
+
+    fn identity(params: &Params) -> Json {
+        let Params { loss, top, pictured, heading } = params;
+        json!({ "loss": loss.identity(), "top": top, "pictured": pictured, "heading": heading })
+    }
+
+    fn unit_identity(params: &Params) -> Json {
+        json!({ "loss": params.loss.identity() })
+    }
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        loss::units(&params.loss, inputs).map(Some)
+    }
+}
+
+impl Compute for Influence {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let unet = UNet::load_with(inputs.path("unet"), inputs.path("weights"), device::torch(cx.device))?;
+        loss::run(&unet, &params.loss, inputs, unit, out, cx)
+    }
+
+    fn merge(
+        params: &Params,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let parts: Vec<PathBuf> = parts.iter().map(|part| part.join("losses.npy")).collect();
+        let unlearned = out.join("unlearned_loss.npy");
+        npy_writer::concat(&parts, &unlearned)?;
+        let images = loss::count_images(inputs)?;
+        let rise = influence(&read(&unlearned)?, &read(inputs.path("pretrain_loss"))?)?;
+        let scores = per_image(&rise, images)?;
+        let ranks = rank(&scores)?;
+        npy_writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
+        npy_writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
+        show(params, inputs, &scores, &ranks, out)
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<f32>> {
+    let npy = Npy::open(path)?;
+    npy.expect_shape(&[None])?;
+    let mut values = Vec::new();
+    npy.read_f32(0..npy.rows(), &mut values)?;
+    Ok(values)
+}
+
+/// Writes table and picture; without captions the images are named by their index.
+fn show(params: &Params, inputs: &Inputs, scores: &[f32], ranks: &[i64], out: &Path) -> anyhow::Result<()> {
+    let captions = match inputs.get("captions") {
+        Some(path) => Captions::read(path, params.loss.captions as usize)?,
+        None => Captions { items: (0..scores.len()).map(|index| unnamed(index)).collect() },
+    };
+    let rows = table::top(ranks, scores, &captions, params.top as usize)?;
+    table::write_csv(&out.join("top.csv"), &rows)?;
+    table::write_json(&out.join("top.json"), &rows)?;
+    let query = match inputs.get("query") {
+        Some(path) => load_rgb(path)?,
+        None => RgbImage::from_pixel(64, 64, image::Rgb([240; 3])),
+    };
+    let pictured = &rows[..rows.len().min(params.pictured as usize)];
+    let sheet = match inputs.get("images") {
+        Some(images) if inputs.get("captions").is_some() => {
+            table::draw(&query, &params.heading, pictured, images)?
+        }
+        _ => table::draw(&query, &params.heading, &[], Path::new(""))?,
+    };
+    Ok(save_png(&sheet, out.join("top.png"))?)
+}
+
+fn unnamed(index: usize) -> crate::io::coco::Item {
+    crate::io::coco::Item { file_name: index.to_string(), captions: Vec::new() }
+}

@@ -1,0 +1,143 @@
+//! The loss pass, shared by the two stages whose difference is the influence.
+
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+
+use super::arrays::NpyRows;
+use super::{device, spans};
+use crate::io::npy::Npy;
+use crate::io::npy_writer;
+use crate::math::data::DataSet;
+use crate::math::loss::{LossPass, LossSpec};
+use crate::math::noise::NoiseMode;
+use crate::math::schedule::NoiseSchedule;
+use crate::nn::unet::UNet;
+use crate::param::Validate;
+use crate::stage::{Context, Inputs, Unit};
+use crate::{choice, params};
+
+choice! {
+    /// Where a training image's noise comes from.
+    pub enum Noise {
+        /// One draw per batch, as published: `batch_size` and `time_samples` change every number.
+        Batch = "batch",
+        /// One draw per image and timestep: no batching, subset or choice of timesteps changes a number.
+        Image = "image",
+    }
+}
+
+params! {
+    /// How the loss of a training image is measured.
+    pub struct LossParams {
+        /// Timesteps per image and caption, evenly spaced from 0; must divide the model's 1000.
+        time_samples: u32 [1..=1000] = 20,
+        /// Captions per image: the first ones.
+        captions: u32 [1..=1000] = 5,
+        /// Seed of the noise.
+        seed: u32 = 0,
+        /// `batch`: one draw per batch, as published; `image`: one per image and timestep.
+        noise: Noise = Noise::Batch,
+        /// Rows (image x caption x timestep) that one draw covers with `noise = "batch"`; without effect with `image`.
+        batch_size: u32 [1..=100_000_000] = 8000,
+    }
+}
+
+/// The model's number of training timesteps, fixed in every scheduler that is supported.
+const TRAIN_TIMESTEPS: u32 = 1000;
+
+impl Validate for LossParams {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let rows = self.time_samples * self.captions;
+        if !TRAIN_TIMESTEPS.is_multiple_of(self.time_samples) {
+            let message = format!(
+                "`time_samples` is {}, which does not divide {TRAIN_TIMESTEPS}: the timesteps would not be even",
+                self.time_samples
+            );
+            faults.push(("time_samples", message));
+        } else if self.noise == Noise::Batch && !self.batch_size.is_multiple_of(rows) {
+            let message = format!(
+                "`batch_size` is {}, expected a multiple of {rows}, the {} captions x {} timesteps of an image",
+                self.batch_size, self.captions, self.time_samples
+            );
+            faults.push(("batch_size", message));
+        }
+        faults
+    }
+}
+
+impl LossParams {
+    /// What counts: with noise per image, the batch size only says how many images are read at once.
+    pub fn identity(&self) -> Json {
+        let Self { time_samples, captions, seed, noise, batch_size } = self;
+        let mut counts =
+            json!({ "time_samples": time_samples, "captions": captions, "seed": seed, "noise": noise });
+        if *noise == Noise::Batch {
+            counts["batch_size"] = json!(batch_size);
+        }
+        counts
+    }
+
+    fn spec(&self) -> LossSpec {
+        let (time_samples, captions) = (self.time_samples as usize, self.captions as usize);
+        // Any number of images may share a draw-free batch; this one keeps a batch's memory small.
+        const IMAGES: usize = 16;
+        let (noise, batch_size) = match self.noise {
+            Noise::Batch => (NoiseMode::Batch, self.batch_size as usize),
+            Noise::Image => (NoiseMode::Image, IMAGES * captions * time_samples),
+        };
+        LossSpec { batch_size, time_samples, captions, seed: self.seed.into(), noise }
+    }
+}
+
+/// The number of training images, from the header of the text embeddings [N, captions, L, D].
+pub(super) fn count_images(inputs: &Inputs) -> anyhow::Result<usize> {
+    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    texts.expect_shape(&[None, None, None, None])?;
+    Ok(texts.rows())
+}
+
+/// The latents cut into units of whole batches.
+pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
+    let latents = Npy::open(inputs.path("latents"))?;
+    latents.expect_shape(&[None, None, None, None])?;
+    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    texts.expect_shape(&[None, None, None, None])?;
+    let captions = texts.shape()[1];
+    if (params.captions as usize) > captions {
+        anyhow::bail!("`captions` is {}, but the data has {captions} captions per image", params.captions);
+    }
+    Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
+}
+
+/// Computes one unit: the losses of its latents, float32 [n], into `out/losses.npy`.
+pub(super) fn run(
+    unet: &UNet,
+    params: &LossParams,
+    inputs: &Inputs,
+    unit: Option<&Unit>,
+    out: &Path,
+    cx: &Context<'_>,
+) -> anyhow::Result<()> {
+    let latents = NpyRows::new(Npy::open(inputs.path("latents"))?, 1);
+    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    let captions = texts.shape()[1];
+    let texts = NpyRows::new(texts, 2);
+    let data = DataSet::new(&latents, &texts, captions)?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let spec = params.spec();
+    let range = spans::range(unit, "latents")?;
+    let per_batch = spec.images_per_batch();
+    let batches = range.start / per_batch..range.end.div_ceil(per_batch);
+    let total = range.len() as u64;
+    let losses = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?
+        .of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?;
+    npy_writer::write_f32(out.join("losses.npy"), &[losses.len()], &losses)?;
+    Ok(())
+}
+
+/// The network of the `unet` port on the context's device.
+pub(super) fn load_unet(inputs: &Inputs, cx: &Context<'_>) -> anyhow::Result<UNet> {
+    Ok(UNet::load(inputs.path("unet"), device::torch(cx.device))?)
+}

@@ -1,0 +1,71 @@
+//! The loss of every training image under the model as it was trained.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+
+use super::loss::{self, LossParams};
+use crate::io::npy_writer;
+use crate::params;
+use crate::param::Validate;
+use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+
+params! {
+    /// Parameters of `pretrain-loss`.
+    pub struct Params {
+        /// How a loss is measured; `influence` takes the same table from here.
+        loss: LossParams,
+    }
+}
+
+impl Validate for Params {}
+
+/// See the module.
+pub struct PretrainLoss;
+
+impl Stage for PretrainLoss {
+    type Params = Params;
+    const KIND: &'static str = "pretrain-loss";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the loss of every training image under the pretrained model";
+    const INPUTS: &'static [Input] = &[
+        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("scheduler", "a folder with scheduler_config.json"),
+        Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
+        Input::new("text_embeddings", "float [N, captions, L, D]"),
+    ];
+    const OUTPUTS: &'static [Output] =
+        &[Output { name: "losses", file: "pretrain_loss.npy", doc: "float32 [2N]" }];
+
+    fn identity(params: &Params) -> Json {
+        json!({ "loss": params.loss.identity() })
+    }
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        loss::units(&params.loss, inputs).map(Some)
+    }
+}
+
+impl Compute for PretrainLoss {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        loss::run(&loss::load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
+    }
+
+    fn merge(
+        _: &Params,
+        _: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let parts: Vec<PathBuf> = parts.iter().map(|part| part.join("losses.npy")).collect();
+        npy_writer::concat(&parts, out.join("pretrain_loss.npy"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! One step that raises the loss on a generated image, scaled by the Fisher information.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::fisher::IMAGES;
+use super::loss::load_unet;
+use super::select::Select;
+use super::{device, tensors};
+use crate::io::npy::Npy;
+use crate::math::data::Rows;
+use crate::math::schedule::NoiseSchedule;
+use crate::math::selection::Selection;
+use crate::math::unlearn::{UnlearnSpec, Unlearning};
+use crate::param::Validate;
+use crate::params;
+use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use super::arrays::NpyRows;
+
+params! {
+    /// Parameters of `unlearn`.
+    pub struct Params {
+        /// Steps of gradient ascent.
+        steps: u32 [1..=10_000] = 1,
+        /// Batches whose gradients make up a step.
+        grad_accum_steps: u32 [1..=1_000_000] = 625,
+        /// Rows per batch, at distinct timesteps.
+        batch_size: u32 [1..=1000] = 80,
+        /// Learning rate.
+        lr: f64 = 0.01,
+        /// Seed of timesteps and noise.
+        seed: u32 = 0,
+        /// Added to the Fisher information, which can hold zeros; a zero is refused without it.
+        damping: Option<f64> = None,
+        /// The weights that change.
+        select: Select = Select(Selection::CrossAttnKv),
+        /// Which row of `latents` and `text_embeddings` is the query.
+        index: u32 = 0,
+        /// Training images N; by default the number that the Fisher information was computed from.
+        images: Option<u32> = None,
+    }
+}
+
+impl Validate for Params {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        match self.damping {
+            Some(damping) if damping <= 0.0 => {
+                vec![("damping", format!("`damping` is {damping}, expected a number above 0, or no key"))]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// See the module.
+pub struct Unlearn;
+
+impl Stage for Unlearn {
+    type Params = Params;
+    const KIND: &'static str = "unlearn";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the weights after unlearning one image";
+    const INPUTS: &'static [Input] = &[
+        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("scheduler", "a folder with scheduler_config.json"),
+        Input::new("fisher", "float64 by weight name, safetensors"),
+        Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
+        Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
+    ];
+    const OUTPUTS: &'static [Output] = &[Output {
+        name: "weights",
+        file: "unlearned.safetensors",
+        doc: "float32 by weight name, only those that changed",
+    }];
+}
+
+impl Compute for Unlearn {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let latents = Npy::open(inputs.path("latents"))?;
+        latents.expect_shape(&[None, None, None, None])?;
+        let texts = Npy::open(inputs.path("text_embeddings"))?;
+        texts.expect_shape(&[None, None, None, None])?;
+        let index = params.index as usize;
+        let rows = latents.rows().min(texts.rows());
+        anyhow::ensure!(index < rows, "`index` is {index}, but there are {rows} queries");
+        let first_caption = index * texts.shape()[1];
+        let device = device::torch(cx.device);
+        let read = |rows: NpyRows, row| rows.gather(&[row], device).map_err(|error| anyhow::anyhow!(error));
+        let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
+        let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
+
+        let unet = load_unet(inputs, cx)?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let fisher = tensors::read(inputs.path("fisher"))?;
+        let spec = UnlearnSpec {
+            steps: params.steps as usize,
+            grad_accum_steps: params.grad_accum_steps as usize,
+            batch_size: params.batch_size as usize,
+            lr: params.lr,
+            seed: params.seed.into(),
+            damping: params.damping,
+            selection: params.select.0.clone(),
+        };
+        let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
+        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.micro_batch)?.run(
+            &fisher,
+            images(params, inputs)?,
+            &mut |done| (cx.progress)(done as u64, total),
+        )?;
+        tensors::write(&out.join("unlearned.safetensors"), &changed, None)
+    }
+}
+
+fn images(params: &Params, inputs: &Inputs) -> anyhow::Result<usize> {
+    if let Some(images) = params.images {
+        return Ok(images as usize);
+    }
+    let path = inputs.path("fisher");
+    let text = tensors::metadata(path, IMAGES)?;
+    text.and_then(|text| text.parse().ok())
+        .with_context(|| format!("{}: no number of images in its metadata; set `images`", path.display()))
+}

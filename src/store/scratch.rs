@@ -1,0 +1,105 @@
+//! Folders to work in: one per run, and in it one per attempt.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Result, Store};
+
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n";
+
+/// The working folder of one run; the lock tells other runs that it is in use.
+///
+/// No two attempts ever share a folder, so a worker that outlives its runner cannot touch what a later run
+/// builds.
+pub struct Scratch {
+    folder: PathBuf,
+    lock_path: PathBuf,
+    _lock: fs_err::File,
+    count: AtomicU64,
+}
+
+impl Store {
+    /// Makes the working folder of a run, and removes those of runs that ended without doing so.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub fn scratch(&self) -> Result<Scratch> {
+        let tmp = self.root.join("tmp");
+        fs_err::create_dir_all(&tmp)?;
+        let tag = self.root.join("CACHEDIR.TAG");
+        if !tag.exists() {
+            self.write(&tag, TAG.as_bytes())?;
+        }
+        // Between making a lock file and locking it, a sweep must not take it for a dead run's.
+        let gate = fs_err::File::create(tmp.join("gate"))?;
+        gate.file().lock()?;
+        sweep(&tmp)?;
+        let name = format!("{}-{:x}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+        let lock_path = tmp.join(format!("{name}.lock"));
+        let lock = fs_err::File::create(&lock_path)?;
+        lock.file().lock()?;
+        let folder = tmp.join(name);
+        fs_err::create_dir(&folder)?;
+        Ok(Scratch { folder, lock_path, _lock: lock, count: AtomicU64::new(0) })
+    }
+}
+
+/// Removes the folders whose lock nobody holds.
+fn sweep(tmp: &Path) -> Result<()> {
+    for entry in fs_err::read_dir(tmp)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let lock = fs_err::File::open(&path)?;
+        if lock.file().try_lock().is_ok() {
+            let folder = path.with_extension("");
+            if folder.exists() {
+                // What cannot be removed now, because an orphan still writes there, goes next time.
+                if fs_err::remove_dir_all(&folder).is_err() {
+                    continue;
+                }
+            }
+            fs_err::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+impl Scratch {
+    /// A new empty folder.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub fn attempt(&self) -> Result<Attempt> {
+        let folder = self.folder.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
+        fs_err::create_dir(&folder)?;
+        Ok(Attempt { folder })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Best effort: the next run sweeps what is left.
+        let _ = fs_err::remove_dir_all(&self.folder);
+        let _ = fs_err::remove_file(&self.lock_path);
+    }
+}
+
+/// The folder of one attempt at a unit; what was not taken from it goes with it.
+pub struct Attempt {
+    folder: PathBuf,
+}
+
+impl Attempt {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let _ = fs_err::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,156 @@
+//! Source texts and the problems found in them.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+/// A place in a source text: which text, and which bytes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Index of the text in [`Sources`].
+    pub text: usize,
+    /// Byte range within the text.
+    pub span: Range<usize>,
+}
+
+/// One text that was read: a file, or a `--set` argument.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// What a message calls it: the path as given, or `--set`.
+    pub name: String,
+    /// The folder that relative paths written in this text start from.
+    pub folder: PathBuf,
+    /// The text itself.
+    pub text: String,
+}
+
+/// All texts of one invocation; an [`Origin`] points into it.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    texts: Vec<Source>,
+}
+
+impl Sources {
+    /// Adds a text and returns its index.
+    pub fn add(&mut self, name: String, folder: PathBuf, text: String) -> usize {
+        self.texts.push(Source { name, folder, text });
+        self.texts.len() - 1
+    }
+
+    /// The text at `index`.
+    pub fn get(&self, index: usize) -> &Source {
+        &self.texts[index]
+    }
+
+    /// The folder that a relative path written at `origin` starts from.
+    pub fn folder(&self, origin: &Origin) -> &Path {
+        &self.texts[origin.text].folder
+    }
+
+    /// `name:line:column` of the first byte of `origin`, both counted from 1.
+    pub fn position(&self, origin: &Origin) -> String {
+        let source = &self.texts[origin.text];
+        let before = &source.text[..origin.span.start.min(source.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |tail| tail.chars().count()) + 1;
+        format!("{}:{line}:{column}", source.name)
+    }
+}
+
+/// One thing wrong in a pipeline, with its place.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// What is wrong: found and expected, one line.
+    pub message: String,
+    /// Where, when the fault has a place.
+    pub origin: Option<Origin>,
+    /// A way out, such as the nearest valid name.
+    pub help: Option<String>,
+}
+
+/// Everything wrong that was found, gathered so that one run shows it all.
+#[derive(Debug, Clone, Default)]
+pub struct Problems {
+    /// In the order found.
+    pub list: Vec<Problem>,
+}
+
+impl Problems {
+    /// Adds a problem with a place.
+    pub fn at(&mut self, origin: &Origin, message: impl Into<String>) -> &mut Problem {
+        self.list.push(Problem { message: message.into(), origin: Some(origin.clone()), help: None });
+        self.list.last_mut().expect("just pushed")
+    }
+
+    /// Adds a problem that no single place causes.
+    pub fn general(&mut self, message: impl Into<String>) -> &mut Problem {
+        self.list.push(Problem { message: message.into(), origin: None, help: None });
+        self.list.last_mut().expect("just pushed")
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Renders all problems with file, line, column and a caret under the place.
+    pub fn render(&self, sources: &Sources, color: bool) -> String {
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let texts: Vec<String> =
+            self.list.iter().map(|problem| renderer.render(&[problem.group(sources)])).collect();
+        texts.join("\n\n")
+    }
+}
+
+impl Problem {
+    /// Adds a way out.
+    pub fn help(&mut self, help: impl Into<String>) {
+        self.help = Some(help.into());
+    }
+
+    /// Suggests the nearest of `names` to `found`, or lists them when none is near.
+    pub fn suggest<'a>(&mut self, found: &str, names: impl IntoIterator<Item = &'a str>) {
+        self.help = suggestion(found, names);
+    }
+
+    fn group<'a>(&'a self, sources: &'a Sources) -> Group<'a> {
+        let mut group = Group::with_title(Level::ERROR.primary_title(self.message.as_str()));
+        if let Some(origin) = &self.origin {
+            let source = sources.get(origin.text);
+            group = group.element(
+                Snippet::source(source.text.as_str())
+                    .path(source.name.as_str())
+                    .annotation(AnnotationKind::Primary.span(origin.span.clone())),
+            );
+        }
+        match &self.help {
+            Some(help) => group.element(Level::HELP.message(help.as_str())),
+            None => group,
+        }
+    }
+}
+
+/// `did you mean …` for a near name, else the list of valid names.
+pub fn suggestion<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_unstable();
+    names.dedup();
+    let near = names
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(found, name), *name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4);
+    match near {
+        Some((_, name)) => Some(format!("did you mean `{name}`?")),
+        None if names.is_empty() => None,
+        None => Some(format!("valid names: {}", names.join(", "))),
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
