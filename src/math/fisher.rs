@@ -205,3 +205,20 @@ pub fn squared_gradients(
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
     Ok(tch::no_grad(|| taps.iter().zip(&grads).flat_map(|(tap, grad)| sums_of_squares(tap, grad)).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_goes_through_all_rows_in_order() {
+        for (latents, batch_size) in [(10, 4), (8, 4), (3, 5)] {
+            let selection = Selection::All;
+            let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
+            let spec = FisherSpec { epochs: 3, batch_size, seed: 0, caption_draw, weighting, selection };
+            let rows: Vec<usize> =
+                (0..spec.batches(latents)).flat_map(|b| spec.rows_of(b, latents)).collect();
+            assert_eq!(rows, (0..latents).cycle().take(3 * latents).collect::<Vec<_>>());
+        }
+    }
+}

@@ -248,3 +248,43 @@ fn slice(row: usize, most: usize, groups: usize, times: usize) -> (Range<usize>,
         (group..group + 1, time..times.min(time + most))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_image_once() {
+        let spec =
+            LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 0, noise: NoiseMode::Batch };
+        for images in 0..12 {
+            let found: Vec<usize> =
+                (0..spec.batches(images)).flat_map(|b| spec.images_of(b, images)).collect();
+            assert_eq!(found, (0..images).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn timesteps_start_at_zero_and_stay_below_the_end() {
+        let spec =
+            LossSpec { batch_size: 20, time_samples: 20, captions: 1, seed: 0, noise: NoiseMode::Batch };
+        let timesteps = spec.timesteps(1000);
+        assert_eq!((timesteps.len(), timesteps[0], timesteps[1], timesteps[19]), (20, 0, 50, 950));
+    }
+
+    #[test]
+    fn slices_follow_each_other_and_never_split_several_texts() {
+        for (most, groups, times) in [(1, 6, 4), (3, 6, 4), (4, 6, 4), (11, 6, 4), (100, 6, 4), (2, 5, 1)] {
+            let mut row = 0;
+            while row < groups * times {
+                let (some, part) = slice(row, most, groups, times);
+                assert_eq!(row, some.start * times + part.start);
+                assert!(some.len() == 1 || part == (0..times));
+                let count = some.len() * part.len();
+                assert!(count > 0 && count <= most);
+                row += count;
+            }
+            assert_eq!(row, groups * times);
+        }
+    }
+}

@@ -25,7 +25,8 @@ pub enum NoiseMode {
     Image,
 }
 
-/// A seeded stream of random numbers; the process has one at a time.
+/// A seeded stream of random numbers; the process has one at a time, so a thread that holds one must not ask for
+/// another.
 pub struct Draws(#[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
 
 impl Draws {

@@ -13,7 +13,7 @@ pub enum Selection {
     CrossAttnKv,
     /// All of the cross attention: `attn2`.
     CrossAttn,
-    /// Both attentions and what holds them: `attn`.
+    /// Self and cross attention: `attn`.
     Attn,
     /// Every parameter.
     All,

@@ -3,6 +3,7 @@
 //! Keys that we don't know are allowed, since the Hugging Face libraries add some with every release. Those
 //! that would change the computation are listed as [`Guard`]s by each model.
 
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use serde_json::Value;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message says what its fields are")]
 pub enum ModelError {
-    #[error("cannot read the model file")]
+    #[error(transparent)]
     Read(#[from] std::io::Error),
     #[error("{}: not a safetensors file", file.display())]
     Safetensors { file: PathBuf, source: safetensors::SafeTensorError },
@@ -73,6 +74,15 @@ pub enum PerBlock {
     One(i64),
     /// A value a block, from the finest resolution to the coarsest.
     Each(Vec<i64>),
+}
+
+impl Display for PerBlock {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            PerBlock::One(value) => write!(f, "{value}"),
+            PerBlock::Each(values) => write!(f, "{values:?}"),
+        }
+    }
 }
 
 impl PerBlock {

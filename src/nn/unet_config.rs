@@ -128,7 +128,7 @@ impl UNetConfig {
             values.of(count).filter(|values| values.iter().all(|&value| value > 0)).ok_or_else(|| {
                 let one_each =
                     format!("a positive number, or {count} of them (one for each of block_out_channels)");
-                unsupported(file, key, format!("{values:?}"), &one_each)
+                unsupported(file, key, values, &one_each)
             })
         };
         let layers = each("layers_per_block", &self.layers_per_block)?;
