@@ -34,7 +34,8 @@ impl Graph {
         for component in &components {
             let first = component[0];
             if component.len() > 1 || graph.contains_edge(first, first) {
-                let names: Vec<&str> = component.iter().map(|n| pipeline.stages[graph[*n]].id.as_str()).collect();
+                let names: Vec<&str> =
+                    component.iter().map(|n| pipeline.stages[graph[*n]].id.as_str()).collect();
                 let origin = &pipeline.stages[graph[first]].origin;
                 let message = format!("the stages form a cycle: {} -> {}", names.join(" -> "), names[0]);
                 problems.at(origin, message).help("a stage cannot wait for its own output");

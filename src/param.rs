@@ -111,7 +111,8 @@ impl<'n> Fields<'n> {
             return Some(value);
         }
         let origin = self.table.get(name).map_or(self.origin, |node| &node.origin);
-        let message = format!("`{name}` is {value}, expected a value from {} to {}", range.start(), range.end());
+        let message =
+            format!("`{name}` is {value}, expected a value from {} to {}", range.start(), range.end());
         reader.problems.at(origin, message);
         None
     }

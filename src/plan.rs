@@ -139,7 +139,11 @@ impl<'a> Planner<'a> {
                             Some(digest) => (digest, path.join(sub)),
                             None => {
                                 let output = format!("{}.{output}", self.pipeline.stages[*upstream].id);
-                                return Err(InputError::NoSub { port: port.clone(), sub: sub.clone(), output });
+                                return Err(InputError::NoSub {
+                                    port: port.clone(),
+                                    sub: sub.clone(),
+                                    output,
+                                });
                             }
                         },
                     }

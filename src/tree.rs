@@ -152,7 +152,8 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
         }
         DeValue::Table(table) => Value::Table(convert_table(table, text, problems)),
         DeValue::Datetime(_) => {
-            problems.at(&origin, "a date has no use here: expected a string, number, boolean, array or table");
+            problems
+                .at(&origin, "a date has no use here: expected a string, number, boolean, array or table");
             return None;
         }
     };
@@ -203,7 +204,10 @@ pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mu
             (Value::List(items), _) => {
                 let Some(index) = item_index(items, key) else {
                     let parent = keys[..depth].join(".");
-                    let message = format!("`{parent}` has no item `{key}`: expected a name or an index below {}", items.len());
+                    let message = format!(
+                        "`{parent}` has no item `{key}`: expected a name or an index below {}",
+                        items.len()
+                    );
                     problems.at(&origin, message);
                     return;
                 };
@@ -241,4 +245,3 @@ fn relocate(node: &mut Node, origin: &Origin) {
         _ => {}
     }
 }
-

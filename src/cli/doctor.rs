@@ -75,8 +75,12 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
         yes(driver),
     ));
     match (driver, report.cuda, &report.cuda_error) {
-        (true, false, Some(error)) => print(&format!("missing    the CUDA part of libtorch does not load: {error}\n")),
-        (true, false, None) => print("missing    the driver does not work with this libtorch: see `nvidia-smi`\n"),
+        (true, false, Some(error)) => {
+            print(&format!("missing    the CUDA part of libtorch does not load: {error}\n"))
+        }
+        (true, false, None) => {
+            print("missing    the driver does not work with this libtorch: see `nvidia-smi`\n")
+        }
         (false, ..) => print("note       no NVIDIA driver: stages compute on the CPU\n"),
         _ => {}
     }

@@ -60,7 +60,10 @@ impl Failure {
                 let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
                 eprintln!("{}", problems.render(sources, color));
                 let count = problems.list.len();
-                eprintln!("\n{count} {} found; nothing was run", if count == 1 { "problem" } else { "problems" });
+                eprintln!(
+                    "\n{count} {} found; nothing was run",
+                    if count == 1 { "problem" } else { "problems" }
+                );
             }
             // The stage's own message was shown when it failed.
             Self::Stages(_) => {}

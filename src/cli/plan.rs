@@ -53,7 +53,9 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
     }
     if !as_json {
         let [reuse, run, maybe] = counts;
-        print(&format!("{table}\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before\n"));
+        print(&format!(
+            "{table}\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before\n"
+        ));
     }
     Ok(())
 }

@@ -86,7 +86,8 @@ fn settings(args: &Args, project: &Project, log: &str) -> Result<(Vec<Setting>, 
         rows => rows,
     };
     let device = |slot: usize| project.devices[slot % project.devices.len()];
-    let settings = (0..jobs).map(|slot| Setting { device: device(slot), threads, micro_batch, log: log.to_owned() });
+    let settings =
+        (0..jobs).map(|slot| Setting { device: device(slot), threads, micro_batch, log: log.to_owned() });
     let name = |device: &Device| match device {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(index) => format!("cuda:{index}"),

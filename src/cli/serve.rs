@@ -74,7 +74,10 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the stage panicked");
     let text = text.split_once("Torch(\"").map_or(text, |(_, torch)| torch);
-    let end = ["\\nException raised from", "\nException raised from"].iter().filter_map(|mark| text.find(mark)).min();
+    let end = ["\\nException raised from", "\nException raised from"]
+        .iter()
+        .filter_map(|mark| text.find(mark))
+        .min();
     text[..end.unwrap_or(text.len())].replace("\\n", "\n").replace("\\\"", "\"")
 }
 

@@ -7,7 +7,7 @@ use super::exit::Failure;
 use super::project::ProjectArgs;
 use crate::manifest;
 use crate::plan::{Planner, Reason, Verdict};
-use crate::report::{Table, print, size, short_path};
+use crate::report::{Table, print, short_path, size};
 use crate::stage::Registry;
 
 #[derive(Debug, ClapArgs)]

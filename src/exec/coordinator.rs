@@ -190,12 +190,22 @@ impl<'a> Coordinator<'a> {
     fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
         let node = &self.run.pipeline.stages[stage];
         let inputs = Inputs(work.inputs.paths.clone());
-        Job { stage, unit, kind: node.kind, params: node.params.clone(), inputs, part, recipe, forced: work.forced }
+        Job {
+            stage,
+            unit,
+            kind: node.kind,
+            params: node.params.clone(),
+            inputs,
+            part,
+            recipe,
+            forced: work.forced,
+        }
     }
 
     fn merge(&mut self, stage: usize) {
         let work = &self.works[&stage];
-        let parts = work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
+        let parts =
+            work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
         let job = self.job(stage, None, Part::Merge(parts.collect()), work.recipe.clone(), work);
         self.queue.push_first(job);
         self.jobs += 1;
@@ -351,4 +361,3 @@ impl<'a> Coordinator<'a> {
         Ok(manifest)
     }
 }
-

@@ -100,7 +100,8 @@ type Item<'p> = (Option<String>, Option<(&'p str, &'p Node)>);
 fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec<Item<'p>> {
     let Some(each) = table.get("each") else { return vec![(None, None)] };
     let form = "expected `each = { item = \"${a.list}\" }`";
-    let Some((variable, entry)) = each.as_table().filter(|t| t.entries.len() == 1).and_then(|t| t.entries.iter().next())
+    let Some((variable, entry)) =
+        each.as_table().filter(|t| t.entries.len() == 1).and_then(|t| t.entries.iter().next())
     else {
         problems.at(&each.origin, form);
         return Vec::new();
@@ -120,7 +121,10 @@ fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec
     for (index, item) in list.iter().enumerate() {
         let label = label(item, index);
         if label.is_empty() || label.contains(['[', ']', '/']) || label.starts_with('.') {
-            problems.at(&item.origin, format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"));
+            problems.at(
+                &item.origin,
+                format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"),
+            );
         } else if seen.insert(label.clone(), ()).is_some() {
             problems.at(&item.origin, format!("two items of `{path}` have the name `{label}`"));
         } else {
@@ -151,7 +155,9 @@ fn replace(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Node {
     let origin = node.origin.clone();
     let value = match &node.value {
         Value::Text(text) => match whole_reference(text) {
-            Some(path) => return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone()),
+            Some(path) => {
+                return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
+            }
             None => Value::Text(interpolate(text, &origin, scope, problems)),
         },
         Value::List(items) => Value::List(items.iter().map(|item| replace(item, scope, problems)).collect()),
@@ -182,7 +188,10 @@ fn interpolate(text: &str, origin: &Origin, scope: &Scope<'_>, problems: &mut Pr
             Some((Value::Text(value), _)) => out.push_str(value),
             Some((Value::Int(value), _)) => out.push_str(&value.to_string()),
             Some((_, found)) => {
-                problems.at(origin, format!("`{path}` is {found}, expected a string or an integer inside a text"));
+                problems.at(
+                    origin,
+                    format!("`{path}` is {found}, expected a string or an integer inside a text"),
+                );
             }
             None => {}
         }

@@ -127,7 +127,9 @@ fn read(
     only_keys(table, &["config", "stages"], problems);
     let config = config(table, sets, sources, problems)?;
     let Some(stages) = table.get("stages") else {
-        problems.at(&Origin { text, span: 0..0 }, "the pipeline has no stages").help("expected `[stages.NAME]`");
+        problems
+            .at(&Origin { text, span: 0..0 }, "the pipeline has no stages")
+            .help("expected `[stages.NAME]`");
         return None;
     };
     let Some(stages) = stages.as_table() else {
@@ -159,7 +161,8 @@ fn read_text(
     problems: &mut Problems,
 ) -> Option<usize> {
     let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
-    let folder = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder }).ok()?;
+    let folder =
+        std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder }).ok()?;
     match fs_err::read_to_string(file) {
         Ok(text) => Some(sources.add(file.display().to_string(), folder, text)),
         Err(error) => {

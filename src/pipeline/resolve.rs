@@ -123,8 +123,12 @@ fn find_stage(
         return Some(found);
     }
     if let Some(repeated) = drafts.iter().find(|draft| draft.base == name) {
-        let message = format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.id());
-        reader.problems.at(origin, message).help(format!("name one of its items, such as `{}`", repeated.id()));
+        let message =
+            format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.id());
+        reader
+            .problems
+            .at(origin, message)
+            .help(format!("name one of its items, such as `{}`", repeated.id()));
     } else {
         let names: Vec<String> = drafts.iter().map(|draft| draft.base.to_owned()).collect();
         let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));

@@ -66,7 +66,9 @@ impl Reporter for Live {
                     if bar.length() != Some(*total) {
                         bar.set_length(*total);
                         let form = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {per_sec}  {eta} left";
-                        bar.set_style(ProgressStyle::with_template(form).expect("the template is well formed"));
+                        bar.set_style(
+                            ProgressStyle::with_template(form).expect("the template is well formed"),
+                        );
                     }
                     bar.set_position(*done);
                 }
@@ -114,11 +116,15 @@ struct Summary {
 impl Summary {
     fn hear(&mut self, event: &Event) {
         let row = match event {
-            Event::StageReused { stage, outputs } => [stage.clone(), "reused".into(), String::new(), place(outputs)],
+            Event::StageReused { stage, outputs } => {
+                [stage.clone(), "reused".into(), String::new(), place(outputs)]
+            }
             Event::StageFinished { stage, seconds, outputs } => {
                 [stage.clone(), "ran".into(), duration(*seconds), place(outputs)]
             }
-            Event::StageFailed { stage, .. } => [stage.clone(), "failed".into(), String::new(), String::new()],
+            Event::StageFailed { stage, .. } => {
+                [stage.clone(), "failed".into(), String::new(), String::new()]
+            }
             Event::StageBlocked { stage, by } => {
                 [stage.clone(), "blocked".into(), String::new(), format!("needs {by}")]
             }

@@ -47,7 +47,10 @@ impl Rows for NpyRows {
             values.extend_from_slice(&entry[inner * length..(inner + 1) * length]);
         }
         let shape = [&[rows.len() as i64], self.shape.as_slice()].concat();
-        Ok(Tensor::from_slice(&values).f_view(shape.as_slice())?.f_to_kind(Kind::Float)?.f_to_device(device)?)
+        Ok(Tensor::from_slice(&values)
+            .f_view(shape.as_slice())?
+            .f_to_kind(Kind::Float)?
+            .f_to_device(device)?)
     }
 }
 

@@ -29,7 +29,10 @@ impl Validate for File {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         let target = self.target();
-        if !Path::new(target).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        if !Path::new(target)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        {
             faults.push(("to", format!("`{target}` leads outside the output folder")));
         }
         if let Some(digest) = &self.sha256
@@ -87,7 +90,9 @@ impl Stage for Download {
 
     fn sources(params: &Params) -> Vec<(String, PathBuf)> {
         let files = params.files.iter().enumerate();
-        files.filter_map(|(index, file)| Some((File::port(index), file.from.local()?.to_path_buf()))).collect()
+        files
+            .filter_map(|(index, file)| Some((File::port(index), file.from.local()?.to_path_buf())))
+            .collect()
     }
 
     /// Bytes count, not where they come from: a local file by its digest as an input, a remote one by its
@@ -107,7 +112,13 @@ impl Stage for Download {
 }
 
 impl Compute for Download {
-    fn run(params: &Params, _: &Inputs, _: Option<&Unit>, out: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+    fn run(
+        params: &Params,
+        _: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
         let files = out.join("files");
         fs_err::create_dir(&files)?;
         // Archives land beside the output: only what is unpacked from them belongs to it.

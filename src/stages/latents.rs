@@ -78,7 +78,11 @@ impl Stage for Latents {
         Input::new("tokenizer", "a folder with vocab.json and merges.txt"),
     ];
     const OUTPUTS: &'static [Output] = &[
-        Output { name: "latents", file: "latents.npy", doc: "float32 [2N, C, H, W]: images, then mirror images" },
+        Output {
+            name: "latents",
+            file: "latents.npy",
+            doc: "float32 [2N, C, H, W]: images, then mirror images",
+        },
         Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
     ];
 
@@ -107,13 +111,7 @@ impl Compute for Latents {
         write_texts(params, inputs, items, device, out)
     }
 
-    fn merge(
-        _: &Params,
-        _: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
         let each = |name: &str| parts.iter().map(|part| part.join(name)).collect::<Vec<_>>();
         let latents = [each(PLAIN), each(FLIPPED)].concat();
         npy_writer::concat(&latents, out.join("latents.npy"))?;
@@ -161,7 +159,8 @@ fn write_latents(
                 Some(writer) => writer,
                 None => {
                     let size = latent.size();
-                    let shape: Vec<usize> = [items.len() as i64].iter().chain(&size[1..]).map(|&n| n as usize).collect();
+                    let shape: Vec<usize> =
+                        [items.len() as i64].iter().chain(&size[1..]).map(|&n| n as usize).collect();
                     writer.insert(NpyWriter::create(out.join([PLAIN, FLIPPED][flip]), Dtype::F32, &shape)?)
                 }
             };
@@ -176,7 +175,13 @@ fn write_latents(
 }
 
 /// Encodes the captions of each image together.
-fn write_texts(params: &Params, inputs: &Inputs, items: &[Item], device: Device, out: &Path) -> anyhow::Result<()> {
+fn write_texts(
+    params: &Params,
+    inputs: &Inputs,
+    items: &[Item],
+    device: Device,
+    out: &Path,
+) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
     let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
     let dtype = match params.text_precision {
@@ -190,7 +195,8 @@ fn write_texts(params: &Params, inputs: &Inputs, items: &[Item], device: Device,
             Some(writer) => writer,
             None => {
                 let size = texts.size();
-                let shape: Vec<usize> = [items.len() as i64].iter().chain(&size).map(|&n| n as usize).collect();
+                let shape: Vec<usize> =
+                    [items.len() as i64].iter().chain(&size).map(|&n| n as usize).collect();
                 writer.insert(NpyWriter::create(out.join(TEXTS), dtype, &shape)?)
             }
         };

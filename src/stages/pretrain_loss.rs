@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::loss::{self, LossParams};
 use crate::io::npy_writer;
-use crate::params;
 use crate::param::Validate;
+use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
 
 params! {
@@ -57,13 +57,7 @@ impl Compute for PretrainLoss {
         loss::run(&loss::load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
     }
 
-    fn merge(
-        _: &Params,
-        _: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
         let parts: Vec<PathBuf> = parts.iter().map(|part| part.join("losses.npy")).collect();
         npy_writer::concat(&parts, out.join("pretrain_loss.npy"))?;
         Ok(())

@@ -26,7 +26,12 @@ pub(super) struct Row {
 }
 
 /// The first `k` of a ranking.
-pub(super) fn top(ranks: &[i64], influence: &[f32], captions: &Captions, k: usize) -> anyhow::Result<Vec<Row>> {
+pub(super) fn top(
+    ranks: &[i64],
+    influence: &[f32],
+    captions: &Captions,
+    k: usize,
+) -> anyhow::Result<Vec<Row>> {
     anyhow::ensure!(
         captions.items.len() == influence.len(),
         "the captions file has {} images, the latents have {}: they must be of one data set",
@@ -52,7 +57,8 @@ pub(super) fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     writer.write_record(["rank", "index", "file_name", "influence", "caption"])?;
     for row in rows {
         let caption = row.captions.first().cloned().unwrap_or_default();
-        let (rank, index, influence) = (row.rank.to_string(), row.index.to_string(), row.influence.to_string());
+        let (rank, index, influence) =
+            (row.rank.to_string(), row.index.to_string(), row.influence.to_string());
         writer.write_record([rank, index, row.file_name.clone(), influence, caption])?;
     }
     writer.flush()?;
@@ -67,12 +73,7 @@ pub(super) fn write_json(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
 }
 
 /// Draws the query and, below it, the training images with rank, influence and first caption.
-pub(super) fn draw(
-    query: &RgbImage,
-    heading: &str,
-    rows: &[Row],
-    images: &Path,
-) -> anyhow::Result<RgbImage> {
+pub(super) fn draw(query: &RgbImage, heading: &str, rows: &[Row], images: &Path) -> anyhow::Result<RgbImage> {
     let cells = rows.iter().map(|row| {
         let path = images.join(&row.file_name);
         let image = load_rgb(&path).with_context(|| format!("training image {}", row.index))?;

@@ -37,7 +37,8 @@ pub(super) fn write(
 
 /// Reads all tensors, as they are, to the CPU.
 pub(super) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
-    let tensors = Tensor::read_safetensors(path).with_context(|| format!("{}: no safetensors", path.display()))?;
+    let tensors =
+        Tensor::read_safetensors(path).with_context(|| format!("{}: no safetensors", path.display()))?;
     Ok(tensors.into_iter().collect())
 }
 

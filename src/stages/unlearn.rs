@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::arrays::NpyRows;
 use super::fisher::IMAGES;
 use super::loss::load_unet;
 use super::select::Select;
@@ -16,7 +17,6 @@ use crate::math::unlearn::{UnlearnSpec, Unlearning};
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
-use super::arrays::NpyRows;
 
 params! {
     /// Parameters of `unlearn`.

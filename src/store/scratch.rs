@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Result, Store};
 
-const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n";
+const TAG: &str =
+    "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n";
 
 /// The working folder of one run; the lock tells other runs that it is in use.
 ///

@@ -35,12 +35,19 @@ impl Stage for Say {
     const KIND: &'static str = "say";
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "writes a text";
-    const INPUTS: &'static [Input] = &[Input::new("a", "text").optional(), Input::new("b", "text").optional()];
+    const INPUTS: &'static [Input] =
+        &[Input::new("a", "text").optional(), Input::new("b", "text").optional()];
     const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
 }
 
 impl Compute for Say {
-    fn run(params: &SayParams, inputs: &Inputs, _: Option<&Unit>, out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn run(
+        params: &SayParams,
+        inputs: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
         let mut text = String::new();
         for port in ["a", "b"] {
             if let Some(path) = inputs.get(port) {
@@ -48,7 +55,8 @@ impl Compute for Say {
             }
         }
         // The first letter alone, so that a changed parameter can give unchanged bytes.
-        text += &params.text.chars().next().map(String::from).unwrap_or_default().repeat(params.times as usize);
+        text +=
+            &params.text.chars().next().map(String::from).unwrap_or_default().repeat(params.times as usize);
         anyhow::ensure!(!params.text.starts_with('!'), "told to fail");
         if params.text.starts_with("panic") {
             panic!("told to panic");
@@ -75,7 +83,8 @@ impl Stage for Count {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "writes numbers";
     const INPUTS: &'static [Input] = &[Input::new("from", "text"), Input::merge("name", "text").optional()];
-    const OUTPUTS: &'static [Output] = &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }];
+    const OUTPUTS: &'static [Output] =
+        &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }];
     const INHERITS: &'static [Inherit] = &[];
 
     fn unit_identity(params: &CountParams) -> Json {
@@ -103,7 +112,13 @@ impl Compute for Count {
         Ok(fs_err::write(out.join("line"), format!("{from}{n}{}\n", params.say.text))?)
     }
 
-    fn merge(params: &CountParams, inputs: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(
+        params: &CountParams,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
         let mut text = params.title.clone();
         if let Some(name) = inputs.get("name") {
             text += &fs_err::read_to_string(name)?;
@@ -138,7 +153,13 @@ impl Stage for Echo {
 }
 
 impl Compute for Echo {
-    fn run(params: &EchoParams, _: &Inputs, _: Option<&Unit>, out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn run(
+        params: &EchoParams,
+        _: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
         Ok(fs_err::write(out.join("text.txt"), &params.say.text)?)
     }
 }
