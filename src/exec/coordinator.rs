@@ -199,6 +199,7 @@ impl<'a> Coordinator<'a> {
             part,
             recipe,
             forced: work.forced,
+            spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
         }
     }
 

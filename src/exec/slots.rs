@@ -25,6 +25,8 @@ pub(super) struct Job {
     pub recipe: Recipe,
     /// Compute whatever the cache holds.
     pub forced: bool,
+    /// Seconds that the units cost which a merge joins, in this run or an earlier one.
+    pub spent: f64,
 }
 
 /// What a slot reports to the coordinator.
@@ -150,7 +152,7 @@ fn perform(
         let _ = reports.send(Report::Said(job.stage, job.unit, reply));
     })?;
     let seconds = begun.elapsed().as_secs_f64();
-    let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), seconds)?;
+    let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
     Ok((entry, seconds))
 }
 
