@@ -1,6 +1,6 @@
 //! Decides what runs next, and keeps the account of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::Run;
@@ -254,13 +254,26 @@ impl<'a> Coordinator<'a> {
         let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
         self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
         self.done.insert(stage, entry);
-        let graph = self.run.graph;
-        let mut readers: Vec<usize> = graph.readers(stage).filter(|r| graph.order().contains(r)).collect();
-        readers.sort_unstable();
-        for reader in readers {
-            self.try_start(reader)?;
+        self.try_readers(stage)
+    }
+
+    /// Judges what reads a stage that is done; where that is reused, what reads it in turn, and so on: nobody
+    /// will report that it is done.
+    fn try_readers(&mut self, stage: usize) -> Result<(), StoreError> {
+        let mut open: BTreeSet<usize> = self.readers(stage).collect();
+        while let Some(next) = open.pop_first() {
+            self.try_start(next)?;
+            if self.done.contains_key(&next) {
+                open.extend(self.readers(next));
+            }
         }
         Ok(())
+    }
+
+    /// The selected stages that read a stage.
+    fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + use<'a> {
+        let graph = self.run.graph;
+        graph.readers(stage).filter(|reader| graph.order().contains(reader))
     }
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
@@ -285,9 +298,7 @@ impl<'a> Coordinator<'a> {
     }
 
     fn block_readers(&mut self, stage: usize, cause: usize) {
-        let graph = self.run.graph;
-        let readers: Vec<usize> = graph.readers(stage).filter(|r| graph.order().contains(r)).collect();
-        for reader in readers {
+        for reader in self.readers(stage) {
             if self.records.contains_key(&reader) {
                 continue;
             }
@@ -338,6 +349,7 @@ impl<'a> Coordinator<'a> {
         let mut records = std::mem::take(&mut self.records);
         let stages: Vec<StageRecord> =
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
+        debug_assert_eq!(stages.len(), self.run.graph.order().len(), "every stage ends in some way");
         let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
         let (reused, ran) = (count(Outcome::Reused), count(Outcome::Ran));
         let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));
