@@ -42,7 +42,7 @@ check: setup
 	cargo clippy --locked --all-targets -- -D warnings
 	$(MAKE) test
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
-	cargo deny --offline --log-level error check bans licenses sources
+	cargo deny --log-level error check bans licenses sources
 
 ## bench: self-influence of training images, and its figures
 bench: build

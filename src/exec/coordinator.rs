@@ -66,6 +66,7 @@ impl<'a> Coordinator<'a> {
     /// Takes a report from a slot.
     pub fn hear(&mut self, report: Report) -> Result<(), StoreError> {
         match report {
+            Report::Began(stage, unit) => self.began(stage, unit),
             Report::Said(stage, unit, reply) => self.said(stage, unit, reply),
             Report::Done(stage, unit, entry, seconds) => {
                 self.jobs -= 1;
@@ -210,6 +211,11 @@ impl<'a> Coordinator<'a> {
         let job = self.job(stage, None, Part::Merge(parts.collect()), work.recipe.clone(), work);
         self.queue.push_first(job);
         self.jobs += 1;
+    }
+
+    fn began(&self, stage: usize, unit: Option<usize>) {
+        let unit = self.works.get(&stage).zip(unit).map(|(work, unit)| work.units[unit].name.clone());
+        self.emit(Event::UnitStarted { stage: self.id(stage), unit });
     }
 
     fn said(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {

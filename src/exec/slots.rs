@@ -31,6 +31,7 @@ pub(super) struct Job {
 
 /// What a slot reports to the coordinator.
 pub(super) enum Report {
+    Began(usize, Option<usize>),
     Said(usize, Option<usize>, Reply),
     Done(usize, Option<usize>, Box<Entry>, f64),
     Failed(usize, Option<usize>, String),
@@ -140,6 +141,8 @@ fn perform(
         None => worker.insert(backend.start(slot)?),
     };
     let attempt = scratch.attempt()?;
+    // A coordinator that is gone is noticed when the result is sent.
+    let _ = reports.send(Report::Began(job.stage, job.unit));
     let begun = Instant::now();
     let task = Task {
         kind: job.kind.name().to_owned(),

@@ -155,6 +155,10 @@ impl Process {
     fn died(&mut self) -> TaskError {
         let _ = self.child.kill();
         match self.child.wait() {
+            // What the dynamic loader ends with when a library is missing.
+            Ok(status) if status.code() == Some(127) => {
+                TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
+            }
             Ok(status) => TaskError::Died(status.to_string()),
             Err(error) => TaskError::Died(error.to_string()),
         }
