@@ -9,9 +9,12 @@ mod npy_error;
 mod npy_header;
 pub mod npy_writer;
 mod partial;
+pub mod pickle;
 pub mod picture;
 pub mod resize;
+pub mod torch_file;
 
 pub use coco::Captions;
 pub use npy::Npy;
 pub use npy_writer::NpyWriter;
+pub use torch_file::TorchFile;
