@@ -9,10 +9,11 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
+use super::checkpoint;
 use super::config::{self, ModelError};
 use super::layers::{Embedding, LayerNorm, Linear};
 use super::tape::Tape;
-use super::weights::{Scope, Weights, read_safetensors};
+use super::weights::{self, Scope, Weights};
 
 /// What of `config.json` the encoder depends on.
 #[derive(Clone, Debug, Deserialize)]
@@ -134,15 +135,15 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Reads `config.json` and `model.safetensors` of a folder.
+    /// Reads `config.json` and the checkpoint of a folder.
     ///
     /// # Errors
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
     pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
         let config: ClipConfig = config::read(&folder.join("config.json"), &[])?;
-        let file = folder.join("model.safetensors");
-        let tensors = without_prefix(read_safetensors(&file, device)?);
+        let file = checkpoint::find(folder)?;
+        let tensors = without_prefix(weights::read(&file, device)?);
         let weights = Weights::named(&file, tensors);
         weights.ignore("embeddings.position_ids"); // a stored 0, 1, 2, … of older releases
         let encoder = Self::new(&weights.root(), config);

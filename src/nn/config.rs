@@ -16,7 +16,11 @@ use serde_json::Value;
 pub enum ModelError {
     #[error(transparent)]
     Read(#[from] std::io::Error),
-    #[error("{}: not a safetensors file", file.display())]
+    #[error("{}: no checkpoint, looked for {names}", folder.display())]
+    NoCheckpoint { folder: PathBuf, names: String },
+    #[error(transparent)]
+    TorchFile(#[from] crate::io::torch_file::TorchFileError),
+    #[error("{}: not a safetensors file, nor one that torch.save wrote", file.display())]
     Safetensors { file: PathBuf, source: safetensors::SafeTensorError },
     #[error("{}: tensor `{tensor}` has the element type {found}, which no network here uses", file.display())]
     ElementType { file: PathBuf, tensor: String, found: String },

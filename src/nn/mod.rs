@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod blocks;
+pub mod checkpoint;
 pub mod clip;
 pub mod config;
 pub mod layers;

@@ -9,11 +9,12 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::blocks::{DownBlock, MidBlock, UpBlock};
+use super::checkpoint;
 use super::config::ModelError;
 use super::layers::{Conv2d, GroupNorm, Linear};
 use super::tape::Tape;
 use super::unet_config::UNetConfig;
-use super::weights::{Scope, Weights, read_safetensors};
+use super::weights::{self, Scope, Weights};
 
 /// A UNet with its parameters, in float32 on one device.
 pub struct UNet {
@@ -30,22 +31,22 @@ pub struct UNet {
 }
 
 impl UNet {
-    /// Reads `config.json` and `diffusion_pytorch_model.safetensors` from a folder in the diffusers layout.
+    /// Reads `config.json` and the checkpoint from a folder in the diffusers layout.
     ///
     /// # Errors
     /// A file can't be read, the configuration asks for what is not supported, or the tensors don't fit it.
     pub fn load(folder: &Path, device: Device) -> Result<UNet, ModelError> {
         let config = folder.join("config.json");
-        UNet::new(&config, Weights::load(&folder.join("diffusion_pytorch_model.safetensors"), device)?)
+        UNet::new(&config, Weights::load(&checkpoint::find(folder)?, device)?)
     }
 
-    /// The same, with the tensors of the safetensors file `changed` in place of the folder's.
+    /// The same, with the tensors of the file `changed` in place of the folder's.
     ///
     /// # Errors
     /// Also if `changed` holds a name or a shape that the folder's model does not have.
     pub fn load_with(folder: &Path, changed: &Path, device: Device) -> Result<UNet, ModelError> {
-        let mut tensors = read_safetensors(&folder.join("diffusion_pytorch_model.safetensors"), device)?;
-        tensors.extend(read_safetensors(changed, device)?);
+        let mut tensors = weights::read(&checkpoint::find(folder)?, device)?;
+        tensors.extend(weights::read(changed, device)?);
         // The folder's file was whole or was not; either way what does not fit now is blamed on the change.
         UNet::new(&folder.join("config.json"), Weights::named(changed, tensors))
     }

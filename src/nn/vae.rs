@@ -10,11 +10,12 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
+use super::checkpoint;
 use super::config::{self, Guard, ModelError};
 use super::layers::{Conv2d, GroupNorm};
 use super::tape::Tape;
 use super::vae_blocks::{Common, DownBlock, MidBlock, UpBlock};
-use super::weights::{Scope, Weights, read_safetensors};
+use super::weights::{self, Scope, Weights};
 
 /// What of `config.json` the autoencoder depends on; the defaults are diffusers'.
 #[derive(Clone, Debug, Deserialize)]
@@ -205,15 +206,15 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// Reads `config.json` and `diffusion_pytorch_model.safetensors` of a folder.
+    /// Reads `config.json` and the checkpoint of a folder.
     ///
     /// # Errors
     /// A file can't be read, the configuration holds what is not built in, or the tensors don't fit it.
     pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
         let config = VaeConfig::read(&folder.join("config.json"))?;
-        let file = folder.join("diffusion_pytorch_model.safetensors");
-        let weights = Weights::named(&file, with_new_names(read_safetensors(&file, device)?));
+        let file = checkpoint::find(folder)?;
+        let weights = Weights::named(&file, with_new_names(weights::read(&file, device)?));
         let vae = Self::new(&weights.root(), config);
         weights.finish()?;
         Ok(vae)

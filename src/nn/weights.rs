@@ -8,53 +8,37 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
+use super::checkpoint;
 use super::config::ModelError;
 
 /// How many keys of each kind an error shows before it says how many more there are.
 const SHOWN: usize = 8;
 
-/// The tensors of a safetensors file, by name, floats as float32 on `device`.
+/// The tensors of a file in any format of [`checkpoint::read`], by name, floats as float32 on `device`.
 ///
 /// # Errors
-/// The file can't be read, isn't in the format, or holds an element type that torch lacks.
-pub fn read_safetensors(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    let handle = fs_err::File::open(file)?;
-    // SAFETY: the map is read once, below, and every tensor is copied out of it. A file that another process
-    // cuts short meanwhile would end this one with a bus error, as with any mapped file.
-    let map = unsafe { Mmap::map(&handle)? };
-    let tensors = SafeTensors::deserialize(&map)
-        .map_err(|source| ModelError::Safetensors { file: file.to_owned(), source })?;
-    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(file, name, &view, device)?))).collect()
+/// See [`checkpoint::read`].
+pub fn read(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    Ok(widened(checkpoint::read(file)?, device))
 }
 
-fn tensor(
-    file: &Path,
-    name: &str,
-    view: &safetensors::tensor::TensorView<'_>,
-    device: Device,
-) -> Result<Tensor, ModelError> {
-    let kind = match view.dtype() {
-        Dtype::F64 => Kind::Double,
-        Dtype::F32 => Kind::Float,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        other => {
-            let (tensor, found) = (name.to_owned(), format!("{other:?}"));
-            return Err(ModelError::ElementType { file: file.to_owned(), tensor, found });
-        }
+/// The same for the safetensors format alone.
+///
+/// # Errors
+/// See [`checkpoint::read`].
+pub fn read_safetensors(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    Ok(widened(checkpoint::read_safetensors(file)?, device))
+}
+
+fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {
+    let widen = |tensor: Tensor| {
+        let tensor = tensor.to_device(device);
+        let float = matches!(tensor.kind(), Kind::Double | Kind::Half | Kind::BFloat16);
+        if float { tensor.to_kind(Kind::Float) } else { tensor }
     };
-    let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-    let stored = Tensor::from_data_size(view.data(), &shape, kind).to_device(device);
-    let float = matches!(kind, Kind::Double | Kind::Half | Kind::BFloat16);
-    Ok(if float { stored.to_kind(Kind::Float) } else { stored })
+    stored.into_iter().map(|(name, tensor)| (name, widen(tensor))).collect()
 }
 
 /// A checkpoint's tensors, each to be taken once.
@@ -71,12 +55,12 @@ struct State {
 }
 
 impl Weights {
-    /// Reads a `.safetensors` file onto `device`; half precision is widened to float32.
+    /// Reads a checkpoint onto `device`; half precision is widened to float32.
     ///
     /// # Errors
-    /// See [`read_safetensors`].
+    /// See [`checkpoint::read`].
     pub fn load(file: &Path, device: Device) -> Result<Weights, ModelError> {
-        Ok(Weights::named(file, read_safetensors(file, device)?))
+        Ok(Weights::named(file, read(file, device)?))
     }
 
     /// Tensors that did not come from a file, as in tests.

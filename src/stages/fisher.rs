@@ -89,7 +89,7 @@ impl Stage for Fisher {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the diagonal Fisher information of the model's weights";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("scheduler", "a folder with scheduler_config.json"),
         Input::new("latents", "float [2N, C, H, W]"),
         Input::new("text_embeddings", "float [N, captions, L, D]"),

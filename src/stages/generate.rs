@@ -45,10 +45,10 @@ impl Stage for Generate {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "an image drawn by the model for a caption";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("scheduler", "a folder with scheduler_config.json"),
-        Input::new("vae", "a folder with config.json and diffusion_pytorch_model.safetensors"),
-        Input::new("text_encoder", "a folder with config.json and model.safetensors"),
+        Input::new("vae", "a folder with config.json and a checkpoint (safetensors or torch)"),
+        Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("tokenizer", "a folder with vocab.json and merges.txt"),
     ];
     const OUTPUTS: &'static [Output] = &[

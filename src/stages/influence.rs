@@ -42,11 +42,11 @@ impl Stage for Influence {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("scheduler", "a folder with scheduler_config.json"),
         Input::new("latents", "float [2N, C, H, W]"),
         Input::new("text_embeddings", "float [N, captions, L, D]"),
-        Input::new("weights", "the weights that unlearning changed, safetensors"),
+        Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
         Input::merge("pretrain_loss", "float32 [2N]"),
         Input::merge("captions", "a captions file in COCO's layout").optional(),
         Input::merge("images", "the folder of training images, for the picture").optional(),

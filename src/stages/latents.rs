@@ -73,8 +73,8 @@ impl Stage for Latents {
     const INPUTS: &'static [Input] = &[
         Input::new("images", "the folder of training images"),
         Input::new("captions", "a captions file in COCO's layout"),
-        Input::new("vae", "a folder with config.json and diffusion_pytorch_model.safetensors"),
-        Input::new("text_encoder", "a folder with config.json and model.safetensors"),
+        Input::new("vae", "a folder with config.json and a checkpoint (safetensors or torch)"),
+        Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("tokenizer", "a folder with vocab.json and merges.txt"),
     ];
     const OUTPUTS: &'static [Output] = &[

@@ -7,6 +7,9 @@ use anyhow::Context as _;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
+use crate::io::torch_file::TorchFile;
+use crate::nn::checkpoint;
+
 /// Writes float32 or float64 tensors and one metadata entry (more would have no fixed order).
 pub(super) fn write(
     path: &Path,
@@ -35,19 +38,60 @@ pub(super) fn write(
     safetensors::serialize_to_file(views, metadata, path).with_context(|| path.display().to_string())
 }
 
-/// Reads all tensors, as they are, to the CPU.
+/// Reads float32 or float64 tensors, as they are, to the CPU; also from a file that `torch.save` wrote.
 pub(super) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
-    let tensors =
-        Tensor::read_safetensors(path).with_context(|| format!("{}: no safetensors", path.display()))?;
-    Ok(tensors.into_iter().collect())
+    let tensors = checkpoint::read(path)?;
+    for (name, tensor) in &tensors {
+        let kind = tensor.kind();
+        anyhow::ensure!(
+            matches!(kind, Kind::Float | Kind::Double),
+            "{}: `{name}` is {kind:?}, expected float32 or float64",
+            path.display()
+        );
+    }
+    Ok(tensors)
 }
 
-/// Reads one metadata entry, `None` where the file has no such key.
+/// Reads one metadata entry, `None` where the file has no such key; a file of torch has none at all.
 pub(super) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>> {
+    if TorchFile::is_one(path)? {
+        return Ok(None);
+    }
     let file = fs_err::File::open(path)?;
     // SAFETY: artifacts are read-only; one that is cut short meanwhile ends the worker, not the run.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     let (_, header) =
         safetensors::SafeTensors::read_metadata(&map).with_context(|| path.display().to_string())?;
     Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch").join(name)
+    }
+
+    #[test]
+    fn published_fisher_information_is_read_like_our_own() {
+        let published = read(&golden("fisher.pt")).unwrap();
+        assert_eq!(published["0.weight"].size(), [3, 5]);
+        assert_eq!(published["0.weight"].kind(), Kind::Double);
+        assert_eq!(metadata(&golden("fisher.pt"), "images").unwrap(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("fisher");
+        write(&own, &published, Some(("images", "7".to_owned()))).unwrap();
+        assert_eq!(metadata(&own, "images").unwrap().as_deref(), Some("7"));
+        let again = read(&own).unwrap();
+        assert!(published.iter().all(|(name, tensor)| again[name].equal(tensor)));
+    }
+
+    #[test]
+    fn other_element_types_are_named() {
+        let error = read(&golden("kinds.pt")).unwrap_err().to_string();
+        assert!(error.ends_with("kinds.pt: `bfloat16` is BFloat16, expected float32 or float64"), "{error}");
+    }
 }

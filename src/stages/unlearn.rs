@@ -62,9 +62,9 @@ impl Stage for Unlearn {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the weights after unlearning one image";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and diffusion_pytorch_model.safetensors"),
+        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
         Input::new("scheduler", "a folder with scheduler_config.json"),
-        Input::new("fisher", "float64 by weight name, safetensors"),
+        Input::new("fisher", "float64 by weight name (safetensors or torch)"),
         Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
         Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
     ];

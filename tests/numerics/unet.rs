@@ -1,5 +1,6 @@
 //! The UNet against diffusers', and its own contracts.
 
+use attrflow::io::torch_file::{Dtype, Entry, write};
 use attrflow::nn::unet::UNet;
 use tch::{Device, Kind, Tensor};
 
@@ -78,4 +79,24 @@ fn the_tape_records_chosen_layers_only_and_once() {
 fn the_latent_shape_comes_from_the_configuration() {
     assert_eq!(demo().config().latent_shape(), Some([4, 16, 16]));
     assert_eq!(demo().parameters()["conv_in.weight"].kind(), Kind::Float);
+}
+
+#[test]
+fn a_checkpoint_of_torch_is_as_good_as_one_in_safetensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = tiny();
+    let stored: Vec<(&String, Vec<usize>, Vec<u8>)> = plain
+        .parameters()
+        .iter()
+        .map(|(name, tensor)| {
+            let mut bytes = vec![0; tensor.numel() * 4];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            (name, tensor.size().iter().map(|&size| size as usize).collect(), bytes)
+        })
+        .collect();
+    let entries: Vec<Entry<'_>> =
+        stored.iter().map(|(name, shape, bytes)| Entry { name, dtype: Dtype::F32, shape, bytes }).collect();
+    write(folder.path().join("diffusion_pytorch_model.bin"), &entries).unwrap();
+    fs_err::copy(path("tests/golden/unet/conv/config.json"), folder.path().join("config.json")).unwrap();
+    check(&UNet::load(folder.path(), Device::Cpu).unwrap(), "unet/conv/case");
 }
