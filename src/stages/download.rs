@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
-use crate::io::archive::{Limits, unzip};
+use crate::io::archive::{Limits, unpack_volumes};
 use crate::io::fetch::{Options, fetch};
 use crate::param::{Location, Validate};
 use crate::params;
@@ -18,7 +18,8 @@ params! {
         from: Location,
         /// Where it goes in the output folder; by default its own name, or the folder itself for an archive.
         to: Option<String> = None,
-        /// Whether to unpack it; zip archives can be.
+        /// Whether to unpack it: zip, tar, tar.gz or 7z. An archive cut into volumes (`x.7z.001`, `x.7z.002`, …) is
+        /// listed volume by volume, in order.
         unpack: bool = false,
         /// The SHA-256 of the file in hexadecimal; another one is refused.
         sha256: Option<String> = None,
@@ -53,6 +54,23 @@ impl File {
         self.to.as_deref().unwrap_or(own)
     }
 
+    /// For a volume of an archive, such as `x.7z.002`: the archive's name and the volume's number.
+    fn volume(&self) -> Option<(&str, u32)> {
+        let (archive, number) = self.from.file_name().rsplit_once('.').filter(|_| self.unpack)?;
+        let is_number = number.len() == 3 && number.bytes().all(|byte| byte.is_ascii_digit());
+        number.parse().ok().filter(|_| is_number).map(|number| (archive, number))
+    }
+
+    /// Whether both are volumes of one archive, this one right behind `before`.
+    fn continues(&self, before: &File) -> bool {
+        match (before.volume(), self.volume()) {
+            (Some((archive, number)), Some((same, next))) => {
+                archive == same && number + 1 == next && before.target() == self.target()
+            }
+            _ => false,
+        }
+    }
+
     fn port(index: usize) -> String {
         format!("files.{index}")
     }
@@ -71,7 +89,18 @@ impl Validate for Params {
         if self.files.is_empty() {
             return vec![("files", "`files` is empty, expected at least one".to_owned())];
         }
-        Vec::new()
+        let archives = self.files.chunk_by(|before, file| file.continues(before));
+        let starts = archives.filter_map(|volumes| volumes.first());
+        let loose = starts.filter(|file| file.volume().is_some_and(|(_, number)| number != 1));
+        let fault = |file: &File| {
+            let (archive, number) = file.volume()?;
+            let expected = number.saturating_sub(1);
+            Some((
+                "files",
+                format!("`{archive}.{number:03}` must follow `{archive}.{expected:03}`, with the same `to`"),
+            ))
+        };
+        loose.filter_map(fault).collect()
     }
 }
 
@@ -124,44 +153,66 @@ impl Compute for Download {
         // Archives land beside the output: only what is unpacked from them belongs to it.
         let aside = out.join("archives");
         fs_err::create_dir(&aside)?;
-        for (index, file) in params.files.iter().enumerate() {
-            bring(file, &files, &aside.join(index.to_string()), cx)?;
-            (cx.progress)(index as u64 + 1, params.files.len() as u64);
+        let mut done = 0;
+        for volumes in params.files.chunk_by(|before, file| file.continues(before)) {
+            match volumes {
+                [file] if !file.unpack => bring(file, &files, cx)?,
+                volumes => bring_archive(volumes, &files, &aside, cx)?,
+            }
+            done += volumes.len();
+            (cx.progress)(done as u64, params.files.len() as u64);
         }
         Ok(())
     }
 }
 
-fn bring(file: &File, files: &Path, aside: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+fn bring(file: &File, files: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
     let target = files.join(file.target());
     if let Some(folder) = file.from.local().filter(|path| path.is_dir()) {
         return copy_folder(folder, &target);
     }
+    anyhow::ensure!(!target.exists(), "two files would become `{}`", file.target());
+    let parent = target.parent().context("a file has a folder")?;
+    fs_err::create_dir_all(parent)?;
+    fetch_to(file, &target, cx)
+}
+
+/// Brings the volumes of one archive, most often a single one, and unpacks them as one.
+fn bring_archive(volumes: &[File], files: &Path, aside: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+    let target = volumes.first().context("an archive has a volume")?.target();
+    if let [folder] = volumes
+        && let Some(folder) = folder.from.local().filter(|path| path.is_dir())
+    {
+        return copy_folder(folder, &files.join(target));
+    }
+    let mut paths = Vec::new();
+    let mut fetched = Vec::new();
+    for (index, file) in volumes.iter().enumerate() {
+        // A local archive without a digest to check is unpacked from where it stands.
+        if let (Some(path), None) = (file.from.local(), &file.sha256) {
+            paths.push(path.to_path_buf());
+            continue;
+        }
+        let path = aside.join(index.to_string());
+        fetch_to(file, &path, cx)?;
+        paths.push(path.clone());
+        fetched.push(path);
+    }
+    unpack_volumes(&paths, files.join(target), Limits::default())?;
+    for path in fetched {
+        fs_err::remove_file(path)?;
+    }
+    Ok(())
+}
+
+fn fetch_to(file: &File, path: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
     let options = Options { sha256: file.sha256.clone(), ..Options::default() };
     let mut progress = |progress: crate::io::fetch::Progress| {
         if let Some(total) = progress.total {
             (cx.progress)(progress.done, total);
         }
     };
-    if file.unpack {
-        // A local archive without a digest to check is unpacked from where it stands.
-        let archive = match (file.from.local(), &file.sha256) {
-            (Some(path), None) => path.to_path_buf(),
-            _ => {
-                fetch(&file.from.0, aside, &options, &mut progress)?;
-                aside.to_path_buf()
-            }
-        };
-        unzip(&archive, &target, Limits::default())?;
-        if archive == aside {
-            fs_err::remove_file(&archive)?;
-        }
-        return Ok(());
-    }
-    anyhow::ensure!(!target.exists(), "two files would become `{}`", file.target());
-    let parent = target.parent().context("a file has a folder")?;
-    fs_err::create_dir_all(parent)?;
-    fetch(&file.from.0, &target, &options, &mut progress)?;
+    fetch(&file.from.0, path, &options, &mut progress)?;
     Ok(())
 }
 
@@ -178,4 +229,40 @@ fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(names: &[&str]) -> Params {
+        let file = |name: &&str| File {
+            from: Location(format!("https://example.org/{name}")),
+            to: None,
+            unpack: true,
+            sha256: None,
+        };
+        Params { files: names.iter().map(file).collect() }
+    }
+
+    #[test]
+    fn volumes_that_follow_each_other_are_one_archive() {
+        let params = files(&["a.zip", "x.7z.001", "x.7z.002", "y.7z.001", "x.7z.001"]);
+        let archives = params.files.chunk_by(|before, file| file.continues(before));
+        assert_eq!(archives.map(<[File]>::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        assert_eq!(params.validate(), []);
+    }
+
+    #[test]
+    fn a_volume_without_the_one_before_it_is_a_fault() {
+        let faults = files(&["x.7z.001", "x.7z.003", "y.7z.002"]).validate();
+        let texts: Vec<_> = faults.into_iter().map(|(_, text)| text).collect();
+        assert_eq!(
+            texts,
+            [
+                "`x.7z.003` must follow `x.7z.002`, with the same `to`",
+                "`y.7z.002` must follow `y.7z.001`, with the same `to`",
+            ]
+        );
+    }
 }

@@ -1,0 +1,107 @@
+//! The formats, and what can be wrong with an archive.
+
+use std::error::Error;
+use std::fmt::{self, Display, Formatter};
+use std::io;
+use std::path::PathBuf;
+
+/// A format of archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `.zip`
+    Zip,
+    /// `.tar`
+    Tar,
+    /// `.tar.gz`, `.tgz`
+    TarGz,
+    /// `.7z`
+    SevenZ,
+}
+
+impl Format {
+    /// Told from the first bytes, at best 512: a name may be anything.
+    pub fn of(start: &[u8]) -> Option<Self> {
+        if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
+            Some(Format::Zip)
+        } else if start.starts_with(b"7z\xbc\xaf\x27\x1c") {
+            Some(Format::SevenZ)
+        } else if start.starts_with(b"\x1f\x8b") {
+            Some(Format::TarGz)
+        } else if start.get(257..262) == Some(b"ustar") {
+            Some(Format::Tar)
+        } else {
+            None
+        }
+    }
+}
+
+impl Display for Format {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Zip => "zip",
+            Format::Tar => "tar",
+            Format::TarGz => "tar.gz",
+            Format::SevenZ => "7z",
+        })
+    }
+}
+
+/// Why an archive was not, or not completely, unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It begins like none of the formats.
+    #[error("{}: begins with {found}, expected a zip, tar, tar.gz or 7z archive", path.display())]
+    Unknown {
+        /// The archive.
+        path: PathBuf,
+        /// Its first bytes in hexadecimal.
+        found: String,
+    },
+    /// Not an archive of its format, or a damaged one.
+    #[error("{}: {}: {source}", path.display(), entry.clone().unwrap_or(format!("not a readable {format} archive")))]
+    Unreadable {
+        /// The archive.
+        path: PathBuf,
+        /// What it begins as.
+        format: Format,
+        /// The entry that could not be read, or none if the archive itself could not.
+        entry: Option<String>,
+        /// What the reader met.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// An entry would be written outside the folder, or is a link.
+    #[error("{}: entry {entry:?} refused: {reason}", path.display())]
+    Unsafe {
+        /// The archive.
+        path: PathBuf,
+        /// The entry's name.
+        entry: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The content is larger than allowed.
+    #[error("{}: unpacks to {found} bytes or more, expected at most {limit}", path.display())]
+    TooLarge {
+        /// The archive.
+        path: PathBuf,
+        /// Bytes declared or counted.
+        found: u128,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// An entry has not the size that the archive declares for it.
+    #[error("{}: {entry}: {found} bytes, expected {expected}", path.display())]
+    Size {
+        /// The archive.
+        path: PathBuf,
+        /// The entry's name.
+        entry: String,
+        /// Bytes unpacked.
+        found: u64,
+        /// Bytes declared.
+        expected: u64,
+    },
+}

@@ -1,0 +1,102 @@
+//! What all formats share: the rules for names and sizes, and the writing.
+
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::Path;
+
+use super::{ArchiveError, Format, Unpacked};
+
+/// One archive on its way into a folder.
+pub(super) struct Job<'a> {
+    path: &'a Path,
+    format: Format,
+    folder: &'a Path,
+    /// Bytes that all files together may have.
+    pub limit: u64,
+    declared: u128,
+    pub unpacked: Unpacked,
+}
+
+impl<'a> Job<'a> {
+    pub fn new(path: &'a Path, format: Format, folder: &'a Path, limit: u64) -> Self {
+        Self { path, format, folder, limit, declared: 0, unpacked: Unpacked { files: 0, bytes: 0 } }
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The archive, or an entry of it, can't be read.
+    pub fn unreadable(
+        &self,
+        entry: Option<&str>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> ArchiveError {
+        let (path, entry) = (self.path.into(), entry.map(str::to_owned));
+        ArchiveError::Unreadable { path, format: self.format, entry, source: source.into() }
+    }
+
+    /// The archive holds more than it may.
+    pub fn too_large(&self, found: u128) -> ArchiveError {
+        ArchiveError::TooLarge { path: self.path.into(), found, limit: self.limit }
+    }
+
+    /// Checks an entry before anything is written; `fault` is what its format finds wrong with it.
+    pub fn check(&mut self, name: &str, size: u64, fault: Option<&'static str>) -> Result<(), ArchiveError> {
+        if let Some(reason) = fault.or_else(|| unsafe_name(name)) {
+            return Err(ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason });
+        }
+        self.declared += u128::from(size);
+        if self.declared > u128::from(self.limit) {
+            return Err(self.too_large(self.declared));
+        }
+        Ok(())
+    }
+
+    /// Makes the folder that all goes into, after the last check.
+    pub fn begin(&self) -> Result<(), ArchiveError> {
+        Ok(fs_err::create_dir_all(self.folder)?)
+    }
+
+    /// Makes an empty folder.
+    pub fn add_folder(&self, name: &str) -> Result<(), ArchiveError> {
+        Ok(fs_err::create_dir_all(self.folder.join(name))?)
+    }
+
+    /// Writes a file, which must have the size that the archive declares.
+    pub fn add_file(&mut self, name: &str, size: u64, content: impl Read) -> Result<(), ArchiveError> {
+        let target = self.folder.join(name);
+        if let Some(parent) = target.parent() {
+            fs_err::create_dir_all(parent)?;
+        }
+        let left = self.limit - self.unpacked.bytes;
+        let mut file = fs_err::File::create(target)?;
+        let bytes = io::copy(&mut content.take(left.saturating_add(1)), &mut file)
+            .map_err(|error| self.unreadable(Some(name), error))?;
+        if bytes > left {
+            return Err(self.too_large(u128::from(self.unpacked.bytes) + u128::from(bytes)));
+        }
+        if bytes != size {
+            let (path, entry) = (self.path.into(), name.into());
+            return Err(ArchiveError::Size { path, entry, found: bytes, expected: size });
+        }
+        self.unpacked.files += 1;
+        self.unpacked.bytes += bytes;
+        Ok(())
+    }
+}
+
+/// Both separators count, whatever the system: the same archive must be refused everywhere.
+fn unsafe_name(name: &str) -> Option<&'static str> {
+    let mut parts = name.split(['/', '\\']);
+    let first = parts.clone().next().unwrap_or_default();
+    if first.is_empty() || first.ends_with(':') {
+        Some("its path is absolute")
+    } else if parts.any(|part| part == "..") {
+        Some("its path has `..`")
+    } else if name.contains('\0') {
+        Some("its path has a zero byte")
+    } else {
+        None
+    }
+}

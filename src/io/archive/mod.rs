@@ -1,0 +1,88 @@
+//! Unpacks archives that came from elsewhere, and trusts nothing in them: zip, tar, tar.gz and 7z.
+//!
+//! Refused before a byte is written: absolute paths, `..`, links, and declared sizes beyond the limits. The
+//! sizes are counted again while unpacking, since an archive may lie about them. Times and permissions are
+//! not restored, so that the folder depends on the archive's contents alone.
+
+mod error;
+mod job;
+mod sevenz;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod zip;
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+pub use error::{ArchiveError, Format};
+
+use job::Job;
+use volumes::Volumes;
+
+/// How much an archive may unpack to: the smaller of the two counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes in all for each byte of the archive. Text reaches about 20; deflate can do 1032.
+    pub ratio: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 1 << 40, ratio: 200 }
+    }
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Number of files.
+    pub files: u64,
+    /// Bytes of them all.
+    pub bytes: u64,
+}
+
+/// Unpacks all entries into `folder`, which is made if need be.
+///
+/// # Errors
+/// The archive is of no known format, damaged, or holds what is refused; see [`ArchiveError`].
+pub fn unpack(
+    path: impl AsRef<Path>,
+    folder: impl AsRef<Path>,
+    limits: Limits,
+) -> Result<Unpacked, ArchiveError> {
+    unpack_volumes(&[path], folder, limits)
+}
+
+/// The same for an archive that was cut into files (`x.7z.001`, `x.7z.002`, …), given in order.
+///
+/// They are read as one, without being joined on disk. Messages name the first of them.
+///
+/// # Errors
+/// See [`unpack`].
+pub fn unpack_volumes<P: AsRef<Path>>(
+    volumes: &[P],
+    folder: impl AsRef<Path>,
+    limits: Limits,
+) -> Result<Unpacked, ArchiveError> {
+    let path = volumes.first().map_or(Path::new(""), AsRef::as_ref);
+    let mut archive = Volumes::open(volumes)?;
+    let mut start = Vec::new();
+    archive.by_ref().take(512).read_to_end(&mut start)?;
+    archive.seek(SeekFrom::Start(0))?;
+    let format = Format::of(&start).ok_or_else(|| {
+        let found = start.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+        ArchiveError::Unknown { path: path.into(), found }
+    })?;
+    let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));
+    let mut job = Job::new(path, format, folder.as_ref(), limit);
+    match format {
+        Format::Zip => zip::unpack(archive, &mut job)?,
+        Format::Tar | Format::TarGz => tar::unpack(archive, &mut job)?,
+        Format::SevenZ => sevenz::unpack(archive, &mut job)?,
+    }
+    Ok(job.unpacked)
+}

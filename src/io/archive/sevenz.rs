@@ -1,0 +1,88 @@
+//! 7z: its directory is checked first, then the blocks are unpacked in order.
+
+use std::io::{self, BufReader, Read, Seek};
+
+use sevenz_rust2::{Archive, ArchiveEntry, ArchiveReader, Error, Password};
+
+use super::ArchiveError;
+use super::job::Job;
+
+/// Bits of an entry's attributes: a link of Windows, and that the upper half is the mode of Unix.
+const REPARSE_POINT: u32 = 0x400;
+const UNIX_MODE: u32 = 0x8000;
+
+pub(super) fn unpack(archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(), ArchiveError> {
+    let mut source = BufReader::new(archive);
+    let mut archive =
+        Archive::read(&mut source, &Password::empty()).map_err(|error| job.unreadable(None, error))?;
+    for entry in &archive.files {
+        job.check(entry.name(), entry.size(), fault(entry))?;
+    }
+    job.begin()?;
+    for entry in take_empty(&mut archive) {
+        if entry.is_directory() {
+            job.add_folder(entry.name())?;
+        } else {
+            job.add_file(entry.name(), 0, io::empty())?;
+        }
+    }
+    let mut left = archive.files.len();
+    // The reader's own error type can't carry ours.
+    let mut failure = None;
+    let mut reader = ArchiveReader::from_archive(archive, source, Password::empty());
+    let done = reader.for_each_entries(|entry, content| {
+        let added = job.add_file(entry.name(), entry.size(), content);
+        left = left.saturating_sub(1);
+        added.map(|()| true).map_err(|error| {
+            failure = Some(error);
+            Error::Other("not written".into())
+        })
+    });
+    match failure {
+        Some(error) => Err(error),
+        None => done.map_err(|error| job.unreadable(None, error)),
+    }?;
+    if left > 0 {
+        return Err(job.unreadable(None, format!("{left} files belong to no block")));
+    }
+    Ok(())
+}
+
+/// Takes out the entries without data: folders, and files that are empty.
+///
+/// The library looks for the files of a block right behind the block's first one, and would lose as many of them as
+/// there are such entries in between.
+fn take_empty(archive: &mut Archive) -> Vec<ArchiveEntry> {
+    let entries = std::mem::take(&mut archive.files);
+    let map = &mut archive.stream_map;
+    let blocks = std::mem::take(&mut map.file_block_index);
+    let mut empty = Vec::new();
+    for (entry, block) in entries.into_iter().zip(blocks) {
+        if entry.has_stream() {
+            archive.files.push(entry);
+            map.file_block_index.push(block);
+        } else {
+            empty.push(entry);
+        }
+    }
+    map.block_first_file_index.fill(archive.files.len());
+    for (file, block) in map.file_block_index.iter().enumerate().rev() {
+        if let Some(first) = block.and_then(|block| map.block_first_file_index.get_mut(block)) {
+            *first = file;
+        }
+    }
+    empty
+}
+
+/// The mark of entries that stand for a deletion is not looked at: some writers set it on every folder, and in a
+/// folder that is new there is nothing to delete.
+fn fault(entry: &ArchiveEntry) -> Option<&'static str> {
+    let attributes = if entry.has_windows_attributes { entry.windows_attributes() } else { 0 };
+    let mode = if attributes & UNIX_MODE != 0 { attributes >> 16 } else { 0 };
+    match mode & 0o170_000 {
+        _ if attributes & REPARSE_POINT != 0 => Some("it is a link"),
+        0o120_000 => Some("it is a link"),
+        0 | 0o100_000 | 0o040_000 => None,
+        _ => Some("it is neither a file nor a folder"),
+    }
+}

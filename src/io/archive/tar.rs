@@ -1,0 +1,80 @@
+//! Tar and tar.gz: read twice, since a tar has no directory that could be checked beforehand.
+
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+
+use flate2::bufread::MultiGzDecoder;
+use tar::EntryType;
+
+use super::job::Job;
+use super::{ArchiveError, Format};
+
+/// What headers and padding may take beyond the files' own bytes.
+const OVERHEAD: u64 = 1 << 20;
+
+pub(super) fn unpack(mut archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(), ArchiveError> {
+    walk(&mut archive, job, &mut |job, name, entry| {
+        let header = entry.header().entry_type();
+        let fault = match header {
+            EntryType::Symlink | EntryType::Link => Some("it is a link"),
+            EntryType::Regular | EntryType::Continuous | EntryType::Directory => None,
+            _ => Some("it is neither a file nor a folder"),
+        };
+        job.check(name, entry.size(), fault)
+    })?;
+    archive.seek(SeekFrom::Start(0))?;
+    job.begin()?;
+    walk(&mut archive, job, &mut |job, name, entry| {
+        if entry.header().entry_type() == EntryType::Directory || name.ends_with('/') {
+            return job.add_folder(name);
+        }
+        job.add_file(name, entry.size(), entry)
+    })
+}
+
+type Entry<'a, 'b> = tar::Entry<'a, Bounded<Box<dyn Read + 'b>>>;
+type Visit<'v, 'b> =
+    dyn for<'a> FnMut(&mut Job<'_>, &str, &mut Entry<'a, 'b>) -> Result<(), ArchiveError> + 'v;
+
+fn walk<'b>(
+    archive: &'b mut dyn Read,
+    job: &mut Job<'_>,
+    visit: &mut Visit<'_, 'b>,
+) -> Result<(), ArchiveError> {
+    let archive = BufReader::new(archive);
+    let stream: Box<dyn Read + 'b> = match job.format() {
+        Format::TarGz => Box::new(MultiGzDecoder::new(archive)),
+        _ => Box::new(archive),
+    };
+    // Headers alone can be a bomb: long names, or a million of empty files.
+    let left = job.limit.saturating_mul(2).saturating_add(OVERHEAD);
+    let mut archive = tar::Archive::new(Bounded { stream, left });
+    let entries = archive.entries().map_err(|error| job.unreadable(None, error))?;
+    for entry in entries {
+        let mut entry = entry.map_err(|error| job.unreadable(None, error))?;
+        if entry.header().entry_type() == EntryType::XGlobalHeader {
+            continue; // a comment on the whole archive, as git writes it
+        }
+        let name = String::from_utf8(entry.path_bytes().into_owned());
+        let name = name.map_err(|error| job.unreadable(None, error))?;
+        visit(job, &name, &mut entry)?;
+    }
+    // To the end, where gzip keeps its checksum.
+    let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
+    rest.map(drop).map_err(|error| job.unreadable(None, error))
+}
+
+/// A reader that fails, rather than ends, after so many bytes.
+struct Bounded<R> {
+    stream: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(out)?;
+        self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
+            io::Error::other("the archive unpacks to far more than it may, most of it headers")
+        })?;
+        Ok(count)
+    }
+}
