@@ -1,5 +1,6 @@
 //! Source texts and the problems found in them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,15 @@ impl Problems {
     pub fn general(&mut self, message: impl Into<String>) -> &mut Problem {
         self.list.push(Problem { message: message.into(), origin: None, help: None });
         self.list.last_mut().expect("just pushed")
+    }
+
+    /// Drops what was said of the same place before: a fault in what several stages share is one fault.
+    pub fn say_once(&mut self) {
+        let mut seen = BTreeSet::new();
+        self.list.retain(|problem| match &problem.origin {
+            Some(origin) => seen.insert((origin.text, origin.span.start, problem.message.clone())),
+            None => true,
+        });
     }
 
     /// Whether nothing is wrong.

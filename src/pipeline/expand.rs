@@ -28,6 +28,20 @@ impl Draft<'_> {
     }
 }
 
+/// All stages written out.
+pub(super) struct Drafts<'p> {
+    pub list: Vec<Draft<'p>>,
+    /// Stages with a fault: where one was left out for it, what refers to it has no fault of its own.
+    pub lost: Vec<&'p str>,
+}
+
+impl<'p> std::ops::Deref for Drafts<'p> {
+    type Target = [Draft<'p>];
+    fn deref(&self) -> &Self::Target {
+        &self.list
+    }
+}
+
 /// The values that a `${…}` may name: the item of a repeated stage first, then the config.
 struct Scope<'c> {
     config: &'c Node,
@@ -40,38 +54,53 @@ pub(super) fn expand<'p>(
     config: &'p Node,
     registry: &Registry,
     problems: &mut Problems,
-) -> Vec<Draft<'p>> {
-    let mut drafts = Vec::new();
+) -> Drafts<'p> {
+    let mut drafts = Drafts { list: Vec::new(), lost: Vec::new() };
     for (base, entry) in &stages.entries {
-        let Some(table) = entry.node.as_table() else {
-            problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
-            continue;
-        };
-        only_keys(table, &["kind", "each", "inputs", "params"], problems);
-        if base.contains(['[', ']', '.', '/']) {
-            problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
-        }
-        let Some(kind) = kind(table, entry, registry, problems) else { continue };
-        for (label, item) in items(table, config, problems) {
-            let scope = Scope { config, item };
-            let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
-            let params = table.get("params").map(|node| replace(node, &scope, problems));
-            let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
-            let inputs = match inputs.map(|node| (node.origin.clone(), node.value)) {
-                Some((_, Value::Table(inputs))) => inputs,
-                Some((origin, _)) => {
-                    problems.at(&origin, "expected a table of inputs, `port = \"stage.port\"`");
-                    continue;
-                }
-                None => Table::default(),
-            };
-            let params = params.unwrap_or(empty);
-            drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
+        let known = problems.list.len();
+        write_out(base, entry, config, registry, &mut drafts.list, problems);
+        if problems.list.len() > known {
+            drafts.lost.push(base);
         }
     }
     // File order reads best in every listing; tables are kept sorted by name.
-    drafts.sort_by_key(|draft| draft.origin.span.start);
+    drafts.list.sort_by_key(|draft| draft.origin.span.start);
     drafts
+}
+
+fn write_out<'p>(
+    base: &'p str,
+    entry: &'p Entry,
+    config: &'p Node,
+    registry: &Registry,
+    drafts: &mut Vec<Draft<'p>>,
+    problems: &mut Problems,
+) {
+    let Some(table) = entry.node.as_table() else {
+        problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
+        return;
+    };
+    only_keys(table, &["kind", "each", "inputs", "params"], problems);
+    if base.contains(['[', ']', '.', '/']) {
+        problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
+    }
+    let Some(kind) = kind(table, entry, registry, problems) else { return };
+    for (label, item) in items(table, config, problems) {
+        let scope = Scope { config, item };
+        let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
+        let params = table.get("params").map(|node| replace(node, &scope, problems));
+        let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
+        let inputs = match inputs.map(|node| (node.origin.clone(), node.value)) {
+            Some((_, Value::Table(inputs))) => inputs,
+            Some((origin, _)) => {
+                problems.at(&origin, "expected a table of inputs, `port = \"stage.port\"`");
+                continue;
+            }
+            None => Table::default(),
+        };
+        let params = params.unwrap_or(empty);
+        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
+    }
 }
 
 fn kind(

@@ -109,6 +109,7 @@ pub fn load(
     let mut sources = Sources::default();
     let mut problems = Problems::default();
     let pipeline = read(file, sets, registry, &mut sources, &mut problems);
+    problems.say_once();
     match pipeline {
         Some(pipeline) if problems.is_empty() => Ok((pipeline, sources)),
         _ => Err((problems, sources)),

@@ -1,29 +1,24 @@
 //! References between stages resolved, parameters read by their kinds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::expand::Draft;
+use super::expand::{Draft, Drafts};
 use super::{Source, StageNode};
 use crate::param::Reader;
 use crate::text::Origin;
 use crate::tree::{Entry, Node, Value};
 
 /// Turns drafts into stages; the result is complete only when no problem was added.
-pub(super) fn resolve(drafts: &[Draft<'_>], reader: &mut Reader<'_>) -> Vec<StageNode> {
-    let mut reported = BTreeSet::new();
+pub(super) fn resolve(drafts: &Drafts<'_>, reader: &mut Reader<'_>) -> Vec<StageNode> {
     let mut inputs = Vec::new();
-    for draft in drafts {
-        let known = reader.problems.list.len();
+    for draft in drafts.iter() {
         inputs.push(read_inputs(draft, drafts, reader));
-        drop_repeats(known, &mut reported, reader);
     }
     let mut stages = Vec::new();
     for (index, draft) in drafts.iter().enumerate() {
-        let known = reader.problems.list.len();
         let params = with_inherited(index, drafts, &inputs, reader);
         let params = params.and_then(|params| draft.kind.read(&params, reader));
-        drop_repeats(known, &mut reported, reader);
         let Some(params) = params else { continue };
         let mut inputs = inputs[index].clone();
         for (port, path) in draft.kind.sources(&params) {
@@ -42,16 +37,7 @@ pub(super) fn resolve(drafts: &[Draft<'_>], reader: &mut Reader<'_>) -> Vec<Stag
     stages
 }
 
-/// A fault in a repeated stage's shared text is one fault, not one per item.
-fn drop_repeats(from: usize, seen: &mut BTreeSet<(usize, usize, String)>, reader: &mut Reader<'_>) {
-    let new = reader.problems.list.split_off(from);
-    reader.problems.list.extend(new.into_iter().filter(|problem| match &problem.origin {
-        Some(origin) => seen.insert((origin.text, origin.span.start, problem.message.clone())),
-        None => true,
-    }));
-}
-
-fn read_inputs(draft: &Draft<'_>, drafts: &[Draft<'_>], reader: &mut Reader<'_>) -> BTreeMap<String, Source> {
+fn read_inputs(draft: &Draft<'_>, drafts: &Drafts<'_>, reader: &mut Reader<'_>) -> BTreeMap<String, Source> {
     let ports = draft.kind.inputs();
     let mut inputs = BTreeMap::new();
     for (port, entry) in &draft.inputs.entries {
@@ -65,7 +51,7 @@ fn read_inputs(draft: &Draft<'_>, drafts: &[Draft<'_>], reader: &mut Reader<'_>)
         }
     }
     for port in ports.iter().filter(|port| port.required && draft.inputs.get(port.name).is_none()) {
-        let message = format!("the stage `{}` has nothing on its input `{}`", draft.id(), port.name);
+        let message = format!("the stage `{}` has nothing on its input `{}`", draft.base, port.name);
         reader.problems.at(draft.origin, message).help(format!("`{}` takes {}", port.name, port.doc));
     }
     inputs
@@ -75,7 +61,7 @@ fn read_inputs(draft: &Draft<'_>, drafts: &[Draft<'_>], reader: &mut Reader<'_>)
 fn read_source(
     entry: &Entry,
     draft: &Draft<'_>,
-    drafts: &[Draft<'_>],
+    drafts: &Drafts<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<Source> {
     let origin = &entry.node.origin;
@@ -111,7 +97,7 @@ fn find_stage(
     name: &str,
     origin: &Origin,
     from: &Draft<'_>,
-    drafts: &[Draft<'_>],
+    drafts: &Drafts<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<usize> {
     let by_id = drafts.iter().position(|draft| draft.id() == name);
@@ -127,7 +113,7 @@ fn find_stage(
             .problems
             .at(origin, message)
             .help(format!("name one of its items, such as `{}`", repeated.id()));
-    } else {
+    } else if !drafts.lost.contains(&name) {
         let names: Vec<String> = drafts.iter().map(|draft| draft.base.to_owned()).collect();
         let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));
         problem.suggest(name, names.iter().map(String::as_str));
@@ -138,7 +124,7 @@ fn find_stage(
 /// The stage's parameters with those that its kind takes from upstream.
 fn with_inherited(
     index: usize,
-    drafts: &[Draft<'_>],
+    drafts: &Drafts<'_>,
     inputs: &[BTreeMap<String, Source>],
     reader: &mut Reader<'_>,
 ) -> Option<Node> {
@@ -162,7 +148,7 @@ fn with_inherited(
 fn inherited(
     stage: usize,
     param: &str,
-    drafts: &[Draft<'_>],
+    drafts: &Drafts<'_>,
     inputs: &[BTreeMap<String, Source>],
     depth: usize,
 ) -> Option<Entry> {
