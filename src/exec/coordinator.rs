@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use super::Run;
 use super::slots::{Job, PART, Queue, Report};
-use super::state::{Progress, Work};
+use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
 use crate::manifest::{self, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Verdict};
 use crate::recipe::Recipe;
-use crate::stage::Inputs;
+use crate::stage::{Inputs, Unit};
 use crate::store::{Entry, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
@@ -119,6 +119,7 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
+    /// Cuts a stage into its units and queues those that are not there.
     fn start(&mut self, stage: usize, recipe: Recipe, reason: Reason) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let inputs = match self.planner.inputs(node, &self.done) {
@@ -130,32 +131,48 @@ impl<'a> Coordinator<'a> {
                 return Ok(());
             }
         };
-        let forced = reason == Reason::Forced;
         let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
-        let mut work = Work {
-            recipe,
-            inputs,
-            forced,
-            units: Vec::new(),
-            entries: Vec::new(),
-            units_reused: 0,
-            units_run: 0,
-            seconds: 0.0,
-            progress: Progress::default(),
-        };
-        let pieces = match units {
-            Ok(units) => units,
+        let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
+        let jobs = match units {
+            Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
+            Ok(None) => vec![(None, Part::Whole, work.recipe.clone())],
             Err(error) => {
                 self.works.insert(stage, work);
                 self.fail(stage, None, format!("{error:#}"));
                 return Ok(());
             }
         };
-        let whole = pieces.is_none();
+        self.emit(Event::StageStarted {
+            stage: node.id.clone(),
+            reason,
+            units: work.units.len().max(1),
+            units_reused: work.units_reused,
+            steps: work.progress.total,
+        });
+        let merge_now = jobs.is_empty();
+        for (unit, part, recipe) in jobs {
+            self.queue.push(self.job(stage, unit, part, recipe, &work));
+            self.jobs += 1;
+        }
+        self.works.insert(stage, work);
+        if merge_now {
+            self.merge(stage);
+        }
+        Ok(())
+    }
+
+    /// Looks up each unit, and lists those that must be computed.
+    fn unit_jobs(
+        &self,
+        stage: usize,
+        units: Vec<Unit>,
+        work: &mut Work,
+    ) -> Result<Vec<(Option<usize>, Part, Recipe)>, StoreError> {
+        let node = &self.run.pipeline.stages[stage];
         let mut jobs = Vec::new();
-        for (index, unit) in pieces.into_iter().flatten().enumerate() {
+        for (index, unit) in units.into_iter().enumerate() {
             let recipe = self.planner.unit_recipe(node, &work.inputs, &unit);
-            let entry = if forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
+            let entry = if work.forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
             match &entry {
                 Some(_) => work.units_reused += 1,
                 None => {
@@ -166,26 +183,7 @@ impl<'a> Coordinator<'a> {
             work.units.push(unit);
             work.entries.push(entry);
         }
-        self.emit(Event::StageStarted {
-            stage: node.id.clone(),
-            reason,
-            units: work.units.len().max(1),
-            units_reused: work.units_reused,
-            steps: work.progress.total,
-        });
-        let complete = !whole && jobs.is_empty();
-        if whole {
-            jobs.push((None, Part::Whole, work.recipe.clone()));
-        }
-        for (unit, part, recipe) in jobs {
-            self.queue.push(self.job(stage, unit, part, recipe, &work));
-            self.jobs += 1;
-        }
-        self.works.insert(stage, work);
-        if complete {
-            self.merge(stage);
-        }
-        Ok(())
+        Ok(jobs)
     }
 
     fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
@@ -266,20 +264,15 @@ impl<'a> Coordinator<'a> {
     /// Judges what reads a stage that is done; where that is reused, what reads it in turn, and so on: nobody
     /// will report that it is done.
     fn try_readers(&mut self, stage: usize) -> Result<(), StoreError> {
-        let mut open: BTreeSet<usize> = self.readers(stage).collect();
+        let graph = self.run.graph;
+        let mut open: BTreeSet<usize> = graph.readers(stage).collect();
         while let Some(next) = open.pop_first() {
             self.try_start(next)?;
             if self.done.contains_key(&next) {
-                open.extend(self.readers(next));
+                open.extend(graph.readers(next));
             }
         }
         Ok(())
-    }
-
-    /// The selected stages that read a stage.
-    fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + use<'a> {
-        let graph = self.run.graph;
-        graph.readers(stage).filter(|reader| graph.order().contains(reader))
     }
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
@@ -304,7 +297,7 @@ impl<'a> Coordinator<'a> {
     }
 
     fn block_readers(&mut self, stage: usize, cause: usize) {
-        for reader in self.readers(stage) {
+        for reader in self.run.graph.readers(stage) {
             if self.records.contains_key(&reader) {
                 continue;
             }
