@@ -163,22 +163,28 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
 /// Applies one `--set path=value` to `root`; the value is TOML, or text where it is not.
 ///
 /// The tables on the way must exist, so that a misspelt path is refused; the last key may be new, and
-/// is then checked by the stage that reads the table.
-pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mut Problems) {
+/// is then checked by the stage that reads the table. Returns where the path is written.
+pub fn set(
+    root: &mut Node,
+    argument: &str,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<Origin> {
     let text = sources.add("--set".into(), PathBuf::from("."), argument.to_owned());
     let whole = Origin { text, span: 0..argument.len() };
     let Some((path, value)) = argument.split_once('=') else {
         problems.at(&whole, "expected `--set key.path=value`, found no `=`");
-        return;
+        return None;
     };
     let value_origin = Origin { text, span: path.len() + 1..argument.len() };
     let parsed = match DeValue::parse(value.trim()) {
         Ok(parsed) => convert(parsed, text, problems).map(|node| node.value),
         Err(_) => Some(Value::Text(value.to_owned())),
     };
-    let Some(mut new) = parsed.map(|value| Node { value, origin: value_origin.clone() }) else { return };
+    let Some(mut new) = parsed.map(|value| Node { value, origin: value_origin.clone() }) else { return None };
     relocate(&mut new, &value_origin);
 
+    let written = Some(Origin { text, span: 0..path.len() });
     let mut node = root;
     let path = path.trim();
     let keys: Vec<&str> = path.split('.').collect();
@@ -190,14 +196,14 @@ pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mu
         node = match (&mut node.value, last) {
             (Value::Table(table), true) => {
                 table.entries.insert((*key).to_owned(), Entry { key: origin, node: new });
-                return;
+                return written;
             }
             (Value::Table(table), false) => {
                 if !table.entries.contains_key(*key) {
                     let names: Vec<String> = table.keys().map(str::to_owned).collect();
                     let problem = problems.at(&origin, format!("the config has no table `{key}`"));
                     problem.suggest(key, names.iter().map(String::as_str));
-                    return;
+                    return None;
                 }
                 &mut table.entries.get_mut(*key).expect("checked above").node
             }
@@ -209,20 +215,21 @@ pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mu
                         items.len()
                     );
                     problems.at(&origin, message);
-                    return;
+                    return None;
                 };
                 if last {
                     items[index] = new;
-                    return;
+                    return written;
                 }
                 &mut items[index]
             }
             _ => {
                 problems.at(&origin, format!("`{}` is not a table", keys[..depth].join(".")));
-                return;
+                return None;
             }
         };
     }
+    None
 }
 
 /// Finds an item of a list by its index, or by the `name` that it carries.

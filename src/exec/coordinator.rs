@@ -12,7 +12,7 @@ use crate::manifest::{self, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Verdict};
 use crate::recipe::Recipe;
-use crate::stage::{Inputs, Unit};
+use crate::stage::{self, Inputs, Unit};
 use crate::store::{Entry, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
@@ -138,7 +138,7 @@ impl<'a> Coordinator<'a> {
             Ok(None) => vec![(None, Part::Whole, work.recipe.clone())],
             Err(error) => {
                 self.works.insert(stage, work);
-                self.fail(stage, None, format!("{error:#}"));
+                self.fail(stage, None, stage::told(&error));
                 return Ok(());
             }
         };

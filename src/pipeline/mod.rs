@@ -12,6 +12,7 @@
 
 mod expand;
 mod resolve;
+mod unused;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -122,10 +123,10 @@ fn read(
     problems: &mut Problems,
 ) -> Option<Pipeline> {
     let text = read_text(file, None, sources, problems)?;
-    let root = tree::parse(sources, text, problems);
+    let root = parse(sources, text, problems)?;
     let table = root.as_table()?;
     only_keys(table, &["config", "stages"], problems);
-    let config = config(table, sets, sources, problems)?;
+    let (config, sets) = config(table, sets, sources, problems)?;
     let Some(stages) = table.get("stages") else {
         problems
             .at(&Origin { text, span: 0..0 }, "the pipeline has no stages")
@@ -136,6 +137,7 @@ fn read(
         problems.at(&stages.origin, format!("expected a table of stages, found {}", stages.type_name()));
         return None;
     };
+    unused::report(stages, &sets, sources, problems);
     let drafts = expand::expand(stages, &config, registry, problems);
     let mut reader = Reader { sources, problems };
     let stages = resolve::resolve(&drafts, &mut reader);
@@ -175,8 +177,20 @@ fn read_text(
     }
 }
 
-/// The config that the pipeline names, with the `--set` arguments applied.
-fn config(table: &Table, sets: &[String], sources: &mut Sources, problems: &mut Problems) -> Option<Node> {
+/// Parses a text; `None` after a fault, for what the parser left out would be missed in everything that follows.
+fn parse(sources: &Sources, text: usize, problems: &mut Problems) -> Option<Node> {
+    let known = problems.list.len();
+    let root = tree::parse(sources, text, problems);
+    (problems.list.len() == known).then_some(root)
+}
+
+/// The config that the pipeline names, with the `--set` arguments applied, and where their keys are written.
+fn config(
+    table: &Table,
+    sets: &[String],
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<(Node, Vec<Origin>)> {
     let mut config = match table.get("config") {
         Some(node) => {
             let Some(path) = node.as_text() else {
@@ -185,17 +199,16 @@ fn config(table: &Table, sets: &[String], sources: &mut Sources, problems: &mut 
             };
             let path = short_path(&sources.get(node.origin.text).name, path);
             let text = read_text(&path, Some(&node.origin), sources, problems)?;
-            tree::parse(sources, text, problems)
+            parse(sources, text, problems)?
         }
         None => {
             let text = sources.add("config".into(), PathBuf::new(), String::new());
             tree::parse(sources, text, problems)
         }
     };
-    for argument in sets {
-        tree::set(&mut config, argument, sources, problems);
-    }
-    Some(config)
+    let set = sets.iter().filter_map(|argument| tree::set(&mut config, argument, sources, problems));
+    let set = set.collect();
+    Some((config, set))
 }
 
 /// `configs/demo.toml` for `../configs/demo.toml` named in `pipelines/demo.toml`: relative as the user gave it.

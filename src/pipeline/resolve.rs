@@ -27,7 +27,6 @@ pub(super) fn resolve(drafts: &[Draft<'_>], reader: &mut Reader<'_>) -> Vec<Stag
         let Some(params) = params else { continue };
         let mut inputs = inputs[index].clone();
         for (port, path) in draft.kind.sources(&params) {
-            check_exists(&path, &draft.params.origin, reader);
             inputs.insert(port, Source::File(path));
         }
         stages.push(StageNode {
@@ -86,8 +85,7 @@ fn read_source(
         return None;
     };
     if ["./", "../", "/"].iter().any(|start| text.starts_with(start)) {
-        let path = reader.sources.folder(origin).join(text);
-        return check_exists(&path, origin, reader).then_some(Source::File(path));
+        return reader.existing(Path::new(text), origin).map(Source::File);
     }
     let after_label = text.find(']').map_or(0, |end| end + 1);
     let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
@@ -135,17 +133,6 @@ fn find_stage(
         problem.suggest(name, names.iter().map(String::as_str));
     }
     None
-}
-
-/// Whether the path can be reached; if not, says so at its place.
-fn check_exists(path: &Path, origin: &Origin, reader: &mut Reader<'_>) -> bool {
-    match fs_err::metadata(path) {
-        Ok(_) => true,
-        Err(error) => {
-            reader.problems.at(origin, format!("{error}"));
-            false
-        }
-    }
 }
 
 /// The stage's parameters with those that its kind takes from upstream.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::Context as _;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
@@ -35,19 +36,37 @@ pub(super) fn write(
     safetensors::serialize_to_file(views, metadata, path).with_context(|| path.display().to_string())
 }
 
-/// Reads all tensors, as they are, to the CPU.
+/// Reads all tensors, float32 or float64 as they are, to the CPU.
 pub(super) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
-    let tensors =
-        Tensor::read_safetensors(path).with_context(|| format!("{}: no safetensors", path.display()))?;
-    Ok(tensors.into_iter().collect())
+    let map = open(path)?;
+    let file = SafeTensors::deserialize(&map).with_context(|| damaged(path))?;
+    let tensor = |(name, view): (String, TensorView<'_>)| {
+        let kind = match view.dtype() {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            found => {
+                anyhow::bail!("{}: `{name}` is {found:?}, expected F32 or F64", path.display())
+            }
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        Ok((name, Tensor::f_from_data_size(view.data(), &shape, kind)?))
+    };
+    file.tensors().into_iter().map(tensor).collect()
 }
 
 /// Reads one metadata entry, `None` where the file has no such key.
 pub(super) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>> {
+    let map = open(path)?;
+    let (_, header) = SafeTensors::read_metadata(&map).with_context(|| damaged(path))?;
+    Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
+}
+
+fn open(path: &Path) -> anyhow::Result<memmap2::Mmap> {
     let file = fs_err::File::open(path)?;
     // SAFETY: artifacts are read-only; one that is cut short meanwhile ends the worker, not the run.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    let (_, header) =
-        safetensors::SafeTensors::read_metadata(&map).with_context(|| path.display().to_string())?;
-    Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
+    unsafe { memmap2::Mmap::map(&file) }.with_context(|| path.display().to_string())
+}
+
+fn damaged(path: &Path) -> String {
+    format!("{}: not a safetensors file", path.display())
 }

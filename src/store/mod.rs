@@ -5,7 +5,7 @@
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
 //! runs/PIPELINE/TIME.json   manifests
-//! locks/                    one file per fingerprint that is being computed, held while it is
+//! locks/                    one file per fingerprint that is being computed, and one for the results folder
 //! tmp/RUN/                  attempts of one run, gone with it
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use super::{Artifact, Result, Store};
 use crate::digest::Digest;
 
+/// How the names of what is not yet in place begin.
+const ASIDE: &str = ".attrflow-";
+
 /// `results/PIPELINE/`, and what each path in it shows.
 pub struct View {
     root: PathBuf,
     shown: BTreeMap<PathBuf, Digest>,
     changed: bool,
+    swept: bool,
 }
 
 impl View {
@@ -18,7 +22,7 @@ impl View {
     pub fn open(root: &Path) -> Self {
         let record = fs_err::read(root.join(".shown.json")).ok();
         let shown = record.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        Self { root: root.to_path_buf(), shown, changed: false }
+        Self { root: root.to_path_buf(), shown, changed: false, swept: false }
     }
 
     /// Makes `path` below the view show an artifact; costs one stat where it does already.
@@ -30,9 +34,10 @@ impl View {
         if self.shown.get(path) == Some(&artifact.digest) && target.exists() {
             return Ok(target);
         }
-        let folder = target.parent().unwrap_or(&self.root);
-        fs_err::create_dir_all(folder)?;
-        let aside = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
+        fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
+        let _lock = store.lock_named("view")?;
+        self.sweep()?;
+        let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&self.root)?;
         let new = aside.path().join("new");
         link(&store.path(&artifact.digest), &new)?;
         if target.exists() {
@@ -44,14 +49,31 @@ impl View {
         Ok(target)
     }
 
+    /// Removes what a killed run left aside; to be called under the lock, when no other run has anything there.
+    fn sweep(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        for entry in fs_err::read_dir(&self.root)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                fs_err::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps the record of what is shown.
     ///
     /// # Errors
     /// A write that failed.
     pub fn save(&mut self, store: &Store) -> Result<()> {
         if std::mem::take(&mut self.changed) {
-            let text = serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?;
-            store.write(&self.root.join(".shown.json"), &text)?;
+            let _lock = store.lock_named("view")?;
+            let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&self.root)?;
+            let new = aside.path().join("new");
+            fs_err::write(&new, serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?)?;
+            fs_err::rename(&new, self.root.join(".shown.json"))?;
         }
         Ok(())
     }
