@@ -1,6 +1,6 @@
 //! Decides what runs next, and keeps the account of a run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::Run;
@@ -91,16 +91,33 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
-    fn try_start(&mut self, stage: usize) -> Result<(), StoreError> {
+    ///
+    /// Whether it was reused: its readers may then start too.
+    fn try_start(&mut self, stage: usize) -> Result<bool, StoreError> {
         if self.records.contains_key(&stage) || self.works.contains_key(&stage) {
-            return Ok(());
+            return Ok(false);
         }
         match self.planner.judge(stage, &self.done) {
             Ok(Verdict::Wait { .. }) => {}
-            Ok(Verdict::Reuse(entry)) => self.reuse(stage, *entry)?,
+            Ok(Verdict::Reuse(entry)) => {
+                self.reuse(stage, *entry)?;
+                return Ok(true);
+            }
             Ok(Verdict::Run(recipe, reason)) => self.start(stage, *recipe, reason)?,
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => self.fail(stage, None, error.to_string()),
+        }
+        Ok(false)
+    }
+
+    /// Tries the stages that waited for this one, and in turn those that waited for one now reused.
+    fn wake_readers(&mut self, stage: usize) -> Result<(), StoreError> {
+        let graph = self.run.graph;
+        let mut next: BTreeSet<usize> = graph.readers(stage).collect();
+        while let Some(reader) = next.pop_first() {
+            if graph.order().contains(&reader) && self.try_start(reader)? {
+                next.extend(graph.readers(reader));
+            }
         }
         Ok(())
     }
@@ -253,13 +270,7 @@ impl<'a> Coordinator<'a> {
         let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
         self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
         self.done.insert(stage, entry);
-        let graph = self.run.graph;
-        let mut readers: Vec<usize> = graph.readers(stage).filter(|r| graph.order().contains(r)).collect();
-        readers.sort_unstable();
-        for reader in readers {
-            self.try_start(reader)?;
-        }
-        Ok(())
+        self.wake_readers(stage)
     }
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
