@@ -344,7 +344,6 @@ impl<'a> Coordinator<'a> {
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
         self.run.store.save_stat()?;
-        self.view.save(self.run.store)?;
         let mut records = std::mem::take(&mut self.records);
         let stages: Vec<StageRecord> =
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();

@@ -5,7 +5,7 @@
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
 //! runs/PIPELINE/TIME.json   manifests
-//! locks/                    one file per fingerprint that is being computed
+//! locks/                    one file per fingerprint that is being computed, and one for the results folder
 //! tmp/RUN/                  attempts of one run, gone with it
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
@@ -239,7 +239,11 @@ impl Store {
     /// # Errors
     /// A lock file that cannot be made.
     pub fn lock(&self, fingerprint: &Digest) -> Result<Lock> {
-        let path = self.root.join("locks").join(fingerprint.to_string());
+        self.lock_name(&fingerprint.to_string())
+    }
+
+    fn lock_name(&self, name: &str) -> Result<Lock> {
+        let path = self.root.join("locks").join(name);
         fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
         let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
         file.file().lock()?;

@@ -7,18 +7,18 @@ use super::{Artifact, Result, Store};
 use crate::digest::Digest;
 
 /// `results/PIPELINE/`, and what each path in it shows.
+///
+/// The record of what is shown is written around each change, under a lock: a run that is killed, or another
+/// one at the same time, never leaves a record that says what is not so.
 pub struct View {
     root: PathBuf,
     shown: BTreeMap<PathBuf, Digest>,
-    changed: bool,
 }
 
 impl View {
     /// Opens the view at `root`; one without a record counts as empty.
     pub fn open(root: &Path) -> Self {
-        let record = fs_err::read(root.join(".shown.json")).ok();
-        let shown = record.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        Self { root: root.to_path_buf(), shown, changed: false }
+        Self { root: root.to_path_buf(), shown: record(root) }
     }
 
     /// Makes `path` below the view show an artifact; costs one stat where it does already.
@@ -30,6 +30,11 @@ impl View {
         if self.shown.get(path) == Some(&artifact.digest) && target.exists() {
             return Ok(target);
         }
+        let _lock = store.lock_name("results")?;
+        self.shown = record(&self.root);
+        if self.shown.remove(path).is_some() {
+            self.save(store)?;
+        }
         let folder = target.parent().unwrap_or(&self.root);
         fs_err::create_dir_all(folder)?;
         let aside = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
@@ -40,21 +45,19 @@ impl View {
         }
         fs_err::rename(&new, &target)?;
         self.shown.insert(path.to_path_buf(), artifact.digest);
-        self.changed = true;
+        self.save(store)?;
         Ok(target)
     }
 
-    /// Keeps the record of what is shown.
-    ///
-    /// # Errors
-    /// A write that failed.
-    pub fn save(&mut self, store: &Store) -> Result<()> {
-        if std::mem::take(&mut self.changed) {
-            let text = serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?;
-            store.write(&self.root.join(".shown.json"), &text)?;
-        }
-        Ok(())
+    fn save(&self, store: &Store) -> Result<()> {
+        let text = serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?;
+        store.write(&self.root.join(".shown.json"), &text)
     }
+}
+
+fn record(root: &Path) -> BTreeMap<PathBuf, Digest> {
+    let text = fs_err::read(root.join(".shown.json")).ok();
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 /// Shares the bytes where the file system can (reflink, else hard link), copies them where it cannot.
