@@ -246,7 +246,13 @@ impl<'a> Coordinator<'a> {
 
     fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, seconds: f64) {
         // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
-        let Some(work) = self.works.get_mut(&stage) else { return };
+        let Some(work) = self.works.get_mut(&stage) else {
+            if let Some(record) = self.records.get_mut(&stage) {
+                record.units_run += 1;
+                record.seconds += seconds;
+            }
+            return;
+        };
         work.entries[unit] = Some(entry);
         work.units_run += 1;
         work.seconds += seconds;
