@@ -92,16 +92,33 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
-    fn try_start(&mut self, stage: usize) -> Result<(), StoreError> {
+    ///
+    /// Whether it was reused: its readers may then start too.
+    fn try_start(&mut self, stage: usize) -> Result<bool, StoreError> {
         if self.records.contains_key(&stage) || self.works.contains_key(&stage) {
-            return Ok(());
+            return Ok(false);
         }
         match self.planner.judge(stage, &self.done) {
             Ok(Verdict::Wait { .. }) => {}
-            Ok(Verdict::Reuse(entry)) => self.reuse(stage, *entry)?,
+            Ok(Verdict::Reuse(entry)) => {
+                self.reuse(stage, *entry)?;
+                return Ok(true);
+            }
             Ok(Verdict::Run(recipe, reason)) => self.start(stage, *recipe, reason)?,
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => self.fail(stage, None, error.to_string()),
+        }
+        Ok(false)
+    }
+
+    /// Tries the stages that waited for this one, and in turn those that waited for one now reused.
+    fn wake_readers(&mut self, stage: usize) -> Result<(), StoreError> {
+        let graph = self.run.graph;
+        let mut next: BTreeSet<usize> = graph.readers(stage).collect();
+        while let Some(reader) = next.pop_first() {
+            if self.try_start(reader)? {
+                next.extend(graph.readers(reader));
+            }
         }
         Ok(())
     }
@@ -234,7 +251,13 @@ impl<'a> Coordinator<'a> {
 
     fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, seconds: f64) {
         // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
-        let Some(work) = self.works.get_mut(&stage) else { return };
+        let Some(work) = self.works.get_mut(&stage) else {
+            if let Some(record) = self.records.get_mut(&stage) {
+                record.units_run += 1;
+                record.seconds += seconds;
+            }
+            return;
+        };
         work.entries[unit] = Some(entry);
         work.units_run += 1;
         work.seconds += seconds;
@@ -258,21 +281,7 @@ impl<'a> Coordinator<'a> {
         let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
         self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
         self.done.insert(stage, entry);
-        self.try_readers(stage)
-    }
-
-    /// Judges what reads a stage that is done; where that is reused, what reads it in turn, and so on: nobody
-    /// will report that it is done.
-    fn try_readers(&mut self, stage: usize) -> Result<(), StoreError> {
-        let graph = self.run.graph;
-        let mut open: BTreeSet<usize> = graph.readers(stage).collect();
-        while let Some(next) = open.pop_first() {
-            self.try_start(next)?;
-            if self.done.contains_key(&next) {
-                open.extend(graph.readers(next));
-            }
-        }
-        Ok(())
+        self.wake_readers(stage)
     }
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
@@ -344,7 +353,6 @@ impl<'a> Coordinator<'a> {
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
         self.run.store.save_stat()?;
-        self.view.save(self.run.store)?;
         let mut records = std::mem::take(&mut self.records);
         let stages: Vec<StageRecord> =
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
