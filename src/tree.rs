@@ -181,7 +181,7 @@ pub fn set(
         Ok(parsed) => convert(parsed, text, problems).map(|node| node.value),
         Err(_) => Some(Value::Text(value.to_owned())),
     };
-    let Some(mut new) = parsed.map(|value| Node { value, origin: value_origin.clone() }) else { return None };
+    let mut new = parsed.map(|value| Node { value, origin: value_origin.clone() })?;
     relocate(&mut new, &value_origin);
 
     let written = Some(Origin { text, span: 0..path.len() });

@@ -23,12 +23,9 @@ pub(super) fn report(stages: &Table, sets: &[Origin], sources: &Sources, problem
             for list in lists {
                 read.push(format!("{list}.{ITEM}.name"));
                 for path in &mut found {
-                    match path
-                        .strip_prefix(variable.as_str())
-                        .filter(|rest| rest.is_empty() || rest.starts_with('.'))
-                    {
-                        Some(rest) => *path = format!("{list}.{ITEM}{rest}"),
-                        None => {}
+                    let rest = path.strip_prefix(variable.as_str());
+                    if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+                        *path = format!("{list}.{ITEM}{rest}");
                     }
                 }
             }
