@@ -53,11 +53,17 @@ fn version(libtorch: &Path) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// The commit that the sources were built from, empty outside a git checkout.
+/// The commit that the sources were built from, `-dirty` with changes on top; `None` outside a git checkout.
 fn commit() -> Option<String> {
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/refs/heads");
-    let output =
-        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    // A path that does not exist would run this script, and so the whole build, every time.
+    let watched =
+        [git(&["rev-parse", "--git-path", "logs/HEAD"]), Some("src".into()), Some("Cargo.lock".into())];
+    for path in watched.into_iter().flatten().filter(|path| Path::new(path).exists()) {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    git(&["describe", "--always", "--dirty", "--abbrev=12"])
 }

@@ -39,6 +39,13 @@ pub enum Event {
         /// Work still to do, in the kind's steps; 0 where the kind does not say.
         steps: u64,
     },
+    /// A worker begins with a unit.
+    UnitStarted {
+        /// The stage.
+        stage: String,
+        /// The unit; none for a stage of one piece, and for joining the units.
+        unit: Option<String>,
+    },
     /// A unit came further.
     Progress {
         /// The stage.

@@ -11,6 +11,8 @@ use crate::text::{Problems, suggestion};
 pub struct Graph {
     graph: DiGraph<usize, ()>,
     order: Vec<usize>,
+    /// Whether a stage is selected, by its index.
+    selected: Vec<bool>,
 }
 
 impl Graph {
@@ -45,7 +47,8 @@ impl Graph {
             return Err(problems);
         }
         let order = topological(&graph);
-        Ok(Self { graph, order })
+        let selected = vec![true; pipeline.stages.len()];
+        Ok(Self { graph, order, selected })
     }
 
     /// The stages, each after those it reads; among equals in file order.
@@ -53,15 +56,10 @@ impl Graph {
         &self.order
     }
 
-    /// The stages that read an output of `stage`.
+    /// The selected stages that read an output of `stage`.
     pub fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
-        self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node])
-    }
-
-    /// The stages whose outputs `stage` reads.
-    pub fn sources(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
-        let node = NodeIndex::new(stage);
-        self.graph.neighbors_directed(node, petgraph::Direction::Incoming).map(|node| self.graph[node])
+        let readers = self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node]);
+        readers.filter(|reader| self.selected[*reader])
     }
 
     /// Keeps the named stages and all they need; every stage where no name is given.
@@ -74,15 +72,15 @@ impl Graph {
         if targets.is_empty() {
             return Ok(());
         }
-        let mut keep = vec![false; pipeline.stages.len()];
+        self.selected = vec![false; pipeline.stages.len()];
         for index in named(targets, pipeline)? {
             let reversed = Reversed(&self.graph);
             let mut search = Dfs::new(reversed, NodeIndex::new(index));
             while let Some(node) = search.next(reversed) {
-                keep[self.graph[node]] = true;
+                self.selected[self.graph[node]] = true;
             }
         }
-        self.order.retain(|stage| keep[*stage]);
+        self.order.retain(|stage| self.selected[*stage]);
         Ok(())
     }
 }

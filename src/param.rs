@@ -370,7 +370,10 @@ macro_rules! params {
             fn keys() -> Vec<$crate::param::Key> {
                 vec![$( $crate::param::Key {
                     name: stringify!($field),
-                    doc: [$( $doc.trim() ),*].join(" "),
+                    doc: {
+                        let lines: &[&str] = &[$( $doc.trim() ),*];
+                        lines.join(" ")
+                    },
                     expected: {
                         let expected = <$ty as $crate::param::Param>::expected();
                         $( let expected = format!("{expected}, from {} to {}", $range.start(), $range.end()); )?

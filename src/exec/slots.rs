@@ -25,10 +25,13 @@ pub(super) struct Job {
     pub recipe: Recipe,
     /// Compute whatever the cache holds.
     pub forced: bool,
+    /// Seconds that the units cost which a merge joins, in this run or an earlier one.
+    pub spent: f64,
 }
 
 /// What a slot reports to the coordinator.
 pub(super) enum Report {
+    Began(usize, Option<usize>),
     Said(usize, Option<usize>, Reply),
     Done(usize, Option<usize>, Box<Entry>, f64),
     Failed(usize, Option<usize>, String),
@@ -61,9 +64,11 @@ impl Queue {
         before - jobs.0.len()
     }
 
-    /// Lets the slots end once they have nothing more to do.
+    /// Lets the slots end after what they are at; jobs still wait only where the run cannot go on.
     pub fn close(&self) {
-        self.jobs.lock().expect("no panic under this lock").1 = true;
+        let mut jobs = self.jobs.lock().expect("no panic under this lock");
+        *jobs = (VecDeque::new(), true);
+        drop(jobs);
         self.wake.notify_all();
     }
 
@@ -138,6 +143,8 @@ fn perform(
         None => worker.insert(backend.start(slot)?),
     };
     let attempt = scratch.attempt()?;
+    // A coordinator that is gone is noticed when the result is sent.
+    let _ = reports.send(Report::Began(job.stage, job.unit));
     let begun = Instant::now();
     let task = Task {
         kind: job.kind.name().to_owned(),
@@ -150,7 +157,7 @@ fn perform(
         let _ = reports.send(Report::Said(job.stage, job.unit, reply));
     })?;
     let seconds = begun.elapsed().as_secs_f64();
-    let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), seconds)?;
+    let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
     Ok((entry, seconds))
 }
 

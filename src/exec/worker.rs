@@ -131,6 +131,10 @@ impl Backend for Processes {
         let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
         let mut child = Command::new(&self.program)
             .arg(setting)
+            // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
+            .env("NVIDIA_TF32_OVERRIDE", "0")
+            // cuBLAS repeats bit for bit only with a workspace of fixed size.
+            .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -151,6 +155,10 @@ impl Process {
     fn died(&mut self) -> TaskError {
         let _ = self.child.kill();
         match self.child.wait() {
+            // What the dynamic loader ends with when a library is missing.
+            Ok(status) if status.code() == Some(127) => {
+                TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
+            }
             Ok(status) => TaskError::Died(status.to_string()),
             Err(error) => TaskError::Died(error.to_string()),
         }

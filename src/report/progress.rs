@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::{Reporter, Table, duration, print, short_path};
 use crate::event::{Event, Shown};
@@ -32,6 +32,19 @@ pub struct Live {
     summary: Summary,
 }
 
+/// How a bar looks: waiting for a worker, working without a known end, on its way.
+const WAITING: &str = "{prefix:>24} waits for a worker";
+const WORKING: &str = "{prefix:>24} {spinner} {elapsed}";
+const MOVING: &str = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {rate}  {eta} left";
+
+fn style(form: &str) -> ProgressStyle {
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A line that can't be written is not shown.
+        let _ = write!(out, "{:.1}/s", state.per_sec());
+    };
+    ProgressStyle::with_template(form).expect("the template is well formed").with_key("rate", rate)
+}
+
 impl Live {
     fn end(&mut self, stage: &str) {
         if let Some(bar) = self.running.remove(stage) {
@@ -43,6 +56,33 @@ impl Live {
         // The bars are drawn on standard error; without a terminal there are none.
         let _ = self.bars.println(text);
     }
+
+    fn begin(&mut self, stage: &str, steps: u64) {
+        let bar = self.bars.add(ProgressBar::new(steps));
+        bar.set_style(style(WAITING));
+        bar.set_prefix(stage.to_owned());
+        bar.tick();
+        self.running.insert(stage.to_owned(), bar);
+    }
+
+    /// The first unit of a stage starts the clock of its bar.
+    fn work(&mut self, stage: &str) {
+        let Some(bar) = self.running.get(stage) else { return };
+        if bar.position() == 0 {
+            bar.set_style(style(if bar.length() == Some(0) { WORKING } else { MOVING }));
+            bar.reset();
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+    }
+
+    fn progress(&mut self, stage: &str, done: u64, total: u64) {
+        let Some(bar) = self.running.get(stage) else { return };
+        if bar.length() != Some(total) {
+            bar.set_length(total);
+            bar.set_style(style(MOVING));
+        }
+        bar.set_position(done);
+    }
 }
 
 impl Reporter for Live {
@@ -53,32 +93,17 @@ impl Reporter for Live {
                 if *units_reused > 0 {
                     self.line(&format!("      {units_reused} of {units} units are already there"));
                 }
-                let bar = self.bars.add(ProgressBar::new(*steps));
-                let form = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {per_sec}  {eta} left";
-                let form = if *steps > 0 { form } else { "{prefix:>24} {spinner} {elapsed}" };
-                bar.set_style(ProgressStyle::with_template(form).expect("the template is well formed"));
-                bar.set_prefix(stage.clone());
-                bar.enable_steady_tick(Duration::from_millis(200));
-                self.running.insert(stage.clone(), bar);
+                self.begin(stage, *steps);
             }
-            Event::Progress { stage, done, total } => {
-                if let Some(bar) = self.running.get(stage) {
-                    if bar.length() != Some(*total) {
-                        bar.set_length(*total);
-                        let form = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {per_sec}  {eta} left";
-                        bar.set_style(
-                            ProgressStyle::with_template(form).expect("the template is well formed"),
-                        );
-                    }
-                    bar.set_position(*done);
-                }
-            }
+            Event::UnitStarted { stage, .. } => self.work(stage),
+            Event::Progress { stage, done, total } => self.progress(stage, *done, *total),
             Event::StageFinished { stage, seconds, .. } => {
                 self.end(stage);
                 self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
             }
-            Event::StageFailed { stage, .. } => self.end(&stage.clone()),
+            Event::StageFailed { stage, .. } => self.end(stage),
             Event::RunFinished { .. } => {
+                // Nothing to do if the terminal is gone.
                 let _ = self.bars.clear();
             }
             _ => {}

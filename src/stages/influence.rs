@@ -120,7 +120,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<f32>> {
 fn show(params: &Params, inputs: &Inputs, scores: &[f32], ranks: &[i64], out: &Path) -> anyhow::Result<()> {
     let captions = match inputs.get("captions") {
         Some(path) => Captions::read(path, params.loss.captions as usize)?,
-        None => Captions { items: (0..scores.len()).map(|index| unnamed(index)).collect() },
+        None => Captions { items: (0..scores.len()).map(unnamed).collect() },
     };
     let rows = table::top(ranks, scores, &captions, params.top as usize)?;
     table::write_csv(&out.join("top.csv"), &rows)?;

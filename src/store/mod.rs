@@ -10,6 +10,7 @@
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
 
+mod lock;
 mod scratch;
 mod stat;
 mod view;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, Listed, Listing};
 use crate::recipe::{self, Recipe};
 
+pub use lock::Lock;
 pub use scratch::{Attempt, Scratch};
 pub use view::View;
 
@@ -234,22 +236,6 @@ impl Store {
         }
     }
 
-    /// Waits until no other process computes this fingerprint, and keeps others waiting while held.
-    ///
-    /// # Errors
-    /// A lock file that cannot be made.
-    pub fn lock(&self, fingerprint: &Digest) -> Result<Lock> {
-        self.lock_named(&fingerprint.to_string())
-    }
-
-    fn lock_named(&self, name: &str) -> Result<Lock> {
-        let path = self.root.join("locks").join(name);
-        fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
-        let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
-        file.file().lock()?;
-        Ok(Lock { _file: file })
-    }
-
     /// Writes a file aside, syncs it, and renames it into place.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let folder = path.parent().unwrap_or(&self.root);
@@ -260,11 +246,6 @@ impl Store {
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
-}
-
-/// Holds a fingerprint; let go when dropped, or when the process ends in any way.
-pub struct Lock {
-    _file: fs_err::File,
 }
 
 /// Makes a file read-only and durable, and hashes it.

@@ -1,0 +1,59 @@
+# `make demo` runs the main job, `make test` passes the tests; both set up what they need.
+# Needed beforehand: a Rust toolchain, Python 3 with venv and pip (for libtorch's wheel), a C++ compiler.
+
+TORCH   := 2.11.0
+PYTHON  ?= python3
+VENV    := .libtorch
+MARK    := $(VENV)/torch-$(TORCH).installed
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+ATTRFLOW := target/release/attrflow
+
+.PHONY: setup build demo test check bench golden clean
+
+## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
+setup: $(if $(LIBTORCH),,$(MARK))
+
+$(MARK):
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	ln -sfn "$$(cd $(VENV) && ls -d lib/python3*/site-packages/torch)" $(VENV)/torch
+	touch $@
+
+## build: the program, optimised
+build: setup
+	cargo build --release --locked
+
+## demo: the whole pipeline on the data of data/demo
+demo: build
+	$(ATTRFLOW) run pipelines/demo.toml
+
+## test: all tests
+test: setup
+ifeq ($(NEXTEST),)
+	cargo test --locked
+else
+	cargo nextest run --locked
+	cargo test --doc --locked
+endif
+
+## check: what must be clean before a change lands
+check: setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	$(MAKE) test
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --log-level error check bans licenses sources
+
+## bench: self-influence of training images, and its figures
+bench: build
+	cargo bench --locked
+
+## golden: make the golden files of the tests again with the Python originals
+golden: setup
+	$(PYTHON) -m venv $(VENV)/golden
+	$(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt
+	for script in tests/golden/make_*.py; do $(VENV)/golden/bin/python $$script || exit 1; done
+
+clean:
+	cargo clean
+	rm -rf cache results

@@ -1,0 +1,46 @@
+//! One writer per fingerprint, over all processes that share a cache.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::{Result, Store};
+use crate::digest::Digest;
+
+/// Holds a fingerprint; let go when dropped, or when the process ends in any way.
+pub struct Lock {
+    path: PathBuf,
+    _file: fs_err::File,
+}
+
+impl Store {
+    /// Waits until no other process computes this fingerprint, and keeps others waiting while held.
+    ///
+    /// # Errors
+    /// A lock file that cannot be made.
+    pub fn lock(&self, fingerprint: &Digest) -> Result<Lock> {
+        self.lock_named(&fingerprint.to_string())
+    }
+
+    /// The same for any name.
+    pub(super) fn lock_named(&self, name: &str) -> Result<Lock> {
+        let path = self.root.join("locks").join(name);
+        fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
+        loop {
+            let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
+            file.file().lock()?;
+            // The last holder removed the file while this one waited: a lock on it would exclude nobody.
+            let held = file.metadata()?;
+            let current = fs_err::metadata(&path).ok();
+            if current.is_some_and(|current| current.ino() == held.ino() && current.dev() == held.dev()) {
+                return Ok(Lock { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A file that stays only takes up a name.
+        let _ = fs_err::remove_file(&self.path);
+    }
+}
