@@ -1,13 +1,14 @@
 //! Runs that are killed at any moment: what was kept is right, and is not computed again.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Stdio;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use crate::project::{Project, command, files};
+use crate::project::{Project, Ran, command, files};
 
 const IMAGES: usize = 20;
 
@@ -43,18 +44,16 @@ fn killed(project: &Project, mut now: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Processes that work in the project's folder: workers, once their runner is gone.
-fn at_work(project: &Project) -> usize {
+/// Processes that work in the project's folder: the runner and its workers.
+fn at_work(project: &Project) -> Vec<PathBuf> {
     let root = fs_err::canonicalize(&project.root).unwrap();
-    let processes = fs_err::read_dir("/proc").unwrap().filter_map(Result::ok);
-    processes
-        .filter(|process| fs_err::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == root))
-        .count()
+    let processes = fs_err::read_dir("/proc").unwrap().filter_map(Result::ok).map(|process| process.path());
+    processes.filter(|process| fs_err::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == root)).collect()
 }
 
 fn wait_for_orphans(project: &Project) {
     let begun = Instant::now();
-    while at_work(project) > 0 {
+    while !at_work(project).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(10), "a worker outlives its runner");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -93,7 +92,12 @@ fn a_run_killed_as_its_results_come_goes_on_from_them() {
         let locks = files(&project.path("cache/locks")).len();
         let now = || match more {
             0 => files(&project.path("cache/locks")).len() > locks,
-            more => entries() >= before.len() + more,
+            more => {
+                let now = entries() >= before.len() + more;
+                // Or there would be no orphan to wait for.
+                assert!(!now || at_work(&project).len() >= 2, "{:?}", at_work(&project));
+                now
+            }
         };
         kills += usize::from(killed(&project, now));
         let after = index(&project);
@@ -125,6 +129,76 @@ fn a_run_killed_at_random_ends_as_if_it_had_not_been() {
         finish(&project, &undisturbed);
     }
     assert!(kills >= 6, "{kills} kills");
+}
+
+/// Seconds of the units that a run computed; a unit that another run computed has none.
+fn computed(ran: &Ran) -> usize {
+    let events = ran.json().into_iter().filter(|line| line["event"] == "unit_finished");
+    events.filter(|line| line["seconds"].as_f64().unwrap() > 0.0).count()
+}
+
+#[test]
+fn two_runs_at_once_share_the_work() {
+    let undisturbed = undisturbed();
+    let project = Project::new(IMAGES);
+    let start = || {
+        let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        run.args(["run", "pipelines/demo.toml", "--json", "--jobs", "1"]);
+        run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start(), start()];
+    let ran = children.map(|child| Ran::from(child.wait_with_output().unwrap()));
+    for ran in &ran {
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    }
+    assert_eq!(computed(&ran[0]) + computed(&ran[1]), units(&index(&project)));
+    assert_eq!(project.results(), undisturbed.results());
+    assert_eq!(project.cached("tmp"), ["gate"]);
+}
+
+#[test]
+fn a_long_task_ends_with_its_runner() {
+    let project = Project::finished();
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    // Minutes of computing, in one task.
+    run.args(["run", "pipelines/demo.toml", "--json", "--set", "unlearn.grad_accum_steps=5000"]);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"progress\"")));
+    assert!(at_work(&project).len() >= 2);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait_for_orphans(&project);
+}
+
+#[test]
+fn a_worker_that_is_killed_fails_its_stage_alone() {
+    let project = Project::new(6);
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    run.args(["run", "pipelines/demo.toml", "--jobs", "1", "--target", "latents"]);
+    let run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let worker = |process: &PathBuf| {
+        fs_err::read_link(process.join("exe")).is_ok_and(|program| program.ends_with("attrflow-worker"))
+    };
+    // As the system does when memory runs out.
+    let found = loop {
+        match at_work(&project).into_iter().find(worker) {
+            Some(process) => break process,
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let id = found.file_name().unwrap();
+    assert!(Command::new("kill").arg("-9").arg(id).status().unwrap().success());
+    let ran = Ran::from(run.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(
+        ran.err,
+        "error: stage `data`: the worker process ended in the middle of the task (signal: 9 (SIGKILL)); \
+         out of memory is the usual reason\n"
+    );
+    assert!(index(&project).is_empty());
+    assert_eq!(project.cached("tmp"), ["gate"]);
+    assert_eq!(project.run(&["--target", "latents"]).computed(), ["data", "latents"]);
 }
 
 #[test]
