@@ -91,7 +91,7 @@ impl<'n> Fields<'n> {
             (None, Some(default)) => Some(default),
             (None, None) => {
                 let problem = reader.problems.at(self.origin, format!("the key `{name}` is missing"));
-                problem.help(format!("expected {}", P::expected()));
+                problem.help(format!("add `{name}`, {}", P::expected()));
                 self.missing = true;
                 None
             }
@@ -273,7 +273,7 @@ impl Param for Location {
 }
 
 /// The path without `.` and `..`, so that one file has one name in messages.
-fn normal(path: &Path) -> String {
+pub(crate) fn normal(path: &Path) -> String {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {
