@@ -4,6 +4,8 @@
 mod edits;
 mod faults;
 mod layers;
+mod pipelines;
 mod project;
 mod recipes;
 mod toys;
+mod values;

@@ -92,9 +92,7 @@ impl Project {
 
     /// Replaces a text that must be in the file.
     pub fn replace(&self, name: &str, old: &str, new: &str) {
-        let text = self.read(name);
-        assert!(text.contains(old), "{name} does not hold `{old}`");
-        self.write(name, &text.replace(old, new));
+        self.write(name, &changed(&self.read(name), old, new));
     }
 
     /// Moves the whole project folder.
@@ -176,6 +174,19 @@ impl Project {
 
 fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// A text with one edit, which must have something to replace.
+pub fn changed(text: &str, old: &str, new: &str) -> String {
+    assert!(text.contains(old), "`{old}` is not there");
+    text.replace(old, new)
+}
+
+/// The rendered faults of a pipeline and a config.
+pub fn faults(pipeline: &str, config: &str, sets: &[&str]) -> String {
+    let project = Project::new(pipeline, config);
+    project.write("source.txt", "source\n");
+    project.problems(sets)
 }
 
 /// Every file below a folder.
