@@ -105,7 +105,7 @@ impl<'n> Fields<'n> {
             (None, Some(default)) => Some(default),
             (None, None) => {
                 let problem = reader.problems.at(self.origin, format!("the key `{name}` is missing"));
-                problem.help(format!("expected {}", P::expected()));
+                problem.help(format!("add `{name}`, {}", P::expected()));
                 self.missing = true;
                 None
             }

@@ -1,6 +1,5 @@
 //! Source texts and the problems found in them.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -91,13 +90,17 @@ impl Problems {
         self.list.last_mut().expect("just pushed")
     }
 
-    /// Drops what was said of the same place before: a fault in what several stages share is one fault.
-    pub fn say_once(&mut self) {
-        let mut seen = BTreeSet::new();
-        self.list.retain(|problem| match &problem.origin {
-            Some(origin) => seen.insert((origin.text, origin.span.start, problem.message.clone())),
-            None => true,
-        });
+    /// Brings problems into the order of the texts, and drops what was found again at the same place: the text
+    /// of a repeated stage is read once per item.
+    pub fn tidy(&mut self) {
+        self.list.sort_by_key(|problem| problem.origin.as_ref().map(|o| (o.text, o.span.start)));
+        let mut kept: Vec<Problem> = Vec::new();
+        for problem in self.list.drain(..) {
+            if !kept.iter().any(|other| other.origin == problem.origin && other.message == problem.message) {
+                kept.push(problem);
+            }
+        }
+        self.list = kept;
     }
 
     /// Whether nothing is wrong.

@@ -160,16 +160,29 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
     Some(Node { value, origin })
 }
 
+/// A key that `--set` added to a table.
+#[derive(Debug)]
+pub struct NewKey {
+    /// The whole path.
+    pub path: String,
+    /// The key.
+    pub name: String,
+    /// Where it stands.
+    pub origin: Origin,
+    /// The keys that the table had.
+    pub beside: Vec<String>,
+}
+
 /// Applies one `--set path=value` to `root`; the value is TOML, or text where it is not.
 ///
-/// The tables on the way must exist, so that a misspelt path is refused; the last key may be new, and
-/// is then checked by the stage that reads the table. Returns where the path is written.
+/// The tables on the way must exist, so that a misspelt path is refused. The last key may be new: it is
+/// returned, so that one which no stage reads can be refused too.
 pub fn set(
     root: &mut Node,
     argument: &str,
     sources: &mut Sources,
     problems: &mut Problems,
-) -> Option<Origin> {
+) -> Option<NewKey> {
     let text = sources.add("--set".into(), PathBuf::from("."), argument.to_owned());
     let whole = Origin { text, span: 0..argument.len() };
     let Some((path, value)) = argument.split_once('=') else {
@@ -177,14 +190,20 @@ pub fn set(
         return None;
     };
     let value_origin = Origin { text, span: path.len() + 1..argument.len() };
+    let known = problems.list.len();
     let parsed = match DeValue::parse(value.trim()) {
         Ok(parsed) => convert(parsed, text, problems).map(|node| node.value),
         Err(_) => Some(Value::Text(value.to_owned())),
     };
-    let mut new = parsed.map(|value| Node { value, origin: value_origin.clone() })?;
+    if problems.list.len() > known {
+        for problem in &mut problems.list[known..] {
+            problem.origin = Some(value_origin.clone());
+        }
+        return None;
+    }
+    let mut new = Node { value: parsed?, origin: value_origin.clone() };
     relocate(&mut new, &value_origin);
 
-    let written = Some(Origin { text, span: 0..path.len() });
     let mut node = root;
     let path = path.trim();
     let keys: Vec<&str> = path.split('.').collect();
@@ -195,8 +214,11 @@ pub fn set(
         let last = depth + 1 == keys.len();
         node = match (&mut node.value, last) {
             (Value::Table(table), true) => {
-                table.entries.insert((*key).to_owned(), Entry { key: origin, node: new });
-                return written;
+                let beside = table.keys().map(str::to_owned).collect();
+                let entry = Entry { key: origin.clone(), node: new };
+                let old = table.entries.insert((*key).to_owned(), entry);
+                let (path, name) = (path.to_owned(), (*key).to_owned());
+                return old.is_none().then_some(NewKey { path, name, origin, beside });
             }
             (Value::Table(table), false) => {
                 if !table.entries.contains_key(*key) {
@@ -219,7 +241,7 @@ pub fn set(
                 };
                 if last {
                     items[index] = new;
-                    return written;
+                    return None;
                 }
                 &mut items[index]
             }

@@ -1,6 +1,7 @@
 //! Repeated stages written out, and `${…}` references replaced.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::only_keys;
 use crate::stage::{Kind, Registry};
@@ -29,16 +30,19 @@ impl Draft<'_> {
 }
 
 /// All stages written out.
-pub(super) struct Drafts<'p> {
-    pub list: Vec<Draft<'p>>,
-    /// Stages with a fault: where one was left out for it, what refers to it has no fault of its own.
-    pub lost: Vec<&'p str>,
+pub(super) struct Expanded<'p> {
+    pub drafts: Vec<Draft<'p>>,
+    /// Names of stages with a fault that was reported: a reference to one is not a second fault.
+    pub faulty: BTreeSet<&'p str>,
+    /// Paths in the config that were read.
+    used: BTreeSet<String>,
 }
 
-impl<'p> std::ops::Deref for Drafts<'p> {
-    type Target = [Draft<'p>];
-    fn deref(&self) -> &Self::Target {
-        &self.list
+impl Expanded<'_> {
+    /// Whether the value at a path of the config, something below or something around it was read.
+    pub fn reads(&self, path: &str) -> bool {
+        let below = |one: &str, two: &str| one.strip_prefix(two).is_some_and(|rest| rest.starts_with('.'));
+        self.used.iter().any(|used| used == path || below(used, path) || below(path, used))
     }
 }
 
@@ -46,6 +50,8 @@ impl<'p> std::ops::Deref for Drafts<'p> {
 struct Scope<'c> {
     config: &'c Node,
     item: Option<(&'c str, &'c Node)>,
+    /// Paths in the config that were read.
+    used: &'c RefCell<BTreeSet<String>>,
 }
 
 /// Writes out all stages; a stage with a fault is reported and left out.
@@ -54,39 +60,42 @@ pub(super) fn expand<'p>(
     config: &'p Node,
     registry: &Registry,
     problems: &mut Problems,
-) -> Drafts<'p> {
-    let mut drafts = Drafts { list: Vec::new(), lost: Vec::new() };
+) -> Expanded<'p> {
+    let used = RefCell::default();
+    let mut drafts = Vec::new();
+    let mut faulty = BTreeSet::new();
     for (base, entry) in &stages.entries {
         let known = problems.list.len();
-        write_out(base, entry, config, registry, &mut drafts.list, problems);
+        drafts.extend(stage(base, entry, Scope { config, item: None, used: &used }, registry, problems));
         if problems.list.len() > known {
-            drafts.lost.push(base);
+            faulty.insert(base.as_str());
         }
     }
     // File order reads best in every listing; tables are kept sorted by name.
-    drafts.list.sort_by_key(|draft| draft.origin.span.start);
-    drafts
+    drafts.sort_by_key(|draft| draft.origin.span.start);
+    Expanded { drafts, faulty, used: used.into_inner() }
 }
 
-fn write_out<'p>(
+/// Writes out one stage.
+fn stage<'p>(
     base: &'p str,
     entry: &'p Entry,
-    config: &'p Node,
+    scope: Scope<'_>,
     registry: &Registry,
-    drafts: &mut Vec<Draft<'p>>,
     problems: &mut Problems,
-) {
+) -> Vec<Draft<'p>> {
+    let mut drafts = Vec::new();
     let Some(table) = entry.node.as_table() else {
         problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
-        return;
+        return drafts;
     };
     only_keys(table, &["kind", "each", "inputs", "params"], problems);
     if base.contains(['[', ']', '.', '/']) {
         problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
     }
-    let Some(kind) = kind(table, entry, registry, problems) else { return };
-    for (label, item) in items(table, config, problems) {
-        let scope = Scope { config, item };
+    let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
+    for (label, item) in items(table, &scope, problems) {
+        let scope = Scope { item, ..scope };
         let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
         let params = table.get("params").map(|node| replace(node, &scope, problems));
         let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
@@ -101,6 +110,7 @@ fn write_out<'p>(
         let params = params.unwrap_or(empty);
         drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
     }
+    drafts
 }
 
 fn kind(
@@ -115,7 +125,11 @@ fn kind(
         problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
         return None;
     };
-    let found = node.as_text().unwrap_or_default();
+    let Some(found) = node.as_text() else {
+        let problem = problems.at(&node.origin, format!("expected a stage kind, found {}", node.type_name()));
+        problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
+        return None;
+    };
     let kind = registry.iter().find(|kind| kind.name() == found);
     if kind.is_none() {
         problems.at(&node.origin, format!("unknown stage kind `{found}`")).suggest(found, names());
@@ -126,7 +140,7 @@ fn kind(
 type Item<'p> = (Option<String>, Option<(&'p str, &'p Node)>);
 
 /// The items that a stage is repeated over, with their labels; one item without a label otherwise.
-fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec<Item<'p>> {
+fn items<'p>(table: &'p Table, scope: &Scope<'p>, problems: &mut Problems) -> Vec<Item<'p>> {
     let Some(each) = table.get("each") else { return vec![(None, None)] };
     let form = "expected `each = { item = \"${a.list}\" }`";
     let Some((variable, entry)) =
@@ -135,12 +149,11 @@ fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec
         problems.at(&each.origin, form);
         return Vec::new();
     };
-    let scope = Scope { config, item: None };
     let Some(path) = entry.node.as_text().and_then(whole_reference) else {
         problems.at(&entry.node.origin, form);
         return Vec::new();
     };
-    let Some(list) = lookup(path, &entry.node.origin, &scope, problems) else { return Vec::new() };
+    let Some(list) = lookup(path, &entry.node.origin, scope, problems) else { return Vec::new() };
     let Value::List(list) = &list.value else {
         problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", list.type_name()));
         return Vec::new();
@@ -149,13 +162,13 @@ fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec
     let mut items = Vec::new();
     for (index, item) in list.iter().enumerate() {
         let label = label(item, index);
+        let origin =
+            item.as_table().and_then(|table| table.get("name")).map_or(&item.origin, |name| &name.origin);
         if label.is_empty() || label.contains(['[', ']', '/']) || label.starts_with('.') {
-            problems.at(
-                &item.origin,
-                format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"),
-            );
+            problems
+                .at(origin, format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"));
         } else if seen.insert(label.clone(), ()).is_some() {
-            problems.at(&item.origin, format!("two items of `{path}` have the name `{label}`"));
+            problems.at(origin, format!("two items of `{path}` have the name `{label}`"));
         } else {
             items.push((Some(label), Some((variable.as_str(), item))));
         }
@@ -234,13 +247,22 @@ fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Pro
     let found = match (scope.item, rest) {
         (Some((name, item)), None) if name == first => Ok(item),
         (Some((name, item)), Some(rest)) if name == first => item.follow(rest),
-        _ => scope.config.follow(path),
+        _ => {
+            scope.used.borrow_mut().insert(path.to_owned());
+            scope.config.follow(path)
+        }
     };
     match found {
         Ok(node) => Some(node),
         Err((key, table)) => {
+            let Some(table) = table else {
+                let message =
+                    format!("`${{{path}}}` leads nowhere: what stands before `{key}` is not a table");
+                problems.at(origin, message);
+                return None;
+            };
             let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
-            let mut names: Vec<&str> = table.map(|table| table.keys().collect()).unwrap_or_default();
+            let mut names: Vec<&str> = table.keys().collect();
             names.extend(scope.item.filter(|_| key == first).map(|(name, _)| name));
             problem.suggest(key, names);
             None

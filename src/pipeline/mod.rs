@@ -12,7 +12,6 @@
 
 mod expand;
 mod resolve;
-mod unused;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -109,7 +108,7 @@ pub fn load(
     let mut sources = Sources::default();
     let mut problems = Problems::default();
     let pipeline = read(file, sets, registry, &mut sources, &mut problems);
-    problems.say_once();
+    problems.tidy();
     match pipeline {
         Some(pipeline) if problems.is_empty() => Ok((pipeline, sources)),
         _ => Err((problems, sources)),
@@ -124,10 +123,10 @@ fn read(
     problems: &mut Problems,
 ) -> Option<Pipeline> {
     let text = read_text(file, None, sources, problems)?;
-    let root = parse(sources, text, problems)?;
+    let root = tree::parse(sources, text, problems);
     let table = root.as_table()?;
+    let (config, new_keys) = config(table, sets, sources, problems)?;
     only_keys(table, &["config", "stages"], problems);
-    let (config, sets) = config(table, sets, sources, problems)?;
     let Some(stages) = table.get("stages") else {
         problems
             .at(&Origin { text, span: 0..0 }, "the pipeline has no stages")
@@ -138,15 +137,18 @@ fn read(
         problems.at(&stages.origin, format!("expected a table of stages, found {}", stages.type_name()));
         return None;
     };
-    unused::report(stages, &sets, sources, problems);
-    let drafts = expand::expand(stages, &config, registry, problems);
+    let expanded = expand::expand(stages, &config, registry, problems);
     let mut reader = Reader { sources, problems };
-    let stages = resolve::resolve(&drafts, &mut reader);
+    let stages = resolve::resolve(&expanded, &mut reader);
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
     let run = config.as_table().and_then(|table| table.get("run")).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
     if !problems.is_empty() {
         return None;
+    }
+    for key in new_keys.iter().filter(|key| !expanded.reads(&key.path)) {
+        let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
+        problem.suggest(&key.name, key.beside.iter().map(String::as_str));
     }
     let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
     let root = match folder.file_name() {
@@ -178,20 +180,13 @@ fn read_text(
     }
 }
 
-/// Parses a text; `None` after a fault, for what the parser left out would be missed in everything that follows.
-fn parse(sources: &Sources, text: usize, problems: &mut Problems) -> Option<Node> {
-    let known = problems.list.len();
-    let root = tree::parse(sources, text, problems);
-    (problems.list.len() == known).then_some(root)
-}
-
-/// The config that the pipeline names, with the `--set` arguments applied, and where their keys are written.
+/// The config that the pipeline names, with the `--set` arguments applied, and the keys that they added.
 fn config(
     table: &Table,
     sets: &[String],
     sources: &mut Sources,
     problems: &mut Problems,
-) -> Option<(Node, Vec<Origin>)> {
+) -> Option<(Node, Vec<tree::NewKey>)> {
     let mut config = match table.get("config") {
         Some(node) => {
             let Some(path) = node.as_text() else {
@@ -200,16 +195,20 @@ fn config(
             };
             let path = short_path(&sources.get(node.origin.text).name, path);
             let text = read_text(&path, Some(&node.origin), sources, problems)?;
-            parse(sources, text, problems)?
+            tree::parse(sources, text, problems)
         }
         None => {
             let text = sources.add("config".into(), PathBuf::new(), String::new());
             tree::parse(sources, text, problems)
         }
     };
-    let set = sets.iter().filter_map(|argument| tree::set(&mut config, argument, sources, problems));
-    let set = set.collect();
-    Some((config, set))
+    // What does not parse is not there: everything that needs it would be a fault too.
+    if !problems.is_empty() {
+        return None;
+    }
+    let set = |argument: &String| tree::set(&mut config, argument, sources, problems);
+    let new_keys = sets.iter().filter_map(set).collect();
+    Some((config, new_keys))
 }
 
 /// `configs/demo.toml` for `../configs/demo.toml` named in `pipelines/demo.toml`: relative as the user gave it.
