@@ -38,20 +38,33 @@ pub(super) struct Expanded<'p> {
     used: BTreeSet<String>,
 }
 
+/// Stands for any item of a list in a path that was read.
+const ANY: &str = "*";
+
 impl Expanded<'_> {
     /// Whether the value at a path of the config, something below or something around it was read.
     pub fn reads(&self, path: &str) -> bool {
-        let below = |one: &str, two: &str| one.strip_prefix(two).is_some_and(|rest| rest.starts_with('.'));
-        self.used.iter().any(|used| used == path || below(used, path) || below(path, used))
+        let meets = |used: &String| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY);
+        self.used.iter().any(meets)
     }
 }
 
 /// The values that a `${…}` may name: the item of a repeated stage first, then the config.
 struct Scope<'c> {
     config: &'c Node,
-    item: Option<(&'c str, &'c Node)>,
+    item: Option<Item<'c>>,
     /// Paths in the config that were read.
     used: &'c RefCell<BTreeSet<String>>,
+}
+
+/// One item of a list that a stage is repeated over.
+#[derive(Clone, Copy)]
+struct Item<'c> {
+    /// What the stage calls it.
+    variable: &'c str,
+    node: &'c Node,
+    /// The list's path in the config.
+    list: &'c str,
 }
 
 /// Writes out all stages; a stage with a fault is reported and left out.
@@ -137,10 +150,12 @@ fn kind(
     kind.copied()
 }
 
-type Item<'p> = (Option<String>, Option<(&'p str, &'p Node)>);
-
 /// The items that a stage is repeated over, with their labels; one item without a label otherwise.
-fn items<'p>(table: &'p Table, scope: &Scope<'p>, problems: &mut Problems) -> Vec<Item<'p>> {
+fn items<'p>(
+    table: &'p Table,
+    scope: &Scope<'p>,
+    problems: &mut Problems,
+) -> Vec<(Option<String>, Option<Item<'p>>)> {
     let Some(each) = table.get("each") else { return vec![(None, None)] };
     let form = "expected `each = { item = \"${a.list}\" }`";
     let Some((variable, entry)) =
@@ -153,9 +168,11 @@ fn items<'p>(table: &'p Table, scope: &Scope<'p>, problems: &mut Problems) -> Ve
         problems.at(&entry.node.origin, form);
         return Vec::new();
     };
-    let Some(list) = lookup(path, &entry.node.origin, scope, problems) else { return Vec::new() };
-    let Value::List(list) = &list.value else {
-        problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", list.type_name()));
+    // Of the items, their names count as read, and then what the stage refers to.
+    scope.used.borrow_mut().insert(format!("{path}.{ANY}.name"));
+    let Some(found) = find(path, &entry.node.origin, scope, problems) else { return Vec::new() };
+    let Value::List(list) = &found.value else {
+        problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", found.type_name()));
         return Vec::new();
     };
     let mut seen: BTreeMap<String, ()> = BTreeMap::new();
@@ -170,7 +187,7 @@ fn items<'p>(table: &'p Table, scope: &Scope<'p>, problems: &mut Problems) -> Ve
         } else if seen.insert(label.clone(), ()).is_some() {
             problems.at(origin, format!("two items of `{path}` have the name `{label}`"));
         } else {
-            items.push((Some(label), Some((variable.as_str(), item))));
+            items.push((Some(label), Some(Item { variable, node: item, list: path })));
         }
     }
     items
@@ -242,15 +259,23 @@ fn interpolate(text: &str, origin: &Origin, scope: &Scope<'_>, problems: &mut Pr
     out + rest
 }
 
+/// The value that a reference names; it counts as read.
 fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+    let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+    let read = match scope.item.filter(|item| item.variable == first) {
+        None => path.to_owned(),
+        Some(item) => format!("{}.{ANY}.{rest}", item.list).trim_end_matches('.').to_owned(),
+    };
+    scope.used.borrow_mut().insert(read);
+    find(path, origin, scope, problems)
+}
+
+fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    let found = match (scope.item, rest) {
-        (Some((name, item)), None) if name == first => Ok(item),
-        (Some((name, item)), Some(rest)) if name == first => item.follow(rest),
-        _ => {
-            scope.used.borrow_mut().insert(path.to_owned());
-            scope.config.follow(path)
-        }
+    let found = match (scope.item.filter(|item| item.variable == first), rest) {
+        (None, _) => scope.config.follow(path),
+        (Some(item), None) => Ok(item.node),
+        (Some(item), Some(rest)) => item.node.follow(rest),
     };
     match found {
         Ok(node) => Some(node),
@@ -263,7 +288,7 @@ fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Pro
             };
             let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
             let mut names: Vec<&str> = table.keys().collect();
-            names.extend(scope.item.filter(|_| key == first).map(|(name, _)| name));
+            names.extend(scope.item.filter(|_| key == first).map(|item| item.variable));
             problem.suggest(key, names);
             None
         }

@@ -22,7 +22,7 @@ use crate::param::{Param, Reader, Validate};
 use crate::params;
 use crate::stage::{Kind, Registry};
 use crate::text::{Origin, Problems, Sources};
-use crate::tree::{self, Node, Table, Value};
+use crate::tree::{self, Entry, Node, Table, Value};
 
 /// A pipeline that was read and checked: every name resolves and every parameter has its type.
 pub struct Pipeline {
@@ -35,6 +35,9 @@ pub struct Pipeline {
     /// The config's `[run]` table: how to compute, never what.
     pub run: RunTable,
 }
+
+/// The config's table of how to compute.
+const RUN: &str = "run";
 
 params! {
     /// How to compute; nothing here counts for identity, and the command line wins.
@@ -141,12 +144,13 @@ fn read(
     let mut reader = Reader { sources, problems };
     let stages = resolve::resolve(&expanded, &mut reader);
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
-    let run = config.as_table().and_then(|table| table.get("run")).unwrap_or(&empty);
+    let run = config.as_table().and_then(|table| table.get(RUN)).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
     if !problems.is_empty() {
         return None;
     }
-    for key in new_keys.iter().filter(|key| !expanded.reads(&key.path)) {
+    let of_run = |path: &str| path.split('.').next() == Some(RUN);
+    for key in new_keys.iter().filter(|key| !of_run(&key.path) && !expanded.reads(&key.path)) {
         let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
         problem.suggest(&key.name, key.beside.iter().map(String::as_str));
     }
@@ -205,6 +209,11 @@ fn config(
     // What does not parse is not there: everything that needs it would be a fault too.
     if !problems.is_empty() {
         return None;
+    }
+    // Every config has this table, written or not.
+    if let Value::Table(table) = &mut config.value {
+        let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
+        table.entries.entry(RUN.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
     }
     let set = |argument: &String| tree::set(&mut config, argument, sources, problems);
     let new_keys = sets.iter().filter_map(set).collect();

@@ -61,7 +61,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#"vae = "data.files/model/vae""#,
             r#"vae = "latents.latents""#,
-            &["form a cycle: latents -> latents"],
+            &["the stage `latents` reads its own output"],
         ),
     ];
     let project = Project::new(1);
@@ -138,14 +138,8 @@ fn a_wrong_command_line_is_refused() {
         (&[demo, "--set", "loss.time_sample=4"], &["unknown key `time_sample`", "--set:1:6"]),
         (&[demo, "--set", "loss.time_samples=many"], &["found a string", "--set:1:19"]),
         // It would set a key that nobody reads: the run would go on as if nothing had been said.
-        (
-            &[demo, "--set", "generate.stpes=9"],
-            &["no stage of this pipeline reads `generate.stpes`", "`generate.steps`?"],
-        ),
-        (
-            &[demo, "--set", "queries.grin.captoin=x"],
-            &["no stage of this pipeline reads `queries.grin.captoin`"],
-        ),
+        (&[demo, "--set", "generate.stpes=9"], &["no stage reads `generate.stpes`", "did you mean `steps`?"]),
+        (&[demo, "--set", "queries.grin.captoin=x"], &["no stage reads `queries.grin.captoin`"]),
         (&[demo, "--set", "queries.grim.caption=x"], &["`queries` has no item `grim`"]),
         (&["pipelines/nothing.toml"], &["`pipelines/nothing.toml`: No such file"]),
         (&[demo, "--nothing"], &["unexpected argument '--nothing'"]),
