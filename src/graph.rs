@@ -1,5 +1,7 @@
 //! The stages of a pipeline as a directed graph without cycles.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::{Dfs, Reversed};
@@ -11,6 +13,8 @@ use crate::text::{Problems, suggestion};
 pub struct Graph {
     graph: DiGraph<usize, ()>,
     order: Vec<usize>,
+    /// Whether a stage is selected, by its index.
+    selected: Vec<bool>,
 }
 
 impl Graph {
@@ -32,20 +36,16 @@ impl Graph {
         // Components come out in reverse topological order; a stage without a cycle is a component alone.
         let components = tarjan_scc(&graph);
         for component in &components {
-            let first = component[0];
-            if component.len() > 1 || graph.contains_edge(first, first) {
-                let names: Vec<&str> =
-                    component.iter().map(|n| pipeline.stages[graph[*n]].id.as_str()).collect();
-                let origin = &pipeline.stages[graph[first]].origin;
-                let message = format!("the stages form a cycle: {} -> {}", names.join(" -> "), names[0]);
-                problems.at(origin, message).help("a stage cannot wait for its own output");
+            if let Some(cycle) = cycle(&graph, component) {
+                report(&cycle, pipeline, &mut problems);
             }
         }
         if !problems.is_empty() {
             return Err(problems);
         }
         let order = topological(&graph);
-        Ok(Self { graph, order })
+        let selected = vec![true; pipeline.stages.len()];
+        Ok(Self { graph, order, selected })
     }
 
     /// The stages, each after those it reads; among equals in file order.
@@ -53,15 +53,10 @@ impl Graph {
         &self.order
     }
 
-    /// The stages that read an output of `stage`.
+    /// The selected stages that read an output of `stage`.
     pub fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
-        self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node])
-    }
-
-    /// The stages whose outputs `stage` reads.
-    pub fn sources(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
-        let node = NodeIndex::new(stage);
-        self.graph.neighbors_directed(node, petgraph::Direction::Incoming).map(|node| self.graph[node])
+        let readers = self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node]);
+        readers.filter(|reader| self.selected[*reader])
     }
 
     /// Keeps the named stages and all they need; every stage where no name is given.
@@ -74,15 +69,15 @@ impl Graph {
         if targets.is_empty() {
             return Ok(());
         }
-        let mut keep = vec![false; pipeline.stages.len()];
+        self.selected = vec![false; pipeline.stages.len()];
         for index in named(targets, pipeline)? {
             let reversed = Reversed(&self.graph);
             let mut search = Dfs::new(reversed, NodeIndex::new(index));
             while let Some(node) = search.next(reversed) {
-                keep[self.graph[node]] = true;
+                self.selected[self.graph[node]] = true;
             }
         }
-        self.order.retain(|stage| keep[*stage]);
+        self.order.retain(|stage| self.selected[*stage]);
         Ok(())
     }
 }
@@ -106,14 +101,50 @@ pub fn named(names: &[String], pipeline: &Pipeline) -> Result<Vec<usize>, String
     Ok(found)
 }
 
+/// A shortest cycle through the first stage of a component, each stage before one that it reads.
+fn cycle(graph: &DiGraph<usize, ()>, component: &[NodeIndex]) -> Option<Vec<usize>> {
+    let first = *component.iter().min()?;
+    let upstream = |node| graph.neighbors_directed(node, petgraph::Direction::Incoming);
+    let mut paths = VecDeque::from([vec![first]]);
+    let mut seen = BTreeSet::new();
+    while let Some(path) = paths.pop_front() {
+        let last = path[path.len() - 1];
+        for node in upstream(last).filter(|node| component.contains(node)) {
+            if node == first {
+                return Some(path.iter().map(|node| graph[*node]).collect());
+            }
+            if seen.insert(node) {
+                paths.push_back([path.as_slice(), &[node]].concat());
+            }
+        }
+    }
+    None
+}
+
+/// Reports a cycle where its first stage names the next one.
+fn report(cycle: &[usize], pipeline: &Pipeline, problems: &mut Problems) {
+    let first = &pipeline.stages[cycle[0]];
+    let next = cycle.get(1).unwrap_or(&cycle[0]);
+    let references = first.inputs.values().filter_map(|source| match source {
+        Source::Port { stage, origin, .. } if stage == next => Some(origin),
+        _ => None,
+    });
+    let origin = references.into_iter().next().unwrap_or(&first.origin);
+    let names = cycle[1..].iter().chain([&cycle[0]]).map(|stage| format!("`{}`", pipeline.stages[*stage].id));
+    let message = match cycle {
+        [_] => format!("the stage `{}` reads its own output", first.id),
+        _ => format!("a cycle: `{}` reads {}", first.id, names.collect::<Vec<_>>().join(", which reads ")),
+    };
+    problems.at(origin, message);
+}
+
 /// Kahn's order, always taking the first ready stage of the file, so that listings are stable.
 fn topological(graph: &DiGraph<usize, ()>) -> Vec<usize> {
     let mut waits: Vec<usize> = graph
         .node_indices()
         .map(|node| graph.neighbors_directed(node, petgraph::Direction::Incoming).count())
         .collect();
-    let mut ready: std::collections::BTreeSet<usize> =
-        (0..waits.len()).filter(|index| waits[*index] == 0).collect();
+    let mut ready: BTreeSet<usize> = (0..waits.len()).filter(|index| waits[*index] == 0).collect();
     let mut order = Vec::with_capacity(waits.len());
     while let Some(index) = ready.pop_first() {
         order.push(index);

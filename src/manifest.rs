@@ -1,7 +1,9 @@
 //! The record of a run: what ran, from what, to what.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -107,7 +109,8 @@ pub struct StageRecord {
 /// A write that failed.
 pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
     fs_err::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let readable = Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
     serde_json::to_writer_pretty(&mut file, manifest)?;
     file.write_all(b"\n")?;
     // The time sorts; runs that begin within one microsecond get a number.

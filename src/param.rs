@@ -19,6 +19,20 @@ pub struct Reader<'a> {
     pub problems: &'a mut Problems,
 }
 
+impl Reader<'_> {
+    /// The absolute form of a path written at `origin`; `None` after it was reported that nothing stands there.
+    pub fn existing(&mut self, path: &Path, origin: &Origin) -> Option<PathBuf> {
+        let path = normal(&self.sources.folder(origin).join(path));
+        let message = match path.try_exists() {
+            Ok(true) => return Some(path),
+            Ok(false) => format!("there is no file or folder `{}`", path.display()),
+            Err(error) => format!("`{}`: {error}", path.display()),
+        };
+        self.problems.at(origin, message);
+        None
+    }
+}
+
 /// A type that a parameter can have.
 pub trait Param: Sized {
     /// The type in a user's words, such as `an integer of at least 0`.
@@ -91,7 +105,7 @@ impl<'n> Fields<'n> {
             (None, Some(default)) => Some(default),
             (None, None) => {
                 let problem = reader.problems.at(self.origin, format!("the key `{name}` is missing"));
-                problem.help(format!("expected {}", P::expected()));
+                problem.help(format!("add `{name}`, {}", P::expected()));
                 self.missing = true;
                 None
             }
@@ -240,7 +254,7 @@ impl<P: Param> Param for Vec<P> {
     }
 }
 
-/// A file or folder, or a web address: made absolute from the folder of the text that names it.
+/// A file or folder that is there, or a web address: made absolute from the folder of the text that names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Location(pub String);
@@ -266,14 +280,17 @@ impl Param for Location {
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         let location = Self(String::read(node, reader)?);
         match location.local() {
-            Some(path) => Some(Self(normal(&reader.sources.folder(&node.origin).join(path)))),
+            Some(path) => {
+                let path = reader.existing(path, &node.origin)?;
+                Some(Self(path.to_string_lossy().into_owned()))
+            }
             None => Some(location),
         }
     }
 }
 
 /// The path without `.` and `..`, so that one file has one name in messages.
-fn normal(path: &Path) -> String {
+fn normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {
@@ -284,7 +301,7 @@ fn normal(path: &Path) -> String {
             part => out.push(part),
         }
     }
-    out.to_string_lossy().into_owned()
+    out
 }
 
 /// Reports a name that is none of the choices of an enumeration.
@@ -353,7 +370,10 @@ macro_rules! params {
             fn keys() -> Vec<$crate::param::Key> {
                 vec![$( $crate::param::Key {
                     name: stringify!($field),
-                    doc: [$( $doc.trim() ),*].join(" "),
+                    doc: {
+                        let lines: &[&str] = &[$( $doc.trim() ),*];
+                        lines.join(" ")
+                    },
                     expected: {
                         let expected = <$ty as $crate::param::Param>::expected();
                         $( let expected = format!("{expected}, from {} to {}", $range.start(), $range.end()); )?

@@ -64,9 +64,17 @@ pub enum Verdict {
 /// A stage's input that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// The store, or a source file, could not be read.
+    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file or folder outside the store could not be read.
+    #[error("the input `{port}` cannot be read: {error}")]
+    Source {
+        /// The input port.
+        port: String,
+        /// What the file system says, with the path.
+        error: String,
+    },
     /// A reference below an output leads nowhere.
     #[error("the input `{port}` reads `{sub}` below the output `{output}`, and nothing stands there")]
     NoSub {
@@ -125,7 +133,13 @@ impl<'a> Planner<'a> {
         let mut missing = Vec::new();
         for (port, source) in &stage.inputs {
             let (digest, path) = match source {
-                Source::File(path) => (self.store.source(path)?, path.clone()),
+                Source::File(path) => match self.store.source(path) {
+                    Ok(digest) => (digest, path.clone()),
+                    Err(StoreError::Io(error)) => {
+                        return Err(InputError::Source { port: port.clone(), error: error.to_string() });
+                    }
+                    Err(error) => return Err(error.into()),
+                },
                 Source::Port { stage: upstream, port: output, sub, .. } => {
                     let Some(entry) = done.get(upstream) else {
                         missing.push(self.pipeline.stages[*upstream].id.clone());

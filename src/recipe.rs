@@ -174,20 +174,30 @@ impl Sink for HashSink {
     }
 }
 
-/// Writes every field as a dotted name and a value for people.
+/// Writes every field as a dotted name and a value for people; what hashes apart is written apart.
 #[derive(Default)]
 struct ExplainSink {
     path: Vec<String>,
+    /// Whether the innermost level, and those around it, are lists.
+    lists: Vec<bool>,
     fields: Vec<(String, String)>,
 }
 
 impl ExplainSink {
+    /// An index as it is, a key as TOML writes it; one of digits alone is quoted, as it is no index.
+    fn name(&self, key: &str) -> String {
+        let in_list = self.lists.last().is_some_and(|list| *list);
+        let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let plain = key.chars().all(bare) && !key.chars().all(|c| c.is_ascii_digit());
+        if in_list || plain { key.to_owned() } else { format!("{key:?}") }
+    }
+
     fn push(&mut self, key: &str, value: String) {
         let mut name = self.path.join(".");
         if !name.is_empty() {
             name.push('.');
         }
-        name.push_str(key);
+        name += &self.name(key);
         self.fields.push((name, value));
     }
 }
@@ -197,14 +207,16 @@ impl Sink for ExplainSink {
         if len == 0 {
             self.push(key, if tag == b'[' { "[]".into() } else { "{}".into() });
         }
-        self.path.push(key.to_owned());
+        self.path.push(self.name(key));
+        self.lists.push(tag == b'[');
     }
     fn leaf(&mut self, key: &str, leaf: Leaf<'_>) {
         let value = match leaf {
             Leaf::Null => "none".into(),
             Leaf::Bool(value) => value.to_string(),
             Leaf::Int(value) => value.to_string(),
-            Leaf::Float(value) => value.to_string(),
+            // `1.0` and not `1`, which is an integer.
+            Leaf::Float(value) => format!("{value:?}"),
             Leaf::Text(value) => format!("{value:?}"),
             Leaf::Digest(value) => value.short(),
         };
@@ -212,6 +224,7 @@ impl Sink for ExplainSink {
     }
     fn close(&mut self) {
         self.path.pop();
+        self.lists.pop();
     }
 }
 

@@ -192,6 +192,19 @@ pub trait Compute: Stage {
     }
 }
 
+/// An error with its causes, outermost first. A cause that the message before it ends with is not said again.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 fn to_json<T: Serialize>(value: &T) -> Json {
     serde_json::to_value(value).expect("parameters are plain data")
 }

@@ -90,6 +90,19 @@ impl Problems {
         self.list.last_mut().expect("just pushed")
     }
 
+    /// Brings problems into the order of the texts, and drops what was found again at the same place: the text
+    /// of a repeated stage is read once per item.
+    pub fn tidy(&mut self) {
+        self.list.sort_by_key(|problem| problem.origin.as_ref().map(|o| (o.text, o.span.start)));
+        let mut kept: Vec<Problem> = Vec::new();
+        for problem in self.list.drain(..) {
+            if !kept.iter().any(|other| other.origin == problem.origin && other.message == problem.message) {
+                kept.push(problem);
+            }
+        }
+        self.list = kept;
+    }
+
     /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()

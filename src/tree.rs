@@ -160,23 +160,48 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
     Some(Node { value, origin })
 }
 
+/// A key that `--set` added to a table.
+#[derive(Debug)]
+pub struct NewKey {
+    /// The whole path.
+    pub path: String,
+    /// The key.
+    pub name: String,
+    /// Where it stands.
+    pub origin: Origin,
+    /// The keys that the table had.
+    pub beside: Vec<String>,
+}
+
 /// Applies one `--set path=value` to `root`; the value is TOML, or text where it is not.
 ///
-/// The tables on the way must exist, so that a misspelt path is refused; the last key may be new, and
-/// is then checked by the stage that reads the table.
-pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mut Problems) {
+/// The tables on the way must exist, so that a misspelt path is refused. The last key may be new: it is
+/// returned, so that one which no stage reads can be refused too.
+pub fn set(
+    root: &mut Node,
+    argument: &str,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<NewKey> {
     let text = sources.add("--set".into(), PathBuf::from("."), argument.to_owned());
     let whole = Origin { text, span: 0..argument.len() };
     let Some((path, value)) = argument.split_once('=') else {
         problems.at(&whole, "expected `--set key.path=value`, found no `=`");
-        return;
+        return None;
     };
     let value_origin = Origin { text, span: path.len() + 1..argument.len() };
+    let known = problems.list.len();
     let parsed = match DeValue::parse(value.trim()) {
         Ok(parsed) => convert(parsed, text, problems).map(|node| node.value),
         Err(_) => Some(Value::Text(value.to_owned())),
     };
-    let Some(mut new) = parsed.map(|value| Node { value, origin: value_origin.clone() }) else { return };
+    if problems.list.len() > known {
+        for problem in &mut problems.list[known..] {
+            problem.origin = Some(value_origin.clone());
+        }
+        return None;
+    }
+    let mut new = Node { value: parsed?, origin: value_origin.clone() };
     relocate(&mut new, &value_origin);
 
     let mut node = root;
@@ -189,15 +214,18 @@ pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mu
         let last = depth + 1 == keys.len();
         node = match (&mut node.value, last) {
             (Value::Table(table), true) => {
-                table.entries.insert((*key).to_owned(), Entry { key: origin, node: new });
-                return;
+                let beside = table.keys().map(str::to_owned).collect();
+                let entry = Entry { key: origin.clone(), node: new };
+                let old = table.entries.insert((*key).to_owned(), entry);
+                let (path, name) = (path.to_owned(), (*key).to_owned());
+                return old.is_none().then_some(NewKey { path, name, origin, beside });
             }
             (Value::Table(table), false) => {
                 if !table.entries.contains_key(*key) {
                     let names: Vec<String> = table.keys().map(str::to_owned).collect();
                     let problem = problems.at(&origin, format!("the config has no table `{key}`"));
                     problem.suggest(key, names.iter().map(String::as_str));
-                    return;
+                    return None;
                 }
                 &mut table.entries.get_mut(*key).expect("checked above").node
             }
@@ -209,20 +237,21 @@ pub fn set(root: &mut Node, argument: &str, sources: &mut Sources, problems: &mu
                         items.len()
                     );
                     problems.at(&origin, message);
-                    return;
+                    return None;
                 };
                 if last {
                     items[index] = new;
-                    return;
+                    return None;
                 }
                 &mut items[index]
             }
             _ => {
                 problems.at(&origin, format!("`{}` is not a table", keys[..depth].join(".")));
-                return;
+                return None;
             }
         };
     }
+    None
 }
 
 /// Finds an item of a list by its index, or by the `name` that it carries.

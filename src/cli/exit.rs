@@ -36,7 +36,7 @@ impl From<InputError> for Failure {
     fn from(error: InputError) -> Self {
         match error {
             InputError::Store(error) => Self::Store(error),
-            error @ InputError::NoSub { .. } => Self::Usage(error.to_string()),
+            error @ (InputError::NoSub { .. } | InputError::Source { .. }) => Self::Usage(error.to_string()),
         }
     }
 }

@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::exec::worker::{Part, Reply, Setting, Task};
-use crate::stage::{Computation, Context};
+use crate::stage::{Computation, Context, told};
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
 ///
@@ -64,7 +64,7 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
     }));
     match result {
         Ok(Ok(())) => Reply::Done,
-        Ok(Err(error)) => Reply::Failed { error: format!("{error:#}") },
+        Ok(Err(error)) => Reply::Failed { error: told(&error) },
         Err(panic) => Reply::Failed { error: panic_message(panic.as_ref()) },
     }
 }

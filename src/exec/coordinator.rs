@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use super::Run;
 use super::slots::{Job, PART, Queue, Report};
-use super::state::{Progress, Work};
+use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
 use crate::manifest::{self, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Verdict};
 use crate::recipe::Recipe;
-use crate::stage::Inputs;
+use crate::stage::{self, Inputs, Unit};
 use crate::store::{Entry, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
@@ -92,16 +92,33 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
-    fn try_start(&mut self, stage: usize) -> Result<(), StoreError> {
+    ///
+    /// Whether it was reused: its readers may then start too.
+    fn try_start(&mut self, stage: usize) -> Result<bool, StoreError> {
         if self.records.contains_key(&stage) || self.works.contains_key(&stage) {
-            return Ok(());
+            return Ok(false);
         }
         match self.planner.judge(stage, &self.done) {
             Ok(Verdict::Wait { .. }) => {}
-            Ok(Verdict::Reuse(entry)) => self.reuse(stage, *entry)?,
+            Ok(Verdict::Reuse(entry)) => {
+                self.reuse(stage, *entry)?;
+                return Ok(true);
+            }
             Ok(Verdict::Run(recipe, reason)) => self.start(stage, *recipe, reason)?,
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => self.fail(stage, None, error.to_string()),
+        }
+        Ok(false)
+    }
+
+    /// Tries the stages that waited for this one, and in turn those that waited for one now reused.
+    fn wake_readers(&mut self, stage: usize) -> Result<(), StoreError> {
+        let graph = self.run.graph;
+        let mut next: BTreeSet<usize> = graph.readers(stage).collect();
+        while let Some(reader) = next.pop_first() {
+            if self.try_start(reader)? {
+                next.extend(graph.readers(reader));
+            }
         }
         Ok(())
     }
@@ -119,6 +136,7 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
+    /// Cuts a stage into its units and queues those that are not there.
     fn start(&mut self, stage: usize, recipe: Recipe, reason: Reason) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let inputs = match self.planner.inputs(node, &self.done) {
@@ -130,32 +148,48 @@ impl<'a> Coordinator<'a> {
                 return Ok(());
             }
         };
-        let forced = reason == Reason::Forced;
         let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
-        let mut work = Work {
-            recipe,
-            inputs,
-            forced,
-            units: Vec::new(),
-            entries: Vec::new(),
-            units_reused: 0,
-            units_run: 0,
-            seconds: 0.0,
-            progress: Progress::default(),
-        };
-        let pieces = match units {
-            Ok(units) => units,
+        let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
+        let jobs = match units {
+            Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
+            Ok(None) => vec![(None, Part::Whole, work.recipe.clone())],
             Err(error) => {
                 self.works.insert(stage, work);
-                self.fail(stage, None, format!("{error:#}"));
+                self.fail(stage, None, stage::told(&error));
                 return Ok(());
             }
         };
-        let whole = pieces.is_none();
+        self.emit(Event::StageStarted {
+            stage: node.id.clone(),
+            reason,
+            units: work.units.len().max(1),
+            units_reused: work.units_reused,
+            steps: work.progress.total,
+        });
+        let merge_now = jobs.is_empty();
+        for (unit, part, recipe) in jobs {
+            self.queue.push(self.job(stage, unit, part, recipe, &work));
+            self.jobs += 1;
+        }
+        self.works.insert(stage, work);
+        if merge_now {
+            self.merge(stage);
+        }
+        Ok(())
+    }
+
+    /// Looks up each unit, and lists those that must be computed.
+    fn unit_jobs(
+        &self,
+        stage: usize,
+        units: Vec<Unit>,
+        work: &mut Work,
+    ) -> Result<Vec<(Option<usize>, Part, Recipe)>, StoreError> {
+        let node = &self.run.pipeline.stages[stage];
         let mut jobs = Vec::new();
-        for (index, unit) in pieces.into_iter().flatten().enumerate() {
+        for (index, unit) in units.into_iter().enumerate() {
             let recipe = self.planner.unit_recipe(node, &work.inputs, &unit);
-            let entry = if forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
+            let entry = if work.forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
             match &entry {
                 Some(_) => work.units_reused += 1,
                 None => {
@@ -166,26 +200,7 @@ impl<'a> Coordinator<'a> {
             work.units.push(unit);
             work.entries.push(entry);
         }
-        self.emit(Event::StageStarted {
-            stage: node.id.clone(),
-            reason,
-            units: work.units.len().max(1),
-            units_reused: work.units_reused,
-            steps: work.progress.total,
-        });
-        let complete = !whole && jobs.is_empty();
-        if whole {
-            jobs.push((None, Part::Whole, work.recipe.clone()));
-        }
-        for (unit, part, recipe) in jobs {
-            self.queue.push(self.job(stage, unit, part, recipe, &work));
-            self.jobs += 1;
-        }
-        self.works.insert(stage, work);
-        if complete {
-            self.merge(stage);
-        }
-        Ok(())
+        Ok(jobs)
     }
 
     fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
@@ -236,7 +251,13 @@ impl<'a> Coordinator<'a> {
 
     fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, seconds: f64) {
         // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
-        let Some(work) = self.works.get_mut(&stage) else { return };
+        let Some(work) = self.works.get_mut(&stage) else {
+            if let Some(record) = self.records.get_mut(&stage) {
+                record.units_run += 1;
+                record.seconds += seconds;
+            }
+            return;
+        };
         work.entries[unit] = Some(entry);
         work.units_run += 1;
         work.seconds += seconds;
@@ -260,26 +281,7 @@ impl<'a> Coordinator<'a> {
         let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
         self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
         self.done.insert(stage, entry);
-        self.try_readers(stage)
-    }
-
-    /// Judges what reads a stage that is done; where that is reused, what reads it in turn, and so on: nobody
-    /// will report that it is done.
-    fn try_readers(&mut self, stage: usize) -> Result<(), StoreError> {
-        let mut open: BTreeSet<usize> = self.readers(stage).collect();
-        while let Some(next) = open.pop_first() {
-            self.try_start(next)?;
-            if self.done.contains_key(&next) {
-                open.extend(self.readers(next));
-            }
-        }
-        Ok(())
-    }
-
-    /// The selected stages that read a stage.
-    fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + use<'a> {
-        let graph = self.run.graph;
-        graph.readers(stage).filter(|reader| graph.order().contains(reader))
+        self.wake_readers(stage)
     }
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
@@ -304,7 +306,7 @@ impl<'a> Coordinator<'a> {
     }
 
     fn block_readers(&mut self, stage: usize, cause: usize) {
-        for reader in self.readers(stage) {
+        for reader in self.run.graph.readers(stage) {
             if self.records.contains_key(&reader) {
                 continue;
             }
@@ -351,7 +353,6 @@ impl<'a> Coordinator<'a> {
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
         self.run.store.save_stat()?;
-        self.view.save(self.run.store)?;
         let mut records = std::mem::take(&mut self.records);
         let stages: Vec<StageRecord> =
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();

@@ -64,9 +64,11 @@ impl Queue {
         before - jobs.0.len()
     }
 
-    /// Lets the slots end once they have nothing more to do.
+    /// Lets the slots end after what they are at; jobs still wait only where the run cannot go on.
     pub fn close(&self) {
-        self.jobs.lock().expect("no panic under this lock").1 = true;
+        let mut jobs = self.jobs.lock().expect("no panic under this lock");
+        *jobs = (VecDeque::new(), true);
+        drop(jobs);
         self.wake.notify_all();
     }
 

@@ -24,6 +24,20 @@ pub(super) struct Work {
 }
 
 impl Work {
+    pub fn new(recipe: Recipe, inputs: Resolved, forced: bool) -> Self {
+        Self {
+            recipe,
+            inputs,
+            forced,
+            units: Vec::new(),
+            entries: Vec::new(),
+            units_reused: 0,
+            units_run: 0,
+            seconds: 0.0,
+            progress: Progress::default(),
+        }
+    }
+
     /// Whether all units are there.
     pub fn complete(&self) -> bool {
         self.entries.iter().all(Option::is_some)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use ndarray_npy::npy::header::Header as RawHeader;
+use ndarray_npy::npy::header::{Header as RawHeader, ReadHeaderError};
 
 use super::npy_error::NpyError;
 
@@ -77,7 +77,7 @@ impl Header {
     pub(super) fn read(path: &Path, file: &mut fs_err::File) -> Result<Self, NpyError> {
         let mut counted = Counted { inner: &mut *file, bytes: 0 };
         let raw = RawHeader::from_reader(&mut counted)
-            .map_err(|error| NpyError::Header { path: path.into(), reason: error.to_string() })?;
+            .map_err(|error| NpyError::Header { path: path.into(), reason: reason(&error) })?;
         let offset = counted.bytes;
         let descr = raw.type_descriptor.as_string().cloned();
         let dtype = Dtype::ALL.into_iter().find(|dtype| descr.as_deref() == Some(dtype.descr()));
@@ -101,6 +101,15 @@ impl Header {
         let elements = self.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
         let bytes = elements.checked_mul(self.dtype.size())?.checked_add(self.offset)?;
         u64::try_from(bytes).ok()
+    }
+}
+
+fn reason(error: &ReadHeaderError) -> String {
+    match error {
+        ReadHeaderError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "it ends before its header does".to_owned()
+        }
+        error => error.to_string(),
     }
 }
 

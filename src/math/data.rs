@@ -87,6 +87,17 @@ impl<'a> DataSet<'a> {
         latent % self.images()
     }
 
+    /// An error that names a latent, with the name of its image instead.
+    pub fn named(&self, error: MathError) -> MathError {
+        match error {
+            MathError::LossNotFinite { image: latent, timestep, value, .. } => {
+                let (image, mirrored) = (self.original(latent), latent >= self.images());
+                MathError::LossNotFinite { image, mirrored, timestep, value }
+            }
+            error => error,
+        }
+    }
+
     /// Latents [n, C, H, W].
     ///
     /// # Errors

@@ -65,5 +65,6 @@ pub fn check(losses: &Tensor, place: impl Fn(usize) -> (usize, i64)) -> Result<(
     }
     let wrong = losses.flatten(0, -1).isfinite().logical_not().nonzero().int64_value(&[0, 0]);
     let (image, timestep) = place(wrong as usize);
-    Err(MathError::LossNotFinite { image, timestep, value: losses.flatten(0, -1).double_value(&[wrong]) })
+    let value = losses.flatten(0, -1).double_value(&[wrong]);
+    Err(MathError::LossNotFinite { image, mirrored: false, timestep, value })
 }

@@ -12,8 +12,11 @@ pub enum MathError {
     Rows { what: &'static str, found: usize, expected: String },
     #[error("cannot read rows of the data set")]
     Data(#[source] DataError),
-    #[error("the loss of image {image} at timestep {timestep} is {value}")]
-    LossNotFinite { image: usize, timestep: i64, value: f64 },
+    #[error(
+        "the loss of image {image}{} at timestep {timestep} is {value}",
+        if *mirrored { " (mirrored)" } else { "" }
+    )]
+    LossNotFinite { image: usize, mirrored: bool, timestep: i64, value: f64 },
     #[error("the influence of image {image} is {value}")]
     InfluenceNotFinite { image: usize, value: f32 },
     #[error("the latents of row {row} are not finite after the step at timestep {timestep}")]
@@ -25,13 +28,15 @@ pub enum MathError {
          so that the step there is not finite; set `damping` to go on"
     )]
     ZeroFisher { parameter: String, zeros: i64, count: i64 },
-    #[error("the Fisher information has no `{parameter}`")]
+    #[error(
+        "the Fisher information has no `{parameter}`, which `select` names: compute it with a `select` that holds it"
+    )]
     NoFisher { parameter: String },
     #[error(
         "the Fisher information of `{parameter}` has the shape {found:?}, the parameter has {expected:?}"
     )]
     FisherShape { parameter: String, found: Vec<i64>, expected: Vec<i64> },
-    #[error("no parameter of the model is selected by {selection}")]
+    #[error("`select` is {selection}, which no weight of the model has in its name")]
     NothingSelected { selection: String },
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -137,7 +137,8 @@ pub fn fisher_range(
             let sums =
                 squared_gradients(unet, schedule, &rows.slice(some), &spec.selection, images.start + row)?;
             Ok::<_, MathError>((most, sums))
-        })?;
+        });
+        let parts = parts.map_err(|error| data.named(error))?;
         parts.into_iter().for_each(|sums| sum.add(FisherSum { sums, weight: 0.0 }));
         match spec.weighting {
             Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),

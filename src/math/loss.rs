@@ -190,7 +190,8 @@ impl<'a> LossPass<'a> {
             };
             check(&losses, |r| (images.start + (row + r) / times / captions, timesteps[(row + r) % times]))?;
             Ok::<_, MathError>((rows.len(), losses))
-        })?;
+        });
+        let parts = parts.map_err(|error| self.data.named(error))?;
         Ok(Tensor::cat(&parts, 0).view([images.len() as i64, captions as i64, times as i64]))
     }
 

@@ -22,6 +22,12 @@ pub enum Selection {
     Patterns(Vec<String>),
 }
 
+impl std::fmt::Display for Selection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&serde_json::to_string(self).unwrap_or_default())
+    }
+}
+
 impl Selection {
     /// Whether the parameter of this full name is chosen.
     pub fn matches(&self, name: &str) -> bool {
@@ -43,7 +49,7 @@ impl Selection {
     pub fn of<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<Vec<String>, MathError> {
         let chosen: Vec<String> = names.into_iter().filter(|name| self.matches(name)).cloned().collect();
         if chosen.is_empty() {
-            return Err(MathError::NothingSelected { selection: format!("{self:?}") });
+            return Err(MathError::NothingSelected { selection: self.to_string() });
         }
         Ok(chosen)
     }

@@ -1,6 +1,7 @@
 //! Repeated stages written out, and `${…}` references replaced.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::only_keys;
 use crate::stage::{Kind, Registry};
@@ -28,10 +29,42 @@ impl Draft<'_> {
     }
 }
 
+/// All stages written out.
+pub(super) struct Expanded<'p> {
+    pub drafts: Vec<Draft<'p>>,
+    /// Names of stages with a fault that was reported: a reference to one is not a second fault.
+    pub faulty: BTreeSet<&'p str>,
+    /// Paths in the config that were read.
+    used: BTreeSet<String>,
+}
+
+/// Stands for any item of a list in a path that was read.
+const ANY: &str = "*";
+
+impl Expanded<'_> {
+    /// Whether the value at a path of the config, something below or something around it was read.
+    pub fn reads(&self, path: &str) -> bool {
+        let meets = |used: &String| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY);
+        self.used.iter().any(meets)
+    }
+}
+
 /// The values that a `${…}` may name: the item of a repeated stage first, then the config.
 struct Scope<'c> {
     config: &'c Node,
-    item: Option<(&'c str, &'c Node)>,
+    item: Option<Item<'c>>,
+    /// Paths in the config that were read.
+    used: &'c RefCell<BTreeSet<String>>,
+}
+
+/// One item of a list that a stage is repeated over.
+#[derive(Clone, Copy)]
+struct Item<'c> {
+    /// What the stage calls it.
+    variable: &'c str,
+    node: &'c Node,
+    /// The list's path in the config.
+    list: &'c str,
 }
 
 /// Writes out all stages; a stage with a fault is reported and left out.
@@ -40,37 +73,56 @@ pub(super) fn expand<'p>(
     config: &'p Node,
     registry: &Registry,
     problems: &mut Problems,
-) -> Vec<Draft<'p>> {
+) -> Expanded<'p> {
+    let used = RefCell::default();
     let mut drafts = Vec::new();
+    let mut faulty = BTreeSet::new();
     for (base, entry) in &stages.entries {
-        let Some(table) = entry.node.as_table() else {
-            problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
-            continue;
-        };
-        only_keys(table, &["kind", "each", "inputs", "params"], problems);
-        if base.contains(['[', ']', '.', '/']) {
-            problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
-        }
-        let Some(kind) = kind(table, entry, registry, problems) else { continue };
-        for (label, item) in items(table, config, problems) {
-            let scope = Scope { config, item };
-            let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
-            let params = table.get("params").map(|node| replace(node, &scope, problems));
-            let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
-            let inputs = match inputs.map(|node| (node.origin.clone(), node.value)) {
-                Some((_, Value::Table(inputs))) => inputs,
-                Some((origin, _)) => {
-                    problems.at(&origin, "expected a table of inputs, `port = \"stage.port\"`");
-                    continue;
-                }
-                None => Table::default(),
-            };
-            let params = params.unwrap_or(empty);
-            drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
+        let known = problems.list.len();
+        drafts.extend(stage(base, entry, Scope { config, item: None, used: &used }, registry, problems));
+        if problems.list.len() > known {
+            faulty.insert(base.as_str());
         }
     }
     // File order reads best in every listing; tables are kept sorted by name.
     drafts.sort_by_key(|draft| draft.origin.span.start);
+    Expanded { drafts, faulty, used: used.into_inner() }
+}
+
+/// Writes out one stage.
+fn stage<'p>(
+    base: &'p str,
+    entry: &'p Entry,
+    scope: Scope<'_>,
+    registry: &Registry,
+    problems: &mut Problems,
+) -> Vec<Draft<'p>> {
+    let mut drafts = Vec::new();
+    let Some(table) = entry.node.as_table() else {
+        problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
+        return drafts;
+    };
+    only_keys(table, &["kind", "each", "inputs", "params"], problems);
+    if base.contains(['[', ']', '.', '/']) {
+        problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
+    }
+    let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
+    for (label, item) in items(table, &scope, problems) {
+        let scope = Scope { item, ..scope };
+        let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
+        let params = table.get("params").map(|node| replace(node, &scope, problems));
+        let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
+        let inputs = match inputs.map(|node| (node.origin.clone(), node.value)) {
+            Some((_, Value::Table(inputs))) => inputs,
+            Some((origin, _)) => {
+                problems.at(&origin, "expected a table of inputs, `port = \"stage.port\"`");
+                continue;
+            }
+            None => Table::default(),
+        };
+        let params = params.unwrap_or(empty);
+        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
+    }
     drafts
 }
 
@@ -86,7 +138,11 @@ fn kind(
         problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
         return None;
     };
-    let found = node.as_text().unwrap_or_default();
+    let Some(found) = node.as_text() else {
+        let problem = problems.at(&node.origin, format!("expected a stage kind, found {}", node.type_name()));
+        problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
+        return None;
+    };
     let kind = registry.iter().find(|kind| kind.name() == found);
     if kind.is_none() {
         problems.at(&node.origin, format!("unknown stage kind `{found}`")).suggest(found, names());
@@ -94,10 +150,12 @@ fn kind(
     kind.copied()
 }
 
-type Item<'p> = (Option<String>, Option<(&'p str, &'p Node)>);
-
 /// The items that a stage is repeated over, with their labels; one item without a label otherwise.
-fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec<Item<'p>> {
+fn items<'p>(
+    table: &'p Table,
+    scope: &Scope<'p>,
+    problems: &mut Problems,
+) -> Vec<(Option<String>, Option<Item<'p>>)> {
     let Some(each) = table.get("each") else { return vec![(None, None)] };
     let form = "expected `each = { item = \"${a.list}\" }`";
     let Some((variable, entry)) =
@@ -106,29 +164,30 @@ fn items<'p>(table: &'p Table, config: &'p Node, problems: &mut Problems) -> Vec
         problems.at(&each.origin, form);
         return Vec::new();
     };
-    let scope = Scope { config, item: None };
     let Some(path) = entry.node.as_text().and_then(whole_reference) else {
         problems.at(&entry.node.origin, form);
         return Vec::new();
     };
-    let Some(list) = lookup(path, &entry.node.origin, &scope, problems) else { return Vec::new() };
-    let Value::List(list) = &list.value else {
-        problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", list.type_name()));
+    // Of the items, their names count as read, and then what the stage refers to.
+    scope.used.borrow_mut().insert(format!("{path}.{ANY}.name"));
+    let Some(found) = find(path, &entry.node.origin, scope, problems) else { return Vec::new() };
+    let Value::List(list) = &found.value else {
+        problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", found.type_name()));
         return Vec::new();
     };
     let mut seen: BTreeMap<String, ()> = BTreeMap::new();
     let mut items = Vec::new();
     for (index, item) in list.iter().enumerate() {
         let label = label(item, index);
+        let origin =
+            item.as_table().and_then(|table| table.get("name")).map_or(&item.origin, |name| &name.origin);
         if label.is_empty() || label.contains(['[', ']', '/']) || label.starts_with('.') {
-            problems.at(
-                &item.origin,
-                format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"),
-            );
+            problems
+                .at(origin, format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"));
         } else if seen.insert(label.clone(), ()).is_some() {
-            problems.at(&item.origin, format!("two items of `{path}` have the name `{label}`"));
+            problems.at(origin, format!("two items of `{path}` have the name `{label}`"));
         } else {
-            items.push((Some(label), Some((variable.as_str(), item))));
+            items.push((Some(label), Some(Item { variable, node: item, list: path })));
         }
     }
     items
@@ -200,19 +259,36 @@ fn interpolate(text: &str, origin: &Origin, scope: &Scope<'_>, problems: &mut Pr
     out + rest
 }
 
+/// The value that a reference names; it counts as read.
 fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+    let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+    let read = match scope.item.filter(|item| item.variable == first) {
+        None => path.to_owned(),
+        Some(item) => format!("{}.{ANY}.{rest}", item.list).trim_end_matches('.').to_owned(),
+    };
+    scope.used.borrow_mut().insert(read);
+    find(path, origin, scope, problems)
+}
+
+fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    let found = match (scope.item, rest) {
-        (Some((name, item)), None) if name == first => Ok(item),
-        (Some((name, item)), Some(rest)) if name == first => item.follow(rest),
-        _ => scope.config.follow(path),
+    let found = match (scope.item.filter(|item| item.variable == first), rest) {
+        (None, _) => scope.config.follow(path),
+        (Some(item), None) => Ok(item.node),
+        (Some(item), Some(rest)) => item.node.follow(rest),
     };
     match found {
         Ok(node) => Some(node),
         Err((key, table)) => {
+            let Some(table) = table else {
+                let message =
+                    format!("`${{{path}}}` leads nowhere: what stands before `{key}` is not a table");
+                problems.at(origin, message);
+                return None;
+            };
             let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
-            let mut names: Vec<&str> = table.map(|table| table.keys().collect()).unwrap_or_default();
-            names.extend(scope.item.filter(|_| key == first).map(|(name, _)| name));
+            let mut names: Vec<&str> = table.keys().collect();
+            names.extend(scope.item.filter(|_| key == first).map(|item| item.variable));
             problem.suggest(key, names);
             None
         }

@@ -22,7 +22,7 @@ use crate::param::{Param, Reader, Validate};
 use crate::params;
 use crate::stage::{Kind, Registry};
 use crate::text::{Origin, Problems, Sources};
-use crate::tree::{self, Node, Table, Value};
+use crate::tree::{self, Entry, Node, Table, Value};
 
 /// A pipeline that was read and checked: every name resolves and every parameter has its type.
 pub struct Pipeline {
@@ -35,6 +35,9 @@ pub struct Pipeline {
     /// The config's `[run]` table: how to compute, never what.
     pub run: RunTable,
 }
+
+/// The config's table of how to compute.
+const RUN: &str = "run";
 
 params! {
     /// How to compute; nothing here counts for identity, and the command line wins.
@@ -108,6 +111,7 @@ pub fn load(
     let mut sources = Sources::default();
     let mut problems = Problems::default();
     let pipeline = read(file, sets, registry, &mut sources, &mut problems);
+    problems.tidy();
     match pipeline {
         Some(pipeline) if problems.is_empty() => Ok((pipeline, sources)),
         _ => Err((problems, sources)),
@@ -124,8 +128,8 @@ fn read(
     let text = read_text(file, None, sources, problems)?;
     let root = tree::parse(sources, text, problems);
     let table = root.as_table()?;
+    let (config, new_keys) = config(table, sets, sources, problems)?;
     only_keys(table, &["config", "stages"], problems);
-    let config = config(table, sets, sources, problems)?;
     let Some(stages) = table.get("stages") else {
         problems
             .at(&Origin { text, span: 0..0 }, "the pipeline has no stages")
@@ -136,14 +140,19 @@ fn read(
         problems.at(&stages.origin, format!("expected a table of stages, found {}", stages.type_name()));
         return None;
     };
-    let drafts = expand::expand(stages, &config, registry, problems);
+    let expanded = expand::expand(stages, &config, registry, problems);
     let mut reader = Reader { sources, problems };
-    let stages = resolve::resolve(&drafts, &mut reader);
+    let stages = resolve::resolve(&expanded, &mut reader);
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
-    let run = config.as_table().and_then(|table| table.get("run")).unwrap_or(&empty);
+    let run = config.as_table().and_then(|table| table.get(RUN)).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
     if !problems.is_empty() {
         return None;
+    }
+    let of_run = |path: &str| path.split('.').next() == Some(RUN);
+    for key in new_keys.iter().filter(|key| !of_run(&key.path) && !expanded.reads(&key.path)) {
+        let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
+        problem.suggest(&key.name, key.beside.iter().map(String::as_str));
     }
     let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
     let root = match folder.file_name() {
@@ -175,8 +184,13 @@ fn read_text(
     }
 }
 
-/// The config that the pipeline names, with the `--set` arguments applied.
-fn config(table: &Table, sets: &[String], sources: &mut Sources, problems: &mut Problems) -> Option<Node> {
+/// The config that the pipeline names, with the `--set` arguments applied, and the keys that they added.
+fn config(
+    table: &Table,
+    sets: &[String],
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Option<(Node, Vec<tree::NewKey>)> {
     let mut config = match table.get("config") {
         Some(node) => {
             let Some(path) = node.as_text() else {
@@ -192,10 +206,18 @@ fn config(table: &Table, sets: &[String], sources: &mut Sources, problems: &mut 
             tree::parse(sources, text, problems)
         }
     };
-    for argument in sets {
-        tree::set(&mut config, argument, sources, problems);
+    // What does not parse is not there: everything that needs it would be a fault too.
+    if !problems.is_empty() {
+        return None;
     }
-    Some(config)
+    // Every config has this table, written or not.
+    if let Value::Table(table) = &mut config.value {
+        let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
+        table.entries.entry(RUN.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
+    }
+    let set = |argument: &String| tree::set(&mut config, argument, sources, problems);
+    let new_keys = sets.iter().filter_map(set).collect();
+    Some((config, new_keys))
 }
 
 /// `configs/demo.toml` for `../configs/demo.toml` named in `pipelines/demo.toml`: relative as the user gave it.

@@ -1,10 +1,13 @@
 //! Memory-mapped arrays as the rows that the method reads.
 
+use anyhow::Context as _;
 use tch::{Device, Kind, Tensor};
 
-use crate::io::npy::Npy;
+use crate::io::npy::{Dtype, Npy};
 use crate::math::data::Rows;
 use crate::math::error::DataError;
+use crate::nn::unet::UNet;
+use crate::stage::Inputs;
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
 pub(super) struct NpyRows {
@@ -52,6 +55,41 @@ impl Rows for NpyRows {
             .f_to_kind(Kind::Float)?
             .f_to_device(device)?)
     }
+}
+
+/// Opens the arrays on `latents` and `text_embeddings`, and refuses those that are not of one data set.
+///
+/// # Errors
+/// The file, what was found and what was expected.
+pub(super) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
+    let latents = Npy::open(inputs.path("latents"))?;
+    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    for npy in [&latents, &texts] {
+        npy.expect_shape(&[None, None, None, None])?;
+        let found = npy.dtype();
+        let float = matches!(found, Dtype::F16 | Dtype::F32 | Dtype::F64);
+        anyhow::ensure!(float, "{}: dtype {found}, expected a float type", npy.path().display());
+    }
+    let (found, images) = (latents.rows(), texts.rows());
+    anyhow::ensure!(
+        found == images || found == 2 * images,
+        "{}: {found} latents, expected {images} or {} (with mirror images), for {} has {images} rows",
+        latents.path().display(),
+        2 * images,
+        texts.path().display()
+    );
+    Ok((latents, texts))
+}
+
+/// Refuses arrays that the network cannot read.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn expect_fit(latents: &Npy, texts: &Npy, unet: &UNet) -> anyhow::Result<()> {
+    let config = unet.config();
+    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
+    latents.expect_shape(&[None, channels, None, None]).context("the latents do not fit the network")?;
+    texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")
 }
 
 /// A tensor's values in row-major order.

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use super::arrays::NpyRows;
 use super::loss::{count_images, load_unet};
 use super::select::Select;
-use super::{spans, tensors};
-use crate::io::npy::Npy;
+use super::{arrays, spans, tensors};
 use crate::math::data::DataSet;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
@@ -101,9 +100,7 @@ impl Stage for Fisher {
     }];
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        let latents = Npy::open(inputs.path("latents"))?;
-        latents.expect_shape(&[None, None, None, None])?;
-        count_images(inputs)?;
+        let (latents, _) = arrays::open(inputs)?;
         Ok(Some(spans::units("batches", params.spec().batches(latents.rows()), 1)))
     }
 }
@@ -118,10 +115,10 @@ impl Compute for Fisher {
     ) -> anyhow::Result<()> {
         let unet = load_unet(inputs, cx)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-        let latents = NpyRows::new(Npy::open(inputs.path("latents"))?, 1);
-        let texts = Npy::open(inputs.path("text_embeddings"))?;
+        let (latents, texts) = arrays::open(inputs)?;
+        arrays::expect_fit(&latents, &texts, &unet)?;
         let captions = texts.shape()[1];
-        let texts = NpyRows::new(texts, 2);
+        let (latents, texts) = (NpyRows::new(latents, 1), NpyRows::new(texts, 2));
         let data = DataSet::new(&latents, &texts, captions)?;
         let batches = spans::range(unit, "batches")?;
         let total = batches.len() as u64;

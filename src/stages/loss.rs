@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::arrays::NpyRows;
-use super::{device, spans};
-use crate::io::npy::Npy;
+use super::{arrays, device, spans};
 use crate::io::npy_writer;
 use crate::math::data::DataSet;
 use crate::math::loss::{LossPass, LossSpec};
@@ -93,21 +92,18 @@ impl LossParams {
 
 /// The number of training images, from the header of the text embeddings [N, captions, L, D].
 pub(super) fn count_images(inputs: &Inputs) -> anyhow::Result<usize> {
-    let texts = Npy::open(inputs.path("text_embeddings"))?;
-    texts.expect_shape(&[None, None, None, None])?;
-    Ok(texts.rows())
+    Ok(arrays::open(inputs)?.1.rows())
 }
 
 /// The latents cut into units of whole batches.
 pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
-    let latents = Npy::open(inputs.path("latents"))?;
-    latents.expect_shape(&[None, None, None, None])?;
-    let texts = Npy::open(inputs.path("text_embeddings"))?;
-    texts.expect_shape(&[None, None, None, None])?;
-    let captions = texts.shape()[1];
-    if (params.captions as usize) > captions {
-        anyhow::bail!("`captions` is {}, but the data has {captions} captions per image", params.captions);
-    }
+    let (latents, texts) = arrays::open(inputs)?;
+    let (captions, found) = (params.captions as usize, texts.shape()[1]);
+    anyhow::ensure!(
+        captions <= found,
+        "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
+        texts.path().display()
+    );
     Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
 }
 
@@ -120,10 +116,10 @@ pub(super) fn run(
     out: &Path,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let latents = NpyRows::new(Npy::open(inputs.path("latents"))?, 1);
-    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    let (latents, texts) = arrays::open(inputs)?;
+    arrays::expect_fit(&latents, &texts, unet)?;
     let captions = texts.shape()[1];
-    let texts = NpyRows::new(texts, 2);
+    let (latents, texts) = (NpyRows::new(latents, 1), NpyRows::new(texts, 2));
     let data = DataSet::new(&latents, &texts, captions)?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let spec = params.spec();

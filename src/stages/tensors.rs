@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::Context as _;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
@@ -59,9 +60,9 @@ pub(super) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>>
     }
     let file = fs_err::File::open(path)?;
     // SAFETY: artifacts are read-only; one that is cut short meanwhile ends the worker, not the run.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    let (_, header) =
-        safetensors::SafeTensors::read_metadata(&map).with_context(|| path.display().to_string())?;
+    let map = unsafe { memmap2::Mmap::map(&file) }.with_context(|| path.display().to_string())?;
+    let (_, header) = SafeTensors::read_metadata(&map)
+        .with_context(|| format!("{}: not a safetensors file", path.display()))?;
     Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
 }
 

@@ -8,9 +8,9 @@ use super::arrays::NpyRows;
 use super::fisher::IMAGES;
 use super::loss::load_unet;
 use super::select::Select;
-use super::{device, tensors};
-use crate::io::npy::Npy;
+use super::{arrays, device, tensors};
 use crate::math::data::Rows;
+use crate::math::error::MathError;
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
 use crate::math::unlearn::{UnlearnSpec, Unlearning};
@@ -83,20 +83,21 @@ impl Compute for Unlearn {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let latents = Npy::open(inputs.path("latents"))?;
-        latents.expect_shape(&[None, None, None, None])?;
-        let texts = Npy::open(inputs.path("text_embeddings"))?;
-        texts.expect_shape(&[None, None, None, None])?;
-        let index = params.index as usize;
-        let rows = latents.rows().min(texts.rows());
-        anyhow::ensure!(index < rows, "`index` is {index}, but there are {rows} queries");
+        let (latents, texts) = arrays::open(inputs)?;
+        let (index, rows) = (params.index as usize, texts.rows());
+        anyhow::ensure!(
+            index < rows,
+            "`index` is {index}, expected less than {rows}, the rows of {}",
+            texts.path().display()
+        );
+        let unet = load_unet(inputs, cx)?;
+        arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
         let read = |rows: NpyRows, row| rows.gather(&[row], device).map_err(|error| anyhow::anyhow!(error));
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
         let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
 
-        let unet = load_unet(inputs, cx)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let fisher = tensors::read(inputs.path("fisher"))?;
         let spec = UnlearnSpec {
@@ -109,12 +110,21 @@ impl Compute for Unlearn {
             selection: params.select.0.clone(),
         };
         let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
-        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.micro_batch)?.run(
-            &fisher,
-            images(params, inputs)?,
-            &mut |done| (cx.progress)(done as u64, total),
-        )?;
+        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.micro_batch)?
+            .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
+            .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
+    }
+}
+
+/// Names the file, where it is the Fisher information that does not fit.
+fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
+    use MathError::{FisherShape, NoFisher, ZeroFisher};
+    match error {
+        NoFisher { .. } | FisherShape { .. } | ZeroFisher { .. } => {
+            anyhow::Error::new(error).context(fisher.display().to_string())
+        }
+        error => error.into(),
     }
 }
 

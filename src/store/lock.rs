@@ -18,7 +18,12 @@ impl Store {
     /// # Errors
     /// A lock file that cannot be made.
     pub fn lock(&self, fingerprint: &Digest) -> Result<Lock> {
-        let path = self.root.join("locks").join(fingerprint.to_string());
+        self.lock_named(&fingerprint.to_string())
+    }
+
+    /// The same for any name.
+    pub(super) fn lock_named(&self, name: &str) -> Result<Lock> {
+        let path = self.root.join("locks").join(name);
         fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
         loop {
             let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;

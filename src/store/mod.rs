@@ -5,8 +5,8 @@
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
 //! runs/PIPELINE/TIME.json   manifests
-//! locks/                    one file per fingerprint that is being computed, held while it is
-//! tmp/RUN/                  attempts of one run, gone with it
+//! locks/                    one file per fingerprint that is being computed, and one for the results folder
+//! tmp/RUN/                  attempts of one run, gone with it; files on their way to their place
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
 
@@ -238,9 +238,8 @@ impl Store {
 
     /// Writes a file aside, syncs it, and renames it into place.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let folder = path.parent().unwrap_or(&self.root);
-        fs_err::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
+        let mut file = self.aside()?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;

@@ -1,7 +1,11 @@
 //! Folders to work in: one per run, and in it one per attempt.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::NamedTempFile;
 
 use super::{Result, Store};
 
@@ -19,7 +23,23 @@ pub struct Scratch {
     count: AtomicU64,
 }
 
+/// How the names of files begin that are on their way to their place.
+const WRITE: &str = "write-";
+
 impl Store {
+    /// A file that is swept if its writer dies before it is in its place.
+    pub(super) fn aside(&self) -> Result<NamedTempFile> {
+        let tmp = self.root.join("tmp");
+        fs_err::create_dir_all(&tmp)?;
+        let gate = gate(&tmp)?;
+        gate.file().lock_shared()?;
+        // Readable by whom the umask lets: a cache can be shared.
+        let readable = Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new().prefix(WRITE).permissions(readable).tempfile_in(&tmp)?;
+        file.as_file().lock()?;
+        Ok(file)
+    }
+
     /// Makes the working folder of a run, and removes those of runs that ended without doing so.
     ///
     /// # Errors
@@ -31,8 +51,7 @@ impl Store {
         if !tag.exists() {
             self.write(&tag, TAG.as_bytes())?;
         }
-        // Between making a lock file and locking it, a sweep must not take it for a dead run's.
-        let gate = fs_err::File::create(tmp.join("gate"))?;
+        let gate = gate(&tmp)?;
         gate.file().lock()?;
         sweep(&tmp)?;
         let name = format!("{}-{:x}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
@@ -45,23 +64,30 @@ impl Store {
     }
 }
 
-/// Removes the folders whose lock nobody holds.
+/// Held while a lock file is made and locked: a sweep must not take it for a dead run's in between.
+fn gate(tmp: &Path) -> Result<fs_err::File> {
+    Ok(fs_err::File::create(tmp.join("gate"))?)
+}
+
+/// Removes the files and folders whose lock nobody holds.
 fn sweep(tmp: &Path) -> Result<()> {
     for entry in fs_err::read_dir(tmp)? {
         let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "lock") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.ends_with(".lock") && !name.starts_with(WRITE) {
             continue;
         }
-        let lock = fs_err::File::open(&path)?;
+        // A run that ends at this moment removes its own.
+        let Ok(lock) = fs_err::File::open(&path) else { continue };
         if lock.file().try_lock().is_ok() {
             let folder = path.with_extension("");
-            if folder.exists() {
+            if folder.is_dir() {
                 // What cannot be removed now, because an orphan still writes there, goes next time.
                 if fs_err::remove_dir_all(&folder).is_err() {
                     continue;
                 }
             }
-            fs_err::remove_file(&path)?;
+            let _ = fs_err::remove_file(&path);
         }
     }
     Ok(())

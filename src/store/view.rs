@@ -6,19 +6,23 @@ use std::path::{Path, PathBuf};
 use super::{Artifact, Result, Store};
 use crate::digest::Digest;
 
+/// How the names of what is not yet in place begin.
+const ASIDE: &str = ".attrflow-";
+
 /// `results/PIPELINE/`, and what each path in it shows.
+///
+/// The record of what is shown is written around each change, under a lock: a run that is killed, or another
+/// one at the same time, never leaves a record that says what is not so.
 pub struct View {
     root: PathBuf,
     shown: BTreeMap<PathBuf, Digest>,
-    changed: bool,
+    swept: bool,
 }
 
 impl View {
     /// Opens the view at `root`; one without a record counts as empty.
     pub fn open(root: &Path) -> Self {
-        let record = fs_err::read(root.join(".shown.json")).ok();
-        let shown = record.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-        Self { root: root.to_path_buf(), shown, changed: false }
+        Self { root: root.to_path_buf(), shown: record(root), swept: false }
     }
 
     /// Makes `path` below the view show an artifact; costs one stat where it does already.
@@ -30,9 +34,14 @@ impl View {
         if self.shown.get(path) == Some(&artifact.digest) && target.exists() {
             return Ok(target);
         }
-        let folder = target.parent().unwrap_or(&self.root);
-        fs_err::create_dir_all(folder)?;
-        let aside = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
+        let _lock = store.lock_named("results")?;
+        fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
+        self.sweep()?;
+        self.shown = record(&self.root);
+        if self.shown.remove(path).is_some() {
+            self.save()?;
+        }
+        let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&self.root)?;
         let new = aside.path().join("new");
         link(&store.path(&artifact.digest), &new)?;
         if target.exists() {
@@ -40,21 +49,36 @@ impl View {
         }
         fs_err::rename(&new, &target)?;
         self.shown.insert(path.to_path_buf(), artifact.digest);
-        self.changed = true;
+        self.save()?;
         Ok(target)
     }
 
-    /// Keeps the record of what is shown.
-    ///
-    /// # Errors
-    /// A write that failed.
-    pub fn save(&mut self, store: &Store) -> Result<()> {
-        if std::mem::take(&mut self.changed) {
-            let text = serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?;
-            store.write(&self.root.join(".shown.json"), &text)?;
+    /// Removes what a killed run left aside; under the lock no other run has anything there.
+    fn sweep(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        for entry in fs_err::read_dir(&self.root)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                fs_err::remove_dir_all(entry.path())?;
+            }
         }
         Ok(())
     }
+
+    fn save(&self) -> Result<()> {
+        let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&self.root)?;
+        let new = aside.path().join("new");
+        fs_err::write(&new, serde_json::to_vec(&self.shown).map_err(std::io::Error::from)?)?;
+        fs_err::rename(&new, self.root.join(".shown.json"))?;
+        Ok(())
+    }
+}
+
+fn record(root: &Path) -> BTreeMap<PathBuf, Digest> {
+    let text = fs_err::read(root.join(".shown.json")).ok();
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
 /// Shares the bytes where the file system can (reflink, else hard link), copies them where it cannot.

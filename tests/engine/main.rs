@@ -1,4 +1,11 @@
 //! The engine on toy kinds: no tensor, no worker process.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod edits;
+mod faults;
+mod layers;
+mod pipelines;
+mod project;
+mod recipes;
 mod toys;
+mod values;

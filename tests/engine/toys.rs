@@ -1,22 +1,17 @@
-//! Toy kinds that write text, and a project in a temporary folder to run them in.
+//! Toy kinds that write text, and a backend that runs them in this process.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use attrflow::event::Event;
-use attrflow::exec::Run;
 use attrflow::exec::worker::{Backend, Part, Reply, Task, TaskError, Worker};
-use attrflow::graph::{self, Graph};
-use attrflow::manifest::{Conditions, Manifest, Outcome};
 use attrflow::param::Validate;
 use attrflow::params;
-use attrflow::pipeline;
-use attrflow::recipe::Numerics;
 use attrflow::stage::{
     Computation, Compute, Context, Device, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
 };
-use attrflow::store::Store;
 use serde_json::{Value as Json, json};
 
 params! {
@@ -58,8 +53,8 @@ impl Compute for Say {
         text +=
             &params.text.chars().next().map(String::from).unwrap_or_default().repeat(params.times as usize);
         anyhow::ensure!(!params.text.starts_with('!'), "told to fail");
-        if params.text.starts_with("panic") {
-            panic!("told to panic");
+        if params.text == "nothing" {
+            return Ok(());
         }
         Ok(fs_err::write(out.join("text.txt"), text)?)
     }
@@ -85,7 +80,6 @@ impl Stage for Count {
     const INPUTS: &'static [Input] = &[Input::new("from", "text"), Input::merge("name", "text").optional()];
     const OUTPUTS: &'static [Output] =
         &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }];
-    const INHERITS: &'static [Inherit] = &[];
 
     fn unit_identity(params: &CountParams) -> Json {
         json!({ "say": params.say })
@@ -147,6 +141,7 @@ impl Stage for Echo {
     const KIND: &'static str = "echo";
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "repeats";
+    const NUMERIC: bool = false;
     const INPUTS: &'static [Input] = &[Input::new("lines", "a folder")];
     const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
     const INHERITS: &'static [Inherit] = &[Inherit { param: "say", port: "lines" }];
@@ -168,17 +163,42 @@ pub fn registry() -> Registry {
     vec![&Say, &Count, &Echo]
 }
 
-/// Runs tasks in this process and keeps a list of them.
-pub struct InProcess {
-    pub slots: usize,
-    pub log: Arc<Mutex<Vec<String>>>,
-    /// Ends the worker, as a kill would, when the task of this name comes.
-    pub dies_at: Option<String>,
+/// What goes wrong with a task.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    /// The worker ends, as after a kill.
+    Dies,
+    /// The task fails and the worker lives on.
+    Fails,
 }
 
-struct Here {
-    log: Arc<Mutex<Vec<String>>>,
-    dies_at: Option<String>,
+/// Runs tasks in this process and keeps account of them.
+#[derive(Clone, Default)]
+pub struct InProcess {
+    pub slots: usize,
+    /// The fault of the task of this name, after it wrote a part of its output.
+    pub fault: Option<(String, Fault)>,
+    /// Each unit waits for the next one to be kept, so that they finish in reverse.
+    pub reversed: bool,
+    /// How long every task takes at least.
+    pub pause: Duration,
+    /// Tasks that ran, in the order that they began in.
+    pub log: Arc<Mutex<Vec<String>>>,
+    /// Workers that were started.
+    pub starts: Arc<AtomicUsize>,
+    /// What the run told so far.
+    pub events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl InProcess {
+    fn wait_for(&self, name: &str) {
+        let finished = |event: &Event| matches!(event, Event::UnitFinished { unit, .. } if unit == name);
+        let begun = Instant::now();
+        while !self.events.lock().unwrap().iter().any(finished) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "`{name}` never finished");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Backend for InProcess {
@@ -186,9 +206,12 @@ impl Backend for InProcess {
         self.slots
     }
     fn start(&self, _: usize) -> Result<Box<dyn Worker>, TaskError> {
-        Ok(Box::new(Here { log: self.log.clone(), dies_at: self.dies_at.clone() }))
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Here(self.clone())))
     }
 }
+
+struct Here(InProcess);
 
 impl Worker for Here {
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
@@ -199,213 +222,32 @@ impl Worker for Here {
             Part::Unit(unit) => unit.name.clone(),
             Part::Merge(_) => format!("{} merge", task.kind),
         };
-        if self.dies_at.as_ref() == Some(&name) {
+        if let Some((at, fault)) = &self.0.fault
+            && *at == name
+        {
             fs_err::write(task.out.join("line"), "half-wr").unwrap();
-            return Err(TaskError::Died("killed by the test".into()));
+            return Err(match fault {
+                Fault::Dies => TaskError::Died("killed by the test".into()),
+                Fault::Fails => TaskError::Failed("failed by the test".into()),
+            });
         }
-        self.log.lock().unwrap().push(name);
+        self.0.log.lock().unwrap().push(name);
+        std::thread::sleep(self.0.pause);
         let said = std::cell::RefCell::new(said);
         let progress = |done, total| (said.borrow_mut())(Reply::Progress { done, total });
         let cx = Context { device: Device::Cpu, micro_batch: 1, progress: &progress };
         let Task { params, inputs, out, .. } = task;
         let result = match &task.part {
             Part::Whole => computation.run(params, inputs, None, out, &cx),
-            Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, &cx),
+            Part::Unit(unit) => {
+                let n = unit.span["n"].as_u64().unwrap();
+                if self.0.reversed && n < 3 {
+                    self.0.wait_for(&format!("number {}", n + 1));
+                }
+                computation.run(params, inputs, Some(unit), out, &cx)
+            }
             Part::Merge(parts) => computation.merge(params, inputs, parts, out, &cx),
         };
         result.map_err(|error| TaskError::Failed(format!("{error:#}")))
     }
-}
-
-/// A project folder with one pipeline and one config.
-pub struct Project {
-    pub folder: tempfile::TempDir,
-    pub slots: usize,
-    pub force: Vec<String>,
-    pub dies_at: Option<String>,
-    pub numerics: Numerics,
-}
-
-/// What a run did.
-pub struct Ran {
-    pub manifest: Manifest,
-    pub tasks: Vec<String>,
-    pub events: Vec<Event>,
-}
-
-impl Ran {
-    /// Names of the stages that ended so, sorted.
-    pub fn with(&self, outcome: Outcome) -> Vec<&str> {
-        let records = self.manifest.stages.iter().filter(|record| record.outcome == outcome);
-        let mut names: Vec<&str> = records.map(|record| record.stage.as_str()).collect();
-        names.sort_unstable();
-        names
-    }
-
-    pub fn ran(&self) -> Vec<&str> {
-        self.with(Outcome::Ran)
-    }
-}
-
-impl Project {
-    pub fn new(pipeline: &str, config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let project = Self {
-            folder,
-            slots: 2,
-            force: Vec::new(),
-            dies_at: None,
-            numerics: Numerics {
-                libtorch: "1".into(),
-                device: "cpu".into(),
-                precision: "fp32".into(),
-                deterministic: true,
-            },
-        };
-        project.write("pipelines/toy.toml", pipeline);
-        project.write("configs/toy.toml", config);
-        project
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub fn write(&self, name: &str, text: &str) {
-        let path = self.path(name);
-        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
-        fs_err::write(path, text).unwrap();
-    }
-
-    pub fn read(&self, name: &str) -> String {
-        fs_err::read_to_string(self.path(name)).unwrap()
-    }
-
-    /// The rendered problems of a pipeline that must not load.
-    pub fn problems(&self, sets: &[&str]) -> String {
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        let file = self.path("pipelines/toy.toml");
-        let text = match pipeline::load(&file, &sets, &registry()) {
-            Err((problems, sources)) => problems.render(&sources, false),
-            Ok((pipeline, sources)) => match Graph::new(&pipeline) {
-                Err(problems) => problems.render(&sources, false),
-                Ok(_) => panic!("the pipeline has no fault"),
-            },
-        };
-        text.replace(self.folder.path().to_str().unwrap(), "PROJECT")
-    }
-
-    pub fn run(&self, sets: &[&str]) -> Ran {
-        self.run_targets(sets, &[])
-    }
-
-    pub fn run_targets(&self, sets: &[&str], targets: &[&str]) -> Ran {
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        let targets: Vec<String> = targets.iter().map(|target| (*target).to_owned()).collect();
-        let file = self.path("pipelines/toy.toml");
-        let (pipeline, _) = pipeline::load(&file, &sets, &registry())
-            .unwrap_or_else(|(problems, sources)| panic!("{}", problems.render(&sources, false)));
-        let mut graph = Graph::new(&pipeline).unwrap_or_else(|_| panic!("a cycle"));
-        graph.select(&targets, &pipeline).unwrap();
-        let forced = graph::named(&self.force, &pipeline).unwrap();
-        let store = Store::open(&self.path("cache")).unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let backend = InProcess { slots: self.slots, log: log.clone(), dies_at: self.dies_at.clone() };
-        let events = Mutex::new(Vec::new());
-        let manifest = Run {
-            pipeline: &pipeline,
-            graph: &graph,
-            store: &store,
-            backend: &backend,
-            numerics: &self.numerics,
-            forced: &forced,
-            results: self.path("results/toy"),
-            file,
-            sets,
-            conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()] },
-            emit: &|event| events.lock().unwrap().push(event),
-        }
-        .execute()
-        .unwrap();
-        let tasks = log.lock().unwrap().clone();
-        Ran { manifest, tasks, events: events.into_inner().unwrap() }
-    }
-
-    /// Every file of the results, by path.
-    pub fn results(&self) -> BTreeMap<String, String> {
-        let mut files = BTreeMap::new();
-        let root = self.path("results");
-        let mut folders = vec![root.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs_err::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.file_name().is_some_and(|name| name != ".shown.json") {
-                    let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
-                    files.insert(name, fs_err::read_to_string(&path).unwrap());
-                }
-            }
-        }
-        files
-    }
-}
-
-/// A chain with a stage that is repeated over items.
-pub const PIPELINE: &str = r#"
-config = "../configs/toy.toml"
-
-[stages.first]
-kind = "say"
-params = { text = "${first.text}", times = "${first.times}" }
-inputs = { a = "../source.txt" }
-
-[stages.second]
-kind = "say"
-params = { text = "${second.text}" }
-inputs = { a = "first.text" }
-
-[stages.lines]
-kind = "count"
-params = { say = "${say}", to = "${count.to}", title = "${count.title}" }
-inputs = { from = "second.text", name = "first.text" }
-
-[stages.last]
-kind = "say"
-each = { item = "${items}" }
-params = { text = "${item.text}" }
-inputs = { a = "lines.lines/lines.txt" }
-"#;
-
-pub const CONFIG: &str = r#"
-[first]
-text = "a"
-times = 2
-
-[second]
-text = "b"
-
-[say]
-text = "x"
-
-[count]
-to = 4
-title = "T"
-
-[unused]
-key = 1
-
-[[items]]
-name = "one"
-text = "1"
-
-[[items]]
-name = "two"
-text = "2"
-"#;
-
-pub fn project() -> Project {
-    let project = Project::new(PIPELINE, CONFIG);
-    project.write("source.txt", "source\n");
-    project
 }

@@ -204,5 +204,5 @@ fn selections() {
     assert_eq!(serde_json::from_str::<Selection>("\"cross-attn-kv\"").unwrap(), Selection::CrossAttnKv);
     let names = ["conv_in.weight".to_owned()];
     let error = Selection::CrossAttn.of(&names).unwrap_err().to_string();
-    assert_eq!(error, "no parameter of the model is selected by CrossAttn");
+    assert_eq!(error, "`select` is \"cross-attn\", which no weight of the model has in its name");
 }

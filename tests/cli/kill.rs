@@ -1,0 +1,212 @@
+//! Runs that are killed at any moment: what was kept is right, and is not computed again.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+
+use crate::project::{Project, Ran, command, files};
+
+const IMAGES: usize = 20;
+
+/// The index entries: what the bytes are tells whether an entry was written again, for they hold the seconds.
+type Index = BTreeMap<String, Vec<u8>>;
+
+fn index(project: &Project) -> Index {
+    let files = files(&project.path("cache/recipes-v1")).into_iter();
+    // A kill may leave the temporary file of an entry beside it.
+    let entries = files.filter(|(name, _)| name.ends_with(".json"));
+    entries.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect()
+}
+
+fn units(index: &Index) -> usize {
+    let entry = |bytes: &Vec<u8>| serde_json::from_slice::<Json>(bytes).unwrap();
+    index.values().filter(|bytes| !entry(bytes)["recipe"]["unit"].is_null()).count()
+}
+
+/// Starts a run and kills it when `now` says so; `false` where it had ended before.
+fn killed(project: &Project, mut now: impl FnMut() -> bool) -> bool {
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    run.args(["run", "pipelines/demo.toml"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = run.spawn().unwrap();
+    while !now() {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status}");
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    true
+}
+
+/// Processes that work in the project's folder: the runner and its workers.
+fn at_work(project: &Project) -> Vec<PathBuf> {
+    let root = fs_err::canonicalize(&project.root).unwrap();
+    let processes = fs_err::read_dir("/proc").unwrap().filter_map(Result::ok).map(|process| process.path());
+    processes.filter(|process| fs_err::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == root)).collect()
+}
+
+fn wait_for_orphans(project: &Project) {
+    let begun = Instant::now();
+    while !at_work(project).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "a worker outlives its runner");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Brings the project to its end and compares it with one that nobody disturbed.
+fn finish(project: &Project, undisturbed: &Project) {
+    let before = index(project);
+    let ran = project.run(&[]);
+    let after = index(project);
+    assert!(before.iter().all(|(name, bytes)| after.get(name) == Some(bytes)), "an entry was written again");
+    assert_eq!(ran.events("unit_finished", "unit").len(), units(&after) - units(&before));
+    assert!(after.keys().eq(index(undisturbed).keys()));
+    assert_eq!(project.results(), undisturbed.results());
+    assert_eq!(project.cached("tmp"), ["gate"]);
+    wait_for_orphans(project);
+}
+
+fn undisturbed() -> Project {
+    let project = Project::new(IMAGES);
+    project.run(&[]);
+    project
+}
+
+#[test]
+fn a_run_killed_as_its_results_come_goes_on_from_them() {
+    let undisturbed = undisturbed();
+    let all = index(&undisturbed).len();
+    let project = Project::new(IMAGES);
+    let mut kills = 0;
+    for more in [0, 1, 2, 1, 3, 2, 5, 1, 4, 2, 3] {
+        let before = index(&project);
+        let entries =
+            || files(&project.path("cache/recipes-v1")).keys().filter(|name| name.ends_with(".json")).count();
+        // With nothing to wait for, the moment is that of the first lock.
+        let locks = files(&project.path("cache/locks")).len();
+        let now = || match more {
+            0 => files(&project.path("cache/locks")).len() > locks,
+            more => {
+                let now = entries() >= before.len() + more;
+                // Or there would be no orphan to wait for.
+                assert!(!now || at_work(&project).len() >= 2, "{:?}", at_work(&project));
+                now
+            }
+        };
+        kills += usize::from(killed(&project, now));
+        let after = index(&project);
+        assert!(
+            before.iter().all(|(name, bytes)| after.get(name) == Some(bytes)),
+            "an entry was written again"
+        );
+        wait_for_orphans(&project);
+    }
+    assert!(kills >= 10 && index(&project).len() < all, "{kills} kills, {} of {all}", index(&project).len());
+    finish(&project, &undisturbed);
+}
+
+#[test]
+fn a_run_killed_at_random_ends_as_if_it_had_not_been() {
+    let undisturbed = undisturbed();
+    let mut seed = 20_240_607_u64;
+    let mut kills = 0;
+    for _ in 0..2 {
+        let project = Project::new(IMAGES);
+        for _ in 0..6 {
+            // Knuth's generator; its high bits are good enough for delays of 20 to 1520 ms.
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let delay = Duration::from_millis(20 + (seed >> 33) % 1500);
+            let begun = Instant::now();
+            kills += usize::from(killed(&project, || begun.elapsed() >= delay));
+            wait_for_orphans(&project);
+        }
+        finish(&project, &undisturbed);
+    }
+    assert!(kills >= 6, "{kills} kills");
+}
+
+/// Seconds of the units that a run computed; a unit that another run computed has none.
+fn computed(ran: &Ran) -> usize {
+    let events = ran.json().into_iter().filter(|line| line["event"] == "unit_finished");
+    events.filter(|line| line["seconds"].as_f64().unwrap() > 0.0).count()
+}
+
+#[test]
+fn two_runs_at_once_share_the_work() {
+    let undisturbed = undisturbed();
+    let project = Project::new(IMAGES);
+    let start = || {
+        let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        run.args(["run", "pipelines/demo.toml", "--json", "--jobs", "1"]);
+        run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start(), start()];
+    let ran = children.map(|child| Ran::from(child.wait_with_output().unwrap()));
+    for ran in &ran {
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    }
+    assert_eq!(computed(&ran[0]) + computed(&ran[1]), units(&index(&project)));
+    assert_eq!(project.results(), undisturbed.results());
+    assert_eq!(project.cached("tmp"), ["gate"]);
+}
+
+#[test]
+fn a_long_task_ends_with_its_runner() {
+    let project = Project::finished();
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    // Minutes of computing, in one task.
+    run.args(["run", "pipelines/demo.toml", "--json", "--set", "unlearn.grad_accum_steps=5000"]);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"progress\"")));
+    assert!(at_work(&project).len() >= 2);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait_for_orphans(&project);
+}
+
+#[test]
+fn a_worker_that_is_killed_fails_its_stage_alone() {
+    let project = Project::new(6);
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    run.args(["run", "pipelines/demo.toml", "--jobs", "1", "--target", "latents"]);
+    let run = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let worker = |process: &PathBuf| {
+        fs_err::read_link(process.join("exe")).is_ok_and(|program| program.ends_with("attrflow-worker"))
+    };
+    // As the system does when memory runs out.
+    let found = loop {
+        match at_work(&project).into_iter().find(worker) {
+            Some(process) => break process,
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let id = found.file_name().unwrap();
+    assert!(Command::new("kill").arg("-9").arg(id).status().unwrap().success());
+    let ran = Ran::from(run.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(
+        ran.err,
+        "error: stage `data`: the worker process ended in the middle of the task (signal: 9 (SIGKILL)); \
+         out of memory is the usual reason\n"
+    );
+    assert!(index(&project).is_empty());
+    assert_eq!(project.cached("tmp"), ["gate"]);
+    assert_eq!(project.run(&["--target", "latents"]).computed(), ["data", "latents"]);
+}
+
+#[test]
+fn a_view_left_half_made_is_swept() {
+    let project = Project::finished();
+    let before = project.results();
+    project.write("results/demo/.attrflow-dead/old/array.npy", "x");
+    fs_err::remove_file(project.result("influence/grin/top.csv")).unwrap();
+    project.run(&[]);
+    assert_eq!(project.results(), before);
+}
