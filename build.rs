@@ -24,6 +24,10 @@ fn main() {
         );
         std::process::exit(1);
     }
+    for file in ["version.py", "build-version"].map(|name| libtorch.join(name)).iter().filter(|f| f.exists())
+    {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
     let version = version(&libtorch).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_VERSION={version}");
     println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_LIB={}", lib.display());

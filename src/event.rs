@@ -18,6 +18,12 @@ pub enum Event {
         pipeline: String,
         /// How many stages it will look at.
         stages: usize,
+        /// Workers at once.
+        jobs: usize,
+        /// Threads of each worker.
+        threads: usize,
+        /// Devices of the workers.
+        devices: Vec<String>,
     },
     /// A stage's result was in the cache.
     StageReused {

@@ -50,15 +50,17 @@ impl std::fmt::Display for Reason {
 pub enum Verdict {
     /// Take the cached result.
     Reuse(Box<Entry>),
-    /// Compute it.
-    Run(Box<Recipe>, Reason),
-    /// It reads what is not there yet; the changes known already say whether it surely computes.
+    /// Compute it, from these inputs.
+    Run(Box<Recipe>, Resolved, Reason),
+    /// It reads what is not there yet.
     Wait {
         /// The stages that it waits for.
         upstream: Vec<String>,
-        /// What of its own recipe changed; empty where only its inputs may.
-        changes: Vec<Change>,
+        /// Why it computes whatever they give; `None` where that depends on them.
+        certain: Option<Reason>,
     },
+    /// It cannot run, for this reason.
+    Fail(String),
 }
 
 /// A stage's input that cannot be had.
@@ -205,13 +207,16 @@ impl<'a> Planner<'a> {
         let inputs = match self.inputs(stage, done)? {
             Ok(inputs) => inputs,
             Err((known, upstream)) => {
-                let changes = self.known_changes(stage, &known);
-                return Ok(Verdict::Wait { upstream, changes });
+                let certain = match self.forced.contains(&index) {
+                    true => Some(Reason::Forced),
+                    false => self.certain(stage, &known),
+                };
+                return Ok(Verdict::Wait { upstream, certain });
             }
         };
         let recipe = self.recipe(stage, &inputs);
         if self.forced.contains(&index) {
-            return Ok(Verdict::Run(Box::new(recipe), Reason::Forced));
+            return Ok(Verdict::Run(Box::new(recipe), inputs, Reason::Forced));
         }
         if let Some(entry) = self.store.lookup(&recipe.fingerprint())? {
             return Ok(Verdict::Reuse(Box::new(entry)));
@@ -223,12 +228,12 @@ impl<'a> Planner<'a> {
                 changes => Reason::Changed { changes },
             },
         };
-        Ok(Verdict::Run(Box::new(recipe), reason))
+        Ok(Verdict::Run(Box::new(recipe), inputs, reason))
     }
 
-    /// The changes that are certain although some inputs are not known yet.
-    fn known_changes(&self, stage: &StageNode, known: &Resolved) -> Vec<Change> {
-        let Some(last) = self.last(&stage.id) else { return Vec::new() };
+    /// Why a stage computes although some of its inputs are not known yet, if that is sure.
+    fn certain(&self, stage: &StageNode, known: &Resolved) -> Option<Reason> {
+        let Some(last) = self.last(&stage.id) else { return Some(Reason::First) };
         let mut recipe = self.recipe(stage, known);
         for (port, source) in &stage.inputs {
             if let (Source::Port { .. }, false, Some(digest)) =
@@ -237,7 +242,8 @@ impl<'a> Planner<'a> {
                 recipe.inputs.insert(port.clone(), *digest);
             }
         }
-        recipe::changes(last, &recipe)
+        let changes = recipe::changes(last, &recipe);
+        (!changes.is_empty()).then_some(Reason::Changed { changes })
     }
 
     /// The recipe that the stage of this name had when it last ran or was reused.
@@ -249,12 +255,16 @@ impl<'a> Planner<'a> {
     /// Judges every selected stage without running any.
     ///
     /// # Errors
-    /// As [`Planner::judge`].
-    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Verdict)>, InputError> {
+    /// A damaged index.
+    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Verdict)>, StoreError> {
         let mut done = BTreeMap::new();
         let mut verdicts = Vec::new();
         for &index in graph.order() {
-            let verdict = self.judge(index, &done)?;
+            let verdict = match self.judge(index, &done) {
+                Err(InputError::Store(error)) => return Err(error),
+                Err(error) => Verdict::Fail(error.to_string()),
+                Ok(verdict) => verdict,
+            };
             if let Verdict::Reuse(entry) = &verdict {
                 done.insert(index, (**entry).clone());
             }

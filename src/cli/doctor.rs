@@ -4,6 +4,7 @@ use std::process::Command;
 
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::exit::Failure;
 use super::project::{cores, nvidia_driver, worker_program};
@@ -50,19 +51,44 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
             env!("ATTRFLOW_LIBTORCH_LIB")
         )));
     };
+    let missing = match (nvidia_driver(), report.cuda, &report.cuda_error, report.computes) {
+        (_, _, _, false) => Some("libtorch computes wrong numbers on this CPU".to_owned()),
+        (true, false, Some(error), _) => Some(format!("the CUDA part of libtorch does not load: {error}")),
+        (true, false, None, _) => {
+            Some("the driver does not work with this libtorch: see `nvidia-smi`".to_owned())
+        }
+        _ => None,
+    };
     if args.json {
-        print(&format!("{}\n", serde_json::to_string(&report).expect("a report is plain data")));
-        return Ok(());
+        let all = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("ATTRFLOW_COMMIT"),
+            "libtorch": env!("ATTRFLOW_LIBTORCH_VERSION"),
+            "cores": cores(),
+            "driver": nvidia_driver(),
+            "worker": report,
+            "missing": missing,
+        });
+        print(&format!("{all}\n"));
+    } else {
+        print(&describe(&report));
     }
+    match missing {
+        Some(missing) => Err(Failure::Missing(missing)),
+        None => Ok(()),
+    }
+}
+
+fn describe(report: &Report) -> String {
     let commit = match env!("ATTRFLOW_COMMIT") {
         "" => String::new(),
         commit => format!(" ({commit})"),
     };
     let yes = |value: bool| if value { "yes" } else { "no" };
-    let driver = nvidia_driver();
-    print(&format!(
+    let note = if nvidia_driver() { "" } else { "note       no NVIDIA driver: stages compute on the CPU\n" };
+    format!(
         "attrflow   {}{commit}\nlibtorch   {} from {}\ncores      {}\nthreads    {} by default\n\
-         cpu        computes: {}\ncuda       usable: {}, devices: {}, cuDNN: {}\ndriver     NVIDIA: {}\n",
+         cpu        computes: {}\ncuda       usable: {}, devices: {}, cuDNN: {}\ndriver     NVIDIA: {}\n{note}",
         env!("CARGO_PKG_VERSION"),
         env!("ATTRFLOW_LIBTORCH_VERSION"),
         report.library.as_deref().unwrap_or("an unknown place"),
@@ -72,17 +98,6 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
         yes(report.cuda),
         report.devices,
         yes(report.cudnn),
-        yes(driver),
-    ));
-    match (driver, report.cuda, &report.cuda_error) {
-        (true, false, Some(error)) => {
-            print(&format!("missing    the CUDA part of libtorch does not load: {error}\n"))
-        }
-        (true, false, None) => {
-            print("missing    the driver does not work with this libtorch: see `nvidia-smi`\n")
-        }
-        (false, ..) => print("note       no NVIDIA driver: stages compute on the CPU\n"),
-        _ => {}
-    }
-    Ok(())
+        yes(nvidia_driver()),
+    )
 }

@@ -1,6 +1,5 @@
 //! How a command fails, and the exit code that says so.
 
-use crate::plan::InputError;
 use crate::store::StoreError;
 use crate::text::{Problems, Sources};
 
@@ -10,7 +9,7 @@ pub(super) const USAGE: i32 = 2;
 const CACHE: i32 = 4;
 
 pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, \
-3 an audit found a difference, 4 the cache is damaged or locked, 130 interrupted.";
+4 the cache is damaged or cannot be used, 130 interrupted.";
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -30,15 +29,6 @@ pub enum Failure {
     /// The cache cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl From<InputError> for Failure {
-    fn from(error: InputError) -> Self {
-        match error {
-            InputError::Store(error) => Self::Store(error),
-            error @ (InputError::NoSub { .. } | InputError::Source { .. }) => Self::Usage(error.to_string()),
-        }
-    }
 }
 
 /// The exit code that stands for a failure.

@@ -6,6 +6,7 @@ mod plan;
 mod project;
 mod run;
 mod serve;
+mod stages;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -22,7 +23,7 @@ pub use serve::serve;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log more: -v info, -vv debug, -vvv trace
+    /// Log more: -v info, -vv debug, -vvv trace; ATTRFLOW_LOG takes a filter instead
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -35,7 +36,9 @@ enum Command {
     Plan(plan::Args),
     /// Show what stands, and where
     Status(status::Args),
-    /// Check libtorch, devices and folders
+    /// Show the stage kinds, their ports and parameters
+    Stages(stages::Args),
+    /// Check libtorch and devices
     Doctor(doctor::Args),
 }
 
@@ -60,6 +63,7 @@ pub fn main(registry: &Registry) -> i32 {
         Command::Run(args) => run::run(args, registry, &filter),
         Command::Plan(args) => plan::plan(args, registry),
         Command::Status(args) => status::status(args, registry),
+        Command::Stages(args) => stages::stages(args, registry),
         Command::Doctor(args) => doctor::doctor(args),
     };
     match result {

@@ -34,42 +34,44 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
     let verdicts = planner.all(&project.graph)?;
     project.store.save_stat()?;
     let mut table = Table::new(&["stage", "would", "why"]);
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     for (index, verdict) in &verdicts {
         let stage = &project.pipeline.stages[*index].id;
         let (column, verb, why) = words(verdict);
         counts[column] += 1;
         if as_json {
             let line = match verdict {
-                Verdict::Run(_, reason) => json!({ "stage": stage, "verdict": verb, "why": reason }),
-                Verdict::Wait { upstream, changes } => {
-                    json!({ "stage": stage, "verdict": verb, "waits_for": upstream, "changes": changes })
+                Verdict::Run(_, _, reason) => json!({ "stage": stage, "verdict": verb, "why": reason }),
+                Verdict::Wait { upstream, certain } => {
+                    json!({ "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain })
                 }
                 Verdict::Reuse(entry) => json!({ "stage": stage, "verdict": verb, "outputs": entry.outputs }),
+                Verdict::Fail(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
             };
             print(&format!("{line}\n"));
         }
         table.row([stage.clone(), verb.to_owned(), why]);
     }
+    let [reuse, run, maybe, fail] = counts;
     if !as_json {
-        let [reuse, run, maybe] = counts;
+        let fails = if fail > 0 { format!(", {fail} to fail") } else { String::new() };
         print(&format!(
-            "{table}\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before\n"
+            "{table}\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n"
         ));
     }
-    Ok(())
+    if fail > 0 { Err(Failure::Stages(fail)) } else { Ok(()) }
 }
 
 fn words(verdict: &Verdict) -> (usize, &'static str, String) {
     match verdict {
         Verdict::Reuse(entry) => (0, "reuse", format!("made in {:.1} s", entry.seconds)),
-        Verdict::Run(_, reason) => (1, "run", reason.to_string()),
-        Verdict::Wait { upstream, changes } if changes.is_empty() => {
+        Verdict::Run(_, _, reason) => (1, "run", reason.to_string()),
+        Verdict::Wait { upstream, certain: None } => {
             (2, "run if", format!("{} changes its output", upstream.join(" or ")))
         }
-        Verdict::Wait { upstream, changes } => {
-            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-            (1, "run", format!("{}, after {}", changes.join("; "), upstream.join(", ")))
+        Verdict::Wait { upstream, certain: Some(reason) } => {
+            (1, "run", format!("{reason}, after {}", upstream.join(", ")))
         }
+        Verdict::Fail(error) => (3, "fail", error.clone()),
     }
 }

@@ -55,7 +55,8 @@ impl ProjectArgs {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
             device: if devices[0] == Device::Cpu { "cpu".into() } else { "cuda".into() },
             precision: "fp32".into(),
-            deterministic: true,
+            // libtorch's CUDA kernels are not held to repeat bit for bit.
+            deterministic: devices[0] == Device::Cpu,
         };
         Ok(Project { pipeline, graph, store, results, devices, numerics })
     }
@@ -80,16 +81,27 @@ fn devices(text: &str) -> Result<Vec<Device>, Failure> {
             },
         });
     }
+    if let Some(twice) = (1..devices.len()).find(|&index| devices[..index].contains(&devices[index])) {
+        let name = text.split(',').nth(twice).unwrap_or_default();
+        return Err(Failure::Usage(format!("`{text}` names `{}` twice", name.trim())));
+    }
     if devices.contains(&Device::Cpu) && devices.len() > 1 {
         return Err(Failure::Usage(format!("`{text}` names the CPU beside other devices: choose one class")));
     }
     Ok(devices)
 }
 
-/// Whether the machine has an NVIDIA driver. Asking libtorch would cost seconds on every command; if it then
-/// cannot use the GPU, the worker says so.
+/// Whether there is an NVIDIA GPU that this process may use. Asking libtorch would cost seconds on every command;
+/// if it then cannot use the GPU, the worker says so.
 pub(super) fn nvidia_driver() -> bool {
-    Path::new("/dev/nvidia0").exists() || Path::new("/dev/dxg").exists()
+    if std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|visible| visible.is_empty() || visible == "-1") {
+        return false;
+    }
+    // A container or a job may be given any one of them.
+    let numbered = |name: &str| name.strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok());
+    let nodes = fs_err::read_dir("/dev").into_iter().flatten().flatten();
+    Path::new("/dev/dxg").exists()
+        || nodes.into_iter().any(|node| numbered(&node.file_name().to_string_lossy()))
 }
 
 /// Cores that this process may use.

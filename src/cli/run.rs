@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// Threads of each worker [default: cores / jobs]
     #[arg(long)]
     threads: Option<usize>,
-    /// Most rows to send through a network at once; changes memory and speed, never a result
+    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most
     #[arg(long)]
     micro_batch: Option<usize>,
     /// Compute this stage whatever the cache holds (repeatable)

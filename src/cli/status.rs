@@ -30,11 +30,13 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let folder = project.results.join(stage.folder());
         let (state, entry) = match verdict {
             Verdict::Reuse(entry) => ("up to date", Some(entry)),
-            Verdict::Run(_, Reason::First) => ("never run", None),
-            Verdict::Run(_, Reason::Missing) => ("not in cache", None),
+            Verdict::Run(_, _, Reason::First) => ("never run", None),
+            Verdict::Run(_, _, Reason::Missing) => ("not in cache", None),
             Verdict::Run(..) => ("out of date", None),
-            Verdict::Wait { changes, .. } if changes.is_empty() => ("waits", None),
+            Verdict::Wait { certain: None, .. } => ("waits", None),
+            Verdict::Wait { certain: Some(Reason::First), .. } => ("never run", None),
             Verdict::Wait { .. } => ("out of date", None),
+            Verdict::Fail(_) => ("cannot run", None),
         };
         let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());
         if args.json {

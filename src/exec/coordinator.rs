@@ -1,6 +1,7 @@
 //! Decides what runs next, and keeps the account of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Run;
@@ -8,9 +9,9 @@ use super::slots::{Job, PART, Queue, Report};
 use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
-use crate::manifest::{self, FORMAT, Manifest, Outcome, Program, StageRecord};
+use crate::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::pipeline::Source;
-use crate::plan::{InputError, Planner, Reason, Verdict};
+use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
 use crate::stage::{self, Inputs, Unit};
 use crate::store::{Entry, StoreError, View};
@@ -56,7 +57,9 @@ impl<'a> Coordinator<'a> {
     /// Looks at every stage once: what stands is reused, what can start starts.
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let pipeline = self.run.pipeline.name.clone();
-        self.emit(Event::RunStarted { pipeline, stages: self.run.graph.order().len() });
+        let Conditions { jobs, threads, devices } = self.run.conditions.clone();
+        let stages = self.run.graph.order().len();
+        self.emit(Event::RunStarted { pipeline, stages, jobs, threads, devices });
         for &stage in self.run.graph.order() {
             self.try_start(stage)?;
         }
@@ -79,6 +82,7 @@ impl<'a> Coordinator<'a> {
                 self.jobs -= 1;
                 self.fail(stage, unit, error);
             }
+            Report::Broken(error) => return Err(error),
         }
         Ok(())
     }
@@ -104,7 +108,8 @@ impl<'a> Coordinator<'a> {
                 self.reuse(stage, *entry)?;
                 return Ok(true);
             }
-            Ok(Verdict::Run(recipe, reason)) => self.start(stage, *recipe, reason)?,
+            Ok(Verdict::Run(recipe, inputs, reason)) => self.start(stage, *recipe, inputs, reason)?,
+            Ok(Verdict::Fail(error)) => self.fail(stage, None, error),
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => self.fail(stage, None, error.to_string()),
         }
@@ -137,17 +142,14 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Cuts a stage into its units and queues those that are not there.
-    fn start(&mut self, stage: usize, recipe: Recipe, reason: Reason) -> Result<(), StoreError> {
+    fn start(
+        &mut self,
+        stage: usize,
+        recipe: Recipe,
+        inputs: Resolved,
+        reason: Reason,
+    ) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
-        let inputs = match self.planner.inputs(node, &self.done) {
-            Ok(Ok(inputs)) => inputs,
-            Ok(Err(_)) => unreachable!("a stage with a recipe has all its inputs"),
-            Err(InputError::Store(error)) => return Err(error),
-            Err(error) => {
-                self.fail(stage, None, error.to_string());
-                return Ok(());
-            }
-        };
         let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
         let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
         let jobs = match units {
@@ -214,6 +216,7 @@ impl<'a> Coordinator<'a> {
             inputs,
             part,
             recipe,
+            sources: self.sources(stage),
             forced: work.forced,
             spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
         }
@@ -317,19 +320,25 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    /// A record with what is known of a stage before it is known how it ended.
-    fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
-        let node = &self.run.pipeline.stages[stage];
-        let sources = node.inputs.iter().filter_map(|(port, source)| match source {
+    /// The files and folders outside the store that a stage reads, by port.
+    fn sources(&self, stage: usize) -> BTreeMap<String, PathBuf> {
+        let inputs = self.run.pipeline.stages[stage].inputs.iter();
+        let sources = inputs.filter_map(|(port, source)| match source {
             Source::File(path) => Some((port.clone(), path.clone())),
             Source::Port { .. } => None,
         });
+        sources.collect()
+    }
+
+    /// A record with what is known of a stage before it is known how it ended.
+    fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
+        let node = &self.run.pipeline.stages[stage];
         StageRecord {
             stage: node.id.clone(),
             outcome: Outcome::Ran,
             fingerprint: recipe.map(Recipe::fingerprint),
             recipe: recipe.cloned(),
-            sources: sources.collect(),
+            sources: self.sources(stage),
             outputs: BTreeMap::new(),
             units_run: 0,
             units_reused: 0,
@@ -352,6 +361,9 @@ impl<'a> Coordinator<'a> {
 
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
+        let stages = self.run.pipeline.stages.iter();
+        let files = stages.flat_map(|s| s.kind.outputs().iter().map(|port| s.folder().join(port.file)));
+        self.view.keep_only(&files.collect())?;
         self.run.store.save_stat()?;
         let mut records = std::mem::take(&mut self.records);
         let stages: Vec<StageRecord> =

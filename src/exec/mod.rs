@@ -66,6 +66,7 @@ impl Run<'_> {
                     let (reports, queue, scratch) = (reports.clone(), &queue, &scratch);
                     scope.spawn(move || slots::serve(slot, queue, backend, store, scratch, &reports));
                 }
+                drop(reports);
                 while coordinator.busy() {
                     let report = incoming.recv().expect("slots live as long as the queue is open");
                     coordinator.hear(report)?;

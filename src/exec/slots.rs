@@ -1,6 +1,7 @@
 //! Threads that take jobs from one queue, each with a worker of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex};
@@ -23,6 +24,8 @@ pub(super) struct Job {
     pub inputs: Inputs,
     pub part: Part,
     pub recipe: Recipe,
+    /// What it reads outside the store, by port.
+    pub sources: BTreeMap<String, PathBuf>,
     /// Compute whatever the cache holds.
     pub forced: bool,
     /// Seconds that the units cost which a merge joins, in this run or an earlier one.
@@ -35,6 +38,8 @@ pub(super) enum Report {
     Said(usize, Option<usize>, Reply),
     Done(usize, Option<usize>, Box<Entry>, f64),
     Failed(usize, Option<usize>, String),
+    /// The store cannot go on, and so no stage can.
+    Broken(StoreError),
 }
 
 /// The jobs that wait, in order.
@@ -98,8 +103,14 @@ pub(super) fn serve(
     let mut worker: Option<Box<dyn Worker>> = None;
     while let Some(job) = queue.pop() {
         let (stage, unit) = (job.stage, job.unit);
-        let report = match perform(&job, slot, &mut worker, backend, store, scratch, reports) {
+        let perform = || perform(&job, slot, &mut worker, backend, store, scratch, reports);
+        // A job that got lost would be waited for without end.
+        let result = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(JobError::Panic));
+        let report = match result {
             Ok((entry, seconds)) => Report::Done(stage, unit, Box::new(entry), seconds),
+            Err(JobError::Store(error)) if !matches!(error, StoreError::MissingOutput(_)) => {
+                Report::Broken(error)
+            }
             Err(error) => {
                 if !matches!(error, JobError::Task(TaskError::Failed(_))) {
                     worker = None;
@@ -119,6 +130,10 @@ enum JobError {
     Task(#[from] TaskError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the input `{port}` changed while it was read: {path}", path = path.display())]
+    Changed { port: String, path: PathBuf },
+    #[error("the runner broke on this job, which is a fault of attrflow; -vvv tells more")]
+    Panic,
 }
 
 fn perform(
@@ -131,7 +146,10 @@ fn perform(
     reports: &Sender<Report>,
 ) -> Result<(Entry, f64), JobError> {
     let fingerprint = job.recipe.fingerprint();
-    let _lock = store.lock(&fingerprint)?;
+    let _lock = store.lock(&fingerprint, || {
+        let message = format!("waiting for another run that computes {}", fingerprint.short());
+        let _ = reports.send(Report::Said(job.stage, job.unit, Reply::Log { level: "INFO".into(), message }));
+    })?;
     // Another process may have finished it while this one waited for the lock.
     if !job.forced
         && let Some(entry) = store.lookup(&fingerprint)?
@@ -157,6 +175,13 @@ fn perform(
         let _ = reports.send(Report::Said(job.stage, job.unit, reply));
     })?;
     let seconds = begun.elapsed().as_secs_f64();
+    // What was hashed before must be what the worker read, or a result would stand under a wrong recipe.
+    for (port, path) in &job.sources {
+        let expected = job.recipe.inputs.get(port);
+        if expected.is_some_and(|expected| store.source(path).ok().as_ref() != Some(expected)) {
+            return Err(JobError::Changed { port: port.clone(), path: path.clone() });
+        }
+    }
     let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
     Ok((entry, seconds))
 }

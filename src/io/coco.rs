@@ -106,6 +106,14 @@ impl Captions {
     /// # Errors
     /// If an image has fewer, if an id or a file name stands twice, or if a caption has no image.
     pub fn read(path: impl AsRef<Path>, per_image: usize) -> Result<Self, CocoError> {
+        Self::read_all(path.as_ref())?.cut(per_image, path.as_ref())
+    }
+
+    /// Reads the file with all captions of each image, however many.
+    ///
+    /// # Errors
+    /// If an id or a file name stands twice, or if a caption has no image.
+    pub fn read_all(path: impl AsRef<Path>) -> Result<Self, CocoError> {
         let path = path.as_ref();
         let bytes = fs_err::read(path)?;
         let raw: Raw =
@@ -132,7 +140,7 @@ impl Captions {
         }
         let images = raw.images.into_iter().map(|image| image.file_name);
         let items = images.zip(captions).map(|(file_name, captions)| Item { file_name, captions }).collect();
-        Self { items }.cut(per_image, path)
+        Ok(Self { items })
     }
 
     fn cut(mut self, per_image: usize, path: &Path) -> Result<Self, CocoError> {

@@ -1,7 +1,7 @@
 //! Brings a file from a path or an http(s) address to a path, whole and checked, or not at all.
 //!
 //! Bytes collect in `<destination>.part` and are renamed at the end, so that the destination never holds
-//! half a file. A download that breaks off goes on where it stopped, at once or in a later run.
+//! half a file. A download that breaks off goes on where it stopped.
 
 use std::ffi::OsString;
 use std::io::{self, Read};

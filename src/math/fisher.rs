@@ -132,14 +132,15 @@ pub fn fisher_range(
         let images = spec.rows_of(batch, data.latents_len());
         let rows = draw(schedule, data, spec, batch, images.clone(), unet.device())?;
         let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
-        let parts = in_slices(rows.len(), micro_batch, |row, most| {
+        let slices = in_slices(rows.len(), micro_batch, |row, most| {
             let some = row..row + most;
             let sums =
                 squared_gradients(unet, schedule, &rows.slice(some), &spec.selection, images.start + row)?;
-            Ok::<_, MathError>((most, sums))
+            // Summed at once: the sums of many slices would take what the slices were cut for.
+            sum.add(FisherSum { sums, weight: 0.0 });
+            Ok::<_, MathError>((most, ()))
         });
-        let parts = parts.map_err(|error| data.named(error))?;
-        parts.into_iter().for_each(|sums| sum.add(FisherSum { sums, weight: 0.0 }));
+        slices.map_err(|error| data.named(error))?;
         match spec.weighting {
             Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
             Weighting::Row => sum.weight = rows.len() as f64,

@@ -167,21 +167,22 @@ impl<'a> Unlearning<'a> {
         // Only the chosen parameters require grad, so there is no graph below the first of them.
         let parameters: Vec<Tensor> =
             self.chosen.iter().map(|name| self.unet.parameters()[name].set_requires_grad(true)).collect();
-        let parts = in_slices(rows.len(), self.micro_batch, |row, most| {
+        let mut total = BTreeMap::new();
+        let slices = in_slices(rows.len(), self.micro_batch, |row, most| {
             let some = rows.slice(row..row + most);
             let losses = tch::with_grad(|| some.losses(self.unet, self.schedule));
             check(&losses, |row| (0, some.timesteps.int64_value(&[row as i64])))?;
             let mean = losses.sum(Kind::Float) / rows.len() as f64;
-            Ok::<_, MathError>((most, Tensor::run_backward(&[mean], &parameters, false, false)))
+            let grads = Tensor::run_backward(&[mean], &parameters, false, false);
+            let doubles = grads.iter().map(|grad| grad.to_kind(Kind::Double));
+            // Summed at once: the gradients of many slices would take what the slices were cut for.
+            add(&mut total, self.chosen.iter().cloned().zip(doubles).collect());
+            Ok::<_, MathError>((most, ()))
         });
         for parameter in &parameters {
             let _ = parameter.set_requires_grad(false);
         }
-        let mut total = BTreeMap::new();
-        for part in parts? {
-            let doubles = part.iter().map(|grad| grad.to_kind(Kind::Double));
-            add(&mut total, self.chosen.iter().cloned().zip(doubles).collect());
-        }
+        slices?;
         Ok(total)
     }
 

@@ -1,7 +1,7 @@
 //! Records the inputs and outputs of chosen layers, so that gradients can be had a sample at a time.
 //!
 //! Autograd sums a parameter's gradient over the batch. With a layer's input and the gradient at its output, the
-//! gradient of each sample is a contraction of the two (`math::fisher`). So the tape asks autograd for gradients
+//! gradient of each sample is a contraction of the two (`math::per_sample`). So the tape asks autograd for gradients
 //! at *outputs* only: parameters never require grad, and nothing is kept below the first chosen layer.
 
 use std::cell::RefCell;

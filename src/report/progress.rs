@@ -88,6 +88,10 @@ impl Live {
 impl Reporter for Live {
     fn hear(&mut self, event: &Event) {
         match event {
+            Event::RunStarted { pipeline, jobs, threads, devices, .. } => {
+                let devices = devices.join(", ");
+                self.line(&format!("{pipeline} on {devices}: {jobs} workers, {threads} threads each"));
+            }
             Event::StageStarted { stage, reason, units, units_reused, steps } => {
                 self.line(&format!("  run {stage}: {reason}"));
                 if *units_reused > 0 {

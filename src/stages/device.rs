@@ -1,5 +1,7 @@
 //! The device that a worker computes on, and what must be set before it does.
 
+use std::path::Path;
+
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::stage::Device;
@@ -19,6 +21,7 @@ pub fn torch(device: Device) -> tch::Device {
 pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     tch::set_num_interop_threads(1);
+    check_version()?;
     let Device::Cuda(index) = device else { return Ok(()) };
     load_cuda()?;
     // Benchmarking picks the fastest algorithm of the moment, which need not be the same one twice.
@@ -31,6 +34,22 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Refuses another libtorch than the one that every fingerprint names.
+fn check_version() -> Result<(), String> {
+    let built = env!("ATTRFLOW_LIBTORCH_VERSION");
+    let Some(library) = library() else { return Ok(()) };
+    let package = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    // The wheel says its version in a line of Python, an archive in a file of its own; elsewhere nothing tells.
+    let texts = ["version.py", "build-version"].map(|name| fs_err::read_to_string(package.join(name)).ok());
+    match texts.into_iter().flatten().next() {
+        Some(text) if !text.contains(built) => Err(format!(
+            "{library} is another version than {built}, which this program was built with; \
+             build it again, or unset LD_LIBRARY_PATH"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Loads the CUDA part of libtorch, which announces itself to the rest.

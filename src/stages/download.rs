@@ -125,15 +125,15 @@ impl Stage for Download {
     }
 
     /// Bytes count, not where they come from: a local file by its digest as an input, a remote one by its
-    /// SHA-256; only where neither is known does the address stand for them.
+    /// SHA-256; only where neither is known does the address stand for them. A SHA-256 always counts, or another
+    /// one would not be checked again.
     fn identity(params: &Params) -> Json {
         let files = params.files.iter().map(|file| {
             let address = match (file.from.local(), &file.sha256) {
                 (None, None) => Some(&file.from.0),
                 _ => None,
             };
-            let sha256 = file.sha256.as_ref().filter(|_| file.from.local().is_none());
-            let sha256 = sha256.map(|digest| digest.to_ascii_lowercase());
+            let sha256 = file.sha256.as_ref().map(|digest| digest.to_ascii_lowercase());
             json!({ "to": file.target(), "unpack": file.unpack, "sha256": sha256, "address": address })
         });
         json!({ "files": files.collect::<Vec<_>>() })
@@ -153,20 +153,26 @@ impl Compute for Download {
         // Archives land beside the output: only what is unpacked from them belongs to it.
         let aside = out.join("archives");
         fs_err::create_dir(&aside)?;
+        // Sizes are known file by file, if at all: every file counts for a thousand steps.
+        let total = STEPS * params.files.len() as u64;
         let mut done = 0;
+        let progress = |done: u64| (cx.progress)(done, total);
         for volumes in params.files.chunk_by(|before, file| file.continues(before)) {
             match volumes {
-                [file] if !file.unpack => bring(file, &files, cx)?,
-                volumes => bring_archive(volumes, &files, &aside, cx)?,
+                [file] if !file.unpack => bring(file, &files, &|steps| progress(done + steps))?,
+                volumes => bring_archive(volumes, &files, &aside, &|steps| progress(done + steps))?,
             }
-            done += volumes.len();
-            (cx.progress)(done as u64, params.files.len() as u64);
+            done += STEPS * volumes.len() as u64;
+            progress(done);
         }
         Ok(())
     }
 }
 
-fn bring(file: &File, files: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+/// Steps of progress for one file.
+const STEPS: u64 = 1000;
+
+fn bring(file: &File, files: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
     let target = files.join(file.target());
     if let Some(folder) = file.from.local().filter(|path| path.is_dir()) {
         return copy_folder(folder, &target);
@@ -174,11 +180,11 @@ fn bring(file: &File, files: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
     anyhow::ensure!(!target.exists(), "two files would become `{}`", file.target());
     let parent = target.parent().context("a file has a folder")?;
     fs_err::create_dir_all(parent)?;
-    fetch_to(file, &target, cx)
+    fetch_to(file, &target, progress)
 }
 
 /// Brings the volumes of one archive, most often a single one, and unpacks them as one.
-fn bring_archive(volumes: &[File], files: &Path, aside: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+fn bring_archive(volumes: &[File], files: &Path, aside: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
     let target = volumes.first().context("an archive has a volume")?.target();
     if let [folder] = volumes
         && let Some(folder) = folder.from.local().filter(|path| path.is_dir())
@@ -194,7 +200,7 @@ fn bring_archive(volumes: &[File], files: &Path, aside: &Path, cx: &Context<'_>)
             continue;
         }
         let path = aside.join(index.to_string());
-        fetch_to(file, &path, cx)?;
+        fetch_to(file, &path, &|steps| progress(STEPS * index as u64 + steps))?;
         paths.push(path.clone());
         fetched.push(path);
     }
@@ -205,14 +211,14 @@ fn bring_archive(volumes: &[File], files: &Path, aside: &Path, cx: &Context<'_>)
     Ok(())
 }
 
-fn fetch_to(file: &File, path: &Path, cx: &Context<'_>) -> anyhow::Result<()> {
+fn fetch_to(file: &File, path: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
     let options = Options { sha256: file.sha256.clone(), ..Options::default() };
-    let mut progress = |progress: crate::io::fetch::Progress| {
-        if let Some(total) = progress.total {
-            (cx.progress)(progress.done, total);
+    let mut hear = |heard: crate::io::fetch::Progress| {
+        if let Some(total) = heard.total.filter(|total| *total > 0) {
+            progress((u128::from(heard.done) * u128::from(STEPS) / u128::from(total)) as u64);
         }
     };
-    fetch(&file.from.0, path, &options, &mut progress)?;
+    fetch(&file.from.0, path, &options, &mut hear)?;
     Ok(())
 }
 

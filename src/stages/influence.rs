@@ -11,6 +11,7 @@ use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
 use crate::io::npy_writer;
+use crate::math::error::MathError;
 use crate::math::influence::{influence, per_image, rank};
 use crate::nn::unet::UNet;
 use crate::param::Validate;
@@ -99,7 +100,8 @@ impl Compute for Influence {
         let unlearned = out.join("unlearned_loss.npy");
         npy_writer::concat(&parts, &unlearned)?;
         let images = loss::count_images(inputs)?;
-        let rise = influence(&read(&unlearned)?, &read(inputs.path("pretrain_loss"))?)?;
+        let rise = influence(&read(&unlearned)?, &read(inputs.path("pretrain_loss"))?)
+            .map_err(|error| mirrored(error, images))?;
         let scores = per_image(&rise, images)?;
         let ranks = rank(&scores)?;
         npy_writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
@@ -119,7 +121,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<f32>> {
 /// Writes table and picture; without captions the images are named by their index.
 fn show(params: &Params, inputs: &Inputs, scores: &[f32], ranks: &[i64], out: &Path) -> anyhow::Result<()> {
     let captions = match inputs.get("captions") {
-        Some(path) => Captions::read(path, params.loss.captions as usize)?,
+        Some(path) => Captions::read_all(path)?,
         None => Captions { items: (0..scores.len()).map(unnamed).collect() },
     };
     let rows = table::top(ranks, scores, &captions, params.top as usize)?;
@@ -137,6 +139,16 @@ fn show(params: &Params, inputs: &Inputs, scores: &[f32], ranks: &[i64], out: &P
         _ => table::draw(&query, &params.heading, &[], Path::new(""))?,
     };
     Ok(save_png(&sheet, out.join("top.png"))?)
+}
+
+/// Names the image where a value of the second half, its mirror image's, is at fault.
+fn mirrored(error: MathError, images: usize) -> anyhow::Error {
+    match error {
+        MathError::InfluenceNotFinite { image, value } if image >= images => {
+            anyhow::anyhow!("the influence of image {} (mirrored) is {value}", image - images)
+        }
+        error => error.into(),
+    }
 }
 
 fn unnamed(index: usize) -> crate::io::coco::Item {

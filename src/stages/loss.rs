@@ -42,7 +42,7 @@ params! {
     }
 }
 
-/// The model's number of training timesteps, fixed in every scheduler that is supported.
+/// The number of training timesteps of every published model; the pass checks it against the scheduler's own.
 const TRAIN_TIMESTEPS: u32 = 1000;
 
 impl Validate for LossParams {

@@ -117,10 +117,13 @@ impl Compute for Unlearn {
     }
 }
 
-/// Names the file, where it is the Fisher information that does not fit.
+/// Names the query, or the file where it is the Fisher information that does not fit.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
-    use MathError::{FisherShape, NoFisher, ZeroFisher};
+    use MathError::{FisherShape, LossNotFinite, NoFisher, ZeroFisher};
     match error {
+        LossNotFinite { timestep, value, .. } => {
+            anyhow::anyhow!("the loss of the query at timestep {timestep} is {value}")
+        }
         NoFisher { .. } | FisherShape { .. } | ZeroFisher { .. } => {
             anyhow::Error::new(error).context(fisher.display().to_string())
         }

@@ -13,21 +13,20 @@ pub struct Lock {
 }
 
 impl Store {
-    /// Waits until no other process computes this fingerprint, and keeps others waiting while held.
+    /// Waits until no other process computes this fingerprint, and keeps others waiting while held; `waiting` is
+    /// called when it is not free at once.
     ///
     /// # Errors
     /// A lock file that cannot be made.
-    pub fn lock(&self, fingerprint: &Digest) -> Result<Lock> {
-        self.lock_named(&fingerprint.to_string())
-    }
-
-    /// The same for any name.
-    pub(super) fn lock_named(&self, name: &str) -> Result<Lock> {
-        let path = self.root.join("locks").join(name);
+    pub fn lock(&self, fingerprint: &Digest, mut waiting: impl FnMut()) -> Result<Lock> {
+        let path = self.root.join("locks").join(fingerprint.to_string());
         fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
         loop {
             let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
-            file.file().lock()?;
+            if file.file().try_lock().is_err() {
+                waiting();
+                file.file().lock()?;
+            }
             // The last holder removed the file while this one waited: a lock on it would exclude nobody.
             let held = file.metadata()?;
             let current = fs_err::metadata(&path).ok();

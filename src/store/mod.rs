@@ -5,7 +5,7 @@
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
 //! runs/PIPELINE/TIME.json   manifests
-//! locks/                    one file per fingerprint that is being computed, and one for the results folder
+//! locks/                    one file per fingerprint that is being computed
 //! tmp/RUN/                  attempts of one run, gone with it; files on their way to their place
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
@@ -133,8 +133,19 @@ impl Store {
             let reason = "its recipe does not have the fingerprint of its name".into();
             return Err(StoreError::Damaged { path, reason });
         }
-        let stands = entry.outputs.values().all(|artifact| self.path(&artifact.digest).exists());
+        let stands = entry.outputs.values().all(|artifact| self.stands(artifact));
         Ok(stands.then_some(entry))
+    }
+
+    /// Whether an artifact is there, as far as a look at names and sizes tells.
+    fn stands(&self, artifact: &Artifact) -> bool {
+        match fs_err::metadata(self.path(&artifact.digest)) {
+            Ok(metadata) if artifact.folder => {
+                metadata.is_dir() && self.listing_path(&artifact.digest).exists()
+            }
+            Ok(metadata) => metadata.is_file() && metadata.len() == artifact.size,
+            Err(_) => false,
+        }
     }
 
     /// Takes the outputs that an attempt wrote, and then the entry that names them.
@@ -160,6 +171,7 @@ impl Store {
         };
         let artifact = if metadata.is_dir() {
             let listing = list(path, &|file| seal(file))?;
+            sync_folders(path)?;
             let digest = listing.digest();
             let text = serde_json::to_vec(&listing).map_err(std::io::Error::from)?;
             self.write(&self.listing_path(&digest), &text)?;
@@ -168,14 +180,19 @@ impl Store {
             Artifact { digest: seal(path)?, size: metadata.len(), folder: false }
         };
         let target = self.path(&artifact.digest);
-        if !target.exists() {
-            fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
-            match fs_err::rename(path, &target) {
-                Ok(()) => sync_folder(&target)?,
-                // Another process stored the same bytes a moment ago.
-                Err(_) if target.exists() => {}
-                Err(error) => return Err(error.into()),
+        if target.exists() {
+            if digest_of(&target)? == artifact.digest {
+                return Ok(artifact);
             }
+            tracing::warn!("{} was damaged and is replaced", target.display());
+            remove(&target)?;
+        }
+        fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
+        match fs_err::rename(path, &target) {
+            Ok(()) => sync_folder(target.parent().unwrap_or(&self.root))?,
+            // Another process stored the same bytes a moment ago.
+            Err(_) if target.exists() => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(artifact)
     }
@@ -219,8 +236,11 @@ impl Store {
         if let Some(digest) = self.stat.lock().expect("no panic under this lock").get(file, &key) {
             return Ok(digest);
         }
+        let settled = key.settled();
         let digest = Digest::of_file(file)?;
-        self.stat.lock().expect("no panic under this lock").put(file, key, digest);
+        if settled {
+            self.stat.lock().expect("no panic under this lock").put(file, key, digest);
+        }
         Ok(digest)
     }
 
@@ -254,12 +274,35 @@ fn seal(file: &Path) -> Result<Digest> {
     Ok(Digest::of_file(file)?)
 }
 
-/// A renamed entry is durable once its folder is.
-fn sync_folder(path: &Path) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs_err::File::open(folder)?.sync_all()?;
+/// A name is durable once the folder that holds it is.
+fn sync_folder(folder: &Path) -> Result<()> {
+    Ok(fs_err::File::open(folder)?.sync_all()?)
+}
+
+/// The same for a folder and all below it.
+fn sync_folders(folder: &Path) -> Result<()> {
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
     }
-    Ok(())
+    sync_folder(folder)
+}
+
+/// The digest of what stands at a path, from its bytes alone.
+fn digest_of(path: &Path) -> Result<Digest> {
+    if fs_err::metadata(path)?.is_dir() {
+        return Ok(list(path, &|file| Ok(Digest::of_file(file)?))?.digest());
+    }
+    Ok(Digest::of_file(path)?)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs_err::metadata(path)?.is_dir() {
+        true => Ok(fs_err::remove_dir_all(path)?),
+        false => Ok(fs_err::remove_file(path)?),
+    }
 }
 
 /// Lists a folder, taking each file's digest from `digest`.

@@ -35,8 +35,9 @@ impl Stat {
         })
     }
 
-    /// Whether the file was still enough for its digest to be remembered.
-    fn settled(&self) -> bool {
+    /// Whether the file is still enough for its digest to be remembered; to be asked before it is hashed, for a
+    /// change within the same tick leaves the same times.
+    pub fn settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
         now - self.ctime_ns > RACY_NS
     }
@@ -66,10 +67,8 @@ impl StatCache {
     }
 
     pub fn put(&mut self, path: &Path, stat: Stat, digest: Digest) {
-        if stat.settled() {
-            self.known().insert(path.to_path_buf(), (stat, digest));
-            self.changed = true;
-        }
+        self.known().insert(path.to_path_buf(), (stat, digest));
+        self.changed = true;
     }
 
     /// The new content of the file, `None` where nothing changed.

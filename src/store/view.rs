@@ -1,6 +1,6 @@
 //! The results folder: a view of the store for people and their tools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Artifact, Result, Store};
@@ -34,7 +34,7 @@ impl View {
         if self.shown.get(path) == Some(&artifact.digest) && target.exists() {
             return Ok(target);
         }
-        let _lock = store.lock_named("results")?;
+        let _lock = self.lock()?;
         fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
         self.sweep()?;
         self.shown = record(&self.root);
@@ -51,6 +51,43 @@ impl View {
         self.shown.insert(path.to_path_buf(), artifact.digest);
         self.save()?;
         Ok(target)
+    }
+
+    /// Removes what is shown at other paths than these: of stages that are renamed or gone.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn keep_only(&mut self, paths: &BTreeSet<PathBuf>) -> Result<()> {
+        if self.shown.keys().all(|path| paths.contains(path)) {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.shown = record(&self.root);
+        let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
+        for path in gone {
+            let target = self.root.join(&path);
+            match fs_err::metadata(&target) {
+                Ok(metadata) if metadata.is_dir() => fs_err::remove_dir_all(&target)?,
+                Ok(_) => fs_err::remove_file(&target)?,
+                Err(_) => {}
+            }
+            self.shown.remove(&path);
+            // Folders that hold something else stay.
+            for folder in path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty()) {
+                if fs_err::remove_dir(self.root.join(folder)).is_err() {
+                    break;
+                }
+            }
+        }
+        self.save()
+    }
+
+    /// One run at a time changes a results folder, whichever caches they use.
+    fn lock(&self) -> Result<fs_err::File> {
+        fs_err::create_dir_all(&self.root)?;
+        let file = fs_err::File::create(self.root.join(".lock"))?;
+        file.file().lock()?;
+        Ok(file)
     }
 
     /// Removes what a killed run left aside; under the lock no other run has anything there.

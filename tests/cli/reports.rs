@@ -93,8 +93,29 @@ fn doctor_says_that_the_cpu_computes() {
     assert!(ran.out.contains("cpu        computes: yes"), "{ran:?}");
     assert!(ran.out.contains(env!("CARGO_PKG_VERSION")), "{ran:?}");
     let report = &project.attrflow(["doctor", "--json"]).json()[0];
-    assert_eq!(report["computes"], true);
-    assert!(report["library"].as_str().unwrap().ends_with("libtorch_cpu.so"), "{report}");
+    assert_eq!((&report["worker"]["computes"], &report["missing"]), (&true.into(), &Json::Null), "{report}");
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert!(report["worker"]["library"].as_str().unwrap().ends_with("libtorch_cpu.so"), "{report}");
+}
+
+#[test]
+fn stages_documents_every_kind_with_its_parameters() {
+    let project = Project::new(1);
+    let list = project.attrflow(["stages"]);
+    assert_eq!((list.code, list.err.as_str()), (0, ""), "{list:?}");
+    for kind in ["download", "latents", "pretrain-loss", "fisher", "generate", "unlearn", "influence"] {
+        assert!(list.out.lines().any(|line| line.starts_with(kind)), "{list:?}");
+        let one = project.attrflow(["stages", kind]);
+        assert!(one.code == 0 && one.out.contains("\nparams\n"), "{one:?}");
+    }
+    let unlearn = project.attrflow(["stages", "unlearn"]).out;
+    assert!(unlearn.contains("  lr (a number; default 0.01)\n      Learning rate."), "{unlearn}");
+    assert!(unlearn.contains("  damping (a number; not set by default)"), "{unlearn}");
+    let influence = project.attrflow(["stages", "influence"]).out;
+    assert!(influence.contains("  loss (a table; taken from the stage on `pretrain_loss`)"), "{influence}");
+    assert!(influence.contains("    time_samples (an integer"), "{influence}");
+    let wrong = project.attrflow(["stages", "unlern"]);
+    assert!(wrong.code == 2 && wrong.err.contains("did you mean `unlearn`?"), "{wrong:?}");
 }
 
 #[test]

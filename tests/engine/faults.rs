@@ -90,7 +90,7 @@ fn a_worker_that_died_is_replaced() {
     project.write("source.txt", "source\n");
     project.backend.slots = 1;
     for (fault, starts) in [(Fault::Fails, 1), (Fault::Dies, 2)] {
-        project.backend.fault = Some(("number 0".into(), fault));
+        project.backend.fault = Some(("number 0".into(), fault.clone()));
         project.cache = project.path(if fault == Fault::Dies { "cache" } else { "cache-2" });
         let ran = project.run(&[]);
         assert_eq!((ran.with(Outcome::Failed), ran.ran()), (vec!["counted"], vec!["apart"]));
@@ -258,12 +258,12 @@ fn a_lock_keeps_others_waiting() {
     let store = Store::open(folder.path()).unwrap();
     let other = Store::open(folder.path()).unwrap();
     let fingerprint = recipe("a").fingerprint();
-    let lock = store.lock(&fingerprint).unwrap();
-    drop(other.lock(&recipe("b").fingerprint()).unwrap());
+    let lock = store.lock(&fingerprint, || {}).unwrap();
+    drop(other.lock(&recipe("b").fingerprint(), || {}).unwrap());
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let _lock = other.lock(&fingerprint).unwrap();
+            let _lock = other.lock(&fingerprint, || {}).unwrap();
             sender.send(()).unwrap();
         });
         assert!(receiver.recv_timeout(Duration::from_millis(100)).is_err(), "two held one lock");

@@ -152,8 +152,9 @@ fn modules_use_what_the_table_allows() {
         let code = code(&text);
         let mut names = names_after("crate::", &code);
         names.extend(names_after("attrflow::", &code));
-        // From a file at the top, `super` is the root of the crate; below, two of them are.
-        let escape = if path.matches('/').count() == 1 { "super::" } else { "super::super::" };
+        // From a file at the top, one `super` is the root of the crate; for each folder below, one more is.
+        let depth = path.matches('/').count() - usize::from(path.ends_with("/mod.rs"));
+        let escape = "super::".repeat(depth);
         names.extend(names_after(&format!("\nuse {escape}"), &code));
         for name in names {
             let name = if MACROS.contains(&name.as_str()) { "param" } else { &name };

@@ -7,5 +7,6 @@ mod layers;
 mod pipelines;
 mod project;
 mod recipes;
+mod repairs;
 mod toys;
 mod values;

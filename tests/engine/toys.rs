@@ -164,12 +164,16 @@ pub fn registry() -> Registry {
 }
 
 /// What goes wrong with a task.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// The worker ends, as after a kill.
     Dies,
     /// The task fails and the worker lives on.
     Fails,
+    /// The worker's own thread in the runner breaks.
+    Panics,
+    /// Before the task, this file gets another text.
+    Rewrites(PathBuf, String),
 }
 
 /// Runs tasks in this process and keeps account of them.
@@ -225,11 +229,19 @@ impl Worker for Here {
         if let Some((at, fault)) = &self.0.fault
             && *at == name
         {
-            fs_err::write(task.out.join("line"), "half-wr").unwrap();
-            return Err(match fault {
-                Fault::Dies => TaskError::Died("killed by the test".into()),
-                Fault::Fails => TaskError::Failed("failed by the test".into()),
-            });
+            let half = || fs_err::write(task.out.join("line"), "half-wr").unwrap();
+            match fault {
+                Fault::Dies => {
+                    half();
+                    return Err(TaskError::Died("killed by the test".into()));
+                }
+                Fault::Fails => {
+                    half();
+                    return Err(TaskError::Failed("failed by the test".into()));
+                }
+                Fault::Panics => panic!("told to panic"),
+                Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
+            }
         }
         self.0.log.lock().unwrap().push(name);
         std::thread::sleep(self.0.pause);

@@ -70,7 +70,8 @@ impl<'a> Job<'a> {
             fs_err::create_dir_all(parent)?;
         }
         let left = self.limit - self.unpacked.bytes;
-        let mut file = fs_err::File::create(target)?;
+        // An entry never takes the place of another file, of this archive or one before.
+        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(target)?;
         let bytes = io::copy(&mut content.take(left.saturating_add(1)), &mut file)
             .map_err(|error| self.unreadable(Some(name), error))?;
         if bytes > left {

@@ -1,0 +1,66 @@
+//! `attrflow stages`: the kinds that a pipeline can use, their ports and parameters.
+
+use clap::Args as ClapArgs;
+
+use super::exit::Failure;
+use crate::param::Key;
+use crate::report::print;
+use crate::stage::{Kind, Registry};
+use crate::text::suggestion;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Show one kind with its ports and parameters
+    kind: Option<String>,
+}
+
+pub(super) fn stages(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let Some(name) = &args.kind else {
+        for kind in registry {
+            print(&format!("{:<14} {}\n", kind.name(), kind.summary()));
+        }
+        print("\nattrflow stages KIND shows ports and parameters\n");
+        return Ok(());
+    };
+    let Some(kind) = registry.iter().find(|kind| kind.name() == name) else {
+        let hint = suggestion(name, registry.iter().map(|kind| kind.name())).unwrap_or_default();
+        return Err(Failure::Usage(format!("there is no stage kind `{name}`: {hint}")));
+    };
+    print(&describe(*kind));
+    Ok(())
+}
+
+fn describe(kind: &dyn Kind) -> String {
+    let mut text = format!("{}: {}\n", kind.name(), kind.summary());
+    text += "\ninputs\n";
+    for port in kind.inputs() {
+        let optional = if port.required { "" } else { " (optional)" };
+        text += &format!("  {:<18} {}{optional}\n", port.name, port.doc);
+    }
+    text += "\noutputs\n";
+    for port in kind.outputs() {
+        text += &format!("  {:<18} {}: {}\n", port.name, port.file, port.doc);
+    }
+    text += "\nparams\n";
+    for key in kind.keys() {
+        let from = kind.inherits().iter().find(|inherit| inherit.param == key.name);
+        text += &describe_key(&key, 1, from.map(|inherit| inherit.port));
+    }
+    text
+}
+
+/// A parameter with its type and default, and those below it.
+fn describe_key(key: &Key, depth: usize, inherited: Option<&str>) -> String {
+    let indent = "  ".repeat(depth);
+    let default = match (inherited, &key.default) {
+        (Some(port), _) => format!("taken from the stage on `{port}`"),
+        (None, Some(default)) if default == "null" => "not set by default".to_owned(),
+        (None, Some(default)) => format!("default {default}"),
+        (None, None) => "required".to_owned(),
+    };
+    let mut text = format!("{indent}{} ({}; {default})\n{indent}    {}\n", key.name, key.expected, key.doc);
+    for below in &key.keys {
+        text += &describe_key(below, depth + 1, None);
+    }
+    text
+}
