@@ -376,7 +376,13 @@ macro_rules! params {
                     },
                     expected: {
                         let expected = <$ty as $crate::param::Param>::expected();
-                        $( let expected = format!("{expected}, from {} to {}", $range.start(), $range.end()); )?
+                        // The range says more than the type's own lower bound.
+                        $( let expected = format!(
+                            "{} from {} to {}",
+                            expected.trim_end_matches(" of at least 0"),
+                            $range.start(),
+                            $range.end()
+                        ); )?
                         expected
                     },
                     default: {
