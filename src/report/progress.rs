@@ -90,7 +90,8 @@ impl Reporter for Live {
         match event {
             Event::RunStarted { pipeline, jobs, threads, devices, .. } => {
                 let devices = devices.join(", ");
-                self.line(&format!("{pipeline} on {devices}: {jobs} workers, {threads} threads each"));
+                let (jobs, threads) = (count(*jobs, "worker"), count(*threads, "thread"));
+                self.line(&format!("{pipeline} on {devices}: {jobs}, {threads} each"));
             }
             Event::StageStarted { stage, reason, units, units_reused, steps } => {
                 self.line(&format!("  run {stage}: {reason}"));
@@ -117,6 +118,11 @@ impl Reporter for Live {
         }
         self.summary.hear(event);
     }
+}
+
+/// `1 worker`, `2 workers`.
+fn count(number: usize, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
 /// What a user must see whatever the form of the report.
