@@ -73,11 +73,6 @@ impl Weights {
         Weights { file: file.to_owned(), state: RefCell::new(State { left: tensors, ..State::default() }) }
     }
 
-    /// The names of the tensors that nobody took yet.
-    pub fn names(&self) -> Vec<String> {
-        self.state.borrow().left.keys().cloned().collect()
-    }
-
     /// The top of the checkpoint, where names have no prefix.
     pub fn root(&self) -> Scope<'_> {
         Scope { weights: self, path: String::new() }

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use tch::{Device, Kind, Tensor};
 
 use crate::io::npy::{Dtype, Npy};
-use crate::math::data::Rows;
+use crate::math::data::{DataSet, Rows};
 use crate::math::error::DataError;
 use crate::nn::unet::UNet;
 use crate::stage::Inputs;
@@ -90,6 +90,42 @@ pub(super) fn expect_fit(latents: &Npy, texts: &Npy, unet: &UNet) -> anyhow::Res
     let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
     latents.expect_shape(&[None, channels, None, None]).context("the latents do not fit the network")?;
     texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")
+}
+
+/// The training set on `latents` and `text_embeddings`, checked against the network that reads it.
+pub(super) struct TrainingSet {
+    latents: NpyRows,
+    texts: NpyRows,
+    captions: usize,
+}
+
+impl TrainingSet {
+    /// Opens the arrays.
+    ///
+    /// # Errors
+    /// As [`open`] and [`expect_fit`].
+    pub fn open(inputs: &Inputs, unet: &UNet) -> anyhow::Result<Self> {
+        let (latents, texts) = open(inputs)?;
+        expect_fit(&latents, &texts, unet)?;
+        let captions = texts.shape()[1];
+        Ok(Self { latents: NpyRows::new(latents, 1), texts: NpyRows::new(texts, 2), captions })
+    }
+
+    /// The rows as the method reads them.
+    ///
+    /// # Errors
+    /// Numbers of rows that do not fit each other.
+    pub fn data(&self) -> anyhow::Result<DataSet<'_>> {
+        Ok(DataSet::new(&self.latents, &self.texts, self.captions)?)
+    }
+}
+
+/// The number of training images, from the header of the text embeddings [N, captions, L, D].
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn count_images(inputs: &Inputs) -> anyhow::Result<usize> {
+    Ok(open(inputs)?.1.rows())
 }
 
 /// A tensor's values in row-major order.

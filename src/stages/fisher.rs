@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::arrays::NpyRows;
-use super::loss::{count_images, load_unet};
+use super::arrays::{TrainingSet, count_images};
+use super::loss::load_unet;
 use super::select::Select;
 use super::{arrays, spans, tensors};
-use crate::math::data::DataSet;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
@@ -115,11 +114,8 @@ impl Compute for Fisher {
     ) -> anyhow::Result<()> {
         let unet = load_unet(inputs, cx)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-        let (latents, texts) = arrays::open(inputs)?;
-        arrays::expect_fit(&latents, &texts, &unet)?;
-        let captions = texts.shape()[1];
-        let (latents, texts) = (NpyRows::new(latents, 1), NpyRows::new(texts, 2));
-        let data = DataSet::new(&latents, &texts, captions)?;
+        let set = TrainingSet::open(inputs, &unet)?;
+        let data = set.data()?;
         let batches = spans::range(unit, "batches")?;
         let total = batches.len() as u64;
         let sum =

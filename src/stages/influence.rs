@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::loss::{self, LossParams};
-use super::{device, table};
+use super::{arrays, device, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
@@ -96,10 +96,9 @@ impl Compute for Influence {
         out: &Path,
         _: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let parts: Vec<PathBuf> = parts.iter().map(|part| part.join("losses.npy")).collect();
         let unlearned = out.join("unlearned_loss.npy");
-        npy_writer::concat(&parts, &unlearned)?;
-        let images = loss::count_images(inputs)?;
+        loss::merge(parts, &unlearned)?;
+        let images = arrays::count_images(inputs)?;
         let rise = influence(&read(&unlearned)?, &read(inputs.path("pretrain_loss"))?)
             .map_err(|error| mirrored(error, images))?;
         let scores = per_image(&rise, images)?;

@@ -1,13 +1,12 @@
 //! The loss pass, shared by the two stages whose difference is the influence.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
-use super::arrays::NpyRows;
+use super::arrays::TrainingSet;
 use super::{arrays, device, spans};
 use crate::io::npy_writer;
-use crate::math::data::DataSet;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
@@ -90,10 +89,8 @@ impl LossParams {
     }
 }
 
-/// The number of training images, from the header of the text embeddings [N, captions, L, D].
-pub(super) fn count_images(inputs: &Inputs) -> anyhow::Result<usize> {
-    Ok(arrays::open(inputs)?.1.rows())
-}
+/// The file that a unit writes.
+const LOSSES: &str = "losses.npy";
 
 /// The latents cut into units of whole batches.
 pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
@@ -107,7 +104,7 @@ pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
     Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
 }
 
-/// Computes one unit: the losses of its latents, float32 [n], into `out/losses.npy`.
+/// Computes one unit: the losses of its latents, float32 [n], into the folder `out`.
 pub(super) fn run(
     unet: &UNet,
     params: &LossParams,
@@ -116,21 +113,23 @@ pub(super) fn run(
     out: &Path,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let (latents, texts) = arrays::open(inputs)?;
-    arrays::expect_fit(&latents, &texts, unet)?;
-    let captions = texts.shape()[1];
-    let (latents, texts) = (NpyRows::new(latents, 1), NpyRows::new(texts, 2));
-    let data = DataSet::new(&latents, &texts, captions)?;
+    let set = TrainingSet::open(inputs, unet)?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let spec = params.spec();
     let range = spans::range(unit, "latents")?;
     let per_batch = spec.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;
-    let losses = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?
+    let losses = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?
         .of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?;
-    npy_writer::write_f32(out.join("losses.npy"), &[losses.len()], &losses)?;
+    npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?;
     Ok(())
+}
+
+/// Joins the losses of the units, in order, into the file `out`: float32 [2N].
+pub(super) fn merge(parts: &[PathBuf], out: &Path) -> anyhow::Result<()> {
+    let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
+    Ok(npy_writer::concat(&parts, out)?)
 }
 
 /// The network of the `unet` port on the context's device.

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::loss::{self, LossParams};
-use crate::io::npy_writer;
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
@@ -58,8 +57,6 @@ impl Compute for PretrainLoss {
     }
 
     fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
-        let parts: Vec<PathBuf> = parts.iter().map(|part| part.join("losses.npy")).collect();
-        npy_writer::concat(&parts, out.join("pretrain_loss.npy"))?;
-        Ok(())
+        loss::merge(parts, &out.join("pretrain_loss.npy"))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Artifact, Result, Store};
+use super::{Artifact, Result, Store, remove};
 use crate::digest::Digest;
 
 /// How the names of what is not yet in place begin.
@@ -66,10 +66,8 @@ impl View {
         let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
             let target = self.root.join(&path);
-            match fs_err::metadata(&target) {
-                Ok(metadata) if metadata.is_dir() => fs_err::remove_dir_all(&target)?,
-                Ok(_) => fs_err::remove_file(&target)?,
-                Err(_) => {}
+            if target.exists() {
+                remove(&target)?;
             }
             self.shown.remove(&path);
             // Folders that hold something else stay.
