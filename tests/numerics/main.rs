@@ -9,6 +9,8 @@ mod golden;
 mod image;
 mod method;
 mod passes;
+mod real;
+mod ruled;
 mod tokenizer;
 mod unet;
 mod vae;

@@ -1,0 +1,167 @@
+//! The method at the size of the published experiment: a UNet of 57.37 M parameters with texts of 77 x 1024, and
+//! random weights, against diffusers and torch (`tests/golden/make_real.py`).
+//!
+//! Weights and texts are drawn on both sides by one rule; the golden file holds digests (see [`Report::digest`]).
+
+use std::collections::BTreeMap;
+
+use attrflow::math::data::DataSet;
+use attrflow::math::denoise::DenoisingRows;
+use attrflow::math::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
+use attrflow::math::influence::{influence, per_image, rank};
+use attrflow::math::loss::{LossPass, LossSpec};
+use attrflow::math::noise::{Draws, NoiseMode};
+use attrflow::math::per_sample::gradients;
+use attrflow::math::sample::{SampleSpec, sample};
+use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::math::selection::Selection;
+use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::nn::unet::UNet;
+use attrflow::nn::weights::Weights;
+use tch::{Kind, Tensor};
+
+use crate::golden::{Tensors, error, load, path};
+use crate::ruled::{Report, check_weights, normal, weights};
+
+const IMAGES: i64 = 3;
+const CAPTIONS: i64 = 5;
+const TEXT: [i64; 2] = [77, 1024];
+const LATENT: [i64; 3] = [4, 16, 16];
+/// Rows at once: fewer than the batches hold, so that these are cut.
+const MICRO_BATCH: usize = 16;
+
+/// `[first, rest..]`.
+fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
+    [first, rest].concat()
+}
+
+/// The network, and the golden numbers.
+fn network() -> (UNet, Tensors) {
+    let (folder, expected) = (path("tests/golden/real"), load("real/expected"));
+    let weights = weights(&folder);
+    check_weights(&weights, &expected);
+    let unet = UNet::new(&folder.join("config.json"), Weights::new(weights)).unwrap();
+    assert_eq!(unet.parameters().values().map(Tensor::numel).sum::<usize>(), 57_373_316);
+    (unet, expected)
+}
+
+fn schedule() -> NoiseSchedule {
+    NoiseSchedule::new(ScheduleConfig::default())
+}
+
+fn data() -> (Tensor, Tensor) {
+    let latents = normal(&shape(&[2 * IMAGES], &LATENT), 1);
+    (latents, normal(&shape(&[IMAGES, CAPTIONS], &TEXT), 2).flatten(0, 1))
+}
+
+fn ignore(_: usize) {}
+
+/// Every row's loss, [2N, captions, timesteps], and the images' means.
+fn losses(unet: &UNet, noise: NoiseMode) -> (Tensor, Vec<f32>) {
+    let (schedule, (latents, texts)) = (schedule(), data());
+    let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
+    let seed = if noise == NoiseMode::Batch { 30 } else { 7 };
+    let spec = LossSpec { batch_size: 32, time_samples: 4, captions: 2, seed, noise };
+    let pass = LossPass::new(unet, &schedule, data, &spec, MICRO_BATCH).unwrap();
+    // The first batch reaches over the flip boundary (after row 2), the second is not full.
+    let rows: Vec<Tensor> = (0..2).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+    assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), [4, 2]);
+    let rows = Tensor::cat(&rows, 0);
+    let means = rows.mean_dim(2, false, None).mean_dim(1, false, None);
+    (rows, Vec::try_from(means).unwrap())
+}
+
+/// The gradients of two rows' losses by all parameters, each row's for itself.
+fn row_gradients(unet: &UNet) -> [Tensors; 2] {
+    let rows = DenoisingRows {
+        latents: normal(&shape(&[2], &LATENT), 40),
+        noise: normal(&shape(&[2], &LATENT), 41),
+        timesteps: Tensor::from_slice(&[12i64, 700]),
+        texts: normal(&shape(&[2], &TEXT), 42),
+    };
+    unet.tape().record(|_| true);
+    let losses = rows.losses(unet, &schedule());
+    let taps = unet.tape().take();
+    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
+    let of_tap = |(tap, grad)| tch::no_grad(|| gradients(tap, &tap.input, grad));
+    let both: Tensors = taps.iter().zip(&grads).flat_map(of_tap).collect();
+    [0, 1].map(|row| both.iter().map(|(name, both)| (name.clone(), both.get(row))).collect())
+}
+
+fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
+    let (schedule, (latents, texts)) = (schedule(), data());
+    let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
+    let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
+    let spec = FisherSpec { epochs: 1, batch_size: 4, seed: 3, caption_draw, weighting, selection };
+    fisher_range(unet, &schedule, data, &spec, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
+}
+
+/// Two steps; after each the query's gradient, the change and the weights.
+fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
+    let spec = UnlearnSpec {
+        steps: 2,
+        grad_accum_steps: 2,
+        batch_size: 4,
+        lr: 3e-8,
+        seed: 4,
+        damping: None,
+        selection: Selection::CrossAttnKv,
+    };
+    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+    let mut before = unlearning.changed();
+    for step in 0..2 {
+        let gradient = unlearning.gradient(step, 0..2, &mut ignore).unwrap();
+        unlearning.apply(&gradient, fisher, IMAGES as usize).unwrap();
+        let after = unlearning.changed();
+        let change = after.iter().map(|(name, after)| (name.clone(), after - &before[name])).collect();
+        report.digest(&format!("query_gradient{step}"), &gradient, expected, 1e-4);
+        // The weights hide a wrong step, which is small beside them; so the change is held for itself. It is
+        // a quotient of two gradients, where the smallest values of the Fisher information weigh most.
+        report.digest(&format!("change{step}"), &change, expected, 1e-3);
+        report.digest(&format!("weights{step}"), &after, expected, 1e-5);
+        before = after;
+    }
+}
+
+#[test]
+fn losses_gradients_fisher_unlearning_and_influence() {
+    let ((unet, expected), mut report) = (network(), Report::default());
+    let (rows, pretrained) = losses(&unet, NoiseMode::Batch);
+    report.tensor("batch_rows", &rows, &expected["batch_rows"], 1e-5);
+    report.tensor("image_rows", &losses(&unet, NoiseMode::Image).0, &expected["image_rows"], 1e-5);
+
+    for (row, gradients) in row_gradients(&unet).iter().enumerate() {
+        report.digest(&format!("gradient{row}"), gradients, &expected, 1e-4);
+    }
+    let all = fisher(&unet, Selection::All);
+    report.digest("fisher", &all, &expected, 1e-4);
+    let keys_and_values = fisher(&unet, Selection::CrossAttnKv);
+    assert_eq!(keys_and_values.len(), 32);
+    for (name, found) in &keys_and_values {
+        assert!(error(found, &all[name]) < 1e-6, "{name}: the selection changes the Fisher information");
+    }
+
+    unlearn(&unet, &keys_and_values, &expected, &mut report);
+    let (_, unlearned) = losses(&unet, NoiseMode::Batch);
+    report.tensor("pretrained", &Tensor::from_slice(&pretrained), &expected["pretrained"], 1e-5);
+    report.tensor("unlearned", &Tensor::from_slice(&unlearned), &expected["unlearned"], 1e-5);
+    let rise = influence(&unlearned, &pretrained).unwrap();
+    let found = per_image(&rise, IMAGES as usize).unwrap();
+    assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["rank"]).unwrap());
+    // A difference of two losses 200 times as large, each rounded to float32.
+    report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 1e-3);
+    report.finish();
+}
+
+#[test]
+fn a_drawing_of_fifty_steps_in_a_batch_that_is_not_full() {
+    let ((unet, expected), mut report) = (network(), Report::default());
+    let (cond, uncond) = (normal(&shape(&[2], &TEXT), 60), normal(&shape(&[1], &TEXT), 61));
+    let spec = SampleSpec { steps: 50, guidance_scale: 7.5, batch_size: 3 };
+    let mut draws = Draws::seeded(0);
+    let found = sample(&unet, &schedule(), &cond, &uncond, &spec, &mut draws, 2, &mut ignore).unwrap();
+    report.tensor("drawing", &found, &expected["drawing"], 1e-4);
+    report.finish();
+}
