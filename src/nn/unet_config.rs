@@ -38,7 +38,8 @@ const GUARDS: &[Guard] = &[
     Guard("time_embedding_dim", &["null"]),
     Guard("time_embedding_type", &["\"positional\""]),
     Guard("timestep_post_act", &["null"]),
-    Guard("upcast_attention", &["false"]),
+    // It asks for attention in float32, where everything is computed here.
+    Guard("upcast_attention", &["false", "true"]),
 ];
 
 /// The keys of `unet/config.json` that shape the network.

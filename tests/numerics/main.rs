@@ -11,6 +11,7 @@ mod method;
 mod passes;
 mod real;
 mod ruled;
+mod sizes;
 mod tokenizer;
 mod unet;
 mod vae;
