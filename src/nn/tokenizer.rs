@@ -108,7 +108,9 @@ impl Tokenizer {
         id(specials[2])?;
         // A special token is one in the middle of a text too: Stable Diffusion 2, which pads with `!`, reads
         // a caption's exclamation mark as padding.
-        backend.add_special_tokens(&specials.map(|(_, token)| config.added(token)));
+        // Of tokens with the same text the first one counts; in transformers that is the padding.
+        let [start_token, end_token, unknown, padding] = specials.map(|(_, token)| config.added(token));
+        backend.add_special_tokens(&[padding, start_token, end_token, unknown]);
         Ok(Self { backend, start, end, pad, max_length: config.model_max_length })
     }
 

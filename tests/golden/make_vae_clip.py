@@ -132,19 +132,25 @@ def encode(tokenizer, texts):
 
 
 def tokenizers():
+    """Ids by the demo's own files, and by these in the layouts of Stable Diffusion 1 and 2 and of newer releases."""
+    behaviour = dict(lstrip=False, normalized=True, rstrip=False, single_word=False)
+    start, end = ({"content": text, **behaviour} for text in ("<|startoftext|>", "<|endoftext|>"))
+    special = dict(bos_token=start, eos_token=end, unk_token=end)
+    typed = {key: {"__type": "AddedToken", **token} for key, token in special.items()}
     golden = {"texts": TEXTS, "demo": encode(CLIPTokenizer.from_pretrained(DEMO / "tokenizer"), TEXTS)}
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(DEMO / "tokenizer", folder, dirs_exist_ok=True)
-        token = dict(lstrip=False, normalized=True, rstrip=False, single_word=False)
+    for name, config, special_tokens in [
+        ("stable_diffusion_1", typed | dict(pad_token="<|endoftext|>"), special | dict(pad_token="<|endoftext|>")),
         # As in stabilityai/stable-diffusion-2: the map overrides the padding of tokenizer_config.json.
-        special = {
-            "bos_token": {"content": "<|startoftext|>", **token},
-            "eos_token": {"content": "<|endoftext|>", **token},
-            "unk_token": {"content": "<|endoftext|>", **token},
-            "pad_token": "!",
-        }
-        (Path(folder) / "special_tokens_map.json").write_text(json.dumps(special))
-        golden["pads_with_exclamation_marks"] = encode(CLIPTokenizer.from_pretrained(folder), TEXTS)
+        ("pads_with_exclamation_marks", typed | dict(pad_token="<|endoftext|>"), special | dict(pad_token="!")),
+        ("padding_in_config", dict(pad_token="!"), None),
+    ]:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(DEMO / "tokenizer", folder, dirs_exist_ok=True)
+            file = Path(folder) / "tokenizer_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | config))
+            if special_tokens:
+                (Path(folder) / "special_tokens_map.json").write_text(json.dumps(special_tokens))
+            golden[name] = encode(CLIPTokenizer.from_pretrained(folder), TEXTS)
     (HERE / "tokenizer.json").write_text(json.dumps(golden, indent=0) + "\n")
 
 

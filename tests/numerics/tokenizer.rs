@@ -13,6 +13,8 @@ const DEMO: &str = "data/demo/model/tokenizer";
 struct Golden {
     texts: Vec<String>,
     demo: Vec<Vec<i64>>,
+    stable_diffusion_1: Vec<Vec<i64>>,
+    padding_in_config: Vec<Vec<i64>>,
     pads_with_exclamation_marks: Vec<Vec<i64>>,
 }
 
@@ -48,16 +50,42 @@ fn the_demos_ids_are_those_of_transformers() {
     compare(&tokenizer, &golden.texts, &golden.demo);
 }
 
+/// The demo's folder laid out as Stable Diffusion's, whose map of special tokens names the padding `pad`.
+fn stable_diffusion(pad: &str) -> tempfile::TempDir {
+    let token = |text: &str, more: &str| {
+        format!(r#"{{{more}"content": "{text}", "normalized": true, "lstrip": false}}"#)
+    };
+    let tokens = |more: &str, pad: &str| {
+        let (start, end) = (token("<|startoftext|>", more), token("<|endoftext|>", more));
+        format!(r#""bos_token": {start}, "eos_token": {end}, "unk_token": {end}, "pad_token": "{pad}""#)
+    };
+    let typed = tokens(r#""__type": "AddedToken", "#, "<|endoftext|>");
+    variant(&[
+        ("special_tokens_map.json", &format!("{{{}}}", tokens("", pad))),
+        ("tokenizer_config.json", &format!(r#"{{"model_max_length": 16, {typed}}}"#)),
+    ])
+}
+
 #[test]
-fn the_special_tokens_map_overrides_the_padding() {
-    let token = |text: &str| format!(r#"{{"content": "{text}", "normalized": true, "lstrip": false}}"#);
-    let (start, end) = (token("<|startoftext|>"), token("<|endoftext|>"));
-    let map =
-        format!(r#"{{"bos_token": {start}, "eos_token": {end}, "unk_token": {end}, "pad_token": "!"}}"#);
-    let folder = variant(&[("special_tokens_map.json", &map)]);
+fn stable_diffusion_1_pads_with_the_end() {
     let golden = golden_ids();
-    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    let tokenizer = Tokenizer::load(stable_diffusion("<|endoftext|>").path()).unwrap();
+    compare(&tokenizer, &golden.texts, &golden.stable_diffusion_1);
+}
+
+#[test]
+fn the_special_tokens_map_of_stable_diffusion_2_overrides_the_padding() {
+    let golden = golden_ids();
+    let tokenizer = Tokenizer::load(stable_diffusion("!").path()).unwrap();
     compare(&tokenizer, &golden.texts, &golden.pads_with_exclamation_marks);
+}
+
+#[test]
+fn the_padding_may_stand_in_the_configuration_alone() {
+    let config = r#"{"model_max_length": 16, "pad_token": "!"}"#;
+    let golden = golden_ids();
+    let tokenizer = Tokenizer::load(variant(&[("tokenizer_config.json", config)]).path()).unwrap();
+    compare(&tokenizer, &golden.texts, &golden.padding_in_config);
 }
 
 #[test]
