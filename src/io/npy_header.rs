@@ -92,9 +92,21 @@ impl Header {
             reason: format!("shape {:?} is too large", header.shape),
         })?;
         if found != expected {
-            return Err(NpyError::Length { path: path.into(), found, expected, dtype, shape: header.shape });
+            return Err(header.wrong_length(path, found));
         }
         Ok(header)
+    }
+
+    /// The error for a file of another length than the header asks for.
+    pub(super) fn wrong_length(&self, path: &Path, found: u64) -> NpyError {
+        let (dtype, shape) = (self.dtype, self.shape.clone());
+        NpyError::Length {
+            path: path.into(),
+            found,
+            expected: self.file_len().unwrap_or(u64::MAX),
+            dtype,
+            shape,
+        }
     }
 
     fn file_len(&self) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! Memory-mapped arrays as the rows that the method reads.
+//! Arrays in files as the rows that the method reads.
 
 use anyhow::Context as _;
 use tch::{Device, Kind, Tensor};
@@ -37,17 +37,13 @@ impl Rows for NpyRows {
 
     fn gather(&self, rows: &[usize], device: Device) -> Result<Tensor, DataError> {
         let length = self.row_len();
-        let mut values = Vec::with_capacity(rows.len() * length);
-        let mut entry = Vec::new();
-        let mut held = None;
-        for &row in rows {
-            let (outer, inner) = (row / self.inner, row % self.inner);
-            if held != Some(outer) {
-                entry.clear();
-                self.npy.read_f32(outer..outer + 1, &mut entry)?;
-                held = Some(outer);
-            }
-            values.extend_from_slice(&entry[inner * length..(inner + 1) * length]);
+        let mut values = vec![0.0; rows.len() * length];
+        let mut rest = values.as_mut_slice();
+        // Rows that follow each other in the file are read at once.
+        for run in rows.chunk_by(|row, next| row + 1 == *next) {
+            let (some, others) = rest.split_at_mut(run.len() * length);
+            self.npy.read_f32_at(run[0] * length, some)?;
+            rest = others;
         }
         let shape = [&[rows.len() as i64], self.shape.as_slice()].concat();
         Ok(Tensor::from_slice(&values)
@@ -133,3 +129,7 @@ pub(super) fn values(tensor: &Tensor) -> Vec<f32> {
     let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
     Vec::try_from(flat).expect("a flat float32 tensor on the CPU")
 }
+
+#[cfg(test)]
+#[path = "arrays_tests.rs"]
+mod tests;
