@@ -128,17 +128,16 @@ fn all_off(
     });
     let places: Vec<(String, String)> = places.collect();
     let message = match places.as_slice() {
-        [(id, _)] => format!("the stage `{id}` is switched off"),
+        [(id, place)] => format!("the stage `{id}` is switched off at {place}"),
         several => {
-            let names: Vec<String> = several.iter().map(|(id, _)| format!("`{id}`")).collect();
+            let names: Vec<String> = several.iter().map(|(id, place)| format!("`{id}` at {place}")).collect();
             format!("all of these stages are switched off: {}", names.join(", "))
         }
     };
-    let mut help: Vec<String> = places.iter().map(|(id, place)| format!("`{id}` at {place}")).collect();
+    let problem = reader.problems.at(&entry.node.origin, message);
     if !port.required {
-        help.push(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
+        problem.help(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
     }
-    reader.problems.at(&entry.node.origin, message).help(help.join("; "));
 }
 
 /// Reads `./a/path`, `stage.port/below`, or the empty text.

@@ -71,6 +71,11 @@ fn with_inherited(
     let draft = &drafts[index];
     let mut params = draft.params.clone();
     for inherit in draft.kind.inherits() {
+        let written = draft.inputs.get(inherit.port).is_some();
+        if written && !connected[index].whole && !connected[index].sources.contains_key(inherit.port) {
+            // The parameter is not missing: what gives it could not be read.
+            return None;
+        }
         let Some(Source::Port { stage, .. }) = connected[index].sources.get(inherit.port) else { continue };
         let Some(giver) = giver(*stage, inherit.param, drafts, connected, 0) else { continue };
         let Value::Table(table) = &mut params.value else { return Some(params) };
