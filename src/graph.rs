@@ -93,6 +93,9 @@ pub fn named(names: &[String], pipeline: &Pipeline) -> Result<Vec<usize>, String
         let stages = pipeline.stages.iter().enumerate();
         found.extend(stages.filter(|(_, s)| s.id == *name || s.base == *name).map(|(index, _)| index));
         if found.len() == before {
+            if let Some(off) = pipeline.off.iter().find(|off| off.id == *name || off.base == *name) {
+                return Err(format!("the stage `{name}` is switched off at {}", off.place));
+            }
             let known = pipeline.stages.iter().flat_map(|stage| [stage.id.as_str(), stage.base.as_str()]);
             let hint = suggestion(name, known).map(|hint| format!(": {hint}")).unwrap_or_default();
             return Err(format!("the pipeline `{}` has no stage `{name}`{hint}", pipeline.name));

@@ -151,6 +151,12 @@ pub trait Stage: Sync + 'static {
         Self::identity(params)
     }
 
+    /// Faults between the parameters and the input ports that are connected: the parameter or the port to point
+    /// at, and what is wrong.
+    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// The units, or `None` where the stage is one piece that writes the output ports itself.
     ///
     /// Looks at the inputs no further than their headers.
@@ -239,6 +245,8 @@ pub trait Kind: Sync {
     fn identity(&self, params: &Json) -> Json;
     /// [`Stage::unit_identity`].
     fn unit_identity(&self, params: &Json) -> Json;
+    /// [`Stage::check`].
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)>;
     /// [`Stage::units`].
     ///
     /// # Errors
@@ -282,6 +290,9 @@ impl<S: Stage> Kind for S {
     }
     fn unit_identity(&self, params: &Json) -> Json {
         S::unit_identity(&from_json::<S>(params))
+    }
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        S::check(&from_json::<S>(params), connected)
     }
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)

@@ -1,6 +1,7 @@
 //! Files and formats. Knows nothing of tensors on a device.
 
 pub mod archive;
+pub mod caption_list;
 pub mod coco;
 pub mod fetch;
 pub mod image;

@@ -85,3 +85,11 @@ pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], de
     };
     Tensor::stack(&timesteps.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
 }
+
+/// The noise of a drawing in image mode: that of place `place` at a timestep, [C, H, W] for `shape`.
+///
+/// Drawn by the CPU for every device, as [`image_noise`].
+pub fn drawing_noise(seed: i64, place: usize, timestep: i64, shape: &[i64]) -> Tensor {
+    let seed = derived_seed("drawing", &[seed, place as i64, timestep]);
+    Draws::seeded(seed).normal(shape, Device::Cpu)
+}

@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 
 use super::error::MathError;
 use super::memory::in_slices;
-use super::noise::Draws;
+use super::noise::{Draws, drawing_noise};
 use super::schedule::NoiseSchedule;
 use crate::nn::unet::UNet;
 
@@ -22,7 +22,8 @@ pub struct SampleSpec {
     pub steps: usize,
     /// How far to go from the prediction without the text toward, and beyond, the one with it.
     pub guidance_scale: f64,
-    /// Latents [C, H, W] that a batch draws noise for; fewer texts use the first of them.
+    /// Latents [C, H, W] that a batch draws noise for; fewer texts use the first of them. Without effect where each
+    /// text has its own noise.
     pub batch_size: usize,
 }
 
@@ -56,12 +57,56 @@ pub fn sample(
         let expected = format!("at most the batch size {}", shape[0]);
         return Err(MathError::Rows { what: "texts", found: count as usize, expected });
     }
-    let mut noise = || draws.normal(&shape, Device::Cpu).narrow(0, 0, count).to_device(unet.device());
+    let mut noise = |_| draws.normal(&shape, Device::Cpu).narrow(0, 0, count);
+    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+}
+
+/// Draws latents [n, C, H, W] for texts `cond` [n, L, D] at the places `first`, `first + 1`, …, each from random
+/// numbers of its own: neither the other texts nor the batch size change a drawing.
+///
+/// # Errors
+/// As [`sample`].
+#[expect(clippy::too_many_arguments, reason = "as for `sample`")]
+pub fn sample_each(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    cond: &Tensor,
+    uncond: &Tensor,
+    spec: &SampleSpec,
+    seed: i64,
+    first: usize,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tensor, MathError> {
+    let shape = batch_shape(unet, spec)?;
+    let mut noise = |timestep| {
+        let places = first..first + cond.size()[0] as usize;
+        let drawn: Vec<Tensor> =
+            places.map(|place| drawing_noise(seed, place, timestep, &shape[1..])).collect();
+        Tensor::stack(&drawn, 0)
+    };
+    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+}
+
+/// The way back from noise; `noise` gives the initial latents [n, C, H, W], asked for as those of the timestep past
+/// the last, then what the step at each timestep adds.
+#[expect(clippy::too_many_arguments, reason = "as for `sample`")]
+fn denoise(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    cond: &Tensor,
+    uncond: &Tensor,
+    spec: &SampleSpec,
+    noise: &mut dyn FnMut(i64) -> Tensor,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tensor, MathError> {
     let timesteps = schedule.timesteps(spec.steps)?;
-    let mut x = noise(); // [n, C, H, W]
+    let mut noise = |timestep| noise(timestep).to_device(unet.device());
+    let mut x = noise(schedule.train_timesteps()); // [n, C, H, W]
     for (i, &t) in timesteps.iter().enumerate() {
         let epsilon = guided(unet, &x, t, cond, uncond, spec.guidance_scale, micro_batch);
-        let noise = NoiseSchedule::draws_noise(t).then(&mut noise);
+        let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
         x = schedule.step(&x, &epsilon, t, timesteps.get(i + 1).copied(), noise.as_ref());
         check(&x, t)?;
         progress(i + 1);

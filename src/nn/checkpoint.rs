@@ -13,13 +13,18 @@ use tch::{Device, Kind, Tensor};
 use super::config::ModelError;
 use crate::io::torch_file::{self, TorchFile};
 
-/// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first.
-pub const FILES: [&str; 5] = [
+/// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first: those
+/// in half precision only where there is no other.
+pub const FILES: [&str; 9] = [
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
     "model.safetensors",
     "model.bin",
     "pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.bin",
+    "model.fp16.safetensors",
+    "pytorch_model.fp16.bin",
 ];
 
 /// The checkpoint in a model's folder: the first of [`FILES`] that is there.
@@ -140,7 +145,8 @@ mod tests {
             error,
             format!(
                 "{}: no checkpoint, looked for diffusion_pytorch_model.safetensors, diffusion_pytorch_model.bin, \
-                 model.safetensors, model.bin, pytorch_model.bin",
+                 model.safetensors, model.bin, pytorch_model.bin, diffusion_pytorch_model.fp16.safetensors, \
+                 diffusion_pytorch_model.fp16.bin, model.fp16.safetensors, pytorch_model.fp16.bin",
                 folder.path().display()
             )
         );

@@ -36,19 +36,34 @@ impl UNet {
     /// # Errors
     /// A file can't be read, the configuration asks for what is not supported, or the tensors don't fit it.
     pub fn load(folder: &Path, device: Device) -> Result<UNet, ModelError> {
-        let config = folder.join("config.json");
-        UNet::new(&config, Weights::load(&checkpoint::find(folder)?, device)?)
+        UNet::load_parts(folder, None, None, device)
     }
 
-    /// The same, with the tensors of the file `changed` in place of the folder's.
+    /// The same, with the tensors of the file `changed` in place of the checkpoint's.
     ///
     /// # Errors
-    /// Also if `changed` holds a name or a shape that the folder's model does not have.
+    /// Also if `changed` holds a name or a shape that the model does not have.
     pub fn load_with(folder: &Path, changed: &Path, device: Device) -> Result<UNet, ModelError> {
-        let mut tensors = weights::read(&checkpoint::find(folder)?, device)?;
-        tensors.extend(weights::read(changed, device)?);
-        // The folder's file was whole or was not; either way what does not fit now is blamed on the change.
-        UNet::new(&folder.join("config.json"), Weights::named(changed, tensors))
+        UNet::load_parts(folder, None, Some(changed), device)
+    }
+
+    /// Reads `config.json` from a folder, the tensors from `checkpoint`, by default the folder's own, and puts
+    /// those of the file `changed` in their place.
+    ///
+    /// # Errors
+    /// As [`UNet::load`] and [`UNet::load_with`].
+    pub fn load_parts(
+        folder: &Path,
+        checkpoint: Option<&Path>,
+        changed: Option<&Path>,
+        device: Device,
+    ) -> Result<UNet, ModelError> {
+        let file = checkpoint.map_or_else(|| checkpoint::find(folder), |file| Ok(file.to_owned()))?;
+        let mut tensors = weights::read(&file, device)?;
+        if let Some(changed) = changed {
+            weights::replace(&mut tensors, weights::read(changed, device)?, changed)?;
+        }
+        UNet::new(&folder.join("config.json"), Weights::named(&file, tensors))
     }
 
     /// Builds the network that the configuration file describes out of `weights`.

@@ -44,6 +44,8 @@ fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String,
 /// A checkpoint's tensors, each to be taken once.
 pub struct Weights {
     file: PathBuf,
+    /// Whether every tensor that is asked for is there, and zero.
+    blank: bool,
     state: RefCell<State>,
 }
 
@@ -70,7 +72,13 @@ impl Weights {
 
     /// Tensors read in another way; `file` stands in the errors.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
-        Weights { file: file.to_owned(), state: RefCell::new(State { left: tensors, ..State::default() }) }
+        let state = RefCell::new(State { left: tensors, ..State::default() });
+        Weights { file: file.to_owned(), blank: false, state }
+    }
+
+    /// Zeros of whatever name and shape a model asks for: its form without a checkpoint.
+    pub fn blank() -> Weights {
+        Weights { blank: true, ..Weights::new(BTreeMap::new()) }
     }
 
     /// The top of the checkpoint, where names have no prefix.
@@ -103,7 +111,9 @@ impl Weights {
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu))
             }
             None => {
-                state.faults.missing.push(name.clone());
+                if !self.blank {
+                    state.faults.missing.push(name.clone());
+                }
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu))
             }
         };
@@ -139,6 +149,26 @@ impl<'a> Scope<'a> {
     pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
         self.weights.take(self.name(name), shape)
     }
+}
+
+/// Puts the tensors of the file `changed` in place of those of `tensors`.
+///
+/// # Errors
+/// A name or a shape that `tensors` does not have.
+pub(super) fn replace(
+    tensors: &mut BTreeMap<String, Tensor>,
+    changed: BTreeMap<String, Tensor>,
+    file: &Path,
+) -> Result<(), ModelError> {
+    let mut faults = KeyFaults::default();
+    for (name, tensor) in changed {
+        match tensors.get_mut(&name) {
+            Some(old) if old.size() == tensor.size() => *old = tensor,
+            Some(old) => faults.misshaped.push((name, tensor.size(), old.size())),
+            None => faults.unexpected.push(name),
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(ModelError::Keys { file: file.to_owned(), faults }) }
 }
 
 /// The keys of a checkpoint that do not fit the model.

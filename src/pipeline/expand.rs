@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::only_keys;
+use super::switch::{self, Switch};
 use crate::stage::{Kind, Registry};
 use crate::text::{Origin, Problems};
 use crate::tree::{Entry, Node, Table, Value};
@@ -18,6 +19,8 @@ pub(super) struct Draft<'p> {
     pub inputs: Table,
     /// `params`, before the kind has read them.
     pub params: Node,
+    /// Where the switch stands that keeps the stage out of the pipeline; `None` for one that is in it.
+    pub off: Option<Origin>,
 }
 
 impl Draft<'_> {
@@ -50,7 +53,7 @@ impl Expanded<'_> {
 }
 
 /// The values that a `${…}` may name: the item of a repeated stage first, then the config.
-struct Scope<'c> {
+pub(super) struct Scope<'c> {
     config: &'c Node,
     item: Option<Item<'c>>,
     /// Paths in the config that were read.
@@ -102,13 +105,14 @@ fn stage<'p>(
         problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
         return drafts;
     };
-    only_keys(table, &["kind", "each", "inputs", "params"], problems);
+    only_keys(table, &["kind", "when", "each", "inputs", "params"], problems);
     if base.contains(['[', ']', '.', '/']) {
         problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
     }
     let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
     for (label, item) in items(table, &scope, problems) {
         let scope = Scope { item, ..scope };
+        let switch = table.get("when").map_or(Some(Switch::On), |node| switch::read(node, &scope, problems));
         let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
         let params = table.get("params").map(|node| replace(node, &scope, problems));
         let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
@@ -120,8 +124,13 @@ fn stage<'p>(
             }
             None => Table::default(),
         };
+        let off = match switch {
+            Some(Switch::On) => None,
+            Some(Switch::Off(origin)) => Some(origin),
+            None => continue,
+        };
         let params = params.unwrap_or(empty);
-        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params });
+        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params, off });
     }
     drafts
 }
@@ -205,7 +214,7 @@ fn label(item: &Node, index: usize) -> String {
 }
 
 /// `a.b` for `${a.b}` and nothing around it.
-fn whole_reference(text: &str) -> Option<&str> {
+pub(super) fn whole_reference(text: &str) -> Option<&str> {
     text.strip_prefix("${")?.strip_suffix('}').filter(|path| !path.contains(['$', '{', '}']))
 }
 
@@ -217,7 +226,12 @@ fn replace(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Node {
             Some(path) => {
                 return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
             }
-            None => Value::Text(interpolate(text, &origin, scope, problems)),
+            None => {
+                let replaced = interpolate(text, &origin, scope, problems);
+                // A path that begins in the config is relative to the config's folder, not to the pipeline's.
+                let origin = beginning(text, scope).unwrap_or(&origin).clone();
+                return Node { value: Value::Text(replaced), origin };
+            }
         },
         Value::List(items) => Value::List(items.iter().map(|item| replace(item, scope, problems)).collect()),
         Value::Table(table) => {
@@ -259,8 +273,20 @@ fn interpolate(text: &str, origin: &Origin, scope: &Scope<'_>, problems: &mut Pr
     out + rest
 }
 
+/// Where the text is written that a longer one takes its beginning from: `${a.b}/c`.
+fn beginning<'c>(text: &str, scope: &Scope<'c>) -> Option<&'c Origin> {
+    let (path, _) = text.strip_prefix("${")?.split_once('}')?;
+    let node = follow(path, scope).ok()?;
+    node.as_text().map(|_| &node.origin)
+}
+
 /// The value that a reference names; it counts as read.
-fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+pub(super) fn lookup<'c>(
+    path: &str,
+    origin: &Origin,
+    scope: &Scope<'c>,
+    problems: &mut Problems,
+) -> Option<&'c Node> {
     let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
     let read = match scope.item.filter(|item| item.variable == first) {
         None => path.to_owned(),
@@ -270,14 +296,19 @@ fn lookup<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Pro
     find(path, origin, scope, problems)
 }
 
-fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+/// The value that a reference names, or the key that leads nowhere and the table without it.
+fn follow<'c, 'p>(path: &'p str, scope: &Scope<'c>) -> Result<&'c Node, (&'p str, Option<&'c Table>)> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    let found = match (scope.item.filter(|item| item.variable == first), rest) {
+    match (scope.item.filter(|item| item.variable == first), rest) {
         (None, _) => scope.config.follow(path),
         (Some(item), None) => Ok(item.node),
         (Some(item), Some(rest)) => item.node.follow(rest),
-    };
-    match found {
+    }
+}
+
+fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+    let first = path.split('.').next().unwrap_or_default();
+    match follow(path, scope) {
         Ok(node) => Some(node),
         Err((key, table)) => {
             let Some(table) = table else {

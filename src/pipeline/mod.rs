@@ -9,9 +9,32 @@
 //! inputs = { unet = "data.files/model/unet" } # stage.port, a path below it, or ./a/path
 //! params = { caption = "${query.caption}", steps = "${generate.steps}" }
 //! ```
+//!
+//! A stage can be switched off, and an input can name several sources, of which the first counts whose stage
+//! is in the pipeline:
+//!
+//! ```toml
+//! [stages.latents]
+//! when = "${compute.latents}"       # or "not ${…}", or an array of both, of which one must hold
+//!
+//! [stages.fisher.inputs]
+//! latents = ["latents.latents", "published.files/train_latents.npy"]
+//!
+//! [stages.influence.inputs]
+//! images = ["coco.files/train2017", ""] # the last one leaves an optional input open
+//! ```
+//!
+//! What is switched off is not part of the pipeline: it is not listed, not run, and its results are not shown.
+//! Its names are checked all the same, and its references to the config count as read. An input whose sources
+//! are all switched off is a fault, even where it may be left open: that takes the `""`.
+//!
+//! A relative path starts from the folder of the file that it, or its beginning `${…}`, is written in; in a
+//! `--set`, from the working folder.
 
 mod expand;
+mod inputs;
 mod resolve;
+mod switch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +55,8 @@ pub struct Pipeline {
     pub root: PathBuf,
     /// The stages, repeated ones written out, in file order.
     pub stages: Vec<StageNode>,
+    /// The stages that are switched off.
+    pub off: Vec<Off>,
     /// The config's `[run]` table: how to compute, never what.
     pub run: RunTable,
 }
@@ -79,6 +104,16 @@ impl StageNode {
     pub fn folder(&self) -> PathBuf {
         Path::new(&self.base).join(self.label.as_deref().unwrap_or_default())
     }
+}
+
+/// A stage that its `when` keeps out of the pipeline.
+pub struct Off {
+    /// As [`StageNode::id`].
+    pub id: String,
+    /// As [`StageNode::base`].
+    pub base: String,
+    /// Where the switch stands: `configs/mscoco.toml:12:11`.
+    pub place: String,
 }
 
 /// What feeds an input port.
@@ -136,16 +171,25 @@ fn read(
             .help("expected `[stages.NAME]`");
         return None;
     };
+    let place = &stages.origin;
     let Some(stages) = stages.as_table() else {
-        problems.at(&stages.origin, format!("expected a table of stages, found {}", stages.type_name()));
+        problems.at(place, format!("expected a table of stages, found {}", stages.type_name()));
         return None;
     };
     let expanded = expand::expand(stages, &config, registry, problems);
     let mut reader = Reader { sources, problems };
-    let stages = resolve::resolve(&expanded, &mut reader);
+    let nodes = resolve::resolve(&expanded, &mut reader);
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
     let run = config.as_table().and_then(|table| table.get(RUN)).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
+    let off = expanded.drafts.iter().filter_map(|draft| {
+        let place = sources.position(draft.off.as_ref()?);
+        Some(Off { id: draft.id(), base: draft.base.to_owned(), place })
+    });
+    let off: Vec<Off> = off.collect();
+    if problems.is_empty() && nodes.is_empty() && !off.is_empty() {
+        problems.at(place, "every stage is switched off by its `when`");
+    }
     if !problems.is_empty() {
         return None;
     }
@@ -159,7 +203,13 @@ fn read(
         Some(name) if name == "pipelines" => folder.parent()?.to_path_buf(),
         _ => folder,
     };
-    Some(Pipeline { name: file.file_stem()?.to_string_lossy().into_owned(), root, stages, run: run? })
+    Some(Pipeline {
+        name: file.file_stem()?.to_string_lossy().into_owned(),
+        root,
+        stages: nodes,
+        off,
+        run: run?,
+    })
 }
 
 /// Reads a file into `sources`; a file that cannot be read is a problem at `origin`.

@@ -1,26 +1,32 @@
-//! References between stages resolved, parameters read by their kinds.
-
-use std::collections::BTreeMap;
-use std::path::Path;
+//! Parameters read by their kinds, some of them taken from upstream; references numbered as stages.
 
 use super::expand::{Draft, Expanded};
+use super::inputs::{self, Connected};
 use super::{Source, StageNode};
 use crate::param::{Key, Reader};
-use crate::stage::Input;
-use crate::text::{Origin, Problem};
-use crate::tree::{Entry, Node, Value};
+use crate::text::Problem;
+use crate::tree::{Node, Value};
 
-/// Turns drafts into stages; the result is complete only when no problem was added.
+/// Turns drafts into stages, without those that are switched off; the result is complete only when no problem
+/// was added.
 pub(super) fn resolve(expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Vec<StageNode> {
     let drafts = &expanded.drafts;
     let known = reader.problems.list.len();
-    let inputs: Vec<_> = drafts.iter().map(|draft| read_inputs(draft, expanded, reader)).collect();
+    let connected: Vec<_> = drafts.iter().map(|draft| inputs::read(draft, expanded, reader)).collect();
+    // A draft's number among the stages.
+    let place = |draft: usize| drafts[..draft].iter().filter(|draft| draft.off.is_none()).count();
     let mut stages = Vec::new();
-    for (index, draft) in drafts.iter().enumerate() {
-        let params = with_inherited(index, drafts, &inputs, reader);
+    for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.off.is_none()) {
+        let params = with_inherited(index, drafts, &connected, reader);
         let params = params.and_then(|params| draft.kind.read(&params, reader));
         let Some(params) = params else { continue };
-        let mut inputs = inputs[index].clone();
+        check(draft, &params, &connected[index], reader);
+        let mut inputs = connected[index].sources.clone();
+        for source in inputs.values_mut() {
+            if let Source::Port { stage, .. } = source {
+                *stage = place(*stage);
+            }
+        }
         for (port, path) in draft.kind.sources(&params) {
             inputs.insert(port, Source::File(path));
         }
@@ -42,118 +48,36 @@ pub(super) fn resolve(expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Vec<S
     stages
 }
 
-fn read_inputs(
-    draft: &Draft<'_>,
-    expanded: &Expanded<'_>,
-    reader: &mut Reader<'_>,
-) -> BTreeMap<String, Source> {
-    let mut misspelt = false;
-    let ports = draft.kind.inputs();
-    let mut inputs = BTreeMap::new();
-    for (port, entry) in &draft.inputs.entries {
-        if !ports.iter().any(|known| known.name == port) {
-            // What is misspelt is not missing as well.
-            misspelt = true;
-            let message = format!("the kind `{}` has no input `{port}`", draft.kind.name());
-            reader.problems.at(&entry.key, message).suggest(port, ports.iter().map(|known| known.name));
-            continue;
-        }
-        if let Some(source) = read_source(entry, draft, expanded, reader) {
-            inputs.insert(port.clone(), source);
-        }
+/// Reports what the kind finds wrong between parameters and connected inputs, at the one that it names.
+fn check(draft: &Draft<'_>, params: &serde_json::Value, connected: &Connected, reader: &mut Reader<'_>) {
+    // What could not be read is not missing as well.
+    if !connected.whole {
+        return;
     }
-    let missing = |port: &&Input| port.required && !misspelt && draft.inputs.get(port.name).is_none();
-    for port in ports.iter().filter(missing) {
-        let message = format!("the stage `{}` has nothing on its input `{}`", draft.base, port.name);
-        reader.problems.at(draft.origin, message).help(format!("`{}` takes {}", port.name, port.doc));
+    for (name, message) in draft.kind.check(params, &|port| connected.sources.contains_key(port)) {
+        let param = draft.params.as_table().and_then(|table| table.entries.get(name));
+        let entry = param.or_else(|| draft.inputs.entries.get(name));
+        reader.problems.at(entry.map_or(draft.origin, |entry| &entry.key), message);
     }
-    inputs
-}
-
-/// Reads `./a/path` or `stage.port/below`.
-fn read_source(
-    entry: &Entry,
-    draft: &Draft<'_>,
-    expanded: &Expanded<'_>,
-    reader: &mut Reader<'_>,
-) -> Option<Source> {
-    let origin = &entry.node.origin;
-    let Some(text) = entry.node.as_text() else {
-        let message = format!("expected `stage.port` or a path, found {}", entry.node.type_name());
-        reader.problems.at(origin, message);
-        return None;
-    };
-    if ["./", "../", "/"].iter().any(|start| text.starts_with(start)) {
-        return reader.existing(Path::new(text), origin).map(Source::File);
-    }
-    let after_label = text.find(']').map_or(0, |end| end + 1);
-    let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
-        let problem = reader.problems.at(origin, format!("`{text}` is neither `stage.port` nor a path"));
-        match expanded.drafts.iter().find(|draft| draft.base == text || draft.id() == *text) {
-            Some(named) => problem.help(format!("did you mean `{text}.{}`?", named.kind.outputs()[0].name)),
-            None => problem.help("a path starts with `./`, `../` or `/`"),
-        }
-        return None;
-    };
-    let (name, rest) = (&text[..dot], &text[dot + 1..]);
-    let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
-    let stage = find_stage(name, origin, draft, expanded, reader)?;
-    let outputs = expanded.drafts[stage].kind.outputs();
-    if !outputs.iter().any(|known| known.name == port) {
-        let message = format!("the stage `{name}` has no output `{port}`");
-        reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name));
-        return None;
-    }
-    let sub = sub.map(|sub| sub.trim_matches('/').to_owned()).filter(|sub| !sub.is_empty());
-    Some(Source::Port { stage, port: port.to_owned(), sub, origin: origin.clone() })
-}
-
-/// A stage by its full name, or the repeated stage's item of the same label as the one that asks.
-fn find_stage(
-    name: &str,
-    origin: &Origin,
-    from: &Draft<'_>,
-    expanded: &Expanded<'_>,
-    reader: &mut Reader<'_>,
-) -> Option<usize> {
-    let drafts = &expanded.drafts;
-    let by_id = drafts.iter().position(|draft| draft.id() == name);
-    let by_label =
-        || drafts.iter().position(|d| d.base == name && d.label.is_some() && d.label == from.label);
-    if let Some(found) = by_id.or_else(by_label) {
-        return Some(found);
-    }
-    if expanded.faulty.contains(name.split('[').next().unwrap_or_default()) {
-        return None;
-    }
-    if let Some(repeated) = drafts.iter().find(|draft| draft.base == name) {
-        let message =
-            format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.base);
-        reader
-            .problems
-            .at(origin, message)
-            .help(format!("name one of its items, such as `{}`", repeated.id()));
-    } else {
-        let id = |draft: &Draft<'_>| if name.contains('[') { draft.id() } else { draft.base.to_owned() };
-        let names: Vec<String> = drafts.iter().map(id).collect();
-        let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));
-        problem.suggest(name, names.iter().map(String::as_str));
-    }
-    None
 }
 
 /// The stage's parameters with those that its kind takes from upstream.
 fn with_inherited(
     index: usize,
     drafts: &[Draft<'_>],
-    inputs: &[BTreeMap<String, Source>],
+    connected: &[Connected],
     reader: &mut Reader<'_>,
 ) -> Option<Node> {
     let draft = &drafts[index];
     let mut params = draft.params.clone();
     for inherit in draft.kind.inherits() {
-        let Some(Source::Port { stage, .. }) = inputs[index].get(inherit.port) else { continue };
-        let Some(giver) = giver(*stage, inherit.param, drafts, inputs, 0) else { continue };
+        let written = draft.inputs.get(inherit.port).is_some();
+        if written && !connected[index].whole && !connected[index].sources.contains_key(inherit.port) {
+            // The parameter is not missing: what gives it could not be read.
+            return None;
+        }
+        let Some(Source::Port { stage, .. }) = connected[index].sources.get(inherit.port) else { continue };
+        let Some(giver) = giver(*stage, inherit.param, drafts, connected, 0) else { continue };
         let Value::Table(table) = &mut params.value else { return Some(params) };
         if let Some(own) = table.entries.get(inherit.param) {
             let message = format!("`{}` comes from the stage on `{}`", inherit.param, inherit.port);
@@ -178,16 +102,16 @@ fn giver<'d, 'p>(
     stage: usize,
     param: &str,
     drafts: &'d [Draft<'p>],
-    inputs: &[BTreeMap<String, Source>],
+    connected: &[Connected],
     depth: usize,
 ) -> Option<&'d Draft<'p>> {
     let draft = &drafts[stage];
     match draft.kind.inherits().iter().find(|inherit| inherit.param == param) {
         None => draft.kind.keys().iter().any(|key| key.name == param).then_some(draft),
-        Some(inherit) => match inputs[stage].get(inherit.port) {
+        Some(inherit) => match connected[stage].sources.get(inherit.port) {
             // A cycle is reported by the graph; here it only must end.
             Some(Source::Port { stage, .. }) if depth < drafts.len() => {
-                giver(*stage, param, drafts, inputs, depth + 1)
+                giver(*stage, param, drafts, connected, depth + 1)
             }
             Some(Source::Port { .. }) => None,
             _ => Some(draft),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::arrays::{TrainingSet, count_images};
-use super::loss::load_unet;
+use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
 use super::{arrays, spans, tensors};
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
@@ -87,8 +87,9 @@ impl Stage for Fisher {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the diagonal Fisher information of the model's weights";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("scheduler", "a folder with scheduler_config.json"),
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
         Input::new("latents", "float [2N, C, H, W]"),
         Input::new("text_embeddings", "float [N, captions, L, D]"),
     ];

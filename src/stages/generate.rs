@@ -1,92 +1,265 @@
-//! A query: the image that the model draws for a caption.
+//! Queries: the images that the model draws for captions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use serde_json::{Value as Json, json};
 use tch::{Device, Tensor};
 
 use super::arrays::values;
 use super::device;
 use super::latents::embed;
-use super::loss::load_unet;
+use super::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, load_unet};
+use crate::io::caption_list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy_writer;
+use crate::math::error::MathError;
+use crate::math::memory::in_slices;
 use crate::math::noise::Draws;
-use crate::math::sample::{SampleSpec, sample};
+use crate::math::sample::{SampleSpec, sample, sample_each, skip_batch};
 use crate::math::schedule::NoiseSchedule;
 use crate::nn::clip::TextEncoder;
 use crate::nn::tokenizer::Tokenizer;
 use crate::nn::vae::Vae;
 use crate::param::Validate;
-use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::{choice, params};
+
+choice! {
+    /// Where a drawing's random numbers come from.
+    pub enum Noise {
+        /// One stream through all batches, as published.
+        Batch = "batch",
+        /// A stream for each caption's place.
+        Image = "image",
+    }
+}
 
 params! {
     /// Parameters of `generate`.
     pub struct Params {
-        /// What to draw.
-        caption: String,
+        /// What to draw, where nothing stands on the input `captions`.
+        caption: Option<String> = None,
         /// Denoising steps.
         steps: u32 [1..=1000] = 1000,
         /// How far to go from the prediction without the caption toward, and beyond, the one with it.
         guidance_scale: f64 = 7.5,
-        /// Seed of the initial latent and of the noise at each step.
+        /// Seed of the initial latents and of the noise at each step.
         seed: u32 = 0,
+        /// `batch`: one stream of random numbers through all batches, as published, so that `batch_size` and its place
+        /// among the captions change an image; `image`: a stream for each place, so that the batch size changes none.
+        noise: Noise = Noise::Batch,
+        /// Captions drawn at once. With `noise = "batch"` they share a draw of noise, and a short last batch draws it
+        /// for a full one, as published (with 500); with `image` it is only the size of a unit of work.
+        batch_size: u32 [1..=100_000] = 1,
     }
 }
 
 impl Validate for Params {}
 
+impl Params {
+    fn spec(&self) -> SampleSpec {
+        let (steps, batch_size) = (self.steps as usize, self.batch_size as usize);
+        SampleSpec { steps, guidance_scale: self.guidance_scale, batch_size }
+    }
+
+    /// What a unit's drawings depend on besides its captions and their place.
+    fn of_unit(&self) -> Json {
+        let Self { caption: _, steps, guidance_scale, seed, noise, batch_size } = self;
+        let mut counts =
+            json!({ "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "noise": noise });
+        if *noise == Noise::Batch {
+            counts["batch_size"] = json!(batch_size);
+        }
+        counts
+    }
+}
+
 /// See the module.
 pub struct Generate;
+
+const CAPTIONS: &str = "captions";
+const IMAGES: &str = "images";
+const LATENTS: &str = "latents.npy";
+const TEXTS: &str = "text_embeddings.npy";
+/// Most latents that are decoded at once: an image takes far more memory than its latent.
+const DECODED: usize = 20;
 
 impl Stage for Generate {
     type Params = Params;
     const KIND: &'static str = "generate";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "an image drawn by the model for a caption";
+    const VERSION: u32 = 2;
+    const SUMMARY: &'static str = "images drawn by the model for captions";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("scheduler", "a folder with scheduler_config.json"),
-        Input::new("vae", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("tokenizer", "a folder with vocab.json and merges.txt"),
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
+        VAE,
+        TEXT_ENCODER,
+        TOKENIZER,
+        // A unit is told its captions, so that those of other units don't count for it.
+        Input::merge(CAPTIONS, "a text file, a caption a line; in place of the parameter `caption`")
+            .optional(),
     ];
     const OUTPUTS: &'static [Output] = &[
-        Output { name: "image", file: "image.png", doc: "RGB, 8 bit" },
-        Output { name: "latents", file: "latents.npy", doc: "float32 [1, C, H, W]" },
-        Output { name: "text_embeddings", file: "text_embeddings.npy", doc: "float32 [1, 1, L, D]" },
+        Output { name: "images", file: IMAGES, doc: "a folder with 0.png, 1.png, …: RGB, 8 bit" },
+        Output { name: "latents", file: LATENTS, doc: "float32 [Q, C, H, W]" },
+        Output { name: "text_embeddings", file: TEXTS, doc: "float32 [Q, 1, L, D]" },
     ];
+
+    fn identity(params: &Params) -> Json {
+        let mut counts = params.of_unit();
+        counts["caption"] = json!(params.caption);
+        counts
+    }
+
+    fn unit_identity(params: &Params) -> Json {
+        params.of_unit()
+    }
+
+    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+        match (&params.caption, connected(CAPTIONS)) {
+            (Some(_), true) => {
+                let message = "`caption` and the input `captions` exclude each other: remove one";
+                vec![("caption", message.to_owned())]
+            }
+            (None, false) => {
+                let message = "nothing to draw: expected the parameter `caption` or the input `captions`";
+                vec![("caption", message.to_owned())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let captions = match inputs.get(CAPTIONS) {
+            Some(path) => caption_list::read(path)?,
+            None => params.caption.iter().cloned().collect(),
+        };
+        let size = params.batch_size as usize;
+        let unit = |(batch, captions): (usize, &[String])| {
+            let (first, end) = (batch * size, batch * size + captions.len());
+            let span = json!({ "first": first, "captions": captions });
+            Unit { name: format!("captions {first}..{end}"), span, steps: params.steps.into() }
+        };
+        Ok(Some(captions.chunks(size).enumerate().map(unit).collect()))
+    }
 }
 
 impl Compute for Generate {
     fn run(
         params: &Params,
         inputs: &Inputs,
-        _: Option<&Unit>,
+        unit: Option<&Unit>,
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
+        let span = &unit.context("this kind is computed by units")?.span;
+        let first: usize = serde_json::from_value(span["first"].clone())?;
+        let captions: Vec<String> = serde_json::from_value(span[CAPTIONS].clone())?;
         let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
-        let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
-        let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
-        let texts = embed(&tokenizer, &encoder, &[params.caption.clone(), String::new()], device)?; // [2, L, D]
-        let (with, without) = (texts.narrow(0, 0, 1), texts.narrow(0, 1, 1));
-        let unet = load_unet(inputs, cx)?;
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-        let steps = params.steps as usize;
-        let spec = SampleSpec { steps, guidance_scale: params.guidance_scale, batch_size: 1 };
-        let mut draws = Draws::seeded(params.seed.into());
-        let progress = &mut |done| (cx.progress)(done as u64, steps as u64);
-        let latents = sample(&unet, &schedule, &with, &without, &spec, &mut draws, cx.micro_batch, progress)?;
-
-        let vae = Vae::load(inputs.path("vae"), device)?;
-        let image = vae.decode(&(&latents / vae.scaling_factor())).to_device(Device::Cpu); // [1, 3, H, W]
-        let (height, width) = (image.size()[2] as u32, image.size()[3] as u32);
-        save_png(&from_unit(&values(&image), width, height), out.join("image.png"))?;
-        write(out, "latents.npy", &latents)?;
-        write(out, "text_embeddings.npy", &with.unsqueeze(0))
+        let (with, without) = texts(inputs, &captions, device, cx.micro_batch)?; // [n, L, D], [1, L, D]
+        write(out, TEXTS, &with.unsqueeze(1))?;
+        let latents = draw(params, inputs, &with, &without, first, cx)?; // [n, C, H, W]
+        write(out, LATENTS, &latents)?;
+        decode(inputs, &latents, first, &out.join(IMAGES), cx)
     }
+
+    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+        fs_err::create_dir(out.join(IMAGES))?;
+        for part in parts {
+            for image in fs_err::read_dir(part.join(IMAGES))? {
+                let image = image?;
+                fs_err::copy(image.path(), out.join(IMAGES).join(image.file_name()))?;
+            }
+        }
+        for name in [LATENTS, TEXTS] {
+            let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(name)).collect();
+            npy_writer::concat(&parts, out.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Embeddings of the captions [n, L, D], and of the empty text [1, L, D].
+fn texts(
+    inputs: &Inputs,
+    captions: &[String],
+    device: Device,
+    micro_batch: usize,
+) -> anyhow::Result<(Tensor, Tensor)> {
+    let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
+    let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
+    // The empty text is encoded along with each slice: a pass over it alone would round otherwise.
+    let slices = in_slices(captions.len(), micro_batch, |row, most| {
+        let some = [&captions[row..row + most], &[String::new()]].concat();
+        Ok::<_, anyhow::Error>((most, embed(&tokenizer, &encoder, &some, device)?)) // [most + 1, L, D]
+    })?;
+    let last = slices.last().context("a unit has a caption")?;
+    let without = last.narrow(0, last.size()[0] - 1, 1);
+    let with: Vec<Tensor> = slices.iter().map(|slice| slice.narrow(0, 0, slice.size()[0] - 1)).collect();
+    Ok((Tensor::cat(&with, 0), without))
+}
+
+/// The latents [n, C, H, W] of the captions from place `first` on.
+fn draw(
+    params: &Params,
+    inputs: &Inputs,
+    with: &Tensor,
+    without: &Tensor,
+    first: usize,
+    cx: &Context<'_>,
+) -> anyhow::Result<Tensor> {
+    let unet = load_unet(inputs, cx)?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let (spec, seed) = (params.spec(), i64::from(params.seed));
+    let total = u64::from(params.steps);
+    let progress = &mut |done| (cx.progress)(done as u64, total);
+    let latents = match params.noise {
+        Noise::Image => {
+            sample_each(&unet, &schedule, with, without, &spec, seed, first, cx.micro_batch, progress)
+        }
+        Noise::Batch => {
+            let mut draws = Draws::seeded(seed);
+            for _ in 0..first / spec.batch_size {
+                skip_batch(&unet, &schedule, &spec, &mut draws)?;
+            }
+            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.micro_batch, progress)
+        }
+    };
+    latents.map_err(|error| match error {
+        MathError::LatentsNotFinite { row, timestep } => anyhow::anyhow!(
+            "the latents of caption {} are not finite after the step at timestep {timestep}",
+            first + row
+        ),
+        error => error.into(),
+    })
+}
+
+/// Writes `FIRST.png` and so on into a new folder.
+fn decode(
+    inputs: &Inputs,
+    latents: &Tensor,
+    first: usize,
+    folder: &Path,
+    cx: &Context<'_>,
+) -> anyhow::Result<()> {
+    fs_err::create_dir(folder)?;
+    let vae = Vae::load(inputs.path("vae"), device::torch(cx.device))?;
+    let count = latents.size()[0] as usize;
+    in_slices(count, cx.micro_batch.min(DECODED), |row, most| {
+        let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
+        let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
+        let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);
+        for place in 0..most {
+            let pixels = values(&images.get(place as i64));
+            let name = format!("{}.png", first + row + place);
+            save_png(&from_unit(&pixels, width, height), folder.join(name))?;
+        }
+        Ok::<_, anyhow::Error>((most, ()))
+    })?;
+    Ok(())
 }
 
 fn write(out: &Path, name: &str, tensor: &Tensor) -> anyhow::Result<()> {

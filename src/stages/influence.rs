@@ -6,14 +6,14 @@ use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::loss::{self, LossParams};
-use super::{arrays, device, table};
+use super::network::{CHECKPOINT, SCHEDULER, UNET, load_changed};
+use super::{arrays, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
 use crate::io::npy_writer;
 use crate::math::error::MathError;
 use crate::math::influence::{influence, per_image, rank};
-use crate::nn::unet::UNet;
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Stage, Unit};
@@ -43,8 +43,9 @@ impl Stage for Influence {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("scheduler", "a folder with scheduler_config.json"),
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
         Input::new("latents", "float [2N, C, H, W]"),
         Input::new("text_embeddings", "float [N, captions, L, D]"),
         Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
@@ -85,7 +86,7 @@ impl Compute for Influence {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let unet = UNet::load_with(inputs.path("unet"), inputs.path("weights"), device::torch(cx.device))?;
+        let unet = load_changed(inputs, Some(inputs.path("weights")), cx)?;
         loss::run(&unet, &params.loss, inputs, unit, out, cx)
     }
 

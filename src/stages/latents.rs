@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use tch::{Device, Tensor};
 
 use super::arrays::values;
+use super::network::{TEXT_ENCODER, TOKENIZER, VAE};
 use super::{device, spans};
 use crate::io::coco::{Captions, Item};
 use crate::io::image::{center_crop, load_rgb, to_unit};
@@ -73,9 +74,9 @@ impl Stage for Latents {
     const INPUTS: &'static [Input] = &[
         Input::new("images", "the folder of training images"),
         Input::new("captions", "a captions file in COCO's layout"),
-        Input::new("vae", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("tokenizer", "a folder with vocab.json and merges.txt"),
+        VAE,
+        TEXT_ENCODER,
+        TOKENIZER,
     ];
     const OUTPUTS: &'static [Output] = &[
         Output {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
-use super::{arrays, device, spans};
+use super::{arrays, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
@@ -130,9 +130,4 @@ pub(super) fn run(
 pub(super) fn merge(parts: &[PathBuf], out: &Path) -> anyhow::Result<()> {
     let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
     Ok(npy_writer::concat(&parts, out)?)
-}
-
-/// The network of the `unet` port on the context's device.
-pub(super) fn load_unet(inputs: &Inputs, cx: &Context<'_>) -> anyhow::Result<UNet> {
-    Ok(UNet::load(inputs.path("unet"), device::torch(cx.device))?)
 }

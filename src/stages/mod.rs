@@ -8,6 +8,7 @@ mod generate;
 mod influence;
 mod latents;
 mod loss;
+mod network;
 mod pretrain_loss;
 mod select;
 mod spans;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::loss::{self, LossParams};
+use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
@@ -28,8 +29,9 @@ impl Stage for PretrainLoss {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the loss of every training image under the pretrained model";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("scheduler", "a folder with scheduler_config.json"),
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
         Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
         Input::new("text_embeddings", "float [N, captions, L, D]"),
     ];
@@ -53,7 +55,7 @@ impl Compute for PretrainLoss {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        loss::run(&loss::load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
+        loss::run(&load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
     }
 
     fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {

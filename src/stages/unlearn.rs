@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::arrays::NpyRows;
 use super::fisher::IMAGES;
-use super::loss::load_unet;
+use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
 use super::{arrays, device, tensors};
 use crate::math::data::Rows;
@@ -37,7 +37,8 @@ params! {
         select: Select = Select(Selection::CrossAttnKv),
         /// Which row of `latents` and `text_embeddings` is the query.
         index: u32 = 0,
-        /// Training images N; by default the number that the Fisher information was computed from.
+        /// Training images N, for Fisher information that does not carry the number itself, as the published file;
+        /// where it does, another number is refused.
         images: Option<u32> = None,
     }
 }
@@ -62,8 +63,9 @@ impl Stage for Unlearn {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "the weights after unlearning one image";
     const INPUTS: &'static [Input] = &[
-        Input::new("unet", "a folder with config.json and a checkpoint (safetensors or torch)"),
-        Input::new("scheduler", "a folder with scheduler_config.json"),
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
         Input::new("fisher", "float64 by weight name (safetensors or torch)"),
         Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
         Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
@@ -132,11 +134,16 @@ fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
 }
 
 fn images(params: &Params, inputs: &Inputs) -> anyhow::Result<usize> {
-    if let Some(images) = params.images {
-        return Ok(images as usize);
-    }
     let path = inputs.path("fisher");
     let text = tensors::metadata(path, IMAGES)?;
-    text.and_then(|text| text.parse().ok())
-        .with_context(|| format!("{}: no number of images in its metadata; set `images`", path.display()))
+    let counted: Option<usize> = text.and_then(|text| text.parse().ok());
+    match (counted, params.images.map(|images| images as usize)) {
+        (Some(counted), Some(images)) if counted != images => anyhow::bail!(
+            "`images` is {images}, expected {counted} or no key: that many {} was computed from",
+            path.display()
+        ),
+        (counted, images) => counted.or(images).with_context(|| {
+            format!("{}: no number of images in its metadata; set `images`", path.display())
+        }),
+    }
 }

@@ -4,8 +4,11 @@
 
 mod bad_data;
 mod bad_input;
+mod captions;
 mod edits;
 mod kill;
+mod mscoco;
 mod project;
+mod published;
 mod reports;
 mod run;

@@ -124,7 +124,7 @@ fn table_picture_and_ranking_say_the_same() {
             assert_eq!(item["captions"][0].as_str().unwrap(), &row[4]);
             assert_eq!(item["captions"].as_array().unwrap().len(), 5);
         }
-        for picture in [folder.join("top.png"), project.result("generate").join(query).join("image.png")] {
+        for picture in [folder.join("top.png"), project.result("generate").join(query).join("images/0.png")] {
             let picture = image::open(&picture).unwrap();
             assert!(picture.width() >= 32 && picture.height() >= 32);
         }

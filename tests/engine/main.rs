@@ -8,5 +8,6 @@ mod pipelines;
 mod project;
 mod recipes;
 mod repairs;
+mod switches;
 mod toys;
 mod values;

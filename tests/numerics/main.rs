@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are test code too")]
 #![allow(clippy::single_range_in_vec_init, reason = "a list of ranges may hold one")]
 
+mod checkpoints;
 mod clip;
+mod drawings;
 mod faults;
 mod golden;
 mod image;

@@ -1,0 +1,92 @@
+//! Captions as a text file, one a line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a text file is no list of captions.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptionListError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Bytes that are no text.
+    #[error("{}: line {line} is not UTF-8", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A line between captions holds none: images are numbered by lines, so it can't be passed over.
+    #[error("{}: line {line} is blank, expected a caption on every line", path.display())]
+    Blank {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// There is nothing to draw.
+    #[error("{}: no caption, expected one a line", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Reads the captions of a file in UTF-8, with line ends of any system; blank lines at its end don't count.
+///
+/// # Errors
+/// The file can't be read, holds no caption, or a blank line between captions.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
+    let path = path.as_ref();
+    let bytes = fs_err::read(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        CaptionListError::Utf8 { path: path.into(), line }
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
+    if text.is_empty() {
+        return Err(CaptionListError::Empty { path: path.into() });
+    }
+    let caption = |(index, line): (usize, &str)| match line.trim() {
+        "" => Err(CaptionListError::Blank { path: path.into(), line: index + 1 }),
+        caption => Ok(caption.to_owned()),
+    };
+    text.lines().enumerate().map(caption).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bytes: &[u8]) -> Result<Vec<String>, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs_err::write(file.path(), bytes).unwrap();
+        let path = format!("{}: ", file.path().display());
+        read(file.path()).map_err(|error| error.to_string().replace(&path, ""))
+    }
+
+    #[test]
+    fn a_caption_a_line() {
+        let expected = Ok(vec!["a cat".to_owned(), "two dogs, ünder a tree".to_owned()]);
+        for text in [
+            "a cat\ntwo dogs, ünder a tree",
+            "a cat\ntwo dogs, ünder a tree\n",
+            "a cat\r\ntwo dogs, ünder a tree\r\n",
+            "\u{feff}a cat \n two dogs, ünder a tree\n\n \r\n",
+        ] {
+            assert_eq!(of(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_told() {
+        for text in ["", "\n", " \r\n\n"] {
+            assert_eq!(of(text.as_bytes()), Err("no caption, expected one a line".to_owned()), "{text:?}");
+        }
+        let blank = "line 2 is blank, expected a caption on every line".to_owned();
+        assert_eq!(of(b"a\n\nb\n"), Err(blank));
+        assert_eq!(of(b"a\nb\nc \xff\n"), Err("line 3 is not UTF-8".to_owned()));
+        assert!(read("/nowhere/captions.txt").unwrap_err().to_string().contains("/nowhere/captions.txt"));
+    }
+}

@@ -1,0 +1,190 @@
+//! The published experiment in miniature: the pipeline and the config as they are, on small published files.
+
+use std::path::Path;
+
+use crate::project::{DEMO, Project, Ran, copy};
+use crate::published::{Files, Published};
+
+/// What makes the published experiment small: the demo's model, its six images, and what costs a few seconds.
+/// The numbers are those of the demo in miniature, whose results must come out.
+const SMALL: [&str; 24] = [
+    "sources.coco=./coco",
+    "sources.published=./published",
+    "sources.latents=./latents",
+    "sources.stable_diffusion=./model",
+    "queries=[{ name = \"0\", index = 0 }, { name = \"1\", index = 1 }]",
+    "latents.pixels=32",
+    "latents.captions=2",
+    "latents.text_precision=float32",
+    "loss.time_samples=2",
+    "loss.captions=2",
+    "loss.noise=image",
+    "fisher.epochs=1",
+    "fisher.batch_size=4",
+    "fisher.select=cross-attn-kv",
+    "generate.steps=4",
+    "generate.guidance_scale=3.0",
+    "unlearn.grad_accum_steps=2",
+    "unlearn.batch_size=4",
+    "unlearn.lr=0.001",
+    "unlearn.images=6",
+    "influence.top=5",
+    "influence.pictured=3",
+    "run.threads=1",
+    "run.jobs=2",
+];
+
+const COMPUTE: [&str; 3] = ["compute.latents=true", "compute.fisher=true", "compute.samples=true"];
+
+/// A project with the repository's pipeline and config, and all that the published places hold.
+fn project() -> (Project, Published) {
+    let project = Project::finished();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["pipelines/mscoco.toml", "configs/mscoco.toml"] {
+        project.write(file, fs_err::read(root.join(file)).unwrap());
+    }
+    let model = Path::new(DEMO).join("model");
+    let form = |file: &str| fs_err::read(model.join(file)).unwrap();
+    project.write("configs/mscoco/unet/config.json", form("unet/config.json"));
+    project.write("configs/mscoco/scheduler/scheduler_config.json", form("scheduler/scheduler_config.json"));
+    let published = Published::of(&project);
+    let write = |folder: &str, files: Files| {
+        for (name, bytes) in files {
+            project.write(&format!("{folder}/{name}"), bytes);
+        }
+    };
+    write("coco", published.coco());
+    write("published", published.repository());
+    write("latents", published.latents.clone());
+    for part in ["vae", "text_encoder", "tokenizer"] {
+        fs_err::create_dir_all(project.path("model")).unwrap();
+        copy(&model.join(part), &project.path("model").join(part));
+    }
+    (project, published)
+}
+
+fn run(project: &Project, sets: &[&str]) -> Ran {
+    let sets = SMALL.iter().chain(sets).flat_map(|set| ["--set", set]);
+    let ran = project
+        .attrflow(["run", "pipelines/mscoco.toml", "--json", "--device", "cpu"].into_iter().chain(sets));
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    ran
+}
+
+/// Whether a result is, byte for byte, one of the demo in miniature.
+#[track_caller]
+fn same(project: &Project, result: &str, demo: &str) {
+    let of = |path: String| fs_err::read(project.path(path)).unwrap();
+    let equal = of(format!("results/mscoco/{result}")) == of(format!("results/demo/{demo}"));
+    assert!(equal, "{result} is not {demo}");
+}
+
+#[test]
+fn from_the_published_files_then_computed() {
+    let (project, _) = project();
+    let ran = run(&project, &[]);
+    let stages = [
+        "coco_annotations",
+        "coco_images",
+        "influence[0]",
+        "influence[1]",
+        "pretrain_loss",
+        "published_latents",
+        "published_model",
+        "published_samples",
+        "unlearn[0]",
+        "unlearn[1]",
+    ];
+    let mut all = [ran.computed(), ran.reused()].concat();
+    all.sort();
+    assert_eq!(all, stages);
+    // The same numbers as the demo's, from torch's files and a checkpoint that lies beside no config.json.
+    same(&project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
+    for (query, name) in [("0", "grin"), ("1", "pizza")] {
+        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
+            same(&project, &format!("influence/{query}/{file}"), &format!("influence/{name}/{file}"));
+        }
+        let picture = image::open(project.path(format!("results/mscoco/influence/{query}/top.png"))).unwrap();
+        assert!(picture.width() > 100);
+    }
+
+    // Computing what was published gives what was published: what reads it stands as it is. The queries come from
+    // one stream of random numbers here, and only the first is the demo's.
+    let ran = run(&project, &[&COMPUTE[..], &["generate.batch_size=1"]].concat());
+    let mut all = [ran.computed(), ran.reused()].concat();
+    all.sort();
+    let with = ["fisher", "generate", "latents", "stable_diffusion"];
+    let mut expected: Vec<&str> =
+        stages.iter().chain(&with).copied().filter(|name| *name != "published_latents").collect();
+    expected.sort_unstable();
+    assert_eq!(all, expected);
+    same(&project, "latents/latents.npy", "latents/latents.npy");
+    same(&project, "latents/text_embeddings.npy", "latents/text_embeddings.npy");
+    same(&project, "fisher/fisher.safetensors", "fisher/fisher.safetensors");
+    same(&project, "generate/images/0.png", "generate/grin/images/0.png");
+    same(&project, "influence/0/influence.npy", "influence/grin/influence.npy");
+    assert!(!project.path("results/mscoco/published_latents").exists());
+    assert!(ran.reused().contains(&"pretrain_loss".to_owned()), "{ran:?}");
+    assert!(ran.computed().contains(&"influence[1]".to_owned()), "{ran:?}");
+    let shape = |name: &str| {
+        attrflow::io::npy::Npy::open(project.path(format!("results/mscoco/generate/{name}.npy")))
+            .unwrap()
+            .shape()
+            .to_vec()
+    };
+    assert_eq!(shape("latents"), [2, 4, 16, 16]);
+    assert_eq!(shape("text_embeddings"), [2, 1, 16, 64]);
+}
+
+#[test]
+fn the_published_quirks_are_the_defaults_and_run() {
+    let (project, _) = project();
+    // As published but for the sizes: noise by the batch, a padded batch of queries, means of batch means.
+    let faithful = ["loss.noise=batch", "loss.batch_size=8", "generate.batch_size=5", "fisher.select=all"];
+    run(&project, &[&COMPUTE[..], &faithful].concat());
+    let corrected =
+        ["loss.noise=image", "generate.noise=image", "fisher.caption_draw=row", "fisher.weighting=row"];
+    let ran = run(&project, &[&COMPUTE[..], &corrected].concat());
+    for stage in ["pretrain_loss", "generate", "fisher", "unlearn[0]", "influence[1]"] {
+        assert!(ran.computed().contains(&stage.to_owned()), "{stage}: {ran:?}");
+    }
+}
+
+#[test]
+fn what_is_not_needed_is_not_brought() {
+    let (project, _) = project();
+    let planned = |sets: &[&str]| {
+        let sets = SMALL.iter().chain(sets).flat_map(|set| ["--set", set]);
+        let ran = project.attrflow(["plan", "pipelines/mscoco.toml"].into_iter().chain(sets));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        let names = ran.out.lines().filter_map(|line| line.split_whitespace().next());
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let without = |sets: &[&str], absent: &[&str]| {
+        let planned = planned(sets);
+        let optional =
+            ["coco_images", "published_latents", "stable_diffusion", "latents", "fisher", "generate"];
+        for stage in optional {
+            let expected = !absent.contains(&stage);
+            assert_eq!(planned.iter().any(|name| name == stage), expected, "{sets:?}: {stage}");
+        }
+    };
+    let computed = ["stable_diffusion", "latents", "fisher", "generate"];
+    without(&[], &computed);
+    without(&["show.pictures=false"], &[&computed[..], &["coco_images"]].concat());
+    without(&["compute.samples=true"], &["latents", "fisher"]);
+    without(&["compute.latents=true", "show.pictures=false"], &["fisher", "generate"]);
+    without(&[COMPUTE[0], COMPUTE[2]], &["published_latents", "fisher"]);
+}
+
+#[test]
+fn a_number_of_images_that_the_fisher_information_belies_is_refused() {
+    let (project, _) = project();
+    let sets =
+        SMALL.iter().chain(&["compute.fisher=true", "unlearn.images=7"]).flat_map(|set| ["--set", set]);
+    let arguments = ["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--target", "unlearn[0]"];
+    let ran = project.attrflow(arguments.into_iter().chain(sets));
+    let errors = ran.events("stage_failed", "error");
+    assert!(ran.code == 1 && errors.len() == 1, "{ran:?}");
+    assert!(errors[0].starts_with("`images` is 7, expected 6 or no key: that many "), "{errors:?}");
+}

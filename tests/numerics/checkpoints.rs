@@ -1,0 +1,110 @@
+//! A network's weights beside its configuration, and the form of the published network.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use attrflow::io::torch_file::{self, Dtype, Entry};
+use attrflow::math::schedule::NoiseSchedule;
+use attrflow::math::selection::Selection;
+use attrflow::nn::unet::UNet;
+use attrflow::nn::weights::Weights;
+use tch::{Device, Tensor};
+
+use crate::golden::{path, tiny};
+
+const FORM: &str = "tests/golden/unet/conv";
+
+/// Writes tensors as `torch.save` does.
+fn save(tensors: &BTreeMap<String, Tensor>, file: &Path) {
+    let parts: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values = Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
+            let shape = tensor.size().iter().map(|&size| size as usize).collect();
+            (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        })
+        .collect();
+    let entry = |(name, shape, bytes)| Entry { name, dtype: Dtype::F32, shape, bytes };
+    let entries: Vec<Entry<'_>> = parts
+        .iter()
+        .map(|(name, shape, bytes)| entry((name.as_str(), shape.as_slice(), bytes.as_slice())))
+        .collect();
+    torch_file::write(file, &entries).unwrap();
+}
+
+fn copies(unet: &UNet) -> BTreeMap<String, Tensor> {
+    unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
+}
+
+#[test]
+fn a_checkpoint_elsewhere_is_taken_and_held_to_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let form = folder.path().join("unet");
+    fs_err::create_dir(&form).unwrap();
+    fs_err::copy(path(FORM).join("config.json"), form.join("config.json")).unwrap();
+    let (file, own) = (folder.path().join("model.bin"), tiny());
+    let load = |checkpoint: Option<&Path>, changed: Option<&Path>| {
+        UNet::load_parts(&form, checkpoint, changed, Device::Cpu).map_err(|error| error.to_string())
+    };
+    let error = load(None, None).err().unwrap();
+    assert!(
+        error.starts_with(&format!("{}: no checkpoint, looked for diffusion_", form.display())),
+        "{error}"
+    );
+
+    save(&copies(&own), &file);
+    let loaded = load(Some(&file), None).unwrap();
+    assert!(own.parameters().iter().all(|(name, tensor)| loaded.parameters()[name].equal(tensor)));
+
+    let mut tensors = copies(&own);
+    tensors.insert("extra.weight".into(), Tensor::zeros([2], tch::kind::FLOAT_CPU));
+    tensors.retain(|name, _| !["conv_in.bias", "conv_out.bias"].contains(&name.as_str()));
+    save(&tensors, &file);
+    assert_eq!(
+        load(Some(&file), None).err().unwrap(),
+        format!(
+            "{}: the tensors do not fit the configuration; 2 missing: conv_in.bias, conv_out.bias; \
+             1 unexpected: extra.weight",
+            file.display()
+        )
+    );
+
+    // Changed weights that the checkpoint does not have are the change's fault, not the checkpoint's.
+    save(&copies(&own), &file);
+    let changed = folder.path().join("changed.pt");
+    save(
+        &BTreeMap::from([
+            ("conv_in.biass".to_owned(), own.parameters()["conv_in.bias"].copy()),
+            ("conv_out.bias".to_owned(), Tensor::zeros([7], tch::kind::FLOAT_CPU)),
+        ]),
+        &changed,
+    );
+    assert_eq!(
+        load(Some(&file), Some(&changed)).err().unwrap(),
+        format!(
+            "{}: the tensors do not fit the configuration; 1 of another shape: conv_out.bias [7], expected [4]; \
+             1 unexpected: conv_in.biass",
+            changed.display()
+        )
+    );
+    save(&BTreeMap::from([("conv_out.bias".to_owned(), &own.parameters()["conv_out.bias"] + 1.0)]), &changed);
+    let loaded = load(Some(&file), Some(&changed)).unwrap();
+    let rise = &loaded.parameters()["conv_out.bias"] - &own.parameters()["conv_out.bias"];
+    assert!((rise - 1.0).abs().max().double_value(&[]) < 1e-6);
+}
+
+/// Numbers as diffusers 0.42 counts them for the same config.json.
+#[test]
+fn the_published_network_has_its_size() {
+    let unet = UNet::new(&path("configs/mscoco/unet/config.json"), Weights::blank()).unwrap();
+    let count = |selection: Selection| {
+        let names = selection.of(unet.parameters().keys()).unwrap();
+        (names.len(), names.iter().map(|name| unet.parameters()[name].numel()).sum::<usize>())
+    };
+    assert_eq!(count(Selection::All), (684, 57_373_316));
+    assert_eq!(count(Selection::CrossAttnKv), (32, 7_077_888));
+    assert_eq!(unet.config().latent_shape(), Some([4, 16, 16]));
+    let schedule = NoiseSchedule::load(&path("configs/mscoco/scheduler")).unwrap();
+    assert_eq!(schedule.train_timesteps(), 1000);
+    assert_eq!(schedule.timesteps(1000).unwrap()[999], 0);
+}
