@@ -170,9 +170,8 @@ fn the_chosen_weights_and_no_others_change() {
     };
     let all = names("all");
     let keys_and_values = |name: &str| name.contains("attn2.to_k") || name.contains("attn2.to_v");
-    let of = |chosen: &dyn Fn(&str) -> bool| {
-        all.iter().filter(|name| chosen(name)).cloned().collect::<Vec<_>>()
-    };
+    let of =
+        |chosen: &dyn Fn(&str) -> bool| all.iter().filter(|name| chosen(name)).cloned().collect::<Vec<_>>();
     assert!(all.len() > 200 && all.iter().any(|name| name == "conv_in.bias"), "{}", all.len());
     assert_eq!(names("cross-attn-kv"), of(&keys_and_values));
     assert_eq!(names("cross-attn"), of(&|name| name.contains("attn2")));
