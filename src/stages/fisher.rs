@@ -43,9 +43,11 @@ params! {
         batch_size: u32 [1..=100_000] = 32,
         /// Seed of timesteps, captions and noise.
         seed: u32 = 0,
-        /// `batch`: one caption index for all rows of a batch, as published; `row`: one for each row.
+        /// `batch`: one caption index for all rows of a batch, as published, though each was meant to draw its own;
+        /// `row`: one for each row.
         caption_draw: Draw = Draw::Batch,
-        /// `batch`: mean of batch means, as published; `row`: mean over rows.
+        /// `batch`: mean of batch means, as published, in which the rows of a short last batch count more; `row`: mean
+        /// over rows.
         weighting: Weight = Weight::Batch,
         /// The weights to compute it for; must hold those that `unlearn` changes.
         select: Select = Select(Selection::All),

@@ -34,7 +34,8 @@ params! {
         captions: u32 [1..=1000] = 5,
         /// Seed of the noise.
         seed: u32 = 0,
-        /// `batch`: one draw per batch, as published; `image`: one per image and timestep.
+        /// `batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
+        /// `image`: one per image and timestep, which nothing else changes.
         noise: Noise = Noise::Batch,
         /// Rows (image x caption x timestep) that one draw covers with `noise = "batch"`; without effect with `image`.
         batch_size: u32 [1..=100_000_000] = 8000,

@@ -1,6 +1,7 @@
 //! Drawing a list of captions: what a caption's image depends on, and what is drawn again.
 
 use attrflow::io::npy::Npy;
+use safetensors::SafeTensors;
 
 use crate::project::{Project, Ran};
 
@@ -127,6 +128,22 @@ fn line_ends_are_not_captions() {
         let errors = ran.events("stage_failed", "error");
         assert!(ran.code == 1 && errors.len() == 1 && errors[0].ends_with(part), "{ran:?}");
     }
+}
+
+#[test]
+fn latents_that_are_no_numbers_are_named_by_caption_and_timestep() {
+    let project = project();
+    let mut bytes =
+        fs_err::read(project.path("data/demo/model/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let (header, file) = SafeTensors::read_metadata(&bytes).unwrap();
+    let bias = 8 + header + file.info("conv_out.bias").unwrap().data_offsets.0;
+    bytes[bias..bias + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    project.write("spoilt.bin", bytes);
+    project.edit("pipelines/draw.toml", "captions =", "checkpoint = \"../spoilt.bin\"\ncaptions =");
+    let ran = project.attrflow(["run", "pipelines/draw.toml", "--json", "--device", "cpu", "--jobs", "1"]);
+    let errors = ran.events("stage_failed", "error");
+    assert_eq!(ran.code, 1);
+    assert_eq!(errors, ["the latents of caption 0 are not finite after the step at timestep 750"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use safetensors::SafeTensors;
+
 use crate::project::{DEMO, Project, Ran, copy};
 use crate::published::{Files, Published};
 
@@ -148,6 +150,36 @@ fn the_published_quirks_are_the_defaults_and_run() {
     for stage in ["pretrain_loss", "generate", "fisher", "unlearn[0]", "influence[1]"] {
         assert!(ran.computed().contains(&stage.to_owned()), "{stage}: {ran:?}");
     }
+}
+
+#[test]
+fn the_chosen_weights_and_no_others_change() {
+    let (project, _) = project();
+    let names = |select: &str| {
+        let select = format!("unlearn.select={select}");
+        let sets = ["compute.fisher=true", "fisher.select=all", "unlearn.steps=2", &select];
+        let sets = SMALL.iter().chain(&sets).flat_map(|set| ["--set", set]);
+        let target = ["run", "pipelines/mscoco.toml", "--device", "cpu", "--target", "unlearn[0]"];
+        let ran = project.attrflow(target.into_iter().chain(sets));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        let bytes = fs_err::read(project.path("results/mscoco/unlearn/0/unlearned.safetensors")).unwrap();
+        let mut names: Vec<String> =
+            SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    let all = names("all");
+    let keys_and_values = |name: &str| name.contains("attn2.to_k") || name.contains("attn2.to_v");
+    let of =
+        |chosen: &dyn Fn(&str) -> bool| all.iter().filter(|name| chosen(name)).cloned().collect::<Vec<_>>();
+    assert!(all.len() > 200 && all.iter().any(|name| name == "conv_in.bias"), "{}", all.len());
+    assert_eq!(names("cross-attn-kv"), of(&keys_and_values));
+    assert_eq!(names("cross-attn"), of(&|name| name.contains("attn2")));
+    assert_eq!(names("attn"), of(&|name| name.contains("attn")));
+    assert_eq!(
+        names(r#"["conv_in", "norm3"]"#),
+        of(&|name| name.contains("conv_in") || name.contains("norm3"))
+    );
 }
 
 #[test]
