@@ -15,3 +15,4 @@ mod sizes;
 mod tokenizer;
 mod unet;
 mod vae;
+mod written;
