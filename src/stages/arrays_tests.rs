@@ -55,7 +55,7 @@ fn read(texts: &NpyRows, rows: &[usize]) {
     }
 }
 
-/// The most memory that the process ever held, in bytes, and of that what stands in files.
+/// The most memory that the process ever held, in bytes.
 fn peak() -> u64 {
     let status = fs_err::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -65,23 +65,24 @@ fn peak() -> u64 {
 #[track_caller]
 fn assert_memory_is_small() {
     println!("at most {:.2} GB of memory", peak() as f64 / 1e9);
-    assert!(peak() < 2_000_000_000, "{} bytes of memory", peak());
+    assert!(peak() < 1_000_000_000, "{} bytes of memory", peak());
 }
 
 #[test]
 fn batches_all_over_sixty_gigabytes_fit_into_memory() {
+    tch::set_num_threads(1); // so short are the tensors' lives that threads would only wait for each other
     let (_file, texts) = texts();
-    // 2000 batches of eight texts, far from each other.
+    // 2000 batches of texts, far from each other.
     for batch in 0..2000 {
         let first = batch * (IMAGES * CAPTIONS / 2000);
-        read(&texts, &[first, first + 1, first + 70, first + 2, first + 3, first + 120, first, first + 9]);
+        read(&texts, &[first + 70, first]);
     }
     for row in WRITTEN {
         read(&texts, &[row]);
     }
-    // And four gigabytes in a stretch.
-    let first = WRITTEN[2] - 10_000;
-    for batch in 0..250 {
+    // And more than a gigabyte in a stretch: a map of the file would hold all of it.
+    let first = WRITTEN[2] - 4_000;
+    for batch in 0..80 {
         read(&texts, &(first + 100 * batch..first + 100 * (batch + 1)).collect::<Vec<_>>());
     }
     assert_memory_is_small();
@@ -90,6 +91,7 @@ fn batches_all_over_sixty_gigabytes_fit_into_memory() {
 #[test]
 #[ignore = "reads 60 GB: see the head of this file"]
 fn every_text_of_sixty_gigabytes() {
+    tch::set_num_threads(1); // so short are the tensors' lives that threads would only wait for each other
     let (_file, texts) = texts();
     let start = std::time::Instant::now();
     let all: Vec<usize> = (0..IMAGES * CAPTIONS).collect();

@@ -17,3 +17,4 @@ mod sizes;
 mod tokenizer;
 mod unet;
 mod vae;
+mod written;
