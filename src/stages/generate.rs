@@ -4,10 +4,11 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 
+use super::accept::Outputs;
 use super::arrays::values;
-use super::device;
 use super::latents::embed;
 use super::loss::load_unet;
+use super::{accept, device};
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy_writer;
 use crate::math::noise::Draws;
@@ -56,6 +57,10 @@ impl Stage for Generate {
         Output { name: "latents", file: "latents.npy", doc: "float32 [1, C, H, W]" },
         Output { name: "text_embeddings", file: "text_embeddings.npy", doc: "float32 [1, 1, L, D]" },
     ];
+
+    fn accept(_: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        accept::queries(inputs, 1, outputs)
+    }
 }
 
 impl Compute for Generate {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::accept::Outputs;
 use super::loss::{self, LossParams};
 use crate::param::Validate;
 use crate::params;
@@ -42,6 +43,10 @@ impl Stage for PretrainLoss {
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        loss::accept(&params.loss, inputs, &outputs["losses"])
     }
 }
 
