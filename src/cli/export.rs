@@ -73,8 +73,11 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The stages whose results are written, each with its outputs and inputs by port.
-struct Results<'a>(Vec<(&'a StageNode, BTreeMap<&'a str, PathBuf>, BTreeMap<String, PathBuf>)>);
+/// Paths by port.
+type Paths = BTreeMap<String, PathBuf>;
+
+/// The stages whose results are written, each with its outputs and inputs.
+struct Results<'a>(Vec<(&'a StageNode, Paths, Paths)>);
 
 impl<'a> Results<'a> {
     /// The results of the selected stages of these kinds, all of which must be up to date.
@@ -102,12 +105,11 @@ impl<'a> Results<'a> {
         let mut results = Vec::new();
         for (index, entry) in done.iter().filter(|(index, _)| wanted(index)) {
             let node = &project.pipeline.stages[*index];
-            let path =
-                |port: &'static str| Some((port, project.store.path(&entry.outputs.get(port)?.digest)));
-            let outputs = node.kind.outputs().iter().filter_map(|port| path(port.name)).collect();
+            let outputs = entry.outputs.iter();
+            let outputs = outputs.map(|(port, file)| (port.clone(), project.store.path(&file.digest)));
             let inputs = planner.inputs(node, &done).map_err(|error| Failure::Refused(error.to_string()))?;
             let inputs = inputs.map(|inputs| inputs.paths).unwrap_or_default();
-            results.push((node, outputs, inputs));
+            results.push((node, outputs.collect(), inputs));
         }
         if results.is_empty() {
             let kinds = kinds.join(", ");

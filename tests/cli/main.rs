@@ -2,9 +2,11 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
+mod adopt;
 mod bad_data;
 mod bad_input;
 mod edits;
+mod export;
 mod kill;
 mod project;
 mod reports;
