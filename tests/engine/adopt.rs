@@ -191,7 +191,7 @@ fn what_is_refused_is_recorded_nowhere() {
 #[test]
 fn a_kind_takes_nothing_unless_it_says_what() {
     let project = Project::new(
-        "[stages.lines]\nkind = \"count\"\ninputs = { from = \"../source.txt\" }\n\
+        "[stages.lines]\nkind = \"count\"\nparams = { say = {} }\ninputs = { from = \"../source.txt\" }\n\
          [stages.echo]\nkind = \"echo\"\ninputs = { lines = \"lines.lines\" }\n",
         "",
     );
