@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::plan::Reason;
-use crate::store::Artifact;
+use crate::store::{Adopted, Artifact};
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
@@ -31,6 +31,9 @@ pub enum Event {
         stage: String,
         /// Its outputs by port.
         outputs: BTreeMap<String, Shown>,
+        /// Where the outputs come from, if they were adopted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        adopted: Option<Adopted>,
     },
     /// A stage begins to compute.
     StageStarted {

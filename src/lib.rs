@@ -1,13 +1,15 @@
 //! attrflow: which training images made a text-to-image diffusion model draw this?
 //!
-//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `exec`, `store`, `manifest`, `event`) never computes a
-//! tensor and never prints. The computation (`stages`, `math`, `nn`, `io`) never knows the store, the plan or
-//! the terminal. [`cli`] alone knows both.
+//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `exec`, `adopt`, `store`, `manifest`, `event`)
+//! never computes a tensor and never prints. The computation (`stages`, `math`, `nn`, `io`, and `export`, which
+//! writes results in others' formats) never knows the store, the plan or the terminal. [`cli`] alone knows both.
 
+pub mod adopt;
 pub mod cli;
 pub mod digest;
 pub mod event;
 pub mod exec;
+pub mod export;
 pub mod graph;
 pub mod io;
 pub mod manifest;

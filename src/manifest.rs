@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::recipe::{Numerics, Recipe};
-use crate::store::Artifact;
+use crate::store::{Adopted, Artifact};
 
-/// Version of the manifest's form.
-pub const FORMAT: u32 = 1;
+/// Version of the manifest's form: 2 added `adopted`, without which a manifest of 1 is read too.
+pub const FORMAT: u32 = 2;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,6 +93,9 @@ pub struct StageRecord {
     pub sources: BTreeMap<String, PathBuf>,
     /// Outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
+    /// Where the outputs come from, if the stage never computed them here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
     /// Units that computed in this run.
     pub units_run: usize,
     /// Units that were in the cache.

@@ -12,7 +12,7 @@ use crate::manifest;
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::recipe::{self, Change, Numerics, Recipe};
 use crate::stage::Unit;
-use crate::store::{Entry, Store, StoreError};
+use crate::store::{Entry, Found, Store, StoreError};
 
 /// Why a stage computes.
 #[derive(Debug, Clone, Serialize, PartialEq)]
@@ -27,6 +27,11 @@ pub enum Reason {
     },
     /// The recipe is the last run's, but its result is not in the cache: removed, or never finished.
     Missing,
+    /// Its result was adopted, and the files are no longer what they were.
+    Lost {
+        /// What became of them.
+        what: String,
+    },
     /// The user asked for it.
     Forced,
 }
@@ -36,6 +41,7 @@ impl std::fmt::Display for Reason {
         match self {
             Self::First => f.write_str("never run before"),
             Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
+            Self::Lost { what } => f.write_str(what),
             Self::Forced => f.write_str("forced"),
             Self::Changed { changes } => {
                 let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
@@ -218,14 +224,15 @@ impl<'a> Planner<'a> {
         if self.forced.contains(&index) {
             return Ok(Verdict::Run(Box::new(recipe), inputs, Reason::Forced));
         }
-        if let Some(entry) = self.store.lookup(&recipe.fingerprint())? {
-            return Ok(Verdict::Reuse(Box::new(entry)));
-        }
-        let reason = match self.last(&stage.id) {
-            None => Reason::First,
-            Some(last) => match recipe::changes(last, &recipe) {
-                changes if changes.is_empty() => Reason::Missing,
-                changes => Reason::Changed { changes },
+        let reason = match self.store.find(&recipe.fingerprint())? {
+            Found::Stands(entry) => return Ok(Verdict::Reuse(entry)),
+            Found::Lost(what) => Reason::Lost { what },
+            Found::Nothing => match self.last(&stage.id) {
+                None => Reason::First,
+                Some(last) => match recipe::changes(last, &recipe) {
+                    changes if changes.is_empty() => Reason::Missing,
+                    changes => Reason::Changed { changes },
+                },
             },
         };
         Ok(Verdict::Run(Box::new(recipe), inputs, reason))

@@ -166,6 +166,21 @@ pub trait Stage: Sync + 'static {
     fn units(_params: &Self::Params, _inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         Ok(None)
     }
+
+    /// Refuses files, by output port, that cannot be what these parameters and inputs give.
+    ///
+    /// They come from elsewhere and are to stand for the stage's outputs. Looks at headers, and at values where
+    /// there are few.
+    ///
+    /// # Errors
+    /// The file, what was found and what was expected; for a kind that does not say otherwise, that it takes none.
+    fn accept(
+        _params: &Self::Params,
+        _inputs: &Inputs,
+        _outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        anyhow::bail!("the kind `{}` takes no outputs from elsewhere", Self::KIND)
+    }
 }
 
 /// How a kind is computed, inside a worker.
@@ -252,6 +267,16 @@ pub trait Kind: Sync {
     /// # Errors
     /// As there.
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+    /// [`Stage::accept`].
+    ///
+    /// # Errors
+    /// As there.
+    fn accept(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()>;
 }
 
 impl<S: Stage> Kind for S {
@@ -296,6 +321,14 @@ impl<S: Stage> Kind for S {
     }
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)
+    }
+    fn accept(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        S::accept(&from_json::<S>(params), inputs, outputs)
     }
 }
 

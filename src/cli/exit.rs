@@ -8,7 +8,7 @@ const STAGE_FAILED: i32 = 1;
 pub(super) const USAGE: i32 = 2;
 const CACHE: i32 = 4;
 
-pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed, 2 the pipeline or the command line is wrong, \
+pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed or files were refused, 2 the pipeline or the command line is wrong, \
 4 the cache is damaged or cannot be used, 130 interrupted.";
 
 /// Why a command did not do what it was asked.
@@ -26,6 +26,9 @@ pub enum Failure {
     /// Something that the program needs is missing.
     #[error("{0}")]
     Missing(String),
+    /// Files or results that are not as the command needs them.
+    #[error("{0}")]
+    Refused(String),
     /// The cache cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -34,7 +37,7 @@ pub enum Failure {
 /// The exit code that stands for a failure.
 pub fn exit_code(failure: &Failure) -> i32 {
     match failure {
-        Failure::Stages(_) | Failure::Missing(_) => STAGE_FAILED,
+        Failure::Stages(_) | Failure::Missing(_) | Failure::Refused(_) => STAGE_FAILED,
         Failure::Pipeline(..) | Failure::Usage(_) => USAGE,
         Failure::Store(_) => CACHE,
     }

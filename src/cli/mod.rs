@@ -1,7 +1,9 @@
 //! The command line: one file per verb, one row per verb below.
 
+mod adopt;
 mod doctor;
 mod exit;
+mod export;
 mod plan;
 mod project;
 mod run;
@@ -36,6 +38,10 @@ enum Command {
     Plan(plan::Args),
     /// Show what stands, and where
     Status(status::Args),
+    /// Let files from elsewhere stand for a stage's outputs, without a copy
+    Adopt(adopt::Args),
+    /// Write results as the published experiment does, or for diffusers
+    Export(export::Args),
     /// Show the stage kinds, their ports and parameters
     Stages(stages::Args),
     /// Check libtorch and devices
@@ -63,6 +69,8 @@ pub fn main(registry: &Registry) -> i32 {
         Command::Run(args) => run::run(args, registry, &filter),
         Command::Plan(args) => plan::plan(args, registry),
         Command::Status(args) => status::status(args, registry),
+        Command::Adopt(args) => adopt::adopt(args, registry),
+        Command::Export(args) => export::export(args, registry),
         Command::Stages(args) => stages::stages(args, registry),
         Command::Doctor(args) => doctor::doctor(args),
     };

@@ -7,8 +7,9 @@ use super::exit::Failure;
 use super::project::{Project, ProjectArgs};
 use crate::graph;
 use crate::plan::{Planner, Verdict};
-use crate::report::{Table, print};
+use crate::report::{Table, print, short_path};
 use crate::stage::Registry;
+use crate::store::Adopted;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -45,7 +46,9 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
                 Verdict::Wait { upstream, certain } => {
                     json!({ "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain })
                 }
-                Verdict::Reuse(entry) => json!({ "stage": stage, "verdict": verb, "outputs": entry.outputs }),
+                Verdict::Reuse(entry) => json!({
+                    "stage": stage, "verdict": verb, "outputs": entry.outputs, "adopted": entry.adopted
+                }),
                 Verdict::Fail(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
             };
             print(&format!("{line}\n"));
@@ -62,9 +65,17 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
     if fail > 0 { Err(Failure::Stages(fail)) } else { Ok(()) }
 }
 
+/// Where adopted outputs are, as seen from the current folder.
+fn places(adopted: &Adopted) -> String {
+    adopted.paths.values().map(|path| short_path(path)).collect::<Vec<_>>().join(", ")
+}
+
 fn words(verdict: &Verdict) -> (usize, &'static str, String) {
     match verdict {
-        Verdict::Reuse(entry) => (0, "reuse", format!("made in {:.1} s", entry.seconds)),
+        Verdict::Reuse(entry) => match &entry.adopted {
+            Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
+            None => (0, "reuse", format!("made in {:.1} s", entry.seconds)),
+        },
         Verdict::Run(_, _, reason) => (1, "run", reason.to_string()),
         Verdict::Wait { upstream, certain: None } => {
             (2, "run if", format!("{} changes its output", upstream.join(" or ")))

@@ -16,12 +16,19 @@ use crate::store::Store;
 pub(super) struct ProjectArgs {
     /// The pipeline file, such as pipelines/demo.toml
     pub pipeline: PathBuf,
-    /// Override a config value: --set loss.time_samples=5 (repeatable)
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
     #[arg(long = "target", value_name = "STAGE")]
     pub targets: Vec<String>,
+}
+
+/// What changes a pipeline for one command, and where its cache is.
+#[derive(Debug, Args)]
+pub(super) struct Settings {
+    /// Override a config value: --set loss.time_samples=5 (repeatable)
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
     /// Where to compute: auto, cpu, cuda, or a list such as cuda:0,cuda:1
     #[arg(long)]
     pub device: Option<String>,
@@ -43,10 +50,17 @@ pub(super) struct Project {
 impl ProjectArgs {
     /// Reads the pipeline and opens its cache.
     pub fn open(&self, registry: &Registry) -> Result<Project, Failure> {
-        let (pipeline, sources) = pipeline::load(&self.pipeline, &self.sets, registry)
+        self.settings.open(&self.pipeline, &self.targets, registry)
+    }
+}
+
+impl Settings {
+    /// Reads a pipeline, selects the targets and what they need, and opens the cache.
+    pub fn open(&self, file: &Path, targets: &[String], registry: &Registry) -> Result<Project, Failure> {
+        let (pipeline, sources) = pipeline::load(file, &self.sets, registry)
             .map_err(|(problems, sources)| Failure::Pipeline(problems, sources))?;
         let mut graph = Graph::new(&pipeline).map_err(|problems| Failure::Pipeline(problems, sources))?;
-        graph.select(&self.targets, &pipeline).map_err(Failure::Usage)?;
+        graph.select(targets, &pipeline).map_err(Failure::Usage)?;
         let cache = self.cache.clone().unwrap_or_else(|| pipeline.root.join("cache"));
         let store = Store::open(&cache)?;
         let results = pipeline.root.join("results").join(&pipeline.name);

@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         forced: &forced,
         results: project.results.clone(),
         file: args.project.pipeline.clone(),
-        sets: args.project.sets.clone(),
+        sets: args.project.settings.sets.clone(),
         conditions,
         emit: &|event| reporter.lock().expect("reporters do not panic").hear(&event),
     };

@@ -29,9 +29,11 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let stage = &project.pipeline.stages[*index];
         let folder = project.results.join(stage.folder());
         let (state, entry) = match verdict {
+            Verdict::Reuse(entry) if entry.adopted.is_some() => ("adopted", Some(entry)),
             Verdict::Reuse(entry) => ("up to date", Some(entry)),
             Verdict::Run(_, _, Reason::First) => ("never run", None),
             Verdict::Run(_, _, Reason::Missing) => ("not in cache", None),
+            Verdict::Run(_, _, Reason::Lost { .. }) => ("lost", None),
             Verdict::Run(..) => ("out of date", None),
             Verdict::Wait { certain: None, .. } => ("waits", None),
             Verdict::Wait { certain: Some(Reason::First), .. } => ("never run", None),
@@ -41,13 +43,18 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());
         if args.json {
             let seconds = entry.map(|entry| entry.seconds);
+            let adopted = entry.and_then(|entry| entry.adopted.as_ref());
             print(&format!(
                 "{}\n",
-                json!({ "stage": stage.id, "state": state, "bytes": bytes, "seconds": seconds, "results": folder })
+                json!({
+                    "stage": stage.id, "state": state, "bytes": bytes, "seconds": seconds,
+                    "results": folder, "adopted": adopted
+                })
             ));
         }
         let shown = entry.filter(|_| folder.exists()).map(|_| short_path(&folder)).unwrap_or_default();
-        let seconds = entry.map(|entry| format!("{:.1} s", entry.seconds)).unwrap_or_default();
+        let computed = entry.filter(|entry| entry.adopted.is_none());
+        let seconds = computed.map(|entry| format!("{:.1} s", entry.seconds)).unwrap_or_default();
         table.row([stage.id.clone(), state.to_owned(), bytes.map(size).unwrap_or_default(), seconds, shown]);
     }
     if !args.json {

@@ -14,7 +14,7 @@ use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
 use crate::stage::{self, Inputs, Unit};
-use crate::store::{Entry, StoreError, View};
+use crate::store::{Artifact, Entry, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
@@ -130,13 +130,15 @@ impl<'a> Coordinator<'a> {
 
     fn reuse(&mut self, stage: usize, entry: Entry) -> Result<(), StoreError> {
         let outputs = self.show(stage, &entry)?;
-        self.emit(Event::StageReused { stage: self.id(stage), outputs });
+        let adopted = entry.adopted.clone();
+        self.emit(Event::StageReused { stage: self.id(stage), outputs, adopted });
         let record = StageRecord {
             outcome: Outcome::Reused,
             seconds: entry.seconds,
             ..self.record(stage, Some(&entry.recipe))
         };
-        self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
+        let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
+        self.records.insert(stage, StageRecord { outputs, adopted, ..record });
         self.done.insert(stage, entry);
         Ok(())
     }
@@ -150,6 +152,11 @@ impl<'a> Coordinator<'a> {
         reason: Reason,
     ) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
+        // Whoever counted on the files must hear of it, whatever the form of the report.
+        if let Reason::Lost { what } = &reason {
+            let message = format!("{what}; `{}` is computed instead", node.id);
+            self.emit(Event::Log { level: "WARN".into(), message });
+        }
         let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
         let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
         let jobs = match units {
@@ -217,6 +224,7 @@ impl<'a> Coordinator<'a> {
             part,
             recipe,
             sources: self.sources(stage),
+            upstream: self.upstream(stage),
             forced: work.forced,
             spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
         }
@@ -282,7 +290,9 @@ impl<'a> Coordinator<'a> {
         let units_run = if work.units.is_empty() { 1 } else { work.units_run };
         self.emit(Event::StageFinished { stage: self.id(stage), seconds, outputs });
         let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
-        self.records.insert(stage, StageRecord { outputs: entry.outputs.clone(), ..record });
+        // Another process may have adopted it while this one waited for the lock.
+        let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
+        self.records.insert(stage, StageRecord { outputs, adopted, ..record });
         self.done.insert(stage, entry);
         self.wake_readers(stage)
     }
@@ -330,6 +340,18 @@ impl<'a> Coordinator<'a> {
         sources.collect()
     }
 
+    /// The outputs of other stages that a stage reads, whole or in part, by port.
+    fn upstream(&self, stage: usize) -> BTreeMap<String, Artifact> {
+        let inputs = self.run.pipeline.stages[stage].inputs.iter();
+        let artifacts = inputs.filter_map(|(port, source)| match source {
+            Source::File(_) => None,
+            Source::Port { stage, port: output, .. } => {
+                Some((port.clone(), self.done.get(stage)?.outputs.get(output)?.clone()))
+            }
+        });
+        artifacts.collect()
+    }
+
     /// A record with what is known of a stage before it is known how it ended.
     fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
         let node = &self.run.pipeline.stages[stage];
@@ -340,6 +362,7 @@ impl<'a> Coordinator<'a> {
             recipe: recipe.cloned(),
             sources: self.sources(stage),
             outputs: BTreeMap::new(),
+            adopted: None,
             units_run: 0,
             units_reused: 0,
             seconds: 0.0,

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use crate::recipe::Recipe;
 use crate::stage::{Inputs, Kind, Unit};
-use crate::store::{Entry, Scratch, Store, StoreError};
+use crate::store::{Artifact, Entry, Scratch, Store, StoreError};
 use serde_json::Value as Json;
 
 /// A task with what is needed to keep its result.
@@ -26,6 +26,8 @@ pub(super) struct Job {
     pub recipe: Recipe,
     /// What it reads outside the store, by port.
     pub sources: BTreeMap<String, PathBuf>,
+    /// What it reads in the store, by port.
+    pub upstream: BTreeMap<String, Artifact>,
     /// Compute whatever the cache holds.
     pub forced: bool,
     /// Seconds that the units cost which a merge joins, in this run or an earlier one.
@@ -132,6 +134,8 @@ enum JobError {
     Store(#[from] StoreError),
     #[error("the input `{port}` changed while it was read: {path}", path = path.display())]
     Changed { port: String, path: PathBuf },
+    #[error("the input `{port}` changed while it was read: {what}")]
+    Lost { port: String, what: String },
     #[error("the runner broke on this job, which is a fault of attrflow; -vvv tells more")]
     Panic,
 }
@@ -180,6 +184,12 @@ fn perform(
         let expected = job.recipe.inputs.get(port);
         if expected.is_some_and(|expected| store.source(path).ok().as_ref() != Some(expected)) {
             return Err(JobError::Changed { port: port.clone(), path: path.clone() });
+        }
+    }
+    // The store owns what stages wrote, but not what was adopted.
+    for (port, artifact) in &job.upstream {
+        if let Some(what) = store.loss(artifact)? {
+            return Err(JobError::Lost { port: port.clone(), what });
         }
     }
     let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ::image::codecs::jpeg::JpegEncoder;
 use ::image::{DynamicImage, ImageBuffer, ImageReader, Pixel, Rgb, RgbImage};
 
 pub use super::resize::shorter_side as resize_shorter_side;
@@ -127,6 +128,17 @@ pub fn save_png(rgb: &RgbImage, path: impl AsRef<Path>) -> Result<(), ImageError
     Ok(fs_err::write(path, bytes.into_inner())?)
 }
 
+/// Writes a JPEG of quality 90.
+pub fn save_jpeg(rgb: &RgbImage, path: impl AsRef<Path>) -> Result<(), ImageError> {
+    const QUALITY: u8 = 90;
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, QUALITY)
+        .encode_image(rgb)
+        .map_err(|source| ImageError::Encode { path: path.into(), source })?;
+    Ok(fs_err::write(path, bytes)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +153,19 @@ mod tests {
         let path = folder.path().join("a.png");
         save_png(&ramp(30, 20), &path).unwrap();
         assert_eq!(load_rgb(&path).unwrap(), ramp(30, 20));
+    }
+
+    #[test]
+    fn a_jpeg_comes_back_nearly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        // Smooth, as far as the 8 bits of its first channels go.
+        let rgb = RgbImage::from_fn(64, 48, |x, y| Rgb([2 * x as u8, 3 * y as u8, (x + y) as u8]));
+        save_jpeg(&rgb, &path).unwrap();
+        let back = load_rgb(&path).unwrap();
+        assert_eq!(back.dimensions(), (64, 48));
+        let errors = rgb.as_raw().iter().zip(back.as_raw()).map(|(a, b)| u32::from(a.abs_diff(*b)));
+        assert!(errors.clone().max().unwrap() < 40 && errors.sum::<u32>() < 5 * 3 * 64 * 48);
     }
 
     #[test]

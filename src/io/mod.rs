@@ -13,9 +13,11 @@ mod partial;
 pub mod pickle;
 pub mod picture;
 pub mod resize;
+pub mod tensor_file;
 pub mod torch_file;
 
 pub use coco::Captions;
 pub use npy::Npy;
 pub use npy_writer::NpyWriter;
+pub use tensor_file::TensorFile;
 pub use torch_file::TorchFile;

@@ -151,8 +151,9 @@ struct Summary {
 impl Summary {
     fn hear(&mut self, event: &Event) {
         let row = match event {
-            Event::StageReused { stage, outputs } => {
-                [stage.clone(), "reused".into(), String::new(), place(outputs)]
+            Event::StageReused { stage, outputs, adopted } => {
+                let word = if adopted.is_some() { "adopted" } else { "reused" };
+                [stage.clone(), word.into(), String::new(), place(outputs)]
             }
             Event::StageFinished { stage, seconds, outputs } => {
                 [stage.clone(), "ran".into(), duration(*seconds), place(outputs)]

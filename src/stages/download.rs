@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
+use super::accept::{self, Outputs};
 use crate::io::archive::{Limits, unpack_volumes};
 use crate::io::fetch::{Options, fetch};
 use crate::param::{Location, Validate};
@@ -137,6 +138,16 @@ impl Stage for Download {
             json!({ "to": file.target(), "unpack": file.unpack, "sha256": sha256, "address": address })
         });
         json!({ "files": files.collect::<Vec<_>>() })
+    }
+
+    /// What an archive holds is not known without it; every other file has its name.
+    fn accept(params: &Params, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        let folder = &outputs["files"];
+        anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
+        for file in params.files.iter().filter(|file| !file.unpack) {
+            accept::below(folder, file.target(), file.sha256.as_deref())?;
+        }
+        Ok(())
     }
 }
 

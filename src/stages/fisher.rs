@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::accept::Outputs;
 use super::arrays::{TrainingSet, count_images};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
-use super::{arrays, spans, tensors};
+use super::{accept, arrays, spans, tensors};
+use crate::io::torch_file::Dtype;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
@@ -104,6 +106,10 @@ impl Stage for Fisher {
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
         Ok(Some(spans::units("batches", params.spec().batches(latents.rows()), 1)))
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        accept::weights(&outputs["fisher"], inputs, &params.select.0, &[Dtype::F64, Dtype::F32])
     }
 }
 

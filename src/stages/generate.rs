@@ -6,10 +6,11 @@ use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 use tch::{Device, Tensor};
 
+use super::accept::Outputs;
 use super::arrays::values;
-use super::device;
 use super::latents::embed;
 use super::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, load_unet};
+use super::{accept, device};
 use crate::io::caption_list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy_writer;
@@ -132,10 +133,7 @@ impl Stage for Generate {
     }
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        let captions = match inputs.get(CAPTIONS) {
-            Some(path) => caption_list::read(path)?,
-            None => params.caption.iter().cloned().collect(),
-        };
+        let captions = captions(params, inputs)?;
         let size = params.batch_size as usize;
         let unit = |(batch, captions): (usize, &[String])| {
             let (first, end) = (batch * size, batch * size + captions.len());
@@ -143,6 +141,10 @@ impl Stage for Generate {
             Unit { name: format!("captions {first}..{end}"), span, steps: params.steps.into() }
         };
         Ok(Some(captions.chunks(size).enumerate().map(unit).collect()))
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        accept::queries(inputs, captions(params, inputs)?.len(), outputs)
     }
 }
 
@@ -180,6 +182,14 @@ impl Compute for Generate {
         }
         Ok(())
     }
+}
+
+/// What to draw.
+fn captions(params: &Params, inputs: &Inputs) -> anyhow::Result<Vec<String>> {
+    Ok(match inputs.get(CAPTIONS) {
+        Some(path) => caption_list::read(path)?,
+        None => params.caption.iter().cloned().collect(),
+    })
 }
 
 /// Embeddings of the captions [n, L, D], and of the empty text [1, L, D].

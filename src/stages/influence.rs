@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde_json::{Value as Json, json};
 
+use super::accept::Outputs;
 use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_changed};
-use super::{arrays, table};
+use super::{accept, arrays, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
@@ -75,6 +76,15 @@ impl Stage for Influence {
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        loss::accept(&params.loss, inputs, &outputs["losses"])?;
+        let influence = accept::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
+        accept::ranking(&outputs["rank"], &influence)?;
+        accept::some_file(&outputs["table"])?;
+        accept::some_file(&outputs["top"])?;
+        Ok(load_rgb(&outputs["picture"]).map(drop)?)
     }
 }
 

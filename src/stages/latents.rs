@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use tch::{Device, Tensor};
 
+use super::accept::Outputs;
 use super::arrays::values;
 use super::network::{TEXT_ENCODER, TOKENIZER, VAE};
-use super::{device, spans};
+use super::{accept, device, spans};
 use crate::io::coco::{Captions, Item};
 use crate::io::image::{center_crop, load_rgb, to_unit};
 use crate::io::npy::Dtype;
@@ -38,6 +39,15 @@ choice! {
         Float32 = "float32",
         /// Two bytes a number, as published.
         Float16 = "float16",
+    }
+}
+
+impl Precision {
+    fn dtype(self) -> Dtype {
+        match self {
+            Precision::Float32 => Dtype::F32,
+            Precision::Float16 => Dtype::F16,
+        }
     }
 }
 
@@ -91,6 +101,10 @@ impl Stage for Latents {
         let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
         captions.check_files(inputs.path("images"))?;
         Ok(Some(spans::units("images", captions.items.len(), 8)))
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        accept::training_set(inputs, params.captions as usize, params.text_precision.dtype(), outputs)
     }
 }
 
@@ -185,10 +199,7 @@ fn write_texts(
 ) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
     let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
-    let dtype = match params.text_precision {
-        Precision::Float32 => Dtype::F32,
-        Precision::Float16 => Dtype::F16,
-    };
+    let dtype = params.text_precision.dtype();
     let mut writer = None;
     for item in items {
         let texts = embed(&tokenizer, &encoder, &item.captions, device)?; // [captions, L, D]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
-use super::{arrays, spans};
+use super::{accept, arrays, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
@@ -103,6 +103,14 @@ pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
         texts.path().display()
     );
     Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
+}
+
+/// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
+pub(super) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyhow::Result<()> {
+    // What could not be computed from these inputs was not computed from them.
+    units(params, inputs)?;
+    let (latents, _) = arrays::open(inputs)?;
+    accept::finite(file, latents.rows()).map(drop)
 }
 
 /// Computes one unit: the losses of its latents, float32 [n], into the folder `out`.

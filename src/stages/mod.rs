@@ -1,5 +1,6 @@
 //! The stage kinds: one file and one row each.
 
+mod accept;
 mod arrays;
 pub mod device;
 mod download;

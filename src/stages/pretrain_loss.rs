@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::accept::Outputs;
 use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use crate::param::Validate;
@@ -44,6 +45,10 @@ impl Stage for PretrainLoss {
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        loss::accept(&params.loss, inputs, &outputs["losses"])
     }
 }
 

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::accept::Outputs;
 use super::arrays::NpyRows;
 use super::fisher::IMAGES;
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
-use super::{arrays, device, tensors};
+use super::{accept, arrays, device, tensors};
+use crate::io::torch_file::Dtype;
 use crate::math::data::Rows;
 use crate::math::error::MathError;
 use crate::math::schedule::NoiseSchedule;
@@ -75,6 +77,10 @@ impl Stage for Unlearn {
         file: "unlearned.safetensors",
         doc: "float32 by weight name, only those that changed",
     }];
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        accept::weights(&outputs["weights"], inputs, &params.select.0, &[Dtype::F32])
+    }
 }
 
 impl Compute for Unlearn {

@@ -3,6 +3,7 @@
 //! ```text
 //! objects/ab/ab12…        the bytes of a file, or a folder, read-only
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
+//! objects/ab/ab12….adopted  where the bytes are, if the object only leads to them
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
 //! runs/PIPELINE/TIME.json   manifests
 //! locks/                    one file per fingerprint that is being computed
@@ -10,6 +11,7 @@
 //! ```
 //! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
 
+mod adopted;
 mod lock;
 mod scratch;
 mod stat;
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, Listed, Listing};
 use crate::recipe::{self, Recipe};
 
+pub use adopted::{Adopted, Stamp};
 pub use lock::Lock;
 pub use scratch::{Attempt, Scratch};
 pub use view::View;
@@ -73,8 +76,22 @@ pub struct Entry {
     pub recipe: Recipe,
     /// The outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
-    /// Seconds of computing.
+    /// Seconds of computing; none for what was adopted.
     pub seconds: f64,
+    /// Where the outputs come from, if they were not computed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// What the index knows of a fingerprint.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// No result, or one of which something is no longer there.
+    Nothing,
+    /// A result, and all its outputs stand.
+    Stands(Box<Entry>),
+    /// A result whose adopted files are gone or have changed: what happened, for people.
+    Lost(String),
 }
 
 /// The cache of a project.
@@ -121,10 +138,21 @@ impl Store {
     /// # Errors
     /// An index file that cannot be read.
     pub fn lookup(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
+        match self.find(fingerprint)? {
+            Found::Stands(entry) => Ok(Some(*entry)),
+            Found::Nothing | Found::Lost(_) => Ok(None),
+        }
+    }
+
+    /// The same, and what became of a result that no longer stands.
+    ///
+    /// # Errors
+    /// As [`Store::lookup`].
+    pub fn find(&self, fingerprint: &Digest) -> Result<Found> {
         let path = self.entry_path(fingerprint);
         let text = match fs_err::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(error.into()),
         };
         let entry: Entry = serde_json::from_slice(&text)
@@ -133,8 +161,15 @@ impl Store {
             let reason = "its recipe does not have the fingerprint of its name".into();
             return Err(StoreError::Damaged { path, reason });
         }
-        let stands = entry.outputs.values().all(|artifact| self.stands(artifact));
-        Ok(stands.then_some(entry))
+        for artifact in entry.outputs.values() {
+            if let Some(loss) = self.loss(artifact)? {
+                return Ok(Found::Lost(loss));
+            }
+            if !self.stands(artifact) {
+                return Ok(Found::Nothing);
+            }
+        }
+        Ok(Found::Stands(Box::new(entry)))
     }
 
     /// Whether an artifact is there, as far as a look at names and sizes tells.
@@ -157,10 +192,15 @@ impl Store {
         for (port, path) in outputs {
             stored.insert(port.clone(), self.publish(path)?);
         }
-        let entry = Entry { recipe: recipe.clone(), outputs: stored, seconds };
-        let text = serde_json::to_vec_pretty(&entry).map_err(std::io::Error::from)?;
-        self.write(&self.entry_path(&recipe.fingerprint()), &text)?;
+        let entry = Entry { recipe: recipe.clone(), outputs: stored, seconds, adopted: None };
+        self.index(&entry)?;
         Ok(entry)
+    }
+
+    /// Lets a recipe's fingerprint lead to its outputs, which must stand.
+    fn index(&self, entry: &Entry) -> Result<()> {
+        let text = serde_json::to_vec_pretty(entry).map_err(std::io::Error::from)?;
+        self.write(&self.entry_path(&entry.recipe.fingerprint()), &text)
     }
 
     /// Moves a file or folder into the objects.
@@ -172,15 +212,16 @@ impl Store {
         let artifact = if metadata.is_dir() {
             let listing = list(path, &|file| seal(file))?;
             sync_folders(path)?;
-            let digest = listing.digest();
-            let text = serde_json::to_vec(&listing).map_err(std::io::Error::from)?;
-            self.write(&self.listing_path(&digest), &text)?;
+            let digest = self.write_listing(&listing)?;
             Artifact { digest, size: listing.size(), folder: true }
         } else {
             Artifact { digest: seal(path)?, size: metadata.len(), folder: false }
         };
         let target = self.path(&artifact.digest);
-        if target.exists() {
+        if self.adopted(&artifact.digest)?.is_some() {
+            // Own bytes stand better than those of a file that may change.
+            self.disown(&artifact.digest)?;
+        } else if target.exists() {
             if digest_of(&target)? == artifact.digest {
                 return Ok(artifact);
             }
@@ -203,20 +244,32 @@ impl Store {
         path.into()
     }
 
+    fn write_listing(&self, listing: &Listing) -> Result<Digest> {
+        let digest = listing.digest();
+        let text = serde_json::to_vec(listing).map_err(std::io::Error::from)?;
+        self.write(&self.listing_path(&digest), &text)?;
+        Ok(digest)
+    }
+
     /// The digest of what stands at `sub` in a stored folder, `None` where nothing does.
     ///
     /// # Errors
     /// A listing that cannot be read.
     pub fn sub(&self, folder: &Digest, sub: &str) -> Result<Option<Digest>> {
+        Ok(self.listing(folder)?.and_then(|listing| listing.sub(sub)))
+    }
+
+    /// The files of a stored folder, `None` where they are not known.
+    fn listing(&self, folder: &Digest) -> Result<Option<Listing>> {
         let path = self.listing_path(folder);
         let text = match fs_err::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let listing: Listing = serde_json::from_slice(&text)
-            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })?;
-        Ok(listing.sub(sub))
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
     }
 
     /// The digest of a file or folder outside the store, from memory where it has not moved.
@@ -298,8 +351,9 @@ fn digest_of(path: &Path) -> Result<Digest> {
     Ok(Digest::of_file(path)?)
 }
 
+/// Removes a file, a folder and all below it, or a link and not what it leads to.
 fn remove(path: &Path) -> Result<()> {
-    match fs_err::metadata(path)?.is_dir() {
+    match fs_err::symlink_metadata(path)?.is_dir() {
         true => Ok(fs_err::remove_dir_all(path)?),
         false => Ok(fs_err::remove_file(path)?),
     }

@@ -1,6 +1,7 @@
 //! The results folder: a view of the store for people and their tools.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::{Artifact, Result, Store, remove};
@@ -25,13 +26,18 @@ impl View {
         Self { root: root.to_path_buf(), shown: record(root), swept: false }
     }
 
-    /// Makes `path` below the view show an artifact; costs one stat where it does already.
+    /// Makes `path` below the view show an artifact; costs next to nothing where it does already.
+    ///
+    /// An adopted one is shown by a link to where it is.
     ///
     /// # Errors
     /// A write that failed; what the path showed before is then still there.
     pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<PathBuf> {
         let target = self.root.join(path);
-        if self.shown.get(path) == Some(&artifact.digest) && target.exists() {
+        let adopted = store.adopted(&artifact.digest)?;
+        // Equal bytes may have been adopted, and computed or adopted from elsewhere later.
+        let leads = fs_err::read_link(&target).ok();
+        if self.shown.get(path) == Some(&artifact.digest) && leads == adopted && target.exists() {
             return Ok(target);
         }
         let _lock = self.lock()?;
@@ -43,8 +49,11 @@ impl View {
         }
         let aside = tempfile::Builder::new().prefix(ASIDE).tempdir_in(&self.root)?;
         let new = aside.path().join("new");
-        link(&store.path(&artifact.digest), &new)?;
-        if target.exists() {
+        match adopted {
+            Some(place) => symlink(place, &new)?,
+            None => link(&store.path(&artifact.digest), &new)?,
+        }
+        if present(&target) {
             fs_err::rename(&target, aside.path().join("old"))?;
         }
         fs_err::rename(&new, &target)?;
@@ -66,7 +75,7 @@ impl View {
         let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
             let target = self.root.join(&path);
-            if target.exists() {
+            if present(&target) {
                 remove(&target)?;
             }
             self.shown.remove(&path);
@@ -109,6 +118,11 @@ impl View {
         fs_err::rename(&new, self.root.join(".shown.json"))?;
         Ok(())
     }
+}
+
+/// Whether anything stands at a path, be it a link that leads nowhere.
+fn present(path: &Path) -> bool {
+    fs_err::symlink_metadata(path).is_ok()
 }
 
 fn record(root: &Path) -> BTreeMap<PathBuf, Digest> {

@@ -2,10 +2,12 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
+mod adopt;
 mod bad_data;
 mod bad_input;
 mod captions;
 mod edits;
+mod export;
 mod kill;
 mod mscoco;
 mod project;

@@ -1,6 +1,7 @@
 //! The engine on toy kinds: no tensor, no worker process.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod adopt;
 mod edits;
 mod faults;
 mod layers;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
+use attrflow::adopt::Adoption;
 use attrflow::event::Event;
 use attrflow::exec::Run;
 use attrflow::graph::{self, Graph};
 use attrflow::manifest::{Conditions, Manifest, Outcome, StageRecord};
 use attrflow::pipeline;
 use attrflow::recipe::Numerics;
-use attrflow::store::{Store, StoreError};
+use attrflow::store::{Entry, Store, StoreError};
 
 use crate::toys::{InProcess, registry};
 
@@ -157,6 +158,34 @@ impl Project {
         tasks.sort();
         let events = backend.events.lock().unwrap().clone();
         Ok(Ran { manifest, tasks, events, starts: backend.starts.load(Ordering::Relaxed) })
+    }
+
+    /// Lets a file or folder stand for the one output of a stage; the error as a user reads it.
+    pub fn adopt(&self, stage: &str, path: &Path) -> Result<Entry, String> {
+        self.adopt_set(&[], stage, path, false)
+    }
+
+    pub fn adopt_set(&self, sets: &[&str], stage: &str, path: &Path, force: bool) -> Result<Entry, String> {
+        let file = self.path("pipelines/toy.toml");
+        let (pipeline, _) = pipeline::load(&file, &owned(sets), &registry())
+            .unwrap_or_else(|(problems, sources)| panic!("{}", problems.render(&sources, false)));
+        let mut graph = Graph::new(&pipeline).unwrap_or_else(|_| panic!("a cycle"));
+        graph.select(&owned(&[stage]), &pipeline).unwrap();
+        let stage = graph::named(&owned(&[stage]), &pipeline).unwrap()[0];
+        let port = pipeline.stages[stage].kind.outputs()[0].name.to_owned();
+        let store = Store::open(&self.cache).unwrap();
+        Adoption {
+            pipeline: &pipeline,
+            graph: &graph,
+            store: &store,
+            numerics: &self.numerics,
+            stage,
+            paths: BTreeMap::from([(port, path.to_path_buf())]),
+            force,
+            own: vec![self.cache.clone(), self.path("results/toy")],
+        }
+        .execute()
+        .map_err(|error| error.to_string().replace(self.root.to_str().unwrap(), "PROJECT"))
     }
 
     /// Every file of the results, by path.

@@ -1,5 +1,6 @@
 //! Toy kinds that write text, and a backend that runs them in this process.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,18 @@ impl Stage for Say {
     const INPUTS: &'static [Input] =
         &[Input::new("a", "text").optional(), Input::new("b", "text").optional()];
     const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
+
+    fn accept(
+        params: &SayParams,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        let text = fs_err::read_to_string(&outputs["text"])?;
+        let expected = params.text.chars().next().map(String::from).unwrap_or_default();
+        anyhow::ensure!(inputs.0.values().all(|path| path.exists()), "an input is not there");
+        anyhow::ensure!(text.contains(&expected), "found {text:?}, expected a `{expected}` in it");
+        Ok(())
+    }
 }
 
 impl Compute for Say {
@@ -89,6 +102,15 @@ impl Stage for Count {
         anyhow::ensure!(inputs.path("from").exists(), "nothing to count from");
         let unit = |n: u32| Unit { name: format!("number {n}"), span: json!({ "n": n }), steps: 1 };
         Ok(Some((0..params.to).map(unit).collect()))
+    }
+
+    fn accept(
+        _: &CountParams,
+        _: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
+        Ok(())
     }
 }
 

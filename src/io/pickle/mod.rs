@@ -11,6 +11,7 @@ mod error;
 mod machine;
 #[cfg(test)]
 mod tests;
+pub mod writer;
 
 pub use error::PickleError;
 

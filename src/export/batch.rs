@@ -1,0 +1,154 @@
+//! Files written into a folder together: each appears whole, and none if one of them cannot be written.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::ExportError;
+
+/// Files on their way into a folder.
+pub struct Batch {
+    folder: PathBuf,
+    aside: TempDir,
+    names: Vec<PathBuf>,
+}
+
+/// What became of a file's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was there.
+    New,
+    /// The same bytes were there, and were left alone.
+    Same,
+    /// Other bytes were there.
+    Replaced,
+}
+
+/// A file that is in its place.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What was there before.
+    pub state: State,
+}
+
+impl Batch {
+    /// Makes the folder if it is not there, and a place beside for what is not finished.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub fn new(folder: &Path) -> Result<Self, ExportError> {
+        fs_err::create_dir_all(folder)?;
+        let aside = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
+        Ok(Self { folder: folder.to_path_buf(), aside, names: Vec::new() })
+    }
+
+    /// Where to write the file that is to stand at `name` in the folder.
+    ///
+    /// # Errors
+    /// A name that another file has, or a folder that cannot be made.
+    pub fn file(&mut self, name: impl Into<PathBuf>) -> Result<PathBuf, ExportError> {
+        let name = name.into();
+        if self.names.contains(&name) {
+            return Err(ExportError::Twice { path: self.folder.join(name) });
+        }
+        let path = self.aside.path().join(&name);
+        fs_err::create_dir_all(path.parent().unwrap_or(self.aside.path()))?;
+        self.names.push(name);
+        Ok(path)
+    }
+
+    /// Moves all files to their places; with `force` also to where other content is.
+    ///
+    /// # Errors
+    /// Places with other content, or a file system that refuses.
+    pub fn finish(self, force: bool) -> Result<Vec<Written>, ExportError> {
+        let mut written = Vec::new();
+        for name in &self.names {
+            let (from, path) = (self.aside.path().join(name), self.folder.join(name));
+            let file = fs_err::File::open(&from)?;
+            file.sync_all()?;
+            let state = match path.exists() {
+                false => State::New,
+                true if same(&from, &path)? => State::Same,
+                true => State::Replaced,
+            };
+            written.push(Written { path, size: file.metadata()?.len(), state });
+        }
+        let differ = written.iter().filter(|file| file.state == State::Replaced);
+        let paths: Vec<PathBuf> = differ.map(|file| file.path.clone()).collect();
+        if !paths.is_empty() && !force {
+            return Err(ExportError::Differs { paths });
+        }
+        for (name, file) in self.names.iter().zip(&written).filter(|(_, file)| file.state != State::Same) {
+            fs_err::create_dir_all(file.path.parent().unwrap_or(&self.folder))?;
+            fs_err::rename(self.aside.path().join(name), &file.path)?;
+        }
+        Ok(written)
+    }
+}
+
+/// Whether two files hold the same bytes.
+fn same(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (mut one, mut other) = (fs_err::File::open(one)?, fs_err::File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    const PIECE: u64 = 1 << 20;
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    loop {
+        left.clear();
+        right.clear();
+        one.by_ref().take(PIECE).read_to_end(&mut left)?;
+        other.by_ref().take(PIECE).read_to_end(&mut right)?;
+        if left != right {
+            return Ok(false);
+        }
+        if left.is_empty() {
+            return Ok(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(folder: &Path, files: &[(&str, &str)]) -> Batch {
+        let mut batch = Batch::new(folder).unwrap();
+        for (name, text) in files {
+            fs_err::write(batch.file(name).unwrap(), text).unwrap();
+        }
+        batch
+    }
+
+    #[test]
+    fn other_content_is_replaced_when_asked_and_nothing_moves_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let states = |written: Vec<Written>| written.into_iter().map(|file| file.state).collect::<Vec<_>>();
+        assert_eq!(states(batch(&out, &[("a", "1"), ("b/c", "2")]).finish(false).unwrap()), [State::New; 2]);
+        let again = batch(&out, &[("a", "1"), ("b/c", "3"), ("d", "4")]);
+        let error = again.finish(false).unwrap_err().to_string();
+        assert!(
+            error.ends_with("out/b/c is there already, with other content: --force replaces it"),
+            "{error}"
+        );
+        assert!(!out.join("d").exists() && fs_err::read(out.join("b/c")).unwrap() == b"2");
+        let again = batch(&out, &[("a", "1"), ("b/c", "3"), ("d", "4")]).finish(true).unwrap();
+        assert_eq!(states(again), [State::Same, State::Replaced, State::New]);
+        assert_eq!(fs_err::read(out.join("b/c")).unwrap(), b"3");
+        assert_eq!(fs_err::read_dir(&out).unwrap().count(), 3, "something was left aside");
+    }
+
+    #[test]
+    fn a_name_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = batch(folder.path(), &[("a", "1")]).file("a").unwrap_err().to_string();
+        assert!(error.starts_with("two results would be written to ") && error.contains("/a: "), "{error}");
+    }
+}

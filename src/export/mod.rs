@@ -1,0 +1,80 @@
+//! Results in the formats of others: the published experiment's files, and folders that diffusers loads.
+
+mod batch;
+mod diffusers;
+mod published;
+
+use std::path::PathBuf;
+
+use crate::io::image::ImageError;
+use crate::io::npy::NpyError;
+use crate::io::tensor_file::TensorFileError;
+use crate::io::torch_file::TorchFileError;
+use crate::nn::config::ModelError;
+
+pub use batch::{Batch, State, Written};
+pub use diffusers::{Unlearned, unet};
+pub use published::{Influence, fisher, influence, pretrain_loss};
+
+/// Why results could not be written elsewhere. What was there before is then still there.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The file system refused; the message names the path.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// An array that cannot be read or written.
+    #[error(transparent)]
+    Npy(#[from] NpyError),
+    /// A file of tensors that cannot be read.
+    #[error(transparent)]
+    Tensors(#[from] TensorFileError),
+    /// A file of torch that cannot be written.
+    #[error(transparent)]
+    Torch(#[from] TorchFileError),
+    /// A picture that cannot be read or written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A model's folder that holds no checkpoint.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The safetensors file cannot be written.
+    #[error("{}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: safetensors::SafeTensorError,
+    },
+    /// Changed weights that the network does not have.
+    #[error("{}: tensor `{tensor}`: {found}, expected {expected}", path.display())]
+    Weight {
+        /// The file of changed weights.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// Two results would get one name.
+    #[error("two results would be written to {}: name one with --target", path.display())]
+    Twice {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Files stand there that are not what would be written.
+    #[error(
+        "{} there already, with other content: --force replaces {}",
+        if paths.len() == 1 { format!("{} is", paths[0].display()) } else { format!("{} are", names(paths)) },
+        if paths.len() == 1 { "it" } else { "them" }
+    )]
+    Differs {
+        /// The files.
+        paths: Vec<PathBuf>,
+    },
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,75 @@
+//! The files of the published experiment, as its scripts write and read them.
+
+use std::path::{Path, PathBuf};
+
+use super::{Batch, ExportError};
+use crate::io::image::{load_rgb, save_jpeg};
+use crate::io::npy::Npy;
+use crate::io::npy_writer;
+use crate::io::pickle::writer::{Array, dict};
+use crate::io::tensor_file::TensorFile;
+use crate::io::torch_file::{self, Dtype, Entry};
+
+/// What is known of one query.
+#[derive(Debug, Clone)]
+pub struct Influence {
+    /// What tells it from others: stands in the files' names.
+    pub name: String,
+    /// float32 [N]
+    pub influence: PathBuf,
+    /// int64 [N]: image indices by falling influence
+    pub rank: PathBuf,
+    /// PNG
+    pub picture: PathBuf,
+}
+
+/// The losses of all latents, float32 [2N], as `pretrain_loss.npy`.
+///
+/// # Errors
+/// An array of another type or shape, or a write that failed.
+pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError> {
+    let values = floats(losses)?;
+    Ok(npy_writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
+}
+
+/// The Fisher information by weight name, float64, as `fisher_info.pt`.
+///
+/// # Errors
+/// Tensors that are no floats, or a write that failed.
+pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
+    let file = TensorFile::open(fisher)?;
+    let bytes = file.headers().iter().map(|header| file.bytes_as(header, Dtype::F64));
+    let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
+    let entries: Vec<Entry<'_>> = file
+        .headers()
+        .iter()
+        .zip(&bytes)
+        .map(|(header, bytes)| Entry { name: &header.name, dtype: Dtype::F64, shape: &header.shape, bytes })
+        .collect();
+    Ok(torch_file::write(batch.file("fisher_info.pt")?, &entries)?)
+}
+
+/// Influence and rank as `influence_NAME.pkl`, the picture as `visualization_NAME.jpg`.
+///
+/// # Errors
+/// Files of another type or shape, or a write that failed.
+pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError> {
+    let influence = floats(&query.influence)?;
+    let npy = Npy::open(&query.rank)?;
+    npy.expect_shape(&[Some(influence.len())])?;
+    let mut rank = Vec::new();
+    npy.read_i64(0..npy.rows(), &mut rank)?;
+    let bytes = dict(&[("influence", Array::F32(&influence)), ("rank", Array::I64(&rank))]);
+    fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?;
+    let picture = load_rgb(&query.picture)?;
+    Ok(save_jpeg(&picture, batch.file(format!("visualization_{}.jpg", query.name))?)?)
+}
+
+/// All values of a float array with one axis.
+fn floats(path: &Path) -> Result<Vec<f32>, ExportError> {
+    let npy = Npy::open(path)?;
+    npy.expect_shape(&[None])?;
+    let mut values = Vec::new();
+    npy.read_f32(0..npy.rows(), &mut values)?;
+    Ok(values)
+}

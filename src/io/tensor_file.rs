@@ -1,0 +1,260 @@
+//! Named tensors in a file of either format, safetensors or `torch.save`, as bytes that are mapped, not loaded.
+//!
+//! The format is told from the content: what the store hands out has no extension.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
+
+use super::torch_file::{Dtype, TorchFile, TorchFileError};
+
+/// Why a file of tensors could not be read. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A file of torch with a fault.
+    #[error(transparent)]
+    Torch(#[from] TorchFileError),
+    /// Neither of the formats.
+    #[error("{}: not a safetensors file, nor one that torch.save wrote: {source}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What the reader of safetensors met.
+        source: safetensors::SafeTensorError,
+    },
+    /// An element type that no checkpoint here has.
+    #[error("{}: tensor `{tensor}` has the element type {found}, which is not supported", path.display())]
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        found: String,
+    },
+    /// Values of another kind were asked for.
+    #[error("{}: tensor `{tensor}` is {found}, expected a float type", path.display())]
+    NotFloat {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        found: Dtype,
+    },
+}
+
+/// What is known of a tensor before its bytes are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Its name.
+    pub name: String,
+    /// The element type.
+    pub dtype: Dtype,
+    /// Lengths of the axes.
+    pub shape: Vec<usize>,
+}
+
+/// An open file. The pages belong to the operating system.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    headers: Vec<Header>,
+    form: Form,
+}
+
+#[derive(Debug)]
+enum Form {
+    Torch(TorchFile),
+    /// The header, and where the bytes begin behind it.
+    Safetensors(Mmap, Metadata, usize),
+}
+
+impl TensorFile {
+    /// Maps the file and finds its tensors, without reading their bytes.
+    ///
+    /// # Errors
+    /// The file can't be read, is in neither format, or holds an element type that no checkpoint has.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
+        let path = path.as_ref();
+        if TorchFile::is_one(path)? {
+            let file = TorchFile::open(path)?;
+            let header = |t: &super::torch_file::TensorInfo| Header {
+                name: t.name.clone(),
+                dtype: t.dtype,
+                shape: t.shape.clone(),
+            };
+            let headers = file.tensors().iter().map(header).collect();
+            return Ok(Self { path: path.into(), headers, form: Form::Torch(file) });
+        }
+        let file = fs_err::File::open(path)?;
+        // SAFETY: the map is read-only and private to this value. A file that another process cuts short meanwhile
+        // would end this one, as with any mapped file.
+        let map = unsafe { Mmap::map(file.file()) }
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let format = |source| TensorFileError::Format { path: path.into(), source };
+        let (length, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
+        let names = metadata.offset_keys();
+        let headers = names.into_iter().filter_map(|name| {
+            let info = metadata.info(&name)?;
+            let dtype = dtype(info.dtype).ok_or_else(|| TensorFileError::Dtype {
+                path: path.into(),
+                tensor: name.clone(),
+                found: format!("{:?}", info.dtype),
+            });
+            Some(dtype.map(|dtype| Header { name, dtype, shape: info.shape.clone() }))
+        });
+        let headers = headers.collect::<Result<_, _>>()?;
+        Ok(Self { path: path.into(), headers, form: Form::Safetensors(map, metadata, length + 8) })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All tensors, in the order of the file.
+    pub fn headers(&self) -> &[Header] {
+        &self.headers
+    }
+
+    /// The tensor of that name.
+    pub fn header(&self, name: &str) -> Option<&Header> {
+        self.headers.iter().find(|header| header.name == name)
+    }
+
+    /// The elements of one of [`headers`](Self::headers) in C order, little-endian; copied only if they lie otherwise.
+    ///
+    /// # Errors
+    /// The bytes are not those that the file's checksum was made of.
+    ///
+    /// # Panics
+    /// If the tensor is one of another file.
+    pub fn bytes(&self, header: &Header) -> Result<Cow<'_, [u8]>, TensorFileError> {
+        match &self.form {
+            Form::Torch(file) => {
+                let tensor = file.tensors().iter().find(|tensor| tensor.name == header.name);
+                Ok(file.read(tensor.expect("a header of this file"))?)
+            }
+            Form::Safetensors(map, metadata, start) => {
+                let (from, to) = metadata.info(&header.name).expect("a header of this file").data_offsets;
+                Ok(Cow::Borrowed(&map[start + from..start + to]))
+            }
+        }
+    }
+
+    /// The same as float32 or float64; copied only where they are of another type.
+    ///
+    /// # Errors
+    /// As [`TensorFile::bytes`], and elements that are no floats.
+    ///
+    /// # Panics
+    /// If another type is asked for.
+    pub fn bytes_as(&self, header: &Header, wanted: Dtype) -> Result<Cow<'_, [u8]>, TensorFileError> {
+        let bytes = self.bytes(header)?;
+        if header.dtype == wanted {
+            return Ok(bytes);
+        }
+        // Every one of them is exact in float64.
+        let values = match header.dtype {
+            Dtype::F64 => doubles(&bytes, f64::from_le_bytes),
+            Dtype::F32 => doubles(&bytes, |bytes| f32::from_le_bytes(bytes).into()),
+            Dtype::F16 => doubles(&bytes, |bytes| f16::from_le_bytes(bytes).into()),
+            Dtype::BF16 => doubles(&bytes, |bytes| bf16::from_le_bytes(bytes).into()),
+            found @ (Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::Bool) => {
+                let (path, tensor) = (self.path.clone(), header.name.clone());
+                return Err(TensorFileError::NotFloat { path, tensor, found });
+            }
+        };
+        Ok(Cow::Owned(match wanted {
+            Dtype::F64 => values.into_iter().flat_map(f64::to_le_bytes).collect(),
+            Dtype::F32 => values.into_iter().flat_map(|value| (value as f32).to_le_bytes()).collect(),
+            other => panic!("{other} asked for, expected float32 or float64"),
+        }))
+    }
+}
+
+fn doubles<const SIZE: usize>(bytes: &[u8], convert: impl Fn([u8; SIZE]) -> f64) -> Vec<f64> {
+    bytes.as_chunks::<SIZE>().0.iter().map(|bytes| convert(*bytes)).collect()
+}
+
+fn dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
+    Some(match dtype {
+        safetensors::Dtype::F64 => Dtype::F64,
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::BF16 => Dtype::BF16,
+        safetensors::Dtype::I64 => Dtype::I64,
+        safetensors::Dtype::I32 => Dtype::I32,
+        safetensors::Dtype::U8 => Dtype::U8,
+        safetensors::Dtype::BOOL => Dtype::Bool,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch").join(name)
+    }
+
+    #[test]
+    fn both_formats_read_alike() {
+        let torch = TensorFile::open(golden("fisher.pt")).unwrap();
+        let bytes: Vec<_> = torch.headers().iter().map(|header| torch.bytes(header).unwrap()).collect();
+        let views = torch.headers().iter().zip(&bytes).map(|(header, bytes)| {
+            assert_eq!(header.dtype, Dtype::F64);
+            let view = TensorView::new(safetensors::Dtype::F64, header.shape.clone(), bytes).unwrap();
+            (header.name.clone(), view)
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("same");
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+        let same = TensorFile::open(&path).unwrap();
+        assert_eq!(same.headers().len(), torch.headers().len());
+        for header in torch.headers() {
+            assert_eq!(same.header(&header.name), Some(header));
+            assert_eq!(same.bytes(header).unwrap(), torch.bytes(header).unwrap());
+        }
+    }
+
+    #[test]
+    fn floats_are_converted_and_integers_refused() {
+        let file = TensorFile::open(golden("kinds.pt")).unwrap();
+        let values = |name: &str| {
+            let bytes = file.bytes_as(file.header(name).unwrap(), Dtype::F32).unwrap().into_owned();
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>()
+        };
+        for name in ["float64", "float32", "float16", "bfloat16"] {
+            let found = values(name);
+            assert_eq!(found[..3], [0.0, 1.0, -2.5], "{name}");
+            assert!(
+                (found[3] - 1e-3).abs() < 1e-5 && found[4] == 300.0 && found[5] == f32::INFINITY,
+                "{name}"
+            );
+        }
+        let error = file.bytes_as(file.header("int64").unwrap(), Dtype::F64).unwrap_err().to_string();
+        assert!(error.ends_with("kinds.pt: tensor `int64` is int64, expected a float type"), "{error}");
+    }
+
+    #[test]
+    fn another_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs_err::write(&path, "neither").unwrap();
+        let error = TensorFile::open(&path).unwrap_err().to_string();
+        assert!(error.contains("a: not a safetensors file, nor one that torch.save wrote"), "{error}");
+    }
+}

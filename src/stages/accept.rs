@@ -1,0 +1,188 @@
+//! Checks of files from elsewhere that are to stand for a stage's outputs: headers, and values where there are few.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::io::coco::Captions;
+use crate::io::image::load_rgb;
+use crate::io::npy::{Dtype, Npy};
+use crate::io::tensor_file::TensorFile;
+use crate::io::torch_file;
+use crate::math::selection::Selection;
+use crate::nn::checkpoint;
+use crate::nn::unet_config::UNetConfig;
+use crate::stage::Inputs;
+
+/// The files by output port.
+pub(super) type Outputs = BTreeMap<String, PathBuf>;
+
+/// An array of this element type, or of any float type, and of this shape, `None` standing for any length.
+pub(super) fn array(path: &Path, dtype: Option<Dtype>, shape: &[Option<usize>]) -> anyhow::Result<Npy> {
+    let npy = Npy::open(path)?;
+    npy.expect_shape(shape)?;
+    let found = npy.dtype();
+    let (fits, expected) = match dtype {
+        Some(dtype) => (found == dtype, dtype.to_string()),
+        None => (matches!(found, Dtype::F16 | Dtype::F32 | Dtype::F64), "a float type".to_owned()),
+    };
+    anyhow::ensure!(fits, "{}: dtype {found}, expected {expected}", path.display());
+    Ok(npy)
+}
+
+/// A float32 array [`length`] without NaN or infinity.
+pub(super) fn finite(path: &Path, length: usize) -> anyhow::Result<Vec<f32>> {
+    let npy = array(path, Some(Dtype::F32), &[Some(length)])?;
+    let mut values = Vec::new();
+    npy.read_f32(0..length, &mut values)?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => {
+            anyhow::bail!("{}: value {at} is {}, expected a finite number", path.display(), values[at])
+        }
+    }
+}
+
+/// The image indices by falling influence, int64 [N].
+pub(super) fn ranking(path: &Path, influence: &[f32]) -> anyhow::Result<()> {
+    let npy = array(path, Some(Dtype::I64), &[Some(influence.len())])?;
+    let mut ranks = Vec::new();
+    npy.read_i64(0..influence.len(), &mut ranks)?;
+    let mut seen = vec![false; influence.len()];
+    for (place, &index) in ranks.iter().enumerate() {
+        let fresh = usize::try_from(index).ok().and_then(|index| seen.get_mut(index));
+        let fresh = fresh.is_some_and(|seen| !std::mem::replace(seen, true));
+        let last = influence.len().saturating_sub(1);
+        anyhow::ensure!(
+            fresh,
+            "{}: value {place} is {index}, expected each of 0..={last} once",
+            path.display()
+        );
+    }
+    let falls = |pair: &[i64]| influence[pair[0] as usize] >= influence[pair[1] as usize];
+    match ranks.windows(2).position(|pair| !falls(pair)) {
+        None => Ok(()),
+        Some(at) => anyhow::bail!(
+            "{}: image {} stands before {}, whose influence is higher: expected them by falling influence",
+            path.display(),
+            ranks[at],
+            ranks[at + 1]
+        ),
+    }
+}
+
+/// Tensors named and shaped as those of the network on `unet`, the selected ones among them.
+pub(super) fn weights(
+    path: &Path,
+    inputs: &Inputs,
+    selection: &Selection,
+    dtypes: &[torch_file::Dtype],
+) -> anyhow::Result<()> {
+    let network = match inputs.get("checkpoint") {
+        Some(file) => TensorFile::open(file)?,
+        None => TensorFile::open(checkpoint::find(inputs.path("unet"))?)?,
+    };
+    let file = TensorFile::open(path)?;
+    for tensor in file.headers() {
+        let fault = |found: String, expected: String| {
+            anyhow::anyhow!("{}: tensor `{}`: {found}, expected {expected}", path.display(), tensor.name)
+        };
+        let names = || dtypes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        anyhow::ensure!(dtypes.contains(&tensor.dtype), fault(tensor.dtype.to_string(), names()));
+        let Some(own) = network.header(&tensor.name) else {
+            let expected = format!("a name that {} has", network.path().display());
+            return Err(fault("no such weight".into(), expected));
+        };
+        anyhow::ensure!(
+            own.shape == tensor.shape,
+            fault(
+                format!("{:?}", tensor.shape),
+                format!("{:?} as in {}", own.shape, network.path().display())
+            )
+        );
+    }
+    let names: Vec<String> = network.headers().iter().map(|header| header.name.clone()).collect();
+    let selected = selection.of(&names)?;
+    let missing: Vec<&String> = selected.iter().filter(|name| file.header(name).is_none()).collect();
+    if let Some(example) = missing.first() {
+        anyhow::bail!(
+            "{}: {} of the {} tensors that {selection} selects are missing, for instance `{example}`",
+            path.display(),
+            missing.len(),
+            selected.len()
+        );
+    }
+    Ok(())
+}
+
+/// The outputs of `latents`: N from the captions file, of which `captions` of each image are embedded.
+pub(super) fn training_set(
+    inputs: &Inputs,
+    captions: usize,
+    text: Dtype,
+    outputs: &Outputs,
+) -> anyhow::Result<()> {
+    let images = Captions::read(inputs.path("captions"), captions)?.items.len();
+    array(&outputs["latents"], None, &[Some(2 * images), None, None, None])
+        .context("latents of the images and their mirror images")?;
+    array(&outputs["text_embeddings"], Some(text), &[Some(images), Some(captions), None, None])?;
+    Ok(())
+}
+
+/// The outputs of `generate`, `count` of each: latents and texts that fit the network, and pictures that can be read.
+pub(super) fn queries(inputs: &Inputs, count: usize, outputs: &Outputs) -> anyhow::Result<()> {
+    let config = UNetConfig::read(&inputs.path("unet").join("config.json"))?;
+    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
+    let [height, side] = match config.latent_shape() {
+        Some([_, height, side]) => [height, side].map(|size| Some(size as usize)),
+        None => [None, None],
+    };
+    let float = Some(Dtype::F32);
+    array(&outputs["latents"], float, &[Some(count), channels, height, side])?;
+    array(&outputs["text_embeddings"], float, &[Some(count), Some(1), None, width])?;
+    for index in 0..count {
+        load_rgb(outputs["images"].join(format!("{index}.png")))?;
+    }
+    Ok(())
+}
+
+/// A file with something in it.
+pub(super) fn some_file(path: &Path) -> anyhow::Result<()> {
+    let found = fs_err::metadata(path)?;
+    anyhow::ensure!(
+        found.is_file() && found.len() > 0,
+        "{}: expected a file that is not empty",
+        path.display()
+    );
+    Ok(())
+}
+
+/// A folder that holds what stands at `name` below it, with this SHA-256 if there is one.
+pub(super) fn below(folder: &Path, name: &str, sha256: Option<&str>) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    anyhow::ensure!(
+        path.exists(),
+        "{}: nothing is there, expected what the stage would bring",
+        path.display()
+    );
+    let Some(expected) = sha256 else { return Ok(()) };
+    let mut file = fs_err::File::open(&path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    anyhow::ensure!(
+        found.eq_ignore_ascii_case(expected),
+        "{}: SHA-256 {found}, expected {expected}",
+        path.display()
+    );
+    Ok(())
+}
