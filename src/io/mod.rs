@@ -3,15 +3,18 @@
 pub mod archive;
 pub mod coco;
 pub mod fetch;
+pub mod held;
+pub mod hub;
 pub mod image;
 pub mod npy;
 mod npy_error;
 mod npy_header;
 pub mod npy_writer;
-mod partial;
 pub mod pickle;
 pub mod picture;
+pub mod pins;
 pub mod resize;
+pub mod space;
 pub mod torch_file;
 
 pub use coco::Captions;

@@ -10,7 +10,7 @@ use attrflow::exec::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use attrflow::param::Validate;
 use attrflow::params;
 use attrflow::stage::{
-    Computation, Compute, Context, Device, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
+    Computation, Compute, Context, Device, Downloads, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
 };
 use serde_json::{Value as Json, json};
 
@@ -247,7 +247,8 @@ impl Worker for Here {
         std::thread::sleep(self.0.pause);
         let said = std::cell::RefCell::new(said);
         let progress = |done, total| (said.borrow_mut())(Reply::Progress { done, total });
-        let cx = Context { device: Device::Cpu, micro_batch: 1, progress: &progress };
+        let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
+        let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &progress };
         let Task { params, inputs, out, .. } = task;
         let result = match &task.part {
             Part::Whole => computation.run(params, inputs, None, out, &cx),
