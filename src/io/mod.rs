@@ -14,6 +14,9 @@ pub mod pickle;
 pub mod picture;
 pub mod pins;
 pub mod resize;
+#[cfg(test)]
+#[path = "../../tests/cli/server.rs"]
+mod server;
 pub mod space;
 pub mod torch_file;
 

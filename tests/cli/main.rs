@@ -4,8 +4,10 @@
 
 mod bad_data;
 mod bad_input;
+mod download;
 mod edits;
 mod kill;
 mod project;
 mod reports;
 mod run;
+mod server;

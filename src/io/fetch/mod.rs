@@ -17,7 +17,8 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub use address::{name, shown};
+pub(super) use address::join;
+use address::name;
 pub use client::{Client, Patience, Token};
 pub use error::FetchError;
 pub use hash::sha256;

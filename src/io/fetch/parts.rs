@@ -171,7 +171,7 @@ mod tests {
     fn what_nobody_asked_for_in_a_month_is_swept() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str| fs_err::write(folder.path().join(name), "x").unwrap();
-        ["a.part", "a.json", "a.lock", "b.part", "b.lock", "write-x"].map(write);
+        ["a.part", "a.json", "a.lock", "b.part", "b.lock", "write-x"].into_iter().for_each(write);
         let names = || {
             let entries = fs_err::read_dir(folder.path()).unwrap();
             let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();

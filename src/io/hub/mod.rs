@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 pub use address::{HubAddress, Repo, RepoKind};
 pub use error::HubError;
 
-use super::fetch::{Client, Expected, FetchError, Token, Wanted};
+use super::fetch::{Client, Expected, FetchError, Token, Wanted, join};
 use error::likely;
 
 /// A file in a repository.
@@ -204,7 +204,7 @@ impl Hub {
                 answer => answer?,
             };
             entries.extend(page);
-            next = link.as_deref().and_then(next_page);
+            next = link.as_deref().and_then(|link| Some(join(&url, next_page(link)?)));
         }
         Ok(Some(entries))
     }
@@ -239,10 +239,10 @@ impl Hub {
 }
 
 /// The address in a `Link: <ADDRESS>; rel="next"`.
-fn next_page(link: &str) -> Option<String> {
+fn next_page(link: &str) -> Option<&str> {
     let next = link.split(',').find(|link| link.contains("rel=\"next\""))?;
     let (address, _) = next.trim().strip_prefix('<')?.split_once('>')?;
-    Some(address.to_owned())
+    Some(address)
 }
 
 /// Up to three paths that are most like the one that is missing.
