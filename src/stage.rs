@@ -107,12 +107,25 @@ pub enum Device {
     Cuda(usize),
 }
 
+/// How remote files are brought.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Downloads {
+    /// Where files lie until they are used; it outlives runs.
+    pub folder: PathBuf,
+    /// The lock file: what addresses gave when they were first downloaded.
+    pub lock: PathBuf,
+    /// Most files at once.
+    pub at_once: usize,
+}
+
 /// What surrounds a running unit; nothing in it may change a result.
 pub struct Context<'a> {
     /// Where to compute.
     pub device: Device,
     /// Most rows to send through a network at once.
     pub micro_batch: usize,
+    /// How to bring remote files.
+    pub downloads: &'a Downloads,
     /// Reports steps done and their total.
     pub progress: &'a dyn Fn(u64, u64),
 }

@@ -10,8 +10,9 @@ use crate::exec::Run;
 use crate::exec::worker::{Processes, Setting};
 use crate::graph;
 use crate::manifest::{Conditions, Outcome};
+use crate::pipeline::MOST_DOWNLOADS;
 use crate::report::{self, Reporter};
-use crate::stage::{Device, Registry};
+use crate::stage::{Device, Downloads, Registry};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -26,6 +27,9 @@ pub(super) struct Args {
     /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most
     #[arg(long)]
     micro_batch: Option<usize>,
+    /// Most files to download at once [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_DOWNLOADS)))]
+    downloads: Option<u32>,
     /// Compute this stage whatever the cache holds (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
@@ -86,8 +90,18 @@ fn settings(args: &Args, project: &Project, log: &str) -> Result<(Vec<Setting>, 
         rows => rows,
     };
     let device = |slot: usize| project.devices[slot % project.devices.len()];
-    let settings =
-        (0..jobs).map(|slot| Setting { device: device(slot), threads, micro_batch, log: log.to_owned() });
+    let downloads = Downloads {
+        folder: project.store.root().join("downloads"),
+        lock: project.pipeline.root.join("attrflow.lock"),
+        at_once: args.downloads.unwrap_or(table.downloads) as usize,
+    };
+    let settings = (0..jobs).map(|slot| Setting {
+        device: device(slot),
+        threads,
+        micro_batch,
+        downloads: downloads.clone(),
+        log: log.to_owned(),
+    });
     let name = |device: &Device| match device {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -55,7 +55,8 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
             say(&Reply::Progress { done, total });
         }
     };
-    let cx = Context { device: setting.device, micro_batch: setting.micro_batch, progress: &progress };
+    let Setting { device, micro_batch, ref downloads, .. } = *setting;
+    let cx = Context { device, micro_batch, downloads, progress: &progress };
     let Task { params, inputs, part, out, .. } = task;
     let result = catch_unwind(AssertUnwindSafe(|| match part {
         Part::Whole => computation.run(params, inputs, None, out, &cx),

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::stage::{Device, Inputs, Unit};
+use crate::stage::{Device, Downloads, Inputs, Unit};
 
 /// One piece of work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -109,6 +109,8 @@ pub struct Setting {
     pub threads: usize,
     /// Most rows to send through a network at once.
     pub micro_batch: usize,
+    /// How to bring remote files.
+    pub downloads: Downloads,
     /// The log filter.
     pub log: String,
 }

@@ -63,6 +63,8 @@ pub struct Pipeline {
 
 /// The config's table of how to compute.
 const RUN: &str = "run";
+/// The most files that may be downloaded at once.
+pub const MOST_DOWNLOADS: u32 = 64;
 
 params! {
     /// How to compute; nothing here counts for identity, and the command line wins.
@@ -76,6 +78,8 @@ params! {
         /// Most rows to send through a network at once; 0 chooses 32 on the CPU, whose caches they fit, and 1024
         /// on a GPU.
         micro_batch: u32 = 0,
+        /// Most files that a `download` stage brings at once.
+        downloads: u32 [1..=MOST_DOWNLOADS] = 4,
     }
 }
 

@@ -11,7 +11,7 @@ use attrflow::exec::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use attrflow::param::Validate;
 use attrflow::params;
 use attrflow::stage::{
-    Computation, Compute, Context, Device, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
+    Computation, Compute, Context, Device, Downloads, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
 };
 use serde_json::{Value as Json, json};
 
@@ -104,11 +104,7 @@ impl Stage for Count {
         Ok(Some((0..params.to).map(unit).collect()))
     }
 
-    fn accept(
-        _: &CountParams,
-        _: &Inputs,
-        outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()> {
+    fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
         Ok(())
     }
@@ -269,7 +265,8 @@ impl Worker for Here {
         std::thread::sleep(self.0.pause);
         let said = std::cell::RefCell::new(said);
         let progress = |done, total| (said.borrow_mut())(Reply::Progress { done, total });
-        let cx = Context { device: Device::Cpu, micro_batch: 1, progress: &progress };
+        let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
+        let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &progress };
         let Task { params, inputs, out, .. } = task;
         let result = match &task.part {
             Part::Whole => computation.run(params, inputs, None, out, &cx),

@@ -5,6 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
+use crate::io::space::NoRoom;
+
 /// A format of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -91,6 +93,14 @@ pub enum ArchiveError {
         found: u128,
         /// Bytes allowed.
         limit: u64,
+    },
+    /// The disk has no room for the content.
+    #[error("{}: no room to unpack it: {source}", path.display())]
+    NoRoom {
+        /// The archive.
+        path: PathBuf,
+        /// How much is missing, and where.
+        source: NoRoom,
     },
     /// An entry has not the size that the archive declares for it.
     #[error("{}: {entry}: {found} bytes, expected {expected}", path.display())]

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::{ArchiveError, Format, Unpacked};
+use crate::io::space;
 
 /// One archive on its way into a folder.
 pub(super) struct Job<'a> {
@@ -15,11 +16,20 @@ pub(super) struct Job<'a> {
     pub limit: u64,
     declared: u128,
     pub unpacked: Unpacked,
+    /// Hears bytes unpacked and bytes declared.
+    heard: &'a mut dyn FnMut(u64, u64),
 }
 
 impl<'a> Job<'a> {
-    pub fn new(path: &'a Path, format: Format, folder: &'a Path, limit: u64) -> Self {
-        Self { path, format, folder, limit, declared: 0, unpacked: Unpacked { files: 0, bytes: 0 } }
+    pub fn new(
+        path: &'a Path,
+        format: Format,
+        folder: &'a Path,
+        limit: u64,
+        heard: &'a mut dyn FnMut(u64, u64),
+    ) -> Self {
+        let unpacked = Unpacked { files: 0, bytes: 0 };
+        Self { path, format, folder, limit, declared: 0, unpacked, heard }
     }
 
     pub fn format(&self) -> Format {
@@ -53,9 +63,12 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Makes the folder that all goes into, after the last check.
+    /// Makes the folder that all goes into, after the last check: it must have room for all of it.
     pub fn begin(&self) -> Result<(), ArchiveError> {
-        Ok(fs_err::create_dir_all(self.folder)?)
+        fs_err::create_dir_all(self.folder)?;
+        let needed = u64::try_from(self.declared).unwrap_or(u64::MAX);
+        space::check(self.folder, needed, space::free(self.folder)?)
+            .map_err(|source| ArchiveError::NoRoom { path: self.path.into(), source })
     }
 
     /// Makes an empty folder.
@@ -72,8 +85,13 @@ impl<'a> Job<'a> {
         let left = self.limit - self.unpacked.bytes;
         // An entry never takes the place of another file, of this archive or one before.
         let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(target)?;
-        let bytes = io::copy(&mut content.take(left.saturating_add(1)), &mut file)
-            .map_err(|error| self.unreadable(Some(name), error))?;
+        let declared = u64::try_from(self.declared).unwrap_or(u64::MAX);
+        let mut content = Counted {
+            content: content.take(left.saturating_add(1)),
+            count: self.unpacked.bytes,
+            heard: &mut |count| (self.heard)(count, declared),
+        };
+        let bytes = io::copy(&mut content, &mut file).map_err(|error| self.unreadable(Some(name), error))?;
         if bytes > left {
             return Err(self.too_large(u128::from(self.unpacked.bytes) + u128::from(bytes)));
         }
@@ -84,6 +102,22 @@ impl<'a> Job<'a> {
         self.unpacked.files += 1;
         self.unpacked.bytes += bytes;
         Ok(())
+    }
+}
+
+/// A reader that tells how far it has come.
+struct Counted<'a, R> {
+    content: R,
+    count: u64,
+    heard: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(out)?;
+        self.count += count as u64;
+        (self.heard)(self.count);
+        Ok(count)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Unpacks archives that came from elsewhere, and trusts nothing in them: zip, tar, tar.gz and 7z.
 //!
-//! Refused before a byte is written: absolute paths, `..`, links, and declared sizes beyond the limits. The
-//! sizes are counted again while unpacking, since an archive may lie about them. Times and permissions are
-//! not restored, so that the folder depends on the archive's contents alone.
+//! Refused before a byte is written: absolute paths, `..`, links, and declared sizes beyond the limits or the
+//! room on the disk. The sizes are counted again while unpacking, since an archive may lie about them. Times and
+//! permissions are not restored, so that the folder depends on the archive's contents alone.
 
 mod error;
 mod job;
@@ -54,12 +54,13 @@ pub fn unpack(
     folder: impl AsRef<Path>,
     limits: Limits,
 ) -> Result<Unpacked, ArchiveError> {
-    unpack_volumes(&[path], folder, limits)
+    unpack_volumes(&[path], folder, limits, &mut |_, _| ())
 }
 
 /// The same for an archive that was cut into files (`x.7z.001`, `x.7z.002`, …), given in order.
 ///
-/// They are read as one, without being joined on disk. Messages name the first of them.
+/// They are read as one, without being joined on disk. Messages name the first of them. `heard` is told the bytes
+/// unpacked so far and the bytes that the archive declares.
 ///
 /// # Errors
 /// See [`unpack`].
@@ -67,6 +68,7 @@ pub fn unpack_volumes<P: AsRef<Path>>(
     volumes: &[P],
     folder: impl AsRef<Path>,
     limits: Limits,
+    heard: &mut dyn FnMut(u64, u64),
 ) -> Result<Unpacked, ArchiveError> {
     let path = volumes.first().map_or(Path::new(""), AsRef::as_ref);
     let mut archive = Volumes::open(volumes)?;
@@ -78,7 +80,7 @@ pub fn unpack_volumes<P: AsRef<Path>>(
         ArchiveError::Unknown { path: path.into(), found }
     })?;
     let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));
-    let mut job = Job::new(path, format, folder.as_ref(), limit);
+    let mut job = Job::new(path, format, folder.as_ref(), limit, heard);
     match format {
         Format::Zip => zip::unpack(archive, &mut job)?,
         Format::Tar | Format::TarGz => tar::unpack(archive, &mut job)?,

@@ -160,7 +160,7 @@ fn unpacked(
             path
         })
         .collect();
-    let result = unpack_volumes(&volumes, folder.path().join("out"), limits);
+    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &mut |_, _| ());
     (folder, result)
 }
 
@@ -265,7 +265,7 @@ fn damage_and_missing_volumes_are_told() {
             assert!(result.is_err(), "{format}");
         }
     }
-    let missing = unpack_volumes(&["/nowhere/x.7z.001"], "/nowhere/out", Limits::default());
+    let missing = unpack_volumes(&["/nowhere/x.7z.001"], "/nowhere/out", Limits::default(), &mut |_, _| ());
     assert!(missing.unwrap_err().to_string().contains("/nowhere/x.7z.001"));
 }
 
@@ -274,8 +274,13 @@ fn volumes_of_another_program_are_read() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/archive");
     let volumes: Vec<_> = (1..=3).map(|number| golden.join(format!("sample.7z.{number:03}"))).collect();
     let folder = tempfile::tempdir().unwrap();
-    let unpacked = unpack_volumes(&volumes, folder.path(), Limits::default()).unwrap();
+    let mut heard = Vec::new();
+    let mut hear = |done, all| heard.push((done, all));
+    let unpacked = unpack_volumes(&volumes, folder.path(), Limits::default(), &mut hear).unwrap();
     assert_eq!(unpacked, Unpacked { files: 3, bytes: 640 + 1500 });
+    assert!(
+        heard.is_sorted() && heard.iter().all(|(_, all)| *all == 2140) && heard.last().unwrap().0 == 2140
+    );
     assert_eq!(fs_err::read(folder.path().join("sample/0.txt")).unwrap(), b"a cat on a sofa\n".repeat(40));
     let numbers: Vec<u8> = (0..1500u32).map(|i| (i * i * 31 % 251) as u8).collect();
     assert_eq!(fs_err::read(folder.path().join("sample/numbers")).unwrap(), numbers);

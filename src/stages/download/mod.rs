@@ -1,28 +1,36 @@
-//! Files from elsewhere brought into one folder: local or http(s), unpacked, checked.
+//! Files from elsewhere brought into one folder: local, http(s) or from the Hugging Face Hub, unpacked, checked.
+
+mod bring;
+mod parallel;
+mod plan;
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
 use super::accept::{self, Outputs};
-use crate::io::archive::{Limits, unpack_volumes};
-use crate::io::fetch::{Options, fetch};
+use crate::io::fetch::{Client, Patience};
+use crate::io::hub::{Hub, HubAddress};
 use crate::param::{Location, Validate};
 use crate::params;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
 
 params! {
-    /// One file, archive or folder.
+    /// One file, archive or folder, or several files of one repository.
     pub struct File {
-        /// A path, relative to the file that names it, or an http(s) address.
+        /// A path, relative to the file that names it; an http(s) address; or one on the Hugging Face Hub,
+        /// `hf://datasets/OWNER/REPO[@REVISION]/PATH` for a dataset and `hf://OWNER/REPO[@REVISION]/PATH` for a
+        /// model. There, PATH is a file, a folder (all below it comes), or has `*` for any part of a name;
+        /// REVISION is `main` by default. What the Hub holds private or gated needs a token in HF_TOKEN.
         from: Location,
-        /// Where it goes in the output folder; by default its own name, or the folder itself for an archive.
+        /// Where it goes in the output folder; by default its own name, or the folder itself for an archive and for
+        /// what a `*` fits.
         to: Option<String> = None,
         /// Whether to unpack it: zip, tar, tar.gz or 7z. An archive cut into volumes (`x.7z.001`, `x.7z.002`, …) is
-        /// listed volume by volume, in order.
+        /// listed volume by volume, in order; on the Hub, `x.7z.*` stands for all of them.
         unpack: bool = false,
-        /// The SHA-256 of the file in hexadecimal; another one is refused.
+        /// The SHA-256 of the file in hexadecimal; another one is refused. Without it, what an address gave first is
+        /// noted in attrflow.lock, and another one is refused from then on.
         sha256: Option<String> = None,
     }
 }
@@ -45,21 +53,35 @@ impl Validate for File {
         if self.sha256.is_some() && self.from.local().is_some_and(Path::is_dir) {
             faults.push(("sha256", "a folder has no SHA-256".to_owned()));
         }
+        match self.hub() {
+            Some(Err(fault)) => faults.push(("from", fault)),
+            Some(Ok(address)) if self.sha256.is_some() && (address.folder || address.is_pattern()) => {
+                faults.push(("sha256", "several files have no common SHA-256".to_owned()));
+            }
+            _ => {}
+        }
         faults
     }
 }
 
 impl File {
+    fn hub(&self) -> Option<Result<HubAddress, String>> {
+        self.from.hub().map(HubAddress::parse)
+    }
+
     fn target(&self) -> &str {
-        let own = if self.unpack { "." } else { self.from.file_name() };
+        let own = match self.from.file_name() {
+            _ if self.unpack => ".",
+            pattern if self.from.hub().is_some() && pattern.contains('*') => ".",
+            // All of a repository: its name is a name, and its revision is none.
+            name => name.split('@').next().filter(|_| self.from.hub().is_some()).unwrap_or(name),
+        };
         self.to.as_deref().unwrap_or(own)
     }
 
-    /// For a volume of an archive, such as `x.7z.002`: the archive's name and the volume's number.
+    /// For a volume of an archive: the archive's name and the volume's number.
     fn volume(&self) -> Option<(&str, u32)> {
-        let (archive, number) = self.from.file_name().rsplit_once('.').filter(|_| self.unpack)?;
-        let is_number = number.len() == 3 && number.bytes().all(|byte| byte.is_ascii_digit());
-        number.parse().ok().filter(|_| is_number).map(|number| (archive, number))
+        volume(self.from.file_name()).filter(|_| self.unpack)
     }
 
     /// Whether both are volumes of one archive, this one right behind `before`.
@@ -75,6 +97,13 @@ impl File {
     fn port(index: usize) -> String {
         format!("files.{index}")
     }
+}
+
+/// For a volume's name such as `x.7z.002`: the archive's name and the volume's number.
+fn volume(name: &str) -> Option<(&str, u32)> {
+    let (archive, number) = name.rsplit_once('.')?;
+    let is_number = number.len() == 3 && number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| is_number).map(|number| (archive, number))
 }
 
 params! {
@@ -161,91 +190,8 @@ impl Compute for Download {
     ) -> anyhow::Result<()> {
         let files = out.join("files");
         fs_err::create_dir(&files)?;
-        // Archives land beside the output: only what is unpacked from them belongs to it.
-        let aside = out.join("archives");
-        fs_err::create_dir(&aside)?;
-        // Sizes are known file by file, if at all: every file counts for a thousand steps.
-        let total = STEPS * params.files.len() as u64;
-        let mut done = 0;
-        let progress = |done: u64| (cx.progress)(done, total);
-        for volumes in params.files.chunk_by(|before, file| file.continues(before)) {
-            match volumes {
-                [file] if !file.unpack => bring(file, &files, &|steps| progress(done + steps))?,
-                volumes => bring_archive(volumes, &files, &aside, &|steps| progress(done + steps))?,
-            }
-            done += STEPS * volumes.len() as u64;
-            progress(done);
-        }
-        Ok(())
+        bring::bring(params, &files, &Client::new(Patience::default()), &Hub::from_env, cx)
     }
-}
-
-/// Steps of progress for one file.
-const STEPS: u64 = 1000;
-
-fn bring(file: &File, files: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
-    let target = files.join(file.target());
-    if let Some(folder) = file.from.local().filter(|path| path.is_dir()) {
-        return copy_folder(folder, &target);
-    }
-    anyhow::ensure!(!target.exists(), "two files would become `{}`", file.target());
-    let parent = target.parent().context("a file has a folder")?;
-    fs_err::create_dir_all(parent)?;
-    fetch_to(file, &target, progress)
-}
-
-/// Brings the volumes of one archive, most often a single one, and unpacks them as one.
-fn bring_archive(volumes: &[File], files: &Path, aside: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
-    let target = volumes.first().context("an archive has a volume")?.target();
-    if let [folder] = volumes
-        && let Some(folder) = folder.from.local().filter(|path| path.is_dir())
-    {
-        return copy_folder(folder, &files.join(target));
-    }
-    let mut paths = Vec::new();
-    let mut fetched = Vec::new();
-    for (index, file) in volumes.iter().enumerate() {
-        // A local archive without a digest to check is unpacked from where it stands.
-        if let (Some(path), None) = (file.from.local(), &file.sha256) {
-            paths.push(path.to_path_buf());
-            continue;
-        }
-        let path = aside.join(index.to_string());
-        fetch_to(file, &path, &|steps| progress(STEPS * index as u64 + steps))?;
-        paths.push(path.clone());
-        fetched.push(path);
-    }
-    unpack_volumes(&paths, files.join(target), Limits::default())?;
-    for path in fetched {
-        fs_err::remove_file(path)?;
-    }
-    Ok(())
-}
-
-fn fetch_to(file: &File, path: &Path, progress: &dyn Fn(u64)) -> anyhow::Result<()> {
-    let options = Options { sha256: file.sha256.clone(), ..Options::default() };
-    let mut hear = |heard: crate::io::fetch::Progress| {
-        if let Some(total) = heard.total.filter(|total| *total > 0) {
-            progress((u128::from(heard.done) * u128::from(STEPS) / u128::from(total)) as u64);
-        }
-    };
-    fetch(&file.from.0, path, &options, &mut hear)?;
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs_err::create_dir_all(to)?;
-    for entry in fs_err::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if fs_err::metadata(entry.path())?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            anyhow::ensure!(!target.exists(), "two files would become `{}`", target.display());
-            fs_err::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -254,7 +200,11 @@ mod tests {
 
     fn files(names: &[&str]) -> Params {
         let file = |name: &&str| File {
-            from: Location(format!("https://example.org/{name}")),
+            from: Location(if name.contains("://") {
+                (*name).into()
+            } else {
+                format!("https://example.org/{name}")
+            }),
             to: None,
             unpack: true,
             sha256: None,
@@ -281,5 +231,29 @@ mod tests {
                 "`y.7z.002` must follow `y.7z.001`, with the same `to`",
             ]
         );
+    }
+
+    #[test]
+    fn a_file_has_a_place_by_its_address() {
+        let target = |address: &str, unpack: bool| {
+            let mut params = files(&[address]);
+            params.files[0].unpack = unpack;
+            params.files[0].target().to_owned()
+        };
+        assert_eq!(target("https://example.org/a/b.zip?x=/y", false), "b.zip");
+        assert_eq!(target("https://example.org/a/b.zip", true), ".");
+        assert_eq!(target("hf://datasets/o/r/a/b.txt", false), "b.txt");
+        assert_eq!(target("hf://datasets/o/r/a/folder/", false), "folder");
+        assert_eq!(target("hf://datasets/o/r/a/*.txt", false), ".");
+        assert_eq!(target("hf://o/r@v2", false), "r");
+    }
+
+    #[test]
+    fn an_address_on_the_hub_is_checked_beforehand() {
+        let mut wrong = files(&["hf://o/r/../x"]).files.remove(0);
+        assert!(wrong.validate()[0].1.contains("`..`"), "{:?}", wrong.validate());
+        wrong.from = Location("hf://o/r/*".into());
+        wrong.sha256 = Some("0".repeat(64));
+        assert_eq!(wrong.validate(), [("sha256", "several files have no common SHA-256".to_owned())]);
     }
 }
