@@ -48,7 +48,10 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     let file = mine.join("pretrain_loss/pretrain_loss.npy");
     let ran = adopt(&project, "pretrain_loss", &["mine/pretrain_loss/pretrain_loss.npy"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert_eq!(ran.out, "pretrain_loss.losses is mine/pretrain_loss/pretrain_loss.npy (176 B), where it is\n");
+    assert_eq!(
+        ran.out,
+        "pretrain_loss.losses is mine/pretrain_loss/pretrain_loss.npy (176 B), where it is\n"
+    );
 
     let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
     assert!(plan.contains("adopted from mine/pretrain_loss/pretrain_loss.npy"), "{plan}");
@@ -75,7 +78,10 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     assert!(line.contains(" lost"), "{line}");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     let told = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead\n";
-    assert!(ran.code == 0 && ran.err.starts_with("warn: the adopted file ") && ran.err.ends_with(told), "{ran:?}");
+    assert!(
+        ran.code == 0 && ran.err.starts_with("warn: the adopted file ") && ran.err.ends_with(told),
+        "{ran:?}"
+    );
     assert_eq!(project.results(), before);
 }
 
@@ -162,8 +168,12 @@ fn weights_that_the_network_does_not_have_are_refused() {
     let own = TensorFile::open(mine.join("fisher/fisher.safetensors")).unwrap();
     // As published: by torch, here of what the stage computes.
     let write = |skip: usize, dtype: Dtype, extra: Option<(&str, Vec<usize>)>| {
-        let mut tensors: Vec<(&str, Vec<usize>)> =
-            own.headers().iter().skip(skip).map(|header| (header.name.as_str(), header.shape.clone())).collect();
+        let mut tensors: Vec<(&str, Vec<usize>)> = own
+            .headers()
+            .iter()
+            .skip(skip)
+            .map(|header| (header.name.as_str(), header.shape.clone()))
+            .collect();
         tensors.extend(extra);
         let zeros = |shape: &[usize]| vec![0u8; dtype.size() * shape.iter().product::<usize>()];
         let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, shape)| zeros(shape)).collect();
@@ -206,7 +216,10 @@ fn sets_that_do_not_fit_each_other_are_refused() {
     let told = error(latents, "texts.npy");
     assert!(told.contains("texts.npy: shape [6, 1, 16, 64], expected [6, 2, _, _]"), "{told}");
     let ran = project.attrflow(["adopt", "latents", "latents=mine/latents/latents.npy"]);
-    assert!(ran.code == 2 && ran.err.contains("no path for the output `text_embeddings` of `latents`"), "{ran:?}");
+    assert!(
+        ran.code == 2 && ran.err.contains("no path for the output `text_embeddings` of `latents`"),
+        "{ran:?}"
+    );
     let ran = project.attrflow(["adopt", "latents", "mine/latents/latents.npy"]);
     assert!(ran.err.contains("expected latents=PATH text_embeddings=PATH"), "{ran:?}");
 }
@@ -216,7 +229,10 @@ fn a_download_that_lacks_a_file_is_refused() {
     let project = Project::new(6);
     fs_err::create_dir_all(project.path("mine/model")).unwrap();
     let told = refused(&project, "data", &["mine"]);
-    assert!(told.contains("mine/captions.json: nothing is there, expected what the stage would bring"), "{told}");
+    assert!(
+        told.contains("mine/captions.json: nothing is there, expected what the stage would bring"),
+        "{told}"
+    );
     project.write("file", "x");
     let told = refused(&project, "data", &["file"]);
     assert!(told.ends_with("file: expected a folder\n"), "{told}");
@@ -234,7 +250,10 @@ fn the_stage_must_be_one_whose_inputs_are_there() {
         ran.err
     };
     let told = run(&["influence", "a.npy"]);
-    assert!(told.contains("`influence` is repeated: name one of influence[grin], influence[pizza]"), "{told}");
+    assert!(
+        told.contains("`influence` is repeated: name one of influence[grin], influence[pizza]"),
+        "{told}"
+    );
     let told = run(&["nobody", "a.npy"]);
     let expected = "no pipeline in pipelines/ has a stage `nobody`: looked in pipelines/demo.toml";
     assert!(told.contains(expected), "{told}");

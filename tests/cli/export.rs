@@ -63,7 +63,8 @@ fn the_published_files_hold_the_results() {
 #[test]
 fn a_network_is_written_in_whole() {
     let project = Project::finished();
-    let ran = project.attrflow(["export", "--unet", "out", "pipelines/demo.toml", "--target", "unlearn[grin]"]);
+    let ran =
+        project.attrflow(["export", "--unet", "out", "pipelines/demo.toml", "--target", "unlearn[grin]"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let out = project.path("out");
     assert_eq!(names(&out), ["unet_grin/config.json", "unet_grin/diffusion_pytorch_model.safetensors"]);
@@ -82,7 +83,9 @@ fn a_network_is_written_in_whole() {
         assert_eq!(header.shape, old.shape);
         let new = whole.bytes(header).unwrap();
         match changed.header(&header.name) {
-            Some(changed_header) => assert_eq!(new, changed.bytes(changed_header).unwrap(), "{}", header.name),
+            Some(changed_header) => {
+                assert_eq!(new, changed.bytes(changed_header).unwrap(), "{}", header.name)
+            }
             None => assert_eq!(new, base.bytes_as(old, torch_file::Dtype::F32).unwrap(), "{}", header.name),
         }
         differ += usize::from(new != base.bytes_as(old, torch_file::Dtype::F32).unwrap());

@@ -99,7 +99,8 @@ fn a_folder_stands_with_the_files_that_it_had() {
 
 #[test]
 fn what_became_of_a_file_is_noticed_and_told() {
-    let edits: [(&str, fn(&Path)); 4] = [
+    type Edit = fn(&Path);
+    let edits: [(&str, Edit); 4] = [
         ("is gone", |file| fs_err::remove_file(file).unwrap()),
         ("holds other bytes than when it was adopted", |file| fs_err::write(file, "longer than b").unwrap()),
         // As many bytes as before, and the times set back.
@@ -119,7 +120,9 @@ fn what_became_of_a_file_is_noticed_and_told() {
         project.run(&[]);
         edit(&file);
         let ran = project.run(&[]);
-        let Some(Reason::Lost { what: told }) = reason(&ran, "second") else { panic!("{what}: {ran:?}", ran = ran.tasks) };
+        let Some(Reason::Lost { what: told }) = reason(&ran, "second") else {
+            panic!("{what}: {ran:?}", ran = ran.tasks)
+        };
         assert!(told.starts_with(&format!("the adopted file {} {what}", file.display())), "{told}");
         assert_eq!(warnings(&ran).len(), 1);
         assert!(ran.stage("second").adopted.is_none());
@@ -180,7 +183,8 @@ fn what_is_refused_is_recorded_nowhere() {
     let own = "PROJECT/results/toy/first/text.txt is in PROJECT/results/toy, where runs replace what is there: \
                move or copy it elsewhere first";
     assert_eq!(refused("second", &project.path("results/toy/first/text.txt")), own);
-    std::os::unix::fs::symlink(project.path("results/toy/first/text.txt"), project.path("mine/link")).unwrap();
+    std::os::unix::fs::symlink(project.path("results/toy/first/text.txt"), project.path("mine/link"))
+        .unwrap();
     assert_eq!(refused("second", &project.path("mine/link")), own);
     assert!(refused("second", &project.root).starts_with("PROJECT is in "));
     let adopted = files(&project.cache).into_iter().filter(|path| path.to_string_lossy().contains("adopted"));

@@ -104,11 +104,7 @@ impl Stage for Count {
         Ok(Some((0..params.to).map(unit).collect()))
     }
 
-    fn accept(
-        _: &CountParams,
-        _: &Inputs,
-        outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()> {
+    fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
         Ok(())
     }
