@@ -41,33 +41,24 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let results = Results::of(&project, args, &kinds)?;
     let told = |error: ExportError| Failure::Refused(error.to_string());
+    let mut batches = Vec::new();
+    if let Some(folder) = &args.published {
+        batches.push(Batch::new(folder).map_err(told)?);
+        results.published(&mut batches[0]).map_err(told)?;
+    }
+    if let Some(folder) = &args.unet {
+        let mut batch = Batch::new(folder).map_err(told)?;
+        results.networks(&mut batch).map_err(told)?;
+        batches.push(batch);
+    }
     let mut table = Table::new(&["file", "", "size"]);
-    let mut finish = |batch: Batch| {
-        for file in batch.finish(args.force).map_err(told)? {
-            let word = match file.state {
-                State::New => "written",
-                State::Replaced => "replaced",
-                State::Same => "as it was",
-            };
-            table.row([short_path(&file.path), word.to_owned(), size(file.size)]);
-        }
-        Ok::<(), Failure>(())
-    };
-    // Both are made before either is moved to its place.
-    let published = args.published.as_ref().map(|folder| {
-        let mut batch = Batch::new(folder)?;
-        results.published(&mut batch)?;
-        Ok(batch)
-    });
-    let published = published.transpose().map_err(told)?;
-    let unet = args.unet.as_ref().map(|folder| {
-        let mut batch = Batch::new(folder)?;
-        results.networks(&mut batch)?;
-        Ok(batch)
-    });
-    let unet = unet.transpose().map_err(told)?;
-    for batch in [published, unet].into_iter().flatten() {
-        finish(batch)?;
+    for file in Batch::finish(&batches, args.force).map_err(told)? {
+        let word = match file.state {
+            State::New => "written",
+            State::Replaced => "replaced",
+            State::Same => "as it was",
+        };
+        table.row([short_path(&file.path), word.to_owned(), size(file.size)]);
     }
     print(&table.to_string());
     Ok(())

@@ -39,6 +39,10 @@ enum Command {
     /// Show what stands, and where
     Status(status::Args),
     /// Let files from elsewhere stand for a stage's outputs, without a copy
+    ///
+    /// They are checked against the stage's parameters and inputs, and stay where they are. If they change or go, the
+    /// next run says so and computes the stage. They stand for what the stage would give with the same --set values
+    /// on the same class of device (see --device).
     Adopt(adopt::Args),
     /// Write results as the published experiment does, or for diffusers
     Export(export::Args),

@@ -62,33 +62,37 @@ impl Batch {
         Ok(path)
     }
 
-    /// Moves all files to their places; with `force` also to where other content is.
+    /// Moves the files of all batches to their places; with `force` also to where other content is.
     ///
     /// # Errors
-    /// Places with other content, or a file system that refuses.
-    pub fn finish(self, force: bool) -> Result<Vec<Written>, ExportError> {
-        let mut written = Vec::new();
-        for name in &self.names {
-            let (from, path) = (self.aside.path().join(name), self.folder.join(name));
-            let file = fs_err::File::open(&from)?;
-            file.sync_all()?;
-            let state = match path.exists() {
-                false => State::New,
-                true if same(&from, &path)? => State::Same,
-                true => State::Replaced,
-            };
-            written.push(Written { path, size: file.metadata()?.len(), state });
+    /// Places with other content, in which case no file of any batch moves, or a file system that refuses.
+    pub fn finish(batches: &[Self], force: bool) -> Result<Vec<Written>, ExportError> {
+        let mut moves = Vec::new();
+        for batch in batches {
+            for name in &batch.names {
+                let (from, path) = (batch.aside.path().join(name), batch.folder.join(name));
+                let file = fs_err::File::open(&from)?;
+                file.sync_all()?;
+                let state = match path.exists() {
+                    false => State::New,
+                    true if same(&from, &path)? => State::Same,
+                    true => State::Replaced,
+                };
+                moves.push((from, Written { path, size: file.metadata()?.len(), state }));
+            }
         }
-        let differ = written.iter().filter(|file| file.state == State::Replaced);
-        let paths: Vec<PathBuf> = differ.map(|file| file.path.clone()).collect();
+        let differ = moves.iter().filter(|(_, file)| file.state == State::Replaced);
+        let paths: Vec<PathBuf> = differ.map(|(_, file)| file.path.clone()).collect();
         if !paths.is_empty() && !force {
             return Err(ExportError::Differs { paths });
         }
-        for (name, file) in self.names.iter().zip(&written).filter(|(_, file)| file.state != State::Same) {
-            fs_err::create_dir_all(file.path.parent().unwrap_or(&self.folder))?;
-            fs_err::rename(self.aside.path().join(name), &file.path)?;
+        for (from, file) in moves.iter().filter(|(_, file)| file.state != State::Same) {
+            if let Some(folder) = file.path.parent() {
+                fs_err::create_dir_all(folder)?;
+            }
+            fs_err::rename(from, &file.path)?;
         }
-        Ok(written)
+        Ok(moves.into_iter().map(|(_, file)| file).collect())
     }
 }
 
@@ -118,6 +122,11 @@ fn same(one: &Path, other: &Path) -> std::io::Result<bool> {
 mod tests {
     use super::*;
 
+    fn finish(folder: &Path, files: &[(&str, &str)], force: bool) -> Result<Vec<State>, String> {
+        let written = Batch::finish(&[batch(folder, files)], force).map_err(|error| error.to_string())?;
+        Ok(written.into_iter().map(|file| file.state).collect())
+    }
+
     fn batch(folder: &Path, files: &[(&str, &str)]) -> Batch {
         let mut batch = Batch::new(folder).unwrap();
         for (name, text) in files {
@@ -130,19 +139,30 @@ mod tests {
     fn other_content_is_replaced_when_asked_and_nothing_moves_otherwise() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
-        let states = |written: Vec<Written>| written.into_iter().map(|file| file.state).collect::<Vec<_>>();
-        assert_eq!(states(batch(&out, &[("a", "1"), ("b/c", "2")]).finish(false).unwrap()), [State::New; 2]);
-        let again = batch(&out, &[("a", "1"), ("b/c", "3"), ("d", "4")]);
-        let error = again.finish(false).unwrap_err().to_string();
+        assert_eq!(finish(&out, &[("a", "1"), ("b/c", "2")], false).unwrap(), [State::New; 2]);
+        let again = [("a", "1"), ("b/c", "3"), ("d", "4")];
+        let error = finish(&out, &again, false).unwrap_err();
         assert!(
             error.ends_with("out/b/c is there already, with other content: --force replaces it"),
             "{error}"
         );
         assert!(!out.join("d").exists() && fs_err::read(out.join("b/c")).unwrap() == b"2");
-        let again = batch(&out, &[("a", "1"), ("b/c", "3"), ("d", "4")]).finish(true).unwrap();
-        assert_eq!(states(again), [State::Same, State::Replaced, State::New]);
+        let states = finish(&out, &again, true).unwrap();
+        assert_eq!(states, [State::Same, State::Replaced, State::New]);
         assert_eq!(fs_err::read(out.join("b/c")).unwrap(), b"3");
         assert_eq!(fs_err::read_dir(&out).unwrap().count(), 3, "something was left aside");
+    }
+
+    #[test]
+    fn one_batch_that_is_refused_keeps_the_others_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        finish(&other, &[("a", "1")], false).unwrap();
+        let batches = [batch(&one, &[("b", "2")]), batch(&other, &[("a", "3")])];
+        assert!(Batch::finish(&batches, false).is_err());
+        assert!(!one.join("b").exists());
+        assert_eq!(Batch::finish(&batches, true).unwrap().len(), 2);
+        assert_eq!(fs_err::read(other.join("a")).unwrap(), b"3");
     }
 
     #[test]

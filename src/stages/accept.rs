@@ -186,3 +186,52 @@ pub(super) fn below(folder: &Path, name: &str, sha256: Option<&str>) -> anyhow::
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::npy_writer::{write_f32, write_i64};
+
+    #[test]
+    fn a_ranking_has_every_image_once_by_falling_influence() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rank.npy");
+        let check = |ranks: &[i64]| {
+            write_i64(&file, &[ranks.len()], ranks).unwrap();
+            ranking(&file, &[0.5, -1.0, 2.0]).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&[2, 0, 1]), Ok(()));
+        let error = check(&[2, 2, 1]).unwrap_err();
+        assert!(error.ends_with("rank.npy: value 1 is 2, expected each of 0..=2 once"), "{error}");
+        assert!(check(&[2, -1, 1]).unwrap_err().contains("value 1 is -1"));
+        assert!(check(&[3, 0, 1]).unwrap_err().contains("value 0 is 3"));
+        let error = check(&[2, 1, 0]).unwrap_err();
+        assert!(error.contains("rank.npy: image 1 stands before 0, whose influence is higher"), "{error}");
+        assert!(check(&[2, 0]).unwrap_err().ends_with("shape [2], expected [3]"));
+    }
+
+    #[test]
+    fn values_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.npy");
+        write_f32(&file, &[3], &[1.0, f32::NEG_INFINITY, f32::NAN]).unwrap();
+        let error = finite(&file, 3).unwrap_err().to_string();
+        assert!(error.ends_with("a.npy: value 1 is -inf, expected a finite number"), "{error}");
+        write_f32(&file, &[2], &[1.0, 2.0]).unwrap();
+        assert_eq!(finite(&file, 2).unwrap(), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn a_file_of_known_bytes_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join("a"), "abc").unwrap();
+        // Of "abc", from FIPS 180-2.
+        let digest = "BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD";
+        below(folder.path(), "a", Some(digest)).unwrap();
+        fs_err::write(folder.path().join("a"), "abd").unwrap();
+        let error = below(folder.path(), "a", Some(digest)).unwrap_err().to_string();
+        assert!(error.contains("/a: SHA-256 ") && error.ends_with(&format!("expected {digest}")), "{error}");
+        let error = below(folder.path(), "b", None).unwrap_err().to_string();
+        assert!(error.ends_with("/b: nothing is there, expected what the stage would bring"), "{error}");
+    }
+}

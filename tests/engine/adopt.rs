@@ -99,7 +99,8 @@ fn a_folder_stands_with_the_files_that_it_had() {
 
 #[test]
 fn what_became_of_a_file_is_noticed_and_told() {
-    let edits: [(&str, fn(&Path)); 4] = [
+    type Edit = fn(&Path);
+    let edits: [(&str, Edit); 4] = [
         ("is gone", |file| fs_err::remove_file(file).unwrap()),
         ("holds other bytes than when it was adopted", |file| fs_err::write(file, "longer than b").unwrap()),
         // As many bytes as before, and the times set back.
