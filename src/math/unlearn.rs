@@ -203,7 +203,8 @@ impl<'a> Unlearning<'a> {
             let fisher = fisher + self.spec.damping.unwrap_or(0.0);
             let step =
                 &gradient[name] * self.spec.lr / (fisher * images as f64) / self.spec.grad_accum_steps as f64;
-            let moved = parameter.to_kind(Kind::Double) + step;
+            // Checked as it is stored: what is finite in float64 may not be in float32.
+            let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
             if moved.isfinite().all().int64_value(&[]) == 0 {
                 let what = "after the step";
                 return Err(MathError::ParameterNotFinite { parameter: name.clone(), what });
@@ -224,6 +225,10 @@ impl<'a> Unlearning<'a> {
             let Some(values) = fisher.get(name) else { return Err(MathError::NoFisher { parameter }) };
             if values.size() != expected {
                 return Err(MathError::FisherShape { parameter, found: values.size(), expected });
+            }
+            if values.isfinite().all().int64_value(&[]) == 0 {
+                let what = "its Fisher information";
+                return Err(MathError::ParameterNotFinite { parameter, what });
             }
             let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
             if zeros > 0 && self.spec.damping.is_none() {

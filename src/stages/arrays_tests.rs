@@ -12,7 +12,6 @@ use half::f16;
 
 use super::*;
 use crate::io::NpyWriter;
-use crate::math::data::Rows as _;
 
 const IMAGES: usize = 76_000;
 const CAPTIONS: usize = 5;

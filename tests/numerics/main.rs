@@ -12,6 +12,7 @@ mod image;
 mod method;
 mod passes;
 mod real;
+mod refusals;
 mod ruled;
 mod sizes;
 mod tokenizer;

@@ -48,6 +48,6 @@ fn files_for_python() {
     write_floats(&at("single.npy"), Dtype::F32);
     write_floats(&at("double.npy"), Dtype::F64);
     npy_writer::write_i64(at("long.npy"), &[2, 3, 4], &(-12..12).collect::<Vec<_>>()).unwrap();
-    npy_writer::concat(&[at("single.npy"), at("single.npy")], &at("joined.npy")).unwrap();
+    npy_writer::concat(&[at("single.npy"), at("single.npy")], at("joined.npy")).unwrap();
     npy_writer::write_f32(at("empty.npy"), &[0, 3], &[]).unwrap();
 }
