@@ -1,7 +1,10 @@
 //! A web server for tests: files, the Hub's API, and the faults that real servers have.
 //!
 //! One connection, one request. Everything comes from memory; what was asked is kept for assertions.
-#![allow(dead_code, reason = "the unit tests of fetching use another part of it than the tests of the program")]
+#![allow(
+    dead_code,
+    reason = "the unit tests of fetching use another part of it than the tests of the program"
+)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
 use std::collections::BTreeMap;
@@ -78,7 +81,8 @@ impl Server {
     pub fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(Mutex::new(State { url: format!("http://{address}"), page: 1000, ..State::default() }));
+        let state =
+            Arc::new(Mutex::new(State { url: format!("http://{address}"), page: 1000, ..State::default() }));
         let end = Arc::new(AtomicBool::new(false));
         let server = Self { address, state: state.clone(), end: end.clone() };
         thread::spawn(move || {
@@ -260,7 +264,8 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     // What counts down is counted down now.
     let mut faults = state_now.faults.get(&path).cloned().unwrap_or_default();
     if asked.verb == "GET" {
-        faults.retain(|fault| !matches!(fault, Fault::Drop { times: 0, .. } | Fault::Status { times: 0, .. }));
+        faults
+            .retain(|fault| !matches!(fault, Fault::Drop { times: 0, .. } | Fault::Status { times: 0, .. }));
         for fault in state_now.faults.entry(path).or_default() {
             if let Fault::Drop { times, .. } | Fault::Status { times, .. } = fault {
                 *times = times.saturating_sub(1);
@@ -297,7 +302,8 @@ fn send(mut stream: &TcpStream, asked: &Asked, bytes: &[u8], faults: &[Fault]) -
             return say(stream, &code.to_string(), &wait, "");
         }
     }
-    let start = asked.range.as_ref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let start =
+        asked.range.as_ref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
     let start = start.filter(|_| !has(&Fault::NoRanges));
     let start: Option<usize> = start.filter(|_| asked.if_range.as_ref().is_none_or(|wanted| *wanted == tag));
     let size = bytes.len();
@@ -341,7 +347,9 @@ fn api(state: &State, rest: &str, path: &str, query: &str) -> (&'static str, Str
     let parts: Vec<&str> = rest.splitn(5, '/').collect();
     let [kind, owner, name, verb, rest] = parts[..] else { return missing("RepoNotFound") };
     let prefix = if kind == "datasets" { "datasets/" } else { "" };
-    let Some(repo) = state.repos.get(&format!("{prefix}{owner}/{name}")) else { return missing("RepoNotFound") };
+    let Some(repo) = state.repos.get(&format!("{prefix}{owner}/{name}")) else {
+        return missing("RepoNotFound");
+    };
     if verb == "revision" {
         return match repo.commits.get(rest) {
             Some(commit) => ("200", String::new(), json!({ "sha": commit, "siblings": [] })),

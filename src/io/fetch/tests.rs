@@ -104,8 +104,13 @@ fn a_server_error_is_asked_again_when_the_server_says() {
     bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
     let error = bench.fetch(&Wanted::at(&server.url("/later?key=abc"), None)).unwrap_err();
-    assert!(error.ends_with("after 1 attempts without progress: the server answered 429 Too Many Requests, and \
-                             asks to wait 3 seconds"), "{error}");
+    assert!(
+        error.ends_with(
+            "after 1 attempts without progress: the server answered 429 Too Many Requests, and \
+                             asks to wait 3 seconds"
+        ),
+        "{error}"
+    );
     assert!(error.contains("/later?…: ") && !error.contains("abc"), "{error}");
     let error = bench.fetch(&Wanted::at(&server.url("/never"), None)).unwrap_err();
     assert!(error.contains("gave up after 3 attempts without progress: the server answered 503"), "{error}");
@@ -236,8 +241,7 @@ fn who_comes_second_takes_what_the_first_one_finished() {
 fn a_redirect_takes_the_range_along_and_leaves_the_token() {
     let cdn = Server::new();
     let hash = "1".repeat(40);
-    let hub =
-        Server::new().hub_model("o/r", &hash, &[("big.bin", CONTENT)]).cdn(&cdn).token("hf_secret");
+    let hub = Server::new().hub_model("o/r", &hash, &[("big.bin", CONTENT)]).cdn(&cdn).token("hf_secret");
     let bench = Bench::new();
     let mut wanted = known(&hub.url(&format!("/o/r/resolve/{hash}/big.bin")));
     assert!(bench.fetch(&wanted).unwrap_err().ends_with("the server answered 401 Unauthorized"));

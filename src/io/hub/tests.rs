@@ -27,7 +27,8 @@ fn client() -> Client {
 fn found(server: &Server, address: &str) -> Result<Vec<String>, String> {
     let hub = Hub::new(&server.url("/"), None);
     let address = HubAddress::parse(address).unwrap();
-    let files = hub.commit(&client(), &address.repo).and_then(|commit| hub.files(&client(), &address, &commit));
+    let files =
+        hub.commit(&client(), &address.repo).and_then(|commit| hub.files(&client(), &address, &commit));
     files.map(|files| files.into_iter().map(|file| file.path).collect()).map_err(|error| error.to_string())
 }
 
@@ -35,7 +36,8 @@ fn found(server: &Server, address: &str) -> Result<Vec<String>, String> {
 fn an_address_is_a_file_a_folder_or_a_pattern() {
     for page in [1000, 2] {
         let server = server().page(page);
-        let is = |address: &str, files: &[&str]| assert_eq!(found(&server, address).unwrap(), files, "{address}");
+        let is =
+            |address: &str, files: &[&str]| assert_eq!(found(&server, address).unwrap(), files, "{address}");
         is("hf://datasets/o/r/mscoco/model.7z", &["mscoco/model.7z"]);
         is("hf://datasets/o/r/README.md", &["README.md"]);
         let deep = ["mscoco/deep/a b.txt", "mscoco/deep/er/x.7z.001", "mscoco/deep/er/x.7z.002"];
@@ -77,7 +79,10 @@ fn what_is_not_there_is_named_with_its_neighbours() {
         ),
         ("hf://datasets/o/r/mscocoo/", "hf://datasets/o/r@main/mscocoo: there is no such folder"),
         ("hf://datasets/o/r/mscoco/y.*", "hf://datasets/o/r@main/mscoco/y.*: no file fits"),
-        ("hf://datasets/o/r@v9/x", "hf://datasets/o/r@v9: the Hub answered 404 Not Found: `o/r` has no revision `v9`"),
+        (
+            "hf://datasets/o/r@v9/x",
+            "hf://datasets/o/r@v9: the Hub answered 404 Not Found: `o/r` has no revision `v9`",
+        ),
         (
             "hf://o/r/x",
             "hf://o/r@main: the Hub answered 404 Not Found: there is no `o/r`, or it is private: set HF_TOKEN to",
@@ -95,7 +100,9 @@ fn a_refusal_says_what_is_likely() {
         likely(ureq::http::StatusCode::from_u16(status).unwrap(), code, &repo, token)
     };
     assert!(says(401, None, false).contains("private or gated: set HF_TOKEN"));
-    assert!(says(401, Some("GatedRepo"), false).contains("is gated: ask for access on its page; set HF_TOKEN"));
+    assert!(
+        says(401, Some("GatedRepo"), false).contains("is gated: ask for access on its page; set HF_TOKEN")
+    );
     assert!(says(403, None, true).contains("the token that was sent does not open it"));
     let server = server().token("hf_secret");
     let error = found(&server, "hf://datasets/o/r/x").unwrap_err();
