@@ -45,7 +45,7 @@ pub(super) fn bring(
     for item in &plan.items {
         put(item, out, &mut finished, &plan.remotes, &mut steps)?;
     }
-    match new.add(lock) {
+    match new.add_to(lock) {
         Err(error) if error.is_read_only() => {
             tracing::warn!("what was downloaded is not pinned: {error}");
         }
