@@ -173,7 +173,7 @@ impl Stage for Download {
         let folder = &outputs["files"];
         anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
         for file in params.files.iter().filter(|file| !file.unpack) {
-            accept::below(folder, file.target(), file.sha256.as_deref())?;
+            accept::below(folder, &file.target(), file.sha256.as_deref())?;
         }
         Ok(())
     }
