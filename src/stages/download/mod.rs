@@ -3,6 +3,7 @@
 mod bring;
 mod parallel;
 mod plan;
+mod put;
 
 use std::path::{Component, Path, PathBuf};
 
