@@ -56,15 +56,7 @@ params! {
     }
 }
 
-impl Validate for Params {
-    fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.guidance_scale.is_finite() {
-            return Vec::new();
-        }
-        let message = format!("`guidance_scale` is {}, expected a finite number", self.guidance_scale);
-        vec![("guidance_scale", message)]
-    }
-}
+impl Validate for Params {}
 
 impl Params {
     fn spec(&self) -> SampleSpec {

@@ -47,15 +47,10 @@ params! {
 
 impl Validate for Params {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        if !(self.damping >= 0.0 && self.damping.is_finite()) {
-            let message = format!("`damping` is {}, expected a finite number of at least 0", self.damping);
-            faults.push(("damping", message));
+        if self.damping >= 0.0 {
+            return Vec::new();
         }
-        if !self.lr.is_finite() {
-            faults.push(("lr", format!("`lr` is {}, expected a finite number", self.lr)));
-        }
-        faults
+        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
     }
 }
 
