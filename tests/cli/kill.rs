@@ -51,7 +51,7 @@ fn at_work(project: &Project) -> Vec<PathBuf> {
     processes.filter(|process| fs_err::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == root)).collect()
 }
 
-fn wait_for_orphans(project: &Project) {
+pub fn wait_for_orphans(project: &Project) {
     let begun = Instant::now();
     while !at_work(project).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(10), "a worker outlives its runner");

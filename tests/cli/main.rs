@@ -11,6 +11,7 @@ mod edits;
 mod export;
 mod kill;
 mod mscoco;
+mod mscoco_web;
 mod project;
 mod published;
 mod reports;

@@ -9,11 +9,7 @@ use crate::published::{Files, Published};
 
 /// What makes the published experiment small: the demo's model, its six images, and what costs a few seconds.
 /// The numbers are those of the demo in miniature, whose results must come out.
-const SMALL: [&str; 24] = [
-    "sources.coco=./coco",
-    "sources.published=./published",
-    "sources.latents=./latents",
-    "sources.stable_diffusion=./model",
+pub const SMALL: [&str; 20] = [
     "queries=[{ name = \"0\", index = 0 }, { name = \"1\", index = 1 }]",
     "latents.pixels=32",
     "latents.captions=2",
@@ -36,10 +32,18 @@ const SMALL: [&str; 24] = [
     "run.jobs=2",
 ];
 
-const COMPUTE: [&str; 3] = ["compute.latents=true", "compute.fisher=true", "compute.samples=true"];
+/// The published places as folders.
+const LOCAL: [&str; 4] = [
+    "sources.coco=./coco",
+    "sources.published=./published",
+    "sources.latents=./latents",
+    "sources.stable_diffusion=./model",
+];
 
-/// A project with the repository's pipeline and config, and all that the published places hold.
-fn project() -> (Project, Published) {
+pub const COMPUTE: [&str; 3] = ["compute.latents=true", "compute.fisher=true", "compute.samples=true"];
+
+/// A project with the repository's pipeline and config, and what the published places would hold.
+pub fn pipeline() -> (Project, Published) {
     let project = Project::finished();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["pipelines/mscoco.toml", "configs/mscoco.toml"] {
@@ -50,6 +54,13 @@ fn project() -> (Project, Published) {
     project.write("configs/mscoco/unet/config.json", form("unet/config.json"));
     project.write("configs/mscoco/scheduler/scheduler_config.json", form("scheduler/scheduler_config.json"));
     let published = Published::of(&project);
+    (project, published)
+}
+
+/// The same with all of it in folders.
+fn project() -> (Project, Published) {
+    let (project, published) = pipeline();
+    let model = Path::new(DEMO).join("model");
     let write = |folder: &str, files: Files| {
         for (name, bytes) in files {
             project.write(&format!("{folder}/{name}"), bytes);
@@ -65,8 +76,14 @@ fn project() -> (Project, Published) {
     (project, published)
 }
 
+/// `--set` with what makes it small and local, and with more.
+fn arguments<'s>(sets: &[&'s str]) -> impl Iterator<Item = &'s str> {
+    let sets: Vec<&str> = [&SMALL[..], &LOCAL, sets].concat();
+    sets.into_iter().flat_map(|set| ["--set", set])
+}
+
 fn run(project: &Project, sets: &[&str]) -> Ran {
-    let sets = SMALL.iter().chain(sets).flat_map(|set| ["--set", set]);
+    let sets = arguments(sets);
     let ran = project
         .attrflow(["run", "pipelines/mscoco.toml", "--json", "--device", "cpu"].into_iter().chain(sets));
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
@@ -75,7 +92,7 @@ fn run(project: &Project, sets: &[&str]) -> Ran {
 
 /// Whether a result is, byte for byte, one of the demo in miniature.
 #[track_caller]
-fn same(project: &Project, result: &str, demo: &str) {
+pub fn same(project: &Project, result: &str, demo: &str) {
     let of = |path: String| fs_err::read(project.path(path)).unwrap();
     let equal = of(format!("results/mscoco/{result}")) == of(format!("results/demo/{demo}"));
     assert!(equal, "{result} is not {demo}");
@@ -209,7 +226,7 @@ fn the_chosen_weights_and_no_others_change() {
     let names = |select: &str| {
         let select = format!("unlearn.select={select}");
         let sets = ["compute.fisher=true", "fisher.select=all", "unlearn.steps=2", &select];
-        let sets = SMALL.iter().chain(&sets).flat_map(|set| ["--set", set]);
+        let sets = arguments(&sets);
         let target = ["run", "pipelines/mscoco.toml", "--device", "cpu", "--target", "unlearn[0]"];
         let ran = project.attrflow(target.into_iter().chain(sets));
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
@@ -237,7 +254,7 @@ fn the_chosen_weights_and_no_others_change() {
 fn what_is_not_needed_is_not_brought() {
     let (project, _) = project();
     let planned = |sets: &[&str]| {
-        let sets = SMALL.iter().chain(sets).flat_map(|set| ["--set", set]);
+        let sets = arguments(sets);
         let ran = project.attrflow(["plan", "pipelines/mscoco.toml"].into_iter().chain(sets));
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         let names = ran.out.lines().filter_map(|line| line.split_whitespace().next());
@@ -263,10 +280,9 @@ fn what_is_not_needed_is_not_brought() {
 #[test]
 fn a_number_of_images_that_the_fisher_information_belies_is_refused() {
     let (project, _) = project();
-    let sets =
-        SMALL.iter().chain(&["compute.fisher=true", "unlearn.images=7"]).flat_map(|set| ["--set", set]);
-    let arguments = ["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--target", "unlearn[0]"];
-    let ran = project.attrflow(arguments.into_iter().chain(sets));
+    let sets = arguments(&["compute.fisher=true", "unlearn.images=7"]);
+    let target = ["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--target", "unlearn[0]"];
+    let ran = project.attrflow(target.into_iter().chain(sets));
     let errors = ran.events("stage_failed", "error");
     assert!(ran.code == 1 && errors.len() == 1, "{ran:?}");
     assert!(errors[0].starts_with("`images` is 7, expected 6 or no key: that many "), "{errors:?}");

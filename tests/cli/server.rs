@@ -35,6 +35,8 @@ pub enum Fault {
     Claims(u64),
     /// No length is told beforehand.
     NoLength,
+    /// The last byte is another than it should be.
+    Wrong,
 }
 
 /// One request that came.
@@ -122,6 +124,11 @@ impl Server {
     pub fn fault(self, path: &str, fault: Fault) -> Self {
         self.state().faults.entry(path.into()).or_default().push(fault);
         self
+    }
+
+    /// Lets nothing go wrong with a path any more.
+    pub fn mend(&self, path: &str) {
+        self.state().faults.remove(path);
     }
 
     /// Serves a repository, `datasets/OWNER/REPO` or `OWNER/REPO`, whose `main` is the commit. Files that end in
@@ -260,7 +267,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             return say(&stream, "302", &location, "");
         }
     }
-    let Some(bytes) = file else { return say(&stream, "404", "X-Error-Code: EntryNotFound\r\n", "") };
+    let Some(mut bytes) = file else { return say(&stream, "404", "X-Error-Code: EntryNotFound\r\n", "") };
     // What counts down is counted down now.
     let mut faults = state_now.faults.get(&path).cloned().unwrap_or_default();
     if asked.verb == "GET" {
@@ -275,6 +282,9 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         state_now.most_at_work = state_now.most_at_work.max(state_now.at_work);
     }
     drop(state_now);
+    if let Some(last) = bytes.last_mut().filter(|_| faults.contains(&Fault::Wrong)) {
+        *last ^= 1;
+    }
     let sent = send(&stream, &asked, &bytes, &faults);
     if asked.verb == "GET" {
         state.lock().unwrap().at_work -= 1;
