@@ -1,10 +1,11 @@
 //! attrflow: which training images made a text-to-image diffusion model draw this?
 //!
-//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `exec`, `adopt`, `store`, `manifest`, `event`)
+//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `exec`, `adopt`, `audit`, `store`, `manifest`, `event`)
 //! never computes a tensor and never prints. The computation (`stages`, `math`, `nn`, `io`, and `export`, which
 //! writes results in others' formats) never knows the store, the plan or the terminal. [`cli`] alone knows both.
 
 pub mod adopt;
+pub mod audit;
 pub mod cli;
 pub mod digest;
 pub mod event;

@@ -7,13 +7,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use crate::digest::Digest;
 use crate::recipe::{Numerics, Recipe};
 use crate::store::{Adopted, Artifact};
 
-/// Version of the manifest's form: 2 added `adopted`, without which a manifest of 1 is read too.
-pub const FORMAT: u32 = 2;
+/// Version of the manifest's form; older ones are read too. 2 added `adopted`, 3 what an audit follows and repeats:
+/// `reads`, `params` and `micro_batch`.
+pub const FORMAT: u32 = 3;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub struct Conditions {
     pub threads: usize,
     /// Devices of the workers.
     pub devices: Vec<String>,
+    /// Most rows that went through a network at once, which may round otherwise than others; 0 where unknown.
+    #[serde(default)]
+    pub micro_batch: usize,
 }
 
 /// How a stage ended.
@@ -89,6 +94,12 @@ pub struct StageRecord {
     pub fingerprint: Option<Digest>,
     /// All that counted.
     pub recipe: Option<Recipe>,
+    /// The parameters in whole, with what does not count for identity; null where unknown.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub params: Json,
+    /// Outputs of other stages that it reads, by input port.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reads: BTreeMap<String, Reads>,
     /// Sources outside the store, by input port.
     pub sources: BTreeMap<String, PathBuf>,
     /// Outputs by port.
@@ -104,6 +115,26 @@ pub struct StageRecord {
     pub seconds: f64,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// An output of another stage, or what stands below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reads {
+    /// The stage that gives it.
+    pub stage: String,
+    /// Its output port.
+    pub port: String,
+    /// The path below, where it is not the whole output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<String>,
+}
+
+impl std::fmt::Display for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.stage, self.port)?;
+        self.below.iter().try_for_each(|below| write!(f, "/{below}"))
+    }
 }
 
 /// Writes a manifest beside those of earlier runs and returns its path.
@@ -136,8 +167,13 @@ pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
 /// A file that cannot be read, or that holds something else.
 pub fn read(path: &Path) -> std::io::Result<Manifest> {
     let text = fs_err::read(path)?;
-    serde_json::from_slice(&text)
-        .map_err(|error| std::io::Error::other(format!("{}: no manifest: {error}", path.display())))
+    let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|error| fault(format!("no manifest: {error}")))?;
+    match manifest.format {
+        ..=FORMAT => Ok(manifest),
+        newer => Err(fault(format!("a manifest of form {newer}, expected at most {FORMAT}"))),
+    }
 }
 
 /// The manifests in a folder, newest first.

@@ -6,10 +6,11 @@ use crate::text::{Problems, Sources};
 pub(super) const DONE: i32 = 0;
 const STAGE_FAILED: i32 = 1;
 pub(super) const USAGE: i32 = 2;
+const DIFFERENT: i32 = 3;
 const CACHE: i32 = 4;
 
 pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed or files were refused, 2 the pipeline or the command line is wrong, \
-4 the cache is damaged or cannot be used, 130 interrupted.";
+3 an audit or a comparison found a difference, 4 the cache is damaged or cannot be used, 130 interrupted.";
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum Failure {
     /// Files or results that are not as the command needs them.
     #[error("{0}")]
     Refused(String),
+    /// Something differs that should be the same; what it is was told.
+    #[error("{0}")]
+    Different(String),
     /// The cache cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -39,6 +43,7 @@ pub fn exit_code(failure: &Failure) -> i32 {
     match failure {
         Failure::Stages(_) | Failure::Missing(_) | Failure::Refused(_) => STAGE_FAILED,
         Failure::Pipeline(..) | Failure::Usage(_) => USAGE,
+        Failure::Different(_) => DIFFERENT,
         Failure::Store(_) => CACHE,
     }
 }
@@ -58,8 +63,8 @@ impl Failure {
                     if count == 1 { "problem" } else { "problems" }
                 );
             }
-            // The stage's own message was shown when it failed.
-            Self::Stages(_) => {}
+            // What there is to say was shown.
+            Self::Stages(_) | Self::Different(_) => {}
             other => eprintln!("error: {other}"),
         }
     }

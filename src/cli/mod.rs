@@ -1,9 +1,12 @@
 //! The command line: one file per verb, one row per verb below.
 
 mod adopt;
+mod audit;
+mod diff;
 mod doctor;
 mod exit;
 mod export;
+mod manifests;
 mod plan;
 mod project;
 mod run;
@@ -44,6 +47,16 @@ enum Command {
     /// next run says so and computes the stage. They stand for what the stage would give with the same --set values
     /// on the same class of device (see --device).
     Adopt(adopt::Args),
+    /// Hold a manifest against what the cache and its sources hold now
+    ///
+    /// Everything is hashed again: each stored file, and each source that still exists. Each fingerprint is derived from
+    /// its recipe, and each input followed to what gave it. Exit code 3 if anything differs, 1 if nothing does but something
+    /// is not in the cache any more.
+    Audit(audit::Args),
+    /// Compare two manifests, key by key
+    ///
+    /// Exit code 0 if the same stages gave the same outputs, whatever else differs, and 3 if not.
+    Diff(diff::Args),
     /// Write results as the published experiment does, or for diffusers
     Export(export::Args),
     /// Show the stage kinds, their ports and parameters
@@ -74,6 +87,8 @@ pub fn main(registry: &Registry) -> i32 {
         Command::Plan(args) => plan::plan(args, registry),
         Command::Status(args) => status::status(args, registry),
         Command::Adopt(args) => adopt::adopt(args, registry),
+        Command::Audit(args) => audit::audit(args),
+        Command::Diff(args) => diff::diff(args),
         Command::Export(args) => export::export(args, registry),
         Command::Stages(args) => stages::stages(args, registry),
         Command::Doctor(args) => doctor::doctor(args),

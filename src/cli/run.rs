@@ -107,5 +107,5 @@ fn settings(args: &Args, project: &Project, log: &str) -> Result<(Vec<Setting>, 
         Device::Cuda(index) => format!("cuda:{index}"),
     };
     let devices = project.devices.iter().map(name).collect();
-    Ok((settings.collect(), Conditions { jobs, threads, devices }))
+    Ok((settings.collect(), Conditions { jobs, threads, devices, micro_batch }))
 }

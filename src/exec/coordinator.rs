@@ -9,7 +9,7 @@ use super::slots::{Job, PART, Queue, Report};
 use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
-use crate::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
+use crate::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, Reads, StageRecord};
 use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
@@ -57,7 +57,7 @@ impl<'a> Coordinator<'a> {
     /// Looks at every stage once: what stands is reused, what can start starts.
     pub fn begin(&mut self) -> Result<(), StoreError> {
         let pipeline = self.run.pipeline.name.clone();
-        let Conditions { jobs, threads, devices } = self.run.conditions.clone();
+        let Conditions { jobs, threads, devices, .. } = self.run.conditions.clone();
         let stages = self.run.graph.order().len();
         self.emit(Event::RunStarted { pipeline, stages, jobs, threads, devices });
         for &stage in self.run.graph.order() {
@@ -352,6 +352,19 @@ impl<'a> Coordinator<'a> {
         artifacts.collect()
     }
 
+    /// The outputs of other stages that a stage reads, by name and port.
+    fn reads(&self, stage: usize) -> BTreeMap<String, Reads> {
+        let inputs = self.run.pipeline.stages[stage].inputs.iter();
+        let reads = inputs.filter_map(|(input, source)| match source {
+            Source::File(_) => None,
+            Source::Port { stage, port, sub, .. } => {
+                let (stage, port, below) = (self.id(*stage), port.clone(), sub.clone());
+                Some((input.clone(), Reads { stage, port, below }))
+            }
+        });
+        reads.collect()
+    }
+
     /// A record with what is known of a stage before it is known how it ended.
     fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
         let node = &self.run.pipeline.stages[stage];
@@ -360,6 +373,8 @@ impl<'a> Coordinator<'a> {
             outcome: Outcome::Ran,
             fingerprint: recipe.map(Recipe::fingerprint),
             recipe: recipe.cloned(),
+            params: node.params.clone(),
+            reads: self.reads(stage),
             sources: self.sources(stage),
             outputs: BTreeMap::new(),
             adopted: None,

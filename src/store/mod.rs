@@ -149,18 +149,7 @@ impl Store {
     /// # Errors
     /// As [`Store::lookup`].
     pub fn find(&self, fingerprint: &Digest) -> Result<Found> {
-        let path = self.entry_path(fingerprint);
-        let text = match fs_err::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(error) => return Err(error.into()),
-        };
-        let entry: Entry = serde_json::from_slice(&text)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), reason: error.to_string() })?;
-        if entry.recipe.fingerprint() != *fingerprint {
-            let reason = "its recipe does not have the fingerprint of its name".into();
-            return Err(StoreError::Damaged { path, reason });
-        }
+        let Some(entry) = self.entry(fingerprint)? else { return Ok(Found::Nothing) };
         for artifact in entry.outputs.values() {
             if let Some(loss) = self.loss(artifact)? {
                 return Ok(Found::Lost(loss));
@@ -170,6 +159,26 @@ impl Store {
             }
         }
         Ok(Found::Stands(Box::new(entry)))
+    }
+
+    /// What the index says of a fingerprint, whether or not the outputs stand.
+    ///
+    /// # Errors
+    /// As [`Store::lookup`].
+    pub fn entry(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
+        let path = self.entry_path(fingerprint);
+        let text = match fs_err::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let entry: Entry = serde_json::from_slice(&text)
+            .map_err(|error| StoreError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        if entry.recipe.fingerprint() != *fingerprint {
+            let reason = "its recipe does not have the fingerprint of its name".into();
+            return Err(StoreError::Damaged { path, reason });
+        }
+        Ok(Some(entry))
     }
 
     /// Whether an artifact is there, as far as a look at names and sizes tells.
@@ -260,7 +269,10 @@ impl Store {
     }
 
     /// The files of a stored folder, `None` where they are not known.
-    fn listing(&self, folder: &Digest) -> Result<Option<Listing>> {
+    ///
+    /// # Errors
+    /// A listing that cannot be read.
+    pub fn listing(&self, folder: &Digest) -> Result<Option<Listing>> {
         let path = self.listing_path(folder);
         let text = match fs_err::read(&path) {
             Ok(text) => text,
@@ -344,7 +356,10 @@ fn sync_folders(folder: &Path) -> Result<()> {
 }
 
 /// The digest of what stands at a path, from its bytes alone.
-fn digest_of(path: &Path) -> Result<Digest> {
+///
+/// # Errors
+/// Whatever keeps it from being read.
+pub fn digest_of(path: &Path) -> Result<Digest> {
     if fs_err::metadata(path)?.is_dir() {
         return Ok(list(path, &|file| Ok(Digest::of_file(file)?))?.digest());
     }
@@ -361,10 +376,7 @@ fn remove(path: &Path) -> Result<()> {
 
 /// Lists a folder, taking each file's digest from `digest`.
 fn list(folder: &Path, digest: &(dyn Fn(&Path) -> Result<Digest> + Sync)) -> Result<Listing> {
-    let mut files = Vec::new();
-    walk(folder, folder, &mut files)?;
-    files.sort();
-    let listed: Result<Vec<Listed>> = files
+    let listed: Result<Vec<Listed>> = names(folder)?
         .into_par_iter()
         .map(|path| {
             let file = folder.join(&path);
@@ -372,6 +384,17 @@ fn list(folder: &Path, digest: &(dyn Fn(&Path) -> Result<Digest> + Sync)) -> Res
         })
         .collect();
     Ok(Listing(listed?))
+}
+
+/// The files below a folder: relative paths with `/`, sorted.
+///
+/// # Errors
+/// Whatever keeps a folder from being read.
+pub fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    walk(folder, folder, &mut files)?;
+    files.sort();
+    Ok(files)
 }
 
 fn walk(root: &Path, folder: &Path, files: &mut Vec<String>) -> Result<()> {

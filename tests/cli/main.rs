@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
 mod adopt;
+mod audit;
 mod bad_data;
 mod bad_input;
 mod captions;

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod adopt;
+mod audit;
 mod edits;
 mod faults;
 mod layers;

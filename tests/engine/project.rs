@@ -70,7 +70,7 @@ impl Project {
                 precision: "fp32".into(),
                 deterministic: true,
             },
-            conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()] },
+            conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()], micro_batch: 1 },
         };
         project.write("pipelines/toy.toml", pipeline);
         project.write("configs/toy.toml", config);

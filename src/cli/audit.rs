@@ -1,0 +1,87 @@
+//! `attrflow audit`: whether a manifest still tells the truth.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::exit::Failure;
+use super::manifests;
+use crate::audit::{Audit, Finding, Report};
+use crate::report::{duration, print, short_path, size};
+use crate::store::Store;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// The manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
+    manifest: String,
+    /// Show all differences, not the first alone
+    #[arg(long)]
+    all: bool,
+    /// The cache folder [default: the one that the manifest stands in, else ./cache]
+    #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Write a line of JSON per finding, and one with what was checked
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn audit(args: &Args) -> Result<(), Failure> {
+    let named = manifests::open(&args.manifest, args.cache.as_deref())?;
+    let cache = manifests::cache(&named.path, args.cache.as_deref())?;
+    let store = Store::open(&cache)?;
+    let begun = Instant::now();
+    let report = Audit { manifest: &named.manifest, store: &store, all: args.all }.execute()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    if args.json {
+        for finding in &report.findings {
+            let differs = finding.fault.differs();
+            let mut line = json!(finding);
+            line["differs"] = differs.into();
+            line["message"] = finding.fault.to_string().into();
+            print(&format!("{line}\n"));
+        }
+        let mut line = json!(report);
+        line["findings"] = report.findings.len().into();
+        line["manifest"] = json!(named.path);
+        print(&format!("{line}\n"));
+    } else {
+        show(&report, args.all, &named.path, seconds);
+    }
+    verdict(&report)
+}
+
+/// A difference is one; what is gone keeps an audit from saying that there is none.
+fn verdict(report: &Report) -> Result<(), Failure> {
+    match (report.difference(), report.findings.len()) {
+        (Some(_), _) => Err(Failure::Different("the audit found a difference".into())),
+        (None, 0) => Ok(()),
+        (None, 1) => Err(Failure::Refused("no difference, but one thing could not be checked".into())),
+        (None, count) => {
+            Err(Failure::Refused(format!("no difference, but {count} things could not be checked")))
+        }
+    }
+}
+
+fn show(report: &Report, all: bool, path: &Path, seconds: f64) {
+    let line = |finding: &Finding| print(&format!("{}: {}\n", finding.stage, finding.fault));
+    match (all, report.difference()) {
+        (false, Some(first)) => line(first),
+        _ => report.findings.iter().for_each(line),
+    }
+    for path in &report.sources_gone {
+        print(&format!("the source {} no longer exists, and was not checked\n", short_path(path)));
+    }
+    let Report { stages, recipes, inputs, sources, artifacts, files, bytes, .. } = report;
+    print(&format!(
+        "{}: checked {stages} stages, {recipes} recipes, {inputs} inputs, {sources} sources, \
+         {artifacts} artifacts of {files} files ({}) in {}\n",
+        short_path(path),
+        size(*bytes),
+        duration(seconds)
+    ));
+    if report.findings.is_empty() {
+        print("no difference\n");
+    }
+}

@@ -1,0 +1,80 @@
+//! Manifests as a user names them, and the cache that they belong to.
+
+use std::path::{Path, PathBuf};
+
+use super::exit::Failure;
+use crate::manifest::{self, Manifest};
+
+/// A manifest and its file.
+pub(super) struct Named {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+}
+
+/// Reads a manifest by its path, or as `[PIPELINE:]last[~N]` among the runs of a cache.
+pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
+    let path = match back(name) {
+        Some((pipeline, back)) if !Path::new(name).exists() => {
+            nth(pipeline, back, cache.unwrap_or(Path::new("cache")))?
+        }
+        _ => PathBuf::from(name),
+    };
+    let manifest = manifest::read(&path).map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(Named { path, manifest })
+}
+
+/// The cache that a manifest belongs to: the one named, the one that it stands in, or that of this folder.
+pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return match named.is_dir() {
+            true => Ok(named.to_path_buf()),
+            false => Err(Failure::Usage(format!("there is no cache folder {}", named.display()))),
+        };
+    }
+    let path = std::path::absolute(path).map_err(|error| Failure::Usage(error.to_string()))?;
+    // cache/runs/PIPELINE/TIME.json
+    let around = path.ancestors().nth(2).filter(|folder| folder.ends_with("runs")).and_then(Path::parent);
+    let here = Path::new("cache");
+    match around.or(Some(here).filter(|here| here.is_dir())) {
+        Some(cache) => Ok(cache.to_path_buf()),
+        None => Err(Failure::Usage(format!(
+            "{} stands in no cache, and there is none here: name it with --cache",
+            path.display()
+        ))),
+    }
+}
+
+/// `demo:last~2` as the pipeline, if it is named, and how many runs back.
+fn back(name: &str) -> Option<(Option<&str>, usize)> {
+    let (pipeline, run) = name.rsplit_once(':').map_or((None, name), |(pipeline, run)| (Some(pipeline), run));
+    let rest = run.strip_prefix("last")?;
+    let back = if rest.is_empty() { 0 } else { rest.strip_prefix('~')?.parse().ok()? };
+    Some((pipeline, back))
+}
+
+/// The manifest so many runs back.
+fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Failure> {
+    let runs = cache.join("runs");
+    let folders = fs_err::read_dir(&runs).map_err(|error| Failure::Usage(format!("no runs: {error}")))?;
+    let mut names: Vec<String> =
+        folders.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let name = match (pipeline, names.as_slice()) {
+        (Some(name), _) => name,
+        (None, [only]) => only,
+        (None, names) => {
+            let forms: Vec<String> = names.iter().map(|name| format!("{name}:last")).collect();
+            let forms = forms.join(", ");
+            return Err(Failure::Usage(format!(
+                "{} holds runs of several pipelines: name one of {forms}",
+                runs.display()
+            )));
+        }
+    };
+    let list = manifest::list(&runs.join(name));
+    let count = list.len();
+    list.into_iter().nth(back).ok_or_else(|| {
+        let folder = runs.join(name);
+        Failure::Usage(format!("there is no run {back} back: {} holds {count} manifests", folder.display()))
+    })
+}
