@@ -159,6 +159,11 @@ pub trait Stage: Sync + 'static {
         to_json(params)
     }
 
+    /// The parameters as a manifest keeps them: all but secrets.
+    fn recorded(params: &Self::Params) -> Json {
+        to_json(params)
+    }
+
     /// The part of the parameters that a unit's bytes depend on.
     fn unit_identity(params: &Self::Params) -> Json {
         Self::identity(params)
@@ -271,6 +276,8 @@ pub trait Kind: Sync {
     fn sources(&self, params: &Json) -> Vec<(String, PathBuf)>;
     /// [`Stage::identity`].
     fn identity(&self, params: &Json) -> Json;
+    /// [`Stage::recorded`].
+    fn recorded(&self, params: &Json) -> Json;
     /// [`Stage::unit_identity`].
     fn unit_identity(&self, params: &Json) -> Json;
     /// [`Stage::check`].
@@ -325,6 +332,9 @@ impl<S: Stage> Kind for S {
     }
     fn identity(&self, params: &Json) -> Json {
         S::identity(&from_json::<S>(params))
+    }
+    fn recorded(&self, params: &Json) -> Json {
+        S::recorded(&from_json::<S>(params))
     }
     fn unit_identity(&self, params: &Json) -> Json {
         S::unit_identity(&from_json::<S>(params))

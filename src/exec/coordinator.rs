@@ -373,7 +373,7 @@ impl<'a> Coordinator<'a> {
             outcome: Outcome::Ran,
             fingerprint: recipe.map(Recipe::fingerprint),
             recipe: recipe.cloned(),
-            params: node.params.clone(),
+            params: node.kind.recorded(&node.params),
             reads: self.reads(stage),
             sources: self.sources(stage),
             outputs: BTreeMap::new(),
