@@ -23,20 +23,20 @@ use tch::{Kind, Tensor};
 use crate::golden::{Tensors, error, load, path};
 use crate::ruled::{Report, check_weights, normal, weights};
 
-const IMAGES: i64 = 3;
-const CAPTIONS: i64 = 5;
-const TEXT: [i64; 2] = [77, 1024];
-const LATENT: [i64; 3] = [4, 16, 16];
+pub const IMAGES: i64 = 3;
+pub const CAPTIONS: i64 = 5;
+pub const TEXT: [i64; 2] = [77, 1024];
+pub const LATENT: [i64; 3] = [4, 16, 16];
 /// Rows at once: fewer than the batches hold, so that these are cut.
 const MICRO_BATCH: usize = 16;
 
 /// `[first, rest..]`.
-fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
+pub fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
     [first, rest].concat()
 }
 
 /// The network, and the golden numbers.
-fn network() -> (UNet, Tensors) {
+pub fn network() -> (UNet, Tensors) {
     let (folder, expected) = (path("tests/golden/real"), load("real/expected"));
     let weights = weights(&folder);
     check_weights(&weights, &expected);
@@ -49,7 +49,7 @@ fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
 }
 
-fn data() -> (Tensor, Tensor) {
+pub fn data() -> (Tensor, Tensor) {
     let latents = normal(&shape(&[2 * IMAGES], &LATENT), 1);
     (latents, normal(&shape(&[IMAGES, CAPTIONS], &TEXT), 2).flatten(0, 1))
 }
@@ -89,7 +89,7 @@ fn row_gradients(unet: &UNet) -> [Tensors; 2] {
     [0, 1].map(|row| both.iter().map(|(name, both)| (name.clone(), both.get(row))).collect())
 }
 
-fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
+pub fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
     let (schedule, (latents, texts)) = (schedule(), data());
     let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
     let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
