@@ -8,7 +8,7 @@ MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 
-.PHONY: setup build demo test check bench golden clean
+.PHONY: setup build demo test check bench golden check-python clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -53,6 +53,16 @@ golden: setup
 	$(PYTHON) -m venv $(VENV)/golden
 	$(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt
 	for script in tests/golden/make_*.py; do $(VENV)/golden/bin/python $$script || exit 1; done
+
+## check-python: what the program writes, read by torch, numpy, pickle and diffusers (after `make golden`'s set-up)
+check-python: demo
+	test -x $(VENV)/golden/bin/python || { $(PYTHON) -m venv $(VENV)/golden && $(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt; }
+	rm -rf target/exports target/written
+	$(ATTRFLOW) export --published target/exports --unet target/exports pipelines/demo.toml
+	$(VENV)/golden/bin/python tests/golden/check_exports.py target/exports results/demo
+	mkdir -p target/written
+	ATTRFLOW_WRITE_TO=$(CURDIR)/target/written cargo test --locked --test numerics files_for_python -- --ignored
+	$(VENV)/golden/bin/python tests/golden/check_written.py target/written
 
 clean:
 	cargo clean

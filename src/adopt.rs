@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::graph::Graph;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Source};
 use crate::plan::{InputError, Planner, Resolved, Verdict};
 use crate::recipe::Numerics;
 use crate::stage::{self, Inputs};
@@ -124,6 +124,7 @@ impl Adoption<'_> {
         let before = stamps()?;
         let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: stage::told(&error) };
         node.kind.accept(&node.params, &Inputs(inputs.paths), &paths).map_err(refused)?;
+        self.read_below(&paths)?;
         let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.lend(path)?)));
         let outputs = outputs.collect::<Result<_, StoreError>>()?;
         let after = stamps()?;
@@ -158,6 +159,29 @@ impl Adoption<'_> {
             Ok(inputs) => Ok(inputs),
             Err(_) => Err(AdoptError::Waits { stage: id.clone(), upstream }),
         }
+    }
+
+    /// Refuses folders without what other stages read in them.
+    fn read_below(&self, paths: &BTreeMap<String, PathBuf>) -> Result<(), AdoptError> {
+        for reader in &self.pipeline.stages {
+            for (input, source) in &reader.inputs {
+                let Source::Port { stage, port, sub: Some(sub), .. } = source else { continue };
+                let Some(path) = paths.get(port).filter(|_| *stage == self.stage) else { continue };
+                let path = path.join(sub);
+                if !path.exists() {
+                    let error = format!(
+                        "{}: nothing is there, and the input `{input}` of `{}` reads it",
+                        path.display(),
+                        reader.id
+                    );
+                    return Err(AdoptError::Refused {
+                        stage: self.pipeline.stages[self.stage].id.clone(),
+                        error,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The file or folder that a path leads to in the end: a link that leads there may be changed at any time.

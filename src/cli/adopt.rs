@@ -10,6 +10,7 @@ use super::project::Settings;
 use crate::adopt::{AdoptError, Adoption};
 use crate::graph;
 use crate::pipeline::{self, Pipeline, StageNode};
+use crate::recipe::Numerics;
 use crate::report::{print, short_path, size};
 use crate::stage::Registry;
 
@@ -56,6 +57,11 @@ pub(super) fn adopt(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let path = entry.adopted.as_ref().and_then(|adopted| adopted.paths.get(port));
         let path = path.map(|path| short_path(path)).unwrap_or_default();
         print(&format!("{}.{port} is {path} ({}), where it is\n", node.id, size(artifact.size)));
+    }
+    if let Some(Numerics { libtorch, device, .. }) = &entry.recipe.numerics {
+        print(&format!(
+            "it stands for what libtorch {libtorch} computes on {device}; --device says otherwise\n"
+        ));
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub struct Influence {
 /// # Errors
 /// An array of another type or shape, or a write that failed.
 pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError> {
-    let values = floats(losses)?;
+    let values = Npy::vector(losses)?;
     Ok(npy_writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
 }
 
@@ -54,7 +54,7 @@ pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
 /// # Errors
 /// Files of another type or shape, or a write that failed.
 pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError> {
-    let influence = floats(&query.influence)?;
+    let influence = Npy::vector(&query.influence)?;
     let npy = Npy::open(&query.rank)?;
     npy.expect_shape(&[Some(influence.len())])?;
     let mut rank = Vec::new();
@@ -63,13 +63,4 @@ pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError
     fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?;
     let picture = load_rgb(&query.picture)?;
     Ok(save_jpeg(&picture, batch.file(format!("visualization_{}.jpg", query.name))?)?)
-}
-
-/// All values of a float array with one axis.
-fn floats(path: &Path) -> Result<Vec<f32>, ExportError> {
-    let npy = Npy::open(path)?;
-    npy.expect_shape(&[None])?;
-    let mut values = Vec::new();
-    npy.read_f32(0..npy.rows(), &mut values)?;
-    Ok(values)
 }

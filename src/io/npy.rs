@@ -113,6 +113,18 @@ impl Npy {
         }
     }
 
+    /// All values of a float array with one axis.
+    ///
+    /// # Errors
+    /// A file that can't be read, or holds an array of another shape or type.
+    pub fn vector(path: impl AsRef<Path>) -> Result<Vec<f32>, NpyError> {
+        let npy = Self::open(path)?;
+        npy.expect_shape(&[None])?;
+        let mut values = Vec::new();
+        npy.read_f32(0..npy.rows(), &mut values)?;
+        Ok(values)
+    }
+
     fn wrong_dtype(&self, expected: &str) -> NpyError {
         NpyError::Dtype { path: self.path.clone(), found: self.dtype(), expected: expected.into() }
     }

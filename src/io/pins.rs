@@ -101,7 +101,7 @@ impl Pins {
     ///
     /// # Errors
     /// A file that cannot be written; a file of another digest at an address that is pinned.
-    pub fn add(self, path: &Path) -> Result<(), PinError> {
+    pub fn add_to(self, path: &Path) -> Result<(), PinError> {
         if self.hub.is_empty() && self.files.is_empty() {
             return Ok(());
         }
@@ -178,12 +178,12 @@ mod tests {
     fn entries_are_added_sorted_and_stay() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attrflow.lock");
-        Pins::default().add(&path).unwrap();
+        Pins::default().add_to(&path).unwrap();
         assert!(!path.exists());
-        pins(&[("https://z.example/\"f\"", "ff")]).add(&path).unwrap();
+        pins(&[("https://z.example/\"f\"", "ff")]).add_to(&path).unwrap();
         let mut more = pins(&[("https://a.example/f", "aa")]);
         more.hub.insert("datasets/o/r@main".into(), "c0".into());
-        more.clone().add(&path).unwrap();
+        more.clone().add_to(&path).unwrap();
         let text = fs_err::read_to_string(&path).unwrap();
         let expected = format!(
             "{HEAD}version = 1\n\n[hub]\n\"datasets/o/r@main\" = \"c0\"\n\n[files]\n\
@@ -194,9 +194,9 @@ mod tests {
         assert_eq!(place(&path, "https://a.example/f"), "attrflow.lock:9");
         assert_eq!(place(&path, "https://b.example/f"), "attrflow.lock");
         more.hub.insert("datasets/o/r@main".into(), "c1".into());
-        more.add(&path).unwrap();
+        more.add_to(&path).unwrap();
         assert_eq!(fs_err::read_to_string(&path).unwrap(), text, "the first commit stays");
-        let error = pins(&[("https://a.example/f", "bb")]).add(&path).unwrap_err().to_string();
+        let error = pins(&[("https://a.example/f", "bb")]).add_to(&path).unwrap_err().to_string();
         assert!(error.contains("gave sha256 aa to another run a moment ago, and bb to this one"), "{error}");
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -218,14 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_file_that_may_not_be_written_is_told_apart() {
+        let of = |kind: io::ErrorKind| PinError::Io(kind.into()).is_read_only();
+        assert!(of(io::ErrorKind::ReadOnlyFilesystem) && of(io::ErrorKind::PermissionDenied));
+        assert!(!of(io::ErrorKind::StorageFull));
+    }
+
+    #[test]
     fn runs_at_once_lose_no_entry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attrflow.lock");
         std::thread::scope(|scope| {
             for index in 0..16 {
                 let path = &path;
-                scope
-                    .spawn(move || pins(&[(&format!("https://a.example/{index}"), "aa")]).add(path).unwrap());
+                scope.spawn(move || {
+                    pins(&[(&format!("https://a.example/{index}"), "aa")]).add_to(path).unwrap()
+                });
             }
         });
         assert_eq!(Pins::read(&path).unwrap().files.len(), 16);

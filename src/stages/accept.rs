@@ -1,13 +1,12 @@
 //! Checks of files from elsewhere that are to stand for a stage's outputs: headers, and values where there are few.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use sha2::{Digest as _, Sha256};
 
 use crate::io::coco::Captions;
+use crate::io::fetch;
 use crate::io::image::load_rgb;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
@@ -169,16 +168,7 @@ pub(super) fn below(folder: &Path, name: &str, sha256: Option<&str>) -> anyhow::
         path.display()
     );
     let Some(expected) = sha256 else { return Ok(()) };
-    let mut file = fs_err::File::open(&path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let (found, _) = fetch::sha256(&path)?;
     anyhow::ensure!(
         found.eq_ignore_ascii_case(expected),
         "{}: SHA-256 {found}, expected {expected}",

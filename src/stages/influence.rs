@@ -110,7 +110,7 @@ impl Compute for Influence {
         let unlearned = out.join("unlearned_loss.npy");
         loss::merge(parts, &unlearned)?;
         let images = arrays::count_images(inputs)?;
-        let rise = influence(&read(&unlearned)?, &read(inputs.path("pretrain_loss"))?)
+        let rise = influence(&Npy::vector(&unlearned)?, &Npy::vector(inputs.path("pretrain_loss"))?)
             .map_err(|error| mirrored(error, images))?;
         let scores = per_image(&rise, images)?;
         let ranks = rank(&scores)?;
@@ -118,14 +118,6 @@ impl Compute for Influence {
         npy_writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
         show(params, inputs, &scores, &ranks, out)
     }
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<f32>> {
-    let npy = Npy::open(path)?;
-    npy.expect_shape(&[None])?;
-    let mut values = Vec::new();
-    npy.read_f32(0..npy.rows(), &mut values)?;
-    Ok(values)
 }
 
 /// Writes table and picture; without captions the images are named by their index.

@@ -79,7 +79,7 @@ const TEXTS: &str = "text_embeddings.npy";
 impl Stage for Latents {
     type Params = Params;
     const KIND: &'static str = "latents";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "training images and captions as latents and text embeddings";
     const INPUTS: &'static [Input] = &[
         Input::new("images", "the folder of training images"),

@@ -33,8 +33,8 @@ params! {
         lr: f64 = 0.01,
         /// Seed of timesteps and noise.
         seed: u32 = 0,
-        /// Added to the Fisher information, which can hold zeros; a zero is refused without it.
-        damping: Option<f64> = None,
+        /// Added to the Fisher information, which can hold zeros: with 0, as published, a zero is refused.
+        damping: f64 = 0.0,
         /// The weights that change.
         select: Select = Select(Selection::CrossAttnKv),
         /// Which row of `latents` and `text_embeddings` is the query.
@@ -47,12 +47,10 @@ params! {
 
 impl Validate for Params {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        match self.damping {
-            Some(damping) if damping <= 0.0 => {
-                vec![("damping", format!("`damping` is {damping}, expected a number above 0, or no key"))]
-            }
-            _ => Vec::new(),
+        if self.damping >= 0.0 {
+            return Vec::new();
         }
+        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
     }
 }
 
@@ -114,7 +112,7 @@ impl Compute for Unlearn {
             batch_size: params.batch_size as usize,
             lr: params.lr,
             seed: params.seed.into(),
-            damping: params.damping,
+            damping: (params.damping > 0.0).then_some(params.damping),
             selection: params.select.0.clone(),
         };
         let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);

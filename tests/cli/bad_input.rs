@@ -75,7 +75,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
 
 #[test]
 fn a_fault_of_the_config_is_shown_at_its_place() {
-    let cases: [(&str, &str, &[&str]); 8] = [
+    let cases: [(&str, &str, &[&str]); 9] = [
         (
             "time_samples = 2",
             "time_sample = 2",
@@ -94,7 +94,8 @@ fn a_fault_of_the_config_is_shown_at_its_place() {
             &["`batch_size` is 3, expected a multiple of 4, the 2 captions"],
         ),
         ("\"cross-attn-kv\"", "\"cross-atn\"", &["`cross-atn` is none of", "did you mean `cross-attn`?"]),
-        ("lr = 0.001", "damping = 0.0", &["`damping` is 0, expected a number above 0"]),
+        ("lr = 0.001", "damping = -1.0", &["`damping` is -1, expected a number of at least 0"]),
+        ("lr = 0.001", "lr = nan", &["expected a finite number", "lr = nan"]),
         ("name = \"pizza\"", "name = \"grin\"", &["two items of `queries` have the name `grin`"]),
     ];
     let project = Project::new(1);

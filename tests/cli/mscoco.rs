@@ -156,7 +156,58 @@ fn from_the_published_files_then_computed() {
 }
 
 #[test]
-fn the_published_quirks_are_the_defaults_and_run() {
+fn the_defaults_are_the_published_ones() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/mscoco.toml");
+    let config: toml::Table = fs_err::read_to_string(file).unwrap().parse().unwrap();
+    let published: toml::Table = r#"
+        [compute]
+        latents = false
+        fisher = false
+        samples = false
+        [latents]
+        pixels = 128
+        captions = 5
+        posterior = "sample"
+        [loss]
+        batch_size = 8000
+        time_samples = 20
+        captions = 5
+        seed = 0
+        noise = "batch"
+        [fisher]
+        epochs = 5
+        batch_size = 32
+        caption_draw = "batch"
+        weighting = "batch"
+        select = "all"
+        [generate]
+        batch_size = 500
+        guidance_scale = 7.5
+        steps = 1000
+        seed = 0
+        noise = "batch"
+        [unlearn]
+        steps = 1
+        grad_accum_steps = 625
+        batch_size = 80
+        lr = 0.01
+        damping = 0.0
+        select = "cross-attn-kv"
+        images = 118287
+        [influence]
+        pictured = 10
+    "#
+    .parse()
+    .unwrap();
+    for (table, keys) in published {
+        for (key, value) in keys.as_table().unwrap() {
+            assert_eq!(config[&table].get(key), Some(value), "{table}.{key}");
+        }
+    }
+}
+
+#[test]
+fn the_published_quirks_run_and_so_do_their_corrections() {
     let (project, _) = project();
     // As published but for the sizes: noise by the batch, a padded batch of queries, means of batch means.
     let faithful = ["loss.noise=batch", "loss.batch_size=8", "generate.batch_size=5", "fisher.select=all"];

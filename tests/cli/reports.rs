@@ -110,7 +110,7 @@ fn stages_documents_every_kind_with_its_parameters() {
     }
     let unlearn = project.attrflow(["stages", "unlearn"]).out;
     assert!(unlearn.contains("  lr (a number; default 0.01)\n      Learning rate."), "{unlearn}");
-    assert!(unlearn.contains("  damping (a number; not set by default)"), "{unlearn}");
+    assert!(unlearn.contains("  damping (a number; default 0.0)"), "{unlearn}");
     let influence = project.attrflow(["stages", "influence"]).out;
     assert!(influence.contains("  loss (a table; taken from the stage on `pretrain_loss`)"), "{influence}");
     assert!(influence.contains("    time_samples (an integer"), "{influence}");

@@ -123,7 +123,7 @@ def fisher(unet, latents, texts, batch_size=4, epochs=1):
     return {name: value / batches for name, value in total.items()}
 
 
-def unlearn(unet, information, query, text, steps=2, accumulate=2, batch_size=4, lr=3e-8):
+def unlearn(unet, information, query, text, steps=2, accumulate=2, batch_size=4, lr=5e-9):
     """Steps up the query's loss, each parameter's divided by its information: gradient, change, parameters."""
     parameters = dict(unet.named_parameters())
     out = {}

@@ -2,7 +2,7 @@
 //! 57.37 M parameters, and influences as Python's, which [`real`](crate::real) holds formula by formula.
 //!
 //! Inputs, hyperparameters and golden numbers are those of `tests/golden/make_real.py`; the places of all files
-//! and the pipeline are those of the published experiment. A minute on two cores, 4 GB of memory, 5 GB of disk:
+//! and the pipeline are those of the published experiment. Three minutes on two cores, 6 GB of memory, 4 GB of disk:
 //!
 //! ```sh
 //! cargo nextest run --test numerics --run-ignored only pipeline
@@ -24,15 +24,15 @@ use tempfile::TempDir;
 use crate::golden::{Tensors, path};
 use crate::project::{Ran, command};
 use crate::published::{Files, seven_zip, zip};
-use crate::real::{CAPTIONS, IMAGES, LATENT, TEXT, data, fisher, network, shape};
+use crate::real::{CAPTIONS, IMAGES, LATENT, LR, TEXT, data, fisher, network, shape};
 use crate::ruled::{Report, normal};
 use crate::server::{Fault, Server};
 
 const DATASET: &str = "sywang/AttributeByUnlearning";
 const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
 
-/// The hyperparameters of the golden run.
-const GOLDEN: [&str; 22] = [
+/// The hyperparameters of the golden run, but for [`LR`].
+const GOLDEN: [&str; 21] = [
     "queries=[{ name = \"0\", index = 0 }]",
     "loss.batch_size=32",
     "loss.time_samples=4",
@@ -48,7 +48,6 @@ const GOLDEN: [&str; 22] = [
     "unlearn.steps=2",
     "unlearn.grad_accum_steps=2",
     "unlearn.batch_size=4",
-    "unlearn.lr=3e-8",
     "unlearn.seed=4",
     "unlearn.images=3",
     "influence.top=3",
@@ -177,6 +176,7 @@ impl Web {
         let coco = format!("sources.coco={}", self.coco.url(""));
         let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &self.root());
         run.args(["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--set", &coco]);
+        run.args(["--set", &format!("unlearn.lr={LR:e}")]);
         run.args(GOLDEN.iter().chain(sets).flat_map(|set| ["--set", set]));
         run.env("HF_ENDPOINT", self.hub.url("")).env("HF_HOME", self.folder.path()).env_remove("HF_TOKEN");
         let ran = Ran::from(run.output().unwrap());
@@ -213,12 +213,12 @@ impl Web {
 }
 
 #[test]
-#[ignore = "a minute, and 5 GB of disk"]
+#[ignore = "three minutes, 6 GB of memory, 4 GB of disk"]
 fn the_published_experiment_at_its_size() {
     let mut report = Report::default();
     let (web, expected) = Web::new(&mut report);
     web.run(&[]);
-    web.hold("published Fisher information", &expected, 1e-5, 1e-3, &mut report);
+    web.hold("published Fisher information", &expected, 1e-5, 2e-3, &mut report);
     let model = web.hub.ranges(&format!("/datasets/{DATASET}/resolve/{COMMIT}/mscoco/model_fisher.7z"));
     assert_eq!(model.len(), 3, "{model:?}");
 
@@ -227,17 +227,17 @@ fn the_published_experiment_at_its_size() {
     let ran = web.run(&["compute.fisher=true"]);
     assert_eq!(web.hub.asked(), []);
     assert!(ran.computed().contains(&"fisher".to_owned()), "{ran:?}");
-    web.hold("own Fisher information", &expected, 1e-5, 1e-3, &mut report);
+    web.hold("own Fisher information", &expected, 1e-5, 2e-3, &mut report);
     let information = read_safetensors(&web.result("fisher/fisher.safetensors"), Device::Cpu).unwrap();
     report.digest("fisher", &information, &expected, 1e-4);
 
-    // The published texts are of half precision: three digits, of losses and of what they rose by.
+    // The published texts are of half precision: three digits of each number, and more of their means.
     let folder = web.root().join("half");
     fs_err::create_dir(&folder).unwrap();
     for (name, bytes) in arrays(Dtype::F16, &web.folder.path().join("file")) {
         fs_err::write(folder.join(name), bytes).unwrap();
     }
     web.run(&["sources.latents=./half"]);
-    web.hold("half precision", &expected, 1e-3, 1e-1, &mut report);
+    web.hold("half precision", &expected, 1e-4, 1e-2, &mut report);
     report.finish();
 }

@@ -27,6 +27,8 @@ pub const IMAGES: i64 = 3;
 pub const CAPTIONS: i64 = 5;
 pub const TEXT: [i64; 2] = [77, 1024];
 pub const LATENT: [i64; 3] = [4, 16, 16];
+/// A step that no single weight's share of hides the others'.
+pub const LR: f64 = 5e-9;
 /// Rows at once: fewer than the batches hold, so that these are cut.
 const MICRO_BATCH: usize = 16;
 
@@ -37,6 +39,8 @@ pub fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
 
 /// The network, and the golden numbers.
 pub fn network() -> (UNet, Tensors) {
+    // Tests run beside each other: threads of several that share the cores mostly wait for each other.
+    tch::set_num_threads(1);
     let (folder, expected) = (path("tests/golden/real"), load("real/expected"));
     let weights = weights(&folder);
     check_weights(&weights, &expected);
@@ -104,7 +108,7 @@ fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Repor
         steps: 2,
         grad_accum_steps: 2,
         batch_size: 4,
-        lr: 3e-8,
+        lr: LR,
         seed: 4,
         damping: None,
         selection: Selection::CrossAttnKv,
@@ -150,8 +154,8 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     let rise = influence(&unlearned, &pretrained).unwrap();
     let found = per_image(&rise, IMAGES as usize).unwrap();
     assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["rank"]).unwrap());
-    // A difference of two losses 200 times as large, each rounded to float32.
-    report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 1e-3);
+    // A difference of two losses 3000 times as large, each rounded to float32.
+    report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 2e-3);
     report.finish();
 }
 

@@ -117,7 +117,8 @@ impl Finished {
             if !self.path().exists() {
                 return Err(FetchError::Gone { path: self.path() });
             }
-            reflink_copy::reflink_or_copy(self.path(), target)?;
+            reflink_copy::reflink_or_copy(self.path(), target)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", target.display())))?;
         }
         Ok(())
     }

@@ -118,6 +118,12 @@ impl HubAddress {
         self.path.contains('*')
     }
 
+    /// The name of the file or folder, or of the repository; `None` for a pattern, which has none.
+    pub fn own_name(&self) -> Option<&str> {
+        let whole = if self.path.is_empty() { &self.repo.name } else { &self.path };
+        whole.rsplit('/').next().filter(|_| !self.is_pattern())
+    }
+
     /// The folder that everything it stands for lies in, empty for the repository itself.
     pub fn base(&self) -> &str {
         let end = match self.path.find('*') {

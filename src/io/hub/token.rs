@@ -44,7 +44,7 @@ mod tests {
         let user = ("HOME", below("user").into());
         let home = ("HF_HOME", below("hf").into());
         let path = ("HF_TOKEN_PATH", below("own").into());
-        assert_eq!(find(&[user.clone()]).as_deref(), Some("of user"));
+        assert_eq!(find(std::slice::from_ref(&user)).as_deref(), Some("of user"));
         assert_eq!(find(&[user.clone(), home.clone()]).as_deref(), Some("of home"));
         assert_eq!(find(&[user.clone(), home.clone(), path.clone()]).as_deref(), Some("of path"));
         assert_eq!(find(&[user, home, path, ("HF_TOKEN", "direct".into())]).as_deref(), Some("direct"));

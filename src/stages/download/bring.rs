@@ -1,15 +1,15 @@
 //! Doing it: remote files at once, then everything into its place in the list's order.
 
 use std::cell::LazyCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::Params;
 use super::parallel::at_once;
 use super::plan::{Check, Item, Plan, Planner, Remote, Volume};
-use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
-use crate::io::fetch::{Client, FetchError, Fetcher, Finished, sha256};
+use super::put::{Steps, length, put};
+use crate::io::fetch::{Client, FetchError, Fetcher, Finished};
 use crate::io::hub::Hub;
 use crate::io::pins::{Pin, Pins};
 use crate::io::space;
@@ -45,7 +45,7 @@ pub(super) fn bring(
     for item in &plan.items {
         put(item, out, &mut finished, &plan.remotes, &mut steps)?;
     }
-    match new.add(lock) {
+    match new.add_to(lock) {
         Err(error) if error.is_read_only() => {
             tracing::warn!("what was downloaded is not pinned: {error}");
         }
@@ -60,25 +60,6 @@ pub(super) fn bring(
     Ok(())
 }
 
-/// Bytes downloaded, and bytes of archives unpacked.
-struct Steps<'a> {
-    done: u64,
-    total: u64,
-    say: &'a dyn Fn(u64, u64),
-}
-
-impl Steps<'_> {
-    /// Shows work under way.
-    fn at(&self, more: u64) {
-        (self.say)((self.done + more).min(self.total), self.total);
-    }
-
-    fn add(&mut self, more: u64) {
-        self.done += more;
-        self.at(0);
-    }
-}
-
 /// Files of unknown size count for nothing, as far as the total goes.
 fn total(plan: &Plan<'_>, sizes: &[Option<u64>]) -> u64 {
     let volumes = plan.items.iter().flat_map(|item| match item {
@@ -90,10 +71,6 @@ fn total(plan: &Plan<'_>, sizes: &[Option<u64>]) -> u64 {
         Volume::Remote(remote) => sizes[*remote].unwrap_or_default(),
     });
     sizes.iter().flatten().sum::<u64>() + unpacked.sum::<u64>()
-}
-
-fn length(path: &Path) -> u64 {
-    fs_err::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 fn sizes(fetcher: &Fetcher<'_>, remotes: &[Remote], threads: usize) -> Vec<Option<u64>> {
@@ -171,125 +148,4 @@ fn new_pins(plan: &Plan<'_>, finished: &[Finished]) -> Pins {
         }
     }
     pins
-}
-
-fn put(
-    item: &Item<'_>,
-    out: &Path,
-    finished: &mut [Option<Finished>],
-    remotes: &[Remote],
-    steps: &mut Steps<'_>,
-) -> anyhow::Result<()> {
-    match item {
-        Item::Folder(from, to) => copy_folder(from, &out.join(to))?,
-        Item::Copy(from, expected, to) => {
-            let target = free(out, to)?;
-            reflink_copy::reflink_or_copy(from, &target)
-                .with_context(|| format!("{}: can't be copied", from.display()))?;
-            if let Some(expected) = expected {
-                same(from, &target, expected)?;
-            }
-        }
-        Item::Place(remote, to) => {
-            let target = free(out, to)?;
-            finished[*remote].as_ref().context("a file has one place")?.place(&target)?;
-        }
-        Item::Unpack(volumes, to) => unpack(volumes, &out.join(to), finished, remotes, steps)?,
-    }
-    Ok(())
-}
-
-/// The path below the output folder, where nothing stands yet.
-fn free(out: &Path, to: &Path) -> anyhow::Result<PathBuf> {
-    let target = out.join(to);
-    ensure!(!target.exists(), "two files would become `{}`", to.display());
-    fs_err::create_dir_all(target.parent().context("a file has a folder")?)?;
-    Ok(target)
-}
-
-/// Checks the bytes at `path`, which came from `origin`.
-fn same(origin: &Path, path: &Path, expected: &str) -> Result<(), FetchError> {
-    let (found, _) = sha256(path)?;
-    if found.eq_ignore_ascii_case(expected) {
-        return Ok(());
-    }
-    let (origin, found) = (origin.display().to_string(), format!("sha256 {found}"));
-    Err(FetchError::Digest { origin, found, expected: expected.to_owned() })
-}
-
-/// Unpacks from where the volumes are, and removes those that were downloaded.
-fn unpack(
-    volumes: &[Volume<'_>],
-    target: &Path,
-    finished: &mut [Option<Finished>],
-    remotes: &[Remote],
-    steps: &mut Steps<'_>,
-) -> anyhow::Result<()> {
-    let mut paths = Vec::new();
-    for volume in volumes {
-        paths.push(match volume {
-            Volume::Local(path, expected) => {
-                if let Some(expected) = expected {
-                    same(path, path, expected)?;
-                }
-                path.to_path_buf()
-            }
-            Volume::Remote(remote) => {
-                finished[*remote].as_ref().context("an archive is unpacked once")?.path()
-            }
-        });
-    }
-    let size = paths.iter().map(|path| length(path)).sum::<u64>();
-    let mut heard = |done: u64, declared: u64| {
-        let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
-        steps.at(u64::try_from(part).unwrap_or(u64::MAX));
-    };
-    let unpacked = unpack_volumes(&paths, target, Limits::default(), &mut heard);
-    // What was no archive, and has no digest that says it should have been another file, must come again.
-    let useless = match &unpacked {
-        Ok(_) => true,
-        Err(ArchiveError::Unknown { .. } | ArchiveError::Unreadable { .. } | ArchiveError::Size { .. }) => {
-            volumes.iter().all(|volume| match volume {
-                Volume::Local(..) => false,
-                Volume::Remote(remote) => !remotes[*remote].wanted.expected.tells(),
-            })
-        }
-        Err(_) => false,
-    };
-    for volume in volumes.iter().filter(|_| useless) {
-        if let Volume::Remote(remote) = volume
-            && let Some(file) = finished[*remote].take()
-        {
-            file.remove()?;
-        }
-    }
-    unpacked.map_err(|error| named(error, volumes, remotes))?;
-    steps.add(size);
-    Ok(())
-}
-
-/// The error with the address of an archive that was downloaded: its path says nothing.
-fn named(error: ArchiveError, volumes: &[Volume<'_>], remotes: &[Remote]) -> anyhow::Error {
-    match volumes.first() {
-        Some(Volume::Remote(remote)) => {
-            anyhow::Error::new(error).context(remotes[*remote].wanted.name.clone())
-        }
-        _ => error.into(),
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs_err::create_dir_all(to)?;
-    for entry in fs_err::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if fs_err::metadata(entry.path())?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            ensure!(!target.exists(), "two files would become `{}`", target.display());
-            reflink_copy::reflink_or_copy(entry.path(), &target)
-                .with_context(|| format!("{}: can't be copied", entry.path().display()))?;
-        }
-    }
-    Ok(())
 }

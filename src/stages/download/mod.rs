@@ -3,6 +3,7 @@
 mod bring;
 mod parallel;
 mod plan;
+mod put;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -39,7 +40,7 @@ impl Validate for File {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         let target = self.target();
-        if !Path::new(target)
+        if !Path::new(&target)
             .components()
             .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
         {
@@ -69,14 +70,13 @@ impl File {
         self.from.hub().map(HubAddress::parse)
     }
 
-    fn target(&self) -> &str {
-        let own = match self.from.file_name() {
-            _ if self.unpack => ".",
-            pattern if self.from.hub().is_some() && pattern.contains('*') => ".",
-            // All of a repository: its name is a name, and its revision is none.
-            name => name.split('@').next().filter(|_| self.from.hub().is_some()).unwrap_or(name),
+    fn target(&self) -> String {
+        let own = match self.hub() {
+            _ if self.unpack => ".".to_owned(),
+            Some(Ok(address)) => address.own_name().unwrap_or(".").to_owned(),
+            _ => self.from.file_name().to_owned(),
         };
-        self.to.as_deref().unwrap_or(own)
+        self.to.clone().unwrap_or(own)
     }
 
     /// For a volume of an archive: the archive's name and the volume's number.
@@ -174,7 +174,7 @@ impl Stage for Download {
         let folder = &outputs["files"];
         anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
         for file in params.files.iter().filter(|file| !file.unpack) {
-            accept::below(folder, file.target(), file.sha256.as_deref())?;
+            accept::below(folder, &file.target(), file.sha256.as_deref())?;
         }
         Ok(())
     }
@@ -246,6 +246,7 @@ mod tests {
         assert_eq!(target("hf://datasets/o/r/a/folder/", false), "folder");
         assert_eq!(target("hf://datasets/o/r/a/*.txt", false), ".");
         assert_eq!(target("hf://o/r@v2", false), "r");
+        assert_eq!(target("hf://o/r@refs/pr/2/a@b#c.txt", false), "a@b#c.txt");
     }
 
     #[test]

@@ -9,11 +9,14 @@ enum Said<R> {
     Done(usize, R),
 }
 
+/// Does the part of an index, and says how far it has come.
+type Work<'w, R> = dyn Fn(usize, &dyn Fn(u64)) -> R + Sync + 'w;
+
 /// Does parts `0..count` on up to `threads` threads, in order of their begin; the results are in order too.
 pub(super) fn at_once<R: Send>(
     count: usize,
     threads: usize,
-    work: &(dyn Fn(usize, &dyn Fn(u64)) -> R + Sync),
+    work: &Work<'_, R>,
     heard: &mut dyn FnMut(usize, u64),
 ) -> Vec<R> {
     let next = AtomicUsize::new(0);

@@ -89,13 +89,13 @@ impl Planner<'_> {
         plan: &mut Plan<'a>,
         volumes: &mut Vec<Volume<'a>>,
     ) -> anyhow::Result<()> {
-        let target = Path::new(file.target());
+        let target = PathBuf::from(file.target());
         let sha256 = file.sha256.as_deref();
         if let Some(path) = file.from.local() {
             match () {
-                () if path.is_dir() => plan.items.push(Item::Folder(path, target.into())),
+                () if path.is_dir() => plan.items.push(Item::Folder(path, target)),
                 () if file.unpack => volumes.push(Volume::Local(path, sha256)),
-                () => plan.items.push(Item::Copy(path, sha256, target.into())),
+                () => plan.items.push(Item::Copy(path, sha256, target)),
             }
         } else if let Some(address) = file.hub() {
             let address = address.map_err(anyhow::Error::msg)?;
@@ -104,7 +104,7 @@ impl Planner<'_> {
             let remote = self.remote(Wanted::at(&file.from.0, None), None, sha256, plan)?;
             match file.unpack {
                 true => volumes.push(Volume::Remote(remote)),
-                false => plan.items.push(Item::Place(remote, target.into())),
+                false => plan.items.push(Item::Place(remote, target)),
             }
         }
         Ok(())
@@ -128,20 +128,20 @@ impl Planner<'_> {
             let wanted = self.hub.wanted(repo, &commit, found);
             remotes.push(self.remote(wanted, Some(repo.clone()), file.sha256.as_deref(), plan)?);
         }
-        let target = Path::new(file.target());
+        let target = PathBuf::from(file.target());
         if is_file && file.unpack {
             // Its other volumes may be listed beside it.
             volumes.extend(remotes.into_iter().map(Volume::Remote));
         } else if file.unpack {
             let files: Vec<_> = found.iter().map(|found| found.path.as_str()).zip(remotes).collect();
             for archive in archives(address, &files)? {
-                plan.items.push(Item::Unpack(archive, target.into()));
+                plan.items.push(Item::Unpack(archive, target.clone()));
             }
         } else {
             let base = if address.is_pattern() { address.base() } else { &address.path };
             for (found, remote) in found.iter().zip(remotes) {
                 let below = found.path.strip_prefix(base).unwrap_or(&found.path).trim_start_matches('/');
-                let place = if below.is_empty() { target.into() } else { target.join(below) };
+                let place = if below.is_empty() { target.clone() } else { target.join(below) };
                 plan.items.push(Item::Place(remote, place));
             }
         }
