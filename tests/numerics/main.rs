@@ -11,9 +11,18 @@ mod golden;
 mod image;
 mod method;
 mod passes;
+mod pipeline;
+#[allow(dead_code, reason = "a part of what the tests of the program need")]
+#[path = "../cli/project.rs"]
+mod project;
+#[allow(dead_code, reason = "its archives alone are needed")]
+#[path = "../cli/published.rs"]
+mod published;
 mod real;
 mod refusals;
 mod ruled;
+#[path = "../cli/server.rs"]
+mod server;
 mod sizes;
 mod tokenizer;
 mod unet;

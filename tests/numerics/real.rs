@@ -23,20 +23,22 @@ use tch::{Kind, Tensor};
 use crate::golden::{Tensors, error, load, path};
 use crate::ruled::{Report, check_weights, normal, weights};
 
-const IMAGES: i64 = 3;
-const CAPTIONS: i64 = 5;
-const TEXT: [i64; 2] = [77, 1024];
-const LATENT: [i64; 3] = [4, 16, 16];
+pub const IMAGES: i64 = 3;
+pub const CAPTIONS: i64 = 5;
+pub const TEXT: [i64; 2] = [77, 1024];
+pub const LATENT: [i64; 3] = [4, 16, 16];
+/// A step that no single weight's share of hides the others'.
+pub const LR: f64 = 5e-9;
 /// Rows at once: fewer than the batches hold, so that these are cut.
 const MICRO_BATCH: usize = 16;
 
 /// `[first, rest..]`.
-fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
+pub fn shape(first: &[i64], rest: &[i64]) -> Vec<i64> {
     [first, rest].concat()
 }
 
 /// The network, and the golden numbers.
-fn network() -> (UNet, Tensors) {
+pub fn network() -> (UNet, Tensors) {
     // Tests run beside each other: threads of several that share the cores mostly wait for each other.
     tch::set_num_threads(1);
     let (folder, expected) = (path("tests/golden/real"), load("real/expected"));
@@ -51,7 +53,7 @@ fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
 }
 
-fn data() -> (Tensor, Tensor) {
+pub fn data() -> (Tensor, Tensor) {
     let latents = normal(&shape(&[2 * IMAGES], &LATENT), 1);
     (latents, normal(&shape(&[IMAGES, CAPTIONS], &TEXT), 2).flatten(0, 1))
 }
@@ -91,7 +93,7 @@ fn row_gradients(unet: &UNet) -> [Tensors; 2] {
     [0, 1].map(|row| both.iter().map(|(name, both)| (name.clone(), both.get(row))).collect())
 }
 
-fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
+pub fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
     let (schedule, (latents, texts)) = (schedule(), data());
     let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
     let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
@@ -106,7 +108,7 @@ fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Repor
         steps: 2,
         grad_accum_steps: 2,
         batch_size: 4,
-        lr: 5e-9,
+        lr: LR,
         seed: 4,
         damping: None,
         selection: Selection::CrossAttnKv,
