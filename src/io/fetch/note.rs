@@ -59,6 +59,9 @@ pub(super) struct Note {
     pub address: String,
     /// The version that the bytes are of, as `If-Range` takes it.
     pub version: Option<String>,
+    /// The size of the whole, as the answer told that the bytes are of.
+    #[serde(default)]
+    pub total: Option<u64>,
     /// The start of the system that the bytes were written after: after a power cut, some may not be on the disk.
     pub boot: Option<String>,
     /// What the finished file is.

@@ -218,6 +218,42 @@ fn a_file_that_changes_in_between_is_read_anew() {
 }
 
 #[test]
+fn two_files_are_not_joined_where_nothing_tells_them_apart() {
+    let patience = Patience { pause: Duration::from_millis(300), ..Patience::default() };
+    // The new file is longer than the old one, or as long.
+    for (old, new) in [(&CONTENT[..12], CONTENT), (CONTENT, &CONTENT.to_ascii_uppercase())] {
+        let server = Server::new().file("/f", old).fault("/f", Fault::NoTag);
+        let server = server.fault("/f", Fault::Drop { after: 9, times: 1 });
+        let bench = Bench { client: Client::new(patience), ..Bench::new() };
+        let wanted = Wanted::at(&server.url("/f"), None);
+        let finished = std::thread::scope(|scope| {
+            let fetch = scope.spawn(|| bench.fetch(&wanted));
+            while server.asked().is_empty() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            server.put("/f", new);
+            fetch.join().unwrap().unwrap()
+        });
+        assert_eq!(fs_err::read(finished.path()).unwrap(), new);
+        assert_eq!(server.ranges("/f"), [None, None]);
+    }
+}
+
+#[test]
+fn a_file_of_another_size_is_not_gone_on_with() {
+    let server = Server::new().file("/f", CONTENT);
+    let bench = Bench::new();
+    let wanted = known(&server.url("/f"));
+    bench.leave(&wanted, b"other one", None);
+    let slot = Slot::new(bench.folder.path(), &wanted.key());
+    slot.save(&Note { total: Some(44), ..slot.note().unwrap() }).unwrap();
+    bench.fetch(&wanted).unwrap();
+    // The size told at once what a digest tells at the end; either way it is asked for twice.
+    assert_eq!(server.ranges("/f"), [some("bytes=9-"), None]);
+    assert_eq!(bench.names().iter().filter(|name| name.ends_with(".file")).count(), 1);
+}
+
+#[test]
 fn who_comes_second_takes_what_the_first_one_finished() {
     let slow = Fault::Slow { chunk: 9, pause: Duration::from_millis(50) };
     let server = Server::new().file("/f", CONTENT).fault("/f", slow);

@@ -41,7 +41,10 @@ impl Transfer<'_> {
         if partial.bytes() > 0 && expected == Some(partial.bytes()) {
             return Ok(Attempt::Complete(())); // all was there, only the renaming was missing
         }
-        if expected.is_some_and(|bytes| bytes < partial.bytes()) {
+        let tells = self.wanted.expected.tells();
+        // Without a digest or a version nothing tells whether two parts are of one file.
+        let joins = tells || note.version.is_some();
+        if !joins || expected.is_some_and(|bytes| bytes < partial.bytes()) {
             partial.restart()?;
         }
         let url = &self.wanted.url;
@@ -49,7 +52,7 @@ impl Transfer<'_> {
         if partial.bytes() > 0 {
             headers.push((header::RANGE, format!("bytes={}-", partial.bytes())));
             // A digest tells better than a server whether two parts belong together.
-            if let Some(version) = note.version.as_ref().filter(|_| !self.wanted.expected.tells()) {
+            if let Some(version) = note.version.as_ref().filter(|_| !tells) {
                 headers.push((header::IF_RANGE, version.clone()));
             }
         }
@@ -58,13 +61,17 @@ impl Transfer<'_> {
             Err(error) => return again_or_never(url, &error),
         };
         let status = response.status();
-        if status == StatusCode::RANGE_NOT_SATISFIABLE && whole_size(&response) == Some(partial.bytes()) {
+        if status == StatusCode::RANGE_NOT_SATISFIABLE && whole_size(&response) == Some(partial.bytes()) && joins {
             return Ok(Attempt::Complete(()));
         }
         let version = version(response.headers());
-        let same = self.wanted.expected.tells() || version == note.version;
-        let resumes =
-            status == StatusCode::PARTIAL_CONTENT && range_start(&response) == Some(partial.bytes()) && same;
+        let whole = whole_size(&response);
+        let resized = whole.zip(note.total).is_some_and(|(now, before)| now != before);
+        let same = (tells || (version.is_some() && version == note.version)) && !resized;
+        let resumes = status == StatusCode::PARTIAL_CONTENT
+            && partial.bytes() > 0
+            && range_start(&response) == Some(partial.bytes())
+            && same;
         if status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && !resumes)
         {
             partial.restart()?;
@@ -78,7 +85,8 @@ impl Transfer<'_> {
         }
         if !resumes {
             partial.restart()?;
-            *note = Note { version, ..Note::new(self.wanted.name.clone()) };
+            let total = length(response.headers());
+            *note = Note { version, total, ..Note::new(self.wanted.name.clone()) };
             (self.save)(note)?;
         }
         let total = length(response.headers()).map(|left| partial.bytes() + left).or(expected);
