@@ -9,6 +9,7 @@ use super::project::{Project, ProjectArgs, cores, worker_program};
 use crate::exec::Run;
 use crate::exec::worker::{Processes, Setting};
 use crate::graph;
+use crate::io::fetch::hushed;
 use crate::manifest::{Conditions, Outcome};
 use crate::pipeline::MOST_DOWNLOADS;
 use crate::report::{self, Reporter};
@@ -59,7 +60,8 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         forced: &forced,
         results: project.results.clone(),
         file: args.project.pipeline.clone(),
-        sets: args.project.settings.sets.clone(),
+        // The manifest is kept, and meant to be shown.
+        sets: args.project.settings.sets.iter().map(|set| hushed(set)).collect(),
         conditions,
         emit: &|event| reporter.lock().expect("reporters do not panic").hear(&event),
     };

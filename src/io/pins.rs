@@ -40,7 +40,7 @@ pub struct Pins {
 
 const VERSION: u32 = 1;
 const HEAD: &str = "# Written by attrflow: what the pipelines' addresses gave when they were first downloaded.\n\
-                    # To accept what an address gives today, remove its line.\n";
+                    # To accept what an address gives today, remove its line, and run with --force STAGE if the old bytes are in the cache.\n";
 
 /// A lock file that can't be used, or does not agree.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,21 @@ impl Pins {
         Ok(pins)
     }
 
+    /// The commit of a repository that the lock file has, or the one that was `found`, which it then has.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn commit(path: &Path, repo: &str, found: &str) -> Result<String, PinError> {
+        let _held = Held::alone(path)?;
+        let mut pins = Self::read(path)?;
+        if let Some(commit) = pins.hub.get(repo) {
+            return Ok(commit.clone());
+        }
+        pins.hub.insert(repo.to_owned(), found.to_owned());
+        pins.write(path)?;
+        Ok(found.to_owned())
+    }
+
     /// Adds to a lock file, and writes it if that changed it. A commit that another run pinned first stays.
     ///
     /// # Errors
@@ -119,16 +134,22 @@ impl Pins {
             }
         }
         if pins != before {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            // Readable by whom the umask lets: it is meant to be shared.
-            let mut file = tempfile::Builder::new()
-                .prefix(".attrflow.lock-")
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(folder.unwrap_or(Path::new(".")))?;
-            file.write_all(pins.text().as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|error| error.error)?;
+            pins.write(path)?;
         }
+        Ok(())
+    }
+
+    /// Replaces the lock file, which must be held.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        // Readable by whom the umask lets: it is meant to be shared.
+        let mut file = tempfile::Builder::new()
+            .prefix(".attrflow.lock-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+        file.write_all(self.text().as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -195,6 +216,7 @@ mod tests {
         assert_eq!(place(&path, "https://b.example/f"), "attrflow.lock");
         more.hub.insert("datasets/o/r@main".into(), "c1".into());
         more.add_to(&path).unwrap();
+        assert_eq!(Pins::commit(&path, "datasets/o/r@main", "c1").unwrap(), "c0");
         assert_eq!(fs_err::read_to_string(&path).unwrap(), text, "the first commit stays");
         let error = pins(&[("https://a.example/f", "bb")]).add_to(&path).unwrap_err().to_string();
         assert!(error.contains("gave sha256 aa to another run a moment ago, and bb to this one"), "{error}");
@@ -222,6 +244,19 @@ mod tests {
         let of = |kind: io::ErrorKind| PinError::Io(kind.into()).is_read_only();
         assert!(of(io::ErrorKind::ReadOnlyFilesystem) && of(io::ErrorKind::PermissionDenied));
         assert!(!of(io::ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn runs_at_once_agree_on_one_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attrflow.lock");
+        let commit = |index: usize| Pins::commit(&path, "datasets/o/r@main", &format!("c{index}")).unwrap();
+        let commits: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|index| scope.spawn(move || commit(index))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let pinned = Pins::read(&path).unwrap().hub.remove("datasets/o/r@main").unwrap();
+        assert_eq!(commits, [pinned.as_str(); 16]);
     }
 
     #[test]

@@ -11,12 +11,64 @@ pub fn shown(url: &str) -> String {
 }
 
 /// A name of the address that keeps its secrets and still tells two addresses apart.
+///
+/// A user, a password and the signature of an address that holds for a while are left out, so that a renewed one
+/// names the same file; of the rest of the query, which may choose the file, a hash stays.
 pub fn name(url: &str) -> String {
     let (base, query) = parts(url);
+    let query = unsigned(query);
     if query.is_empty() {
         return base;
     }
     format!("{base}?{}", &hex(&Sha256::digest(query))[..16])
+}
+
+/// A text with every web address in it as its [`name`].
+pub fn hushed(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = ["http://", "https://"].iter().filter_map(|scheme| rest.find(scheme)).min() {
+        let (before, from) = rest.split_at(at);
+        let ends = |c: char| c.is_whitespace() || ['"', '\'', '`'].contains(&c);
+        let (address, after) = from.split_at(from.find(ends).unwrap_or(from.len()));
+        out.push_str(before);
+        out.push_str(&name(address));
+        rest = after;
+    }
+    out + rest
+}
+
+/// The signatures of the stores that sign addresses: how their parameters begin or are called, and one that is
+/// always among them, for the others are called as anything might be.
+const SIGNATURES: [(&str, &[&str]); 4] = [
+    // Amazon S3 and those that speak as it does.
+    ("x-amz-signature", &["x-amz-*"]),
+    // Google Cloud Storage.
+    ("x-goog-signature", &["x-goog-*"]),
+    // CloudFront, and the older forms of Amazon and Google.
+    ("signature", &["signature", "expires", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"]),
+    // Azure Blob Storage.
+    (
+        "sig",
+        &["sig", "se", "st", "sp", "sv", "sr", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"],
+    ),
+];
+
+/// The query without the parameters of a signature.
+fn unsigned(query: &str) -> String {
+    let key = |part: &str| part.split('=').next().unwrap_or(part).to_ascii_lowercase();
+    let mut parts: Vec<&str> = query.split('&').collect();
+    for (sure, names) in SIGNATURES {
+        if parts.iter().any(|part| key(part) == sure) {
+            parts.retain(|part| {
+                let key = key(part);
+                !names
+                    .iter()
+                    .any(|name| name.strip_suffix('*').map_or(key == *name, |start| key.starts_with(start)))
+            });
+        }
+    }
+    parts.join("&")
 }
 
 /// The address without user and query, and the query.
@@ -79,6 +131,32 @@ mod tests {
         }
         let (one, two) = (name("https://example.org/f?id=1"), name("https://example.org/f?id=2"));
         assert!(one != two && one.starts_with("https://example.org/f?") && !one.contains("id="), "{one}");
+    }
+
+    #[test]
+    fn a_renewed_signature_names_the_same_file() {
+        let plain = name("https://example.org/f?versionId=7&x=a%20b");
+        for signed in [
+            "https://example.org/f?versionId=7&x=a%20b&X-Amz-Signature=0a&X-Amz-Date=2024&X-Amz-Credential=me",
+            "https://me:pass@example.org/f?X-Goog-Signature=0a&versionId=7&X-Goog-Expires=9&x=a%20b",
+            "https://example.org/f?versionId=7&Expires=1&x=a%20b&Signature=0a&Key-Pair-Id=k",
+            "https://example.org/f?sv=2021&se=2024&versionId=7&x=a%20b&sr=b&sp=r&sig=0a%3D",
+        ] {
+            assert_eq!(name(signed), plain);
+        }
+        assert_eq!(name("https://example.org/f?X-Amz-Signature=0a&X-Amz-Date=2024"), "https://example.org/f");
+        // Without a signature they may be anything.
+        assert_ne!(name("https://example.org/f?se=1"), name("https://example.org/f?se=2"));
+        assert_ne!(name("https://example.org/f?token=1"), name("https://example.org/f?token=2"));
+    }
+
+    #[test]
+    fn addresses_in_a_text_lose_their_secrets() {
+        let text =
+            "data.from = \"https://me:pass@a.example/f\" or 'http://b.example/g?sig=0a', else https://c/";
+        let expected = "data.from = \"https://a.example/f\" or 'http://b.example/g', else https://c/";
+        assert_eq!(hushed(text), expected);
+        assert_eq!(hushed("loss.time_samples=4"), "loss.time_samples=4");
     }
 
     #[test]

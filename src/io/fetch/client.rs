@@ -10,7 +10,7 @@ use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::FetchError;
-use super::address::{join, origin, shown};
+use super::address::{hushed, join, origin, shown};
 
 /// How patiently to ask.
 #[derive(Debug, Clone, Copy)]
@@ -111,14 +111,14 @@ impl Client {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Asks once, and follows redirects.
+    /// Asks once, and follows redirects. The address of an error is the one that was asked last.
     pub(super) fn ask(
         &self,
         verb: Verb,
         url: &str,
         token: Option<&Token>,
         headers: &[(HeaderName, String)],
-    ) -> Result<Response<Body>, ureq::Error> {
+    ) -> Result<Response<Body>, Unanswered> {
         let mut url = url.to_owned();
         for _ in 0..10 {
             let mut request = match verb {
@@ -133,14 +133,14 @@ impl Client {
             if let Some(secret) = token.and_then(|token| token.header(&url)) {
                 request = request.header(header::AUTHORIZATION, secret);
             }
-            let response = request.call()?;
+            let response = request.call().map_err(|error| Unanswered { url: url.clone(), error })?;
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             match location.filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)) {
                 Some(location) => url = join(&url, location),
                 None => return Ok(response),
             }
         }
-        Err(ureq::Error::TooManyRedirects)
+        Err(Unanswered { url, error: ureq::Error::TooManyRedirects })
     }
 
     /// A text, whatever the answer's status is.
@@ -151,7 +151,7 @@ impl Client {
         self.patiently(url, || {
             let response = match self.ask(Verb::Get, url, token, &[]) {
                 Ok(response) => response,
-                Err(error) => return again_or_never(url, &error),
+                Err(unanswered) => return unanswered.again_or_never(url),
             };
             if let Some(again) = busy(&response) {
                 return Ok(again);
@@ -159,7 +159,7 @@ impl Client {
             let (head, mut body) = response.into_parts();
             match body.read_to_string() {
                 Ok(text) => Ok(Attempt::Complete(Response::from_parts(head, text))),
-                Err(error) => again_or_never(url, &error),
+                Err(error) => Unanswered { url: url.into(), error }.again_or_never(url),
             }
         })
     }
@@ -197,15 +197,28 @@ impl Client {
     }
 }
 
-/// An error of the client: worth another attempt, or final.
-pub(super) fn again_or_never<T>(url: &str, error: &ureq::Error) -> Result<Attempt<T>, FetchError> {
-    use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
-    // Some of the client's errors repeat the address.
-    let reason = error.to_string().replace(url, &shown(url));
-    if matches!(error, ConnectionFailed | HostNotFound | Io(_) | Protocol(_) | Timeout(_)) {
-        return Ok(Attempt::again(reason));
+/// A request that no answer came to.
+pub(super) struct Unanswered {
+    /// Who was asked, which after a redirect is another one than was meant.
+    url: String,
+    error: ureq::Error,
+}
+
+impl Unanswered {
+    /// Worth another attempt at the address that was meant, or final.
+    pub fn again_or_never<T>(self, meant: &str) -> Result<Attempt<T>, FetchError> {
+        use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
+        let Self { url, error } = self;
+        // Some of the client's errors repeat the address, which may be none that `hushed` would know.
+        let mut reason = hushed(&error.to_string().replace(&url, &shown(&url)));
+        if origin(&url) != origin(meant) {
+            reason = format!("{reason}, after a redirect to {}", shown(&url));
+        }
+        if matches!(error, ConnectionFailed | HostNotFound | Io(_) | Protocol(_) | Timeout(_)) {
+            return Ok(Attempt::again(reason));
+        }
+        Err(FetchError::Request { url: shown(meant), reason })
     }
-    Err(FetchError::Request { url: shown(url), reason })
 }
 
 /// Whether the server may give another answer to the same request a moment later, and when.

@@ -17,8 +17,8 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub(super) use address::join;
-use address::name;
+pub use address::{hushed, name};
+pub(super) use address::{join, shown};
 pub use client::{Client, Patience, Token};
 pub use error::FetchError;
 pub use hash::sha256;
@@ -65,7 +65,7 @@ impl Wanted {
     fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let Expected { sha256, blob, bytes } = &self.expected;
-        // A signature in the query is a new one each time; a digest is not.
+        // A secret in the query may be a new one each time; a digest is not.
         let name = self.name.split('?').next().filter(|_| self.expected.tells()).unwrap_or(&self.name);
         for part in [Some(name), sha256.as_deref(), blob.as_deref()] {
             hasher.update(part.unwrap_or_default().as_bytes()).update(b"\0");

@@ -89,23 +89,44 @@ impl Slot {
     }
 }
 
-/// A finished, checked file in the folder of downloads, which nobody removes while this is held.
+/// A finished, checked file in the folder of downloads, whose bytes stay while this is held.
 #[derive(Debug)]
 pub struct Finished {
     /// What it is.
     pub fetched: Fetched,
     slot: Slot,
-    held: Held,
+    keeps: Keeps,
+}
+
+/// What keeps the bytes of a finished file.
+#[derive(Debug)]
+enum Keeps {
+    /// Nobody removes it before this lock is free.
+    Lock(Held),
+    /// A second name, which is nobody else's.
+    Name(PathBuf),
 }
 
 impl Finished {
     pub(super) fn new(slot: Slot, held: Held, fetched: Fetched) -> Self {
-        Self { fetched, slot, held }
+        Self { fetched, slot, keeps: Keeps::Lock(held) }
     }
 
     /// Where it is, for reading.
     pub fn path(&self) -> PathBuf {
-        self.slot.file()
+        match &self.keeps {
+            Keeps::Lock(_) => self.slot.file(),
+            Keeps::Name(path) => path.clone(),
+        }
+    }
+
+    /// Keeps it by a name of its own from now on, where nothing may stand yet, rather than by a lock: of these a
+    /// process can hold no more than files. Where the file system has no second names, the lock stays.
+    pub fn keep_as(self, name: PathBuf) -> Self {
+        match fs_err::hard_link(self.path(), &name) {
+            Ok(()) => Self { keeps: Keeps::Name(name), ..self },
+            Err(_) => self,
+        }
     }
 
     /// Gives it a second name, or a copy where the file system has none. It stays until [`Finished::remove`].
@@ -128,8 +149,18 @@ impl Finished {
     /// # Errors
     /// The file system refuses.
     pub fn remove(self) -> Result<(), FetchError> {
-        if let Some(alone) = self.held.take()? {
-            self.slot.clear()?;
+        let alone = match self.keeps {
+            Keeps::Lock(held) => held.take()?,
+            Keeps::Name(name) => {
+                fs_err::remove_file(name)?;
+                Held::at_once(&self.slot.lock())?
+            }
+        };
+        if let Some(alone) = alone {
+            // Another process may have removed it, begun it again and been killed: its part is for the next one.
+            if self.slot.finished().is_some() {
+                self.slot.clear()?;
+            }
             alone.remove()?;
         }
         Ok(())

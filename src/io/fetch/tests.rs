@@ -77,6 +77,25 @@ fn a_download_arrives_is_placed_and_goes() {
 }
 
 #[test]
+fn a_download_kept_by_a_name_outlives_its_removal_by_another() {
+    let server = Server::new().file("/f", CONTENT);
+    let bench = Bench::new();
+    let wanted = known(&server.url("/f"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let kept = bench.fetch(&wanted).unwrap().keep_as(elsewhere.path().join("0"));
+    bench.fetch(&wanted).unwrap().remove().unwrap();
+    assert_eq!(bench.names(), [""; 0]);
+    assert_eq!(fs_err::read(kept.path()).unwrap(), CONTENT);
+    kept.place(&elsewhere.path().join("a")).unwrap();
+    // Another one began to bring it again, and was killed.
+    bench.leave(&wanted, &CONTENT[..9], None);
+    kept.remove().unwrap();
+    assert!(bench.names().iter().any(|name| name.ends_with(".part")), "{:?}", bench.names());
+    let names = fs_err::read_dir(elsewhere.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
 fn a_wrong_address_is_final() {
     let bench = Bench {
         client: Client::new(Patience { pause: Duration::from_secs(3600), ..Patience::default() }),

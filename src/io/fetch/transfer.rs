@@ -6,7 +6,7 @@ use std::time::Duration;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
 use super::address::shown;
-use super::client::{Attempt, Client, Verb, again_or_never, busy};
+use super::client::{Attempt, Client, Verb, busy};
 use super::note::Note;
 use super::partial::Partial;
 use super::{FetchError, Progress, Wanted};
@@ -58,10 +58,13 @@ impl Transfer<'_> {
         }
         let response = match self.client.ask(Verb::Get, url, self.wanted.token.as_ref(), &headers) {
             Ok(response) => response,
-            Err(error) => return again_or_never(url, &error),
+            Err(unanswered) => return unanswered.again_or_never(url),
         };
         let status = response.status();
-        if status == StatusCode::RANGE_NOT_SATISFIABLE && whole_size(&response) == Some(partial.bytes()) && joins {
+        if status == StatusCode::RANGE_NOT_SATISFIABLE
+            && whole_size(&response) == Some(partial.bytes())
+            && joins
+        {
             return Ok(Attempt::Complete(()));
         }
         let version = version(response.headers());

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 pub use address::{HubAddress, Repo, RepoKind};
 pub use error::HubError;
 
-use super::fetch::{Client, Expected, FetchError, Token, Wanted, join};
+use super::fetch::{Client, Expected, FetchError, Token, Wanted, join, shown};
 use error::likely;
 
 /// A file in a repository.
@@ -224,7 +224,7 @@ impl Hub {
             return Err(self.refused(repo, response.status(), header("x-error-code").as_deref()));
         }
         let body = serde_json::from_str(response.body())
-            .map_err(|error| self.answer(repo, format!("{error}, in the answer of {url}")))?;
+            .map_err(|error| self.answer(repo, format!("{error}, in the answer of {}", shown(url))))?;
         Ok((body, header("link")))
     }
 

@@ -36,7 +36,10 @@ pub(super) fn bring(
         let sizes = sizes(&fetcher, &plan.remotes, *at_once);
         room(&fetcher, &plan.remotes, &sizes, folder)?;
         steps.total = total(&plan, &sizes);
-        finished = fetch(&fetcher, &planner, &plan.remotes, &sizes, *at_once, &mut steps)?;
+        // Of this attempt alone, and gone with it.
+        let kept = out.with_file_name("downloads");
+        fs_err::create_dir(&kept)?;
+        finished = fetch(&fetcher, &planner, &plan.remotes, &sizes, (*at_once, &kept), &mut steps)?;
     } else {
         steps.total = total(&plan, &[]);
     }
@@ -97,7 +100,7 @@ fn fetch(
     planner: &Planner<'_>,
     remotes: &[Remote],
     sizes: &[Option<u64>],
-    threads: usize,
+    (threads, kept): (usize, &Path),
     steps: &mut Steps<'_>,
 ) -> anyhow::Result<Vec<Finished>> {
     let client = planner.client;
@@ -107,7 +110,7 @@ fn fetch(
         if fetched.is_err() {
             client.stop();
         }
-        fetched
+        fetched.map(|finished| finished.keep_as(kept.join(index.to_string())))
     };
     let results = at_once(remotes.len(), threads, &fetch, &mut |index, done| {
         if let Some(size) = sizes[index] {

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::accept::{self, Outputs};
-use crate::io::fetch::{Client, Patience};
+use crate::io::fetch::{Client, Patience, name};
 use crate::io::hub::{Hub, HubAddress};
 use crate::param::{Location, Validate};
 use crate::params;
@@ -22,7 +22,9 @@ params! {
         /// A path, relative to the file that names it; an http(s) address; or one on the Hugging Face Hub,
         /// `hf://datasets/OWNER/REPO[@REVISION]/PATH` for a dataset and `hf://OWNER/REPO[@REVISION]/PATH` for a
         /// model. There, PATH is a file, a folder (all below it comes), or has `*` for any part of a name;
-        /// REVISION is `main` by default. What the Hub holds private or gated needs a token in HF_TOKEN.
+        /// REVISION is `main` by default. What the Hub holds private or gated needs a token in HF_TOKEN. A user, a
+        /// password and the signature of a signed address (of Amazon, CloudFront, Google or Azure) do not count, so
+        /// that a renewed one downloads nothing again; they are kept nowhere, and of the rest of a query only a hash.
         from: Location,
         /// Where it goes in the output folder; by default its own name, or the folder itself for an archive and for
         /// what a `*` fits.
@@ -74,7 +76,9 @@ impl File {
         let own = match self.hub() {
             _ if self.unpack => ".".to_owned(),
             Some(Ok(address)) => address.own_name().unwrap_or(".").to_owned(),
-            _ => self.from.file_name().to_owned(),
+            _ if self.from.local().is_some() => self.from.file_name().to_owned(),
+            // An address without a path is a host, and must not give a password away.
+            _ => Location(name(&self.from.0)).file_name().to_owned(),
         };
         self.to.clone().unwrap_or(own)
     }
@@ -154,13 +158,25 @@ impl Stage for Download {
             .collect()
     }
 
+    /// The address of a remote file without its secrets.
+    fn recorded(params: &Params) -> Json {
+        let mut kept = params.clone();
+        for file in &mut kept.files {
+            if file.from.local().is_none() && file.from.hub().is_none() {
+                file.from = Location(name(&file.from.0));
+            }
+        }
+        json!(kept)
+    }
+
     /// Bytes count, not where they come from: a local file by its digest as an input, a remote one by its
-    /// SHA-256; only where neither is known does the address stand for them. A SHA-256 always counts, or another
-    /// one would not be checked again.
+    /// SHA-256; only where neither is known does the address stand for them, without its secrets: the recipe is
+    /// kept. A SHA-256 always counts, or another one would not be checked again.
     fn identity(params: &Params) -> Json {
         let files = params.files.iter().map(|file| {
             let address = match (file.from.local(), &file.sha256) {
-                (None, None) => Some(&file.from.0),
+                (None, None) if file.from.hub().is_some() => Some(file.from.0.clone()),
+                (None, None) => Some(name(&file.from.0)),
                 _ => None,
             };
             let sha256 = file.sha256.as_ref().map(|digest| digest.to_ascii_lowercase());

@@ -151,22 +151,27 @@ impl Planner<'_> {
     /// The files that an address on the Hub stands for, at the commit that is pinned or is found now.
     fn found(&self, address: &HubAddress, plan: &mut Plan<'_>) -> anyhow::Result<(String, Vec<HubFile>)> {
         let name = address.repo.to_string();
-        let pinned = self.pins.hub.get(&name);
-        let commit = match pinned.or(plan.commits.get(&name)) {
-            Some(commit) => commit.clone(),
-            None => self.hub.commit(self.client, &address.repo)?,
+        let files = |commit: &str| self.hub.files(self.client, address, commit);
+        let pinned = |commit: String| {
+            let files = files(&commit)
+                .with_context(|| format!("{} pins commit {commit}", place(self.lock, &name)))?;
+            Ok((commit, files))
         };
-        let files = self.hub.files(self.client, address, &commit);
-        let files = match pinned {
-            Some(commit) => {
-                files.with_context(|| format!("{} pins commit {commit}", place(self.lock, &name)))?
-            }
-            None => files?,
-        };
-        if pinned.is_none() && address.repo.commit().is_none() {
-            plan.commits.insert(name, commit.clone());
+        if let Some(commit) = self.pins.hub.get(&name).or(plan.commits.get(&name)) {
+            return pinned(commit.clone());
         }
-        Ok((commit, files))
+        let found = self.hub.commit(self.client, &address.repo)?;
+        let listed = files(&found)?;
+        if address.repo.commit().is_some() {
+            return Ok((found, listed));
+        }
+        // Pinned as soon as it is known: another run that asked before the branch moved must not take another one.
+        let commit = match Pins::commit(self.lock, &name, &found) {
+            Err(error) if error.is_read_only() => found.clone(), // told of with the files
+            commit => commit?,
+        };
+        plan.commits.insert(name.clone(), commit.clone());
+        if commit == found { Ok((commit, listed)) } else { pinned(commit) }
     }
 
     /// Adds a file to what must come, with the digest that the pipeline gives or the lock file has.
