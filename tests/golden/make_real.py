@@ -5,7 +5,8 @@ they nor the texts (77 x 1024 each) are committed, both sides draw them by the s
 after the paper: torch.func for the gradients of single rows, diffusers for network and scheduler. All of the Rust
 side that stands here is how it derives seeds (`derived_seed`), so that whole passes can be compared.
 
-Three images with mirror images, five captions each. Less than a minute and 6 GB on two cores.
+Three images with mirror images, five captions each; for the ranks sixteen with one caption. A minute and 6 GB on
+two cores.
 
     python tests/golden/make_real.py
 """
@@ -24,6 +25,8 @@ OUT = Path(__file__).parent / "real"
 torch.set_num_threads(2)
 
 IMAGES, CAPTIONS, SHAPE, TOKENS, WIDTH = 3, 5, (4, 16, 16), 77, 1024
+# The ranks: of more images, after a step so large that the losses' rounding decides nothing.
+RANKED, RANKED_LR = 16, 8e-8
 # Values kept of each tensor: of all of them, of the cross attention's keys and values.
 FEW, MANY = 16, 64
 
@@ -62,7 +65,8 @@ def row_losses(unet, x0, noise, timesteps, text):
 def loss_pass(unet, latents, texts, noise_of, batch_size=32, time_samples=4, captions=2):
     """Rows are (image, caption, timestep), timestep fastest; returns every row's loss, [2N, captions, timesteps].
 
-    Four images a batch: the first batch reaches over the flip boundary (after image 2), the second holds two.
+    Four images a batch, if nothing else is said: the first batch reaches over the flip boundary (after image 2), the
+    second holds two. The noise is the same in any precision.
     """
     timesteps = torch.arange(0, 1000, 1000 // time_samples)
     per_batch = batch_size // captions // time_samples
@@ -71,14 +75,59 @@ def loss_pass(unet, latents, texts, noise_of, batch_size=32, time_samples=4, cap
         images = range(start, min(start + per_batch, len(latents)))
         rows = [(image, caption, t) for image in images for caption in range(captions) for t in timesteps]
         x0 = torch.stack([latents[image] for image, _, _ in rows])
-        text = torch.stack([texts[image % IMAGES, caption] for image, caption, _ in rows])
+        text = torch.stack([texts[image % len(texts), caption] for image, caption, _ in rows])
         t = torch.stack([t for _, _, t in rows])
-        losses.append(row_losses(unet, x0, noise_of(number, rows), t, text))
+        x0, noise, text = (x.to(unet.dtype) for x in (x0, noise_of(number, rows), text))
+        losses.append(row_losses(unet, x0, noise, t, text))
     return torch.cat(losses).view(-1, captions, time_samples)
 
 
 def batch_noise(number, rows):
     return normal(len(rows), *SHAPE, seed=30 + number)
+
+
+def ranked_noise(number, rows):
+    return normal(len(rows), *SHAPE, seed=80 + number)
+
+
+def ranked_losses(unet):
+    """The ranked images' losses, in batches of 12, 12 and 8 of them, at timestep 0: [2N] of the network's precision."""
+    latents = normal(2 * RANKED, *SHAPE, seed=70)
+    texts = normal(RANKED, 1, TOKENS, WIDTH, seed=71)
+    return loss_pass(unet, latents, texts, ranked_noise, batch_size=12, time_samples=1, captions=1).flatten()
+
+
+def both_precisions(unet):
+    """The ranked images' losses in float32, and with the same weights in float64."""
+    exact = network().double()
+    exact.load_state_dict(unet.state_dict())
+    return ranked_losses(unet), ranked_losses(exact)
+
+
+def order(influence):
+    return torch.argsort(influence, descending=True, stable=True)
+
+
+def ranks(before, after):
+    """Influence and ranks of the ranked images; fails if rounding could decide a rank, or if the ranks hold little."""
+    rise, exact = after[0] - before[0], after[1] - before[1]
+    plain, flipped = rise.split(RANKED)
+    influence = torch.maximum(plain, flipped)
+    rank = order(influence)
+    # What float32 does to a rise; the Rust side may be off by as much the other way.
+    rounding = (rise - exact).abs().max().item()
+    gaps, margins = -influence[rank].diff(), (plain - flipped).abs()
+    wins = (plain > flipped).sum().item(), (flipped > plain).sum().item()
+    close = (gaps < 8 * rounding).sum().item(), (margins < 8 * rounding).sum().item()
+    print(f"ranks: rounding {rounding:.3g}, gaps from {gaps.min():.3g}, margins from {margins.min():.3g}")
+    print(f"plain and mirror images win {wins}; pairs that rounding could turn: {close}; ranks {rank.tolist()}")
+    assert min(wins) >= 4, "plain and mirror images each win at least four times"
+    assert close == (0, 0), "neither a rank nor a maximum hangs on rounding"
+    assert torch.equal(rank, order(torch.maximum(*exact.split(RANKED)))), "float64 gives the same ranks"
+    for other in (plain, flipped, torch.minimum(plain, flipped), plain + flipped):
+        assert not torch.equal(order(other), rank), "only the maximum gives these ranks"
+    losses = dict(ranked_pretrained=before[0], ranked_unlearned=after[0])
+    return losses | dict(ranked_influence=influence, ranked_rank=rank)
 
 
 def image_noise(_, rows):
@@ -123,6 +172,14 @@ def fisher(unet, latents, texts, batch_size=4, epochs=1):
     return {name: value / batches for name, value in total.items()}
 
 
+@torch.no_grad()
+def ascend(parameters, information, lr, accumulate=2):
+    """Moves the parameters up their gradients, each divided by its information."""
+    for name, value in information.items():
+        moved = parameters[name].double() + lr * parameters[name].grad.double() / (value * IMAGES) / accumulate
+        parameters[name].copy_(moved.float())
+
+
 def unlearn(unet, information, query, text, steps=2, accumulate=2, batch_size=4, lr=5e-9):
     """Steps up the query's loss, each parameter's divided by its information: gradient, change, parameters."""
     parameters = dict(unet.named_parameters())
@@ -136,10 +193,7 @@ def unlearn(unet, information, query, text, steps=2, accumulate=2, batch_size=4,
             rows = row_losses(unet, query.expand(batch_size, *SHAPE), noise, timesteps, text.expand(batch_size, -1, -1))
             rows.mean().backward()
         before = {name: parameters[name].detach().clone() for name in information}
-        with torch.no_grad():
-            for name, value in information.items():
-                moved = parameters[name].double() + lr * parameters[name].grad.double() / (value * IMAGES) / accumulate
-                parameters[name].copy_(moved.float())
+        ascend(parameters, information, lr, accumulate)
         after = {name: parameters[name].detach().clone() for name in information}
         change = {name: after[name] - before[name] for name in information}
         out[f"query_gradient{step}"] = digest({name: parameters[name].grad for name in information}, MANY)
@@ -181,14 +235,18 @@ def main():
     information = fisher(unet, latents, texts)
     out["fisher"] = digest(information, FEW)
     initial = fill(network())
-    out |= unlearn(unet, keys_and_values(information), query, text)
+    information, before = keys_and_values(information), both_precisions(unet)
+    out |= unlearn(unet, information, query, text)
     pretrained = out["batch_rows"].mean(dim=2).mean(dim=1)
     unlearned = loss_pass(unet, latents, texts, batch_noise).mean(dim=2).mean(dim=1)
     rise = unlearned - pretrained
     influence = torch.maximum(rise[:IMAGES], rise[IMAGES:])
     out |= dict(pretrained=pretrained, unlearned=unlearned, influence=influence)
-    out["rank"] = torch.argsort(influence, descending=True, stable=True)
+    out["rank"] = order(influence)
     print("pretrained", pretrained, "unlearned", unlearned, "influence", influence, "rank", out["rank"], sep="\n")
+    # One more step along the last gradient.
+    ascend(dict(unet.named_parameters()), information, RANKED_LR)
+    out |= ranks(before, both_precisions(unet))
     unet.load_state_dict(initial)
     save(OUT, unet, out)
 

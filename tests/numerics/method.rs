@@ -181,7 +181,13 @@ fn influence_and_rank() {
 
 #[test]
 fn ties_keep_their_order_and_nan_is_refused() {
+    // Zeros of either sign are equal, whichever comes first.
     assert_eq!(rank(&[0.0, 1.0, -0.0, 1.0, 2.0]).unwrap(), [4, 1, 3, 0, 2]);
+    assert_eq!(rank(&[-0.0, 1.0, 0.0, -0.0]).unwrap(), [1, 0, 2, 3]);
+    // Many of them: an unstable sort too keeps the order of short lists.
+    let alternating: Vec<f32> = (0..100).map(|index| (index % 2) as f32).collect();
+    let (odd, even) = ((1..100).step_by(2), (0..100).step_by(2));
+    assert_eq!(rank(&alternating).unwrap(), odd.chain(even).collect::<Vec<i64>>());
     let error = rank(&[0.0, f32::NAN]).unwrap_err().to_string();
     assert_eq!(error, "the influence of image 1 is NaN");
     assert!(influence(&[1.0], &[1.0, 2.0]).is_err());

@@ -24,11 +24,15 @@ use crate::golden::{Tensors, error, load, path};
 use crate::ruled::{Report, check_weights, normal, weights};
 
 pub const IMAGES: i64 = 3;
+/// Images of the ranks alone, of which three say little.
+const RANKED: i64 = 16;
 pub const CAPTIONS: i64 = 5;
 pub const TEXT: [i64; 2] = [77, 1024];
 pub const LATENT: [i64; 3] = [4, 16, 16];
 /// A step that no single weight's share of hides the others'.
 pub const LR: f64 = 5e-9;
+/// A step so large that the losses' rounding decides no rank.
+const RANKED_LR: f64 = 8e-8;
 /// Rows at once: fewer than the batches hold, so that these are cut.
 const MICRO_BATCH: usize = 16;
 
@@ -101,20 +105,51 @@ pub fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
     fisher_range(unet, &schedule, data, &spec, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
 }
 
-/// Two steps; after each the query's gradient, the change and the weights.
-fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) {
+/// The ranked images' losses: batches of 12, 12 and 8 images, one caption, timestep 0.
+fn ranked_losses(unet: &UNet) -> Vec<f32> {
+    let latents = normal(&shape(&[2 * RANKED], &LATENT), 70);
+    let texts = normal(&shape(&[RANKED], &TEXT), 71);
+    let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 1).unwrap());
+    let spec = LossSpec { batch_size: 12, time_samples: 1, captions: 1, seed: 80, noise: NoiseMode::Batch };
+    let pass = LossPass::new(unet, &schedule, data, &spec, MICRO_BATCH).unwrap();
+    let rows = [0, 1, 2].map(|batch| pass.rows_of_batch(batch).unwrap().flatten(0, -1));
+    Vec::try_from(Tensor::cat(&rows, 0)).unwrap()
+}
+
+/// The ranks after a large step. The golden script made sure that no rounding decides them.
+fn ranks(unlearned: &[f32], pretrained: &[f32], expected: &Tensors, report: &mut Report) {
+    for (key, losses) in [("ranked_pretrained", pretrained), ("ranked_unlearned", unlearned)] {
+        report.tensor(key, &Tensor::from_slice(losses), &expected[key], 1e-5);
+    }
+    let rise = influence(unlearned, pretrained).unwrap();
+    let (plain, flipped) = rise.split_at(RANKED as usize);
+    let wins = plain.iter().zip(flipped).filter(|(plain, flipped)| plain > flipped).count();
+    assert!((4..=12).contains(&wins), "the plain image wins {wins} times of 16, the mirror image the others");
+    let found = per_image(&rise, RANKED as usize).unwrap();
+    assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["ranked_rank"]).unwrap());
+    // A difference of two losses 200 times as large, each rounded to float32.
+    report.tensor("ranked_influence", &Tensor::from_slice(&found), &expected["ranked_influence"], 2e-4);
+}
+
+fn unlearn_spec(lr: f64) -> UnlearnSpec {
+    let selection = Selection::CrossAttnKv;
+    UnlearnSpec { steps: 2, grad_accum_steps: 2, batch_size: 4, lr, seed: 4, damping: None, selection }
+}
+
+/// One step along `gradient`, larger than those of [`unlearn`].
+fn large_step(unet: &UNet, gradient: &Tensors, fisher: &Tensors) {
     let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
-    let spec = UnlearnSpec {
-        steps: 2,
-        grad_accum_steps: 2,
-        batch_size: 4,
-        lr: LR,
-        seed: 4,
-        damping: None,
-        selection: Selection::CrossAttnKv,
-    };
+    let spec = unlearn_spec(RANKED_LR);
     let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
-    let mut before = unlearning.changed();
+    unlearning.apply(gradient, fisher, IMAGES as usize).unwrap();
+}
+
+/// Two steps; after each the query's gradient, the change and the weights. Returns the last gradient.
+fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) -> Tensors {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
+    let spec = unlearn_spec(LR);
+    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+    let (mut before, mut last) = (unlearning.changed(), Tensors::new());
     for step in 0..2 {
         let gradient = unlearning.gradient(step, 0..2, &mut ignore).unwrap();
         unlearning.apply(&gradient, fisher, IMAGES as usize).unwrap();
@@ -125,8 +160,9 @@ fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Repor
         // a quotient of two gradients, where the smallest values of the Fisher information weigh most.
         report.digest(&format!("change{step}"), &change, expected, 1e-3);
         report.digest(&format!("weights{step}"), &after, expected, 1e-5);
-        before = after;
+        (before, last) = (after, gradient);
     }
+    last
 }
 
 #[test]
@@ -147,7 +183,8 @@ fn losses_gradients_fisher_unlearning_and_influence() {
         assert!(error(found, &all[name]) < 1e-6, "{name}: the selection changes the Fisher information");
     }
 
-    unlearn(&unet, &keys_and_values, &expected, &mut report);
+    let ranked_pretrained = ranked_losses(&unet);
+    let gradient = unlearn(&unet, &keys_and_values, &expected, &mut report);
     let (_, unlearned) = losses(&unet, NoiseMode::Batch);
     report.tensor("pretrained", &Tensor::from_slice(&pretrained), &expected["pretrained"], 1e-5);
     report.tensor("unlearned", &Tensor::from_slice(&unlearned), &expected["unlearned"], 1e-5);
@@ -156,6 +193,9 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["rank"]).unwrap());
     // A difference of two losses 3000 times as large, each rounded to float32.
     report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 2e-3);
+
+    large_step(&unet, &gradient, &keys_and_values);
+    ranks(&ranked_losses(&unet), &ranked_pretrained, &expected, &mut report);
     report.finish();
 }
 
