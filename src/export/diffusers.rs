@@ -29,10 +29,7 @@ pub struct Unlearned {
 /// Files that cannot be read, changed weights that the network does not have, or a write that failed.
 pub fn unet(batch: &mut Batch, query: &Unlearned) -> Result<(), ExportError> {
     let folder = PathBuf::from(format!("unet_{}", query.name));
-    let base = match &query.checkpoint {
-        Some(file) => TensorFile::open(file)?,
-        None => TensorFile::open(checkpoint::find(&query.unet)?)?,
-    };
+    let base = TensorFile::open(checkpoint::of(&query.unet, query.checkpoint.as_deref())?)?;
     let changed = TensorFile::open(&query.weights)?;
     check(&base, &changed)?;
     let mut tensors = Vec::new();

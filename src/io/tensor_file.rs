@@ -31,7 +31,7 @@ pub enum TensorFileError {
         source: safetensors::SafeTensorError,
     },
     /// An element type that no checkpoint here has.
-    #[error("{}: tensor `{tensor}` has the element type {found}, which is not supported", path.display())]
+    #[error("{}: tensor `{tensor}` has the element type {found}, which no network here uses", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -129,6 +129,14 @@ impl TensorFile {
     /// The tensor of that name.
     pub fn header(&self, name: &str) -> Option<&Header> {
         self.headers.iter().find(|header| header.name == name)
+    }
+
+    /// An entry of the file's metadata, `None` where there is no such key; a file of torch has none at all.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        match &self.form {
+            Form::Torch(_) => None,
+            Form::Safetensors(_, metadata, _) => metadata.metadata().as_ref()?.get(key).map(String::as_str),
+        }
     }
 
     /// The elements of one of [`headers`](Self::headers) in C order, little-endian; copied only if they lie otherwise.

@@ -5,13 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelError;
-use crate::io::torch_file::{self, TorchFile};
+use crate::io::tensor_file::TensorFile;
+use crate::io::torch_file::Dtype;
 
 /// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first: those
 /// in half precision only where there is no other.
@@ -36,30 +34,30 @@ pub fn find(folder: &Path) -> Result<PathBuf, ModelError> {
     found.ok_or_else(|| ModelError::NoCheckpoint { folder: folder.to_owned(), names: FILES.join(", ") })
 }
 
+/// The checkpoint of a network: the file that is named, or else the one in the network's folder.
+///
+/// # Errors
+/// See [`find`].
+pub fn of(folder: &Path, named: Option<&Path>) -> Result<PathBuf, ModelError> {
+    named.map_or_else(|| find(folder), |file| Ok(file.to_owned()))
+}
+
 /// The tensors of a file in the safetensors format, or of a dict that `torch.save` wrote, on the CPU.
 ///
 /// # Errors
 /// The file can't be read, is in neither format, or holds an element type that torch lacks.
 pub fn read(file: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    if TorchFile::is_one(file)? { read_torch_file(file) } else { read_safetensors(file) }
+    let open = TensorFile::open(file)?;
+    let tensors = open.headers().iter().map(|header| {
+        let shape: Vec<i64> = header.shape.iter().map(|&size| size as i64).collect();
+        let copied = Tensor::from_data_size(&open.bytes(header)?, &shape, kind(header.dtype));
+        Ok((header.name.clone(), copied.to_device(Device::Cpu)))
+    });
+    tensors.collect()
 }
 
-/// The same for the safetensors format alone.
-///
-/// # Errors
-/// See [`read`].
-pub fn read_safetensors(file: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    let handle = fs_err::File::open(file)?;
-    // SAFETY: the map is read once, below, and every tensor is copied out of it. A file that another process
-    // cuts short meanwhile would end this one with a bus error, as with any mapped file.
-    let map = unsafe { Mmap::map(&handle)? };
-    let tensors = SafeTensors::deserialize(&map)
-        .map_err(|source| ModelError::Safetensors { file: file.to_owned(), source })?;
-    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(file, name, &view)?))).collect()
-}
-
-fn tensor(file: &Path, name: &str, view: &TensorView<'_>) -> Result<Tensor, ModelError> {
-    let kind = match view.dtype() {
+fn kind(dtype: Dtype) -> Kind {
+    match dtype {
         Dtype::F64 => Kind::Double,
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
@@ -67,36 +65,8 @@ fn tensor(file: &Path, name: &str, view: &TensorView<'_>) -> Result<Tensor, Mode
         Dtype::I64 => Kind::Int64,
         Dtype::I32 => Kind::Int,
         Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        other => {
-            let (tensor, found) = (name.to_owned(), format!("{other:?}"));
-            return Err(ModelError::ElementType { file: file.to_owned(), tensor, found });
-        }
-    };
-    Ok(copied(view.data(), view.shape(), kind))
-}
-
-fn read_torch_file(file: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    let open = TorchFile::open(file)?;
-    let tensors = open.tensors().iter().map(|tensor| {
-        let kind = match tensor.dtype {
-            torch_file::Dtype::F64 => Kind::Double,
-            torch_file::Dtype::F32 => Kind::Float,
-            torch_file::Dtype::F16 => Kind::Half,
-            torch_file::Dtype::BF16 => Kind::BFloat16,
-            torch_file::Dtype::I64 => Kind::Int64,
-            torch_file::Dtype::I32 => Kind::Int,
-            torch_file::Dtype::U8 => Kind::Uint8,
-            torch_file::Dtype::Bool => Kind::Bool,
-        };
-        Ok((tensor.name.clone(), copied(&open.read(tensor)?, &tensor.shape, kind)))
-    });
-    tensors.collect()
-}
-
-fn copied(bytes: &[u8], shape: &[usize], kind: Kind) -> Tensor {
-    let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
-    Tensor::from_data_size(bytes, &shape, kind).to_device(Device::Cpu)
+        Dtype::Bool => Kind::Bool,
+    }
 }
 
 #[cfg(test)]

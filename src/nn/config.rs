@@ -19,11 +19,7 @@ pub enum ModelError {
     #[error("{}: no checkpoint, looked for {names}", folder.display())]
     NoCheckpoint { folder: PathBuf, names: String },
     #[error(transparent)]
-    TorchFile(#[from] crate::io::torch_file::TorchFileError),
-    #[error("{}: not a safetensors file, nor one that torch.save wrote", file.display())]
-    Safetensors { file: PathBuf, source: safetensors::SafeTensorError },
-    #[error("{}: tensor `{tensor}` has the element type {found}, which no network here uses", file.display())]
-    ElementType { file: PathBuf, tensor: String, found: String },
+    Tensors(#[from] crate::io::tensor_file::TensorFileError),
     #[error("{}: {faults}", file.display())]
     Keys { file: PathBuf, faults: super::weights::KeyFaults },
     #[error("{}: {source}", file.display())]

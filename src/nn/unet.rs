@@ -58,7 +58,7 @@ impl UNet {
         changed: Option<&Path>,
         device: Device,
     ) -> Result<UNet, ModelError> {
-        let file = checkpoint.map_or_else(|| checkpoint::find(folder), |file| Ok(file.to_owned()))?;
+        let file = checkpoint::of(folder, checkpoint)?;
         let mut tensors = weights::read(&file, device)?;
         if let Some(changed) = changed {
             weights::replace(&mut tensors, weights::read(changed, device)?, changed)?;

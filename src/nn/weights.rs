@@ -24,14 +24,6 @@ pub fn read(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, Mod
     Ok(widened(checkpoint::read(file)?, device))
 }
 
-/// The same for the safetensors format alone.
-///
-/// # Errors
-/// See [`checkpoint::read`].
-pub fn read_safetensors(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    Ok(widened(checkpoint::read_safetensors(file)?, device))
-}
-
 fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {
     let widen = |tensor: Tensor| {
         let tensor = tensor.to_device(device);

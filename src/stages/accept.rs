@@ -80,10 +80,7 @@ pub(super) fn weights(
     selection: &Selection,
     dtypes: &[torch_file::Dtype],
 ) -> anyhow::Result<()> {
-    let network = match inputs.get("checkpoint") {
-        Some(file) => TensorFile::open(file)?,
-        None => TensorFile::open(checkpoint::find(inputs.path("unet"))?)?,
-    };
+    let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
     let file = TensorFile::open(path)?;
     for tensor in file.headers() {
         let fault = |found: String, expected: String| {

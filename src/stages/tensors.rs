@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::Context as _;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::io::torch_file::TorchFile;
+use crate::io::tensor_file::TensorFile;
 use crate::nn::checkpoint;
 
 /// Writes float32 or float64 tensors and one metadata entry (more would have no fixed order).
@@ -55,15 +54,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
 
 /// Reads one metadata entry, `None` where the file has no such key; a file of torch has none at all.
 pub(super) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>> {
-    if TorchFile::is_one(path)? {
-        return Ok(None);
-    }
-    let file = fs_err::File::open(path)?;
-    // SAFETY: artifacts are read-only; one that is cut short meanwhile ends the worker, not the run.
-    let map = unsafe { memmap2::Mmap::map(&file) }.with_context(|| path.display().to_string())?;
-    let (_, header) = SafeTensors::read_metadata(&map)
-        .with_context(|| format!("{}: not a safetensors file", path.display()))?;
-    Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
+    Ok(TensorFile::open(path)?.metadata(key).map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use attrflow::nn::unet::UNet;
-use attrflow::nn::weights::read_safetensors;
+use attrflow::nn::weights::read;
 use tch::{Device, Kind, Tensor};
 
 /// Float32 and other sums in another order: what one forward pass of torch differs by between two machines.
@@ -19,7 +19,7 @@ pub fn path(name: &str) -> PathBuf {
 
 /// The tensors of `tests/golden/{name}.safetensors`.
 pub fn load(name: &str) -> Tensors {
-    read_safetensors(&path(&format!("tests/golden/{name}.safetensors")), Device::Cpu).unwrap()
+    read(&path(&format!("tests/golden/{name}.safetensors")), Device::Cpu).unwrap()
 }
 
 /// The tiny network that the golden numbers of the method were made with.

@@ -14,7 +14,7 @@ use attrflow::io::npy::{Dtype, Npy};
 use attrflow::io::torch_file::{self, Entry};
 use attrflow::io::{NpyWriter, npy_writer};
 use attrflow::math::selection::Selection;
-use attrflow::nn::weights::read_safetensors;
+use attrflow::nn::weights::read;
 use image::RgbImage;
 use serde_json::json;
 use sevenz_rust2::EncoderMethod;
@@ -228,7 +228,7 @@ fn the_published_experiment_at_its_size() {
     assert_eq!(web.hub.asked(), []);
     assert!(ran.computed().contains(&"fisher".to_owned()), "{ran:?}");
     web.hold("own Fisher information", &expected, 1e-5, 2e-3, &mut report);
-    let information = read_safetensors(&web.result("fisher/fisher.safetensors"), Device::Cpu).unwrap();
+    let information = read(&web.result("fisher/fisher.safetensors"), Device::Cpu).unwrap();
     report.digest("fisher", &information, &expected, 1e-4);
 
     // The published texts are of half precision: three digits of each number, and more of their means.
