@@ -53,7 +53,7 @@ impl Pass<'_> {
         };
         if listing.digest() != artifact.digest {
             let (recorded, found) = (artifact.digest, listing.digest());
-            let path = PathBuf::from(format!("{}.list", object.display()));
+            let path = store.listing_path(&artifact.digest);
             self.found(Fault::Bytes { port: port.to_owned(), path, recorded, found })?;
         }
         // What stands beside adopted files is no part of the artifact.

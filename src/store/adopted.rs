@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::stat::Stat;
 use super::{
-    Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, remove, sync_folder, walk,
+    Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, names, read_json, remove,
+    sync_folder,
 };
 use crate::digest::Digest;
 use crate::recipe::Recipe;
@@ -52,9 +53,7 @@ impl Stamp {
         if !fs_err::metadata(path)?.is_dir() {
             return Ok(Self(BTreeMap::from([(String::new(), Stat::of(path)?)])));
         }
-        let mut names = Vec::new();
-        walk(path, path, &mut names)?;
-        let stats = names.into_iter().map(|name| Ok((name.clone(), Stat::of(&path.join(name))?)));
+        let stats = names(path)?.into_iter().map(|name| Ok((name.clone(), Stat::of(&path.join(name))?)));
         Ok(Self(stats.collect::<Result<_>>()?))
     }
 }
@@ -146,15 +145,8 @@ impl Store {
     /// # Errors
     /// A file of the store that cannot be read.
     pub fn adopted(&self, digest: &Digest) -> Result<Option<PathBuf>> {
-        let file = self.place_path(digest);
-        let text = match fs_err::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let place: Place = serde_json::from_slice(&text)
-            .map_err(|error| StoreError::Damaged { path: file, reason: error.to_string() })?;
-        Ok(Some(place.path))
+        let place: Option<Place> = read_json(&self.place_path(digest))?;
+        Ok(place.map(|place| place.path))
     }
 
     /// What became of an adopted artifact, for people; `None` for one that is as it was, or is not adopted.
@@ -202,9 +194,7 @@ impl Store {
     }
 
     fn place_path(&self, digest: &Digest) -> PathBuf {
-        let mut path = self.path(digest).into_os_string();
-        path.push(".adopted");
-        path.into()
+        self.beside(digest, ".adopted")
     }
 }
 

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rayon::prelude::*;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Listed, Listing};
@@ -167,13 +168,7 @@ impl Store {
     /// As [`Store::lookup`].
     pub fn entry(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
         let path = self.entry_path(fingerprint);
-        let text = match fs_err::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let entry: Entry = serde_json::from_slice(&text)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        let Some(entry) = read_json::<Entry>(&path)? else { return Ok(None) };
         if entry.recipe.fingerprint() != *fingerprint {
             let reason = "its recipe does not have the fingerprint of its name".into();
             return Err(StoreError::Damaged { path, reason });
@@ -247,9 +242,15 @@ impl Store {
         Ok(artifact)
     }
 
-    fn listing_path(&self, digest: &Digest) -> PathBuf {
+    /// Where the listing of a folder is.
+    pub fn listing_path(&self, digest: &Digest) -> PathBuf {
+        self.beside(digest, ".list")
+    }
+
+    /// A file beside an object, with more to its name.
+    fn beside(&self, digest: &Digest, ending: &str) -> PathBuf {
         let mut path = self.path(digest).into_os_string();
-        path.push(".list");
+        path.push(ending);
         path.into()
     }
 
@@ -273,15 +274,7 @@ impl Store {
     /// # Errors
     /// A listing that cannot be read.
     pub fn listing(&self, folder: &Digest) -> Result<Option<Listing>> {
-        let path = self.listing_path(folder);
-        let text = match fs_err::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
+        read_json(&self.listing_path(folder))
     }
 
     /// The digest of a file or folder outside the store, from memory where it has not moved.
@@ -330,6 +323,18 @@ impl Store {
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
+}
+
+/// Reads a file of the store, `None` where there is none.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match fs_err::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| StoreError::Damaged { path: path.to_path_buf(), reason: error.to_string() })
 }
 
 /// Makes a file read-only and durable, and hashes it.
