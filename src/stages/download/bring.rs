@@ -31,15 +31,15 @@ pub(super) fn bring(
     let plan = planner.plan(params)?;
     let mut steps = Steps { done: 0, total: 0, say: cx.progress };
     let mut finished = Vec::new();
-    if !plan.remotes.is_empty() {
-        let fetcher = Fetcher::new(client, folder)?;
-        let sizes = sizes(&fetcher, &plan.remotes, *at_once);
-        room(&fetcher, &plan.remotes, &sizes, folder)?;
+    let fetcher = if is_remote { Some(Fetcher::new(client, folder)?) } else { None };
+    if let Some(fetcher) = &fetcher {
+        let sizes = sizes(fetcher, &plan.remotes, *at_once);
+        room(fetcher, &plan.remotes, &sizes, folder)?;
         steps.total = total(&plan, &sizes);
         // Of this attempt alone, and gone with it.
         let kept = out.with_file_name("downloads");
         fs_err::create_dir(&kept)?;
-        finished = fetch(&fetcher, &planner, &plan.remotes, &sizes, (*at_once, &kept), &mut steps)?;
+        finished = fetch(fetcher, &planner, &plan.remotes, &sizes, (*at_once, &kept), &mut steps)?;
     } else {
         steps.total = total(&plan, &[]);
     }
@@ -57,8 +57,8 @@ pub(super) fn bring(
     for finished in finished.into_iter().flatten() {
         finished.remove()?;
     }
-    if is_remote {
-        Fetcher::new(client, folder)?.sweep()?;
+    if let Some(fetcher) = fetcher {
+        fetcher.sweep()?;
     }
     Ok(())
 }

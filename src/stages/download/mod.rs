@@ -76,11 +76,18 @@ impl File {
         let own = match self.hub() {
             _ if self.unpack => ".".to_owned(),
             Some(Ok(address)) => address.own_name().unwrap_or(".").to_owned(),
-            _ if self.from.local().is_some() => self.from.file_name().to_owned(),
             // An address without a path is a host, and must not give a password away.
-            _ => Location(name(&self.from.0)).file_name().to_owned(),
+            _ => self.kept().file_name().to_owned(),
         };
         self.to.clone().unwrap_or(own)
+    }
+
+    /// Where it comes from, as it may be kept: a web address without its secrets.
+    fn kept(&self) -> Location {
+        match self.from.local().is_some() || self.from.hub().is_some() {
+            true => self.from.clone(),
+            false => Location(name(&self.from.0)),
+        }
     }
 
     /// For a volume of an archive: the archive's name and the volume's number.
@@ -162,9 +169,7 @@ impl Stage for Download {
     fn recorded(params: &Params) -> Json {
         let mut kept = params.clone();
         for file in &mut kept.files {
-            if file.from.local().is_none() && file.from.hub().is_none() {
-                file.from = Location(name(&file.from.0));
-            }
+            file.from = file.kept();
         }
         json!(kept)
     }
@@ -175,8 +180,7 @@ impl Stage for Download {
     fn identity(params: &Params) -> Json {
         let files = params.files.iter().map(|file| {
             let address = match (file.from.local(), &file.sha256) {
-                (None, None) if file.from.hub().is_some() => Some(file.from.0.clone()),
-                (None, None) => Some(name(&file.from.0)),
+                (None, None) => Some(file.kept().0),
                 _ => None,
             };
             let sha256 = file.sha256.as_ref().map(|digest| digest.to_ascii_lowercase());
