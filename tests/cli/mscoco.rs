@@ -42,6 +42,20 @@ const LOCAL: [&str; 4] = [
 
 pub const COMPUTE: [&str; 3] = ["compute.latents=true", "compute.fisher=true", "compute.samples=true"];
 
+/// The stages that run where nothing but the pretrain loss and the queries' is computed.
+pub const STAGES: [&str; 10] = [
+    "coco_annotations",
+    "coco_images",
+    "influence[0]",
+    "influence[1]",
+    "pretrain_loss",
+    "published_latents",
+    "published_model",
+    "published_samples",
+    "unlearn[0]",
+    "unlearn[1]",
+];
+
 /// A project with the repository's pipeline and config, and what the published places would hold.
 pub fn pipeline() -> (Project, Published) {
     let project = Project::finished();
@@ -98,31 +112,27 @@ pub fn same(project: &Project, result: &str, demo: &str) {
     assert!(equal, "{result} is not {demo}");
 }
 
+/// The losses, influences and tables of both queries are those of the demo in miniature.
+#[track_caller]
+pub fn as_the_demo(project: &Project) {
+    same(project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
+    for (query, name) in [("0", "grin"), ("1", "pizza")] {
+        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
+            same(project, &format!("influence/{query}/{file}"), &format!("influence/{name}/{file}"));
+        }
+    }
+}
+
 #[test]
 fn from_the_published_files_then_computed() {
     let (project, _) = project();
     let ran = run(&project, &[]);
-    let stages = [
-        "coco_annotations",
-        "coco_images",
-        "influence[0]",
-        "influence[1]",
-        "pretrain_loss",
-        "published_latents",
-        "published_model",
-        "published_samples",
-        "unlearn[0]",
-        "unlearn[1]",
-    ];
     let mut all = [ran.computed(), ran.reused()].concat();
     all.sort();
-    assert_eq!(all, stages);
+    assert_eq!(all, STAGES);
     // The same numbers as the demo's, from torch's files and a checkpoint that lies beside no config.json.
-    same(&project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
-    for (query, name) in [("0", "grin"), ("1", "pizza")] {
-        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
-            same(&project, &format!("influence/{query}/{file}"), &format!("influence/{name}/{file}"));
-        }
+    as_the_demo(&project);
+    for query in ["0", "1"] {
         let picture = image::open(project.path(format!("results/mscoco/influence/{query}/top.png"))).unwrap();
         assert!(picture.width() > 100);
     }
@@ -134,7 +144,7 @@ fn from_the_published_files_then_computed() {
     all.sort();
     let with = ["fisher", "generate", "latents", "stable_diffusion"];
     let mut expected: Vec<&str> =
-        stages.iter().chain(&with).copied().filter(|name| *name != "published_latents").collect();
+        STAGES.iter().chain(&with).copied().filter(|name| *name != "published_latents").collect();
     expected.sort_unstable();
     assert_eq!(all, expected);
     same(&project, "latents/latents.npy", "latents/latents.npy");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use attrflow::io::pins::{Pin, Pins};
 
 use crate::kill::wait_for_orphans;
-use crate::mscoco::{COMPUTE, SMALL, pipeline, same};
+use crate::mscoco::{COMPUTE, SMALL, STAGES, as_the_demo, pipeline, same};
 use crate::project::{DEMO, Project, Ran, command, files};
 use crate::published::{Files, Published};
 use crate::server::{Asked, Fault, Server, sha256};
@@ -81,15 +81,8 @@ impl Web {
     /// Whether losses, influence and tables are those of the demo in miniature.
     #[track_caller]
     fn finished(&self) {
-        same(&self.project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
-        for (query, name) in [("0", "grin"), ("1", "pizza")] {
-            for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
-                same(
-                    &self.project,
-                    &format!("influence/{query}/{file}"),
-                    &format!("influence/{name}/{file}"),
-                );
-            }
+        as_the_demo(&self.project);
+        for query in ["0", "1"] {
             assert!(self.project.path(format!("results/mscoco/influence/{query}/top.png")).exists());
         }
         assert_eq!(self.project.cached("downloads"), [""; 0]);
@@ -157,19 +150,7 @@ fn from_nothing_to_influence() {
         .fault(IMAGES, Fault::Drop { after: 1000, times: 1 })
         .fault(ANNOTATIONS, Fault::Status { code: 500, retry_after: None, times: 1 });
     let ran = web.run(&[]);
-    let stages = [
-        "coco_annotations",
-        "coco_images",
-        "influence[0]",
-        "influence[1]",
-        "pretrain_loss",
-        "published_latents",
-        "published_model",
-        "published_samples",
-        "unlearn[0]",
-        "unlearn[1]",
-    ];
-    assert_eq!(ran.computed(), stages);
+    assert_eq!(ran.computed(), STAGES);
     web.finished();
     // All of it went wrong, and was asked for as it should be.
     let ranges = |path: &str| cdn.ranges(&format!("{path}?signature=secret"));
@@ -187,7 +168,7 @@ fn from_nothing_to_influence() {
         server.forget();
     }
     let ran = web.run(&[]);
-    assert_eq!((ran.computed(), ran.reused()), (vec![], stages.map(str::to_owned).to_vec()));
+    assert_eq!((ran.computed(), ran.reused()), (vec![], STAGES.map(str::to_owned).to_vec()));
     for server in [&web.hub, &web.coco, &cdn] {
         assert_eq!(server.asked(), []);
     }
