@@ -1,20 +1,18 @@
 """Golden numbers of the method, written plainly after the paper: tests/golden/method/.
 
-Uses the tiny network tests/golden/unet/conv (run make_unet.py first) and, for a long drawing, data/demo/model. The only
-thing taken over from the Rust side is how seeds are derived (`derived_seed`), so that whole passes can be compared.
+Uses the tiny network tests/golden/unet/conv (run make_unet.py first) and, for a long drawing, data/demo/model.
 
     python tests/golden/make_method.py
 """
 
-from itertools import count
 from pathlib import Path
 
-import blake3
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch.func import functional_call, grad, vmap
+
+from plain import accumulate, ascend, fisher, image_noise, keys_and_values, loss_pass, per_sample_gradients, seeded
 
 HERE = Path(__file__).parent
 DEMO = HERE.parent.parent / "data/demo/model"
@@ -22,19 +20,6 @@ OUT = HERE / "method"
 torch.set_num_threads(1)
 
 IMAGES, CAPTIONS, SHAPE, TOKENS, WIDTH = 5, 3, (4, 8, 8), 5, 12
-
-
-def derived_seed(purpose, *place):
-    """A seed for one purpose and place, as src/math/noise.rs derives it."""
-    hasher = blake3.blake3(derive_key_context="attrflow 2026-01-01 seeds v1")
-    hasher.update(len(purpose).to_bytes(8, "little") + purpose.encode())
-    for number in place:
-        hasher.update(number.to_bytes(8, "little", signed=True))
-    return int.from_bytes(hasher.digest(8), "little") & (2**63 - 1)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def save(name, tensors):
@@ -97,54 +82,15 @@ def drawings(tiny):
     save("drawings", out)
 
 
-def row_losses(unet, x0, noise, timesteps, text):
-    """The loss of each row: the mean over C, H, W of the squared error of the predicted noise."""
-    xt = DDPMScheduler().add_noise(x0, noise, timesteps)
-    return (unet(xt, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-
-
-def loss_pass(unet, latents, texts, batch_size, time_samples, captions, noise_of):
-    """Rows are (image, caption, timestep), timestep fastest; returns every row's loss, [2N, captions, timesteps]."""
-    timesteps = torch.arange(0, 1000, 1000 // time_samples)
-    per_batch = batch_size // captions // time_samples
-    losses = []
-    for number, start in enumerate(range(0, len(latents), per_batch)):
-        images = range(start, min(start + per_batch, len(latents)))
-        rows = [(image, caption, t) for image in images for caption in range(captions) for t in timesteps]
-        x0 = torch.stack([latents[image] for image, _, _ in rows])
-        text = torch.stack([texts[image % IMAGES, caption] for image, caption, _ in rows])
-        t = torch.stack([t for _, _, t in rows])
-        with torch.no_grad():
-            losses.append(row_losses(unet, x0, noise_of(number, rows), t, text))
-    return torch.cat(losses).view(-1, captions, time_samples)
-
-
 def losses(unet, latents, texts):
     batch = lambda number, rows: torch.randn((len(rows), *SHAPE), generator=seeded(30 + number))
-
-    def image(_, rows):
-        draw = lambda i, t: torch.randn((2, *SHAPE), generator=seeded(derived_seed("image noise", 7, i % IMAGES, int(t))))
-        return torch.stack([draw(i, t)[caption] for i, caption, t in rows])
-
     # Three images a batch: the second batch straddles the flip boundary (images 3 to 5 of 2 x 5), the last holds one.
     out = {
-        f"{name}_rows": loss_pass(unet, latents, texts, 24, 4, 2, noise_of)
-        for name, noise_of in [("batch", batch), ("image", image)]
+        f"{name}_rows": loss_pass(unet, latents, texts, noise_of, batch_size=24, time_samples=4, captions=2)
+        for name, noise_of in [("batch", batch), ("image", image_noise(IMAGES, SHAPE))]
     }
     out |= {name.replace("rows", "losses"): rows.mean(dim=2).mean(dim=1) for name, rows in out.items()}
     save("losses", dict(out, latents=latents, texts=texts))
-
-
-def per_sample_gradients(unet, x0, noise, timesteps, text):
-    """The gradient of each row's loss by all parameters, by torch.func."""
-    parameters = {name: parameter.detach() for name, parameter in unet.named_parameters()}
-
-    def loss(parameters, x0, noise, t, text):
-        xt = DDPMScheduler().add_noise(x0[None], noise[None], t[None])
-        epsilon = functional_call(unet, parameters, (xt, t[None], text[None])).sample
-        return (epsilon - noise[None]).square().mean()
-
-    return vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, x0, noise, timesteps, text)
 
 
 def gradients(unet):
@@ -162,45 +108,24 @@ def gradients(unet):
     save("gradients", out | rows)
 
 
-def fisher(unet, latents, texts, batch_size=4, epochs=2):
-    """The mean over batches (4, 4, 2 rows, twice) of the mean over rows; the caption is drawn once a batch."""
-    total, numbers = {}, count()
-    for _ in range(epochs):
-        for start in range(0, len(latents), batch_size):
-            x0 = latents[start : start + batch_size]
-            generator = seeded(derived_seed("fisher", 3, next(numbers)))
-            timesteps = torch.randint(1000, (len(x0),), generator=generator)
-            caption = torch.randint(CAPTIONS, (1,), generator=generator)
-            noise = torch.randn(x0.shape, generator=generator)
-            text = torch.stack([texts[(start + i) % IMAGES, caption.item()] for i in range(len(x0))])
-            for name, value in per_sample_gradients(unet, x0, noise, timesteps, text).items():
-                total[name] = total.get(name, 0) + value.double().square().mean(dim=0)
-    batches = epochs * -(-len(latents) // batch_size)
-    information = {name: value / batches for name, value in total.items()}
+def informations(unet, latents, texts):
+    """Batches of 4, 4 and 2 rows, twice."""
+    information = fisher(unet, latents, texts, batch_size=4, epochs=2)
     # Double values for what is unlearned below, the rest rounded to keep the file small.
-    keys = [name for name in information if "attn2" in name and ("to_k" in name or "to_v" in name)]
+    keys = keys_and_values(information)
     save("fisher", {name: value if name in keys else value.float() for name, value in information.items()})
-    return {name: information[name] for name in keys}
+    return keys
 
 
-def unlearned(unet, information, query, text, steps=2, accumulate=3, batch_size=5, lr=1e-4):
+def unlearned(unet, information, query, text, steps=2, batches=3, batch_size=5, lr=1e-4):
     """Steps up the query's loss, each parameter's divided by its information; the parameters after each step."""
     parameters = dict(unet.named_parameters())
     before = {name: parameters[name].detach().clone() for name in information}
     out = {}
     for step in range(steps):
-        unet.zero_grad()
-        for i in range(accumulate):
-            generator = seeded(derived_seed("unlearn", 4, step, i))
-            timesteps = torch.randperm(1000, generator=generator)[:batch_size]
-            noise = torch.randn((batch_size, *SHAPE), generator=generator)
-            rows = row_losses(unet, query.expand(batch_size, *SHAPE), noise, timesteps, text.expand(batch_size, -1, -1))
-            rows.mean().backward()
-        with torch.no_grad():
-            for name, value in information.items():
-                moved = parameters[name].double() + lr * parameters[name].grad.double() / (value * IMAGES) / accumulate
-                parameters[name].copy_(moved.float())
-                out[f"step{step}.{name}"] = parameters[name].detach().clone()
+        accumulate(unet, query, text, step, batches, batch_size)
+        ascend(parameters, information, IMAGES, lr, batches)
+        out |= {f"step{step}.{name}": parameters[name].detach().clone() for name in information}
         print("largest step", max((parameters[n] - before[n]).abs().max().item() for n in before))
     save("unlearned", out | dict(query=query, text=text))
     with torch.no_grad():
@@ -231,7 +156,7 @@ def main():
     drawings(tiny)
     losses(tiny, latents, texts)
     gradients(tiny)
-    unlearned(tiny, fisher(tiny, latents, texts), query, text)
+    unlearned(tiny, informations(tiny, latents, texts), query, text)
     influences()
 
 

@@ -16,9 +16,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
+from plain import seeded
 
 
 def normal(*shape, seed):
