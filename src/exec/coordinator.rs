@@ -1,7 +1,6 @@
-//! Decides what runs next, and keeps the account of a run.
+//! Decides what runs next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Run;
@@ -9,28 +8,27 @@ use super::slots::{Job, PART, Queue, Report};
 use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
-use crate::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, Reads, StageRecord};
-use crate::pipeline::Source;
+use crate::manifest::{Conditions, Outcome, StageRecord};
 use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
 use crate::stage::{self, Inputs, Unit};
-use crate::store::{Artifact, Entry, StoreError, View};
+use crate::store::{Entry, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
-    run: &'a Run<'a>,
+    pub(super) run: &'a Run<'a>,
     queue: &'a Queue,
     planner: Planner<'a>,
-    view: View,
+    pub(super) view: View,
     /// Results of the stages that are done.
-    done: BTreeMap<usize, Entry>,
+    pub(super) done: BTreeMap<usize, Entry>,
     /// Stages that run.
     works: BTreeMap<usize, Work>,
-    records: BTreeMap<usize, StageRecord>,
+    pub(super) records: BTreeMap<usize, StageRecord>,
     /// Jobs that wait or run.
     jobs: usize,
-    begun: Instant,
-    started: String,
+    pub(super) begun: Instant,
+    pub(super) started: String,
 }
 
 impl<'a> Coordinator<'a> {
@@ -87,11 +85,11 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    fn emit(&self, event: Event) {
+    pub(super) fn emit(&self, event: Event) {
         (self.run.emit)(event);
     }
 
-    fn id(&self, stage: usize) -> String {
+    pub(super) fn id(&self, stage: usize) -> String {
         self.run.pipeline.stages[stage].id.clone()
     }
 
@@ -330,61 +328,6 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    /// The files and folders outside the store that a stage reads, by port.
-    fn sources(&self, stage: usize) -> BTreeMap<String, PathBuf> {
-        let inputs = self.run.pipeline.stages[stage].inputs.iter();
-        let sources = inputs.filter_map(|(port, source)| match source {
-            Source::File(path) => Some((port.clone(), path.clone())),
-            Source::Port { .. } => None,
-        });
-        sources.collect()
-    }
-
-    /// The outputs of other stages that a stage reads, whole or in part, by port.
-    fn upstream(&self, stage: usize) -> BTreeMap<String, Artifact> {
-        let inputs = self.run.pipeline.stages[stage].inputs.iter();
-        let artifacts = inputs.filter_map(|(port, source)| match source {
-            Source::File(_) => None,
-            Source::Port { stage, port: output, .. } => {
-                Some((port.clone(), self.done.get(stage)?.outputs.get(output)?.clone()))
-            }
-        });
-        artifacts.collect()
-    }
-
-    /// The outputs of other stages that a stage reads, by name and port.
-    fn reads(&self, stage: usize) -> BTreeMap<String, Reads> {
-        let inputs = self.run.pipeline.stages[stage].inputs.iter();
-        let reads = inputs.filter_map(|(input, source)| match source {
-            Source::File(_) => None,
-            Source::Port { stage, port, sub, .. } => {
-                let (stage, port, below) = (self.id(*stage), port.clone(), sub.clone());
-                Some((input.clone(), Reads { stage, port, below }))
-            }
-        });
-        reads.collect()
-    }
-
-    /// A record with what is known of a stage before it is known how it ended.
-    fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
-        let node = &self.run.pipeline.stages[stage];
-        StageRecord {
-            stage: node.id.clone(),
-            outcome: Outcome::Ran,
-            fingerprint: recipe.map(Recipe::fingerprint),
-            recipe: recipe.cloned(),
-            params: node.kind.recorded(&node.params),
-            reads: self.reads(stage),
-            sources: self.sources(stage),
-            outputs: BTreeMap::new(),
-            adopted: None,
-            units_run: 0,
-            units_reused: 0,
-            seconds: 0.0,
-            error: None,
-        }
-    }
-
     /// Brings the results folder up to date for one stage.
     fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, Shown>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
@@ -395,39 +338,5 @@ impl<'a> Coordinator<'a> {
             shown.insert(port.name.to_owned(), Shown { artifact: artifact.clone(), path });
         }
         Ok(shown)
-    }
-
-    /// Writes the manifest and says how it ended.
-    pub fn finish(mut self) -> Result<Manifest, StoreError> {
-        let stages = self.run.pipeline.stages.iter();
-        let files = stages.flat_map(|s| s.kind.outputs().iter().map(|port| s.folder().join(port.file)));
-        self.view.keep_only(&files.collect())?;
-        self.run.store.save_stat()?;
-        let mut records = std::mem::take(&mut self.records);
-        let stages: Vec<StageRecord> =
-            self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
-        debug_assert_eq!(stages.len(), self.run.graph.order().len(), "every stage ends in some way");
-        let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
-        let (reused, ran) = (count(Outcome::Reused), count(Outcome::Ran));
-        let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let manifest = Manifest {
-            format: FORMAT,
-            attrflow: Program {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                commit: env!("ATTRFLOW_COMMIT").to_owned(),
-            },
-            pipeline: self.run.pipeline.name.clone(),
-            file: self.run.file.clone(),
-            sets: self.run.sets.clone(),
-            started: self.started.clone(),
-            seconds,
-            numerics: self.run.numerics.clone(),
-            conditions: self.run.conditions.clone(),
-            stages,
-        };
-        let path = manifest::write(&self.run.store.runs(&manifest.pipeline), &manifest)?;
-        self.emit(Event::RunFinished { seconds, reused, ran, failed, blocked, manifest: Some(path) });
-        Ok(manifest)
     }
 }

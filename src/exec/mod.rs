@@ -1,5 +1,6 @@
 //! Runs what the plan says: schedules units on workers, keeps results, emits events.
 
+mod account;
 mod coordinator;
 mod slots;
 mod state;
