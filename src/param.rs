@@ -319,6 +319,15 @@ fn normal(path: &Path) -> PathBuf {
     out
 }
 
+/// What [`plain_name`] wants, for messages.
+pub const PLAIN_NAME: &str = "letters, digits, `_`, and `-` or `.` behind the first";
+
+/// Whether a text can name a port or a file on its own: nothing in it leads elsewhere.
+pub fn plain_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    !text.is_empty() && !text.starts_with(['-', '.']) && text.bytes().all(plain)
+}
+
 /// Reports a name that is none of the choices of an enumeration.
 pub fn wrong_choice(node: &Node, names: &[&str], reader: &mut Reader<'_>) {
     match node.as_text() {

@@ -55,6 +55,15 @@ pub struct Output {
     pub doc: &'static str,
 }
 
+/// An output port of one stage of a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The name used in references, `stage.port`.
+    pub name: String,
+    /// The file or folder name in the results folder.
+    pub file: String,
+}
+
 /// A parameter that a stage takes from the stage on one of its input ports.
 ///
 /// Two stages whose numbers are only comparable under the same value can then never be given different ones.
@@ -148,6 +157,16 @@ pub trait Stage: Sync + 'static {
     const NUMERIC: bool = true;
     /// Parameters taken from the stage on an input port.
     const INHERITS: &'static [Inherit] = &[];
+    /// Whether each stage names its input ports itself; [`Stage::INPUTS`] is then empty.
+    const FREE_INPUTS: bool = false;
+
+    /// The output ports of a stage, from its parameters as they are written.
+    ///
+    /// What is wrong with them is told when they are read, so here it is passed over.
+    fn ports(_written: &Node) -> Vec<Port> {
+        let port = |port: &Output| Port { name: port.name.to_owned(), file: port.file.to_owned() };
+        Self::OUTPUTS.iter().map(port).collect()
+    }
 
     /// Local files and folders that the parameters name: the engine hashes them as inputs.
     fn sources(_params: &Self::Params) -> Vec<(String, PathBuf)> {
@@ -169,9 +188,9 @@ pub trait Stage: Sync + 'static {
         Self::identity(params)
     }
 
-    /// Faults between the parameters and the input ports that are connected: the parameter or the port to point
-    /// at, and what is wrong.
-    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    /// Faults between the parameters and the input ports that are connected: the parameter (`argv.1` for an item
+    /// of an array) or the port to point at, and what is wrong.
+    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         Vec::new()
     }
 
@@ -268,6 +287,10 @@ pub trait Kind: Sync {
     fn numeric(&self) -> bool;
     /// [`Stage::INHERITS`].
     fn inherits(&self) -> &'static [Inherit];
+    /// [`Stage::FREE_INPUTS`].
+    fn free_inputs(&self) -> bool;
+    /// [`Stage::ports`].
+    fn ports(&self, written: &Node) -> Vec<Port>;
     /// The documented parameters.
     fn keys(&self) -> Vec<Key>;
     /// Reads and checks the parameters; the result holds every default.
@@ -281,7 +304,7 @@ pub trait Kind: Sync {
     /// [`Stage::unit_identity`].
     fn unit_identity(&self, params: &Json) -> Json;
     /// [`Stage::check`].
-    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)>;
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)>;
     /// [`Stage::units`].
     ///
     /// # Errors
@@ -321,6 +344,12 @@ impl<S: Stage> Kind for S {
     fn inherits(&self) -> &'static [Inherit] {
         S::INHERITS
     }
+    fn free_inputs(&self) -> bool {
+        S::FREE_INPUTS
+    }
+    fn ports(&self, written: &Node) -> Vec<Port> {
+        S::ports(written)
+    }
     fn keys(&self) -> Vec<Key> {
         S::Params::keys()
     }
@@ -339,7 +368,7 @@ impl<S: Stage> Kind for S {
     fn unit_identity(&self, params: &Json) -> Json {
         S::unit_identity(&from_json::<S>(params))
     }
-    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         S::check(&from_json::<S>(params), connected)
     }
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use crate::recipe::Recipe;
-use crate::stage::{Inputs, Kind, Unit};
+use crate::stage::{Inputs, Kind, Port, Unit};
 use crate::store::{Artifact, Entry, Scratch, Store, StoreError};
 use serde_json::Value as Json;
 
@@ -20,6 +20,8 @@ pub(super) struct Job {
     /// Index of the unit, `None` for the whole or the merge.
     pub unit: Option<usize>,
     pub kind: &'static dyn Kind,
+    /// The stage's output ports.
+    pub outputs: Vec<Port>,
     pub params: Json,
     pub inputs: Inputs,
     pub part: Part,
@@ -203,7 +205,7 @@ fn outputs(job: &Job, folder: &std::path::Path) -> Vec<(String, PathBuf)> {
     match job.part {
         Part::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
         Part::Whole | Part::Merge(_) => {
-            job.kind.outputs().iter().map(|port| (port.name.to_owned(), folder.join(port.file))).collect()
+            job.outputs.iter().map(|port| (port.name.clone(), folder.join(&port.file))).collect()
         }
     }
 }
