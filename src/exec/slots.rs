@@ -104,10 +104,13 @@ pub(super) fn serve(
     scratch: &Scratch,
     reports: &Sender<Report>,
 ) {
-    let mut worker: Option<Box<dyn Worker>> = None;
+    // Each is started when there is something for it to do.
+    let mut light: Option<Box<dyn Worker>> = None;
+    let mut heavy: Option<Box<dyn Worker>> = None;
     while let Some(job) = queue.pop() {
         let (stage, unit) = (job.stage, job.unit);
-        let perform = || perform(&job, slot, &mut worker, backend, store, scratch, reports);
+        let worker = if job.kind.light() { &mut light } else { &mut heavy };
+        let perform = || perform(&job, slot, worker, backend, store, scratch, reports);
         // A job that got lost would be waited for without end.
         let result = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(JobError::Panic));
         let report = match result {
@@ -117,7 +120,7 @@ pub(super) fn serve(
             }
             Err(error) => {
                 if !matches!(error, JobError::Task(TaskError::Failed(_))) {
-                    worker = None;
+                    *worker = None;
                 }
                 Report::Failed(stage, unit, error.to_string())
             }
@@ -164,7 +167,7 @@ fn perform(
     }
     let worker = match worker {
         Some(worker) => worker,
-        None => worker.insert(backend.start(slot)?),
+        None => worker.insert(backend.start(slot, job.kind.light())?),
     };
     let attempt = scratch.attempt()?;
     // A coordinator that is gone is noticed when the result is sent.

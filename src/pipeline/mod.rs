@@ -34,6 +34,7 @@
 mod expand;
 mod inputs;
 mod resolve;
+pub mod schema;
 mod switch;
 
 use std::collections::BTreeMap;
