@@ -50,6 +50,25 @@ fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
 /// The schema of pipeline files on these kinds.
 pub fn pipeline(registry: &Registry) -> Json {
     let source = json!({ "type": "string" });
+    let mut definitions = properties(stage_keys());
+    definitions.insert(
+        "reference".into(),
+        json!({
+            "description": "a value of the config: `${a.key}`",
+            "type": "string",
+            "pattern": "^\\$\\{[^{}$]+\\}$",
+        }),
+    );
+    definitions.insert(
+        "source".into(),
+        json!({
+            "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; \
+                            or several, of which the first counts that is in the pipeline",
+            "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
+        }),
+    );
+    let stages: Vec<Json> = registry.iter().map(|kind| stage(*kind)).collect();
+    definitions.insert("stage".into(), json!({ "oneOf": stages }));
     json!({
         "$schema": DRAFT,
         "title": "a pipeline of attrflow",
@@ -57,18 +76,7 @@ pub fn pipeline(registry: &Registry) -> Json {
         "properties": properties(file_keys()),
         "required": ["stages"],
         "additionalProperties": false,
-        "$defs": {
-            "reference": {
-                "description": "a value of the config: `${a.key}`",
-                "type": "string",
-                "pattern": "^\\$\\{[^{}$]+\\}$",
-            },
-            "source": {
-                "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; or several, of which the first counts that is in the pipeline",
-                "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
-            },
-            "stage": { "oneOf": registry.iter().map(|kind| stage(*kind)).collect::<Vec<_>>() },
-        },
+        "$defs": definitions,
     })
 }
 
@@ -95,7 +103,9 @@ pub fn config() -> Json {
 
 /// A stage of one kind.
 fn stage(kind: &dyn Kind) -> Json {
-    let mut keys = properties(stage_keys());
+    let defined =
+        |(key, ..): (&str, &str, Json)| (key.to_owned(), json!({ "$ref": format!("#/$defs/{key}") }));
+    let mut keys: Map<String, Json> = stage_keys().into_iter().map(defined).collect();
     let given: Vec<&str> = kind.inherits().iter().map(|inherit| inherit.param).collect();
     let params = param::table(&kind.keys(), &given);
     let inputs = inputs(kind);

@@ -47,7 +47,7 @@ params! {
         env: Vec<Variable> = Vec::new(),
         /// Variables that are passed on and whose values count: another value runs the stage again. They are kept in
         /// recipes and manifests, so name no secrets here.
-        env_counted: Counted = Counted::default(),
+        env_counted: Option<Counted> = None,
     }
 }
 
@@ -81,6 +81,11 @@ impl Validate for Params {
 }
 
 impl Params {
+    /// The variables whose values count, with these.
+    fn counted(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
+        self.env_counted.iter().flat_map(|counted| &counted.0)
+    }
+
     /// The value at a dotted path.
     fn value(&self, path: &str) -> Option<&Json> {
         let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
@@ -112,6 +117,8 @@ impl Stage for Command {
 
     fn identity(params: &Params) -> Json {
         let Params { argv, outputs, values, env: _, env_counted } = params;
+        let env_counted =
+            env_counted.as_ref().map(|counted| &counted.0).filter(|counted| !counted.is_empty());
         json!({ "argv": argv, "outputs": outputs, "values": values, "env_counted": env_counted })
     }
 

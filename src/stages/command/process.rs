@@ -112,8 +112,8 @@ fn fill(argument: &Argument, params: &Params, inputs: &Inputs) -> anyhow::Result
 
 /// What a variable is for the command: the value that counts, else that of this process.
 fn variable(name: &str, params: &Params) -> Option<OsString> {
-    match params.env_counted.0.get(name) {
-        Some(value) => value.as_ref().map(OsString::from),
+    match params.counted().find(|(counted, _)| *counted == name) {
+        Some((_, value)) => value.as_ref().map(OsString::from),
         None => std::env::var_os(name),
     }
 }
@@ -130,7 +130,7 @@ fn environment(
         (TMPDIR.to_owned(), out.join(TMP).into()),
     ];
     variables.extend(path.map(|path| ("PATH".to_owned(), path)));
-    let passed = params.env.iter().map(|variable| &variable.0).chain(params.env_counted.0.keys());
+    let passed = params.env.iter().map(|variable| &variable.0).chain(params.counted().map(|(name, _)| name));
     for name in passed.map(String::as_str).chain(["HOME"]) {
         // What is set later wins.
         variables.extend(variable(name, params).map(|value| (name.to_owned(), value)));

@@ -45,7 +45,7 @@ impl Param for Variable {
 /// Variables with the values that they had when the pipeline was read; none for one that was not set.
 ///
 /// They are taken once, so that what is hashed is what the command gets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Counted(pub BTreeMap<String, Option<String>>);
 
