@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -25,6 +27,15 @@ pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepa
 /// Serves the kinds that need no libtorch, and ends the commands that were started when the runner is gone.
 pub(super) fn serve_light(computations: &[&'static dyn Computation], setting: &Setting) {
     command::adopt_orphans();
+    // What ends this process while it can still do something must not leave a command behind.
+    if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                command::end_all();
+                std::process::exit(1);
+            }
+        });
+    }
     serve_until(computations, setting, Ok(()), command::end_all);
 }
 

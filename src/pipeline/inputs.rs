@@ -48,7 +48,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
         let free = draft.kind.free_inputs().then_some(Port { name, required: true });
         if free.is_some() && !plain_name(name) {
             connected.whole = false;
-            let message = format!("the input name `{name}` is none: expected {PLAIN_NAME}");
+            let message = format!("`{name}` is no name of an input: expected {PLAIN_NAME}");
             reader.problems.at(&entry.key, message);
             continue;
         }

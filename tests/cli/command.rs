@@ -324,6 +324,18 @@ fn a_worker_that_is_killed_takes_its_step_along() {
     steps.assert_quiet();
 }
 
+/// As a worker ends that is asked to while it can still do something.
+#[test]
+fn a_worker_that_is_asked_to_end_ends_its_step() {
+    let steps = Steps::shell(FAMILY, "{ o = \"o\" }", "");
+    let run = steps.started();
+    let runner = run.id().to_string();
+    let all = steps.at_work();
+    kill("-TERM", &all.iter().find(|(id, name)| name == "attrflow" && *id != runner).unwrap().0);
+    assert_eq!(Ran::from(run.wait_with_output().unwrap()).code, 1);
+    steps.assert_quiet();
+}
+
 /// The example, on a small data set: both sorts of workers in one run, and the user's own step behind the model's.
 #[test]
 fn the_example_runs_on_what_the_demo_computed() {

@@ -64,10 +64,11 @@ impl Validate for Params {
         let mut seen = BTreeMap::new();
         for (port, file) in &self.outputs {
             if !plain_name(port) {
-                faults.push(("outputs", format!("the output name `{port}` is none: expected {PLAIN_NAME}")));
+                faults.push(("outputs", format!("`{port}` is no name of an output: expected {PLAIN_NAME}")));
             }
             if !plain_name(file) {
-                let message = format!("the output `{port}` is `{file}`, expected a name: {PLAIN_NAME}");
+                let message =
+                    format!("the output `{port}` is `{file}`, expected a file's name: {PLAIN_NAME}");
                 faults.push(("outputs", message));
             } else if [INPUTS, TMP].contains(&file.as_str()) {
                 faults.push(("outputs", format!("the output `{port}` cannot be `{file}`, which is in use")));
