@@ -15,7 +15,7 @@ fn main() -> Result<(), String> {
     let setting: Setting = serde_json::from_str(&argument)
         .map_err(|_| "this program is started by `attrflow`, not by hand".to_owned())?;
     let prepared = device::prepare(setting.device, setting.threads);
-    serve(&stages::computations(), &setting, prepared);
+    serve(&stages::heavy(), &setting, prepared);
     Ok(())
 }
 

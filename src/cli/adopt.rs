@@ -114,7 +114,7 @@ fn index(stage: &str, pipeline: &Pipeline) -> Result<usize, Failure> {
 
 /// A path for each of the stage's output ports.
 fn paths(node: &StageNode, arguments: &[String]) -> Result<BTreeMap<String, PathBuf>, Failure> {
-    let ports: Vec<&str> = node.kind.outputs().iter().map(|port| port.name).collect();
+    let ports: Vec<&str> = node.outputs.iter().map(|port| port.name.as_str()).collect();
     let expected = || {
         let forms: Vec<String> = ports.iter().map(|port| format!("{port}=PATH")).collect();
         forms.join(" ")

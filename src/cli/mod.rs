@@ -10,13 +10,15 @@ mod manifests;
 mod plan;
 mod project;
 mod run;
+mod schema;
 mod serve;
 mod stages;
 mod status;
 
 use clap::{Parser, Subcommand};
 
-use crate::stage::Registry;
+use crate::exec::worker::LIGHT_WORKER;
+use crate::stage::{Computation, Registry};
 
 pub use doctor::Report as DoctorReport;
 pub use exit::{Failure, exit_code};
@@ -61,12 +63,26 @@ enum Command {
     Export(export::Args),
     /// Show the stage kinds, their ports and parameters
     Stages(stages::Args),
+    /// Write the form of pipeline files as JSON Schema, for editors
+    ///
+    /// An editor that knows TOML and JSON Schema then completes and checks pipelines as they are written, if their first
+    /// line is `#:schema FILE`.
+    Schema(schema::Args),
     /// Check libtorch and devices
     Doctor(doctor::Args),
 }
 
 /// Runs the program on the process's arguments and returns its exit code.
-pub fn main(registry: &Registry) -> i32 {
+///
+/// With the kinds that it can compute itself it also serves as the light worker of another run of it.
+pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
+    if let [first, setting] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
+        && first == LIGHT_WORKER
+        && let Ok(setting) = serde_json::from_str(setting)
+    {
+        serve::serve_light(light, &setting);
+        return exit::DONE;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -91,6 +107,7 @@ pub fn main(registry: &Registry) -> i32 {
         Command::Diff(args) => diff::diff(args),
         Command::Export(args) => export::export(args, registry),
         Command::Stages(args) => stages::stages(args, registry),
+        Command::Schema(args) => schema::schema(args, registry),
         Command::Doctor(args) => doctor::doctor(args),
     };
     match result {

@@ -49,7 +49,8 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         return super::plan::show(&project, &forced, args.json);
     }
     let (settings, conditions) = settings(args, &project, log)?;
-    let backend = Processes { program: worker_program()?, settings };
+    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
+    let backend = Processes { program: worker_program()?, front, settings };
     let reporter: Mutex<Box<dyn Reporter>> = Mutex::new(report::choose(args.json));
     let run = Run {
         pipeline: &project.pipeline,

@@ -7,17 +7,44 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::exec::worker::{Part, Reply, Setting, Task};
 use crate::stage::{Computation, Context, told};
+use crate::stages::command;
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
 ///
 /// With a device that could not be `prepared`, every task fails for that reason.
 pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepared: Result<(), String>) {
+    serve_until(computations, setting, prepared, || {});
+}
+
+/// Serves the kinds that need no libtorch, and ends the commands that were started when the runner is gone.
+pub(super) fn serve_light(computations: &[&'static dyn Computation], setting: &Setting) {
+    command::adopt_orphans();
+    // What ends this process while it can still do something must not leave a command behind.
+    if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                command::end_all();
+                std::process::exit(1);
+            }
+        });
+    }
+    serve_until(computations, setting, Ok(()), command::end_all);
+}
+
+fn serve_until(
+    computations: &[&'static dyn Computation],
+    setting: &Setting,
+    prepared: Result<(), String>,
+    end: fn(),
+) {
     tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRunner).init();
     // The runner shows the message; a trace of it on the terminal would only break the progress lines.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
@@ -30,6 +57,7 @@ pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepa
             }
         }
         // Whatever is being computed, nobody will take it.
+        end();
         std::process::exit(0);
     });
     for line in incoming {

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::exit::Failure;
-use crate::param::Key;
+use crate::param::{Key, PLAIN_NAME};
 use crate::report::print;
 use crate::stage::{Kind, Registry};
 use crate::text::suggestion;
@@ -33,11 +33,17 @@ pub(super) fn stages(args: &Args, registry: &Registry) -> Result<(), Failure> {
 fn describe(kind: &dyn Kind) -> String {
     let mut text = format!("{}: {}\n", kind.name(), kind.summary());
     text += "\ninputs\n";
+    if kind.free_inputs() {
+        text += &format!("  {:<18} what the stage names, under names of its own: {PLAIN_NAME}\n", "NAME");
+    }
     for port in kind.inputs() {
         let optional = if port.required { "" } else { " (optional)" };
         text += &format!("  {:<18} {}{optional}\n", port.name, port.doc);
     }
     text += "\noutputs\n";
+    if kind.outputs().is_empty() {
+        text += &format!("  {:<18} what `outputs` below declares\n", "NAME");
+    }
     for port in kind.outputs() {
         text += &format!("  {:<18} {}: {}\n", port.name, port.file, port.doc);
     }

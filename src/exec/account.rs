@@ -69,7 +69,7 @@ impl Coordinator<'_> {
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
         let stages = self.run.pipeline.stages.iter();
-        let files = stages.flat_map(|s| s.kind.outputs().iter().map(|port| s.folder().join(port.file)));
+        let files = stages.flat_map(|s| s.outputs.iter().map(|port| s.folder().join(&port.file)));
         self.view.keep_only(&files.collect())?;
         self.run.store.save_stat()?;
         let mut records = std::mem::take(&mut self.records);

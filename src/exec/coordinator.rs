@@ -217,6 +217,7 @@ impl<'a> Coordinator<'a> {
             stage,
             unit,
             kind: node.kind,
+            outputs: node.outputs.clone(),
             params: node.params.clone(),
             inputs,
             part,
@@ -332,10 +333,10 @@ impl<'a> Coordinator<'a> {
     fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, Shown>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let mut shown = BTreeMap::new();
-        for port in node.kind.outputs() {
-            let Some(artifact) = entry.outputs.get(port.name) else { continue };
-            let path = self.view.show(&node.folder().join(port.file), artifact, self.run.store)?;
-            shown.insert(port.name.to_owned(), Shown { artifact: artifact.clone(), path });
+        for port in &node.outputs {
+            let Some(artifact) = entry.outputs.get(&port.name) else { continue };
+            let path = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
+            shown.insert(port.name.clone(), Shown { artifact: artifact.clone(), path });
         }
         Ok(shown)
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use crate::recipe::Recipe;
-use crate::stage::{Inputs, Kind, Unit};
+use crate::stage::{Inputs, Kind, Port, Unit};
 use crate::store::{Artifact, Entry, Scratch, Store, StoreError};
 use serde_json::Value as Json;
 
@@ -20,6 +20,8 @@ pub(super) struct Job {
     /// Index of the unit, `None` for the whole or the merge.
     pub unit: Option<usize>,
     pub kind: &'static dyn Kind,
+    /// The stage's output ports.
+    pub outputs: Vec<Port>,
     pub params: Json,
     pub inputs: Inputs,
     pub part: Part,
@@ -102,10 +104,13 @@ pub(super) fn serve(
     scratch: &Scratch,
     reports: &Sender<Report>,
 ) {
-    let mut worker: Option<Box<dyn Worker>> = None;
+    // Each is started when there is something for it to do.
+    let mut light: Option<Box<dyn Worker>> = None;
+    let mut heavy: Option<Box<dyn Worker>> = None;
     while let Some(job) = queue.pop() {
         let (stage, unit) = (job.stage, job.unit);
-        let perform = || perform(&job, slot, &mut worker, backend, store, scratch, reports);
+        let worker = if job.kind.light() { &mut light } else { &mut heavy };
+        let perform = || perform(&job, slot, worker, backend, store, scratch, reports);
         // A job that got lost would be waited for without end.
         let result = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(JobError::Panic));
         let report = match result {
@@ -115,7 +120,7 @@ pub(super) fn serve(
             }
             Err(error) => {
                 if !matches!(error, JobError::Task(TaskError::Failed(_))) {
-                    worker = None;
+                    *worker = None;
                 }
                 Report::Failed(stage, unit, error.to_string())
             }
@@ -162,7 +167,7 @@ fn perform(
     }
     let worker = match worker {
         Some(worker) => worker,
-        None => worker.insert(backend.start(slot)?),
+        None => worker.insert(backend.start(slot, job.kind.light())?),
     };
     let attempt = scratch.attempt()?;
     // A coordinator that is gone is noticed when the result is sent.
@@ -203,7 +208,7 @@ fn outputs(job: &Job, folder: &std::path::Path) -> Vec<(String, PathBuf)> {
     match job.part {
         Part::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
         Part::Whole | Part::Merge(_) => {
-            job.kind.outputs().iter().map(|port| (port.name.to_owned(), folder.join(port.file))).collect()
+            job.outputs.iter().map(|port| (port.name.clone(), folder.join(&port.file))).collect()
         }
     }
 }

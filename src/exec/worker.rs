@@ -1,12 +1,14 @@
 //! Workers: what runs a task, and the line protocol to one in a process of its own.
 //!
 //! The runner writes one JSON line per [`Task`]; the worker answers with [`Reply`] lines, the last of which is
-//! `Done` or `Failed`. When the runner is gone, the worker's input ends and so does the worker.
+//! `Done` or `Failed`. When the runner is gone, the worker's input ends and so does the worker, with all that it started.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -93,11 +95,11 @@ pub trait Worker {
 pub trait Backend: Sync {
     /// How many workers may run at once.
     fn slots(&self) -> usize;
-    /// Starts the worker of a slot.
+    /// Starts a worker of a slot: a `light` one for the kinds that need no libtorch, else one for all others.
     ///
     /// # Errors
     /// Why it does not start.
-    fn start(&self, slot: usize) -> Result<Box<dyn Worker>, TaskError>;
+    fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError>;
 }
 
 /// How a worker process is told to compute; nothing here may change a result.
@@ -115,10 +117,15 @@ pub struct Setting {
     pub log: String,
 }
 
+/// Makes the front program a light worker.
+pub const LIGHT_WORKER: &str = "--light-worker";
+
 /// Workers as processes of their own: what crashes or eats all memory is one task, not the run.
 pub struct Processes {
     /// The worker program.
     pub program: PathBuf,
+    /// The front program, which is the light worker when it gets [`LIGHT_WORKER`] and a setting.
+    pub front: PathBuf,
     /// One setting per slot.
     pub settings: Vec<Setting>,
 }
@@ -128,37 +135,57 @@ impl Backend for Processes {
         self.settings.len()
     }
 
-    fn start(&self, slot: usize) -> Result<Box<dyn Worker>, TaskError> {
-        let program = self.program.display();
+    fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError> {
+        let program = if light { &self.front } else { &self.program };
         let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(program);
+        match light {
+            // What ends the runner's group, such as its terminal, must leave the worker to end what it started.
+            true => command.arg(LIGHT_WORKER).process_group(0),
+            false => command
+                // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
+                .env("NVIDIA_TF32_OVERRIDE", "0")
+                // cuBLAS repeats bit for bit only with a workspace of fixed size.
+                .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        };
+        let program = program.display();
+        let mut child = command
             .arg(setting)
-            // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
-            .env("NVIDIA_TF32_OVERRIDE", "0")
-            // cuBLAS repeats bit for bit only with a workspace of fixed size.
-            .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| TaskError::Start(format!("{program}: {error}")))?;
         let input = child.stdin.take().ok_or_else(|| TaskError::Start(format!("{program}: no input")))?;
         let output = child.stdout.take().ok_or_else(|| TaskError::Start(format!("{program}: no output")))?;
-        Ok(Box::new(Process { child, input, output: BufReader::new(output) }))
+        Ok(Box::new(Process { child, input: Some(input), output: BufReader::new(output), light }))
     }
 }
 
 struct Process {
     child: Child,
-    input: ChildStdin,
+    /// Closed to tell a worker to end.
+    input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    light: bool,
 }
 
 impl Process {
-    fn died(&mut self) -> TaskError {
+    /// Writes one line.
+    fn tell(&mut self, line: &str) -> std::io::Result<()> {
+        let input = self.input.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
+        input.write_all(format!("{line}\n").as_bytes())?;
+        input.flush()
+    }
+
+    /// Why it died, in the middle of a task with this folder.
+    fn died(&mut self, out: &Path) -> TaskError {
         let _ = self.child.kill();
+        if self.light {
+            end_below(out);
+        }
         match self.child.wait() {
             // What the dynamic loader ends with when a library is missing.
-            Ok(status) if status.code() == Some(127) => {
+            Ok(status) if status.code() == Some(127) && !self.light => {
                 TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
             }
             Ok(status) => TaskError::Died(status.to_string()),
@@ -170,14 +197,14 @@ impl Process {
 impl Worker for Process {
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let line = serde_json::to_string(task).expect("a task is plain data");
-        if writeln!(self.input, "{line}").and_then(|()| self.input.flush()).is_err() {
-            return Err(self.died());
+        if self.tell(&line).is_err() {
+            return Err(self.died(&task.out));
         }
         let mut line = String::new();
         loop {
             line.clear();
             match self.output.read_line(&mut line) {
-                Ok(0) | Err(_) => return Err(self.died()),
+                Ok(0) | Err(_) => return Err(self.died(&task.out)),
                 Ok(_) => {}
             }
             match serde_json::from_str(&line) {
@@ -193,7 +220,26 @@ impl Worker for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        drop(self.input.take());
+        // A light worker ends by itself, once it has ended what it started.
+        if !self.light {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
+    }
+}
+
+/// Ends the processes that work in a folder: a light worker that was killed could not.
+fn end_below(folder: &Path) {
+    let Ok(folder) = fs_err::canonicalize(folder) else { return };
+    for process in fs_err::read_dir("/proc").into_iter().flatten().flatten() {
+        let works = |cwd: PathBuf| cwd.starts_with(&folder);
+        let id = process.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+        if let Some(id) = id
+            && fs_err::read_link(process.path().join("cwd")).is_ok_and(works)
+        {
+            // One that ended meanwhile needs no end.
+            let _ = kill_process(id, Signal::KILL);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::only_keys;
 use super::switch::{self, Switch};
-use crate::stage::{Kind, Registry};
+use crate::stage::{Kind, Port, Registry};
 use crate::text::{Origin, Problems};
 use crate::tree::{Entry, Node, Table, Value};
 
@@ -19,6 +19,7 @@ pub(super) struct Draft<'p> {
     pub inputs: Table,
     /// `params`, before the kind has read them.
     pub params: Node,
+    pub outputs: Vec<Port>,
     /// Where the switch stands that keeps the stage out of the pipeline; `None` for one that is in it.
     pub off: Option<Origin>,
 }
@@ -130,7 +131,8 @@ fn stage<'p>(
             None => continue,
         };
         let params = params.unwrap_or(empty);
-        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params, off });
+        let outputs = kind.ports(&params);
+        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params, outputs, off });
     }
     drafts
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Source;
 use super::expand::{Draft, Expanded};
-use crate::param::Reader;
+use crate::param::{PLAIN_NAME, Reader, plain_name};
 use crate::stage::Input;
 use crate::text::Origin;
 use crate::tree::{Entry, Node, Value};
@@ -16,6 +16,12 @@ pub(super) struct Connected {
     pub sources: BTreeMap<String, Source>,
     /// Whether every entry of `inputs` could be read.
     pub whole: bool,
+}
+
+/// An input port.
+struct Port<'p> {
+    name: &'p str,
+    required: bool,
 }
 
 /// What one text of an input names.
@@ -34,7 +40,19 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
     let ports = draft.kind.inputs();
     let mut connected = Connected { sources: BTreeMap::new(), whole: true };
     for (name, entry) in &draft.inputs.entries {
-        let Some(port) = ports.iter().find(|known| known.name == name) else {
+        let known = ports
+            .iter()
+            .find(|known| known.name == name)
+            .map(|known| Port { name, required: known.required });
+        // What a stage connects under a name of its own, it needs.
+        let free = draft.kind.free_inputs().then_some(Port { name, required: true });
+        if free.is_some() && !plain_name(name) {
+            connected.whole = false;
+            let message = format!("`{name}` is no name of an input: expected {PLAIN_NAME}");
+            reader.problems.at(&entry.key, message);
+            continue;
+        }
+        let Some(port) = known.or(free) else {
             // What is misspelt is not missing as well.
             misspelt = true;
             connected.whole = false;
@@ -42,7 +60,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             reader.problems.at(&entry.key, message).suggest(name, ports.iter().map(|known| known.name));
             continue;
         };
-        match read_source(port, entry, draft, expanded, reader) {
+        match read_source(&port, entry, draft, expanded, reader) {
             Some(Some(source)) => {
                 connected.sources.insert(name.clone(), source);
             }
@@ -62,7 +80,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
 /// Reads one input: the first of its alternatives whose stage is in the pipeline. `None` after a fault was
 /// reported, `Some(None)` for a port that is left open.
 fn read_source(
-    port: &Input,
+    port: &Port<'_>,
     entry: &Entry,
     draft: &Draft<'_>,
     expanded: &Expanded<'_>,
@@ -115,7 +133,7 @@ fn read_source(
 
 /// Reports an input whose stages are all switched off, and where.
 fn all_off(
-    port: &Input,
+    port: &Port<'_>,
     entry: &Entry,
     read: &[Named<'_>],
     expanded: &Expanded<'_>,
@@ -163,18 +181,20 @@ fn read_name<'t>(
     let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
         let problem = reader.problems.at(origin, format!("`{text}` is neither `stage.port` nor a path"));
         match expanded.drafts.iter().find(|draft| draft.base == text || draft.id() == *text) {
-            Some(named) => problem.help(format!("did you mean `{text}.{}`?", named.kind.outputs()[0].name)),
-            None => problem.help("a path starts with `./`, `../` or `/`"),
+            Some(Draft { outputs, .. }) if !outputs.is_empty() => {
+                problem.help(format!("did you mean `{text}.{}`?", outputs[0].name))
+            }
+            _ => problem.help("a path starts with `./`, `../` or `/`"),
         }
         return None;
     };
     let (name, rest) = (&text[..dot], &text[dot + 1..]);
     let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
     let stage = find_stage(name, origin, draft, expanded, reader)?;
-    let outputs = expanded.drafts[stage].kind.outputs();
+    let outputs = &expanded.drafts[stage].outputs;
     if !outputs.iter().any(|known| known.name == port) {
         let message = format!("the stage `{name}` has no output `{port}`");
-        reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name));
+        reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name.as_str()));
         return None;
     }
     let sub = sub.map(|sub| sub.trim_matches('/')).filter(|sub| !sub.is_empty());

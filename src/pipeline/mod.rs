@@ -34,6 +34,7 @@
 mod expand;
 mod inputs;
 mod resolve;
+pub mod schema;
 mod switch;
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ use serde_json::Value as Json;
 
 use crate::param::{Param, Reader, Validate};
 use crate::params;
-use crate::stage::{Kind, Registry};
+use crate::stage::{Kind, Port, Registry};
 use crate::text::{Origin, Problems, Sources};
 use crate::tree::{self, Entry, Node, Table, Value};
 
@@ -99,6 +100,8 @@ pub struct StageNode {
     pub params: Json,
     /// What stands on its input ports.
     pub inputs: BTreeMap<String, Source>,
+    /// Its output ports.
+    pub outputs: Vec<Port>,
     /// Where its table's name is written.
     pub origin: Origin,
 }

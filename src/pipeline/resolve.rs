@@ -37,6 +37,7 @@ pub(super) fn resolve(expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Vec<S
             kind: draft.kind,
             params,
             inputs,
+            outputs: draft.outputs.clone(),
             origin: draft.origin.clone(),
         });
     }
@@ -55,9 +56,16 @@ fn check(draft: &Draft<'_>, params: &serde_json::Value, connected: &Connected, r
         return;
     }
     for (name, message) in draft.kind.check(params, &|port| connected.sources.contains_key(port)) {
-        let param = draft.params.as_table().and_then(|table| table.entries.get(name));
-        let entry = param.or_else(|| draft.inputs.entries.get(name));
-        reader.problems.at(entry.map_or(draft.origin, |entry| &entry.key), message);
+        let (key, item) = name.split_once('.').map_or((name.as_str(), None), |(key, item)| (key, Some(item)));
+        let param = draft.params.as_table().and_then(|table| table.entries.get(key));
+        let item = match (param.map(|entry| &entry.node.value), item) {
+            (Some(Value::List(items)), Some(item)) => {
+                item.parse().ok().and_then(|item: usize| items.get(item))
+            }
+            _ => None,
+        };
+        let key = param.or_else(|| draft.inputs.entries.get(&name)).map(|entry| &entry.key);
+        reader.problems.at(item.map(|item| &item.origin).or(key).unwrap_or(draft.origin), message);
     }
 }
 

@@ -118,15 +118,15 @@ impl Stage for Generate {
         params.of_unit()
     }
 
-    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         match (&params.caption, connected(CAPTIONS)) {
             (Some(_), true) => {
                 let message = "`caption` and the input `captions` exclude each other: remove one";
-                vec![("caption", message.to_owned())]
+                vec![("caption".to_owned(), message.to_owned())]
             }
             (None, false) => {
                 let message = "nothing to draw: expected the parameter `caption` or the input `captions`";
-                vec![("caption", message.to_owned())]
+                vec![("caption".to_owned(), message.to_owned())]
             }
             _ => Vec::new(),
         }

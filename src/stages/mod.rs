@@ -2,6 +2,7 @@
 
 mod accept;
 mod arrays;
+pub mod command;
 pub mod device;
 mod download;
 mod fisher;
@@ -19,27 +20,51 @@ mod unlearn;
 
 use crate::stage::{Computation, Registry};
 
-/// Lists the kinds once, for the front program (which plans) and for the worker (which computes).
+/// Lists the kinds once: for the front program, which plans all and computes the light ones, and for the worker.
 macro_rules! registry {
-    ($($kind:expr),* $(,)?) => {
+    (light { $($light:expr),* $(,)? } heavy { $($heavy:expr),* $(,)? }) => {
         /// The kinds as the engine sees them.
         pub fn kinds() -> Registry {
-            vec![$(&$kind),*]
+            vec![$(&$light,)* $(&$heavy),*]
         }
 
-        /// The kinds as a worker runs them.
-        pub fn computations() -> Vec<&'static dyn Computation> {
-            vec![$(&$kind),*]
+        /// The kinds that need no libtorch, as a worker runs them: the front program links no other.
+        pub fn light() -> Vec<&'static dyn Computation> {
+            vec![$(&$light),*]
+        }
+
+        /// The kinds that need libtorch, as a worker runs them.
+        pub fn heavy() -> Vec<&'static dyn Computation> {
+            vec![$(&$heavy),*]
         }
     };
 }
 
 registry! {
-    download::Download,
-    latents::Latents,
-    pretrain_loss::PretrainLoss,
-    fisher::Fisher,
-    generate::Generate,
-    unlearn::Unlearn,
-    influence::Influence,
+    light {
+        download::Download,
+        command::Command,
+    }
+    heavy {
+        latents::Latents,
+        pretrain_loss::PretrainLoss,
+        fisher::Fisher,
+        generate::Generate,
+        unlearn::Unlearn,
+        influence::Influence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_listed_where_it_says_that_it_computes() {
+        let named = |light: bool| {
+            kinds().into_iter().filter(move |kind| kind.light() == light).map(|kind| kind.name())
+        };
+        assert!(named(true).eq(light().iter().map(|kind| kind.kind())));
+        assert!(named(false).eq(heavy().iter().map(|kind| kind.kind())));
+    }
 }

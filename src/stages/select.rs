@@ -1,6 +1,7 @@
 //! The parameter that chooses weights.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 
 use crate::math::selection::Selection;
 use crate::param::{Param, Reader, wrong_choice};
@@ -32,5 +33,10 @@ impl Param for Select {
             wrong_choice(node, &NAMED.map(|(name, _)| name), reader);
         }
         found.map(|(_, selection)| Self(selection.clone()))
+    }
+
+    fn schema() -> Json {
+        let names = NAMED.map(|(name, _)| name);
+        json!({ "anyOf": [{ "enum": names }, Vec::<String>::schema()] })
     }
 }

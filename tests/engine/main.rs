@@ -3,6 +3,7 @@
 
 mod adopt;
 mod audit;
+mod command;
 mod edits;
 mod faults;
 mod layers;

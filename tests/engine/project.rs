@@ -172,7 +172,7 @@ impl Project {
         let mut graph = Graph::new(&pipeline).unwrap_or_else(|_| panic!("a cycle"));
         graph.select(&owned(&[stage]), &pipeline).unwrap();
         let stage = graph::named(&owned(&[stage]), &pipeline).unwrap()[0];
-        let port = pipeline.stages[stage].kind.outputs()[0].name.to_owned();
+        let port = pipeline.stages[stage].outputs[0].name.clone();
         let store = Store::open(&self.cache).unwrap();
         Adoption {
             pipeline: &pipeline,

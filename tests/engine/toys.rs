@@ -227,7 +227,7 @@ impl Backend for InProcess {
     fn slots(&self) -> usize {
         self.slots
     }
-    fn start(&self, _: usize) -> Result<Box<dyn Worker>, TaskError> {
+    fn start(&self, _: usize, _: bool) -> Result<Box<dyn Worker>, TaskError> {
         self.starts.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(Here(self.clone())))
     }

@@ -157,6 +157,7 @@ impl Stage for Download {
     const OUTPUTS: &'static [Output] =
         &[Output { name: "files", file: "files", doc: "a folder; name what is in it as `stage.files/path`" }];
     const NUMERIC: bool = false;
+    const LIGHT: bool = true;
 
     fn sources(params: &Params) -> Vec<(String, PathBuf)> {
         let files = params.files.iter().enumerate();

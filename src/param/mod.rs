@@ -3,13 +3,20 @@
 //! [`params!`](crate::params) declares a parameter struct; the reader, the defaults, the valid names in a
 //! message and the documentation all come from that one declaration.
 
+mod location;
+mod schema;
+mod types;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use crate::text::{Origin, Problems, Sources};
-use crate::tree::{Node, Table, Value};
+use crate::tree::{Node, Table};
+
+pub use location::Location;
+pub use schema::{bounded, or_reference, table};
 
 /// What a parameter reader sees and writes to.
 pub struct Reader<'a> {
@@ -39,6 +46,8 @@ pub trait Param: Sized {
     fn expected() -> String;
     /// Reads a node; `None` after a fault was reported.
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
+    /// The type as JSON Schema.
+    fn schema() -> Json;
     /// The keys of a nested table, empty for a plain value.
     fn keys() -> Vec<Key> {
         Vec::new()
@@ -54,6 +63,8 @@ pub struct Key {
     pub doc: String,
     /// The type in a user's words.
     pub expected: String,
+    /// The type and range as JSON Schema.
+    pub schema: Json,
     /// The default as TOML, `None` where the key is required.
     pub default: Option<String>,
     /// The keys below, for a table.
@@ -155,155 +166,6 @@ fn wrong_type(node: &Node, expected: &str, reader: &mut Reader<'_>) {
     reader.problems.at(&node.origin, format!("expected {expected}, found {}", node.type_name()));
 }
 
-macro_rules! whole_number {
-    ($($ty:ty),*) => {$(
-        impl Param for $ty {
-            fn expected() -> String {
-                "an integer of at least 0".into()
-            }
-            fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-                match node.value {
-                    Value::Int(value) => match Self::try_from(value) {
-                        Ok(value) => return Some(value),
-                        Err(_) => {
-                            let message = format!("expected an integer from 0 to {}, found {value}", Self::MAX);
-                            reader.problems.at(&node.origin, message);
-                        }
-                    },
-                    _ => wrong_type(node, &Self::expected(), reader),
-                }
-                None
-            }
-        }
-    )*};
-}
-whole_number!(u32, u64);
-
-impl Param for f64 {
-    fn expected() -> String {
-        "a number".into()
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value {
-            Value::Float(value) if value.is_finite() => Some(value),
-            Value::Int(value) => Some(value as f64),
-            _ => {
-                wrong_type(node, "a finite number", reader);
-                None
-            }
-        }
-    }
-}
-
-impl Param for bool {
-    fn expected() -> String {
-        "true or false".into()
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        match node.value {
-            Value::Bool(value) => Some(value),
-            _ => {
-                wrong_type(node, &Self::expected(), reader);
-                None
-            }
-        }
-    }
-}
-
-impl Param for String {
-    fn expected() -> String {
-        "a string".into()
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        match &node.value {
-            Value::Text(text) => Some(text.clone()),
-            _ => {
-                wrong_type(node, &Self::expected(), reader);
-                None
-            }
-        }
-    }
-}
-
-impl<P: Param> Param for Option<P> {
-    fn expected() -> String {
-        P::expected()
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        P::read(node, reader).map(Some)
-    }
-    fn keys() -> Vec<Key> {
-        P::keys()
-    }
-}
-
-impl<P: Param> Param for Vec<P> {
-    fn expected() -> String {
-        format!("an array, each item {}", P::expected())
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        let Value::List(items) = &node.value else {
-            wrong_type(node, "an array", reader);
-            return None;
-        };
-        let read: Vec<Option<P>> = items.iter().map(|item| P::read(item, reader)).collect();
-        read.into_iter().collect()
-    }
-    fn keys() -> Vec<Key> {
-        P::keys()
-    }
-}
-
-/// A file or folder that is there, or an address on the web or the Hugging Face Hub: made absolute from the folder of the text that names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Location(pub String);
-
-/// How addresses begin that are no paths.
-const SCHEMES: [&str; 3] = ["http", "https", "hf"];
-
-impl Location {
-    /// The local path, or `None` for an address.
-    pub fn local(&self) -> Option<&Path> {
-        let is_address = self.0.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme));
-        (!is_address).then(|| Path::new(&self.0))
-    }
-
-    /// The address, where it is one on the Hub.
-    pub fn hub(&self) -> Option<&str> {
-        Some(self.0.as_str()).filter(|address| address.starts_with("hf://"))
-    }
-
-    /// The last part of the path or address, without a query.
-    pub fn file_name(&self) -> &str {
-        let path = self.0.split(['?', '#']).next().unwrap_or(&self.0);
-        path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
-    }
-}
-
-impl Param for Location {
-    fn expected() -> String {
-        "a path, or an http(s) or hf address".into()
-    }
-    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
-        let location = Self(String::read(node, reader)?);
-        if let (Some(_), Some((scheme, _))) = (location.local(), location.0.split_once("://"))
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        {
-            let message = format!("`{scheme}://` is not known, expected {}", Self::expected());
-            reader.problems.at(&node.origin, message);
-            return None;
-        }
-        match location.local() {
-            Some(path) => {
-                let path = reader.existing(path, &node.origin)?;
-                Some(Self(path.to_string_lossy().into_owned()))
-            }
-            None => Some(location),
-        }
-    }
-}
-
 /// The path without `.` and `..`, so that one file has one name in messages.
 fn normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
@@ -317,6 +179,15 @@ fn normal(path: &Path) -> PathBuf {
         }
     }
     out
+}
+
+/// What [`plain_name`] wants, for messages.
+pub const PLAIN_NAME: &str = "letters, digits, `_`, and `-` or `.` behind the first";
+
+/// Whether a text can name a port or a file on its own: nothing in it leads elsewhere.
+pub fn plain_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    !text.is_empty() && !text.starts_with(['-', '.']) && text.bytes().all(plain)
 }
 
 /// Reports a name that is none of the choices of an enumeration.
@@ -348,6 +219,9 @@ macro_rules! choice {
                     _ => $crate::param::wrong_choice(node, &[$( $text ),*], reader),
                 }
                 None
+            }
+            fn schema() -> serde_json::Value {
+                serde_json::json!({ "enum": [$( $text ),*] })
             }
         }
     };
@@ -382,6 +256,9 @@ macro_rules! params {
                 fields.validate($crate::param::Validate::validate(&read), reader)?;
                 Some(read)
             }
+            fn schema() -> serde_json::Value {
+                $crate::param::table(&<Self as $crate::param::Param>::keys(), &[])
+            }
             fn keys() -> Vec<$crate::param::Key> {
                 vec![$( $crate::param::Key {
                     name: stringify!($field),
@@ -399,6 +276,11 @@ macro_rules! params {
                             $range.end()
                         ); )?
                         expected
+                    },
+                    schema: {
+                        let schema = <$ty as $crate::param::Param>::schema();
+                        $( let schema = $crate::param::bounded::<$ty>(schema, &$range); )?
+                        schema
                     },
                     default: {
                         #[allow(unused_mut, unused_assignments)]

@@ -4,6 +4,8 @@
 //! (how a worker runs it). The two are apart so that the front program, which only plans and schedules,
 //! links no libtorch and answers in milliseconds.
 
+mod erased;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::param::{Key, Param, Reader, Validate};
+use crate::param::{Param, Validate};
 use crate::tree::Node;
+
+pub use erased::{Computation, Kind};
 
 /// An input port of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +57,15 @@ pub struct Output {
     pub file: &'static str,
     /// What stands on it: form and shape.
     pub doc: &'static str,
+}
+
+/// An output port of one stage of a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The name used in references, `stage.port`.
+    pub name: String,
+    /// The file or folder name in the results folder.
+    pub file: String,
 }
 
 /// A parameter that a stage takes from the stage on one of its input ports.
@@ -148,6 +161,18 @@ pub trait Stage: Sync + 'static {
     const NUMERIC: bool = true;
     /// Parameters taken from the stage on an input port.
     const INHERITS: &'static [Inherit] = &[];
+    /// Whether computing needs no libtorch: the front program then serves as the worker, which starts at once.
+    const LIGHT: bool = false;
+    /// Whether each stage names its input ports itself; [`Stage::INPUTS`] is then empty.
+    const FREE_INPUTS: bool = false;
+
+    /// The output ports of a stage, from its parameters as they are written.
+    ///
+    /// What is wrong with them is told when they are read, so here it is passed over.
+    fn ports(_written: &Node) -> Vec<Port> {
+        let port = |port: &Output| Port { name: port.name.to_owned(), file: port.file.to_owned() };
+        Self::OUTPUTS.iter().map(port).collect()
+    }
 
     /// Local files and folders that the parameters name: the engine hashes them as inputs.
     fn sources(_params: &Self::Params) -> Vec<(String, PathBuf)> {
@@ -169,9 +194,9 @@ pub trait Stage: Sync + 'static {
         Self::identity(params)
     }
 
-    /// Faults between the parameters and the input ports that are connected: the parameter or the port to point
-    /// at, and what is wrong.
-    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    /// Faults between the parameters and the input ports that are connected: the parameter (`argv.1` for an item
+    /// of an array) or the port to point at, and what is wrong.
+    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         Vec::new()
     }
 
@@ -246,169 +271,6 @@ pub fn told(error: &anyhow::Error) -> String {
 
 fn to_json<T: Serialize>(value: &T) -> Json {
     serde_json::to_value(value).expect("parameters are plain data")
-}
-
-fn from_json<S: Stage>(params: &Json) -> S::Params {
-    serde_json::from_value(params.clone()).expect("parameters were read by this kind")
-}
-
-/// [`Stage`] without its types, so that kinds of every sort stand in one registry.
-pub trait Kind: Sync {
-    /// [`Stage::KIND`].
-    fn name(&self) -> &'static str;
-    /// [`Stage::VERSION`].
-    fn version(&self) -> u32;
-    /// [`Stage::SUMMARY`].
-    fn summary(&self) -> &'static str;
-    /// [`Stage::INPUTS`].
-    fn inputs(&self) -> &'static [Input];
-    /// [`Stage::OUTPUTS`].
-    fn outputs(&self) -> &'static [Output];
-    /// [`Stage::NUMERIC`].
-    fn numeric(&self) -> bool;
-    /// [`Stage::INHERITS`].
-    fn inherits(&self) -> &'static [Inherit];
-    /// The documented parameters.
-    fn keys(&self) -> Vec<Key>;
-    /// Reads and checks the parameters; the result holds every default.
-    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json>;
-    /// [`Stage::sources`].
-    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)>;
-    /// [`Stage::identity`].
-    fn identity(&self, params: &Json) -> Json;
-    /// [`Stage::recorded`].
-    fn recorded(&self, params: &Json) -> Json;
-    /// [`Stage::unit_identity`].
-    fn unit_identity(&self, params: &Json) -> Json;
-    /// [`Stage::check`].
-    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)>;
-    /// [`Stage::units`].
-    ///
-    /// # Errors
-    /// As there.
-    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
-    /// [`Stage::accept`].
-    ///
-    /// # Errors
-    /// As there.
-    fn accept(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()>;
-}
-
-impl<S: Stage> Kind for S {
-    fn name(&self) -> &'static str {
-        S::KIND
-    }
-    fn version(&self) -> u32 {
-        S::VERSION
-    }
-    fn summary(&self) -> &'static str {
-        S::SUMMARY
-    }
-    fn inputs(&self) -> &'static [Input] {
-        S::INPUTS
-    }
-    fn outputs(&self) -> &'static [Output] {
-        S::OUTPUTS
-    }
-    fn numeric(&self) -> bool {
-        S::NUMERIC
-    }
-    fn inherits(&self) -> &'static [Inherit] {
-        S::INHERITS
-    }
-    fn keys(&self) -> Vec<Key> {
-        S::Params::keys()
-    }
-    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json> {
-        S::Params::read(node, reader).map(|params| to_json(&params))
-    }
-    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)> {
-        S::sources(&from_json::<S>(params))
-    }
-    fn identity(&self, params: &Json) -> Json {
-        S::identity(&from_json::<S>(params))
-    }
-    fn recorded(&self, params: &Json) -> Json {
-        S::recorded(&from_json::<S>(params))
-    }
-    fn unit_identity(&self, params: &Json) -> Json {
-        S::unit_identity(&from_json::<S>(params))
-    }
-    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(&'static str, String)> {
-        S::check(&from_json::<S>(params), connected)
-    }
-    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        S::units(&from_json::<S>(params), inputs)
-    }
-    fn accept(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()> {
-        S::accept(&from_json::<S>(params), inputs, outputs)
-    }
-}
-
-/// [`Compute`] without its types.
-pub trait Computation: Sync {
-    /// [`Stage::KIND`].
-    fn kind(&self) -> &'static str;
-    /// [`Compute::run`].
-    ///
-    /// # Errors
-    /// As there.
-    fn run(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()>;
-    /// [`Compute::merge`].
-    ///
-    /// # Errors
-    /// As there.
-    fn merge(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()>;
-}
-
-impl<C: Compute> Computation for C {
-    fn kind(&self) -> &'static str {
-        C::KIND
-    }
-    fn run(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        C::run(&from_json::<C>(params), inputs, unit, out, cx)
-    }
-    fn merge(
-        &self,
-        params: &Json,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        C::merge(&from_json::<C>(params), inputs, parts, out, cx)
-    }
 }
 
 /// The kinds that a pipeline can use.

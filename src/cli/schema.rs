@@ -1,0 +1,32 @@
+//! `attrflow schema`: the form of pipeline files, for editors.
+
+use std::path::PathBuf;
+
+use clap::Args as ClapArgs;
+
+use super::exit::Failure;
+use crate::pipeline::schema;
+use crate::report::print;
+use crate::stage::Registry;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// The schema of configs instead: their `[run]` table; all else in them is named by the pipelines
+    #[arg(long)]
+    config: bool,
+    /// Write it to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn schema(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let schema = if args.config { schema::config() } else { schema::pipeline(registry) };
+    let text = serde_json::to_string_pretty(&schema).expect("a schema is plain data") + "\n";
+    match &args.output {
+        Some(file) => fs_err::write(file, text).map_err(|error| Failure::Missing(error.to_string())),
+        None => {
+            print(&text);
+            Ok(())
+        }
+    }
+}

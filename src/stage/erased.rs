@@ -1,0 +1,188 @@
+//! Kinds and their computations without their types, so that those of every sort stand in one registry.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
+use crate::param::{Key, Param, Reader};
+use crate::tree::Node;
+
+fn from_json<S: Stage>(params: &Json) -> S::Params {
+    serde_json::from_value(params.clone()).expect("parameters were read by this kind")
+}
+
+/// [`Stage`] without its types, so that kinds of every sort stand in one registry.
+pub trait Kind: Sync {
+    /// [`Stage::KIND`].
+    fn name(&self) -> &'static str;
+    /// [`Stage::VERSION`].
+    fn version(&self) -> u32;
+    /// [`Stage::SUMMARY`].
+    fn summary(&self) -> &'static str;
+    /// [`Stage::INPUTS`].
+    fn inputs(&self) -> &'static [Input];
+    /// [`Stage::OUTPUTS`].
+    fn outputs(&self) -> &'static [Output];
+    /// [`Stage::NUMERIC`].
+    fn numeric(&self) -> bool;
+    /// [`Stage::INHERITS`].
+    fn inherits(&self) -> &'static [Inherit];
+    /// [`Stage::LIGHT`].
+    fn light(&self) -> bool;
+    /// [`Stage::FREE_INPUTS`].
+    fn free_inputs(&self) -> bool;
+    /// [`Stage::ports`].
+    fn ports(&self, written: &Node) -> Vec<Port>;
+    /// The documented parameters.
+    fn keys(&self) -> Vec<Key>;
+    /// Reads and checks the parameters; the result holds every default.
+    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json>;
+    /// [`Stage::sources`].
+    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)>;
+    /// [`Stage::identity`].
+    fn identity(&self, params: &Json) -> Json;
+    /// [`Stage::recorded`].
+    fn recorded(&self, params: &Json) -> Json;
+    /// [`Stage::unit_identity`].
+    fn unit_identity(&self, params: &Json) -> Json;
+    /// [`Stage::check`].
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)>;
+    /// [`Stage::units`].
+    ///
+    /// # Errors
+    /// As there.
+    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+    /// [`Stage::accept`].
+    ///
+    /// # Errors
+    /// As there.
+    fn accept(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()>;
+}
+
+impl<S: Stage> Kind for S {
+    fn name(&self) -> &'static str {
+        S::KIND
+    }
+    fn version(&self) -> u32 {
+        S::VERSION
+    }
+    fn summary(&self) -> &'static str {
+        S::SUMMARY
+    }
+    fn inputs(&self) -> &'static [Input] {
+        S::INPUTS
+    }
+    fn outputs(&self) -> &'static [Output] {
+        S::OUTPUTS
+    }
+    fn numeric(&self) -> bool {
+        S::NUMERIC
+    }
+    fn inherits(&self) -> &'static [Inherit] {
+        S::INHERITS
+    }
+    fn light(&self) -> bool {
+        S::LIGHT
+    }
+    fn free_inputs(&self) -> bool {
+        S::FREE_INPUTS
+    }
+    fn ports(&self, written: &Node) -> Vec<Port> {
+        S::ports(written)
+    }
+    fn keys(&self) -> Vec<Key> {
+        S::Params::keys()
+    }
+    fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json> {
+        S::Params::read(node, reader).map(|params| to_json(&params))
+    }
+    fn sources(&self, params: &Json) -> Vec<(String, PathBuf)> {
+        S::sources(&from_json::<S>(params))
+    }
+    fn identity(&self, params: &Json) -> Json {
+        S::identity(&from_json::<S>(params))
+    }
+    fn recorded(&self, params: &Json) -> Json {
+        S::recorded(&from_json::<S>(params))
+    }
+    fn unit_identity(&self, params: &Json) -> Json {
+        S::unit_identity(&from_json::<S>(params))
+    }
+    fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        S::check(&from_json::<S>(params), connected)
+    }
+    fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        S::units(&from_json::<S>(params), inputs)
+    }
+    fn accept(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        S::accept(&from_json::<S>(params), inputs, outputs)
+    }
+}
+
+/// [`Compute`] without its types.
+pub trait Computation: Sync {
+    /// [`Stage::KIND`].
+    fn kind(&self) -> &'static str;
+    /// [`Compute::run`].
+    ///
+    /// # Errors
+    /// As there.
+    fn run(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()>;
+    /// [`Compute::merge`].
+    ///
+    /// # Errors
+    /// As there.
+    fn merge(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()>;
+}
+
+impl<C: Compute> Computation for C {
+    fn kind(&self) -> &'static str {
+        C::KIND
+    }
+    fn run(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        C::run(&from_json::<C>(params), inputs, unit, out, cx)
+    }
+    fn merge(
+        &self,
+        params: &Json,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        C::merge(&from_json::<C>(params), inputs, parts, out, cx)
+    }
+}
