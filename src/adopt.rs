@@ -102,6 +102,7 @@ impl Adoption<'_> {
     /// # Errors
     /// See [`AdoptError`].
     pub fn execute(&self) -> Result<Entry, AdoptError> {
+        let _use = self.store.in_use(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?;
         let node = &self.pipeline.stages[self.stage];
         let planner = Planner::new(self.pipeline, self.store, self.numerics, &[]);
         let inputs = self.inputs(&planner)?;

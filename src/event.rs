@@ -105,6 +105,13 @@ pub enum Event {
         /// The message.
         message: String,
     },
+    /// The run was asked to stop.
+    Stopping {
+        /// Whether at once: what the workers are at is lost. Otherwise it is finished first.
+        now: bool,
+        /// Tasks that the workers are at.
+        working: usize,
+    },
     /// The run is over.
     RunFinished {
         /// Seconds from start to end.
@@ -117,6 +124,8 @@ pub enum Event {
         failed: usize,
         /// Stages that could not start.
         blocked: usize,
+        /// Stages that were not done when the run was stopped.
+        interrupted: usize,
         /// The manifest, where one could be written.
         manifest: Option<PathBuf>,
     },

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use petgraph::algo::tarjan_scc;
+use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::{Dfs, Reversed};
 
@@ -26,24 +26,25 @@ impl Graph {
         let mut graph = DiGraph::new();
         let nodes: Vec<NodeIndex> = (0..pipeline.stages.len()).map(|index| graph.add_node(index)).collect();
         for (index, stage) in pipeline.stages.iter().enumerate() {
-            for source in stage.inputs.values() {
-                if let Source::Port { stage: upstream, .. } = source {
-                    graph.update_edge(nodes[*upstream], nodes[index], ());
-                }
+            let upstream = stage.inputs.values().filter_map(|source| match source {
+                Source::Port { stage, .. } => Some(*stage),
+                Source::File(_) => None,
+            });
+            for upstream in upstream.collect::<BTreeSet<_>>() {
+                graph.add_edge(nodes[upstream], nodes[index], ());
             }
-        }
-        let mut problems = Problems::default();
-        // Components come out in reverse topological order; a stage without a cycle is a component alone.
-        let components = tarjan_scc(&graph);
-        for component in &components {
-            if let Some(cycle) = cycle(&graph, component) {
-                report(&cycle, pipeline, &mut problems);
-            }
-        }
-        if !problems.is_empty() {
-            return Err(problems);
         }
         let order = topological(&graph);
+        if order.len() < nodes.len() {
+            let mut problems = Problems::default();
+            // Not by recursion: a chain may be as long as the pipeline. A stage without a cycle is a component alone.
+            for component in kosaraju_scc(&graph) {
+                if let Some(cycle) = cycle(&graph, &component) {
+                    report(&cycle, pipeline, &mut problems);
+                }
+            }
+            return Err(problems);
+        }
         let selected = vec![true; pipeline.stages.len()];
         Ok(Self { graph, order, selected })
     }
@@ -70,12 +71,12 @@ impl Graph {
             return Ok(());
         }
         self.selected = vec![false; pipeline.stages.len()];
-        for index in named(targets, pipeline)? {
-            let reversed = Reversed(&self.graph);
-            let mut search = Dfs::new(reversed, NodeIndex::new(index));
-            while let Some(node) = search.next(reversed) {
-                self.selected[self.graph[node]] = true;
-            }
+        let reversed = Reversed(&self.graph);
+        let mut search = Dfs::empty(reversed);
+        // One search over all of them: it looks at no stage twice.
+        search.stack = named(targets, pipeline)?.into_iter().map(NodeIndex::new).collect();
+        while let Some(node) = search.next(reversed) {
+            self.selected[self.graph[node]] = true;
         }
         self.order.retain(|stage| self.selected[*stage]);
         Ok(())
@@ -141,7 +142,8 @@ fn report(cycle: &[usize], pipeline: &Pipeline, problems: &mut Problems) {
     problems.at(origin, message);
 }
 
-/// Kahn's order, always taking the first ready stage of the file, so that listings are stable.
+/// Kahn's order, always taking the first ready stage of the file, so that listings are stable; without the stages on
+/// a cycle and those after them.
 fn topological(graph: &DiGraph<usize, ()>) -> Vec<usize> {
     let mut waits: Vec<usize> = graph
         .node_indices()

@@ -14,8 +14,8 @@ use crate::recipe::{Numerics, Recipe};
 use crate::store::{Adopted, Artifact};
 
 /// Version of the manifest's form; older ones are read too. 2 added `adopted`, 3 what an audit follows and repeats:
-/// `reads`, `params` and `micro_batch`.
-pub const FORMAT: u32 = 3;
+/// `reads`, `params` and `micro_batch`; 4 `left_out`.
+pub const FORMAT: u32 = 4;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Manifest {
     pub numerics: Numerics,
     /// What did not count for identity but may explain a time.
     pub conditions: Conditions,
+    /// Stages of the pipeline that the run was not asked for: their last results are as current as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// The stages in the order of the graph.
     pub stages: Vec<StageRecord>,
 }
@@ -80,6 +83,8 @@ pub enum Outcome {
     Failed,
     /// A stage that it reads from failed.
     Blocked,
+    /// The run was stopped before it was done, or begun; units that were done are kept.
+    Interrupted,
 }
 
 /// One stage of a run.
@@ -145,8 +150,9 @@ pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
     fs_err::create_dir_all(folder)?;
     let readable = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    serde_json::to_writer_pretty(&mut file, manifest)?;
-    file.write_all(b"\n")?;
+    let mut text = serde_json::to_vec_pretty(manifest)?;
+    text.push(b'\n');
+    file.write_all(&text)?;
     // The time sorts; runs that begin within one microsecond get a number.
     let stamp: String = manifest.started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
     for attempt in 0.. {
@@ -184,20 +190,4 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     paths.sort();
     paths.reverse();
     paths
-}
-
-/// The recipe of each stage when it last had one, over the newest runs.
-pub fn last_recipes(folder: &Path) -> BTreeMap<String, Recipe> {
-    const RUNS: usize = 20;
-    let mut recipes = BTreeMap::new();
-    for path in list(folder).iter().take(RUNS) {
-        // A manifest of an older form explains nothing, and stops nothing.
-        let Ok(manifest) = read(path) else { continue };
-        for record in manifest.stages {
-            if let Some(recipe) = record.recipe {
-                recipes.entry(record.stage).or_insert(recipe);
-            }
-        }
-    }
-    recipes
 }

@@ -1,5 +1,7 @@
 //! What a run would do, stage by stage, and why.
 
+mod history;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,11 +10,13 @@ use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::graph::Graph;
-use crate::manifest;
+use crate::manifest::Outcome;
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::recipe::{self, Change, Numerics, Recipe};
 use crate::stage::Unit;
 use crate::store::{Entry, Found, Store, StoreError};
+
+pub use history::{History, Last};
 
 /// Why a stage computes.
 #[derive(Debug, Clone, Serialize, PartialEq)]
@@ -27,6 +31,11 @@ pub enum Reason {
     },
     /// The recipe is the last run's, but its result is not in the cache: removed, or never finished.
     Missing,
+    /// The recipe is the last run's, in which the stage failed.
+    Failed {
+        /// What it said then.
+        error: String,
+    },
     /// Its result was adopted, and the files are no longer what they were.
     Lost {
         /// What became of them.
@@ -41,6 +50,7 @@ impl std::fmt::Display for Reason {
         match self {
             Self::First => f.write_str("never run before"),
             Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
+            Self::Failed { error } => write!(f, "failed in the last run: {error}"),
             Self::Lost { what } => f.write_str(what),
             Self::Forced => f.write_str("forced"),
             Self::Changed { changes } => {
@@ -114,7 +124,7 @@ pub struct Planner<'a> {
     pub numerics: &'a Numerics,
     /// Stages to compute whatever the cache holds.
     pub forced: &'a [usize],
-    history: OnceCell<BTreeMap<String, Recipe>>,
+    history: OnceCell<History>,
 }
 
 impl<'a> Planner<'a> {
@@ -225,13 +235,19 @@ impl<'a> Planner<'a> {
             return Ok(Verdict::Run(Box::new(recipe), inputs, Reason::Forced));
         }
         let reason = match self.store.find(&recipe.fingerprint())? {
-            Found::Stands(entry) => return Ok(Verdict::Reuse(entry)),
+            Found::Stands(entry) => {
+                self.store.expect(&entry, stage.outputs.iter().map(|output| output.name.as_str()))?;
+                return Ok(Verdict::Reuse(entry));
+            }
             Found::Lost(what) => Reason::Lost { what },
-            Found::Nothing => match self.last(&stage.id) {
+            Found::Nothing => match self.history().last(&stage.id) {
                 None => Reason::First,
-                Some(last) => match recipe::changes(last, &recipe) {
-                    changes if changes.is_empty() => Reason::Missing,
-                    changes => Reason::Changed { changes },
+                Some(last) => match (recipe::changes(last.recipe, &recipe), &last.record.error) {
+                    (changes, _) if !changes.is_empty() => Reason::Changed { changes },
+                    (_, Some(error)) if last.record.outcome == Outcome::Failed => {
+                        Reason::Failed { error: error.clone() }
+                    }
+                    _ => Reason::Missing,
                 },
             },
         };
@@ -240,7 +256,9 @@ impl<'a> Planner<'a> {
 
     /// Why a stage computes although some of its inputs are not known yet, if that is sure.
     fn certain(&self, stage: &StageNode, known: &Resolved) -> Option<Reason> {
-        let Some(last) = self.last(&stage.id) else { return Some(Reason::First) };
+        let Some(Last { recipe: last, .. }) = self.history().last(&stage.id) else {
+            return Some(Reason::First);
+        };
         let mut recipe = self.recipe(stage, known);
         for (port, source) in &stage.inputs {
             if let (Source::Port { .. }, false, Some(digest)) =
@@ -253,10 +271,10 @@ impl<'a> Planner<'a> {
         (!changes.is_empty()).then_some(Reason::Changed { changes })
     }
 
-    /// The recipe that the stage of this name had when it last ran or was reused.
-    fn last(&self, id: &str) -> Option<&Recipe> {
-        let runs = || manifest::last_recipes(&self.store.runs(&self.pipeline.name));
-        self.history.get_or_init(runs).get(id)
+    /// What the last runs recorded.
+    pub fn history(&self) -> &History {
+        let stages = || self.pipeline.stages.iter().map(|stage| stage.id.as_str());
+        self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), stages()))
     }
 
     /// Judges every selected stage without running any.

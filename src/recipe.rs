@@ -11,7 +11,7 @@
 //! Paths, file times, host, user, GPU index, thread and worker counts, micro batch, log level, cache folder
 //! and stage names do not count: none of them is in [`Recipe`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -174,6 +174,20 @@ impl Sink for HashSink {
     }
 }
 
+/// A key of a table as it stands in a field's dotted name.
+pub fn key_name(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let plain = key.chars().all(bare) && !key.chars().all(|c| c.is_ascii_digit());
+    if plain { key.to_owned() } else { format!("{key:?}") }
+}
+
+/// The fields of parameters as a recipe names them: `params.loss.seed`.
+pub fn param_fields(params: &Json) -> Vec<(String, String)> {
+    let mut sink = ExplainSink::default();
+    walk_json("params", params, &mut sink);
+    sink.fields
+}
+
 /// Writes every field as a dotted name and a value for people; what hashes apart is written apart.
 #[derive(Default)]
 struct ExplainSink {
@@ -187,9 +201,7 @@ impl ExplainSink {
     /// An index as it is, a key as TOML writes it; one of digits alone is quoted, as it is no index.
     fn name(&self, key: &str) -> String {
         let in_list = self.lists.last().is_some_and(|list| *list);
-        let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        let plain = key.chars().all(bare) && !key.chars().all(|c| c.is_ascii_digit());
-        if in_list || plain { key.to_owned() } else { format!("{key:?}") }
+        if in_list { key.to_owned() } else { key_name(key) }
     }
 
     fn push(&mut self, key: &str, value: String) {
@@ -249,14 +261,16 @@ impl std::fmt::Display for Change {
 /// The fields that differ between two recipes, in the order of the walk.
 pub fn changes(old: &Recipe, new: &Recipe) -> Vec<Change> {
     let (old, new) = (old.fields(), new.fields());
-    let find = |fields: &[(String, String)], name: &str| {
-        fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone())
-    };
-    let mut names: Vec<&String> = new.iter().map(|(name, _)| name).collect();
-    names.extend(old.iter().map(|(name, _)| name).filter(|name| find(&new, name).is_none()));
+    let table = |fields: &[(String, String)]| fields.iter().cloned().collect::<HashMap<_, _>>();
+    let (before, now) = (table(&old), table(&new));
+    let gone = old.iter().map(|(name, _)| name).filter(|name| !now.contains_key(*name));
+    let names = new.iter().map(|(name, _)| name).chain(gone);
     names
-        .into_iter()
-        .map(|name| Change { field: name.clone(), old: find(&old, name), new: find(&new, name) })
-        .filter(|change| change.old != change.new)
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(|name| Change {
+            field: name.clone(),
+            old: before.get(name).cloned(),
+            new: now.get(name).cloned(),
+        })
         .collect()
 }

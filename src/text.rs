@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
@@ -24,6 +25,21 @@ pub struct Source {
     pub folder: PathBuf,
     /// The text itself.
     pub text: String,
+    /// Where its lines begin, found on first use: a pipeline may have tens of thousands.
+    lines: OnceLock<Vec<usize>>,
+}
+
+impl Source {
+    /// The line that a byte stands in, counted from 0, and where that line begins.
+    fn line(&self, byte: usize) -> (usize, usize) {
+        let lines = self.lines.get_or_init(|| {
+            let ends =
+                self.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(end, _)| end + 1);
+            std::iter::once(0).chain(ends).collect()
+        });
+        let line = lines.partition_point(|begin| *begin <= byte) - 1;
+        (line, lines[line])
+    }
 }
 
 /// All texts of one invocation; an [`Origin`] points into it.
@@ -35,7 +51,7 @@ pub struct Sources {
 impl Sources {
     /// Adds a text and returns its index.
     pub fn add(&mut self, name: String, folder: PathBuf, text: String) -> usize {
-        self.texts.push(Source { name, folder, text });
+        self.texts.push(Source { name, folder, text, lines: OnceLock::new() });
         self.texts.len() - 1
     }
 
@@ -52,10 +68,15 @@ impl Sources {
     /// `name:line:column` of the first byte of `origin`, both counted from 1.
     pub fn position(&self, origin: &Origin) -> String {
         let source = &self.texts[origin.text];
-        let before = &source.text[..origin.span.start.min(source.text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().map_or(0, |tail| tail.chars().count()) + 1;
-        format!("{}:{line}:{column}", source.name)
+        let end = source.text.floor_char_boundary(origin.span.start);
+        let (line, begin) = source.line(end);
+        let column = source.text[begin..end].chars().count() + 1;
+        format!("{}:{}:{column}", source.name, line + 1)
+    }
+
+    /// The line of the first byte of `origin`, counted from 1.
+    pub fn line(&self, origin: &Origin) -> usize {
+        self.texts[origin.text].line(origin.span.start).0 + 1
     }
 }
 
@@ -96,7 +117,10 @@ impl Problems {
         self.list.sort_by_key(|problem| problem.origin.as_ref().map(|o| (o.text, o.span.start)));
         let mut kept: Vec<Problem> = Vec::new();
         for problem in self.list.drain(..) {
-            if !kept.iter().any(|other| other.origin == problem.origin && other.message == problem.message) {
+            let place = |problem: &Problem| problem.origin.as_ref().map(|o| (o.text, o.span.start));
+            let at = place(&problem);
+            let mut beside = kept.iter().rev().take_while(|other| place(other) == at);
+            if !beside.any(|other| other.origin == problem.origin && other.message == problem.message) {
                 kept.push(problem);
             }
         }
@@ -132,10 +156,13 @@ impl Problem {
         let mut group = Group::with_title(Level::ERROR.primary_title(self.message.as_str()));
         if let Some(origin) = &self.origin {
             let source = sources.get(origin.text);
+            // A parser may count a character of several bytes as one.
+            let start = source.text.floor_char_boundary(origin.span.start);
+            let end = source.text.ceil_char_boundary(origin.span.end.max(start));
             group = group.element(
                 Snippet::source(source.text.as_str())
                     .path(source.name.as_str())
-                    .annotation(AnnotationKind::Primary.span(origin.span.clone())),
+                    .annotation(AnnotationKind::Primary.span(start..end)),
             );
         }
         match &self.help {

@@ -254,9 +254,21 @@ pub fn set(
     None
 }
 
+/// A number or a boolean, where the text is one in TOML.
+pub fn plain(text: &str) -> Option<Value> {
+    let value = DeValue::parse(text.trim()).ok()?;
+    let found = convert(value, 0, &mut Problems::default())?.value;
+    matches!(found, Value::Bool(_) | Value::Int(_) | Value::Float(_)).then_some(found)
+}
+
 /// Finds an item of a list by its index, or by the `name` that it carries.
 fn item_index(items: &[Node], key: &str) -> Option<usize> {
-    let named = |item: &Node| item.as_table().and_then(|table| table.get("name")?.as_text()) == Some(key);
+    let named =
+        |item: &Node| match item.as_table().and_then(|table| table.get("name")).map(|name| &name.value) {
+            Some(Value::Text(name)) => name == key,
+            Some(Value::Int(name)) => name.to_string() == key,
+            _ => false,
+        };
     items.iter().position(named).or_else(|| key.parse().ok().filter(|index| *index < items.len()))
 }
 

@@ -106,6 +106,7 @@ fn result(record: &StageRecord) -> Fields {
         Outcome::Ran | Outcome::Reused => "done",
         Outcome::Failed => "failed",
         Outcome::Blocked => "blocked",
+        Outcome::Interrupted => "interrupted",
     };
     let outputs = record.outputs.iter().map(|(port, output)| (format!("outputs.{port}"), output.digest));
     let mut fields: Fields = vec![("ended".into(), ended.into())];

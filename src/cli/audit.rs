@@ -6,10 +6,15 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
+use super::compute::How;
 use super::exit::Failure;
 use super::manifests;
+use super::project::Settings;
+use super::replay::{Replay, replay};
+use super::sign::{Signer, told, verify};
 use crate::audit::{Audit, Finding, Report};
 use crate::report::{duration, print, short_path, size};
+use crate::stage::Registry;
 use crate::store::Store;
 
 #[derive(Debug, ClapArgs)]
@@ -19,6 +24,23 @@ pub(super) struct Args {
     /// Show all differences, not the first alone
     #[arg(long)]
     all: bool,
+    /// Compute stages once more and compare bytes: a stage, all, or so many of them drawn by chance
+    ///
+    /// Each is computed in a clean store from its recorded inputs, with the recorded device class, threads and micro batch
+    /// unless others are given. Where bytes differ, the first value that does is shown, and by how much values differ at most.
+    #[arg(long, value_name = "STAGE|all|N")]
+    replay: Option<String>,
+    /// Hold the manifest against the minisign signature beside it first: a public key, or its file
+    #[arg(long, value_name = "KEY")]
+    verify: Option<String>,
+    /// Sign the manifest with this minisign secret key if nothing is wrong with it
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+    /// Where to replay: auto, cpu, cuda, or a list such as cuda:0,cuda:1 [default: as recorded]
+    #[arg(long)]
+    device: Option<String>,
     /// The cache folder [default: the one that the manifest stands in, else ./cache]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -27,8 +49,16 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn audit(args: &Args) -> Result<(), Failure> {
+pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     let named = manifests::open(&args.manifest, args.cache.as_deref())?;
+    let signer = args.sign.as_deref().map(Signer::open).transpose()?;
+    if let Some(key) = &args.verify {
+        let signed = verify(key, &named.path)?;
+        match args.json {
+            true => print(&format!("{}\n", json!({ "signed_by": signed.key, "comment": signed.comment }))),
+            false => print(&format!("signed by {}: {}\n", signed.key, signed.comment)),
+        }
+    }
     let cache = manifests::cache(&named.path, args.cache.as_deref())?;
     let store = Store::open(&cache)?;
     let begun = Instant::now();
@@ -49,7 +79,21 @@ pub(super) fn audit(args: &Args) -> Result<(), Failure> {
     } else {
         show(&report, args.all, &named.path, seconds);
     }
-    verdict(&report)
+    // What differs is not worth a replay; what is gone may not be needed for one.
+    let found = verdict(&report);
+    if let Err(Failure::Different(_)) = found {
+        return found;
+    }
+    if let Some(which) = &args.replay {
+        let settings = Settings { sets: Vec::new(), device: args.device.clone(), cache: None };
+        let (how, as_json) = (&args.how, args.json);
+        replay(Replay { named: &named, store: &store, which, settings, how, as_json }, registry, log)?;
+    }
+    found?;
+    match signer {
+        None => Ok(()),
+        Some(signer) => signer.sign(&named.path, &named.manifest).map(|path| told(&path, args.json)),
+    }
 }
 
 /// A difference is one; what is gone keeps an audit from saying that there is none.

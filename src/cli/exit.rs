@@ -8,9 +8,11 @@ const STAGE_FAILED: i32 = 1;
 pub(super) const USAGE: i32 = 2;
 const DIFFERENT: i32 = 3;
 const CACHE: i32 = 4;
+/// The number of a signal is added, as shells report it.
+const SIGNALLED: i32 = 128;
 
 pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed or files were refused, 2 the pipeline or the command line is wrong, \
-3 an audit or a comparison found a difference, 4 the cache is damaged or cannot be used, 130 interrupted.";
+3 an audit or a comparison found a difference, 4 the cache is damaged or cannot be used, 130 interrupted (143 terminated, 129 hung up).";
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,9 @@ pub enum Failure {
     /// One or more stages failed; each was told when it did.
     #[error("{0} of the stages failed")]
     Stages(usize),
+    /// A signal of this number ended the run; what was done is kept.
+    #[error("interrupted; the same command goes on from here")]
+    Interrupted(i32),
     /// Something that the program needs is missing.
     #[error("{0}")]
     Missing(String),
@@ -33,6 +38,12 @@ pub enum Failure {
     /// Something differs that should be the same; what it is was told.
     #[error("{0}")]
     Different(String),
+    /// A signature that does not hold.
+    #[error("{0}")]
+    Unsound(String),
+    /// Something in the cache was damaged and is put aside; what it is was told.
+    #[error("{0}")]
+    Damaged(String),
     /// The cache cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -43,8 +54,9 @@ pub fn exit_code(failure: &Failure) -> i32 {
     match failure {
         Failure::Stages(_) | Failure::Missing(_) | Failure::Refused(_) => STAGE_FAILED,
         Failure::Pipeline(..) | Failure::Usage(_) => USAGE,
-        Failure::Different(_) => DIFFERENT,
-        Failure::Store(_) => CACHE,
+        Failure::Different(_) | Failure::Unsound(_) => DIFFERENT,
+        Failure::Damaged(_) | Failure::Store(_) => CACHE,
+        Failure::Interrupted(signal) => SIGNALLED + signal,
     }
 }
 
@@ -65,6 +77,7 @@ impl Failure {
             }
             // What there is to say was shown.
             Self::Stages(_) | Self::Different(_) => {}
+            Self::Interrupted(_) => eprintln!("{self}"),
             other => eprintln!("error: {other}"),
         }
     }

@@ -90,7 +90,8 @@ impl<'a> Results<'a> {
         if !stale.is_empty() {
             let stale = stale.join(", ");
             return Err(Failure::Refused(format!(
-                "not up to date: {stale}; run `attrflow run {file}` first"
+                "not up to date: {stale}; run `{}` first",
+                args.project.command("run")
             )));
         }
         let mut results = Vec::new();

@@ -45,7 +45,7 @@ pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failur
 }
 
 /// `demo:last~2` as the pipeline, if it is named, and how many runs back.
-fn back(name: &str) -> Option<(Option<&str>, usize)> {
+pub(super) fn back(name: &str) -> Option<(Option<&str>, usize)> {
     let (pipeline, run) = name.rsplit_once(':').map_or((None, name), |(pipeline, run)| (Some(pipeline), run));
     let rest = run.strip_prefix("last")?;
     let back = if rest.is_empty() { 0 } else { rest.strip_prefix('~')?.parse().ok()? };

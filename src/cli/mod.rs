@@ -1,23 +1,38 @@
 //! The command line: one file per verb, one row per verb below.
 
 mod adopt;
+mod attest;
 mod audit;
+mod cache;
+mod completions;
+mod compute;
 mod diff;
 mod doctor;
 mod exit;
+mod explain;
 mod export;
+mod graph;
+mod init;
+mod man;
 mod manifests;
 mod plan;
 mod project;
+mod replay;
 mod run;
 mod schema;
 mod serve;
+mod sign;
+mod signals;
 mod stages;
 mod status;
+mod why_not;
 
-use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
+
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::exec::worker::LIGHT_WORKER;
+use crate::report::LogLines;
 use crate::stage::{Computation, Registry};
 
 pub use doctor::Report as DoctorReport;
@@ -30,7 +45,7 @@ pub use serve::serve;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log more: -v info, -vv debug, -vvv trace; ATTRFLOW_LOG takes a filter instead
+    /// Log more: -v decisions and units, -vv workers and timings, -vvv all; ATTRFLOW_LOG takes a filter instead
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -41,8 +56,19 @@ enum Command {
     Run(run::Args),
     /// Show what a run would do, and why
     Plan(plan::Args),
+    /// Show all that counts for a stage, what changed since its last run, where that is written and who changed it
+    ///
+    /// Of a value in a git checkout, the commit that changed its line last; of an input, the files below that changed.
+    Explain(explain::Args),
+    /// Show the smallest edit after which a stage's result would be found in the cache
+    WhyNot(why_not::Args),
     /// Show what stands, and where
     Status(status::Args),
+    /// Draw a pipeline: the state of each stage, and what a change would touch
+    ///
+    /// With --set and --touch, what the change reaches is marked: a stage that gives the same bytes as before ends it
+    /// earlier. A repeated stage is one box unless --full.
+    Graph(graph::Args),
     /// Let files from elsewhere stand for a stage's outputs, without a copy
     ///
     /// They are checked against the stage's parameters and inputs, and stay where they are. If they change or go, the
@@ -59,6 +85,13 @@ enum Command {
     ///
     /// Exit code 0 if the same stages gave the same outputs, whatever else differs, and 3 if not.
     Diff(diff::Args),
+    /// Write what a manifest says in forms that others check: an in-toto statement, a Workflow Run RO-Crate
+    ///
+    /// Both name every file of results by place, BLAKE3 and SHA-256, what it was made from, and with which parameters. A signature
+    /// of the manifest itself is made by run --sign and audit --sign.
+    Attest(attest::Args),
+    /// Look after the cache: what it holds, what can go, whether it is sound, and sharing it
+    Cache(cache::Args),
     /// Write results as the published experiment does, or for diffusers
     Export(export::Args),
     /// Show the stage kinds, their ports and parameters
@@ -68,6 +101,12 @@ enum Command {
     /// An editor that knows TOML and JSON Schema then completes and checks pipelines as they are written, if their first
     /// line is `#:schema FILE`.
     Schema(schema::Args),
+    /// Begin a project: a pipeline and a config with comments; nothing that is there is touched
+    Init(init::Args),
+    /// Write the completions of a shell: attrflow completions bash > ~/.local/share/bash-completion/completions/attrflow
+    Completions(completions::Args),
+    /// Write manual pages
+    Man(man::Args),
     /// Check libtorch and devices
     Doctor(doctor::Args),
 }
@@ -95,19 +134,28 @@ pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
     let filter = std::env::var("ATTRFLOW_LOG").unwrap_or_else(|_| log.to_owned());
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&filter))
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogLines)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .without_time()
         .init();
     let result = match &cli.command {
         Command::Run(args) => run::run(args, registry, &filter),
         Command::Plan(args) => plan::plan(args, registry),
+        Command::Explain(args) => explain::explain(args, registry),
+        Command::WhyNot(args) => why_not::why_not(args, registry),
         Command::Status(args) => status::status(args, registry),
         Command::Adopt(args) => adopt::adopt(args, registry),
-        Command::Audit(args) => audit::audit(args),
+        Command::Audit(args) => audit::audit(args, registry, &filter),
+        Command::Attest(args) => attest::attest(args, registry),
         Command::Diff(args) => diff::diff(args),
+        Command::Cache(args) => cache::cache(args),
         Command::Export(args) => export::export(args, registry),
         Command::Stages(args) => stages::stages(args, registry),
         Command::Schema(args) => schema::schema(args, registry),
+        Command::Graph(args) => graph::graph(args, registry),
+        Command::Init(args) => init::init(args),
+        Command::Completions(args) => completions::completions(args, Cli::command()),
+        Command::Man(args) => man::man(args, Cli::command()),
         Command::Doctor(args) => doctor::doctor(args),
     };
     match result {

@@ -1,15 +1,21 @@
-//! `attrflow plan`: what a run would do, and why.
+//! `attrflow plan`: what a run would do, why, and what it would take.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args as ClapArgs;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value as Json, json};
 
 use super::exit::Failure;
 use super::project::{Project, ProjectArgs};
+use crate::explain::{Prediction, Predictor, place};
 use crate::graph;
-use crate::plan::{Planner, Verdict};
-use crate::report::{Table, print, short_path};
+use crate::pipeline::StageNode;
+use crate::plan::{Planner, Reason, Verdict};
+use crate::report::{Table, duration, print, short_path, size};
 use crate::stage::Registry;
 use crate::store::Adopted;
+use crate::text::Sources;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -29,40 +35,145 @@ pub(super) fn plan(args: &Args, registry: &Registry) -> Result<(), Failure> {
     show(&project, &forced, args.json)
 }
 
-/// Prints the verdict on every selected stage.
+/// Prints the verdict on every selected stage, and what it would take.
 pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result<(), Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, forced);
     let verdicts = planner.all(&project.graph)?;
     project.store.save_stat()?;
-    let mut table = Table::new(&["stage", "would", "why"]);
+    let predictor = Predictor::new(&planner);
+    let mut table = Table::new(&["stage", "would", "takes", "why"]);
+    let mut text = String::new();
     let mut counts = [0; 4];
+    let mut totals = [Total::default(), Total::default()];
+    let mut bases: BTreeSet<String> = BTreeSet::new();
     for (index, verdict) in &verdicts {
-        let stage = &project.pipeline.stages[*index].id;
-        let (column, verb, why) = words(verdict);
+        let node = &project.pipeline.stages[*index];
+        let (column, verb, why) = words(verdict, node, &project.sources);
         counts[column] += 1;
-        if as_json {
-            let line = match verdict {
-                Verdict::Run(_, _, reason) => json!({ "stage": stage, "verdict": verb, "why": reason }),
-                Verdict::Wait { upstream, certain } => {
-                    json!({ "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain })
-                }
-                Verdict::Reuse(entry) => json!({
-                    "stage": stage, "verdict": verb, "outputs": entry.outputs, "adopted": entry.adopted
-                }),
-                Verdict::Fail(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
-            };
-            print(&format!("{line}\n"));
+        let predicted = predictor.predict(node, verdict)?;
+        if let Some(predicted) = &predicted {
+            totals[usize::from(column != RUNS)].add(predicted);
+            bases.insert(predicted.basis.clone());
         }
-        table.row([stage.clone(), verb.to_owned(), why]);
+        if as_json {
+            let mut line = line(verdict, node, verb, &project.sources);
+            if let Some(predicted) = &predicted {
+                line["predicted"] = json!(predicted);
+            }
+            text += &format!("{line}\n");
+        } else {
+            let takes = predicted.as_ref().map(took).unwrap_or_default();
+            table.row([node.id.clone(), verb.to_owned(), takes, why]);
+        }
     }
     let [reuse, run, maybe, fail] = counts;
-    if !as_json {
+    if as_json {
+        let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
+        let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
+        text += &format!("{}\n", json!({ "totals": totals, "stages": counts }));
+    } else {
         let fails = if fail > 0 { format!(", {fail} to fail") } else { String::new() };
-        print(&format!(
-            "{table}\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n"
-        ));
+        text += &table.to_string();
+        if maybe > 0 {
+            text += "\nrun if: it is reused if what it waits for gives the same bytes as before\n";
+        }
+        if run + maybe > 0 {
+            text += &format!("\npredicted: {}", totals[0]);
+            if maybe > 0 {
+                text += &format!("; at most {} more if outputs change", totals[1]);
+            }
+            const SHOWN: usize = 3;
+            let more = if bases.len() > SHOWN {
+                format!(" and {} more", bases.len() - SHOWN)
+            } else {
+                String::new()
+            };
+            let bases: Vec<String> = bases.into_iter().take(SHOWN).collect();
+            text += &format!("\n  by {}{more}\n", bases.join(", "));
+        }
+        text +=
+            &format!("\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n");
     }
+    print(&text);
     if fail > 0 { Err(Failure::Stages(fail)) } else { Ok(()) }
+}
+
+/// The column of stages that surely run.
+const RUNS: usize = 1;
+
+/// What several stages take together.
+#[derive(Default, Serialize)]
+struct Total {
+    seconds: f64,
+    bytes: u64,
+    /// Stages of which nothing is known.
+    unknown: usize,
+    #[serde(skip)]
+    known: usize,
+}
+
+impl Total {
+    fn add(&mut self, predicted: &Prediction) {
+        match predicted.seconds {
+            Some(seconds) => {
+                self.seconds += seconds;
+                self.known += 1;
+            }
+            None => self.unknown += 1,
+        }
+        self.bytes += predicted.bytes.unwrap_or_default();
+    }
+}
+
+impl std::fmt::Display for Total {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.known, self.unknown) {
+            (0, 0) => return f.write_str("nothing"),
+            (0, _) => return f.write_str("unknown"),
+            _ => write!(f, "{} of computing, {} of outputs", duration(self.seconds), size(self.bytes))?,
+        }
+        match self.unknown {
+            0 => Ok(()),
+            unknown => write!(f, ", and unknown for {unknown} of the stages"),
+        }
+    }
+}
+
+/// `3.2 s, 1.2 MB, 4 of 10 units`.
+pub(super) fn took(predicted: &Prediction) -> String {
+    let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
+    parts.extend(predicted.bytes.map(size));
+    if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
+        parts.push(format!("{} of {} units", units.total - units.cached, units.total));
+    }
+    parts.join(", ")
+}
+
+/// A stage's line for programs.
+fn line(verdict: &Verdict, node: &StageNode, verb: &str, sources: &Sources) -> Json {
+    let places = |reason: &Reason| match reason {
+        Reason::Changed { changes } => {
+            let places = changes
+                .iter()
+                .filter_map(|change| Some((change.field.clone(), place(node, &change.field, sources)?)));
+            places.collect::<BTreeMap<_, _>>()
+        }
+        _ => BTreeMap::new(),
+    };
+    let stage = &node.id;
+    match verdict {
+        Verdict::Run(_, _, reason) => {
+            json!({ "stage": stage, "verdict": verb, "why": reason, "places": places(reason) })
+        }
+        Verdict::Wait { upstream, certain } => json!({
+            "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain,
+            "places": certain.as_ref().map(places)
+        }),
+        Verdict::Reuse(entry) => json!({
+            "stage": stage, "verdict": verb, "outputs": entry.outputs, "adopted": entry.adopted
+        }),
+        Verdict::Fail(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
+    }
 }
 
 /// Where adopted outputs are, as seen from the current folder.
@@ -70,18 +181,28 @@ fn places(adopted: &Adopted) -> String {
     adopted.paths.values().map(|path| short_path(path)).collect::<Vec<_>>().join(", ")
 }
 
-fn words(verdict: &Verdict) -> (usize, &'static str, String) {
+/// A reason, with the place of each changed value.
+fn told(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
+    let Reason::Changed { changes } = reason else { return reason.to_string() };
+    let texts = changes.iter().map(|change| match place(node, &change.field, sources) {
+        Some(place) => format!("{change} ({place})"),
+        None => change.to_string(),
+    });
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+fn words(verdict: &Verdict, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
     match verdict {
         Verdict::Reuse(entry) => match &entry.adopted {
             Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
             None => (0, "reuse", format!("made in {:.1} s", entry.seconds)),
         },
-        Verdict::Run(_, _, reason) => (1, "run", reason.to_string()),
+        Verdict::Run(_, _, reason) => (RUNS, "run", told(reason, node, sources)),
         Verdict::Wait { upstream, certain: None } => {
             (2, "run if", format!("{} changes its output", upstream.join(" or ")))
         }
         Verdict::Wait { upstream, certain: Some(reason) } => {
-            (1, "run", format!("{reason}, after {}", upstream.join(", ")))
+            (RUNS, "run", format!("{}, after {}", told(reason, node, sources), upstream.join(", ")))
         }
         Verdict::Fail(error) => (3, "fail", error.clone()),
     }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::exit::Failure;
-use crate::graph::Graph;
+use crate::graph::{self, Graph};
 use crate::pipeline::{self, Pipeline};
 use crate::recipe::Numerics;
 use crate::stage::{Device, Registry};
 use crate::store::Store;
+use crate::text::Sources;
 
 /// The pipeline and where its cache and results are.
 #[derive(Debug, Args)]
@@ -21,6 +22,29 @@ pub(super) struct ProjectArgs {
     /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
     #[arg(long = "target", value_name = "STAGE")]
     pub targets: Vec<String>,
+}
+
+/// A stage of a pipeline.
+#[derive(Debug, Args)]
+pub(super) struct StageArgs {
+    /// The pipeline file, such as pipelines/demo.toml
+    pub pipeline: PathBuf,
+    /// The stage; a repeated stage's name means all its items
+    pub stage: String,
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+impl StageArgs {
+    /// Reads the pipeline, selects the stage and what it needs, and opens the cache.
+    pub fn open(&self, registry: &Registry) -> Result<Project, Failure> {
+        self.settings.open(&self.pipeline, std::slice::from_ref(&self.stage), registry)
+    }
+}
+
+/// The numbers of the stages that the name means.
+pub(super) fn named(of: &StageArgs, project: &Project) -> Result<Vec<usize>, Failure> {
+    graph::named(std::slice::from_ref(&of.stage), &project.pipeline).map_err(Failure::Usage)
 }
 
 /// What changes a pipeline for one command, and where its cache is.
@@ -45,9 +69,31 @@ pub(super) struct Project {
     pub results: PathBuf,
     pub devices: Vec<Device>,
     pub numerics: Numerics,
+    /// The texts that the pipeline was read from.
+    pub sources: Sources,
 }
 
 impl ProjectArgs {
+    /// These arguments as a command line, for a hint of what to run.
+    pub fn command(&self, verb: &str) -> String {
+        let mut words = vec!["attrflow".to_owned(), verb.to_owned(), self.pipeline.display().to_string()];
+        let Settings { sets, device, cache } = &self.settings;
+        let cache = cache.as_ref().map(|cache| cache.display().to_string());
+        let named = |name: &'static str, values: &[String]| {
+            values.iter().flat_map(|value| [name.to_owned(), value.clone()]).collect::<Vec<_>>()
+        };
+        words.extend(named("--set", sets));
+        words.extend(named("--target", &self.targets));
+        words.extend(named("--device", device.as_slice()));
+        words.extend(named("--cache", cache.as_slice()));
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-+/=:,".contains(c);
+        let quoted = words.into_iter().map(|word| match word.chars().all(plain) {
+            true => word,
+            false => format!("'{}'", word.replace('\'', "'\\''")),
+        });
+        quoted.collect::<Vec<_>>().join(" ")
+    }
+
     /// Reads the pipeline and opens its cache.
     pub fn open(&self, registry: &Registry) -> Result<Project, Failure> {
         self.settings.open(&self.pipeline, &self.targets, registry)
@@ -59,11 +105,25 @@ impl Settings {
     pub fn open(&self, file: &Path, targets: &[String], registry: &Registry) -> Result<Project, Failure> {
         let (pipeline, sources) = pipeline::load(file, &self.sets, registry)
             .map_err(|(problems, sources)| Failure::Pipeline(problems, sources))?;
-        let mut graph = Graph::new(&pipeline).map_err(|problems| Failure::Pipeline(problems, sources))?;
+        let results = pipeline.root.join("results").join(&pipeline.name);
+        self.project(pipeline, sources, targets, results)
+    }
+
+    /// Selects the targets of a pipeline and what they need, and opens the cache.
+    pub fn project(
+        &self,
+        pipeline: Pipeline,
+        sources: Sources,
+        targets: &[String],
+        results: PathBuf,
+    ) -> Result<Project, Failure> {
+        let mut graph = match Graph::new(&pipeline) {
+            Ok(graph) => graph,
+            Err(problems) => return Err(Failure::Pipeline(problems, sources)),
+        };
         graph.select(targets, &pipeline).map_err(Failure::Usage)?;
         let cache = self.cache.clone().unwrap_or_else(|| pipeline.root.join("cache"));
         let store = Store::open(&cache)?;
-        let results = pipeline.root.join("results").join(&pipeline.name);
         let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device))?;
         let numerics = Numerics {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
@@ -72,7 +132,7 @@ impl Settings {
             // libtorch's CUDA kernels are not held to repeat bit for bit.
             deterministic: devices[0] == Device::Cpu,
         };
-        Ok(Project { pipeline, graph, store, results, devices, numerics })
+        Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
     }
 }
 

@@ -1,114 +1,79 @@
-//! `attrflow run`: bring a pipeline's results up to date.
+//! `attrflow run`: bring a pipeline's results up to date, or create those of a manifest again.
 
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use super::compute::{Ended, How, Origin, all_done, execute};
 use super::exit::Failure;
-use super::project::{Project, ProjectArgs, cores, worker_program};
-use crate::exec::Run;
-use crate::exec::worker::{Processes, Setting};
+use super::project::Settings;
+use super::replay;
+use super::sign::{Signer, told};
 use crate::graph;
-use crate::io::fetch::hushed;
-use crate::manifest::{Conditions, Outcome};
-use crate::pipeline::MOST_DOWNLOADS;
-use crate::report::{self, Reporter};
-use crate::stage::{Device, Downloads, Registry};
+use crate::report;
+use crate::stage::Registry;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
+    /// The pipeline file, such as pipelines/demo.toml
+    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    pipeline: Option<PathBuf>,
     #[command(flatten)]
-    project: ProjectArgs,
-    /// Workers at once on the CPU; on GPUs there is one per device [default: from the number of cores]
-    #[arg(short, long)]
-    jobs: Option<usize>,
-    /// Threads of each worker [default: cores / jobs]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most
-    #[arg(long)]
-    micro_batch: Option<usize>,
-    /// Most files to download at once [default: 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_DOWNLOADS)))]
-    downloads: Option<u32>,
+    settings: Settings,
+    /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
+    #[arg(long = "target", value_name = "STAGE")]
+    targets: Vec<String>,
+    #[command(flatten)]
+    how: How,
     /// Compute this stage whatever the cache holds (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
     /// Only show what would run, as `plan` does
     #[arg(long)]
     dry_run: bool,
+    /// Create again what a manifest records, from the sources alone: exit code 3 if a stage gives other bytes
+    ///
+    /// The manifest alone says what to compute; no pipeline file is read. Cache and results are those of the current folder.
+    /// Sources are taken by their bytes: from where they were, else from below the current folder. Device class, threads and micro
+    /// batch are those of the recorded run unless they are given.
+    #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["sets", "dry_run"])]
+    from: Option<String>,
+    /// Sign the manifest with this minisign secret key, into a file beside it that ends in .minisig
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Write every event to standard output as a line of JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
-    let project = args.project.open(registry)?;
-    let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
-    if args.dry_run {
-        return super::plan::show(&project, &forced, args.json);
-    }
-    let (settings, conditions) = settings(args, &project, log)?;
-    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
-    let backend = Processes { program: worker_program()?, front, settings };
-    let reporter: Mutex<Box<dyn Reporter>> = Mutex::new(report::choose(args.json));
-    let run = Run {
-        pipeline: &project.pipeline,
-        graph: &project.graph,
-        store: &project.store,
-        backend: &backend,
-        numerics: &project.numerics,
-        forced: &forced,
-        results: project.results.clone(),
-        file: args.project.pipeline.clone(),
-        // The manifest is kept, and meant to be shown.
-        sets: args.project.settings.sets.iter().map(|set| hushed(set)).collect(),
-        conditions,
-        emit: &|event| reporter.lock().expect("reporters do not panic").hear(&event),
+    // A key that does not open must not be found out after a night of computing.
+    let signer = args.sign.as_deref().map(Signer::open).transpose()?;
+    let reporter = report::choose(args.json);
+    let Some(from) = &args.from else {
+        let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
+        let project = args.settings.open(file, &args.targets, registry)?;
+        let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
+        if args.dry_run {
+            return super::plan::show(&project, &forced, args.json);
+        }
+        let origin = Origin { file, sets: &args.settings.sets };
+        let ended = execute(&project, &forced, &args.how, origin, reporter, log)?;
+        sign(signer.as_ref(), &ended, args.json)?;
+        return all_done(&ended.manifest);
     };
-    let manifest = run.execute()?;
-    match manifest.stages.iter().filter(|record| record.outcome == Outcome::Failed).count() {
-        0 => Ok(()),
-        failed => Err(Failure::Stages(failed)),
-    }
+    let recreation = replay::Recreation::open(from, &args.settings, &args.targets, registry)?;
+    let forced = graph::named(&args.force, &recreation.project.pipeline).map_err(Failure::Usage)?;
+    let origin = Origin { file: &recreation.named.path, sets: &[] };
+    let ended = execute(&recreation.project, &forced, &args.how, origin, reporter, log)?;
+    sign(signer.as_ref(), &ended, args.json)?;
+    recreation.compare(&ended.manifest, args.json)
 }
 
-/// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
-fn settings(args: &Args, project: &Project, log: &str) -> Result<(Vec<Setting>, Conditions), Failure> {
-    let table = &project.pipeline.run;
-    let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
-    let cpu = project.devices[0] == Device::Cpu;
-    let jobs = match given(args.jobs, table.jobs) {
-        _ if !cpu => project.devices.len(),
-        0 => cores().min(8),
-        jobs => jobs,
+fn sign(signer: Option<&Signer>, ended: &Ended, as_json: bool) -> Result<(), Failure> {
+    let Some(signer) = signer else { return Ok(()) };
+    let Some(path) = &ended.path else {
+        return Err(Failure::Refused("the manifest could not be kept, so there is nothing to sign".into()));
     };
-    let threads = match given(args.threads, table.threads) {
-        0 => (cores() / jobs).max(1),
-        threads => threads,
-    };
-    let micro_batch = match given(args.micro_batch, table.micro_batch) {
-        0 if cpu => 32,
-        0 => 1024,
-        rows => rows,
-    };
-    let device = |slot: usize| project.devices[slot % project.devices.len()];
-    let downloads = Downloads {
-        folder: project.store.root().join("downloads"),
-        lock: project.pipeline.root.join("attrflow.lock"),
-        at_once: args.downloads.unwrap_or(table.downloads) as usize,
-    };
-    let settings = (0..jobs).map(|slot| Setting {
-        device: device(slot),
-        threads,
-        micro_batch,
-        downloads: downloads.clone(),
-        log: log.to_owned(),
-    });
-    let name = |device: &Device| match device {
-        Device::Cpu => "cpu".to_owned(),
-        Device::Cuda(index) => format!("cuda:{index}"),
-    };
-    let devices = project.devices.iter().map(name).collect();
-    Ok((settings.collect(), Conditions { jobs, threads, devices, micro_batch }))
+    signer.sign(path, &ended.manifest).map(|signature| told(&signature, as_json))
 }

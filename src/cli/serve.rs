@@ -83,7 +83,12 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
             say(&Reply::Progress { done, total });
         }
     };
-    let Setting { device, micro_batch, ref downloads, .. } = *setting;
+    let Setting { device, micro_batch, ref downloads, threads, .. } = *setting;
+    let begun = Instant::now();
+    tracing::debug!(
+        "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
+        task.kind
+    );
     let cx = Context { device, micro_batch, downloads, progress: &progress };
     let Task { params, inputs, part, out, .. } = task;
     let result = catch_unwind(AssertUnwindSafe(|| match part {
@@ -91,6 +96,7 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
         Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, &cx),
         Part::Merge(parts) => computation.merge(params, inputs, parts, out, &cx),
     }));
+    tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
     match result {
         Ok(Ok(())) => Reply::Done,
         Ok(Err(error)) => Reply::Failed { error: told(&error) },

@@ -1,5 +1,7 @@
 //! `attrflow status`: what stands, and where.
 
+use std::collections::BTreeSet;
+
 use clap::Args as ClapArgs;
 use serde_json::json;
 
@@ -19,12 +21,32 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// What the states mean that do not say it themselves.
+const LEGEND: [(&str, &str); 6] = [
+    ("out of date", "something that counts changed since its last run; `attrflow explain` says what"),
+    (
+        "removed",
+        "the result of its last run is no longer in the cache, or the run was stopped before it was there",
+    ),
+    ("failed", "it failed in the last run, and nothing that counts changed since"),
+    (
+        "changed outside",
+        "its result is not what it was: an adopted file, or a file of the cache, is gone or changed; a run computes it",
+    ),
+    (
+        "waits",
+        "it reads a stage that is not up to date, and is reused if that gives the same bytes as before",
+    ),
+    ("cannot run", "one of its inputs cannot be read; `attrflow plan` says which"),
+];
+
 pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.project.open(registry)?;
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
     let verdicts = planner.all(&project.graph)?;
     project.store.save_stat()?;
     let mut table = Table::new(&["stage", "state", "size", "made in", "results"]);
+    let mut states = BTreeSet::new();
     for (index, verdict) in &verdicts {
         let stage = &project.pipeline.stages[*index];
         let folder = project.results.join(stage.folder());
@@ -32,14 +54,16 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
             Verdict::Reuse(entry) if entry.adopted.is_some() => ("adopted", Some(entry)),
             Verdict::Reuse(entry) => ("up to date", Some(entry)),
             Verdict::Run(_, _, Reason::First) => ("never run", None),
-            Verdict::Run(_, _, Reason::Missing) => ("not in cache", None),
-            Verdict::Run(_, _, Reason::Lost { .. }) => ("lost", None),
+            Verdict::Run(_, _, Reason::Failed { .. }) => ("failed", None),
+            Verdict::Run(_, _, Reason::Missing) => ("removed", None),
+            Verdict::Run(_, _, Reason::Lost { .. }) => ("changed outside", None),
             Verdict::Run(..) => ("out of date", None),
             Verdict::Wait { certain: None, .. } => ("waits", None),
             Verdict::Wait { certain: Some(Reason::First), .. } => ("never run", None),
             Verdict::Wait { .. } => ("out of date", None),
             Verdict::Fail(_) => ("cannot run", None),
         };
+        states.insert(state);
         let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());
         if args.json {
             let seconds = entry.map(|entry| entry.seconds);
@@ -59,6 +83,14 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     if !args.json {
         print(&table.to_string());
+        let legend: Vec<String> = LEGEND
+            .iter()
+            .filter(|(state, _)| states.contains(state))
+            .map(|(state, means)| format!("{state}: {means}\n"))
+            .collect();
+        if !legend.is_empty() {
+            print(&format!("\n{}", legend.concat()));
+        }
         match manifest::list(&project.store.runs(&project.pipeline.name)).first() {
             Some(last) => print(&format!("\nlast run: {}\n", short_path(last))),
             None => print("\nnever run\n"),

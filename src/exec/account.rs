@@ -1,6 +1,6 @@
 //! The account of a run: what each stage read and gave, and the manifest that keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::coordinator::Coordinator;
@@ -68,17 +68,33 @@ impl Coordinator<'_> {
 
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, StoreError> {
+        self.note_interrupted();
         let stages = self.run.pipeline.stages.iter();
         let files = stages.flat_map(|s| s.outputs.iter().map(|port| s.folder().join(&port.file)));
-        self.view.keep_only(&files.collect())?;
-        self.run.store.save_stat()?;
+        let shown = files.collect();
+        let mut unkept = Vec::new();
+        let mut keep = |what: &'static str, result: Result<(), StoreError>| match result {
+            Err(error) if error.is_read_only() => {
+                unkept.push((what, error.to_string()));
+                Ok(())
+            }
+            result => result,
+        };
+        keep("results of stages that are gone", self.view.keep_only(&shown))?;
+        keep("how the results look", self.view.save())?;
+        keep("what was learnt about files", self.run.store.keep_learnt())?;
         let mut records = std::mem::take(&mut self.records);
+        let selected: BTreeSet<usize> = self.run.graph.order().iter().copied().collect();
+        let names = self.run.pipeline.stages.iter().enumerate();
+        let left_out =
+            names.filter(|(index, _)| !selected.contains(index)).map(|(_, s)| s.id.clone()).collect();
         let stages: Vec<StageRecord> =
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
         debug_assert_eq!(stages.len(), self.run.graph.order().len(), "every stage ends in some way");
         let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
         let (reused, ran) = (count(Outcome::Reused), count(Outcome::Ran));
         let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));
+        let interrupted = count(Outcome::Interrupted);
         let seconds = self.begun.elapsed().as_secs_f64();
         let manifest = Manifest {
             format: FORMAT,
@@ -93,10 +109,23 @@ impl Coordinator<'_> {
             seconds,
             numerics: self.run.numerics.clone(),
             conditions: self.run.conditions.clone(),
+            left_out,
             stages,
         };
-        let path = manifest::write(&self.run.store.runs(&manifest.pipeline), &manifest)?;
-        self.emit(Event::RunFinished { seconds, reused, ran, failed, blocked, manifest: Some(path) });
+        let path = manifest::write(&self.run.store.runs(&manifest.pipeline), &manifest);
+        let path = match path.map_err(StoreError::from) {
+            Err(error) if error.is_read_only() => {
+                unkept.push(("the manifest", error.to_string()));
+                None
+            }
+            path => Some(path?),
+        };
+        if let Some((_, error)) = unkept.first() {
+            let what: Vec<&str> = unkept.iter().map(|(what, _)| *what).collect();
+            let message = format!("nothing can be written ({error}), so not kept: {}", what.join(", "));
+            self.emit(Event::Log { level: "WARN".into(), message });
+        }
+        self.emit(Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest: path });
         Ok(manifest)
     }
 }

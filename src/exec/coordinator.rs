@@ -1,7 +1,7 @@
 //! Decides what runs next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Run;
 use super::slots::{Job, PART, Queue, Report};
@@ -9,10 +9,11 @@ use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
 use crate::manifest::{Conditions, Outcome, StageRecord};
+use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
 use crate::stage::{self, Inputs, Unit};
-use crate::store::{Entry, StoreError, View};
+use crate::store::{Cut, Entry, Found, Mended, StoreError, View};
 
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
@@ -27,6 +28,8 @@ pub(super) struct Coordinator<'a> {
     pub(super) records: BTreeMap<usize, StageRecord>,
     /// Jobs that wait or run.
     jobs: usize,
+    /// When it was last told that another run is waited for.
+    waited: Option<Instant>,
     pub(super) begun: Instant,
     pub(super) started: String,
 }
@@ -42,6 +45,7 @@ impl<'a> Coordinator<'a> {
             works: BTreeMap::new(),
             records: BTreeMap::new(),
             jobs: 0,
+            waited: None,
             begun: Instant::now(),
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
         }
@@ -59,6 +63,9 @@ impl<'a> Coordinator<'a> {
         let stages = self.run.graph.order().len();
         self.emit(Event::RunStarted { pipeline, stages, jobs, threads, devices });
         for &stage in self.run.graph.order() {
+            if self.stopped() {
+                break;
+            }
             self.try_start(stage)?;
         }
         Ok(())
@@ -80,6 +87,9 @@ impl<'a> Coordinator<'a> {
                 self.jobs -= 1;
                 self.fail(stage, unit, error);
             }
+            Report::Waits(stage, unit) => self.waits(stage, unit),
+            Report::Dropped => self.jobs -= 1,
+            Report::Stop => self.jobs -= self.queue.clear(),
             Report::Broken(error) => return Err(error),
         }
         Ok(())
@@ -97,7 +107,7 @@ impl<'a> Coordinator<'a> {
     ///
     /// Whether it was reused: its readers may then start too.
     fn try_start(&mut self, stage: usize) -> Result<bool, StoreError> {
-        if self.records.contains_key(&stage) || self.works.contains_key(&stage) {
+        if self.stopped() || self.records.contains_key(&stage) || self.works.contains_key(&stage) {
             return Ok(false);
         }
         match self.planner.judge(stage, &self.done) {
@@ -194,9 +204,14 @@ impl<'a> Coordinator<'a> {
     ) -> Result<Vec<(Option<usize>, Part, Recipe)>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let mut jobs = Vec::new();
+        let mut fingerprints = Vec::new();
         for (index, unit) in units.into_iter().enumerate() {
             let recipe = self.planner.unit_recipe(node, &work.inputs, &unit);
-            let entry = if work.forced { None } else { self.run.store.lookup(&recipe.fingerprint())? };
+            fingerprints.push(recipe.fingerprint());
+            let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
+            if let Some(entry) = &entry {
+                self.run.store.expect(entry, [PART])?;
+            }
             match &entry {
                 Some(_) => work.units_reused += 1,
                 None => {
@@ -207,7 +222,23 @@ impl<'a> Coordinator<'a> {
             work.units.push(unit);
             work.entries.push(entry);
         }
+        let pipeline = self.run.pipeline.name.clone();
+        let cut = Cut { pipeline, stage: node.id.clone(), units: fingerprints };
+        self.run.store.note_cut(&work.recipe.fingerprint(), &cut)?;
         Ok(jobs)
+    }
+
+    /// The result of a unit, if it stands.
+    fn look_up(&self, stage: &str, unit: &Unit, recipe: &Recipe) -> Result<Option<Entry>, StoreError> {
+        match self.run.store.find(&recipe.fingerprint())? {
+            Found::Stands(entry) => Ok(Some(*entry)),
+            Found::Nothing => Ok(None),
+            Found::Lost(what) => {
+                let message = format!("{what}; {} of `{stage}` is computed instead", unit.name);
+                self.emit(Event::Log { level: "WARN".into(), message });
+                Ok(None)
+            }
+        }
     }
 
     fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
@@ -230,12 +261,51 @@ impl<'a> Coordinator<'a> {
     }
 
     fn merge(&mut self, stage: usize) {
+        // What is queued after the queue was cleared would be begun.
+        if self.stopped() {
+            return;
+        }
         let work = &self.works[&stage];
         let parts =
             work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
         let job = self.job(stage, None, Part::Merge(parts.collect()), work.recipe.clone(), work);
         self.queue.push_first(job);
         self.jobs += 1;
+    }
+
+    /// Whether nothing new may begin.
+    fn stopped(&self) -> bool {
+        self.run.stop.asked().is_some()
+    }
+
+    /// The records of stages that were not done when the run was stopped.
+    pub(super) fn note_interrupted(&mut self) {
+        for &stage in self.run.graph.order() {
+            if self.records.contains_key(&stage) {
+                continue;
+            }
+            let work = self.works.remove(&stage);
+            let record = self.record(stage, work.as_ref().map(|work| &work.recipe));
+            let mut record = StageRecord { outcome: Outcome::Interrupted, ..record };
+            if let Some(work) = work {
+                (record.units_run, record.units_reused) = (work.units_run, work.units_reused);
+                record.seconds = work.seconds;
+            }
+            self.records.insert(stage, record);
+        }
+    }
+
+    /// Says that another run is waited for, not more than once a minute.
+    fn waits(&mut self, stage: usize, unit: Option<usize>) {
+        if self.waited.is_some_and(|waited| waited.elapsed() < Duration::from_secs(60)) {
+            return;
+        }
+        self.waited = Some(Instant::now());
+        let unit =
+            self.works.get(&stage).zip(unit).map(|(work, unit)| format!(", {}", work.units[unit].name));
+        let message =
+            format!("waiting for another run that computes `{}`{}", self.id(stage), unit.unwrap_or_default());
+        self.emit(Event::Log { level: "INFO".into(), message });
     }
 
     fn began(&self, stage: usize, unit: Option<usize>) {
@@ -296,8 +366,33 @@ impl<'a> Coordinator<'a> {
         self.wake_readers(stage)
     }
 
+    /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
+    /// behind them; and how full a full disk is.
+    fn told(&self, stage: usize, mut error: String) -> String {
+        for source in self.run.pipeline.stages[stage].inputs.values() {
+            let Source::Port { stage: upstream, port, .. } = source else { continue };
+            let Some(artifact) = self.done.get(upstream).and_then(|entry| entry.outputs.get(port)) else {
+                continue;
+            };
+            let object = self.run.store.path(&artifact.digest).display().to_string();
+            let node = &self.run.pipeline.stages[*upstream];
+            let output = node.outputs.iter().find(|output| output.name == *port);
+            if let Some(output) = output {
+                let shown = self.run.results.join(node.folder()).join(&output.file).display().to_string();
+                error = error.replace(&object, &shown);
+            }
+        }
+        // As the system says it, in whatever language a stage is written.
+        if error.contains("No space left on device") || error.contains("os error 28") {
+            let (free, root) = (self.run.store.free(), self.run.store.root().display());
+            error.push_str(&format!("; {free} bytes are free on the disk of {root}"));
+        }
+        error
+    }
+
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
     fn fail(&mut self, stage: usize, unit: Option<usize>, error: String) {
+        let error = self.told(stage, error);
         self.jobs -= self.queue.cancel(stage);
         let work = self.works.remove(&stage);
         // A second unit of the same stage failed: the first told it.
@@ -335,7 +430,13 @@ impl<'a> Coordinator<'a> {
         let mut shown = BTreeMap::new();
         for port in &node.outputs {
             let Some(artifact) = entry.outputs.get(&port.name) else { continue };
-            let path = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
+            let placed = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
+            if let Some(mended) = placed.mended {
+                // Bytes that are replaced may have been someone's.
+                let level = if mended == Mended::Missing { "INFO" } else { "WARN" };
+                self.emit(Event::Log { level: level.into(), message: placed.to_string() });
+            }
+            let path = placed.path;
             shown.insert(port.name.clone(), Shown { artifact: artifact.clone(), path });
         }
         Ok(shown)

@@ -4,6 +4,7 @@ mod account;
 mod coordinator;
 mod slots;
 mod state;
+mod stop;
 pub mod worker;
 
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ use crate::pipeline::Pipeline;
 use crate::recipe::Numerics;
 use crate::store::{Store, StoreError};
 use coordinator::Coordinator;
-use slots::Queue;
+use slots::{Queue, Reports};
+pub use stop::{Haste, Stop};
 use worker::Backend;
 
 /// A run: what to do, where to keep it, who is told.
@@ -41,6 +43,8 @@ pub struct Run<'a> {
     pub sets: Vec<String>,
     /// Workers, threads and devices, for the manifest.
     pub conditions: Conditions,
+    /// Ends the run before it is done.
+    pub stop: &'a Stop,
     /// Hears what happens.
     pub emit: &'a dyn Fn(Event),
 }
@@ -48,11 +52,20 @@ pub struct Run<'a> {
 impl Run<'_> {
     /// Brings every selected stage up to date and writes the manifest.
     ///
-    /// A stage that fails is in the manifest with its error; stages that do not need it go on.
+    /// A stage that fails is in the manifest with its error; stages that do not need it go on. A run that is stopped
+    /// writes its manifest too.
     ///
     /// # Errors
     /// A store that cannot be read or written.
     pub fn execute(&self) -> Result<Manifest, StoreError> {
+        let _use = self.store.in_use(|| {
+            let message = "waiting for `attrflow cache gc` to end".to_owned();
+            (self.emit)(Event::Log { level: "INFO".into(), message });
+        })?;
+        self.bring().map_err(|error| self.store.told(error))
+    }
+
+    fn bring(&self) -> Result<Manifest, StoreError> {
         let queue = Queue::default();
         let mut coordinator = Coordinator::new(self, &queue);
         coordinator.begin()?;
@@ -60,11 +73,12 @@ impl Run<'_> {
         if coordinator.busy() {
             let scratch = self.store.scratch()?;
             let (reports, incoming) = mpsc::channel();
+            self.stop.listen(reports.clone());
             std::thread::scope(|scope| {
                 let _close = CloseOnDrop(&queue);
-                let (backend, store) = (self.backend, self.store);
+                let (backend, store, stop) = (self.backend, self.store, self.stop);
                 for slot in 0..backend.slots() {
-                    let (reports, queue, scratch) = (reports.clone(), &queue, &scratch);
+                    let (queue, scratch, reports) = (&queue, &scratch, Reports { to: reports.clone(), stop });
                     scope.spawn(move || slots::serve(slot, queue, backend, store, scratch, &reports));
                 }
                 drop(reports);

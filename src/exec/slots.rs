@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{SendError, Sender};
 use std::sync::{Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::stop::{Haste, Stop};
 use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use crate::recipe::Recipe;
 use crate::stage::{Inputs, Kind, Port, Unit};
-use crate::store::{Artifact, Entry, Scratch, Store, StoreError};
+use crate::store::{Artifact, Entry, Found, Lock, Scratch, Store, StoreError};
 use serde_json::Value as Json;
 
 /// A task with what is needed to keep its result.
@@ -42,8 +43,26 @@ pub(super) enum Report {
     Said(usize, Option<usize>, Reply),
     Done(usize, Option<usize>, Box<Entry>, f64),
     Failed(usize, Option<usize>, String),
+    /// Another run computes it; said again and again while that lasts.
+    Waits(usize, Option<usize>),
+    /// The run was stopped before it was done.
+    Dropped,
+    /// The run is asked to stop.
+    Stop,
     /// The store cannot go on, and so no stage can.
     Broken(StoreError),
+}
+
+/// Where a slot reports to, and hears that the run is to stop.
+pub(super) struct Reports<'a> {
+    pub to: Sender<Report>,
+    pub stop: &'a Stop,
+}
+
+impl Reports<'_> {
+    fn send(&self, report: Report) -> Result<(), SendError<Report>> {
+        self.to.send(report)
+    }
 }
 
 /// The jobs that wait, in order.
@@ -71,6 +90,11 @@ impl Queue {
         let before = jobs.0.len();
         jobs.0.retain(|job| job.stage != stage);
         before - jobs.0.len()
+    }
+
+    /// Drops all jobs, and returns how many there were.
+    pub fn clear(&self) -> usize {
+        std::mem::take(&mut self.jobs.lock().expect("no panic under this lock").0).len()
     }
 
     /// Lets the slots end after what they are at; jobs still wait only where the run cannot go on.
@@ -102,7 +126,7 @@ pub(super) fn serve(
     backend: &dyn Backend,
     store: &Store,
     scratch: &Scratch,
-    reports: &Sender<Report>,
+    reports: &Reports<'_>,
 ) {
     // Each is started when there is something for it to do.
     let mut light: Option<Box<dyn Worker>> = None;
@@ -115,8 +139,11 @@ pub(super) fn serve(
         let result = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(JobError::Panic));
         let report = match result {
             Ok((entry, seconds)) => Report::Done(stage, unit, Box::new(entry), seconds),
-            Err(JobError::Store(error)) if !matches!(error, StoreError::MissingOutput(_)) => {
-                Report::Broken(error)
+            Err(JobError::Store(error)) if !error.is_the_stage() => Report::Broken(error),
+            Err(JobError::Stopped) => Report::Dropped,
+            // What was killed did not fail.
+            Err(JobError::Task(TaskError::Died(_))) if reports.stop.asked() == Some(Haste::Now) => {
+                Report::Dropped
             }
             Err(error) => {
                 if !matches!(error, JobError::Task(TaskError::Failed(_))) {
@@ -141,6 +168,8 @@ enum JobError {
     Changed { port: String, path: PathBuf },
     #[error("the input `{port}` changed while it was read: {what}")]
     Lost { port: String, what: String },
+    #[error("the run was stopped")]
+    Stopped,
     #[error("the runner broke on this job, which is a fault of attrflow; -vvv tells more")]
     Panic,
 }
@@ -152,18 +181,17 @@ fn perform(
     backend: &dyn Backend,
     store: &Store,
     scratch: &Scratch,
-    reports: &Sender<Report>,
+    reports: &Reports<'_>,
 ) -> Result<(Entry, f64), JobError> {
     let fingerprint = job.recipe.fingerprint();
-    let _lock = store.lock(&fingerprint, || {
-        let message = format!("waiting for another run that computes {}", fingerprint.short());
-        let _ = reports.send(Report::Said(job.stage, job.unit, Reply::Log { level: "INFO".into(), message }));
-    })?;
+    let _lock = lock(job, store, reports)?;
     // Another process may have finished it while this one waited for the lock.
-    if !job.forced
-        && let Some(entry) = store.lookup(&fingerprint)?
-    {
-        return Ok((entry, 0.0));
+    if !job.forced {
+        match store.find(&fingerprint)? {
+            Found::Stands(entry) => return Ok((*entry, 0.0)),
+            Found::Lost(_) => store.clear(&fingerprint)?,
+            Found::Nothing => {}
+        }
     }
     let worker = match worker {
         Some(worker) => worker,
@@ -180,9 +208,11 @@ fn perform(
         part: job.part.clone(),
         out: attempt.path().to_path_buf(),
     };
+    let working = reports.stop.enter(worker.group());
     worker.run(&task, &mut |reply| {
         let _ = reports.send(Report::Said(job.stage, job.unit, reply));
     })?;
+    drop(working);
     let seconds = begun.elapsed().as_secs_f64();
     // What was hashed before must be what the worker read, or a result would stand under a wrong recipe.
     for (port, path) in &job.sources {
@@ -191,14 +221,36 @@ fn perform(
             return Err(JobError::Changed { port: port.clone(), path: path.clone() });
         }
     }
-    // The store owns what stages wrote, but not what was adopted.
+    // The same for what the store holds or leads to.
     for (port, artifact) in &job.upstream {
-        if let Some(what) = store.loss(artifact)? {
+        if let Some(what) = store.harm(artifact)? {
             return Err(JobError::Lost { port: port.clone(), what });
         }
     }
     let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
+    let kept = begun.elapsed().as_secs_f64() - seconds;
+    tracing::debug!(
+        "{}, {}: computed in {seconds:.3} s, kept in {kept:.3} s",
+        job.kind.name(),
+        fingerprint.short()
+    );
     Ok((entry, seconds))
+}
+
+/// Waits until no other process computes the job's fingerprint.
+fn lock(job: &Job, store: &Store, reports: &Reports<'_>) -> Result<Lock, JobError> {
+    let fingerprint = job.recipe.fingerprint();
+    loop {
+        if reports.stop.asked().is_some() {
+            return Err(JobError::Stopped);
+        }
+        if let Some(lock) = store.try_lock(&fingerprint)? {
+            return Ok(lock);
+        }
+        let _ = reports.send(Report::Waits(job.stage, job.unit));
+        // A lock that is waited for in one call would hold up a run that is to stop.
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The port under which a unit's folder is kept.

@@ -89,6 +89,10 @@ pub trait Worker {
     /// # Errors
     /// Why there is no result.
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError>;
+    /// The process group that it works in, to be killed where it must end at once.
+    fn group(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Makes workers.
@@ -140,8 +144,7 @@ impl Backend for Processes {
         let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
         let mut command = Command::new(program);
         match light {
-            // What ends the runner's group, such as its terminal, must leave the worker to end what it started.
-            true => command.arg(LIGHT_WORKER).process_group(0),
+            true => command.arg(LIGHT_WORKER),
             false => command
                 // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
                 .env("NVIDIA_TF32_OVERRIDE", "0")
@@ -151,6 +154,8 @@ impl Backend for Processes {
         let program = program.display();
         let mut child = command
             .arg(setting)
+            // Ctrl-C is the runner's to hear: what the worker is at is finished, or ended by the runner, with what it started.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -195,6 +200,10 @@ impl Process {
 }
 
 impl Worker for Process {
+    fn group(&self) -> Option<u32> {
+        Some(self.child.id())
+    }
+
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let line = serde_json::to_string(task).expect("a task is plain data");
         if self.tell(&line).is_err() {

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod caption_list;
 pub mod coco;
+pub mod compare;
 pub mod fetch;
 pub mod held;
 pub mod hub;

@@ -1,8 +1,11 @@
 //! Repeated stages written out, and `${…}` references replaced.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
+use super::env::{Env, Loose};
+use super::files::Parts;
+use super::items::{self, ANY, Item};
 use super::only_keys;
 use super::switch::{self, Switch};
 use crate::stage::{Kind, Port, Registry};
@@ -13,11 +16,13 @@ use crate::tree::{Entry, Node, Table, Value};
 pub(super) struct Draft<'p> {
     pub base: &'p str,
     pub label: Option<String>,
+    /// The items that it stands for.
+    pub items: Vec<Item<'p>>,
     pub origin: &'p Origin,
     pub kind: &'static dyn Kind,
     /// `inputs`, by port.
     pub inputs: Table,
-    /// `params`, before the kind has read them.
+    /// `params` and the defaults of the kind, before the kind has read them.
     pub params: Node,
     pub outputs: Vec<Port>,
     /// Where the switch stands that keeps the stage out of the pipeline; `None` for one that is in it.
@@ -38,42 +43,65 @@ pub(super) struct Expanded<'p> {
     pub drafts: Vec<Draft<'p>>,
     /// Names of stages with a fault that was reported: a reference to one is not a second fault.
     pub faulty: BTreeSet<&'p str>,
+    /// Drafts by name.
+    ids: HashMap<String, usize>,
+    /// The first draft of each table.
+    firsts: HashMap<&'p str, usize>,
     /// Paths in the config that were read.
     used: BTreeSet<String>,
 }
 
-/// Stands for any item of a list in a path that was read.
-const ANY: &str = "*";
-
-impl Expanded<'_> {
+impl<'p> Expanded<'p> {
     /// Whether the value at a path of the config, something below or something around it was read.
     pub fn reads(&self, path: &str) -> bool {
         let meets = |used: &String| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY);
         self.used.iter().any(meets)
     }
+
+    /// The draft of a full name.
+    pub fn by_id(&self, id: &str) -> Option<usize> {
+        self.ids.get(id).copied()
+    }
+
+    /// The first draft of a table of this name.
+    pub fn first(&self, base: &str) -> Option<&Draft<'p>> {
+        self.firsts.get(base).map(|index| &self.drafts[*index])
+    }
+
+    /// Of a repeated stage, the item that another stage means: the one over the same items of the same lists, or
+    /// over items of the same names where both are repeated over one list.
+    pub fn beside(&self, base: &str, from: &Draft<'_>) -> Option<usize> {
+        let first = self.first(base)?;
+        let same = |item: &Item<'_>| {
+            let mut of_list = from.items.iter().filter(|other| other.list == item.list);
+            let named = of_list.clone().find(|other| other.variable == item.variable);
+            named.or_else(|| of_list.next().filter(|_| !item.list.is_empty()))
+        };
+        let labels: Option<Vec<&str>> =
+            first.items.iter().map(|item| same(item).map(|found| found.label.as_str())).collect();
+        let label = match (labels, first.items.as_slice(), from.items.as_slice()) {
+            (_, [], _) => return None,
+            (Some(labels), ..) => items::join(labels.into_iter()),
+            (None, [_], [one]) => one.label.clone(),
+            _ => return None,
+        };
+        self.by_id(&format!("{base}[{label}]"))
+    }
 }
 
-/// The values that a `${…}` may name: the item of a repeated stage first, then the config.
-pub(super) struct Scope<'c> {
-    config: &'c Node,
-    item: Option<Item<'c>>,
+/// The values that a `${…}` may name: the items of a repeated stage first, then the config.
+pub(super) struct Scope<'c, 's> {
+    pub config: &'c Node,
+    pub items: &'s [Item<'c>],
     /// Paths in the config that were read.
-    used: &'c RefCell<BTreeSet<String>>,
-}
-
-/// One item of a list that a stage is repeated over.
-#[derive(Clone, Copy)]
-struct Item<'c> {
-    /// What the stage calls it.
-    variable: &'c str,
-    node: &'c Node,
-    /// The list's path in the config.
-    list: &'c str,
+    pub used: &'s RefCell<BTreeSet<String>>,
+    pub env: &'s Env,
 }
 
 /// Writes out all stages; a stage with a fault is reported and left out.
 pub(super) fn expand<'p>(
-    stages: &'p Table,
+    parts: &'p Parts,
+    defaults: &'p Table,
     config: &'p Node,
     registry: &Registry,
     problems: &mut Problems,
@@ -81,23 +109,29 @@ pub(super) fn expand<'p>(
     let used = RefCell::default();
     let mut drafts = Vec::new();
     let mut faulty = BTreeSet::new();
-    for (base, entry) in &stages.entries {
+    for (base, entry) in &parts.stages {
         let known = problems.list.len();
-        drafts.extend(stage(base, entry, Scope { config, item: None, used: &used }, registry, problems));
+        let scope = Scope { config, items: &[], used: &used, env: &parts.env };
+        drafts.extend(stage(base, entry, defaults, &scope, registry, problems));
         if problems.list.len() > known {
             faulty.insert(base.as_str());
         }
     }
-    // File order reads best in every listing; tables are kept sorted by name.
-    drafts.sort_by_key(|draft| draft.origin.span.start);
-    Expanded { drafts, faulty, used: used.into_inner() }
+    let mut ids = HashMap::with_capacity(drafts.len());
+    let mut firsts = HashMap::new();
+    for (index, draft) in drafts.iter().enumerate() {
+        ids.insert(draft.id(), index);
+        firsts.entry(draft.base).or_insert(index);
+    }
+    Expanded { drafts, faulty, ids, firsts, used: used.into_inner() }
 }
 
 /// Writes out one stage.
 fn stage<'p>(
     base: &'p str,
     entry: &'p Entry,
-    scope: Scope<'_>,
+    defaults: &'p Table,
+    scope: &Scope<'p, '_>,
     registry: &Registry,
     problems: &mut Problems,
 ) -> Vec<Draft<'p>> {
@@ -109,10 +143,13 @@ fn stage<'p>(
     only_keys(table, &["kind", "when", "each", "inputs", "params"], problems);
     if base.contains(['[', ']', '.', '/']) {
         problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
+    } else if base.is_empty() || base.chars().any(char::is_control) {
+        problems.at(&entry.key, "the stage name is empty or holds a control character");
     }
     let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
-    for (label, item) in items(table, &scope, problems) {
-        let scope = Scope { item, ..scope };
+    let defaults = defaults.get(kind.name()).and_then(Node::as_table);
+    for repetition in items::repetitions(table, scope, problems) {
+        let scope = Scope { items: &repetition.items, ..*scope };
         let switch = table.get("when").map_or(Some(Switch::On), |node| switch::read(node, &scope, problems));
         let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
         let params = table.get("params").map(|node| replace(node, &scope, problems));
@@ -130,9 +167,19 @@ fn stage<'p>(
             Some(Switch::Off(origin)) => Some(origin),
             None => continue,
         };
-        let params = params.unwrap_or(empty);
+        let mut params = params.unwrap_or(empty);
+        if let (Some(defaults), Value::Table(params)) = (defaults, &mut params.value) {
+            // The stage's own parameters win.
+            for (name, default) in &defaults.entries {
+                if !params.entries.contains_key(name) {
+                    let node = replace(&default.node, &scope, problems);
+                    params.entries.insert(name.clone(), Entry { key: default.key.clone(), node });
+                }
+            }
+        }
         let outputs = kind.ports(&params);
-        drafts.push(Draft { base, label, origin: &entry.key, kind, inputs, params, outputs, off });
+        let (label, items) = (repetition.label, repetition.items);
+        drafts.push(Draft { base, label, items, origin: &entry.key, kind, inputs, params, outputs, off });
     }
     drafts
 }
@@ -161,78 +208,29 @@ fn kind(
     kind.copied()
 }
 
-/// The items that a stage is repeated over, with their labels; one item without a label otherwise.
-fn items<'p>(
-    table: &'p Table,
-    scope: &Scope<'p>,
-    problems: &mut Problems,
-) -> Vec<(Option<String>, Option<Item<'p>>)> {
-    let Some(each) = table.get("each") else { return vec![(None, None)] };
-    let form = "expected `each = { item = \"${a.list}\" }`";
-    let Some((variable, entry)) =
-        each.as_table().filter(|t| t.entries.len() == 1).and_then(|t| t.entries.iter().next())
-    else {
-        problems.at(&each.origin, form);
-        return Vec::new();
-    };
-    let Some(path) = entry.node.as_text().and_then(whole_reference) else {
-        problems.at(&entry.node.origin, form);
-        return Vec::new();
-    };
-    // Of the items, their names count as read, and then what the stage refers to.
-    scope.used.borrow_mut().insert(format!("{path}.{ANY}.name"));
-    let Some(found) = find(path, &entry.node.origin, scope, problems) else { return Vec::new() };
-    let Value::List(list) = &found.value else {
-        problems.at(&entry.node.origin, format!("`{path}` is {}, expected an array", found.type_name()));
-        return Vec::new();
-    };
-    let mut seen: BTreeMap<String, ()> = BTreeMap::new();
-    let mut items = Vec::new();
-    for (index, item) in list.iter().enumerate() {
-        let label = label(item, index);
-        let origin =
-            item.as_table().and_then(|table| table.get("name")).map_or(&item.origin, |name| &name.origin);
-        if label.is_empty() || label.contains(['[', ']', '/']) || label.starts_with('.') {
-            problems
-                .at(origin, format!("the name `{label}` is empty, starts with `.`, or holds one of `[ ] /`"));
-        } else if seen.insert(label.clone(), ()).is_some() {
-            problems.at(origin, format!("two items of `{path}` have the name `{label}`"));
-        } else {
-            items.push((Some(label), Some(Item { variable, node: item, list: path })));
-        }
-    }
-    items
-}
-
-/// The item's `name`, else the item itself where it is short, else its index.
-fn label(item: &Node, index: usize) -> String {
-    match &item.value {
-        Value::Table(table) => table.get("name").and_then(Node::as_text).map(str::to_owned),
-        Value::Text(text) => Some(text.clone()),
-        Value::Int(value) => Some(value.to_string()),
-        _ => None,
-    }
-    .unwrap_or_else(|| index.to_string())
-}
-
 /// `a.b` for `${a.b}` and nothing around it.
 pub(super) fn whole_reference(text: &str) -> Option<&str> {
     text.strip_prefix("${")?.strip_suffix('}').filter(|path| !path.contains(['$', '{', '}']))
 }
 
 /// Replaces every reference below `node`; what is already a value of the config is taken as it is.
-fn replace(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Node {
+fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node {
     let origin = node.origin.clone();
     let value = match &node.value {
         Value::Text(text) => match whole_reference(text) {
+            Some(reference) if Env::is_reference(reference) => {
+                return scope.env.node(reference, &origin, problems).unwrap_or_else(|| node.clone());
+            }
             Some(path) => {
                 return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
             }
             None => {
-                let replaced = interpolate(text, &origin, scope, problems);
+                let (replaced, loose) = interpolate(text, &origin, scope, problems);
                 // A path that begins in the config is relative to the config's folder, not to the pipeline's.
                 let origin = beginning(text, scope).unwrap_or(&origin).clone();
-                return Node { value: Value::Text(replaced), origin };
+                let node = Node { value: Value::Text(replaced), origin };
+                scope.env.mark(&node, loose);
+                return node;
             }
         },
         Value::List(items) => Value::List(items.iter().map(|item| replace(item, scope, problems)).collect()),
@@ -248,35 +246,48 @@ fn replace(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Node {
     Node { value, origin }
 }
 
-/// Replaces references inside a longer text by strings and integers.
-fn interpolate(text: &str, origin: &Origin, scope: &Scope<'_>, problems: &mut Problems) -> String {
+/// Replaces references inside a longer text by strings and integers; with the undeclared variables in it.
+fn interpolate(
+    text: &str,
+    origin: &Origin,
+    scope: &Scope<'_, '_>,
+    problems: &mut Problems,
+) -> (String, Vec<Loose>) {
     let mut out = String::new();
+    let mut loose = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         let Some(length) = rest[start..].find('}') else {
             problems.at(origin, "`${` without its `}`");
-            return text.to_owned();
+            return (text.to_owned(), loose);
         };
         out.push_str(&rest[..start]);
         let path = &rest[start + 2..start + length];
-        match lookup(path, origin, scope, problems).map(|node| (&node.value, node.type_name())) {
-            Some((Value::Text(value), _)) => out.push_str(value),
-            Some((Value::Int(value), _)) => out.push_str(&value.to_string()),
-            Some((_, found)) => {
-                problems.at(
-                    origin,
-                    format!("`{path}` is {found}, expected a string or an integer inside a text"),
-                );
-            }
-            None => {}
-        }
         rest = &rest[start + length + 1..];
+        if Env::is_reference(path) {
+            if let Some((value, by)) = scope.env.text(path, origin, problems) {
+                out.push_str(&value);
+                loose.extend(by);
+            }
+            continue;
+        }
+        let Some(node) = lookup(path, origin, scope, problems) else { continue };
+        loose.extend(scope.env.loose(node));
+        match &node.value {
+            Value::Text(value) => out.push_str(value),
+            Value::Int(value) => out.push_str(&value.to_string()),
+            _ => {
+                let found = node.type_name();
+                let message = format!("`{path}` is {found}, expected a string or an integer inside a text");
+                problems.at(origin, message);
+            }
+        }
     }
-    out + rest
+    (out + rest, loose)
 }
 
 /// Where the text is written that a longer one takes its beginning from: `${a.b}/c`.
-fn beginning<'c>(text: &str, scope: &Scope<'c>) -> Option<&'c Origin> {
+fn beginning<'c>(text: &str, scope: &Scope<'c, '_>) -> Option<&'c Origin> {
     let (path, _) = text.strip_prefix("${")?.split_once('}')?;
     let node = follow(path, scope).ok()?;
     node.as_text().map(|_| &node.origin)
@@ -286,29 +297,40 @@ fn beginning<'c>(text: &str, scope: &Scope<'c>) -> Option<&'c Origin> {
 pub(super) fn lookup<'c>(
     path: &str,
     origin: &Origin,
-    scope: &Scope<'c>,
+    scope: &Scope<'c, '_>,
     problems: &mut Problems,
 ) -> Option<&'c Node> {
     let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
-    let read = match scope.item.filter(|item| item.variable == first) {
-        None => path.to_owned(),
-        Some(item) => format!("{}.{ANY}.{rest}", item.list).trim_end_matches('.').to_owned(),
-    };
-    scope.used.borrow_mut().insert(read);
+    match scope.items.iter().find(|item| item.variable == first) {
+        None => {
+            scope.used.borrow_mut().insert(path.to_owned());
+        }
+        Some(Item { list: "", .. }) => {}
+        Some(Item { list, .. }) => {
+            let read = format!("{list}.{ANY}.{rest}");
+            scope.used.borrow_mut().insert(read.trim_end_matches('.').to_owned());
+        }
+    }
     find(path, origin, scope, problems)
 }
 
 /// The value that a reference names, or the key that leads nowhere and the table without it.
-fn follow<'c, 'p>(path: &'p str, scope: &Scope<'c>) -> Result<&'c Node, (&'p str, Option<&'c Table>)> {
+fn follow<'c, 'p>(path: &'p str, scope: &Scope<'c, '_>) -> Result<&'c Node, (&'p str, Option<&'c Table>)> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
-    match (scope.item.filter(|item| item.variable == first), rest) {
+    match (scope.items.iter().find(|item| item.variable == first), rest) {
         (None, _) => scope.config.follow(path),
         (Some(item), None) => Ok(item.node),
         (Some(item), Some(rest)) => item.node.follow(rest),
     }
 }
 
-fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Problems) -> Option<&'c Node> {
+/// The value that a reference names; one that leads nowhere is reported.
+pub(super) fn find<'c>(
+    path: &str,
+    origin: &Origin,
+    scope: &Scope<'c, '_>,
+    problems: &mut Problems,
+) -> Option<&'c Node> {
     let first = path.split('.').next().unwrap_or_default();
     match follow(path, scope) {
         Ok(node) => Some(node),
@@ -321,7 +343,9 @@ fn find<'c>(path: &str, origin: &Origin, scope: &Scope<'c>, problems: &mut Probl
             };
             let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
             let mut names: Vec<&str> = table.keys().collect();
-            names.extend(scope.item.filter(|_| key == first).map(|item| item.variable));
+            if key == first {
+                names.extend(scope.items.iter().map(|item| item.variable));
+            }
             problem.suggest(key, names);
             None
         }

@@ -180,7 +180,7 @@ fn read_name<'t>(
     let after_label = text.find(']').map_or(0, |end| end + 1);
     let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
         let problem = reader.problems.at(origin, format!("`{text}` is neither `stage.port` nor a path"));
-        match expanded.drafts.iter().find(|draft| draft.base == text || draft.id() == *text) {
+        match expanded.first(text).or_else(|| expanded.by_id(text).map(|index| &expanded.drafts[index])) {
             Some(Draft { outputs, .. }) if !outputs.is_empty() => {
                 problem.help(format!("did you mean `{text}.{}`?", outputs[0].name))
             }
@@ -201,7 +201,7 @@ fn read_name<'t>(
     Some(Named::Port { stage, port, sub })
 }
 
-/// A stage by its full name, or the repeated stage's item of the same label as the one that asks.
+/// A stage by its full name, or the repeated stage's item beside the one that asks.
 fn find_stage(
     name: &str,
     origin: &Origin,
@@ -209,17 +209,13 @@ fn find_stage(
     expanded: &Expanded<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<usize> {
-    let drafts = &expanded.drafts;
-    let by_id = drafts.iter().position(|draft| draft.id() == name);
-    let by_label =
-        || drafts.iter().position(|d| d.base == name && d.label.is_some() && d.label == from.label);
-    if let Some(found) = by_id.or_else(by_label) {
+    if let Some(found) = expanded.by_id(name).or_else(|| expanded.beside(name, from)) {
         return Some(found);
     }
     if expanded.faulty.contains(name.split('[').next().unwrap_or_default()) {
         return None;
     }
-    if let Some(repeated) = drafts.iter().find(|draft| draft.base == name) {
+    if let Some(repeated) = expanded.first(name) {
         let message =
             format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.base);
         reader
@@ -228,7 +224,7 @@ fn find_stage(
             .help(format!("name one of its items, such as `{}`", repeated.id()));
     } else {
         let id = |draft: &Draft<'_>| if name.contains('[') { draft.id() } else { draft.base.to_owned() };
-        let names: Vec<String> = drafts.iter().map(id).collect();
+        let names: Vec<String> = expanded.drafts.iter().map(id).collect();
         let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));
         problem.suggest(name, names.iter().map(String::as_str));
     }

@@ -28,11 +28,18 @@
 //! Its names are checked all the same, and its references to the config count as read. An input whose sources
 //! are all switched off is a fault, even where it may be left open: that takes the `""`.
 //!
+//! A stage repeats over each combination of several lists, a file includes the stages of others, `[defaults.KIND]` fills in
+//! parameters, and `${env:NAME}` is what the environment says: see `pipelines/README.md`.
+//!
 //! A relative path starts from the folder of the file that it, or its beginning `${…}`, is written in; in a
 //! `--set`, from the working folder.
 
+mod defaults;
+mod env;
 mod expand;
+mod files;
 mod inputs;
+mod items;
 mod resolve;
 pub mod schema;
 mod switch;
@@ -42,6 +49,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use self::files::Parts;
 use crate::param::{Param, Reader, Validate};
 use crate::params;
 use crate::stage::{Kind, Port, Registry};
@@ -60,12 +68,20 @@ pub struct Pipeline {
     pub off: Vec<Off>,
     /// The config's `[run]` table: how to compute, never what.
     pub run: RunTable,
+    /// The environment variables that the pipeline declares and refers to, with their values: they count.
+    pub env: BTreeMap<String, String>,
+    /// The config, with the `--set` arguments applied: where each value is written.
+    pub config: Node,
 }
 
 /// The config's table of how to compute.
 const RUN: &str = "run";
+/// The table of default parameters.
+const DEFAULTS: &str = "defaults";
 /// The most files that may be downloaded at once.
 pub const MOST_DOWNLOADS: u32 = 64;
+/// As many as are downloaded at once where nothing is said of it.
+pub const DOWNLOADS: u32 = 4;
 
 params! {
     /// How to compute; nothing here counts for identity, and the command line wins.
@@ -80,7 +96,7 @@ params! {
         /// on a GPU.
         micro_batch: u32 = 0,
         /// Most files that a `download` stage brings at once.
-        downloads: u32 [1..=MOST_DOWNLOADS] = 4,
+        downloads: u32 [1..=MOST_DOWNLOADS] = DOWNLOADS,
     }
 }
 
@@ -98,6 +114,8 @@ pub struct StageNode {
     pub kind: &'static dyn Kind,
     /// Its parameters, defaults filled in.
     pub params: Json,
+    /// The parameters as they are written, each value with its place; without those that a default gives.
+    pub written: Node,
     /// What stands on its input ports.
     pub inputs: BTreeMap<String, Source>,
     /// Its output ports.
@@ -167,25 +185,20 @@ fn read(
     sources: &mut Sources,
     problems: &mut Problems,
 ) -> Option<Pipeline> {
-    let text = read_text(file, None, sources, problems)?;
-    let root = tree::parse(sources, text, problems);
-    let table = root.as_table()?;
-    let (config, new_keys) = config(table, sets, sources, problems)?;
-    only_keys(table, &["config", "stages"], problems);
-    let Some(stages) = table.get("stages") else {
+    let parts = files::read(file, sources, problems)?;
+    let text = parts.text;
+    let mut defaults = defaults::open(parts.defaults.clone(), registry);
+    let (config, new_keys) = config(&parts, &mut defaults, sets, sources, problems)?;
+    if parts.stages.is_empty() {
         problems
             .at(&Origin { text, span: 0..0 }, "the pipeline has no stages")
             .help("expected `[stages.NAME]`");
         return None;
-    };
-    let place = &stages.origin;
-    let Some(stages) = stages.as_table() else {
-        problems.at(place, format!("expected a table of stages, found {}", stages.type_name()));
-        return None;
-    };
-    let expanded = expand::expand(stages, &config, registry, problems);
+    }
+    let defaults = defaults::read(&defaults, registry, problems);
+    let expanded = expand::expand(&parts, &defaults, &config, registry, problems);
     let mut reader = Reader { sources, problems };
-    let nodes = resolve::resolve(&expanded, &mut reader);
+    let nodes = resolve::resolve(&expanded, &parts.env, &mut reader);
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
     let run = config.as_table().and_then(|table| table.get(RUN)).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
@@ -195,7 +208,7 @@ fn read(
     });
     let off: Vec<Off> = off.collect();
     if problems.is_empty() && nodes.is_empty() && !off.is_empty() {
-        problems.at(place, "every stage is switched off by its `when`");
+        problems.at(expanded.drafts[0].origin, "every stage is switched off by its `when`");
     }
     if !problems.is_empty() {
         return None;
@@ -216,53 +229,26 @@ fn read(
         stages: nodes,
         off,
         run: run?,
+        env: parts.env.into_read(),
+        config,
     })
 }
 
-/// Reads a file into `sources`; a file that cannot be read is a problem at `origin`.
-fn read_text(
-    file: &Path,
-    origin: Option<&Origin>,
-    sources: &mut Sources,
-    problems: &mut Problems,
-) -> Option<usize> {
-    let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
-    let folder =
-        std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder }).ok()?;
-    match fs_err::read_to_string(file) {
-        Ok(text) => Some(sources.add(file.display().to_string(), folder, text)),
-        Err(error) => {
-            match origin {
-                Some(origin) => problems.at(origin, error.to_string()),
-                None => problems.general(error.to_string()),
-            };
-            None
-        }
-    }
-}
-
 /// The config that the pipeline names, with the `--set` arguments applied, and the keys that they added.
+///
+/// A `--set defaults.KIND.KEY=…` goes to the pipeline's defaults, where the config has no such table.
 fn config(
-    table: &Table,
+    parts: &Parts,
+    defaults: &mut Node,
     sets: &[String],
     sources: &mut Sources,
     problems: &mut Problems,
 ) -> Option<(Node, Vec<tree::NewKey>)> {
-    let mut config = match table.get("config") {
-        Some(node) => {
-            let Some(path) = node.as_text() else {
-                problems.at(&node.origin, format!("expected a path, found {}", node.type_name()));
-                return None;
-            };
-            let path = short_path(&sources.get(node.origin.text).name, path);
-            let text = read_text(&path, Some(&node.origin), sources, problems)?;
-            tree::parse(sources, text, problems)
-        }
-        None => {
-            let text = sources.add("config".into(), PathBuf::new(), String::new());
-            tree::parse(sources, text, problems)
-        }
+    let text = match &parts.config {
+        Some((path, origin)) => files::read_text(path, Some(origin), sources, problems)?,
+        None => sources.add("config".into(), PathBuf::new(), String::new()),
     };
+    let mut config = tree::parse(sources, text, problems);
     // What does not parse is not there: everything that needs it would be a fault too.
     if !problems.is_empty() {
         return None;
@@ -272,23 +258,18 @@ fn config(
         let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
         table.entries.entry(RUN.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
     }
-    let set = |argument: &String| tree::set(&mut config, argument, sources, problems);
-    let new_keys = sets.iter().filter_map(set).collect();
-    Some((config, new_keys))
-}
-
-/// `configs/demo.toml` for `../configs/demo.toml` named in `pipelines/demo.toml`: relative as the user gave it.
-fn short_path(from: &str, path: &str) -> PathBuf {
-    let mut out = Path::new(from).parent().map(Path::to_path_buf).unwrap_or_default();
-    for part in Path::new(path).components() {
-        match part {
-            std::path::Component::ParentDir if out.file_name().is_some() => {
-                out.pop();
-            }
-            part => out.push(part),
+    let own = config.as_table().is_some_and(|table| table.get(DEFAULTS).is_some());
+    let mut new_keys = Vec::new();
+    for argument in sets {
+        match argument.trim_start().strip_prefix(DEFAULTS).is_some_and(|rest| rest.starts_with('.')) && !own {
+            // Keys that no kind has are found where all defaults are read.
+            true => drop(tree::set(defaults, argument, sources, problems)),
+            false => new_keys.extend(tree::set(&mut config, argument, sources, problems)),
         }
     }
-    out
+    let known = problems.list.len();
+    parts.env.fill(&mut config, problems);
+    (problems.list.len() == known).then_some((config, new_keys))
 }
 
 /// Reports keys that a table of the pipeline file cannot have.

@@ -1,5 +1,6 @@
 //! Parameters read by their kinds, some of them taken from upstream; references numbered as stages.
 
+use super::env::Env;
 use super::expand::{Draft, Expanded};
 use super::inputs::{self, Connected};
 use super::{Source, StageNode};
@@ -9,22 +10,29 @@ use crate::tree::{Node, Value};
 
 /// Turns drafts into stages, without those that are switched off; the result is complete only when no problem
 /// was added.
-pub(super) fn resolve(expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Vec<StageNode> {
+pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_>) -> Vec<StageNode> {
     let drafts = &expanded.drafts;
     let known = reader.problems.list.len();
     let connected: Vec<_> = drafts.iter().map(|draft| inputs::read(draft, expanded, reader)).collect();
     // A draft's number among the stages.
-    let place = |draft: usize| drafts[..draft].iter().filter(|draft| draft.off.is_none()).count();
+    let places: Vec<usize> = drafts
+        .iter()
+        .scan(0, |next, draft| {
+            let place = *next;
+            *next += usize::from(draft.off.is_none());
+            Some(place)
+        })
+        .collect();
     let mut stages = Vec::new();
     for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.off.is_none()) {
-        let params = with_inherited(index, drafts, &connected, reader);
-        let params = params.and_then(|params| draft.kind.read(&params, reader));
-        let Some(params) = params else { continue };
+        let Some(written) = with_inherited(index, drafts, &connected, reader) else { continue };
+        let Some(params) = draft.kind.read(&written, reader) else { continue };
+        env.check(draft.kind, &written, &params, reader.problems);
         check(draft, &params, &connected[index], reader);
         let mut inputs = connected[index].sources.clone();
         for source in inputs.values_mut() {
             if let Source::Port { stage, .. } = source {
-                *stage = place(*stage);
+                *stage = places[*stage];
             }
         }
         for (port, path) in draft.kind.sources(&params) {
@@ -36,6 +44,7 @@ pub(super) fn resolve(expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Vec<S
             label: draft.label.clone(),
             kind: draft.kind,
             params,
+            written,
             inputs,
             outputs: draft.outputs.clone(),
             origin: draft.origin.clone(),

@@ -12,9 +12,30 @@ use crate::stage::{Input, Kind, Registry};
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
 /// The keys of a pipeline file: name, meaning, form.
-fn file_keys() -> Vec<(&'static str, &'static str, Json)> {
+fn file_keys(registry: &Registry) -> Vec<(&'static str, &'static str, Json)> {
+    let defaults = registry.iter().map(|kind| {
+        let mut params = param::table(&kind.keys(), &[]);
+        // What a default leaves out, the stage gives.
+        params.as_object_mut().and_then(|params| params.remove("required"));
+        (kind.name().to_owned(), params)
+    });
     vec![
         ("config", "the file that `${…}` refers to, relative to this one", json!({ "type": "string" })),
+        (
+            "include",
+            "files whose stages, defaults and declared variables are part of this pipeline, relative to this one",
+            json!({ "type": "array", "items": { "type": "string" } }),
+        ),
+        (
+            "env",
+            "environment variables whose values count where `${env:NAME}` stands",
+            json!({ "type": "array", "items": { "type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" } }),
+        ),
+        (
+            "defaults",
+            "parameters by kind, for every stage of the kind that does not give its own",
+            json!({ "type": "object", "properties": defaults.collect::<Map<_, _>>(), "additionalProperties": false }),
+        ),
         (
             "stages",
             "the stages by name",
@@ -34,16 +55,19 @@ fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
         { "type": "string", "pattern": "^(not )?\\s*\\$\\{[^{}$]+\\}\\s*$" },
     ] });
     let conditions = json!({ "anyOf": [condition, { "type": "array", "minItems": 1, "items": condition }] });
-    let list = json!({ "$ref": "#/$defs/reference" });
-    let each =
-        json!({ "type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": list });
+    let list = json!({ "anyOf": [{ "$ref": "#/$defs/reference" }, { "type": "array" }] });
+    let each = json!({ "type": "object", "minProperties": 1, "additionalProperties": list });
     vec![
         (
             "when",
             "whether the stage is part of the pipeline: true, false, `${…}`, `not ${…}`, or an array of which one must hold",
             conditions,
         ),
-        ("each", "repeats the stage over a list of the config: `{ item = \"${a.list}\" }`", each),
+        (
+            "each",
+            "repeats the stage over a list, or over each combination of several: `{ item = \"${a.list}\" }`",
+            each,
+        ),
     ]
 }
 
@@ -73,8 +97,7 @@ pub fn pipeline(registry: &Registry) -> Json {
         "$schema": DRAFT,
         "title": "a pipeline of attrflow",
         "type": "object",
-        "properties": properties(file_keys()),
-        "required": ["stages"],
+        "properties": properties(file_keys(registry)),
         "additionalProperties": false,
         "$defs": definitions,
     })

@@ -1,5 +1,6 @@
 //! `when`: whether a stage is part of the pipeline.
 
+use super::env::Env;
 use super::expand::{Scope, lookup, whole_reference};
 use crate::text::{Origin, Problems};
 use crate::tree::{Node, Value};
@@ -13,7 +14,7 @@ pub(super) enum Switch {
 }
 
 /// Reads a `when`: a condition, or an array of which one must hold; `None` after a fault was reported.
-pub(super) fn read(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Option<Switch> {
+pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<Switch> {
     let conditions = match &node.value {
         Value::List(items) => items.as_slice(),
         _ => std::slice::from_ref(node),
@@ -35,10 +36,15 @@ pub(super) fn read(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> O
 }
 
 /// Whether `true`, `${…}` or `not ${…}` holds, and where its value is written.
-fn condition(node: &Node, scope: &Scope<'_>, problems: &mut Problems) -> Option<(bool, Origin)> {
+fn condition(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<(bool, Origin)> {
     let text = node.as_text();
     let negated = text.and_then(|text| text.strip_prefix("not "));
+    let of_env;
     let found = match negated.or(text).map(str::trim).and_then(whole_reference) {
+        Some(reference) if Env::is_reference(reference) => {
+            of_env = scope.env.node(reference, &node.origin, problems)?;
+            &of_env
+        }
         Some(path) => lookup(path, &node.origin, scope, problems)?,
         None => node,
     };

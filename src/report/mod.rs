@@ -1,6 +1,8 @@
 //! Showing what happens: on a terminal, in a pipe, as JSON lines.
 
+pub mod drawing;
 mod lines;
+mod log;
 mod progress;
 mod table;
 
@@ -9,6 +11,7 @@ use std::path::Path;
 
 use crate::event::Event;
 
+pub use log::LogLines;
 pub use table::Table;
 
 /// Shows events.
@@ -25,6 +28,14 @@ pub fn choose(json: bool) -> Box<dyn Reporter> {
         Box::new(progress::Live::default())
     } else {
         Box::new(progress::Quiet::default())
+    }
+}
+
+/// Live progress on a terminal, and what goes wrong; whoever asked for the run tells how it ended.
+pub fn progress() -> Box<dyn Reporter> {
+    match std::io::stderr().is_terminal() {
+        true => Box::new(progress::Live::without_summary()),
+        false => Box::new(progress::Quiet::without_summary()),
     }
 }
 

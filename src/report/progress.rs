@@ -2,34 +2,68 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
+use super::log::log;
 use super::{Reporter, Table, duration, print, short_path};
 use crate::event::{Event, Shown};
 
 /// Shows nothing but failures and the summary.
-#[derive(Default)]
 pub struct Quiet {
-    summary: Summary,
+    summary: Option<Summary>,
+}
+
+impl Quiet {
+    /// Leaves the summary to the caller.
+    pub fn without_summary() -> Self {
+        Self { summary: None }
+    }
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self { summary: Some(Summary::default()) }
+    }
 }
 
 impl Reporter for Quiet {
     fn hear(&mut self, event: &Event) {
+        log(event, false);
         if let Some(line) = trouble(event) {
             complain(&line);
         }
-        self.summary.hear(event);
+        if let Some(summary) = &mut self.summary {
+            summary.hear(event);
+        }
     }
 }
 
 /// One bar per running stage, with rate and time left.
-#[derive(Default)]
 pub struct Live {
     bars: MultiProgress,
     running: BTreeMap<String, ProgressBar>,
-    summary: Summary,
+    summary: Option<Summary>,
+}
+
+/// The bars of this process: one terminal has one set of them.
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Writes where the bars do not overwrite it.
+pub(super) fn above_bars<T>(write: impl FnOnce() -> T) -> T {
+    match BARS.get() {
+        Some(bars) => bars.suspend(write),
+        None => write(),
+    }
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let bars = BARS.get_or_init(MultiProgress::new).clone();
+        Self { bars, running: BTreeMap::new(), summary: Some(Summary::default()) }
+    }
 }
 
 /// How a bar looks: waiting for a worker, working without a known end, on its way.
@@ -46,6 +80,11 @@ fn style(form: &str) -> ProgressStyle {
 }
 
 impl Live {
+    /// Leaves the summary to the caller.
+    pub fn without_summary() -> Self {
+        Self { summary: None, ..Self::default() }
+    }
+
     fn end(&mut self, stage: &str) {
         if let Some(bar) = self.running.remove(stage) {
             bar.finish_and_clear();
@@ -87,6 +126,7 @@ impl Live {
 
 impl Reporter for Live {
     fn hear(&mut self, event: &Event) {
+        log(event, true);
         match event {
             Event::RunStarted { pipeline, jobs, threads, devices, .. } => {
                 let devices = devices.join(", ");
@@ -116,7 +156,9 @@ impl Reporter for Live {
         if let Some(line) = trouble(event) {
             self.line(&line);
         }
-        self.summary.hear(event);
+        if let Some(summary) = &mut self.summary {
+            summary.hear(event);
+        }
     }
 }
 
@@ -132,6 +174,12 @@ fn trouble(event: &Event) -> Option<String> {
             let unit = unit.as_ref().map(|unit| format!(", {unit}")).unwrap_or_default();
             Some(format!("error: stage `{stage}`{unit}: {error}"))
         }
+        Event::Stopping { now: false, working: 0 } => Some("stopping: nothing new begins".into()),
+        Event::Stopping { now: false, working } => {
+            let (units, it) = (count(*working, "unit"), if *working == 1 { "it" } else { "them" });
+            Some(format!("stopping: finishing {units} first; interrupt once more to stop now and lose {it}"))
+        }
+        Event::Stopping { now: true, .. } => Some("stopping now".into()),
         Event::Log { level, message } => Some(format!("{}: {message}", level.to_lowercase())),
         _ => None,
     }
@@ -164,11 +212,12 @@ impl Summary {
             Event::StageBlocked { stage, by } => {
                 [stage.clone(), "blocked".into(), String::new(), format!("needs {by}")]
             }
-            Event::RunFinished { seconds, reused, ran, failed, blocked, manifest } => {
+            Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest } => {
                 let mut table = Table::new(&["stage", "", "computing", "results"]);
                 self.rows.drain(..).for_each(|row| table.row(row));
                 let mut text = format!("{table}\n{ran} ran, {reused} reused");
-                for (count, word) in [(failed, "failed"), (blocked, "blocked")] {
+                for (count, word) in [(failed, "failed"), (blocked, "blocked"), (interrupted, "interrupted")]
+                {
                     if *count > 0 {
                         text.push_str(&format!(", {count} {word}"));
                     }

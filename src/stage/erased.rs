@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
-use crate::param::{Key, Param, Reader};
+use crate::param::{Key, Param, Reader, Validate};
 use crate::tree::Node;
 
 fn from_json<S: Stage>(params: &Json) -> S::Params {
@@ -41,8 +41,18 @@ pub trait Kind: Sync {
     fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Json>;
     /// [`Stage::sources`].
     fn sources(&self, params: &Json) -> Vec<(String, PathBuf)>;
+    /// Whether parameters from elsewhere, such as a manifest, are of its form and in range; all others must have been read by it.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn takes(&self, params: &Json) -> Result<(), String>;
+    /// [`Stage::moved`].
+    fn moved(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json;
     /// [`Stage::identity`].
     fn identity(&self, params: &Json) -> Json;
+    /// Whether two forms of parameters make the same stage, but for what stands on its inputs; a form that is
+    /// none makes another.
+    fn same(&self, params: &Json, other: &Json) -> bool;
     /// [`Stage::recorded`].
     fn recorded(&self, params: &Json) -> Json;
     /// [`Stage::unit_identity`].
@@ -106,8 +116,26 @@ impl<S: Stage> Kind for S {
     fn sources(&self, params: &Json) -> Vec<(String, PathBuf)> {
         S::sources(&from_json::<S>(params))
     }
+    fn takes(&self, params: &Json) -> Result<(), String> {
+        let params: S::Params = serde_json::from_value(params.clone()).map_err(|error| error.to_string())?;
+        match params.validate().into_iter().next() {
+            Some((_, fault)) => Err(fault),
+            None => Ok(()),
+        }
+    }
+    fn moved(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json {
+        to_json(&S::moved(from_json::<S>(params), places))
+    }
     fn identity(&self, params: &Json) -> Json {
         S::identity(&from_json::<S>(params))
+    }
+    fn same(&self, params: &Json, other: &Json) -> bool {
+        let Ok(other) = serde_json::from_value::<S::Params>(other.clone()) else { return false };
+        let params = from_json::<S>(params);
+        let ports = |params| S::sources(params).into_iter().map(|(port, _)| port).collect::<Vec<_>>();
+        S::identity(&params) == S::identity(&other)
+            && S::unit_identity(&params) == S::unit_identity(&other)
+            && ports(&params) == ports(&other)
     }
     fn recorded(&self, params: &Json) -> Json {
         S::recorded(&from_json::<S>(params))

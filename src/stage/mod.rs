@@ -179,6 +179,11 @@ pub trait Stage: Sync + 'static {
         Vec::new()
     }
 
+    /// The parameters with local files and folders of [`Stage::sources`] at other places: by what they name now.
+    fn moved(params: Self::Params, _places: &BTreeMap<PathBuf, PathBuf>) -> Self::Params {
+        params
+    }
+
     /// The part of the parameters that counts for identity: all but places.
     fn identity(params: &Self::Params) -> Json {
         to_json(params)

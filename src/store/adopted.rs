@@ -86,8 +86,9 @@ impl Store {
         outputs: BTreeMap<String, Artifact>,
         adopted: Adopted,
     ) -> Result<Entry> {
-        let entry = Entry { recipe: recipe.clone(), outputs, seconds: 0.0, adopted: Some(adopted) };
-        self.index(&entry)?;
+        let adopted = Some(adopted);
+        let mut entry = Entry { recipe: recipe.clone(), outputs, seconds: 0.0, adopted, check: None };
+        self.index(&mut entry)?;
         Ok(entry)
     }
 
@@ -117,7 +118,10 @@ impl Store {
         }
         let place = Place { path: path.to_path_buf() };
         let text = serde_json::to_vec(&place).map_err(std::io::Error::from)?;
-        self.write(&self.place_path(&artifact.digest), &text)?;
+        let place = self.place_path(&artifact.digest);
+        self.write(&place, &text)?;
+        // Nothing else tells whether it is whole.
+        fs_err::File::open(&place)?.sync_all()?;
         let scratch = self.scratch()?;
         let attempt = scratch.attempt()?;
         let aside = attempt.path().join("links");
@@ -193,7 +197,7 @@ impl Store {
         }
     }
 
-    fn place_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn place_path(&self, digest: &Digest) -> PathBuf {
         self.beside(digest, ".adopted")
     }
 }

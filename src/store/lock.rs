@@ -1,7 +1,8 @@
 //! One writer per fingerprint, over all processes that share a cache.
 
+use std::fs::TryLockError;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Result, Store};
 use crate::digest::Digest;
@@ -27,14 +28,37 @@ impl Store {
                 waiting();
                 file.file().lock()?;
             }
-            // The last holder removed the file while this one waited: a lock on it would exclude nobody.
-            let held = file.metadata()?;
-            let current = fs_err::metadata(&path).ok();
-            if current.is_some_and(|current| current.ino() == held.ino() && current.dev() == held.dev()) {
+            if stands(&file, &path)? {
                 return Ok(Lock { path, _file: file });
             }
         }
     }
+
+    /// The same without waiting: `None` where another process holds it.
+    ///
+    /// # Errors
+    /// A lock file that cannot be made or locked.
+    pub fn try_lock(&self, fingerprint: &Digest) -> Result<Option<Lock>> {
+        let path = self.root.join("locks").join(fingerprint.to_string());
+        fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
+        loop {
+            let file = fs_err::OpenOptions::new().create(true).append(true).open(&path)?;
+            match file.file().try_lock() {
+                Ok(()) if stands(&file, &path)? => return Ok(Some(Lock { path, _file: file })),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Whether a lock file that was opened is still the one at its path: the last holder may have removed it meanwhile, and
+/// a lock on it would exclude nobody.
+fn stands(file: &fs_err::File, path: &Path) -> Result<bool> {
+    let held = file.metadata()?;
+    let current = fs_err::metadata(path).ok();
+    Ok(current.is_some_and(|current| current.ino() == held.ino() && current.dev() == held.dev()))
 }
 
 impl Drop for Lock {

@@ -5,22 +5,36 @@
 //! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
 //! objects/ab/ab12….adopted  where the bytes are, if the object only leads to them
 //! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
+//! units-v1/ab/ab34….json    the units that a stage of that fingerprint was cut into
 //! runs/PIPELINE/TIME.json   manifests
+//! use.lock                  shared by runs, held alone by what takes things away
 //! locks/                    one file per fingerprint that is being computed
 //! tmp/RUN/                  attempts of one run, gone with it; files on their way to their place
+//! packed-v1                 the entries that the last runs read, in one file
+//! vouched-v1                how objects looked when they were hashed
+//! quarantine/               objects that were not what their names say
 //! ```
-//! Writes go aside, are synced, then renamed; the index entry comes last. A crash leaves garbage, never a lie.
+//! Writes go aside and are then renamed; the index entry comes last. Nothing is synced but once at the end of a run,
+//! before it is noted how the objects look: an object that no note vouches for is hashed before it is used, and an
+//! entry has a checksum. A crash leaves garbage, never a lie.
 
 mod adopted;
+mod cut;
+mod inventory;
 mod lock;
+mod occupied;
+mod packed;
+mod publish;
+mod quarantine;
+mod room;
 mod scratch;
+mod seen;
+mod sound;
 mod stat;
 mod view;
+mod vouched;
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -32,9 +46,14 @@ use crate::digest::{Digest, Listed, Listing};
 use crate::recipe::{self, Recipe};
 
 pub use adopted::{Adopted, Stamp};
+pub use cut::Cut;
+pub use inventory::Indexed;
 pub use lock::Lock;
+pub use occupied::{Alone, InUse};
+pub use quarantine::{Health, Note};
 pub use scratch::{Attempt, Scratch};
-pub use view::View;
+use sound::State;
+pub use view::{Mended, Placed, View};
 
 /// A store that cannot be used, or a write into it that failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +61,16 @@ pub enum StoreError {
     /// The file system refused; the message names the path.
     #[error("cache: {0}")]
     Io(#[from] std::io::Error),
+    /// There is no room to write.
+    #[error("cache: {error}; {free} bytes are free on the disk of {root}", root = root.display())]
+    Full {
+        /// What the file system says, with the path.
+        error: String,
+        /// The cache.
+        root: PathBuf,
+        /// Bytes that may still be written.
+        free: u64,
+    },
     /// A file of the store does not say what it must.
     #[error("cache: {path} is damaged: {reason}; remove it to have it rebuilt", path = path.display())]
     Damaged {
@@ -53,6 +82,25 @@ pub enum StoreError {
     /// A stage ended without an output that its kind declares.
     #[error("the stage wrote no `{0}`")]
     MissingOutput(String),
+    /// Something that outlived the stage still writes into an output of its.
+    #[error(
+        "the output `{0}` changed after the stage had ended: a process that it started still writes to it"
+    )]
+    StillWritten(String),
+}
+
+impl StoreError {
+    /// Whether the stage is at fault, and not the store.
+    pub fn is_the_stage(&self) -> bool {
+        matches!(self, Self::MissingOutput(_) | Self::StillWritten(_))
+    }
+
+    /// Whether the file system lets nothing be written, which a run that needs to write nothing can do without.
+    pub fn is_read_only(&self) -> bool {
+        use std::io::ErrorKind;
+        let refused = [ErrorKind::ReadOnlyFilesystem, ErrorKind::PermissionDenied];
+        matches!(self, Self::Io(error) if refused.contains(&error.kind()))
+    }
 }
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -82,6 +130,18 @@ pub struct Entry {
     /// Where the outputs come from, if they were not computed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
+    /// A hash of all but the recipe, which the fingerprint covers; none in what earlier versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Digest>,
+}
+
+impl Entry {
+    /// What [`Entry::check`] must be.
+    fn checksum(&self, fingerprint: &Digest) -> Digest {
+        let Self { recipe: _, outputs, seconds, adopted, check: _ } = self;
+        let text = serde_json::to_vec(&(fingerprint, outputs, seconds, adopted)).unwrap_or_default();
+        Digest(blake3::derive_key("attrflow index entry v1", &text))
+    }
 }
 
 /// What the index knows of a fingerprint.
@@ -99,6 +159,10 @@ pub enum Found {
 pub struct Store {
     root: PathBuf,
     stat: Mutex<stat::StatCache>,
+    vouched: Mutex<vouched::Vouched>,
+    packed: Mutex<packed::Packed>,
+    /// Where files wait that are on their way to their place; made by the first.
+    aside: Mutex<Option<Scratch>>,
 }
 
 impl Store {
@@ -109,7 +173,9 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)?;
         let stat = Mutex::new(stat::StatCache::open(root.join("stat-v1.json")));
-        Ok(Self { root, stat })
+        let vouched = Mutex::new(vouched::Vouched::open(root.join("vouched-v1")));
+        let packed = Mutex::new(packed::Packed::open(root.join("packed-v1")));
+        Ok(Self { root, stat, vouched, packed, aside: Mutex::new(None) })
     }
 
     /// The folder of manifests of a pipeline.
@@ -150,13 +216,18 @@ impl Store {
     /// # Errors
     /// As [`Store::lookup`].
     pub fn find(&self, fingerprint: &Digest) -> Result<Found> {
-        let Some(entry) = self.entry(fingerprint)? else { return Ok(Found::Nothing) };
+        let entry = match self.entry(fingerprint) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(Found::Nothing),
+            // An index that was cut short by a power cut leads nowhere, and costs no more than its own entry.
+            Err(error @ StoreError::Damaged { .. }) => return Ok(Found::Lost(error.to_string())),
+            Err(error) => return Err(error),
+        };
         for artifact in entry.outputs.values() {
-            if let Some(loss) = self.loss(artifact)? {
-                return Ok(Found::Lost(loss));
-            }
-            if !self.stands(artifact) {
-                return Ok(Found::Nothing);
+            match self.state(artifact)? {
+                State::Stands => {}
+                State::Gone => return Ok(Found::Nothing),
+                State::Lost(why) => return Ok(Found::Lost(why)),
             }
         }
         Ok(Found::Stands(Box::new(entry)))
@@ -168,78 +239,43 @@ impl Store {
     /// As [`Store::lookup`].
     pub fn entry(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
         let path = self.entry_path(fingerprint);
-        let Some(entry) = read_json::<Entry>(&path)? else { return Ok(None) };
-        if entry.recipe.fingerprint() != *fingerprint {
-            let reason = "its recipe does not have the fingerprint of its name".into();
-            return Err(StoreError::Damaged { path, reason });
-        }
-        Ok(Some(entry))
-    }
-
-    /// Whether an artifact is there, as far as a look at names and sizes tells.
-    fn stands(&self, artifact: &Artifact) -> bool {
-        match fs_err::metadata(self.path(&artifact.digest)) {
-            Ok(metadata) if artifact.folder => {
-                metadata.is_dir() && self.listing_path(&artifact.digest).exists()
+        let packed = || self.packed.lock().expect("no panic under this lock");
+        let Some((text, from_pack)) = packed().read(fingerprint, &path)? else { return Ok(None) };
+        match Self::parse(fingerprint, &path, &text) {
+            Err(_) if from_pack => {
+                packed().distrust(fingerprint);
+                self.entry(fingerprint)
             }
-            Ok(metadata) => metadata.is_file() && metadata.len() == artifact.size,
-            Err(_) => false,
+            result => result.map(Some),
         }
     }
 
-    /// Takes the outputs that an attempt wrote, and then the entry that names them.
-    ///
-    /// # Errors
-    /// A missing output, or a write that failed; the entry is then not there.
-    pub fn commit(&self, recipe: &Recipe, outputs: &[(String, PathBuf)], seconds: f64) -> Result<Entry> {
-        let mut stored = BTreeMap::new();
-        for (port, path) in outputs {
-            stored.insert(port.clone(), self.publish(path)?);
+    /// Reads an index file's text, and holds it against its name and its checksum.
+    fn parse(fingerprint: &Digest, path: &Path, text: &[u8]) -> Result<Entry> {
+        let damaged = |reason: String| StoreError::Damaged { path: path.to_path_buf(), reason };
+        let entry: Entry = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
+        if entry.recipe.fingerprint() != *fingerprint {
+            return Err(damaged("its recipe does not have the fingerprint of its name".into()));
         }
-        let entry = Entry { recipe: recipe.clone(), outputs: stored, seconds, adopted: None };
-        self.index(&entry)?;
+        // Entries of earlier versions have no checksum.
+        if entry.check.is_some_and(|check| check != entry.checksum(fingerprint)) {
+            return Err(damaged("its outputs do not have its checksum".into()));
+        }
         Ok(entry)
     }
 
-    /// Lets a recipe's fingerprint lead to its outputs, which must stand.
-    fn index(&self, entry: &Entry) -> Result<()> {
-        let text = serde_json::to_vec_pretty(entry).map_err(std::io::Error::from)?;
-        self.write(&self.entry_path(&entry.recipe.fingerprint()), &text)
-    }
-
-    /// Moves a file or folder into the objects.
-    fn publish(&self, path: &Path) -> Result<Artifact> {
-        let Ok(metadata) = fs_err::metadata(path) else {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            return Err(StoreError::MissingOutput(name));
-        };
-        let artifact = if metadata.is_dir() {
-            let listing = list(path, &|file| seal(file))?;
-            sync_folders(path)?;
-            let digest = self.write_listing(&listing)?;
-            Artifact { digest, size: listing.size(), folder: true }
-        } else {
-            Artifact { digest: seal(path)?, size: metadata.len(), folder: false }
-        };
-        let target = self.path(&artifact.digest);
-        if self.adopted(&artifact.digest)?.is_some() {
-            // Own bytes stand better than those of a file that may change.
-            self.disown(&artifact.digest)?;
-        } else if target.exists() {
-            if digest_of(&target)? == artifact.digest {
-                return Ok(artifact);
+    /// Holds an entry to the outputs that it must have: one that lacks some was damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], for the first that is not there.
+    pub fn expect<'p>(&self, entry: &Entry, ports: impl IntoIterator<Item = &'p str>) -> Result<()> {
+        match ports.into_iter().find(|port| !entry.outputs.contains_key(*port)) {
+            None => Ok(()),
+            Some(port) => {
+                let path = self.entry_path(&entry.recipe.fingerprint());
+                Err(StoreError::Damaged { path, reason: format!("it names no output `{port}`") })
             }
-            tracing::warn!("{} was damaged and is replaced", target.display());
-            remove(&target)?;
         }
-        fs_err::create_dir_all(target.parent().unwrap_or(&self.root))?;
-        match fs_err::rename(path, &target) {
-            Ok(()) => sync_folder(target.parent().unwrap_or(&self.root))?,
-            // Another process stored the same bytes a moment ago.
-            Err(_) if target.exists() => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(artifact)
     }
 
     /// Where the listing of a folder is.
@@ -252,13 +288,6 @@ impl Store {
         let mut path = self.path(digest).into_os_string();
         path.push(ending);
         path.into()
-    }
-
-    fn write_listing(&self, listing: &Listing) -> Result<Digest> {
-        let digest = listing.digest();
-        let text = serde_json::to_vec(listing).map_err(std::io::Error::from)?;
-        self.write(&self.listing_path(&digest), &text)?;
-        Ok(digest)
     }
 
     /// The digest of what stands at `sub` in a stored folder, `None` where nothing does.
@@ -302,26 +331,29 @@ impl Store {
         Ok(digest)
     }
 
-    /// Keeps what was learnt about sources for the next run.
+    /// Keeps what was learnt about sources and objects for the next run, where anything can be kept.
+    ///
+    /// # Errors
+    /// A write that failed for another reason than that the cache is read-only.
+    pub fn save_stat(&self) -> Result<()> {
+        self.keep_learnt().or_else(|error| if error.is_read_only() { Ok(()) } else { Err(error) })
+    }
+
+    /// The same, which a read-only cache is an error for.
     ///
     /// # Errors
     /// A write that failed.
-    pub fn save_stat(&self) -> Result<()> {
+    pub fn keep_learnt(&self) -> Result<()> {
+        self.save_vouched()?;
+        let packed = self.packed.lock().expect("no panic under this lock").changed();
+        if let Some((file, bytes)) = packed {
+            self.write(&file, &bytes)?;
+        }
         let text = self.stat.lock().expect("no panic under this lock").changed();
         match text {
             Some(text) => self.write(&self.root.join("stat-v1.json"), &text),
             None => Ok(()),
         }
-    }
-
-    /// Writes a file aside, syncs it, and renames it into place.
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        fs_err::create_dir_all(path.parent().unwrap_or(&self.root))?;
-        let mut file = self.aside()?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
     }
 }
 
@@ -337,27 +369,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map_err(|error| StoreError::Damaged { path: path.to_path_buf(), reason: error.to_string() })
 }
 
-/// Makes a file read-only and durable, and hashes it.
-fn seal(file: &Path) -> Result<Digest> {
-    fs_err::set_permissions(file, Permissions::from_mode(0o444))?;
-    fs_err::File::open(file)?.sync_all()?;
-    Ok(Digest::of_file(file)?)
-}
-
 /// A name is durable once the folder that holds it is.
 fn sync_folder(folder: &Path) -> Result<()> {
     Ok(fs_err::File::open(folder)?.sync_all()?)
-}
-
-/// The same for a folder and all below it.
-fn sync_folders(folder: &Path) -> Result<()> {
-    for entry in fs_err::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_folders(&entry.path())?;
-        }
-    }
-    sync_folder(folder)
 }
 
 /// The digest of what stands at a path, from its bytes alone.

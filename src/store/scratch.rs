@@ -1,11 +1,7 @@
 //! Folders to work in: one per run, and in it one per attempt.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use tempfile::NamedTempFile;
 
 use super::{Result, Store};
 
@@ -23,21 +19,18 @@ pub struct Scratch {
     count: AtomicU64,
 }
 
-/// How the names of files begin that are on their way to their place.
+/// How the names of files began that were on their way to their place, by earlier versions.
 const WRITE: &str = "write-";
 
 impl Store {
-    /// A file that is swept if its writer dies before it is in its place.
-    pub(super) fn aside(&self) -> Result<NamedTempFile> {
-        let tmp = self.root.join("tmp");
-        fs_err::create_dir_all(&tmp)?;
-        let gate = gate(&tmp)?;
-        gate.file().lock_shared()?;
-        // Readable by whom the umask lets: a cache can be shared.
-        let readable = Permissions::from_mode(0o666);
-        let file = tempfile::Builder::new().prefix(WRITE).permissions(readable).tempfile_in(&tmp)?;
-        file.as_file().lock()?;
-        Ok(file)
+    /// A path for a file on its way to its place, swept if its writer dies before it is there.
+    pub(super) fn aside(&self) -> Result<PathBuf> {
+        let mut aside = self.aside.lock().expect("no panic under this lock");
+        let scratch = match &mut *aside {
+            Some(scratch) => scratch,
+            none => none.insert(self.scratch()?),
+        };
+        Ok(scratch.next())
     }
 
     /// Makes the working folder of a run, and removes those of runs that ended without doing so.
@@ -49,12 +42,16 @@ impl Store {
         fs_err::create_dir_all(&tmp)?;
         let tag = self.root.join("CACHEDIR.TAG");
         if !tag.exists() {
-            self.write(&tag, TAG.as_bytes())?;
+            fs_err::write(&tag, TAG)?;
         }
         let gate = gate(&tmp)?;
         gate.file().lock()?;
         sweep(&tmp)?;
-        let name = format!("{}-{:x}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+        // One process may make several within a tick of the clock.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let now = jiff::Timestamp::now().as_nanosecond();
+        let name = format!("{}-{now:x}-{count}", std::process::id());
         let lock_path = tmp.join(format!("{name}.lock"));
         let lock = fs_err::File::create(&lock_path)?;
         lock.file().lock()?;
@@ -94,12 +91,17 @@ fn sweep(tmp: &Path) -> Result<()> {
 }
 
 impl Scratch {
+    /// A path that nothing stands at.
+    fn next(&self) -> PathBuf {
+        self.folder.join(self.count.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
     /// A new empty folder.
     ///
     /// # Errors
     /// A folder that cannot be made.
     pub fn attempt(&self) -> Result<Attempt> {
-        let folder = self.folder.join(self.count.fetch_add(1, Ordering::Relaxed).to_string());
+        let folder = self.next();
         fs_err::create_dir(&folder)?;
         Ok(Attempt { folder })
     }

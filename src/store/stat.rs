@@ -1,6 +1,7 @@
 //! Digests of sources remembered by what the file system says of them.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,29 +11,43 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 
 /// A file changed this short a time ago may change again within one tick of the clock.
-const RACY_NS: i128 = 50_000_000;
+pub(super) const RACY_NS: i128 = 50_000_000;
 
 /// What changes when a file does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stat {
-    size: u64,
-    mtime_ns: i128,
-    ctime_ns: i128,
+    pub size: u64,
+    pub mtime_ns: i128,
+    pub ctime_ns: i128,
     inode: u64,
     device: u64,
 }
 
 impl Stat {
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        let m = fs_err::metadata(path)?;
-        let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-        Ok(Self {
-            size: m.len(),
-            mtime_ns: ns(m.mtime(), m.mtime_nsec()),
-            ctime_ns: ns(m.ctime(), m.ctime_nsec()),
-            inode: m.ino(),
-            device: m.dev(),
-        })
+        Ok(Self::from(&fs_err::metadata(path)?))
+    }
+
+    /// All of it, for a hash.
+    pub fn bytes(&self) -> [u8; 56] {
+        let mut bytes = [0; 56];
+        bytes[..8].copy_from_slice(&self.size.to_le_bytes());
+        bytes[8..24].copy_from_slice(&self.mtime_ns.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.ctime_ns.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.inode.to_le_bytes());
+        bytes[48..].copy_from_slice(&self.device.to_le_bytes());
+        bytes
+    }
+
+    /// Whether all but the time agrees that a link or a rename changes too.
+    pub fn same_bytes(&self, other: &Self) -> bool {
+        let bytes = |stat: &Self| (stat.size, stat.mtime_ns, stat.inode, stat.device);
+        bytes(self) == bytes(other)
+    }
+
+    /// Whether it is the same file, under whatever name.
+    pub fn same_file(&self, other: &Self) -> bool {
+        (self.inode, self.device) == (other.inode, other.device)
     }
 
     /// Whether the file is still enough for its digest to be remembered; to be asked before it is hashed, for a
@@ -40,6 +55,19 @@ impl Stat {
     pub fn settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
         now - self.ctime_ns > RACY_NS
+    }
+}
+
+impl From<&Metadata> for Stat {
+    fn from(m: &Metadata) -> Self {
+        let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        Self {
+            size: m.len(),
+            mtime_ns: ns(m.mtime(), m.mtime_nsec()),
+            ctime_ns: ns(m.ctime(), m.ctime_nsec()),
+            inode: m.ino(),
+            device: m.dev(),
+        }
     }
 }
 

@@ -382,7 +382,8 @@ fn files_that_must_not_be_brought_are_refused() {
     get("{ from = \"../captions.json\", unpack = true }");
     bench.fails("get", &["captions.json: begins with 7b 0a"]);
     get("{ from = \"../captions.json\" }, { from = \"../captions.json\" }");
-    bench.fails("get", &["two files would become `captions.json`"]);
+    let ran = bench.0.attrflow(["run", "pipelines/get.toml"]);
+    assert!(ran.code == 2 && ran.err.contains("error: two files would become `captions.json`"), "{ran:?}");
     let mut zip = zip::ZipWriter::new(fs_err::File::create(bench.0.path("evil.zip")).unwrap());
     zip.start_file("../evil.txt", zip::write::SimpleFileOptions::default()).unwrap();
     zip.finish().unwrap();
@@ -406,26 +407,24 @@ fn what_does_not_need_the_failed_stage_goes_on() {
     assert!(ran.out.contains("0 ran, 3 reused, 1 failed, 6 blocked in "), "{ran:?}");
     assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
     // A path below an output that nothing stands at.
-    project.edit("pipelines/demo.toml", "data.files/images", "data.files/imagez");
+    project.edit("pipelines/parts/emoji.toml", "data.files/images", "data.files/imagez");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, and nothing stands there\n";
     assert_eq!((ran.code, ran.err.as_str()), (1, said));
 }
 
 #[test]
-fn a_damaged_cache_is_code_4_and_names_the_file() {
+fn a_cache_that_cannot_be_read_is_code_4_and_names_the_file() {
     let project = Project::finished();
-    let entries = files(&project.path("cache/recipes-v1"));
-    for path in entries.values() {
-        fs_err::write(path, "{ \"recipe\"").unwrap();
+    for path in files(&project.path("cache/recipes-v1")).values() {
+        fs_err::remove_file(path).unwrap();
+        fs_err::create_dir(path).unwrap();
     }
     for verb in ["run", "plan", "status"] {
         let ran = project.attrflow([verb, "pipelines/demo.toml"]);
         assert_eq!((ran.code, ran.err.lines().count()), (4, 1), "{verb}: {ran:?}");
-        assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains(" is damaged: "), "{ran:?}");
-        assert!(ran.err.contains("remove it to have it rebuilt"), "{ran:?}");
+        assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains("s a directory"), "{ran:?}");
     }
-    // What it advises helps.
     fs_err::remove_dir_all(project.path("cache/recipes-v1")).unwrap();
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
 }

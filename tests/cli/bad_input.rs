@@ -21,14 +21,14 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#"kind = "fisher""#,
             "kind = \"fisher\"\nech = 3",
-            &["unknown key `ech`", "demo.toml:38:1", "`each`?"],
+            &["unknown key `ech`", "parts/emoji.toml:38:1", "`each`?"],
         ),
         (
             r#"kind = "fisher""#,
             r#"kind = "fischer""#,
             &["unknown stage kind `fischer`", "did you mean `fisher`?"],
         ),
-        (r#"kind = "fisher""#, r#"kind "fisher""#, &["key with no value", "demo.toml:37:6"]),
+        (r#"kind = "fisher""#, r#"kind "fisher""#, &["key with no value", "parts/emoji.toml:37:6"]),
         (
             r#""data.files/model/vae""#,
             r#""dat.files/model/vae""#,
@@ -45,11 +45,15 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
             &["`stage.port` or a path, found an integer", "31:8"],
         ),
         (r#"fisher = "fisher.fisher""#, "", &["nothing on its input `fisher`", "`fisher` takes float64"]),
-        ("\"${loss}\"", "3", &["expected a table, found an integer", "demo.toml:28:19"]),
-        ("../data/demo/images.zip", "../data/image.zip", &["/project/data/image.zip`", "demo.toml:10:12"]),
+        ("\"${loss}\"", "3", &["expected a table, found an integer", "parts/emoji.toml:28:19"]),
+        (
+            "../data/demo/images.zip",
+            "../data/image.zip",
+            &["/project/data/image.zip`", "parts/emoji.toml:10:12"],
+        ),
         (
             r#""latents.latents""#,
-            r#""../latents.npy""#,
+            r#""../../latents.npy""#,
             &["no file or folder", "/project/latents.npy`", "33:11"],
         ),
         (r#""../configs/demo.toml""#, r#""../configs/dem.toml""#, &["`configs/dem.toml`", "demo.toml:3:10"]),
@@ -65,10 +69,14 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         ),
     ];
     let project = Project::new(1);
-    let good = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();
+    let read = |file| (file, fs_err::read_to_string(project.path(file)).unwrap());
+    let files = [read("pipelines/parts/emoji.toml"), read("pipelines/demo.toml")];
     for (from, to, parts) in cases {
-        project.write("pipelines/demo.toml", &good);
-        project.edit("pipelines/demo.toml", from, to);
+        for (file, good) in &files {
+            project.write(file, good);
+        }
+        let file = files.iter().find(|(_, good)| good.contains(from)).unwrap().0;
+        project.edit(file, from, to);
         refused(&project, &["pipelines/demo.toml"], &[parts, &["1 problem found; nothing was run"]].concat());
     }
 }

@@ -1,6 +1,6 @@
 //! What an edit runs again: what it must, and nothing else.
 
-use crate::project::Project;
+use crate::project::{Project, files};
 use crate::run::STAGES;
 
 #[test]
@@ -104,4 +104,18 @@ fn removed_results_are_shown_again_and_removed_objects_computed_again() {
     fs_err::remove_dir_all(project.path("cache/objects")).unwrap();
     assert_eq!(project.run(&[]).computed(), STAGES);
     assert_eq!(project.results(), before);
+}
+
+#[test]
+fn a_damaged_index_is_told_and_costs_its_own_stage_alone() {
+    let project = Project::finished();
+    let entries = files(&project.path("cache/recipes-v1"));
+    let of_data =
+        |path: &&std::path::PathBuf| fs_err::read_to_string(path).unwrap().contains("\"kind\":\"download\"");
+    let entry = entries.values().find(of_data).unwrap();
+    fs_err::write(entry, "{ \"recipe\"").unwrap();
+    let ran = project.attrflow(["run", "pipelines/demo.toml"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains(" is damaged: "), "{ran:?}");
+    assert!(ran.out.contains("1 ran, 9 reused"), "{ran:?}");
 }

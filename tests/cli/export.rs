@@ -124,7 +124,7 @@ fn results_that_are_not_up_to_date_are_named() {
     let run = |arguments: &[&str]| project.attrflow([&["export"], arguments].concat());
     let ran = run(&["--published", "out", "pipelines/demo.toml", "--set", "unlearn.lr=1"]);
     let told = "error: not up to date: influence[grin], influence[pizza]; \
-                run `attrflow run pipelines/demo.toml` first\n";
+                run `attrflow run pipelines/demo.toml --set unlearn.lr=1` first\n";
     assert_eq!((ran.code, ran.err.as_str(), ran.out.as_str()), (1, told, ""));
     assert!(!project.path("out").exists());
     // What does not read the difference can be written.

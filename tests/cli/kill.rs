@@ -10,12 +10,12 @@ use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, command, files};
 
-const IMAGES: usize = 20;
+pub const IMAGES: usize = 20;
 
 /// The index entries: what the bytes are tells whether an entry was written again, for they hold the seconds.
-type Index = BTreeMap<String, Vec<u8>>;
+pub type Index = BTreeMap<String, Vec<u8>>;
 
-fn index(project: &Project) -> Index {
+pub fn index(project: &Project) -> Index {
     let files = files(&project.path("cache/recipes-v1")).into_iter();
     // A kill may leave the temporary file of an entry beside it.
     let entries = files.filter(|(name, _)| name.ends_with(".json"));
@@ -45,7 +45,7 @@ fn killed(project: &Project, mut now: impl FnMut() -> bool) -> bool {
 }
 
 /// Processes that work in the project's folder: the runner and its workers.
-fn at_work(project: &Project) -> Vec<PathBuf> {
+pub fn at_work(project: &Project) -> Vec<PathBuf> {
     let root = fs_err::canonicalize(&project.root).unwrap();
     let processes = fs_err::read_dir("/proc").unwrap().filter_map(Result::ok).map(|process| process.path());
     processes.filter(|process| fs_err::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == root)).collect()
@@ -60,7 +60,7 @@ pub fn wait_for_orphans(project: &Project) {
 }
 
 /// Brings the project to its end and compares it with one that nobody disturbed.
-fn finish(project: &Project, undisturbed: &Project) {
+pub fn finish(project: &Project, undisturbed: &Project) {
     let before = index(project);
     let ran = project.run(&[]);
     let after = index(project);
@@ -72,7 +72,7 @@ fn finish(project: &Project, undisturbed: &Project) {
     wait_for_orphans(project);
 }
 
-fn undisturbed() -> Project {
+pub fn undisturbed() -> Project {
     let project = Project::new(IMAGES);
     project.run(&[]);
     project

@@ -135,7 +135,10 @@ impl Project {
     /// The bytes of every file in `results/`, by path and digest.
     pub fn results(&self) -> BTreeMap<String, String> {
         let digest = |path: &PathBuf| Digest::of_file(path).unwrap().to_string();
-        files(&self.path("results")).into_iter().map(|(name, path)| (name, digest(&path))).collect()
+        // The record of what is shown holds file times.
+        let shown =
+            files(&self.path("results")).into_iter().filter(|(name, _)| !name.ends_with(".shown.json"));
+        shown.map(|(name, path)| (name, digest(&path))).collect()
     }
 
     /// What the cache holds in one of its folders: paths below it.
@@ -200,11 +203,12 @@ fn attrflow<S: AsRef<OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = 
 fn write_project(root: &Path, images: usize) {
     let demo = Path::new(DEMO);
     let data = root.join("data/demo");
-    for folder in [&data, &root.join("pipelines"), &root.join("configs")] {
+    for folder in [&data, &root.join("pipelines/parts"), &root.join("configs")] {
         fs_err::create_dir_all(folder).unwrap();
     }
-    let pipeline = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/demo.toml");
-    fs_err::copy(pipeline, root.join("pipelines/demo.toml")).unwrap();
+    for file in ["pipelines/demo.toml", "pipelines/parts/emoji.toml"] {
+        fs_err::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), root.join(file)).unwrap();
+    }
     fs_err::write(root.join("configs/demo.toml"), CONFIG).unwrap();
     let text = fs_err::read(demo.join("captions.json")).unwrap();
     let mut captions: Json = serde_json::from_slice(&text).unwrap();

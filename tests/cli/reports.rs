@@ -34,10 +34,14 @@ fn plan_names_the_key_with_its_old_and_new_value() {
     let text = plan(&["--set", "loss.time_samples=4"]);
     let line = |stage: &str| text.lines().find(|line| line.starts_with(stage)).unwrap().to_owned();
     assert!(line("pretrain_loss").contains("run"), "{text}");
-    assert!(line("pretrain_loss").ends_with("params.loss.time_samples: 2 -> 4"), "{text}");
+    assert!(
+        line("pretrain_loss").ends_with("params.loss.time_samples: 2 -> 4 (--set loss.time_samples)"),
+        "{text}"
+    );
     // It reads what is not there yet, but it surely runs.
     assert!(
-        line("influence[grin]").contains("params.loss.time_samples: 2 -> 4, after pretrain_loss"),
+        line("influence[grin]")
+            .contains("params.loss.time_samples: 2 -> 4 (--set loss.time_samples), after pretrain_loss"),
         "{text}"
     );
     assert!(line("fisher").contains("reuse"), "{text}");
@@ -49,8 +53,10 @@ fn plan_names_the_key_with_its_old_and_new_value() {
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--dry-run", "--force", "latents"]);
     assert_eq!((ran.code, ran.out), (0, text));
     let ran = project.attrflow(["plan", "pipelines/demo.toml", "--json"]);
-    assert_eq!(ran.json().len(), 10);
-    assert!(ran.json().iter().all(|line| line["verdict"] == "reuse"), "{ran:?}");
+    let mut lines = ran.json();
+    assert_eq!(lines.pop().unwrap()["stages"]["reuse"], 10);
+    assert_eq!(lines.len(), 10);
+    assert!(lines.iter().all(|line| line["verdict"] == "reuse"), "{ran:?}");
 }
 
 #[test]
@@ -63,7 +69,7 @@ fn a_plan_of_a_new_project_writes_nothing() {
     }
     assert!(!project.path("results").exists());
     // What was learnt about sources is all that is kept, beside the empty file that guards its writing.
-    assert_eq!(project.cached(""), ["stat-v1.json", "tmp/gate"]);
+    assert_eq!(project.cached(""), ["CACHEDIR.TAG", "stat-v1.json", "tmp/gate"]);
 }
 
 #[test]

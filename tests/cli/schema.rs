@@ -61,6 +61,9 @@ fn our_own_files_are_valid() {
 /// Changes one value of the demo's pipeline, by its path; a path that is not there is made.
 fn with(path: &str, value: Json) -> Json {
     let mut pipeline = read(&root().join("pipelines/demo.toml"));
+    let mut part = read(&root().join("pipelines/parts/emoji.toml"));
+    let stages = pipeline["stages"].as_object_mut().unwrap();
+    stages.append(part["stages"].as_object_mut().unwrap());
     let mut node = &mut pipeline;
     for key in path.split('.') {
         node = &mut node[key];
@@ -80,6 +83,9 @@ fn wrong_pipelines_are_not_valid() {
         ("stages.fisher.params", json!({ "select": ["to_k"] })),
         ("stages.data.params.files", json!("${files}")),
         ("stages.own", own.clone()),
+        ("stages.fisher.each", json!({ "a": "${b}", "c": ["d", 3] })),
+        ("env", json!(["SEED"])),
+        ("defaults", json!({ "fisher": { "epochs": 3 }, "download": {} })),
     ];
     for (path, value) in good {
         assert!(reader.is_valid(&with(path, value.clone())), "{path} = {value}");
@@ -92,7 +98,12 @@ fn wrong_pipelines_are_not_valid() {
         ("stages.fisher.more", json!(1)),
         ("stages.fisher.when", json!("maybe")),
         ("stages.fisher.when", json!([])),
-        ("stages.fisher.each", json!({ "a": "${b}", "c": "${d}" })),
+        ("stages.fisher.each", json!({})),
+        ("stages.fisher.each", json!({ "a": "b" })),
+        ("include", json!("parts/emoji.toml")),
+        ("env", json!(["A B"])),
+        ("defaults", json!({ "fishr": {} })),
+        ("defaults", json!({ "fisher": { "epoch": 3 } })),
         ("stages.fisher.inputs.latents", json!(3)),
         ("stages.fisher.inputs.latent", json!("latents.latents")),
         ("stages.fisher.inputs", json!({ "latents": "latents.latents" })),

@@ -278,30 +278,55 @@ fn entry_of(project: &Project, ran: &Ran, stage: &str) -> PathBuf {
     project.path("cache/recipes-v1").join(&name[..2]).join(format!("{name}.json"))
 }
 
-fn damaged(result: Result<Ran, StoreError>) -> (PathBuf, String) {
+/// Makes a file of the store something that no run can read; returns what it held.
+fn break_file(path: &Path) -> Vec<u8> {
+    let bytes = fs_err::read(path).unwrap();
+    fs_err::remove_file(path).unwrap();
+    fs_err::create_dir(path).unwrap();
+    bytes
+}
+
+fn heal_file(path: &Path, bytes: &[u8]) {
+    fs_err::remove_dir(path).unwrap();
+    fs_err::write(path, bytes).unwrap();
+}
+
+/// A run that must not go on, for what it cannot read.
+fn broken(result: Result<Ran, StoreError>, path: &Path) {
     match result {
-        Err(StoreError::Damaged { path, reason }) => (path, reason),
+        Err(StoreError::Io(error)) => assert!(error.to_string().contains(path.to_str().unwrap()), "{error}"),
         Err(error) => panic!("another error: {error}"),
         Ok(ran) => panic!("it ran {:?}", ran.ran()),
     }
 }
 
+/// What is cut short by a power cut, or says what its checksum does not, stands for nothing and costs its own stage.
 #[test]
 fn a_damaged_index() {
     let project = project();
     let ran = project.run(&[]);
     let (second, first) = (entry_of(&project, &ran, "second"), entry_of(&project, &ran, "first"));
     let text = fs_err::read_to_string(&second).unwrap();
-    fs_err::write(&second, &text[..text.len() / 2]).unwrap();
-    assert_eq!(damaged(project.try_run(&[], &[])).0, second);
-    fs_err::copy(&first, &second).unwrap();
-    let (path, reason) = damaged(project.try_run(&[], &[]));
-    assert_eq!(
-        (path, reason.as_str()),
-        (second.clone(), "its recipe does not have the fingerprint of its name")
-    );
-    fs_err::remove_file(&second).unwrap();
-    assert_eq!(project.run(&[]).ran(), ["second"], "as the message says, removing it has it rebuilt");
+    let lied = text.replace(&ran.stage("second").outputs["text"].digest.to_string(), &"0".repeat(64));
+    assert_ne!(lied, text);
+    let damage = [
+        (text[..text.len() / 2].to_owned(), "EOF"),
+        (String::new(), "EOF"),
+        (fs_err::read_to_string(&first).unwrap(), "its recipe does not have the fingerprint of its name"),
+        (lied, "its outputs do not have its checksum"),
+    ];
+    for (wrong, why) in damage {
+        fs_err::write(&second, wrong).unwrap();
+        let healed = project.run(&[]);
+        assert_eq!(healed.ran(), ["second"], "{why}");
+        let told = |message: &str| message.contains(second.to_str().unwrap()) && message.contains(why);
+        assert!(healed.warnings().iter().any(|message| told(message)), "{:?}", healed.warnings());
+        assert_eq!(project.run(&[]).ran(), [""; 0], "{why}");
+    }
+    let bytes = break_file(&second);
+    broken(project.try_run(&[], &[]), &second);
+    heal_file(&second, &bytes);
+    assert_eq!(project.run(&[]).ran(), [""; 0]);
 }
 
 /// A run that ends early must leave no record of results that are not shown.
@@ -315,11 +340,10 @@ fn a_run_that_ends_in_the_middle() {
     assert_eq!(project.results(), before);
     // `first` is shown with its new bytes, then `second` cannot be looked up.
     let entry = entry_of(&project, &new, "second");
-    let text = fs_err::read(&entry).unwrap();
-    fs_err::write(&entry, "{").unwrap();
-    damaged(project.try_run(&["first.times=3"], &[]));
+    let bytes = break_file(&entry);
+    broken(project.try_run(&["first.times=3"], &[]), &entry);
     assert_ne!(project.results(), before);
-    fs_err::write(&entry, text).unwrap();
+    heal_file(&entry, &bytes);
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     assert_eq!(project.results(), before, "the results are not those of the manifest");
     assert!(old.ran().contains(&"first"));
@@ -345,14 +369,14 @@ inputs = { from = "../source.txt" }
     project.write("source.txt", "source\n");
     let ran = project.run(&[]);
     let entry = entry_of(&project, &ran, "reader");
-    fs_err::write(&entry, "{").unwrap();
+    break_file(&entry);
     fs_err::remove_dir_all(project.path("cache/objects")).unwrap();
     project.backend.slots = 1;
     project.backend.pause = Duration::from_millis(10);
-    assert_eq!(damaged(project.try_run(&[], &["reader"])).0, entry);
+    broken(project.try_run(&[], &["reader"]), &entry);
     fs_err::remove_dir_all(project.path("cache/objects")).unwrap();
-    assert_eq!(damaged(project.try_run(&[], &[])).0, entry);
-    fs_err::remove_file(&entry).unwrap();
+    broken(project.try_run(&[], &[]), &entry);
+    fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
     let reused = healed.stage("slow").units_reused;
     assert!(reused < 20, "{reused} units were computed by a run that could not go on");

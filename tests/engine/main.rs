@@ -3,14 +3,25 @@
 
 mod adopt;
 mod audit;
+mod care;
 mod command;
 mod edits;
+mod explain;
 mod faults;
+mod field;
+mod fuzz;
+mod language;
 mod layers;
+mod mutation;
+mod objects;
 mod pipelines;
 mod project;
 mod recipes;
+mod remotes;
 mod repairs;
+mod sequences;
+mod speed;
 mod switches;
 mod toys;
 mod values;
+mod verify;

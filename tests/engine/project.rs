@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use attrflow::adopt::Adoption;
 use attrflow::event::Event;
-use attrflow::exec::Run;
+use attrflow::exec::{Haste, Run, Stop};
 use attrflow::graph::{self, Graph};
 use attrflow::manifest::{Conditions, Manifest, Outcome, StageRecord};
 use attrflow::pipeline;
@@ -24,9 +24,14 @@ pub struct Project {
     pub backend: InProcess,
     pub numerics: Numerics,
     pub conditions: Conditions,
+    pub stop: Stop,
+    /// After how many events a run is asked to stop.
+    pub interrupt: Option<usize>,
+    pub haste: Haste,
 }
 
 /// What a run did.
+#[derive(Clone)]
 pub struct Ran {
     pub manifest: Manifest,
     /// Names of the tasks that ran, sorted.
@@ -47,6 +52,17 @@ impl Ran {
 
     pub fn ran(&self) -> Vec<&str> {
         self.with(Outcome::Ran)
+    }
+
+    /// What users are warned of.
+    pub fn warnings(&self) -> Vec<&str> {
+        fn warning(event: &Event) -> Option<&str> {
+            match event {
+                Event::Log { level, message } if level == "WARN" => Some(message.as_str()),
+                _ => None,
+            }
+        }
+        self.events.iter().filter_map(warning).collect()
     }
 
     pub fn stage(&self, name: &str) -> &StageRecord {
@@ -71,6 +87,9 @@ impl Project {
                 deterministic: true,
             },
             conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()], micro_batch: 1 },
+            stop: Stop::default(),
+            interrupt: None,
+            haste: Haste::Finish,
         };
         project.write("pipelines/toy.toml", pipeline);
         project.write("configs/toy.toml", config);
@@ -151,7 +170,14 @@ impl Project {
             file,
             sets,
             conditions: self.conditions.clone(),
-            emit: &|event| backend.events.lock().unwrap().push(event),
+            stop: &self.stop,
+            emit: &|event| {
+                let mut events = backend.events.lock().unwrap();
+                if self.interrupt == Some(events.len()) {
+                    self.stop.ask(self.haste);
+                }
+                events.push(event);
+            },
         }
         .execute()?;
         let mut tasks = backend.log.lock().unwrap().clone();

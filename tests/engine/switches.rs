@@ -344,10 +344,10 @@ fn a_pipeline_of_which_nothing_is_left() {
     let project = Project::new("[stages.a]\nkind = \"say\"\nwhen = false\n", "");
     insta::assert_snapshot!(project.problems(&[]), @r#"
     error: every stage is switched off by its `when`
-     --> PROJECT/pipelines/toy.toml:1:2
+     --> PROJECT/pipelines/toy.toml:1:9
       |
     1 | [stages.a]
-      |  ^^^^^^
+      |         ^
     "#);
 }
 

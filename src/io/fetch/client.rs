@@ -185,7 +185,15 @@ impl Client {
             if failures >= self.patience.attempts {
                 return Err(give_up(reason));
             }
-            tracing::info!("{}: {reason}; asking again", shown(url));
+            // One failure passes; who waits for more must know what for.
+            match failures {
+                2 => tracing::warn!(
+                    "{}: {reason}; still asking, {} times in all",
+                    shown(url),
+                    self.patience.attempts
+                ),
+                _ => tracing::info!("{}: {reason}; asking again", shown(url)),
+            }
             let until = Instant::now() + wait.max(self.patience.pause * 2u32.saturating_pow(failures - 1));
             while !self.stopped() && Instant::now() < until {
                 thread::sleep(Duration::from_millis(50).min(until - Instant::now()));

@@ -5,6 +5,7 @@ mod parallel;
 mod plan;
 mod put;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value as Json, json};
@@ -105,6 +106,18 @@ impl File {
         }
     }
 
+    /// Whether it is one file, which has its place for itself: several folders and archives may go to one.
+    fn single(&self) -> bool {
+        if self.unpack {
+            return false;
+        }
+        match (self.from.local(), self.hub()) {
+            (Some(path), _) => fs_err::metadata(path).is_ok_and(|found| found.is_file()),
+            (None, Some(address)) => address.is_ok_and(|address| !address.folder && !address.is_pattern()),
+            (None, None) => true,
+        }
+    }
+
     fn port(index: usize) -> String {
         format!("files.{index}")
     }
@@ -141,7 +154,16 @@ impl Validate for Params {
                 format!("`{archive}.{number:03}` must follow `{archive}.{expected:03}`, with the same `to`"),
             ))
         };
-        loose.filter_map(fault).collect()
+        let mut faults: Vec<_> = loose.filter_map(fault).collect();
+        let mut places = BTreeSet::new();
+        for target in self.files.iter().filter(|file| file.single()).map(File::target) {
+            let place: PathBuf =
+                Path::new(&target).components().filter(|c| *c != Component::CurDir).collect();
+            if !places.insert(place) {
+                faults.push(("files", format!("two files would become `{target}`")));
+            }
+        }
+        faults
     }
 }
 
@@ -164,6 +186,15 @@ impl Stage for Download {
         files
             .filter_map(|(index, file)| Some((File::port(index), file.from.local()?.to_path_buf())))
             .collect()
+    }
+
+    fn moved(mut params: Params, places: &BTreeMap<PathBuf, PathBuf>) -> Params {
+        for file in &mut params.files {
+            if let Some(place) = file.from.local().and_then(|path| places.get(path)) {
+                file.from = Location(place.to_string_lossy().into_owned());
+            }
+        }
+        params
     }
 
     /// The address of a remote file without its secrets.
@@ -252,6 +283,18 @@ mod tests {
                 "`y.7z.002` must follow `y.7z.001`, with the same `to`",
             ]
         );
+    }
+
+    #[test]
+    fn two_files_of_one_place_are_a_fault() {
+        let loose = |names: &[&str]| {
+            let mut params = files(names);
+            params.files.iter_mut().for_each(|file| file.unpack = false);
+            params.validate()
+        };
+        let faults = loose(&["https://a.example/x", "https://b.example/y", "https://c.example/x?v=2"]);
+        assert_eq!(faults, [("files", "two files would become `x`".to_owned())]);
+        assert_eq!(loose(&["hf://o/r/*", "hf://o/r/*"]), []);
     }
 
     #[test]

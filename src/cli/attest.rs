@@ -1,0 +1,84 @@
+//! `attrflow attest`: a run in forms that others check.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+use sha2::{Digest as _, Sha256};
+
+use super::exit::Failure;
+use super::manifests;
+use super::replay::place;
+use crate::attest::{Crate, outputs, statement, write_crate};
+use crate::report::{print, short_path};
+use crate::stage::Registry;
+use crate::store::Store;
+
+#[derive(Debug, ClapArgs)]
+#[group(id = "form", required = true, multiple = true, args = ["in_toto", "ro_crate"])]
+pub(super) struct Args {
+    /// The manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
+    manifest: String,
+    /// Write an in-toto statement with the predicate of SLSA Provenance to this file
+    #[arg(long, value_name = "FILE")]
+    in_toto: Option<PathBuf>,
+    /// Write a Workflow Run RO-Crate, with the results that no stage reads, to this new folder
+    #[arg(long, value_name = "DIR")]
+    ro_crate: Option<PathBuf>,
+    /// The licence of the results, for the crate: an address such as https://spdx.org/licenses/CC-BY-4.0, or a text
+    #[arg(long, default_value = "not stated: ask whoever gave you this crate")]
+    license: String,
+    /// Replace a statement that is there
+    #[arg(long)]
+    force: bool,
+    /// The cache folder [default: the one that the manifest stands in, else ./cache]
+    #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let named = manifests::open(&args.manifest, args.cache.as_deref())?;
+    let cache = manifests::cache(&named.path, args.cache.as_deref())?;
+    let store = Store::open(&cache)?;
+    let _use = store.in_use(|| {})?;
+    let outputs = outputs(&named.manifest, &store, &|record, port| place(record, port, registry))?;
+    if outputs.is_empty() {
+        return Err(Failure::Refused(format!("{} records no results", named.path.display())));
+    }
+    let refused = |error: std::io::Error| Failure::Refused(error.to_string());
+    if let Some(file) = &args.in_toto {
+        let manifest = fs_err::read(&named.path).map_err(refused)?;
+        let sha256: String = Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut text = serde_json::to_vec_pretty(&statement(&named.manifest, &outputs, &sha256))
+            .map_err(|error| Failure::Refused(error.to_string()))?;
+        text.push(b'\n');
+        write(file, &text, args.force).map_err(refused)?;
+        print(&format!("wrote {}: {} files\n", short_path(file), outputs.len()));
+    }
+    if let Some(folder) = &args.ro_crate {
+        let content =
+            Crate { manifest: &named.manifest, path: &named.path, outputs: &outputs, license: &args.license };
+        write_crate(&content, folder).map_err(refused)?;
+        let held = outputs.iter().filter(|output| output.last && output.bytes.is_some()).count();
+        print(&format!("wrote {}: {held} files of results\n", short_path(folder)));
+    }
+    let gone = outputs.iter().filter(|output| output.bytes.is_none()).count();
+    if gone > 0 {
+        print(&format!("{gone} files are not in the cache any more and stand there without a SHA-256\n"));
+    }
+    Ok(())
+}
+
+/// Writes a file whole or not at all, and replaces none unasked.
+fn write(file: &Path, text: &[u8], force: bool) -> std::io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::create_dir_all(folder)?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let mut aside = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    aside.write_all(text)?;
+    let done = if force { aside.persist(file) } else { aside.persist_noclobber(file) };
+    done.map(drop).map_err(|error| {
+        let hint = if force { "" } else { "; --force replaces it" };
+        std::io::Error::new(error.error.kind(), format!("{}: {}{hint}", file.display(), error.error))
+    })
+}

@@ -1,0 +1,194 @@
+//! `attrflow cache gc`: takes away what no run needs.
+
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{count, when};
+use crate::care::{Inventory, Plan, Policy, Step, What, Why};
+use crate::cli::exit::Failure;
+use crate::report::{Table, duration, print, size};
+use crate::store::Store;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Take away what the plan names; without it, nothing is touched
+    #[arg(long)]
+    yes: bool,
+    /// Keep what the last N runs of each pipeline need
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    keep_runs: usize,
+    /// Take away only as much as it needs for the cache to fit into this much disk, such as 20G
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    budget: Option<u64>,
+    /// Also take away units of results that are kept: no run needs them, but an edit may, such as more timesteps
+    #[arg(long)]
+    units: bool,
+    /// How many days to keep results that no finished run names, and damaged or finished downloaded files
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    grace: u32,
+    /// Also take away records of runs but the last N of each pipeline (and those that are pinned)
+    #[arg(long, value_name = "N")]
+    keep_manifests: Option<usize>,
+    /// Write a line of JSON per step, and one with the totals
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
+    // Held from before the plan, so that it is still true when it is carried out.
+    let alone = match args.yes {
+        false => None,
+        true => match store.alone()? {
+            Some(alone) => Some(alone),
+            None => {
+                let message = "the cache is in use by a run, or by another gc: try again when that has ended";
+                return Err(Failure::Refused(message.into()));
+            }
+        },
+    };
+    let policy = Policy {
+        keep_runs: args.keep_runs,
+        keep_manifests: args.keep_manifests,
+        budget: args.budget,
+        units: args.units,
+        grace: Duration::from_secs(u64::from(args.grace) * 24 * 3600),
+    };
+    let inventory = Inventory::of(store)?;
+    let plan = Plan::of(store, &inventory, &policy, Timestamp::now())?;
+    match args.json {
+        true => lines(&plan, args.yes),
+        false => show(&plan, args),
+    }
+    let Some(alone) = alone else { return Ok(()) };
+    let bar = super::remote::bar("taking away", false);
+    let done = plan.execute(store, &inventory, &alone, &mut |_| bar.inc(1))?;
+    bar.finish_and_clear();
+    if !args.json {
+        let (entries, objects) = (done.entries, done.objects);
+        print(&format!("\ndone: {entries} entries of the index and {objects} objects are gone\n"));
+    }
+    Ok(())
+}
+
+fn lines(plan: &Plan, done: bool) {
+    for step in &plan.steps {
+        print(&format!("{}\n", json!(step)));
+    }
+    let Plan { steps, before, frees, kept, over } = plan;
+    let kept: serde_json::Map<String, serde_json::Value> = kept
+        .iter()
+        .map(|(why, (count, disk))| {
+            let why = json!(why).as_str().unwrap_or_default().to_owned();
+            (why, json!({ "count": count, "disk": disk }))
+        })
+        .collect();
+    let line = json!({
+        "steps": steps.len(), "before": before, "frees": frees, "kept": kept, "over": over, "done": done,
+    });
+    print(&format!("{line}\n"));
+}
+
+fn show(plan: &Plan, args: &Args) {
+    if plan.steps.is_empty() {
+        print("nothing to take away\n");
+    } else {
+        let mut table = Table::new(&["takes away", "kind", "what", "frees", "last used (UTC)", "to rebuild"]);
+        for step in &plan.steps {
+            table.row([
+                step.name.clone(),
+                step.kind.clone(),
+                what(step),
+                size(step.frees),
+                step.used.map(when).unwrap_or_default(),
+                step.seconds.map(duration).unwrap_or_default(),
+            ]);
+        }
+        let seconds: f64 =
+            plan.steps.iter().filter(|step| is_result(step)).filter_map(|step| step.seconds).sum();
+        print(&format!(
+            "{table}\nfrees {} of {}; {} to compute it again\n",
+            size(plan.frees),
+            size(plan.before),
+            duration(seconds)
+        ));
+    }
+    for (why, (number, disk)) in &plan.kept {
+        let things = count(*number, "result or unit", "results and units");
+        print(&format!("kept: {things}, {}: {}\n", size(*disk), told(*why, args)));
+    }
+    if let Some(over) = plan.over {
+        let units = plan.kept.get(&Why::Units).map_or(0, |(_, disk)| *disk);
+        let more = match units {
+            0 => "keep fewer runs, or unpin something".to_owned(),
+            units => format!("--units would free {} more", size(units)),
+        };
+        print(&format!("that is still {} above the budget: {more}\n", size(over)));
+    }
+    if !args.yes && !plan.steps.is_empty() {
+        print("nothing was touched: add --yes to do it\n");
+    }
+}
+
+/// Units whose joined result stands are no work lost.
+fn is_result(step: &Step) -> bool {
+    matches!(step.what, What::Result { .. })
+}
+
+fn what(step: &Step) -> String {
+    match &step.what {
+        What::Result { fingerprint } => format!("result {}", fingerprint.short()),
+        What::Units { units } => format!("{}, joined", count(units.len(), "unit", "units")),
+        What::Stray { .. } => "object".into(),
+        What::Scratch => "work folders".into(),
+        What::Files { paths } => count(paths.len(), "file", "files"),
+        What::Manifest { .. } => "manifest".into(),
+    }
+}
+
+fn told(why: Why, args: &Args) -> String {
+    match why {
+        Why::Run if args.keep_runs == 1 => "the last run of each pipeline needs them".into(),
+        Why::Run => format!("the last {} runs of each pipeline need them", args.keep_runs),
+        Why::Pin => "pinned".into(),
+        Why::Unfinished => "a failed run goes on from them".into(),
+        Why::Recent => {
+            let age = count(args.grace as usize, "day", "days");
+            format!("no finished run names them, and they are younger than {age} (--grace)")
+        }
+        Why::Units => {
+            "units of kept results: no run needs them, but an edit may; --units takes them away".into()
+        }
+    }
+}
+
+/// Reads `20G`, `500MB`, `1.5T`: powers of 1000, or of 1024 with an `i`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let (unit, base) = unit.strip_suffix('i').map_or((unit, 1000.0), |unit| (unit, 1024.0_f64));
+    let power = ["", "k", "m", "g", "t"].iter().position(|known| *known == unit);
+    let value: Option<f64> = digits.trim().parse().ok().filter(|value: &f64| *value >= 0.0);
+    match (value, power) {
+        (Some(value), Some(power)) => Ok((value * base.powi(power as i32)) as u64),
+        _ => Err(format!("`{text}` is no size: expected a number with B, k, M, G or T, such as 20G")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_are_read() {
+        let read = |text| bytes(text).unwrap();
+        assert_eq!((read("0"), read("20G"), read("1.5kB")), (0, 20_000_000_000, 1500));
+        assert_eq!((read("2MiB"), read("3 T"), read("7b")), (2 << 20, 3_000_000_000_000, 7));
+        for text in ["", "G", "20X", "-1", "1Gx", "nanG"] {
+            assert!(bytes(text).unwrap_err().contains("is no size"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `attrflow cache verify`: reads every byte, and puts aside what is damaged.
+
+use std::time::Instant;
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::{count, in_use};
+use crate::care::{Checked, Name, Verify};
+use crate::cli::exit::Failure;
+use crate::report::{duration, print, short_path, size};
+use crate::store::Store;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Write a line of JSON per damaged thing, and one with what was checked
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn verify(args: &Args, store: &Store) -> Result<(), Failure> {
+    let _use = in_use(store)?;
+    let begun = Instant::now();
+    let bar = super::remote::bar("verifying", true);
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let checked = Verify { store, progress: &progress }.execute()?;
+    bar.finish_and_clear();
+    let seconds = begun.elapsed().as_secs_f64();
+    match args.json {
+        true => lines(&checked, seconds),
+        false => show(&checked, seconds),
+    }
+    match checked.damage.len() {
+        0 => Ok(()),
+        number => {
+            let things = count(number, "damaged thing was", "damaged things were");
+            Err(Failure::Damaged(format!("{things} put aside; a run computes what is missing")))
+        }
+    }
+}
+
+fn lines(checked: &Checked, seconds: f64) {
+    for damage in &checked.damage {
+        print(&format!("{}\n", json!(damage)));
+    }
+    let mut line = json!(checked);
+    line["damage"] = checked.damage.len().into();
+    line["seconds"] = seconds.into();
+    print(&format!("{line}\n"));
+}
+
+fn show(checked: &Checked, seconds: f64) {
+    for damage in &checked.damage {
+        let place = match &damage.moved {
+            Some(to) => format!("now {}", short_path(to)),
+            None => "what leads to it was removed".into(),
+        };
+        let of = if damage.of.is_empty() { String::new() } else { format!(" (of {})", list(&damage.of)) };
+        print(&format!("damaged: {}{of}: {}; {place}\n", short_path(&damage.path), damage.why));
+    }
+    checked.lost.iter().for_each(|lost| print(&format!("lost: {lost}\n")));
+    if !checked.incomplete.is_empty() {
+        print(&format!("not whole before: {}\n", list(&checked.incomplete)));
+    }
+    if !checked.rebuilds.is_empty() {
+        print(&format!("the next run computes: {}\n", list(&checked.rebuilds)));
+    }
+    let rate = size((checked.bytes as f64 / seconds.max(1e-3)) as u64);
+    print(&format!(
+        "checked {} and {}, {} in {}: {rate}/s\n",
+        count(checked.objects, "object", "objects"),
+        count(checked.entries, "entry", "entries"),
+        size(checked.bytes),
+        duration(seconds)
+    ));
+    if checked.damage.is_empty() {
+        print("no damage\n");
+    }
+}
+
+fn list<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
+    names.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

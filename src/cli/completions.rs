@@ -1,0 +1,21 @@
+//! `attrflow completions`: what a shell needs to complete the command line.
+
+use clap::{Args as ClapArgs, Command};
+use clap_complete::Shell;
+
+use super::exit::Failure;
+use crate::report::print;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+pub(super) fn completions(args: &Args, mut command: Command) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "attrflow", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! What every command shares that computes: with which workers, and how it is told and stopped.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use clap::Args;
+
+use super::exit::Failure;
+use super::project::{Project, cores, worker_program};
+use super::signals::{Hear, Signals};
+use crate::event::Event;
+use crate::exec::worker::{Processes, Setting};
+use crate::exec::{Run, Stop};
+use crate::io::fetch::hushed;
+use crate::manifest::{Conditions, Manifest, Outcome};
+use crate::pipeline::MOST_DOWNLOADS;
+use crate::report::Reporter;
+use crate::stage::{Device, Downloads};
+
+/// How to compute, never what.
+#[derive(Debug, Args)]
+pub(super) struct How {
+    /// Workers at once on the CPU; on GPUs there is one per device; 0 chooses from the number of cores [default: run.jobs of the config, else 0]
+    #[arg(short, long)]
+    jobs: Option<usize>,
+    /// Threads of each worker; 0 divides the cores among the workers [default: run.threads of the config, else 0]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most; 0 chooses 32 on
+    /// the CPU and 1024 on a GPU [default: run.micro_batch of the config, else 0]
+    #[arg(long)]
+    micro_batch: Option<usize>,
+    /// Most files to download at once [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_DOWNLOADS)))]
+    downloads: Option<u32>,
+}
+
+impl How {
+    /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
+    fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
+        let table = &project.pipeline.run;
+        let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
+        let cpu = project.devices[0] == Device::Cpu;
+        let wanted = given(self.threads, table.threads);
+        let jobs = match given(self.jobs, table.jobs) {
+            _ if !cpu => project.devices.len(),
+            0 => (cores() / wanted.max(1)).clamp(1, 8),
+            jobs => jobs,
+        };
+        let threads = if wanted == 0 { (cores() / jobs).max(1) } else { wanted };
+        let micro_batch = match given(self.micro_batch, table.micro_batch) {
+            0 if cpu => 32,
+            0 => 1024,
+            rows => rows,
+        };
+        let device = |slot: usize| project.devices[slot % project.devices.len()];
+        let downloads = Downloads {
+            folder: project.store.root().join("downloads"),
+            lock: project.pipeline.root.join("attrflow.lock"),
+            at_once: self.downloads.unwrap_or(table.downloads) as usize,
+        };
+        let settings = (0..jobs).map(|slot| Setting {
+            device: device(slot),
+            threads,
+            micro_batch,
+            downloads: downloads.clone(),
+            log: log.to_owned(),
+        });
+        let name = |device: &Device| match device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+        };
+        let devices = project.devices.iter().map(name).collect();
+        (settings.collect(), Conditions { jobs, threads, devices, micro_batch })
+    }
+}
+
+/// Where a run comes from, for its manifest.
+pub(super) struct Origin<'a> {
+    /// The pipeline file, or the manifest that it is run from.
+    pub file: &'a Path,
+    /// The `--set` arguments.
+    pub sets: &'a [String],
+}
+
+/// A run that is over.
+pub(super) struct Ended {
+    pub manifest: Manifest,
+    /// The manifest's file, where one could be written.
+    pub path: Option<PathBuf>,
+}
+
+/// Brings the selected stages of a project up to date. Stages that failed are in the manifest.
+///
+/// # Errors
+/// A cache that cannot be used, workers that are not there, and a signal that ended the run before it was done.
+pub(super) fn execute(
+    project: &Project,
+    forced: &[usize],
+    how: &How,
+    origin: Origin<'_>,
+    reporter: Box<dyn Reporter>,
+    log: &str,
+) -> Result<Ended, Failure> {
+    let (settings, conditions) = how.settings(project, log);
+    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
+    let backend = Processes { program: worker_program()?, front, settings };
+    let reporter = Arc::new(Mutex::new(reporter));
+    let stop = Arc::new(Stop::default());
+    let written = Arc::new(Mutex::new(None));
+    let hear: Hear = {
+        let (reporter, written) = (Arc::clone(&reporter), Arc::clone(&written));
+        Arc::new(move |event| {
+            if let Event::RunFinished { manifest, .. } = &event {
+                written.lock().expect("no panic under this lock").clone_from(manifest);
+            }
+            reporter.lock().expect("reporters do not panic").hear(&event);
+        })
+    };
+    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&hear));
+    let run = Run {
+        pipeline: &project.pipeline,
+        graph: &project.graph,
+        store: &project.store,
+        backend: &backend,
+        numerics: &project.numerics,
+        forced,
+        results: project.results.clone(),
+        file: origin.file.to_path_buf(),
+        // The manifest is kept, and meant to be shown.
+        sets: origin.sets.iter().map(|set| hushed(set)).collect(),
+        conditions,
+        stop: &stop,
+        emit: &|event| hear(event),
+    };
+    let manifest = run.execute();
+    let interrupted =
+        |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
+    // A signal that came when all was done has changed nothing.
+    if let Some(signal) = signals.heard().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
+        return Err(Failure::Interrupted(signal));
+    }
+    let path = written.lock().expect("no panic under this lock").take();
+    Ok(Ended { manifest: manifest?, path })
+}
+
+/// The stages that failed, as a failure.
+pub(super) fn all_done(manifest: &Manifest) -> Result<(), Failure> {
+    match manifest.stages.iter().filter(|record| record.outcome == Outcome::Failed).count() {
+        0 => Ok(()),
+        failed => Err(Failure::Stages(failed)),
+    }
+}

@@ -1,0 +1,26 @@
+//! `attrflow man`: manual pages, one for the program and one per verb.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Command};
+
+use super::exit::Failure;
+use crate::report::{print, short_path};
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// The folder to write them to, such as ~/.local/share/man/man1
+    dir: PathBuf,
+}
+
+pub(super) fn man(args: &Args, command: Command) -> Result<(), Failure> {
+    let fault = |error: std::io::Error| Failure::Refused(error.to_string());
+    fs_err::create_dir_all(&args.dir).map_err(fault)?;
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    clap_mangen::generate_to(command.clone(), &args.dir)
+        .map_err(|error| fault(std::io::Error::other(format!("{}: {error}", args.dir.display()))))?;
+    let pages = command.get_subcommands().filter(|verb| !verb.is_hide_set()).count() + 1;
+    print(&format!("wrote {pages} pages to {}\n", short_path(&args.dir)));
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Keys as a user gives them: `--sign` and `--verify`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::exit::Failure;
+use crate::attest::{self, Key, SignError, Signed};
+use crate::manifest::Manifest;
+use crate::report::{print, short_path};
+
+/// The password of a secret key, for where nobody sits at a terminal.
+const PASSWORD: &str = "ATTRFLOW_SIGN_PASSWORD";
+
+/// A secret key that is ready to sign manifests.
+pub(super) struct Signer(Key);
+
+impl Signer {
+    /// Opens a secret key, asking for its password where it has one.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let password = || match std::env::var(PASSWORD) {
+            Ok(password) => Ok(password),
+            Err(_) => {
+                rpassword::prompt_password(format!("password of {}: ", path.display())).map_err(|error| {
+                    std::io::Error::other(format!("no password, also not in {PASSWORD}: {error}"))
+                })
+            }
+        };
+        Key::open(path, password).map(Self).map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// Signs a manifest; what is signed with it says of which run it is.
+    pub fn sign(&self, path: &Path, manifest: &Manifest) -> Result<PathBuf, Failure> {
+        let Manifest { pipeline, started, .. } = manifest;
+        let comment = format!("attrflow manifest of {pipeline}, {started}");
+        self.0.sign(path, &comment).map_err(|error| Failure::Refused(error.to_string()))
+    }
+}
+
+/// Says where a signature was written.
+pub(super) fn told(signature: &Path, as_json: bool) {
+    match as_json {
+        true => print(&format!("{}\n", json!({ "signature": signature }))),
+        false => print(&format!("signed: {}\n", short_path(signature))),
+    }
+}
+
+/// Holds a manifest against its signature.
+pub(super) fn verify(key: &str, path: &Path) -> Result<Signed, Failure> {
+    attest::verify(key, path).map_err(|error| match error {
+        SignError::Invalid { .. } => Failure::Unsound(error.to_string()),
+        SignError::Key { .. } => Failure::Usage(error.to_string()),
+        error => Failure::Refused(error.to_string()),
+    })
+}

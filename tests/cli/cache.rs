@@ -1,0 +1,330 @@
+//! `attrflow cache` on a finished project, with folders and a real S3 server.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use attrflow::digest::Digest;
+use attrflow::manifest;
+use attrflow::recipe::Recipe;
+use attrflow::store::Store;
+use serde_json::Value as Json;
+
+use crate::project::{Project, Ran, command, files};
+use crate::s3::Server;
+
+const STAGES: usize = 10;
+
+impl Project {
+    fn cache(&self, arguments: &[&str]) -> Ran {
+        self.attrflow([&["cache"], arguments].concat())
+    }
+
+    /// The same, and it must succeed.
+    fn cached_well(&self, arguments: &[&str]) -> Ran {
+        let ran = self.cache(arguments);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        ran
+    }
+
+    /// `attrflow cache …` as a client of a server, with more of the environment replaced.
+    fn cache_at(&self, server: &Server, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let mut command = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &self.root);
+        for name in ["AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_DEFAULT_REGION", "http_proxy", "HTTP_PROXY"] {
+            command.env_remove(name);
+        }
+        command.envs(server.environment()).envs(environment.iter().copied());
+        command.arg("cache").args(arguments).output().unwrap().into()
+    }
+
+    /// The object of a stage's output in the newest run that has it.
+    fn digest(&self, stage: &str, port: &str) -> Digest {
+        let path = &manifest::list(&self.path("cache/runs/demo"))[0];
+        let manifest = manifest::read(path).unwrap();
+        manifest.stages.iter().find(|record| record.stage == stage).unwrap().outputs[port].digest
+    }
+}
+
+/// Where a digest is below a folder.
+fn below(digest: &Digest) -> String {
+    let name = digest.to_string();
+    format!("{}/{name}", &name[..2])
+}
+
+#[test]
+fn ls_and_du_say_what_is_there() {
+    let project = Project::finished();
+    let lines = project.cached_well(&["ls", "--json"]).json();
+    let results = lines.iter().filter(|line| line["unit"].is_null()).count();
+    assert_eq!(results, STAGES);
+    assert!(lines.iter().all(|line| line["whole"] == true && line["pipeline"] == "demo"), "{lines:?}");
+    let table = project.cached_well(&["ls"]).out;
+    assert!(table.starts_with("stage ") && table.contains("demo/influence[grin]"), "{table}");
+    assert!(table.contains("demo/latents") && table.contains(&format!("\n{STAGES} results and ")), "{table}");
+    let row = |table: &str, name: &str| table.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!(row(&table, "demo/latents "), 2, "its result and its units: {table}");
+    let table = project.cached_well(&["ls", "--stage", "influence", "--sort", "size"]).out;
+    // Two queries; each a result and a row of units.
+    assert_eq!((row(&table, "demo/influence["), row(&table, "demo/")), (4, 4), "{table}");
+    assert_eq!(row(&project.cached_well(&["ls", "--kind", "fisher"]).out, "demo/"), 2);
+    assert_eq!(row(&project.cached_well(&["ls", "--pipeline", "other"]).out, "demo/"), 0);
+
+    let lines = project.cached_well(&["du", "--json"]).json();
+    let total = lines.last().unwrap();
+    let said = Command::new("du").args(["-s", "-B1"]).arg(project.path("cache")).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert_eq!(
+        (&total["what"], total["disk"].to_string().as_str()),
+        (&"total".into(), said.split('\t').next().unwrap())
+    );
+    let sum: u64 = lines[..lines.len() - 1].iter().map(|line| line["disk"].as_u64().unwrap()).sum();
+    assert_eq!(total["disk"], sum);
+    let stages = lines.iter().filter(|line| line["what"] == "results").count();
+    assert_eq!(stages, STAGES);
+    assert!(project.cached_well(&["du", "--by", "kind"]).out.contains("\npretrain-loss"), "kinds");
+    let ran = project.cache(&["du", "--cache", "elsewhere"]);
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (2, "error: there is no cache folder elsewhere: name it with --cache\n")
+    );
+}
+
+#[test]
+fn gc_plans_first_and_keeps_what_the_last_run_needs() {
+    let project = Project::finished();
+    project.run(&["--set", "unlearn.lr=0.002"]);
+    let before = files(&project.path("cache"));
+    let planned = project.cached_well(&["gc"]).out;
+    for stage in ["demo/unlearn[grin]", "demo/influence[pizza]"] {
+        assert!(planned.lines().any(|line| line.starts_with(stage) && line.contains("result ")), "{planned}");
+    }
+    assert!(planned.ends_with("nothing was touched: add --yes to do it\n"), "{planned}");
+    assert!(
+        planned.contains("the last run of each pipeline needs them") && planned.contains("--units"),
+        "{planned}"
+    );
+    assert!(!planned.lines().any(|line| line.starts_with("demo/latents")), "{planned}");
+    assert_eq!(files(&project.path("cache")), before);
+
+    // The first run again is kept by a pin.
+    project.cached_well(&["pin", "last~1", "--note", "for the paper"]);
+    assert!(project.cached_well(&["gc"]).out.contains(": pinned\n"));
+    let listed = project.cached_well(&["ls"]).out;
+    assert!(listed.contains(" (for the paper)"), "{listed}");
+    project.cached_well(&["gc", "--yes"]);
+    assert!(project.run(&[]).computed().is_empty());
+    let ran = project.cache(&["unpin", "last~1"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran = project.cache(&["unpin", "last~1"]);
+    assert!(ran.code == 2 && ran.err.contains("`last~1` is not pinned; pinned are: nothing"), "{ran:?}");
+
+    let lines = project.cached_well(&["gc", "--yes", "--json"]).json();
+    let total = lines.last().unwrap();
+    assert_eq!((&total["done"], total["steps"].as_u64().unwrap() > 0), (&true.into(), true), "{total}");
+    assert!(project.run(&[]).computed().is_empty());
+    let computed = project.run(&["--set", "unlearn.lr=0.002"]).computed();
+    assert_eq!(computed, ["influence[grin]", "influence[pizza]", "unlearn[grin]", "unlearn[pizza]"]);
+    let ran = project.cache(&["gc", "--budget", "much"]);
+    assert!(ran.code == 2 && ran.err.contains("`much` is no size"), "{ran:?}");
+    let told = project.cached_well(&["gc", "--budget", "1k"]).out;
+    assert!(told.contains(" above the budget: --units would free "), "{told}");
+}
+
+#[test]
+fn gc_refuses_while_a_run_is_on() {
+    let project = Project::finished();
+    let held = fs_err::OpenOptions::new().append(true).open(project.path("cache/use.lock")).unwrap();
+    held.file().lock_shared().unwrap();
+    let ran = project.cache(&["gc", "--yes"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("the cache is in use by a run, or by another gc"), "{ran:?}");
+    project.cached_well(&["gc"]);
+}
+
+#[test]
+fn verify_ends_with_4_and_the_next_run_rebuilds_just_that() {
+    let project = Project::finished();
+    project.run(&[]);
+    let ran = project.cached_well(&["verify"]);
+    assert!(ran.out.ends_with("/s\nno damage\n"), "{ran:?}");
+    let losses = project.path("cache/objects").join(below(&project.digest("pretrain_loss", "losses")));
+    fs_err::set_permissions(&losses, PermissionsExt::from_mode(0o644)).unwrap();
+    let mut bytes = fs_err::read(&losses).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs_err::write(&losses, bytes).unwrap();
+    let ran = project.cache(&["verify"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.out.contains("(of demo/pretrain_loss): its bytes hash to "), "{ran:?}");
+    assert!(ran.out.contains("\nthe next run computes: demo/pretrain_loss\n"), "{ran:?}");
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--json"]);
+    assert_eq!((ran.code, ran.computed()), (0, vec!["pretrain_loss".to_owned()]), "{ran:?}");
+    assert_eq!(project.cached_well(&["verify", "--json"]).json().last().unwrap()["damage"], 0);
+}
+
+#[test]
+fn pins_are_of_runs_stages_and_digests() {
+    let project = Project::finished();
+    let told = project.cached_well(&["pin", "unlearn[grin]"]).out;
+    assert!(told.starts_with("pinned demo/unlearn[grin] as ") && told.ends_with(": 1 thing\n"), "{told}");
+    let digest = project.digest("fisher", "fisher").to_string();
+    let told = project.cached_well(&["pin", &digest[..12]]).out;
+    assert!(told.starts_with(&format!("pinned {digest} as ")), "{told}");
+    let told = project.cached_well(&["pin", "demo:last"]).out;
+    assert!(told.contains(&format!(": {STAGES} things\n")), "{told}");
+    for (name, expected) in [
+        (
+            "unlearn[grim]",
+            "is no stage of the last runs (did you mean `unlearn[grin]`?), no digest, and no manifest",
+        ),
+        ("00000000", "no result and no object in the cache begins with 00000000"),
+        ("last~7", "there is no run 7 back"),
+    ] {
+        let ran = project.cache(&["pin", name]);
+        assert!(ran.code == 2 && ran.err.contains(expected), "{ran:?}");
+    }
+    project.cached_well(&["unpin", "unlearn[grin]"]);
+}
+
+/// A second checkout with the same sources and no cache.
+fn second(project: &Project) -> Project {
+    let other = Project::finished();
+    fs_err::remove_dir_all(other.path("cache")).unwrap();
+    fs_err::remove_dir_all(other.path("results")).unwrap();
+    assert!(project.path("cache").exists());
+    other
+}
+
+#[test]
+fn a_run_goes_through_a_folder_to_another_checkout() {
+    let (here, there) = (Project::finished(), second(&Project::finished()));
+    let remote = here.path("remote");
+    let remote = remote.to_str().unwrap();
+    let told = here.cached_well(&["push", remote]).out;
+    assert!(told.starts_with("sent ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
+    assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("sent 0 files, 0 B; "));
+    let told = there.cached_well(&["pull", &format!("file://{remote}")]).out;
+    assert!(told.contains(&format!("; {STAGES} results new, 0 were there; 1 record of a run\n")), "{told}");
+    let ran = there.run(&[]);
+    assert!(ran.computed().is_empty() && ran.reused().len() == STAGES, "{ran:?}");
+    assert_eq!(there.results().len(), here.results().len());
+    assert_eq!(there.attrflow(["audit", "last"]).code, 0);
+    // All of it, with units, of which an edit then profits.
+    here.cached_well(&["push", remote, "--all", "--units"]);
+    let told = there.cached_well(&["pull", remote, "--all", "--json"]).json().remove(0);
+    assert!(told["entries"].as_u64().unwrap() > 0 && told["refused"] == Json::Array(vec![]), "{told}");
+    let ran = there.cache(&["pull", remote, "mine:last"]);
+    assert!(ran.code == 2 && ran.err.contains("holds no run of `mine`, but of demo"), "{ran:?}");
+}
+
+#[test]
+fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
+    let (here, there) = (Project::finished(), second(&Project::finished()));
+    let server = Server::start();
+    let remote = "s3://results/team/one";
+    let ran = here.cache_at(&server, &["push", remote], &[]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let ran = here.cache_at(&server, &["push", remote], &[]);
+    assert!(ran.code == 0 && ran.out.starts_with("sent 0 files, 0 B; "), "{ran:?}");
+
+    let losses = here.digest("pretrain_loss", "losses");
+    let object = server.object(&format!("team/one/attrflow-v1/objects/{}", below(&losses)));
+    let whole = fs_err::read(&object).unwrap();
+    let mut bytes = whole.clone();
+    bytes[0] ^= 1;
+    fs_err::write(&object, bytes).unwrap();
+    let ran = there.cache_at(&server, &["pull", remote], &[]);
+    assert!(
+        ran.code == 1 && ran.err.contains(&format!("{losses} is damaged: its bytes hash to ")),
+        "{ran:?}"
+    );
+    assert!(ran.err.contains("the result of `pretrain_loss` was not taken"), "{ran:?}");
+    assert!(ran.out.contains(&format!("; {} results new, 0 were there; ", STAGES - 1)), "{ran:?}");
+    fs_err::write(&object, whole).unwrap();
+    let ran = there.cache_at(&server, &["pull", remote], &[]);
+    assert!(
+        ran.code == 0 && ran.out.contains(&format!("1 result new, {} were there", STAGES - 1)),
+        "{ran:?}"
+    );
+    assert!(there.run(&[]).computed().is_empty());
+}
+
+#[test]
+fn a_server_that_refuses_is_told_apart_from_one_that_is_not_there() {
+    let project = Project::finished();
+    let server = Server::start();
+    let push = |remote: &str, environment: &[(&str, &str)]| {
+        let ran = project.cache_at(&server, &["push", remote], environment);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+        ran.err
+    };
+    let told = push("s3://results/x", &[("AWS_SECRET_ACCESS_KEY", "wrong")]);
+    assert!(
+        told.contains("s3://results/x does not accept the keys, or does not let them do this: "),
+        "{told}"
+    );
+    let told = push("s3://results/x", &[("AWS_ACCESS_KEY_ID", "nobody")]);
+    assert!(told.contains("does not accept the keys"), "{told}");
+    let told = push("s3://nothing/x", &[]);
+    assert!(told.contains("s3://nothing/x: there is no such bucket at this endpoint: "), "{told}");
+    let told = push("s3://results/x", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")]);
+    assert!(told.contains("s3://results/x cannot be reached at http://127.0.0.1:9: "), "{told}");
+}
+
+#[test]
+fn a_large_file_goes_in_parts_and_a_killed_push_misleads_nobody() {
+    let project = Project::new(1);
+    let store = Store::open(&project.path("cache")).unwrap();
+    let mut entries = Vec::new();
+    for number in 0..4_u32 {
+        let file = project.path(format!("large-{number}"));
+        let bytes: Vec<u8> = (0..5_000_000 + number).flat_map(|i| (i ^ number << 20).to_le_bytes()).collect();
+        fs_err::write(&file, bytes).unwrap();
+        let recipe = Recipe {
+            kind: "large".into(),
+            version: number,
+            params: Json::Null,
+            inputs: Default::default(),
+            numerics: None,
+            unit: None,
+        };
+        entries.push(store.commit(&recipe, &[("bytes".into(), file)], 1.0).unwrap());
+    }
+    let server = Server::start();
+    let remote = "s3://results/large";
+    let other = Project::new(1);
+    for pause in [5, 20, 60, 150] {
+        let mut command = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        command.envs(server.environment()).args(["cache", "push", remote, "--all", "--json"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Whatever is there is whole.
+        let ran = other.cache_at(&server, &["pull", remote, "--all", "--json"], &[]);
+        assert_eq!((ran.code, &ran.json()[0]["refused"]), (0, &Json::Array(vec![])), "{ran:?}");
+    }
+    let ran = project.cache_at(&server, &["push", remote, "--all", "--json"], &[]);
+    assert_eq!((ran.code, &ran.json()[0]["entries"]), (0, &4.into()), "{ran:?}");
+    other.cache_at(&server, &["pull", remote, "--all"], &[]);
+    let brought = Store::open(&other.path("cache")).unwrap();
+    for entry in &entries {
+        let found = brought.lookup(&entry.recipe.fingerprint()).unwrap().unwrap();
+        assert_eq!(found.outputs, entry.outputs);
+    }
+    assert_eq!(other.cached_well(&["verify", "--json"]).json()[0]["objects"], 4);
+
+    // One that is damaged after its first part was sent does not appear.
+    let digest = entries[0].outputs["bytes"].digest;
+    let object = store.path(&digest);
+    let sent = server.object(&format!("large/attrflow-v1/objects/{}", below(&digest)));
+    assert_eq!(fs_err::read(&object).unwrap(), fs_err::read(&sent).unwrap());
+    fs_err::remove_file(&sent).unwrap();
+    fs_err::set_permissions(&object, PermissionsExt::from_mode(0o644)).unwrap();
+    let mut bytes = fs_err::read(&object).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs_err::write(&object, bytes).unwrap();
+    let ran = project.cache_at(&server, &["push", remote, "--all"], &[]);
+    assert!(ran.code == 1 && ran.err.contains("it is damaged: found "), "{ran:?}");
+    assert!(!sent.exists());
+}

@@ -1,0 +1,108 @@
+//! What `explain`, `why-not`, `plan` and `status` tell of an edit.
+
+use std::process::Command;
+
+use crate::project::Project;
+
+fn git(project: &Project, arguments: &[&str]) {
+    let known = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false"];
+    let output = Command::new("git").current_dir(&project.root).args(known).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn line_of(project: &Project, file: &str, text: &str) -> usize {
+    let all = fs_err::read_to_string(project.path(file)).unwrap();
+    all.lines().position(|line| line == text).unwrap() + 1
+}
+
+#[test]
+fn an_edit_is_told_with_its_line_and_commit() {
+    let project = Project::finished();
+    let explain = |arguments: &[&str]| {
+        let ran = project.attrflow([&["explain", "pipelines/demo.toml"], arguments].concat());
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        ran.out
+    };
+    assert!(explain(&["fisher"]).contains("nothing changed since the run of"));
+
+    git(&project, &["init", "-q"]);
+    git(&project, &["add", "configs", "pipelines"]);
+    git(&project, &["commit", "-q", "-m", "begin"]);
+    project.edit("configs/demo.toml", "epochs = 1", "epochs = 2");
+    let line = line_of(&project, "configs/demo.toml", "epochs = 2");
+    let text = explain(&["fisher"]);
+    assert!(text.contains("  params.epochs: 1 -> 2\n"), "{text}");
+    assert!(text.contains(&format!("      configs/demo.toml:{line}, not committed yet\n")), "{text}");
+    git(&project, &["commit", "-q", "-a", "-m", "one more epoch"]);
+    let text = explain(&["fisher"]);
+    assert!(text.contains(&format!("configs/demo.toml:{line}, commit ")), "{text}");
+    assert!(text.contains("by Ada: one more epoch\n"), "{text}");
+    assert!(text.contains("numerics.device") && text.contains("inputs.latents"), "{text}");
+
+    // What does not count is named apart, a value of the command line and a default as such.
+    let text = explain(&["pretrain_loss", "--set", "loss.time_samples=4"]);
+    assert!(text.contains("does not count\n  params.loss.batch_size: "), "{text}");
+    assert!(text.contains("  params.loss.time_samples: 2 -> 4\n      --set loss.time_samples\n"), "{text}");
+    let seed = text.lines().find(|line| line.contains("params.loss.seed")).unwrap();
+    assert!(seed.ends_with("default"), "{seed}");
+    let ran = project.attrflow(["explain", "pipelines/demo.toml", "fisher", "--json"]);
+    let fields = ran.json()[0]["fields"].as_array().unwrap().clone();
+    let epochs = fields.iter().find(|field| field["field"] == "params.epochs").unwrap();
+    assert_eq!(
+        (&epochs["place"]["line"], &epochs["blame"]["summary"]),
+        (&line.into(), &"one more epoch".into())
+    );
+
+    // The plan tells the line too, and what the run would take.
+    let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
+    assert!(plan.contains(&format!("params.epochs: 1 -> 2 (configs/demo.toml:{line})")), "{plan}");
+    assert!(plan.contains("\npredicted: ") && plan.contains("the last run of fisher"), "{plan}");
+    let status = project.attrflow(["status", "pipelines/demo.toml"]).out;
+    assert!(status.contains("\nout of date: ") && status.contains("\nwaits: "), "{status}");
+}
+
+#[test]
+fn a_changed_source_is_told_down_to_the_file() {
+    let project = Project::finished();
+    let text = fs_err::read_to_string(project.path("data/demo/captions.json")).unwrap();
+    project.write("data/demo/captions.json", text.replacen("CLDR names", "CLDR  names", 1));
+    assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
+    let text = project.attrflow(["explain", "pipelines/demo.toml", "latents"]).out;
+    assert!(text.contains("reads data.files/captions.json"), "{text}");
+    let text = project.attrflow(["explain", "pipelines/demo.toml", "influence[grin]"]).out;
+    assert!(text.contains("inputs.captions: ") && text.contains("known later"), "{text}");
+}
+
+#[test]
+fn why_not_names_the_edit_back() {
+    let project = Project::finished();
+    let why_not = |arguments: &[&str]| {
+        let ran = project.attrflow([&["why-not", "pipelines/demo.toml"], arguments].concat());
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+        ran.out
+    };
+    assert_eq!(why_not(&["fisher"]), "fisher: its result is in the cache already\n");
+    project.edit("configs/demo.toml", "epochs = 1", "epochs = 2");
+    let line = line_of(&project, "configs/demo.toml", "epochs = 2");
+    let text = why_not(&["fisher"]);
+    assert!(text.starts_with("fisher: 1 edit from a result of "), "{text}");
+    let edit = format!("  set fisher.epochs back to 1, it is 2 (configs/demo.toml:{line})\n");
+    assert!(text.contains(&edit) && text.ends_with("  for one run: --set fisher.epochs=1\n"), "{text}");
+    // Further down it is the same edit.
+    let text = why_not(&["influence[grin]"]);
+    assert!(text.contains("influence[grin]: 1 edit from ") && text.contains(&edit), "{text}");
+    // And what it says is so.
+    let plan = project.attrflow(["plan", "pipelines/demo.toml", "--set", "fisher.epochs=1"]).out;
+    assert!(plan.ends_with("0 to run, 10 to reuse, 0 to be decided by what runs before\n"), "{plan}");
+    let ran = Project::new(2).attrflow(["why-not", "pipelines/demo.toml", "fisher"]);
+    assert_eq!(ran.out, "fisher: the cache has no result of the kind fisher\n");
+}
+
+#[test]
+fn the_hint_of_an_export_is_the_command_as_it_was_given() {
+    let project = Project::finished();
+    let arguments = ["--unet", "out", "--set", "unlearn.lr=0.5", "--target", "unlearn[grin]"];
+    let ran = project.attrflow([&["export", "pipelines/demo.toml"], &arguments[..]].concat());
+    let hint = "run `attrflow run pipelines/demo.toml --set unlearn.lr=0.5 --target 'unlearn[grin]'` first";
+    assert!(ran.code == 1 && ran.err.contains(hint), "{ran:?}");
+}
