@@ -8,7 +8,7 @@ MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 
-.PHONY: setup build demo test check bench golden check-python clean
+.PHONY: setup build demo test check bench golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -63,6 +63,11 @@ check-python: demo
 	mkdir -p target/written
 	ATTRFLOW_WRITE_TO=$(CURDIR)/target/written cargo test --locked --test numerics files_for_python -- --ignored
 	$(VENV)/golden/bin/python tests/golden/check_written.py target/written
+
+## check-readers: what the program says of a run, read by in-toto, ro-crate-py, runcrate, rocrate-validator and minisign
+check-readers: demo
+	test -x $(VENV)/readers/bin/python || { $(PYTHON) -m venv $(VENV)/readers && $(VENV)/readers/bin/python -m pip install --quiet -r tests/readers/requirements.txt; }
+	$(VENV)/readers/bin/python tests/readers/check.py $(ATTRFLOW) "$$(ls cache/runs/demo/*.json | tail -n 1)"
 
 clean:
 	cargo clean

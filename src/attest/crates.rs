@@ -64,6 +64,7 @@ pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
         std::os::unix::fs::PermissionsExt::set_mode(&mut writable, 0o644);
         fs_err::set_permissions(&place, writable)?;
     }
+    fs_err::write(aside.path().join(README), content.readme())?;
     let mut text = serde_json::to_vec_pretty(&content.metadata())?;
     text.push(b'\n');
     fs_err::write(aside.path().join(METADATA), text)?;
@@ -71,9 +72,48 @@ pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
     fs_err::rename(aside.keep(), folder)
 }
 
+/// What a reader of the folder sees first.
+const README: &str = "README.md";
+
+/// One value where there is one, as RO-Crate wants it, else an array.
+fn many(values: impl IntoIterator<Item = Json>) -> Json {
+    let mut values: Vec<Json> = values.into_iter().collect();
+    if values.len() == 1 { values.remove(0) } else { Json::Array(values) }
+}
+
+/// The media type of a file, by its name.
+fn media(name: &str) -> &'static str {
+    match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("csv") => "text/csv",
+        Some("txt") => "text/plain",
+        Some("md") => "text/markdown",
+        Some("json") => "application/json",
+        Some("png") => "image/png",
+        Some("jpg" | "jpeg") => "image/jpeg",
+        Some("zip") => "application/zip",
+        _ => "application/octet-stream",
+    }
+}
+
+/// A time in whole seconds, as the profiles want it.
+fn whole(time: &str) -> String {
+    let parsed = time.parse::<jiff::Timestamp>();
+    parsed.map_or_else(|_| time.to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string())
+}
+
+/// A source by its place on the machine of the run.
+fn source(path: &str) -> String {
+    format!("file://{}", utf8_percent_encode(path, ESCAPED))
+}
+
 /// A reference to another entity.
 fn to(id: impl Into<String>) -> Json {
     json!({ "@id": id.into() })
+}
+
+/// A stage kind, which is the same in every crate.
+fn tool(kind: &str) -> String {
+    format!("urn:attrflow:kind:{}", utf8_percent_encode(kind, ESCAPED))
 }
 
 fn local(kind: &str, name: &str) -> String {
@@ -83,15 +123,19 @@ fn local(kind: &str, name: &str) -> String {
 impl Crate<'_> {
     fn metadata(&self) -> Json {
         let mut graph = vec![self.descriptor(), self.root(), self.workflow(), self.engine(), self.licence()];
-        let (started, ended) = (&self.manifest.started, finished(self.manifest));
-        graph.push(self.run(started, &ended));
+        graph.push(json!({
+            "@id": README, "@type": "File", "name": README, "about": to("./"), "encodingFormat": media(README),
+        }));
+        let (started, ended) = (whole(&self.manifest.started), whole(&finished(self.manifest)));
+        graph.push(self.run(&started, &ended));
         graph.extend(PROFILES.map(|(id, name, version)| {
             json!({ "@id": id, "@type": "CreativeWork", "name": name, "version": version })
         }));
         graph.extend(self.formal());
         graph.extend(sources(self.manifest).into_iter().map(|(path, digest)| {
             json!({
-                "@id": local("source", &path), "@type": "CreativeWork", "name": path,
+                "@id": source(&path), "@type": if Path::new(&path).is_dir() { "Dataset" } else { "File" },
+                "name": path, "encodingFormat": media(&path),
                 "identifier": format!("blake3:{digest}"),
                 "exampleOfWork": to(local("input", &path)),
             })
@@ -100,12 +144,12 @@ impl Crate<'_> {
         let kinds: BTreeSet<(&str, u32)> = self.kinds();
         graph.extend(kinds.into_iter().map(|(kind, version)| {
             json!({
-                "@id": local("kind", kind), "@type": "SoftwareApplication", "name": kind,
+                "@id": tool(kind), "@type": "SoftwareApplication", "name": kind,
                 "softwareVersion": version.to_string(),
             })
         }));
         for record in self.manifest.stages.iter().filter(|record| record.recipe.is_some()) {
-            graph.extend(self.stage(record, started, &ended));
+            graph.extend(self.stage(record, &started, &ended));
         }
         json!({
             "@context": [
@@ -114,6 +158,16 @@ impl Crate<'_> {
             ],
             "@graph": graph,
         })
+    }
+
+    fn readme(&self) -> String {
+        let Manifest { pipeline, started, .. } = self.manifest;
+        format!(
+            "# {pipeline}, run of {started}\n\n\
+             `{RESULTS}/` holds what the run gave, `{WORKFLOW}` how: the parameters and the digests of all that went in and came out.\n\
+             `{METADATA}` says the same in the terms of RO-Crate.\n\n\
+             `attrflow run --from {WORKFLOW}` makes it again and says whether the bytes are the same.\n"
+        )
     }
 
     fn descriptor(&self) -> Json {
@@ -126,7 +180,7 @@ impl Crate<'_> {
     fn root(&self) -> Json {
         let Manifest { pipeline, started, .. } = self.manifest;
         let files = self.outputs.iter().filter(|output| output.last && output.bytes.is_some());
-        let parts = std::iter::once(to(WORKFLOW)).chain(files.map(|output| to(self.id(output))));
+        let parts = [WORKFLOW, README].into_iter().map(to).chain(files.map(|output| to(self.id(output))));
         let stages = self.manifest.stages.iter().filter(|record| record.recipe.is_some());
         let mentions =
             std::iter::once(to("#run")).chain(stages.map(|record| to(local("stage", &record.stage))));
@@ -138,8 +192,8 @@ impl Crate<'_> {
             "license": to(self.license_id()),
             "conformsTo": PROFILES.map(|(id, ..)| to(id)),
             "mainEntity": to(WORKFLOW),
-            "hasPart": parts.collect::<Vec<_>>(),
-            "mentions": mentions.collect::<Vec<_>>(),
+            "hasPart": many(parts.chain(sources(self.manifest).keys().map(|path| to(source(path))))),
+            "mentions": many(mentions),
         })
     }
 
@@ -149,11 +203,13 @@ impl Crate<'_> {
             "@id": WORKFLOW, "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow"],
             "name": format!("manifest of {}", self.manifest.pipeline),
             "description": "The record of a run, which `attrflow run --from` executes again.",
-            "encodingFormat": "application/json",
+            "encodingFormat": media(WORKFLOW),
+            "version": self.manifest.format.to_string(),
+            "conformsTo": to("https://bioschemas.org/profiles/ComputationalWorkflow/1.0-RELEASE"),
             "programmingLanguage": to("#attrflow"),
-            "input": sources(self.manifest).keys().map(|path| to(local("input", path))).collect::<Vec<_>>(),
-            "output": self.ends().into_iter().map(|name| to(local("output", &name))).collect::<Vec<_>>(),
-            "hasPart": kinds.iter().map(|(kind, _)| to(local("kind", kind))).collect::<Vec<_>>(),
+            "input": many(sources(self.manifest).keys().map(|path| to(local("input", path)))),
+            "output": many(self.ends().into_iter().map(|name| to(local("output", &name)))),
+            "hasPart": many(kinds.iter().map(|(kind, _)| to(tool(kind)))),
         })
     }
 
@@ -161,7 +217,7 @@ impl Crate<'_> {
         let program = &self.manifest.attrflow;
         json!({
             "@id": "#attrflow", "@type": ["ComputerLanguage", "SoftwareApplication"], "name": "attrflow",
-            "alternateName": "attrflow manifest", "version": program.version,
+            "alternateName": "attrflow manifest",
             "softwareVersion": format!("{} {}", program.version, program.commit).trim(),
         })
     }
@@ -186,11 +242,12 @@ impl Crate<'_> {
         json!({
             "@id": "#run", "@type": "CreateAction",
             "name": format!("run of {}", self.manifest.pipeline),
+            "description": "The run as a whole, from the sources to what no stage reads.",
             "instrument": to(WORKFLOW),
             "startTime": started, "endTime": ended,
             "actionStatus": format!("http://schema.org/{status}"),
-            "object": sources(self.manifest).keys().map(|path| to(local("source", path))).collect::<Vec<_>>(),
-            "result": results.map(|output| to(self.id(output))).collect::<Vec<_>>(),
+            "object": many(sources(self.manifest).keys().map(|path| to(source(path)))),
+            "result": many(results.map(|output| to(self.id(output)))),
         })
     }
 
@@ -198,7 +255,7 @@ impl Crate<'_> {
     fn stage(&self, record: &StageRecord, started: &str, ended: &str) -> Vec<Json> {
         let mut entities = Vec::new();
         let mut objects: Vec<Json> =
-            record.sources.values().map(|path| to(local("source", &path.display().to_string()))).collect();
+            record.sources.values().map(|path| to(source(&path.display().to_string()))).collect();
         for reads in record.reads.values() {
             let given =
                 self.outputs.iter().filter(|output| output.stage == reads.stage && output.port == reads.port);
@@ -221,11 +278,12 @@ impl Crate<'_> {
         let kind = record.recipe.as_ref().map(|recipe| recipe.kind.as_str()).unwrap_or_default();
         let mut action = json!({
             "@id": local("stage", &record.stage), "@type": "CreateAction", "name": record.stage,
-            "instrument": to(local("kind", kind)),
+            "description": format!("The stage {} of the kind {kind}; its times are those of the run.", record.stage),
+            "instrument": to(tool(kind)),
             "startTime": started, "endTime": ended,
             "actionStatus": format!("http://schema.org/{status}"),
-            "object": objects,
-            "result": results.map(|output| to(self.id(output))).collect::<Vec<_>>(),
+            "object": many(objects),
+            "result": many(results.map(|output| to(self.id(output)))),
         });
         if let Some(error) = error {
             action["error"] = error.into();
@@ -239,7 +297,7 @@ impl Crate<'_> {
         let mut entity = json!({
             "@id": self.id(output),
             "@type": if self.holds(output) { "File" } else { "CreativeWork" },
-            "name": output.name,
+            "name": output.name, "encodingFormat": media(&output.name),
             "identifier": format!("blake3:{}", output.digest),
         });
         if let Some(bytes) = &output.bytes {
@@ -257,13 +315,12 @@ impl Crate<'_> {
         let parameter = |id: String, name: &str, examples: Vec<Json>| {
             json!({
                 "@id": id, "@type": "FormalParameter", "additionalType": "File", "name": name,
-                "workExample": examples,
+                "workExample": many(examples),
                 "conformsTo": to("https://bioschemas.org/profiles/FormalParameter/1.0-RELEASE"),
             })
         };
         let sources = sources(self.manifest);
-        let inputs =
-            sources.keys().map(|path| parameter(local("input", path), path, vec![to(local("source", path))]));
+        let inputs = sources.keys().map(|path| parameter(local("input", path), path, vec![to(source(path))]));
         let mut parameters: Vec<Json> = inputs.collect();
         parameters.extend(self.ends().iter().map(|name| {
             let given = self.outputs.iter().filter(|output| output.last && port(output) == *name);

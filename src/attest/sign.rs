@@ -3,6 +3,8 @@
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 
 /// Why there is no signature, or why one does not hold.
@@ -66,20 +68,18 @@ impl Key {
     /// A file that cannot be read or holds no secret key, and a wrong password.
     pub fn open(path: &Path, password: impl FnOnce() -> std::io::Result<String>) -> Result<Self, SignError> {
         let text = fs_err::read_to_string(path)?;
-        let fault = |error: minisign::PError| SignError::Key {
-            path: path.into(),
-            what: "secret key",
-            reason: error.to_string(),
-        };
-        let form = || SecretKeyBox::from_string(&text).map_err(fault);
-        let secret = match form()?.into_unencrypted_secret_key() {
-            Ok(secret) => secret,
-            // Says so for what is encrypted, and for what is no key; the second fails again below.
-            Err(_) if form()?.into_secret_key(Some(String::new())).is_err_and(|error| encrypted(&error)) => {
-                form()?.into_secret_key(Some(password()?)).map_err(fault)?
-            }
-            Err(error) => return Err(fault(error)),
-        };
+        let none = |reason: String| SignError::Key { path: path.into(), what: "secret key", reason };
+        let fault = |error: minisign::PError| none(error.to_string());
+        let encoded =
+            text.lines().nth(1).ok_or_else(|| none("expected a comment, and below it the key".into()))?;
+        let bytes = BASE64.decode(encoded.trim()).map_err(|error| none(error.to_string()))?;
+        // A key without a password has no checksum where minisign itself wrote it, and is taken as it stands: a signature
+        // that does not fit the public half is refused when it is made.
+        let mut secret = SecretKey::from_bytes(&bytes).map_err(fault)?;
+        if secret.is_encrypted() {
+            let form = SecretKeyBox::from_string(&text).map_err(fault)?;
+            secret = form.into_secret_key(Some(password()?)).map_err(fault)?;
+        }
         let public = PublicKey::from_secret_key(&secret).map_err(fault)?;
         Ok(Self { secret, public })
     }
@@ -106,11 +106,6 @@ impl Key {
         aside.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     }
-}
-
-/// Whether a key did not open because of its password.
-fn encrypted(error: &minisign::PError) -> bool {
-    error.to_string().contains("password")
 }
 
 /// Holds a file against the signature beside it. `key` is a public key, or a file that holds one.

@@ -10,7 +10,7 @@ use super::compute::How;
 use super::exit::Failure;
 use super::manifests;
 use super::project::Settings;
-use super::replay::{Replay, replay};
+use super::replay::{Replay, chosen, replay};
 use super::sign::{Signer, told, verify};
 use crate::audit::{Audit, Finding, Report};
 use crate::report::{duration, print, short_path, size};
@@ -51,6 +51,7 @@ pub(super) struct Args {
 
 pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     let named = manifests::open(&args.manifest, args.cache.as_deref())?;
+    let again = args.replay.as_deref().map(|which| chosen(&named.manifest, which)).transpose()?;
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     if let Some(key) = &args.verify {
         let signed = verify(key, &named.path)?;
@@ -84,10 +85,10 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
     if let Err(Failure::Different(_)) = found {
         return found;
     }
-    if let Some(which) = &args.replay {
+    if let Some(names) = &again {
         let settings = Settings { sets: Vec::new(), device: args.device.clone(), cache: None };
         let (how, as_json) = (&args.how, args.json);
-        replay(Replay { named: &named, store: &store, which, settings, how, as_json }, registry, log)?;
+        replay(Replay { named: &named, store: &store, names, settings, how, as_json }, registry, log)?;
     }
     found?;
     match signer {

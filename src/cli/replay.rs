@@ -86,13 +86,18 @@ fn refuse(rebuilt: &Rebuilt, targets: &[String]) -> Result<(), Failure> {
     }
 }
 
+/// The stages that `--replay` means: one, all, or so many drawn by chance.
+pub(super) fn chosen(manifest: &Manifest, which: &str) -> Result<Vec<String>, Failure> {
+    replay::chosen(manifest, which, draw).map_err(Failure::Usage)
+}
+
 /// What an audit is asked to compute once more.
 pub(super) struct Replay<'a> {
     pub named: &'a Named,
     /// The cache that holds the recorded inputs.
     pub store: &'a Store,
-    /// A stage, `all`, or a number.
-    pub which: &'a str,
+    /// The stages.
+    pub names: &'a [String],
     pub settings: Settings,
     pub how: &'a How,
     pub as_json: bool,
@@ -101,10 +106,9 @@ pub(super) struct Replay<'a> {
 /// Computes stages once more in a clean store, each from its recorded inputs, and compares bytes.
 pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<(), Failure> {
     let manifest = &ask.named.manifest;
-    let names = replay::chosen(manifest, ask.which, draw).map_err(Failure::Usage)?;
     let _use = ask.store.in_use(|| {})?;
     let clean = Clean::new(ask.store)?;
-    let rebuilt = replay::replay(manifest, &names, registry, ask.store, clean.path())?;
+    let rebuilt = replay::replay(manifest, ask.names, registry, ask.store, clean.path())?;
     let obstacles = rebuilt.obstacles;
     let mut found = Vec::new();
     if !rebuilt.pipeline.stages.is_empty() {
@@ -126,7 +130,11 @@ pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<
     let count = |test: fn(&Verdict) -> bool| found.iter().filter(|verdict| test(verdict)).count();
     let (same, failed) = (count(Verdict::same), count(|verdict| !verdict.done()));
     if !ask.as_json {
-        print(&format!("replayed {} of {} stages: {same} gave the same bytes\n", found.len(), names.len()));
+        print(&format!(
+            "replayed {} of {} stages: {same} gave the same bytes\n",
+            found.len(),
+            ask.names.len()
+        ));
     }
     let differ = found.len() - same - failed;
     match (differ, failed + obstacles.len()) {

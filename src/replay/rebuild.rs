@@ -1,7 +1,7 @@
 //! A manifest as a pipeline again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value as Json;
 
@@ -10,7 +10,7 @@ use crate::manifest::{Conditions, Manifest, Reads, StageRecord};
 use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
 use crate::recipe::Recipe;
 use crate::stage::{Kind, Port, Registry};
-use crate::store::{Store, StoreError};
+use crate::store::{Artifact, Store, StoreError};
 use crate::text::{Origin, Sources, suggestion};
 use crate::tree::{Entry, Node, Table, Value};
 
@@ -20,6 +20,12 @@ pub enum Obstacle {
     /// The run did not come so far as to know what counts for it.
     #[error("the run did not come to it, so the manifest does not say what it computes")]
     NoRecipe,
+    /// A name that leads elsewhere than into a folder of its own.
+    #[error("`{name}` is no name that a stage or a pipeline can have")]
+    Name {
+        /// As recorded.
+        name: String,
+    },
     /// A manifest of an early form.
     #[error("the manifest holds no parameters for it, as those of forms before 3 do not")]
     NoParams,
@@ -99,16 +105,24 @@ pub fn replay(
     store: &Store,
     root: &Path,
 ) -> Result<Rebuilt, StoreError> {
-    let feed = |builder: &Builder<'_>, record: &StageRecord, port: &str, reads: &Reads| {
+    let feed = |builder: &Builder<'_>, port: &str, reads: &Reads| {
         let given = manifest.stages.iter().find(|giver| giver.stage == reads.stage);
         let artifact = given.and_then(|giver| giver.outputs.get(&reads.port));
-        let path = artifact.map(|artifact| store.path(&artifact.digest));
-        let path = path.map(|path| reads.below.as_ref().map_or(path.clone(), |below| path.join(below)));
-        match path.filter(|path| path.exists()) {
+        let stands = |artifact: &Artifact| -> Result<Option<PathBuf>, StoreError> {
+            let path = store.path(&artifact.digest);
+            let below = match &reads.below {
+                None => return Ok(path.exists().then_some(path)),
+                Some(below) => below,
+            };
+            let path = path.join(below);
+            Ok((store.sub(&artifact.digest, below)?.is_some() && path.exists()).then_some(path))
+        };
+        match artifact.map(stands).transpose()?.flatten() {
             Some(path) => Ok(Source::File(path)),
-            None => builder
-                .link(record, reads)
-                .ok_or_else(|| Obstacle::Gone { port: port.to_owned(), giver: reads.to_string() }),
+            None => {
+                let gone = || Obstacle::Gone { port: port.to_owned(), giver: reads.to_string() };
+                builder.link(reads).ok_or_else(|| gone().into())
+            }
         }
     };
     let of = |record: &&StageRecord| names.contains(&record.stage);
@@ -120,8 +134,8 @@ pub fn replay(
 /// # Errors
 /// As [`replay`].
 pub fn recreation(manifest: &Manifest, registry: &Registry, root: &Path) -> Result<Rebuilt, StoreError> {
-    let feed = |builder: &Builder<'_>, record: &StageRecord, _: &str, reads: &Reads| {
-        builder.link(record, reads).ok_or_else(|| Obstacle::Upstream { giver: reads.to_string() })
+    let feed = |builder: &Builder<'_>, _: &str, reads: &Reads| {
+        builder.link(reads).ok_or_else(|| Obstacle::Upstream { giver: reads.to_string() }.into())
     };
     let find = |path: &Path, digest: &Digest| elsewhere(path, digest, root);
     Builder::new(manifest, registry, root).build(|_| true, &find, &feed)
@@ -178,10 +192,34 @@ pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
     kind.map(|kind| kind.ports(&written)).unwrap_or_default()
 }
 
+/// Why there is no stage.
+enum Halt {
+    Obstacle(Obstacle),
+    Store(StoreError),
+}
+
+impl From<Obstacle> for Halt {
+    fn from(obstacle: Obstacle) -> Self {
+        Self::Obstacle(obstacle)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Whether a name is that of one folder, and leads nowhere else.
+fn names_a_folder(name: &str) -> bool {
+    let one = matches!(Path::new(name).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]);
+    one && !name.contains('/') && !name.starts_with('.') && !name.chars().any(char::is_control)
+}
+
 /// Where a source is, given its recorded place and digest.
 type Find<'f> = &'f dyn Fn(&Path, &Digest) -> Result<PathBuf, Obstacle>;
 /// What stands on a port that reads another stage.
-type Feed<'f> = &'f dyn Fn(&Builder<'_>, &StageRecord, &str, &Reads) -> Result<Source, Obstacle>;
+type Feed<'f> = &'f dyn Fn(&Builder<'_>, &str, &Reads) -> Result<Source, Halt>;
 
 struct Builder<'a> {
     manifest: &'a Manifest,
@@ -217,7 +255,8 @@ impl<'a> Builder<'a> {
                     self.numbers.insert(&record.stage, self.nodes.len());
                     self.nodes.push(node);
                 }
-                Err(obstacle) => obstacles.push((record.stage.clone(), obstacle)),
+                Err(Halt::Store(error)) => return Err(error),
+                Err(Halt::Obstacle(obstacle)) => obstacles.push((record.stage.clone(), obstacle)),
             }
         }
         let Manifest { pipeline, numerics, conditions, .. } = manifest;
@@ -243,10 +282,15 @@ impl<'a> Builder<'a> {
         Ok(Rebuilt { pipeline, obstacles, sources: self.sources })
     }
 
-    fn node(&self, record: &StageRecord, find: Find<'_>, feed: Feed<'_>) -> Result<StageNode, Obstacle> {
+    fn node(&self, record: &StageRecord, find: Find<'_>, feed: Feed<'_>) -> Result<StageNode, Halt> {
         let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;
+        let (base, label) = parts(&record.stage);
+        let names = [Some(base), label, Some(self.manifest.pipeline.as_str())];
+        if let Some(name) = names.into_iter().flatten().find(|name| !names_a_folder(name)) {
+            return Err(Obstacle::Name { name: name.to_owned() }.into());
+        }
         if record.params.is_null() {
-            return Err(Obstacle::NoParams);
+            return Err(Obstacle::NoParams.into());
         }
         let kind = self.kind(recipe)?;
         let refused = |why| Obstacle::Params { kind: recipe.kind.clone(), why };
@@ -262,8 +306,8 @@ impl<'a> Builder<'a> {
                     }
                     Source::File(found)
                 }
-                (None, Some(reads)) => feed(self, record, port, reads)?,
-                (None, None) => return Err(Obstacle::Unexplained { port: port.clone() }),
+                (None, Some(reads)) => feed(self, port, reads)?,
+                (None, None) => return Err(Obstacle::Unexplained { port: port.clone() }.into()),
             };
             inputs.insert(port.clone(), source);
         }
@@ -271,7 +315,6 @@ impl<'a> Builder<'a> {
             if moved.is_empty() { record.params.clone() } else { kind.moved(&record.params, &moved) };
         let written = written(&params, &self.origin);
         let outputs = kind.ports(&written);
-        let (base, label) = parts(&record.stage);
         let (base, label) = (base.to_owned(), label.map(str::to_owned));
         let (id, origin) = (record.stage.clone(), self.origin.clone());
         Ok(StageNode { id, base, label, kind, params, written, inputs, outputs, origin })
@@ -286,11 +329,11 @@ impl<'a> Builder<'a> {
     }
 
     /// What another stage of the same pipeline gives.
-    fn link(&self, record: &StageRecord, reads: &Reads) -> Option<Source> {
+    fn link(&self, reads: &Reads) -> Option<Source> {
         let stage = *self.numbers.get(reads.stage.as_str())?;
-        debug_assert_ne!(record.stage, reads.stage, "no stage reads itself");
+        let gives = self.nodes[stage].outputs.iter().any(|output| output.name == reads.port);
         let (port, sub) = (reads.port.clone(), reads.below.clone());
-        Some(Source::Port { stage, port, sub, origin: self.origin.clone() })
+        gives.then(|| Source::Port { stage, port, sub, origin: self.origin.clone() })
     }
 }
 

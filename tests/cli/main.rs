@@ -22,6 +22,7 @@ mod mscoco_web;
 mod project;
 mod published;
 mod readonly;
+mod replay;
 mod reports;
 mod run;
 mod s3;
