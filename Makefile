@@ -8,7 +8,7 @@ MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 
-.PHONY: setup build demo test check bench golden check-python check-readers clean
+.PHONY: setup build demo test check bench bench-runners golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -47,6 +47,11 @@ check: setup
 ## bench: self-influence of training images, and its figures
 bench: build
 	cargo bench --locked
+
+## bench-runners: Ninja, Snakemake, DVC and b3sum beside ours, and the ratios (about 12 minutes; RUNNERS=--full takes an hour)
+bench-runners: build
+	test -x $(VENV)/runners/bin/ninja || { $(PYTHON) -m venv $(VENV)/runners && $(VENV)/runners/bin/python -m pip install --quiet -r benches/runners/requirements.txt; }
+	PATH="$(CURDIR)/$(VENV)/runners/bin:$$PATH" $(PYTHON) benches/runners/runners.py --attrflow $(ATTRFLOW) $(RUNNERS)
 
 ## golden: make the golden files of the tests again with the Python originals
 golden: setup

@@ -153,10 +153,15 @@ pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
     let mut text = serde_json::to_vec_pretty(manifest)?;
     text.push(b'\n');
     file.write_all(&text)?;
-    // The time sorts; runs that begin within one microsecond get a number.
-    let stamp: String = manifest.started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
-    for attempt in 0.. {
-        let name = if attempt == 0 { format!("{stamp}.json") } else { format!("{stamp}-{attempt}.json") };
+    // The name sorts: by the time, and by a number where that is not later than the newest run's. Clocks are set back.
+    let mut stamp: String = manifest.started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    let mut number = 0;
+    if let Some(newest) = list(folder).first().map(|path| stem(path)).filter(|newest| *newest >= stamp) {
+        let (time, count) = newest.split_once('-').unwrap_or((&newest, ""));
+        (stamp, number) = (time.to_owned(), count.parse().unwrap_or(0) + 1);
+    }
+    for number in number.. {
+        let name = if number == 0 { format!("{stamp}.json") } else { format!("{stamp}-{number:04}.json") };
         let path = folder.join(name);
         match file.persist_noclobber(&path) {
             Ok(_) => return Ok(path),
@@ -165,6 +170,11 @@ pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
         }
     }
     unreachable!("the loop has no end")
+}
+
+/// The name of a manifest's file without its ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Reads a manifest.
@@ -187,7 +197,6 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs_err::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    paths.sort();
-    paths.reverse();
+    paths.sort_by_key(|path| std::cmp::Reverse(stem(path)));
     paths
 }

@@ -64,7 +64,7 @@ class Runner:
 
     def outputs(self):
         """What the last stage of the first chain wrote."""
-        return next(self.folder.rglob("c0s9"), None) or next(self.folder.rglob("c0s9.txt"))
+        return next(path for path in self.folder.rglob("c0s9") if path.is_file())
 
 
 class Attrflow(Runner):
@@ -290,11 +290,13 @@ def main():
     parser.add_argument("--dvc", default=shutil.which("dvc"))
     parser.add_argument("--b3sum", default=shutil.which("b3sum"))
     parser.add_argument("--only", choices=["graphs", "plan", "source", "publish"], action="append")
+    parser.add_argument("--without", choices=["Snakemake", "DVC", "b3sum"], action="append", default=[])
     parser.add_argument("--gib", type=int, default=4, help="size of the large source")
     parser.add_argument("--full", action="store_true", help="DVC at 1,000 stages too")
     parser.add_argument("--work", help="where the graphs are made [default: a temporary folder]")
     args = parser.parse_args()
     programs = {"attrflow": os.path.abspath(args.attrflow), "Ninja": args.ninja, "Snakemake": args.snakemake, "DVC": args.dvc, "b3sum": args.b3sum}
+    programs = {name: None if name in args.without else program for name, program in programs.items()}
     if not args.ninja:
         sys.exit("ninja is missing: expected it in the PATH or as --ninja PROGRAM")
     for name, program in programs.items():

@@ -8,6 +8,7 @@ mod bad_data;
 mod bad_input;
 mod cache;
 mod captions;
+mod clock;
 mod command;
 mod disk;
 mod download;
