@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::plan::Reason;
 use crate::store::{Adopted, Artifact};
@@ -132,7 +132,7 @@ pub enum Event {
 }
 
 /// An output and where people find it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Shown {
     /// The bytes.
     #[serde(flatten)]

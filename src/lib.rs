@@ -22,6 +22,7 @@ pub mod nn;
 pub mod param;
 pub mod pipeline;
 pub mod plan;
+pub mod recall;
 pub mod recipe;
 pub mod replay;
 pub mod report;

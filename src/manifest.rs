@@ -142,21 +142,54 @@ impl std::fmt::Display for Reads {
     }
 }
 
+/// How the text of a manifest ends that holds no stages.
+const NO_STAGES: &str = "\"stages\": []\n}";
+
+impl Manifest {
+    /// The stages' records as they stand in the text of a manifest.
+    ///
+    /// # Errors
+    /// None for what was made here: it is plain data.
+    pub fn records(&self) -> std::io::Result<String> {
+        let text =
+            String::from_utf8(serde_json::to_vec_pretty(&Self { stages: Vec::new(), ..self.clone() })?);
+        let whole = String::from_utf8(serde_json::to_vec_pretty(self)?);
+        let (empty, whole) = (text.unwrap_or_default(), whole.unwrap_or_default());
+        let begin = empty.len() - NO_STAGES.len();
+        debug_assert!(empty.ends_with(NO_STAGES), "the stages come last");
+        Ok(whole.get(begin..).unwrap_or_default().to_owned())
+    }
+}
+
+/// Writes a manifest whose records are a text already, see [`Manifest::records`].
+///
+/// # Errors
+/// A write that failed.
+pub fn write_with(folder: &Path, manifest: &Manifest, records: &[u8]) -> std::io::Result<PathBuf> {
+    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
+    let head = text.strip_suffix(NO_STAGES).ok_or_else(|| std::io::Error::other("stages of two sources"))?;
+    write_text(folder, &manifest.started, &[head.as_bytes(), records])
+}
+
 /// Writes a manifest beside those of earlier runs and returns its path.
 ///
 /// # Errors
 /// A write that failed.
 pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
+    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
+    write_text(folder, &manifest.started, &[text.as_bytes()])
+}
+
+fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<PathBuf> {
     fs_err::create_dir_all(folder)?;
     let readable = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    let mut text = serde_json::to_vec_pretty(manifest)?;
-    text.push(b'\n');
-    file.write_all(&text)?;
+    text.iter().try_for_each(|part| file.write_all(part))?;
+    file.write_all(b"\n")?;
     // The name sorts: by the time, and by a number where that is not later than the newest run's. Clocks are set back.
-    let mut stamp: String = manifest.started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
     let mut number = 0;
-    if let Some(newest) = list(folder).first().map(|path| stem(path)).filter(|newest| *newest >= stamp) {
+    if let Some(newest) = manifests(folder).map(|path| stem(&path)).max().filter(|newest| *newest >= stamp) {
         let (time, count) = newest.split_once('-').unwrap_or((&newest, ""));
         (stamp, number) = (time.to_owned(), count.parse().unwrap_or(0) + 1);
     }
@@ -194,9 +227,12 @@ pub fn read(path: &Path) -> std::io::Result<Manifest> {
 
 /// The manifests in a folder, newest first.
 pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs_err::read_dir(folder) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    paths.sort_by_key(|path| std::cmp::Reverse(stem(path)));
+    let mut paths: Vec<PathBuf> = manifests(folder).collect();
+    paths.sort_by_cached_key(|path| std::cmp::Reverse(stem(path)));
     paths
+}
+
+fn manifests(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let paths = fs_err::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"))
 }

@@ -55,6 +55,11 @@ impl Sources {
         self.texts.len() - 1
     }
 
+    /// The names of all texts, in the order that they were read in.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(|text| text.name.as_str())
+    }
+
     /// The text at `index`.
     pub fn get(&self, index: usize) -> &Source {
         &self.texts[index]

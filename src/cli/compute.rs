@@ -1,21 +1,25 @@
 //! What every command shares that computes: with which workers, and how it is told and stopped.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use clap::Args;
 
 use super::exit::Failure;
-use super::project::{Project, cores, worker_program};
+use super::project::{Project, cores, devices, worker_program};
 use super::signals::{Hear, Signals};
-use crate::event::Event;
+use crate::event::{Event, Shown};
 use crate::exec::worker::{Processes, Setting};
-use crate::exec::{Run, Stop};
+use crate::exec::{Again, Run, Stop};
 use crate::io::fetch::hushed;
 use crate::manifest::{Conditions, Manifest, Outcome};
-use crate::pipeline::MOST_DOWNLOADS;
+use crate::pipeline::{MOST_DOWNLOADS, RunTable};
+use crate::recall::Recalled;
 use crate::report::Reporter;
 use crate::stage::{Device, Downloads};
+use crate::store::Store;
 
 /// How to compute, never what.
 #[derive(Debug, Args)]
@@ -37,13 +41,12 @@ pub(super) struct How {
 
 impl How {
     /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
-    fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
-        let table = &project.pipeline.run;
+    fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
         let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
-        let cpu = project.devices[0] == Device::Cpu;
+        let cpu = devices[0] == Device::Cpu;
         let wanted = given(self.threads, table.threads);
         let jobs = match given(self.jobs, table.jobs) {
-            _ if !cpu => project.devices.len(),
+            _ if !cpu => devices.len(),
             0 => (cores() / wanted.max(1)).clamp(1, 8),
             jobs => jobs,
         };
@@ -53,6 +56,17 @@ impl How {
             0 => 1024,
             rows => rows,
         };
+        let name = |device: &Device| match device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+        };
+        Conditions { jobs, threads, devices: devices.iter().map(name).collect(), micro_batch }
+    }
+
+    fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
+        let table = &project.pipeline.run;
+        let conditions = self.conditions(table, &project.devices);
+        let Conditions { jobs, threads, micro_batch, .. } = conditions;
         let device = |slot: usize| project.devices[slot % project.devices.len()];
         let downloads = Downloads {
             folder: project.store.root().join("downloads"),
@@ -66,12 +80,7 @@ impl How {
             downloads: downloads.clone(),
             log: log.to_owned(),
         });
-        let name = |device: &Device| match device {
-            Device::Cpu => "cpu".to_owned(),
-            Device::Cuda(index) => format!("cuda:{index}"),
-        };
-        let devices = project.devices.iter().map(name).collect();
-        (settings.collect(), Conditions { jobs, threads, devices, micro_batch })
+        (settings.collect(), conditions)
     }
 }
 
@@ -88,6 +97,8 @@ pub(super) struct Ended {
     pub manifest: Manifest,
     /// The manifest's file, where one could be written.
     pub path: Option<PathBuf>,
+    /// Where the outputs of reused stages show, by stage and port.
+    pub shown: BTreeMap<String, BTreeMap<String, Shown>>,
 }
 
 /// Brings the selected stages of a project up to date. Stages that failed are in the manifest.
@@ -107,12 +118,15 @@ pub(super) fn execute(
     let backend = Processes { program: worker_program()?, front, settings };
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Stop::default());
-    let written = Arc::new(Mutex::new(None));
+    let heard = Arc::new(Mutex::new((None, BTreeMap::new())));
     let hear: Hear = {
-        let (reporter, written) = (Arc::clone(&reporter), Arc::clone(&written));
+        let (reporter, heard) = (Arc::clone(&reporter), Arc::clone(&heard));
         Arc::new(move |event| {
-            if let Event::RunFinished { manifest, .. } = &event {
-                written.lock().expect("no panic under this lock").clone_from(manifest);
+            let (path, shown) = &mut *heard.lock().expect("no panic under this lock");
+            match &event {
+                Event::RunFinished { manifest, .. } => path.clone_from(manifest),
+                Event::StageReused { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
+                _ => {}
             }
             reporter.lock().expect("reporters do not panic").hear(&event);
         })
@@ -140,8 +154,32 @@ pub(super) fn execute(
     if let Some(signal) = signals.heard().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
         return Err(Failure::Interrupted(signal));
     }
-    let path = written.lock().expect("no panic under this lock").take();
-    Ok(Ended { manifest: manifest?, path })
+    let (path, shown) = std::mem::take(&mut *heard.lock().expect("no panic under this lock"));
+    Ok(Ended { manifest: manifest?, path, shown })
+}
+
+/// Tells of a run whose answer is recalled.
+///
+/// # Errors
+/// A cache that cannot be used.
+pub(super) fn repeat(
+    recalled: Recalled,
+    store: &Store,
+    how: &How,
+    device: Option<&str>,
+    origin: Origin<'_>,
+    mut reporter: Box<dyn Reporter>,
+) -> Result<Ended, Failure> {
+    let begun = Instant::now();
+    let _use = store.in_use(|| {})?;
+    let devices = devices(device.unwrap_or(&recalled.run.device))?;
+    let conditions = how.conditions(&recalled.run, &devices);
+    let sets = origin.sets.iter().map(|set| hushed(set)).collect();
+    let reporter = std::cell::RefCell::new(&mut reporter);
+    let emit = |event: Event| reporter.borrow_mut().hear(&event);
+    let again = Again { recalled, store, file: origin.file, sets, conditions, begun, emit: &emit };
+    let (manifest, path) = again.execute()?;
+    Ok(Ended { manifest, path, shown: BTreeMap::new() })
 }
 
 /// The stages that failed, as a failure.

@@ -17,6 +17,7 @@ mod man;
 mod manifests;
 mod plan;
 mod project;
+mod recalled;
 mod replay;
 mod run;
 mod schema;

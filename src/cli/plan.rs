@@ -8,10 +8,12 @@ use serde_json::{Value as Json, json};
 
 use super::exit::Failure;
 use super::project::{Project, ProjectArgs};
+use super::recalled::{question, recall};
 use crate::explain::{Prediction, Predictor, place};
 use crate::graph;
 use crate::pipeline::StageNode;
 use crate::plan::{Planner, Reason, Verdict};
+use crate::recall::{Recalled, Stage};
 use crate::report::{Table, duration, print, short_path, size};
 use crate::stage::Registry;
 use crate::store::Adopted;
@@ -30,9 +32,61 @@ pub(super) struct Args {
 }
 
 pub(super) fn plan(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    let ProjectArgs { pipeline: file, settings, targets } = &args.project;
+    if let Some(question) = question(file, settings, targets).filter(|_| args.force.is_empty())
+        && let Some((recalled, _)) = recall(&question, file, settings)
+    {
+        show_recalled(&recalled, args.json);
+        return Ok(());
+    }
     let project = args.project.open(registry)?;
     let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
-    show(&project, &forced, args.json)
+    let shown = show(&project, &forced, args.json);
+    // The process is about to end: to free each of a million small values would take a tenth of its time.
+    let Project { pipeline, graph, sources, .. } = project;
+    std::mem::forget((pipeline, graph, sources));
+    shown
+}
+
+/// The same for an answer that is recalled: every stage is reused.
+fn show_recalled(recalled: &Recalled, as_json: bool) {
+    let mut table = Table::new(&HEADINGS);
+    let mut text = String::new();
+    for Stage { stage, seconds, outputs } in &recalled.stages {
+        if as_json {
+            let outputs: BTreeMap<_, _> =
+                outputs.iter().map(|(port, shown)| (port, &shown.artifact)).collect();
+            let line = json!({ "stage": stage, "verdict": "reuse", "outputs": outputs, "adopted": null });
+            text += &format!("{line}\n");
+        } else {
+            table.row([stage.clone(), "reuse".to_owned(), String::new(), made_in(*seconds)]);
+        }
+    }
+    let counts = [recalled.stages.len(), 0, 0, 0];
+    match as_json {
+        true => text += &totals_line(&[Total::default(), Total::default()], counts),
+        false => text += &format!("{table}{}", counted(counts)),
+    }
+    print(&text);
+}
+
+const HEADINGS: [&str; 4] = ["stage", "would", "takes", "why"];
+
+fn made_in(seconds: f64) -> String {
+    format!("made in {seconds:.1} s")
+}
+
+/// The line that ends a plan for programs.
+fn totals_line(totals: &[Total; 2], [reuse, run, maybe, fail]: [usize; 4]) -> String {
+    let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
+    let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
+    format!("{}\n", json!({ "totals": totals, "stages": counts }))
+}
+
+/// The line that ends a plan for people.
+fn counted([reuse, run, maybe, fail]: [usize; 4]) -> String {
+    let fails = if fail > 0 { format!(", {fail} to fail") } else { String::new() };
+    format!("\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n")
 }
 
 /// Prints the verdict on every selected stage, and what it would take.
@@ -41,7 +95,7 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
     let verdicts = planner.all(&project.graph)?;
     project.store.save_stat()?;
     let predictor = Predictor::new(&planner);
-    let mut table = Table::new(&["stage", "would", "takes", "why"]);
+    let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];
@@ -66,13 +120,10 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
             table.row([node.id.clone(), verb.to_owned(), takes, why]);
         }
     }
-    let [reuse, run, maybe, fail] = counts;
+    let [_, run, maybe, fail] = counts;
     if as_json {
-        let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
-        let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
-        text += &format!("{}\n", json!({ "totals": totals, "stages": counts }));
+        text += &totals_line(&totals, counts);
     } else {
-        let fails = if fail > 0 { format!(", {fail} to fail") } else { String::new() };
         text += &table.to_string();
         if maybe > 0 {
             text += "\nrun if: it is reused if what it waits for gives the same bytes as before\n";
@@ -91,8 +142,7 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
             let bases: Vec<String> = bases.into_iter().take(SHOWN).collect();
             text += &format!("\n  by {}{more}\n", bases.join(", "));
         }
-        text +=
-            &format!("\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n");
+        text += &counted(counts);
     }
     print(&text);
     if fail > 0 { Err(Failure::Stages(fail)) } else { Ok(()) }
@@ -195,7 +245,7 @@ fn words(verdict: &Verdict, node: &StageNode, sources: &Sources) -> (usize, &'st
     match verdict {
         Verdict::Reuse(entry) => match &entry.adopted {
             Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
-            None => (0, "reuse", format!("made in {:.1} s", entry.seconds)),
+            None => (0, "reuse", made_in(entry.seconds)),
         },
         Verdict::Run(_, _, reason) => (RUNS, "run", told(reason, node, sources)),
         Verdict::Wait { upstream, certain: None } => {

@@ -137,7 +137,7 @@ impl Settings {
 }
 
 /// Reads a device list; all of one class, since the class counts for identity.
-fn devices(text: &str) -> Result<Vec<Device>, Failure> {
+pub(super) fn devices(text: &str) -> Result<Vec<Device>, Failure> {
     if text == "auto" {
         return Ok(vec![if nvidia_driver() { Device::Cuda(0) } else { Device::Cpu }]);
     }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::compute::{Ended, How, Origin, all_done, execute};
+use super::compute::{Ended, How, Origin, all_done, execute, repeat};
 use super::exit::Failure;
-use super::project::Settings;
+use super::project::{Project, Settings};
+use super::recalled::{question, recall, texts};
 use super::replay;
 use super::sign::{Signer, told};
 use crate::graph;
@@ -52,13 +53,25 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     let reporter = report::choose(args.json);
     let Some(from) = &args.from else {
         let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
+        let origin = || Origin { file, sets: &args.settings.sets };
+        let question = question(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
+        if let Some(question) = question.as_ref().filter(|_| !args.dry_run)
+            && let Some((recalled, store)) = recall(question, file, &args.settings)
+        {
+            let device = args.settings.device.as_deref();
+            let ended = repeat(recalled, &store, &args.how, device, origin(), reporter)?;
+            return sign(signer.as_ref(), &ended, args.json);
+        }
         let project = args.settings.open(file, &args.targets, registry)?;
         let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
         if args.dry_run {
             return super::plan::show(&project, &forced, args.json);
         }
-        let origin = Origin { file, sets: &args.settings.sets };
-        let ended = execute(&project, &forced, &args.how, origin, reporter, log)?;
+        let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
+        if let Some(question) = &question {
+            let Project { store, pipeline, results, .. } = &project;
+            question.note(store, pipeline, &texts(&project), &ended.manifest, &ended.shown, results)?;
+        }
         sign(signer.as_ref(), &ended, args.json)?;
         return all_done(&ended.manifest);
     };

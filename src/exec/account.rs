@@ -10,6 +10,11 @@ use crate::pipeline::Source;
 use crate::recipe::Recipe;
 use crate::store::{Artifact, StoreError};
 
+/// This program.
+pub(super) fn program() -> Program {
+    Program { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("ATTRFLOW_COMMIT").to_owned() }
+}
+
 impl Coordinator<'_> {
     /// The files and folders outside the store that a stage reads, by port.
     pub(super) fn sources(&self, stage: usize) -> BTreeMap<String, PathBuf> {
@@ -98,10 +103,7 @@ impl Coordinator<'_> {
         let seconds = self.begun.elapsed().as_secs_f64();
         let manifest = Manifest {
             format: FORMAT,
-            attrflow: Program {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                commit: env!("ATTRFLOW_COMMIT").to_owned(),
-            },
+            attrflow: program(),
             pipeline: self.run.pipeline.name.clone(),
             file: self.run.file.clone(),
             sets: self.run.sets.clone(),

@@ -2,6 +2,7 @@
 
 mod account;
 mod coordinator;
+mod recalled;
 mod slots;
 mod state;
 mod stop;
@@ -17,6 +18,7 @@ use crate::pipeline::Pipeline;
 use crate::recipe::Numerics;
 use crate::store::{Store, StoreError};
 use coordinator::Coordinator;
+pub use recalled::Again;
 use slots::{Queue, Reports};
 pub use stop::{Haste, Stop};
 use worker::Backend;

@@ -11,7 +11,7 @@ use super::stop::{Haste, Stop};
 use super::worker::{Backend, Part, Reply, Task, TaskError, Worker};
 use crate::recipe::Recipe;
 use crate::stage::{Inputs, Kind, Port, Unit};
-use crate::store::{Artifact, Entry, Found, Lock, Scratch, Store, StoreError};
+use crate::store::{Artifact, Attempt, Entry, Found, Lock, Scratch, Store, StoreError};
 use serde_json::Value as Json;
 
 /// A task with what is needed to keep its result.
@@ -131,10 +131,12 @@ pub(super) fn serve(
     // Each is started when there is something for it to do.
     let mut light: Option<Box<dyn Worker>> = None;
     let mut heavy: Option<Box<dyn Worker>> = None;
+    let mut spare: Option<Attempt> = None;
     while let Some(job) = queue.pop() {
         let (stage, unit) = (job.stage, job.unit);
         let worker = if job.kind.light() { &mut light } else { &mut heavy };
-        let perform = || perform(&job, slot, worker, backend, store, scratch, reports);
+        let folder = Folder { scratch, spare: &mut spare };
+        let perform = || perform(&job, slot, worker, backend, store, folder, reports);
         // A job that got lost would be waited for without end.
         let result = catch_unwind(AssertUnwindSafe(perform)).unwrap_or(Err(JobError::Panic));
         let report = match result {
@@ -156,6 +158,13 @@ pub(super) fn serve(
             return;
         }
     }
+}
+
+/// Where a slot gets its next attempt.
+struct Folder<'a> {
+    scratch: &'a Scratch,
+    /// The one of the last task, where all of it was taken.
+    spare: &'a mut Option<Attempt>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +189,7 @@ fn perform(
     worker: &mut Option<Box<dyn Worker>>,
     backend: &dyn Backend,
     store: &Store,
-    scratch: &Scratch,
+    folder: Folder<'_>,
     reports: &Reports<'_>,
 ) -> Result<(Entry, f64), JobError> {
     let fingerprint = job.recipe.fingerprint();
@@ -197,7 +206,10 @@ fn perform(
         Some(worker) => worker,
         None => worker.insert(backend.start(slot, job.kind.light())?),
     };
-    let attempt = scratch.attempt()?;
+    let attempt = match folder.spare.take() {
+        Some(attempt) => attempt,
+        None => folder.scratch.attempt()?,
+    };
     // A coordinator that is gone is noticed when the result is sent.
     let _ = reports.send(Report::Began(job.stage, job.unit));
     let begun = Instant::now();
@@ -228,6 +240,8 @@ fn perform(
         }
     }
     let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
+    // Only a worker that lives may have the folder of its last task again: one that was killed may have left others writing.
+    *folder.spare = attempt.emptied();
     let kept = begun.elapsed().as_secs_f64() - seconds;
     tracing::debug!(
         "{}, {}: computed in {seconds:.3} s, kept in {kept:.3} s",

@@ -25,6 +25,8 @@ pub(super) struct Env {
     declared: BTreeSet<String>,
     /// Declared variables that were read, with what they gave.
     read: RefCell<BTreeMap<String, String>>,
+    /// All variables that were asked for, with what they are.
+    asked: RefCell<BTreeMap<String, Option<String>>>,
     /// Values that hold the text of a variable that is not declared: by text, first byte, and the value itself.
     loose: RefCell<BTreeMap<(usize, usize, String), Vec<Loose>>>,
 }
@@ -74,6 +76,7 @@ impl Env {
             problem.help("expected `${env:NAME}` or `${env:NAME:-default}`");
             return None;
         }
+        self.asked.borrow_mut().insert(name.to_owned(), std::env::var(name).ok());
         let value = match (std::env::var(name), default) {
             (Ok(value), None) => value,
             (Ok(value), Some(_)) if !value.is_empty() => value,
@@ -209,8 +212,8 @@ impl Env {
     }
 
     /// The declared variables that were read, with what they gave.
-    pub fn into_read(self) -> BTreeMap<String, String> {
-        self.read.into_inner()
+    pub fn into_read(self) -> (BTreeMap<String, String>, BTreeMap<String, Option<String>>) {
+        (self.read.into_inner(), self.asked.into_inner())
     }
 }
 

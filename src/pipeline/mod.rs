@@ -70,6 +70,8 @@ pub struct Pipeline {
     pub run: RunTable,
     /// The environment variables that the pipeline declares and refers to, with their values: they count.
     pub env: BTreeMap<String, String>,
+    /// All environment variables that were asked for, with what they are; what of them counts is in `env`.
+    pub variables: BTreeMap<String, Option<String>>,
     /// The config, with the `--set` arguments applied: where each value is written.
     pub config: Node,
 }
@@ -218,20 +220,27 @@ fn read(
         let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
         problem.suggest(&key.name, key.beside.iter().map(String::as_str));
     }
-    let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
-    let root = match folder.file_name() {
-        Some(name) if name == "pipelines" => folder.parent()?.to_path_buf(),
-        _ => folder,
-    };
+    let root = root(file)?;
+    let (env, variables) = parts.env.into_read();
     Some(Pipeline {
         name: file.file_stem()?.to_string_lossy().into_owned(),
         root,
         stages: nodes,
         off,
         run: run?,
-        env: parts.env.into_read(),
+        env,
+        variables,
         config,
     })
+}
+
+/// The folder that `cache/` and `results/` of a pipeline file stand in.
+pub fn root(file: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
+    match folder.file_name() {
+        Some(name) if name == "pipelines" => folder.parent().map(Path::to_path_buf),
+        _ => Some(folder),
+    }
 }
 
 /// The config that the pipeline names, with the `--set` arguments applied, and the keys that they added.

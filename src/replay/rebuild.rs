@@ -277,6 +277,7 @@ impl<'a> Builder<'a> {
             off: Vec::new(),
             run,
             env: BTreeMap::new(),
+            variables: BTreeMap::new(),
             config,
         };
         Ok(Rebuilt { pipeline, obstacles, sources: self.sources })

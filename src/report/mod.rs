@@ -7,7 +7,8 @@ mod progress;
 mod table;
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::event::Event;
 
@@ -68,7 +69,9 @@ pub fn duration(seconds: f64) -> String {
 
 /// The path as seen from the current folder, where it lies below.
 pub fn short_path(path: &Path) -> String {
-    let here = std::env::current_dir().ok();
+    // The program never changes its folder, and asks for thousands of paths.
+    static HERE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let here = HERE.get_or_init(|| std::env::current_dir().ok());
     let below = here.as_deref().and_then(|here| path.strip_prefix(here).ok());
     below.unwrap_or(path).display().to_string()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use serde_json::Value as Json;
 
 use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
@@ -10,7 +11,7 @@ use crate::param::{Key, Param, Reader, Validate};
 use crate::tree::Node;
 
 fn from_json<S: Stage>(params: &Json) -> S::Params {
-    serde_json::from_value(params.clone()).expect("parameters were read by this kind")
+    S::Params::deserialize(params).expect("parameters were read by this kind")
 }
 
 /// [`Stage`] without its types, so that kinds of every sort stand in one registry.
@@ -117,7 +118,7 @@ impl<S: Stage> Kind for S {
         S::sources(&from_json::<S>(params))
     }
     fn takes(&self, params: &Json) -> Result<(), String> {
-        let params: S::Params = serde_json::from_value(params.clone()).map_err(|error| error.to_string())?;
+        let params = S::Params::deserialize(params).map_err(|error| error.to_string())?;
         match params.validate().into_iter().next() {
             Some((_, fault)) => Err(fault),
             None => Ok(()),
@@ -130,7 +131,7 @@ impl<S: Stage> Kind for S {
         S::identity(&from_json::<S>(params))
     }
     fn same(&self, params: &Json, other: &Json) -> bool {
-        let Ok(other) = serde_json::from_value::<S::Params>(other.clone()) else { return false };
+        let Ok(other) = S::Params::deserialize(other) else { return false };
         let params = from_json::<S>(params);
         let ports = |params| S::sources(params).into_iter().map(|(port, _)| port).collect::<Vec<_>>();
         S::identity(&params) == S::identity(&other)

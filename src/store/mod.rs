@@ -8,9 +8,10 @@
 //! units-v1/ab/ab34….json    the units that a stage of that fingerprint was cut into
 //! runs/PIPELINE/TIME.json   manifests
 //! use.lock                  shared by runs, held alone by what takes things away
-//! locks/                    one file per fingerprint that is being computed
+//! units.lock                one byte per fingerprint that is being computed
 //! tmp/RUN/                  attempts of one run, gone with it; files on their way to their place
 //! packed-v1                 the entries that the last runs read, in one file
+//! recall-v1/PIPELINE        what the last run found that found everything done
 //! vouched-v1                how objects looked when they were hashed
 //! quarantine/               objects that were not what their names say
 //! ```
@@ -33,6 +34,7 @@ mod sound;
 mod stat;
 mod view;
 mod vouched;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,7 @@ pub use quarantine::{Health, Note};
 pub use scratch::{Attempt, Scratch};
 use sound::State;
 pub use view::{Mended, Placed, View};
+pub use watch::{Look, Watch};
 
 /// A store that cannot be used, or a write into it that failed.
 #[derive(Debug, thiserror::Error)]
@@ -194,7 +197,8 @@ impl Store {
         self.root.join("objects").join(&name[..2]).join(name)
     }
 
-    fn entry_path(&self, fingerprint: &Digest) -> PathBuf {
+    /// The index file of a fingerprint.
+    pub fn entry_path(&self, fingerprint: &Digest) -> PathBuf {
         let name = fingerprint.to_string();
         let folder = self.root.join(format!("recipes-v{}", recipe::FORMAT)).join(&name[..2]);
         folder.join(format!("{name}.json"))

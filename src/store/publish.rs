@@ -103,7 +103,10 @@ impl Store {
     /// Writes a file aside and renames it into place.
     ///
     /// Nothing waits for the disk here: whatever is written so shows by itself whether it is whole.
-    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// A write that failed; what was there before is then still there.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let aside = self.aside()?;
         fs_err::write(&aside, bytes)?;
         Ok(place(&aside, path)?)

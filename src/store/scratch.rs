@@ -115,7 +115,7 @@ impl Drop for Scratch {
     }
 }
 
-/// The folder of one attempt at a unit; what was not taken from it goes with it.
+/// The folder of one attempt at a unit; what was not taken from it goes with it, or at the latest with the run.
 pub struct Attempt {
     folder: PathBuf,
 }
@@ -125,10 +125,43 @@ impl Attempt {
     pub fn path(&self) -> &Path {
         &self.folder
     }
+
+    /// The same for another use, if nothing to speak of is left in it; small files that are go with the run.
+    ///
+    /// Such as outputs of which the store had the bytes already. Some file systems make new files the slower the more were
+    /// removed a moment ago.
+    pub fn emptied(self) -> Option<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        for entry in fs_err::read_dir(&self.folder).ok()? {
+            let path = entry.ok()?.path();
+            let small =
+                fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
+            let left = self.folder.with_file_name(format!("left-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+            if !small || fs_err::rename(&path, left).is_err() {
+                return None;
+            }
+        }
+        Some(self)
+    }
 }
+
+/// What a file may have and wait for the end of the run to be removed.
+const SMALL: u64 = 64 << 10;
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let _ = fs_err::remove_dir_all(&self.folder);
+        // What takes no room to speak of is left until the run ends, see above.
+        if holds_files(&self.folder) {
+            let _ = fs_err::remove_dir_all(&self.folder);
+        }
     }
+}
+
+/// Whether there is anything below a folder but folders and links.
+fn holds_files(folder: &Path) -> bool {
+    fs_err::read_dir(folder).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => holds_files(&entry.path()),
+        Ok(kind) => !kind.is_symlink(),
+        Err(_) => true,
+    })
 }

@@ -87,6 +87,11 @@ impl Seen {
         self.files.iter().map(|(_, stat)| age(stat)).min().unwrap_or(i128::MAX)
     }
 
+    /// When the inode that changed last did, in ns since 1970.
+    pub fn changed(&self) -> i128 {
+        self.files.iter().map(|(_, stat)| stat.ctime_ns).max().unwrap_or(i128::MIN)
+    }
+
     /// Whether a later change will show, so that what is hashed from now on can be vouched for by this look.
     pub fn settled(&self) -> bool {
         self.age() > RACY_NS

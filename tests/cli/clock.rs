@@ -28,7 +28,8 @@ const YEAR: i64 = 365 * 24 * 3600;
 fn shim(folder: &Path) -> PathBuf {
     let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
     fs_err::write(&source, SHIM).unwrap();
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().unwrap();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().unwrap();
     assert!(built.success());
     library
 }
@@ -61,7 +62,10 @@ fn a_clock_that_jumps_hides_no_change_and_computes_nothing_twice() {
     for (jump, from, to) in [(20 * YEAR, "face", "mace"), (-20 * YEAR, "mace", "lace"), (0, "lace", "face")] {
         project.edit(captions, from, to);
         let ran = run(&project, &shim, jump, &["--target", "latents"]);
-        assert!(ran.code == 0 && ran.computed().contains(&"data".to_owned()) != (jump == 0), "{jump}: {ran:?}");
+        assert!(
+            ran.code == 0 && ran.computed().contains(&"data".to_owned()) != (jump == 0),
+            "{jump}: {ran:?}"
+        );
     }
     // The last run is the last one, whatever time it thought it was.
     run(&project, &shim, -30 * YEAR, &["--target", "data"]);

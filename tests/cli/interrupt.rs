@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use attrflow::manifest::{self, Outcome};
 use serde_json::Value as Json;
 
-use crate::kill::{IMAGES, at_work, finish, index, undisturbed, wait_for_orphans};
+use crate::kill::{IMAGES, at_work, finish, index, locks, undisturbed, wait_for_orphans};
 use crate::project::{Project, command};
 
 /// A run in a process group of its own, as a shell starts it, and its events.
@@ -150,7 +150,7 @@ fn a_run_that_hangs_keeps_others_from_its_unit_alone_and_no_longer_than_it_lives
     for process in at_work(&project) {
         kill("STOP", &process.file_name().unwrap().to_string_lossy());
     }
-    let held = project.cached("locks").len();
+    let held = locks(&project);
     if held == 0 {
         // It was between two units.
         first.signal("CONT");

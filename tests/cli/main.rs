@@ -23,6 +23,7 @@ mod mscoco_web;
 mod project;
 mod published;
 mod readonly;
+mod recall;
 mod replay;
 mod reports;
 mod run;

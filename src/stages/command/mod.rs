@@ -4,6 +4,7 @@
 //! and leaves its outputs. Only names that count for identity are ever seen by it: the same recipe gives the
 //! same bytes in another folder or on another machine, as far as the program lets it.
 
+mod folders;
 mod outputs;
 mod process;
 mod template;

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{PipeReader, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_p
 
 use super::template::{Argument, Piece};
 use super::variable::{PARAMS, TMPDIR};
-use super::{INPUTS, Params, TMP, outputs};
+use super::{INPUTS, Params, TMP, folders, outputs};
 use crate::stage::Inputs;
 
 /// The command that runs, whose process leads a group of its own.
@@ -47,7 +46,10 @@ pub fn end_all() {
 
 /// Runs a command in the empty folder `out`, which then holds its outputs.
 pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
-    let argv = prepare(params, inputs, out)?;
+    folders::lay_out(inputs, out)?;
+    let argv: anyhow::Result<Vec<String>> =
+        params.argv.iter().map(|argument| fill(argument, params, inputs)).collect();
+    let argv = argv?;
     let path = variable("PATH", params);
     let program = find(&argv[0], path.as_deref(), out)?;
     let (reader, writer) = std::io::pipe()?;
@@ -71,20 +73,9 @@ pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Resul
     if !status.success() {
         bail!("`{}` ended with {status}{}", argv[0], said.told());
     }
-    outputs::check(&params.outputs, out).with_context(|| format!("`{}` ended well", argv[0]))
-}
-
-/// Lays out the folder, and fills in the arguments.
-fn prepare(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Result<Vec<String>> {
-    fs_err::create_dir(out.join(TMP))?;
-    if !inputs.0.is_empty() {
-        fs_err::create_dir(out.join(INPUTS))?;
-    }
-    for (name, path) in &inputs.0 {
-        let link = out.join(INPUTS).join(name);
-        symlink(path, &link).with_context(|| format!("cannot make the link {}", link.display()))?;
-    }
-    params.argv.iter().map(|argument| fill(argument, params, inputs)).collect()
+    outputs::check(&params.outputs, out).with_context(|| format!("`{}` ended well", argv[0]))?;
+    folders::take_away(inputs, out);
+    Ok(())
 }
 
 fn fill(argument: &Argument, params: &Params, inputs: &Inputs) -> anyhow::Result<String> {
