@@ -41,8 +41,6 @@ pub struct Recalled {
     pub run: RunTable,
     /// The numerics.
     pub numerics: Numerics,
-    /// The results folder.
-    pub results: PathBuf,
     /// Stages of the pipeline that were not asked for.
     pub left_out: Vec<String>,
     /// The variables of the environment that the pipeline asks for.
@@ -74,6 +72,20 @@ pub struct Stage {
     pub outputs: BTreeMap<String, Shown>,
 }
 
+/// What a run found.
+pub struct Found<'a> {
+    /// The cache.
+    pub store: &'a Store,
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The files that it was read from.
+    pub texts: &'a [PathBuf],
+    /// The record of the run.
+    pub manifest: &'a Manifest,
+    /// Where the outputs of reused stages show, by stage and port.
+    pub shown: &'a BTreeMap<String, BTreeMap<String, Shown>>,
+}
+
 impl Question {
     /// What is asked of a pipeline file; `parts` are the arguments that count, and the program itself.
     pub fn new(file: &Path, parts: &[String]) -> Option<Self> {
@@ -95,7 +107,7 @@ impl Question {
 
     /// The answer of an earlier run, if it was asked the same and nothing looks otherwise.
     pub fn recall(&self, store: &Store) -> Option<Recalled> {
-        let bytes = std::fs::read(self.file(store)).ok()?;
+        let bytes = fs_err::read(self.file(store)).ok()?;
         let (key, rest) = bytes.split_first_chunk::<32>()?;
         if *key != self.key.0 {
             return None;
@@ -117,20 +129,11 @@ impl Question {
 
     /// Notes the answer of a run, if it is one that can be recalled.
     ///
-    /// `texts` are the files that the pipeline was read from, `shown` where the outputs show, by stage and port.
-    ///
     /// # Errors
     /// A write that failed, unless the cache is read-only.
-    pub fn note(
-        &self,
-        store: &Store,
-        pipeline: &Pipeline,
-        texts: &[PathBuf],
-        manifest: &Manifest,
-        shown: &BTreeMap<String, BTreeMap<String, Shown>>,
-        results: &Path,
-    ) -> Result<(), StoreError> {
-        let Some(watch) = self.watch(store, pipeline, texts, manifest, shown) else { return Ok(()) };
+    pub fn note(&self, found: &Found<'_>) -> Result<(), StoreError> {
+        let Some(watch) = self.watch(found) else { return Ok(()) };
+        let Found { store, pipeline, manifest, shown, texts: _ } = found;
         let stages = manifest.stages.iter().map(|record| Stage {
             stage: record.stage.clone(),
             seconds: record.seconds,
@@ -140,7 +143,6 @@ impl Question {
             pipeline: manifest.pipeline.clone(),
             run: pipeline.run.clone(),
             numerics: manifest.numerics.clone(),
-            results: results.to_path_buf(),
             left_out: manifest.left_out.clone(),
             variables: pipeline.variables.clone(),
             stages: stages.collect(),
@@ -162,14 +164,8 @@ impl Question {
     }
 
     /// How everything looks that the answer rests on; `None` where it cannot be recalled.
-    fn watch(
-        &self,
-        store: &Store,
-        pipeline: &Pipeline,
-        texts: &[PathBuf],
-        manifest: &Manifest,
-        shown: &BTreeMap<String, BTreeMap<String, Shown>>,
-    ) -> Option<Watch> {
+    fn watch(&self, found: &Found<'_>) -> Option<Watch> {
+        let Found { store, pipeline, texts, manifest, shown } = found;
         // With a clock that jumped meanwhile, times tell nothing.
         let (began, since) = self.asked;
         let passed = began.elapsed().ok()?;

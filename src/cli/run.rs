@@ -11,6 +11,7 @@ use super::recalled::{question, recall, texts};
 use super::replay;
 use super::sign::{Signer, told};
 use crate::graph;
+use crate::recall::Found;
 use crate::report;
 use crate::stage::Registry;
 
@@ -69,8 +70,9 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
         if let Some(question) = &question {
-            let Project { store, pipeline, results, .. } = &project;
-            question.note(store, pipeline, &texts(&project), &ended.manifest, &ended.shown, results)?;
+            let Project { store, pipeline, .. } = &project;
+            let Ended { manifest, shown, .. } = &ended;
+            question.note(&Found { store, pipeline, texts: &texts(&project), manifest, shown })?;
         }
         sign(signer.as_ref(), &ended, args.json)?;
         return all_done(&ended.manifest);

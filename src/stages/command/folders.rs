@@ -23,8 +23,7 @@ fn kept() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
 pub(super) fn lay_out(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     let kept = kept().take();
     let bring = |name: &str| -> anyhow::Result<()> {
-        let moved =
-            kept.as_ref().is_some_and(|kept| std::fs::rename(kept.join(name), out.join(name)).is_ok());
+        let moved = kept.as_ref().is_some_and(|kept| fs_err::rename(kept.join(name), out.join(name)).is_ok());
         if !moved {
             fs_err::create_dir(out.join(name))?;
         }
