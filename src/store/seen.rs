@@ -58,13 +58,12 @@ impl Seen {
 
     /// A hash of it all: equal marks are equal looks.
     pub fn mark(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        for (name, stat) in &self.files {
-            hasher.update(&(name.len() as u64).to_le_bytes());
-            hasher.update(name.as_bytes());
-            hasher.update(&stat.bytes());
-        }
-        hasher.finalize().into()
+        mark(self.files.iter().map(|(name, stat)| (name.as_str(), stat)))
+    }
+
+    /// The mark of [`Seen::of_file`], without keeping what was seen.
+    pub fn mark_of_file(found: &Metadata) -> Digest {
+        mark([("", &Stat::from(found))])
     }
 
     /// Bytes of all files.
@@ -104,4 +103,14 @@ impl Seen {
             std::thread::sleep(std::time::Duration::from_nanos(missing as u64 + 1_000_000));
         }
     }
+}
+
+fn mark<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for (name, stat) in files {
+        hasher.update(&(name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(&stat.bytes());
+    }
+    hasher.finalize().into()
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::seen::Seen;
+use crate::digest::Digest;
 
 /// How to look at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +48,8 @@ impl Watch {
     /// Whether all paths of a text look as they did.
     pub fn unchanged(bytes: &[u8]) -> bool {
         let Some(records) = records(bytes) else { return false };
-        let same = |(look, path, mark): &(Look, &Path, &[u8; 32])| {
-            seen(*look, path).is_some_and(|seen| seen.mark().0 == **mark)
+        let same = |(look, path, known): &(Look, &Path, &[u8; 32])| {
+            mark(*look, path).is_some_and(|mark| mark.0 == **known)
         };
         match records.len() {
             // Threads cost more than a few looks.
@@ -70,6 +71,18 @@ fn records(mut bytes: &[u8]) -> Option<Vec<(Look, &Path, &[u8; 32])>> {
         bytes = rest;
     }
     Some(records)
+}
+
+/// The mark of what [`seen`] would see.
+fn mark(look: Look, path: &Path) -> Option<Digest> {
+    let found = match look {
+        Look::Through => fs_err::metadata(path).ok()?,
+        Look::Name => fs_err::symlink_metadata(path).ok()?,
+    };
+    match look == Look::Through && found.is_dir() {
+        true => Some(Seen::at(path).ok()??.mark()),
+        false => Some(Seen::mark_of_file(&found)),
+    }
 }
 
 fn seen(look: Look, path: &Path) -> Option<Seen> {

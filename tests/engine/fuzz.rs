@@ -4,19 +4,22 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use attrflow::attest;
 use attrflow::audit::{Audit, Diff};
 use attrflow::graph::Graph;
 use attrflow::io::archive::{self, Limits};
+use attrflow::io::compare::compare;
 use attrflow::io::pickle::Pickle;
 use attrflow::io::{Captions, Npy, TensorFile, caption_list, image, pins};
 use attrflow::manifest;
 use attrflow::manifest::Outcome;
 use attrflow::pipeline;
 use attrflow::plan::Planner;
+use attrflow::replay;
 use attrflow::store::{Store, digest_of};
 
 use crate::mutation::Mutator;
@@ -234,6 +237,18 @@ fn store(folder: &Path) -> Target<'_> {
         for manifest in &manifests {
             let _ = Audit { manifest, store: &store, all: true }.execute();
             let _ = Diff::of(manifest, &manifests[0]);
+            let names: Vec<String> = manifest.stages.iter().map(|record| record.stage.clone()).collect();
+            if let Ok(rebuilt) = replay::replay(manifest, &names, &registry, &store, &project.root) {
+                let _ = Graph::new(&rebuilt.pipeline);
+                let inside =
+                    |folder: PathBuf| folder.components().all(|part| matches!(part, Component::Normal(_)));
+                assert!(rebuilt.pipeline.stages.iter().all(|stage| inside(stage.folder())));
+            }
+            if let Ok(outputs) =
+                attest::outputs(manifest, &store, &|record, port| format!("{}.{port}", record.stage))
+            {
+                let _ = attest::statement(manifest, &outputs, "");
+            }
             for artifact in manifest.stages.iter().flat_map(|record| record.outputs.values()) {
                 let _ = (
                     store.loss(artifact),
@@ -264,9 +279,11 @@ fn inputs(folder: &Path) -> Target<'_> {
     seeds.push(Seed { path: "captions.json".into(), bytes: captions.to_vec() });
     seeds.push(Seed { path: "zip".into(), bytes: zipped() });
     assert!(seeds.len() > 30, "{}", seeds.len());
-    let read = move |_: &Seed, bytes: &[u8], _: &mut Mutator| {
+    let read = move |seed: &Seed, bytes: &[u8], _: &mut Mutator| {
         let path = folder.join("input");
         fs_err::write(&path, bytes).unwrap();
+        fs_err::write(folder.join("whole"), &seed.bytes).unwrap();
+        let _ = compare(&path, &folder.join("whole"));
         if let Ok(npy) = Npy::open(&path) {
             let _ = npy.read_f32(0..npy.rows().min(9), &mut Vec::new());
             let _ = npy.read_i64(0..npy.rows().min(9), &mut Vec::new());
