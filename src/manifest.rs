@@ -189,7 +189,12 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
     // The name sorts: by the time, and by a number where that is not later than the newest run's. Clocks are set back.
     let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
     let mut number = 0;
-    if let Some(newest) = manifests(folder).map(|path| stem(&path)).max().filter(|newest| *newest >= stamp) {
+    if let Some(newest) = manifests(folder)
+        .map(|path| stem(&path))
+        .filter(|stem| is_stamp(stem))
+        .max()
+        .filter(|newest| *newest >= stamp)
+    {
         let (time, count) = newest.split_once('-').unwrap_or((&newest, ""));
         (stamp, number) = (time.to_owned(), count.parse().unwrap_or(0) + 1);
     }
@@ -205,6 +210,12 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
     unreachable!("the loop has no end")
 }
 
+/// Whether a name is one that [`write`] gives: `20261126T112103.676570Z`, and a number.
+fn is_stamp(name: &str) -> bool {
+    let time = name.split('-').next().unwrap_or(name);
+    time.ends_with('Z') && time.starts_with(|c: char| c.is_ascii_digit()) && time.contains('T')
+}
+
 /// The name of a manifest's file without its ending.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
@@ -215,14 +226,28 @@ fn stem(path: &Path) -> String {
 /// # Errors
 /// A file that cannot be read, or that holds something else.
 pub fn read(path: &Path) -> std::io::Result<Manifest> {
-    let text = fs_err::read(path)?;
+    parse(path, &fs_err::read(path)?)
+}
+
+/// The same of bytes that were read from a path.
+///
+/// # Errors
+/// Bytes that are no manifest.
+pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
     let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
     let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|error| fault(format!("no manifest: {error}")))?;
+        serde_json::from_slice(text).map_err(|error| fault(format!("no manifest: {error}")))?;
     match manifest.format {
         ..=FORMAT => Ok(manifest),
         newer => Err(fault(format!("a manifest of form {newer}, expected at most {FORMAT}"))),
     }
+}
+
+/// Where the signature of a manifest stands.
+pub fn signature_path(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".minisig");
+    path.into()
 }
 
 /// The manifests in a folder, newest first.

@@ -78,8 +78,10 @@ pub struct Found<'a> {
     pub store: &'a Store,
     /// The pipeline.
     pub pipeline: &'a Pipeline,
-    /// The files that it was read from.
+    /// The files that it was read from, by each name that led to one.
     pub texts: &'a [PathBuf],
+    /// The file that says what shows in the results folder, and so what is to go from it.
+    pub view: &'a Path,
     /// The record of the run.
     pub manifest: &'a Manifest,
     /// Where the outputs of reused stages show, by stage and port.
@@ -103,6 +105,11 @@ impl Question {
 
     fn file(&self, store: &Store) -> PathBuf {
         store.root().join(FOLDER).join(&self.name)
+    }
+
+    /// Whether there is an answer to anything: what it would be takes a look at every file.
+    pub fn noted(&self, store: &Store) -> bool {
+        self.file(store).exists()
     }
 
     /// The answer of an earlier run, if it was asked the same and nothing looks otherwise.
@@ -133,7 +140,7 @@ impl Question {
     /// A write that failed, unless the cache is read-only.
     pub fn note(&self, found: &Found<'_>) -> Result<(), StoreError> {
         let Some(watch) = self.watch(found) else { return Ok(()) };
-        let Found { store, pipeline, manifest, shown, texts: _ } = found;
+        let Found { store, pipeline, manifest, shown, texts: _, view: _ } = found;
         let stages = manifest.stages.iter().map(|record| Stage {
             stage: record.stage.clone(),
             seconds: record.seconds,
@@ -165,7 +172,7 @@ impl Question {
 
     /// How everything looks that the answer rests on; `None` where it cannot be recalled.
     fn watch(&self, found: &Found<'_>) -> Option<Watch> {
-        let Found { store, pipeline, texts, manifest, shown } = found;
+        let Found { store, pipeline, texts, view, manifest, shown } = found;
         // With a clock that jumped meanwhile, times tell nothing.
         let (began, since) = self.asked;
         let passed = began.elapsed().ok()?;
@@ -174,7 +181,11 @@ impl Question {
         }
         let before = began.checked_sub(TICK)?.duration_since(UNIX_EPOCH).ok()?.as_nanos() as i128;
         let mut watch = Watch::default();
-        let mut all = texts.iter().all(|text| watch.add(Look::Through, text, before));
+        // What is no plain file, such as a pipe, does not look otherwise when it says something else.
+        let plain = |text: &PathBuf| fs_err::metadata(text).is_ok_and(|found| found.is_file());
+        let mut texts = texts.iter().map(PathBuf::as_path).chain([*view]);
+        let mut all =
+            found.texts.iter().all(plain) && texts.all(|text| watch.add(Look::Through, text, before));
         for stage in &pipeline.stages {
             let files = stage.inputs.values().filter_map(|source| match source {
                 Source::File(path) => Some(path),
@@ -193,6 +204,11 @@ impl Question {
             for (port, artifact) in &record.outputs {
                 let look = if artifact.folder { Look::Through } else { Look::Name };
                 let place = &shown.get(&record.stage)?.get(port)?.path;
+                let linked =
+                    |path: &Path| fs_err::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+                if store.adopted(&artifact.digest).ok()?.is_some() || linked(place) {
+                    return None;
+                }
                 all = all
                     && watch.add(look, &store.path(&artifact.digest), before)
                     && watch.add(look, place, before)

@@ -265,8 +265,9 @@ pub fn changes(old: &Recipe, new: &Recipe) -> Vec<Change> {
     let (before, now) = (table(&old), table(&new));
     let gone = old.iter().map(|(name, _)| name).filter(|name| !now.contains_key(*name));
     let names = new.iter().map(|(name, _)| name).chain(gone);
+    // That there are no inputs at all is told by those that are gone or new.
     names
-        .filter(|name| before.get(*name) != now.get(*name))
+        .filter(|name| *name != "inputs" && before.get(*name) != now.get(*name))
         .map(|name| Change {
             field: name.clone(),
             old: before.get(name).cloned(),

@@ -46,6 +46,8 @@ impl Source {
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     texts: Vec<Source>,
+    /// The files that they were read from, by each name that led to one.
+    files: Vec<PathBuf>,
 }
 
 impl Sources {
@@ -55,9 +57,14 @@ impl Sources {
         self.texts.len() - 1
     }
 
-    /// The names of all texts, in the order that they were read in.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.texts.iter().map(|text| text.name.as_str())
+    /// Notes that a text came from this file, or would have if it had not been read under another name before.
+    pub fn note_file(&mut self, path: &Path) {
+        self.files.push(path.to_path_buf());
+    }
+
+    /// The files that the texts came from, by each name that led to one.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The text at `index`.

@@ -32,8 +32,8 @@ const PROFILES: [(&str, &str, &str); 3] = [
 pub struct Crate<'a> {
     /// The record of the run.
     pub manifest: &'a Manifest,
-    /// Its file.
-    pub path: &'a Path,
+    /// The bytes of its file.
+    pub bytes: &'a [u8],
     /// What it gave.
     pub outputs: &'a [Output],
     /// The licence of the results: an address, or a text.
@@ -53,7 +53,7 @@ pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
     let around = folder.parent().filter(|around| !around.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(around)?;
     let aside = tempfile::Builder::new().prefix(".crate-").tempdir_in(around)?;
-    fs_err::copy(content.path, aside.path().join(WORKFLOW))?;
+    fs_err::write(aside.path().join(WORKFLOW), content.bytes)?;
     for output in content.outputs.iter().filter(|output| output.last) {
         let Some(bytes) = &output.bytes else { continue };
         let place = aside.path().join(RESULTS).join(&output.name);
@@ -69,7 +69,10 @@ pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
     text.push(b'\n');
     fs_err::write(aside.path().join(METADATA), text)?;
     fs_err::set_permissions(aside.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    fs_err::rename(aside.keep(), folder)
+    // Once it stands, nothing is left to be removed.
+    fs_err::rename(aside.path(), folder)?;
+    let _ = aside.keep();
+    Ok(())
 }
 
 /// What a reader of the folder sees first.

@@ -7,5 +7,5 @@ mod statement;
 
 pub use crates::{Crate, write_crate};
 pub use outputs::{Bytes, Output, outputs};
-pub use sign::{Key, SignError, Signed, signature_path, verify};
+pub use sign::{Key, SignError, Signed, verify};
 pub use statement::statement;

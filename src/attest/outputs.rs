@@ -1,7 +1,7 @@
 //! The files that a run gave, each with its hashes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
@@ -69,6 +69,7 @@ pub fn outputs(
     for record in &manifest.stages {
         for (port, artifact) in &record.outputs {
             let place = name(record, port);
+            inside(&place)?;
             let object = store.path(&artifact.digest);
             let file = |name: String, digest: Digest, path: PathBuf| {
                 let last = !read.contains(&(record.stage.as_str(), port.as_str()));
@@ -81,6 +82,7 @@ pub fn outputs(
             }
             // Of a folder whose listing is gone, nothing is known but its digest, which is of no file.
             for listed in store.listing(&artifact.digest)?.unwrap_or_default().0 {
+                inside(&listed.path)?;
                 let path = object.join(&listed.path);
                 files.push(file(format!("{place}/{}", listed.path), listed.digest, path));
             }
@@ -93,6 +95,16 @@ pub fn outputs(
         Ok(output)
     });
     hashed.collect()
+}
+
+/// Refuses a name that does not stay below the folder that it is put in: a manifest may come from anybody.
+fn inside(name: &str) -> Result<(), StoreError> {
+    let normal = |part: Component<'_>| matches!(part, Component::Normal(_));
+    if !name.is_empty() && Path::new(name).components().all(normal) {
+        return Ok(());
+    }
+    let message = format!("the manifest names a result `{name}`, which leads elsewhere");
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidData, message).into())
 }
 
 /// Both hashes from one reading, so that they are of the same bytes.

@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 
+use crate::manifest::signature_path;
+
 /// Why there is no signature, or why one does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
@@ -27,6 +29,20 @@ pub enum SignError {
     #[error("{} is not signed: there is no {}", file.display(), signature_path(file).display())]
     Unsigned {
         /// The file that should be signed.
+        file: PathBuf,
+    },
+    /// Another key's signature is there.
+    #[error("{} is signed by {by} already: remove {} to sign it with another key", file.display(), signature_path(file).display())]
+    Signed {
+        /// The file.
+        file: PathBuf,
+        /// The other key's number.
+        by: String,
+    },
+    /// What was looked at is not what stands there by now.
+    #[error("{} changed since it was read", file.display())]
+    Changed {
+        /// The file.
         file: PathBuf,
     },
     /// The signature is of other bytes, by another key, or none at all.
@@ -54,13 +70,6 @@ pub struct Signed {
     pub key: String,
 }
 
-/// Where the signature of a file stands.
-pub fn signature_path(file: &Path) -> PathBuf {
-    let mut path = file.as_os_str().to_owned();
-    path.push(".minisig");
-    path.into()
-}
-
 impl Key {
     /// Opens a secret key file; `password` is asked for only where it is encrypted.
     ///
@@ -84,13 +93,20 @@ impl Key {
         Ok(Self { secret, public })
     }
 
-    /// Signs a file, and returns where the signature stands. One that is there is replaced.
+    /// Signs the bytes of a file, and returns where the signature stands. One of the same key that is there is replaced.
     ///
     /// # Errors
-    /// A file that cannot be read, and a signature that cannot be written.
-    pub fn sign(&self, file: &Path, comment: &str) -> Result<PathBuf, SignError> {
+    /// A file that cannot be read or holds other bytes by now, and a signature that cannot be written.
+    pub fn sign(&self, file: &Path, bytes: &[u8], comment: &str) -> Result<PathBuf, SignError> {
         let path = signature_path(file);
-        let bytes = fs_err::read(file)?;
+        if fs_err::read(file)? != bytes {
+            return Err(SignError::Changed { file: file.into() });
+        }
+        // Somebody else's signature cannot be had again.
+        let there = fs_err::read_to_string(&path).ok().and_then(|text| SignatureBox::from_string(&text).ok());
+        if let Some(there) = there.filter(|there| number(there) != number_of(&self.public)) {
+            return Err(SignError::Signed { file: file.into(), by: number(&there) });
+        }
         let fault = |error: minisign::PError| SignError::Invalid {
             signature: path.clone(),
             reason: error.to_string(),
@@ -101,18 +117,20 @@ impl Key {
             minisign::sign(Some(&self.public), &self.secret, Cursor::new(bytes), Some(&comment), None);
         let text = signed.map_err(fault)?.into_string();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let mut aside = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        let mut aside =
+            tempfile::Builder::new().permissions(readable).tempfile_in(folder.unwrap_or(Path::new(".")))?;
         aside.write_all(text.as_bytes())?;
         aside.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     }
 }
 
-/// Holds a file against the signature beside it. `key` is a public key, or a file that holds one.
+/// Holds the bytes of a file against the signature beside it. `key` is a public key, or a file that holds one.
 ///
 /// # Errors
 /// A key that is none, a file without a signature, and a signature that does not hold.
-pub fn verify(key: &str, file: &Path) -> Result<Signed, SignError> {
+pub fn verify(key: &str, file: &Path, bytes: &[u8]) -> Result<Signed, SignError> {
     let public = public_key(key)?;
     let signature = signature_path(file);
     let text = match fs_err::read_to_string(&signature) {
@@ -126,10 +144,18 @@ pub fn verify(key: &str, file: &Path) -> Result<Signed, SignError> {
         reason: error.to_string(),
     };
     let signed = SignatureBox::from_string(&text).map_err(invalid)?;
-    let bytes = Cursor::new(fs_err::read(file)?);
-    minisign::verify(&public, &signed, bytes, true, false, false).map_err(invalid)?;
-    let number = signed.keynum().iter().rev().map(|byte| format!("{byte:02X}")).collect();
-    Ok(Signed { comment: signed.trusted_comment().map_err(invalid)?, key: number })
+    minisign::verify(&public, &signed, Cursor::new(bytes), true, false, false).map_err(invalid)?;
+    Ok(Signed { comment: signed.trusted_comment().map_err(invalid)?, key: number(&signed) })
+}
+
+/// The number of the key of a signature, as minisign shows it.
+fn number(signature: &SignatureBox) -> String {
+    signature.keynum().iter().rev().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// The number of a public key: behind two bytes that name the algorithm.
+fn number_of(key: &PublicKey) -> String {
+    key.to_bytes().iter().skip(2).take(8).rev().map(|byte| format!("{byte:02X}")).collect()
 }
 
 fn public_key(key: &str) -> Result<PublicKey, SignError> {
@@ -139,9 +165,11 @@ fn public_key(key: &str) -> Result<PublicKey, SignError> {
         what: "public key",
         reason: error.to_string(),
     };
-    // A key is a line of letters that no file is likely to be called by.
-    if !path.exists() {
-        return PublicKey::from_base64(key.trim()).map_err(fault);
+    // The key itself first: whoever hands over a folder could put a file of that name into it.
+    match PublicKey::from_base64(key.trim()) {
+        Err(error) if !path.exists() => return Err(fault(error)),
+        Err(_) => {}
+        Ok(key) => return Ok(key),
     }
     PublicKeyBox::from_string(&fs_err::read_to_string(path)?)
         .and_then(PublicKeyBox::into_public_key)
@@ -177,7 +205,10 @@ mod tests {
     fn another_library_reads_the_signature() {
         let folder = folder(None);
         let path = |name: &str| folder.path().join(name);
-        let signature = Key::open(&path("key"), no_password).unwrap().sign(&path("file"), "a\nb").unwrap();
+        let signature = Key::open(&path("key"), no_password)
+            .unwrap()
+            .sign(&path("file"), b"what is signed", "a\nb")
+            .unwrap();
         let signature = minisign_verify::Signature::from_file(signature).unwrap();
         assert_eq!(signature.trusted_comment(), "a b");
         let key = minisign_verify::PublicKey::from_file(path("key.pub")).unwrap();
@@ -185,7 +216,7 @@ mod tests {
         assert!(key.verify(b"what is not signed", &signature, false).is_err());
         let text = fs_err::read_to_string(path("key.pub")).unwrap();
         for key in [path("key.pub").to_str().unwrap(), text.lines().nth(1).unwrap()] {
-            let signed = verify(key, &path("file")).unwrap();
+            let signed = verify(key, &path("file"), b"what is signed").unwrap();
             assert!(signed.comment == "a b" && text.contains(&signed.key), "{signed:?}");
         }
     }
@@ -195,21 +226,39 @@ mod tests {
         let (signer, other) = (folder(None), folder(None));
         let path = |name: &str| signer.path().join(name);
         let key = |folder: &tempfile::TempDir| folder.path().join("key.pub").to_str().unwrap().to_owned();
-        let unsigned = verify(&key(&signer), &path("file")).unwrap_err().to_string();
+        let unsigned = verify(&key(&signer), &path("file"), b"what is signed").unwrap_err().to_string();
         assert!(unsigned.contains("file is not signed: there is no "), "{unsigned}");
-        Key::open(&path("key"), no_password).unwrap().sign(&path("file"), "comment").unwrap();
-        let foreign = verify(&key(&other), &path("file")).unwrap_err().to_string();
+        Key::open(&path("key"), no_password)
+            .unwrap()
+            .sign(&path("file"), b"what is signed", "comment")
+            .unwrap();
+        let foreign = verify(&key(&other), &path("file"), b"what is signed").unwrap_err().to_string();
         assert!(foreign.contains("file.minisig does not hold: "), "{foreign}");
-        fs_err::write(path("file"), "something else").unwrap();
-        let changed = verify(&key(&signer), &path("file")).unwrap_err().to_string();
+        let changed = verify(&key(&signer), &path("file"), b"something else").unwrap_err().to_string();
         assert!(changed.contains("file.minisig does not hold: "), "{changed}");
-        let no_key = verify("not a key", &path("file")).unwrap_err().to_string();
+        let no_key = verify("not a key", &path("file"), b"what is signed").unwrap_err().to_string();
         assert!(no_key.starts_with("not a key: no public key of minisign: "), "{no_key}");
         // The comment is signed too.
-        fs_err::write(path("file"), "what is signed").unwrap();
         let text = fs_err::read_to_string(path("file.minisig")).unwrap();
         fs_err::write(path("file.minisig"), text.replace("comment: comment", "comment: another")).unwrap();
-        assert!(verify(&key(&signer), &path("file")).is_err());
+        assert!(verify(&key(&signer), &path("file"), b"what is signed").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_called_like_a_key_is_none() {
+        let (signer, other) = (folder(None), folder(None));
+        let path = |name: &str| other.path().join(name);
+        Key::open(&path("key"), no_password).unwrap().sign(&path("file"), b"what is signed", "x").unwrap();
+        let text = fs_err::read_to_string(signer.path().join("key.pub")).unwrap();
+        let key = text.lines().nth(1).unwrap();
+        // Relative to the working folder, as it would be given.
+        if !key.contains('/') {
+            let named = path(key);
+            fs_err::copy(path("key.pub"), &named).unwrap();
+        }
+        assert!(verify(key, &path("file"), b"what is signed").is_err());
+        let changed = Key::open(&path("key"), no_password).unwrap().sign(&path("file"), b"other", "x");
+        assert!(changed.unwrap_err().to_string().ends_with("file changed since it was read"));
     }
 
     #[test]

@@ -81,7 +81,12 @@ fn described(record: &StageRecord) -> Json {
 fn dependencies(manifest: &Manifest) -> Vec<Json> {
     let dependency = |(path, digest): (String, Digest)| {
         // A folder's digest is of its listing, and no hash of bytes.
-        let algorithm = if Path::new(&path).is_dir() { "attrflow-folder-v1" } else { "blake3" };
+        let algorithm = match fs_err::metadata(Path::new(&path)) {
+            Ok(found) if found.is_file() => "blake3",
+            Ok(_) => "attrflow-folder-v1",
+            // What it was is not known any more.
+            Err(_) => "attrflow-v1",
+        };
         json!({ "name": path, "digest": { algorithm: digest } })
     };
     sources(manifest).into_iter().map(dependency).collect()

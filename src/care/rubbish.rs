@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::gc::{Policy, Step, What};
 use super::inventory::Inventory;
+use crate::manifest;
 use crate::recipe;
 use crate::store::{Store, StoreError};
 
@@ -70,7 +71,9 @@ pub(super) fn steps(
     for (pipeline, past) in &inventory.runs {
         for run in past.iter().skip(most) {
             let pinned = |path: &PathBuf| run.path.ends_with(Path::new("runs").join(path));
-            if inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned) {
+            // What somebody signed is their word, and not ours to take away.
+            let signed = manifest::signature_path(&run.path).exists();
+            if signed || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned) {
                 continue;
             }
             let path = run.path.clone();

@@ -15,15 +15,14 @@ use crate::stage::Registry;
 use crate::store::Store;
 
 #[derive(Debug, ClapArgs)]
-#[group(id = "form", required = true, multiple = true, args = ["in_toto", "ro_crate"])]
 pub(super) struct Args {
     /// The manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
     manifest: String,
     /// Write an in-toto statement with the predicate of SLSA Provenance to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "ro_crate")]
     in_toto: Option<PathBuf>,
     /// Write a Workflow Run RO-Crate, with the results that no stage reads, to this new folder
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required_unless_present = "in_toto")]
     ro_crate: Option<PathBuf>,
     /// The licence of the results, for the crate: an address such as https://spdx.org/licenses/CC-BY-4.0, or a text
     #[arg(long, default_value = "not stated: ask whoever gave you this crate")]
@@ -47,8 +46,7 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let refused = |error: std::io::Error| Failure::Refused(error.to_string());
     if let Some(file) = &args.in_toto {
-        let manifest = fs_err::read(&named.path).map_err(refused)?;
-        let sha256: String = Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256: String = Sha256::digest(&named.bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let mut text = serde_json::to_vec_pretty(&statement(&named.manifest, &outputs, &sha256))
             .map_err(|error| Failure::Refused(error.to_string()))?;
         text.push(b'\n');
@@ -56,8 +54,12 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
         print(&format!("wrote {}: {} files\n", short_path(file), outputs.len()));
     }
     if let Some(folder) = &args.ro_crate {
-        let content =
-            Crate { manifest: &named.manifest, path: &named.path, outputs: &outputs, license: &args.license };
+        let content = Crate {
+            manifest: &named.manifest,
+            bytes: &named.bytes,
+            outputs: &outputs,
+            license: &args.license,
+        };
         write_crate(&content, folder).map_err(refused)?;
         let held = outputs.iter().filter(|output| output.last && output.bytes.is_some()).count();
         print(&format!("wrote {}: {held} files of results\n", short_path(folder)));

@@ -54,7 +54,7 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
     let again = args.replay.as_deref().map(|which| chosen(&named.manifest, which)).transpose()?;
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     if let Some(key) = &args.verify {
-        let signed = verify(key, &named.path)?;
+        let signed = verify(key, &named)?;
         match args.json {
             true => print(&format!("{}\n", json!({ "signed_by": signed.key, "comment": signed.comment }))),
             false => print(&format!("signed by {}: {}\n", signed.key, signed.comment)),
@@ -93,7 +93,9 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
     found?;
     match signer {
         None => Ok(()),
-        Some(signer) => signer.sign(&named.path, &named.manifest).map(|path| told(&path, args.json)),
+        Some(signer) => {
+            signer.sign(&named.path, &named.bytes, &named.manifest).map(|path| told(&path, args.json))
+        }
     }
 }
 

@@ -171,7 +171,6 @@ pub(super) fn repeat(
     mut reporter: Box<dyn Reporter>,
 ) -> Result<Ended, Failure> {
     let begun = Instant::now();
-    let _use = store.in_use(|| {})?;
     let devices = devices(device.unwrap_or(&recalled.run.device))?;
     let conditions = how.conditions(&recalled.run, &devices);
     let sets = origin.sets.iter().map(|set| hushed(set)).collect();

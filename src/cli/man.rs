@@ -20,7 +20,10 @@ pub(super) fn man(args: &Args, command: Command) -> Result<(), Failure> {
     command.build();
     clap_mangen::generate_to(command.clone(), &args.dir)
         .map_err(|error| fault(std::io::Error::other(format!("{}: {error}", args.dir.display()))))?;
-    let pages = command.get_subcommands().filter(|verb| !verb.is_hide_set()).count() + 1;
+    fn count(command: &Command) -> usize {
+        1 + command.get_subcommands().filter(|verb| !verb.is_hide_set()).map(count).sum::<usize>()
+    }
+    let pages = count(&command);
     print(&format!("wrote {pages} pages to {}\n", short_path(&args.dir)));
     Ok(())
 }

@@ -9,6 +9,8 @@ use crate::manifest::{self, Manifest};
 pub(super) struct Named {
     pub path: PathBuf,
     pub manifest: Manifest,
+    /// What the manifest was read from: whatever is said of the file is said of these bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// Reads a manifest by its path, or as `[PIPELINE:]last[~N]` among the runs of a cache.
@@ -19,8 +21,10 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
         }
         _ => PathBuf::from(name),
     };
-    let manifest = manifest::read(&path).map_err(|error| Failure::Usage(error.to_string()))?;
-    Ok(Named { path, manifest })
+    let usage = |error: std::io::Error| Failure::Usage(error.to_string());
+    let bytes = fs_err::read(&path).map_err(usage)?;
+    let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
+    Ok(Named { path, manifest, bytes })
 }
 
 /// The cache that a manifest belongs to: the one named, the one that it stands in, or that of this folder.

@@ -75,12 +75,19 @@ impl Recreation {
 
 /// Refuses what cannot be created again as a whole, before anything runs.
 fn refuse(rebuilt: &Rebuilt, targets: &[String]) -> Result<(), Failure> {
-    let here = |name: &String| rebuilt.pipeline.stages.iter().any(|s| s.id == *name || s.base == *name);
+    let lacks = |name: &String| {
+        let missing = rebuilt.obstacles.iter().map(|(stage, _)| stage);
+        missing.into_iter().any(|stage| stage == name || replay::parts(stage).0 == name)
+    };
     // What the recorded run did not come to is no part of what it gave.
     let missing = rebuilt.obstacles.iter().filter(|(_, obstacle)| *obstacle != Obstacle::NoRecipe);
     let missing: Vec<String> = missing.map(|(stage, obstacle)| format!("\n  {stage}: {obstacle}")).collect();
-    let whole = if targets.is_empty() { missing.is_empty() } else { targets.iter().all(here) };
+    let names_elsewhere = rebuilt.obstacles.iter().any(|(_, fault)| matches!(fault, Obstacle::Name { .. }));
+    let whole = !targets.is_empty() && !names_elsewhere && !targets.iter().any(lacks);
     match whole || missing.is_empty() {
+        true if rebuilt.pipeline.stages.is_empty() => {
+            Err(Failure::Refused("the manifest records nothing that can be created again".into()))
+        }
         true => Ok(()),
         false => Err(Failure::Refused(format!("it cannot be created again here:{}", missing.concat()))),
     }

@@ -7,13 +7,14 @@ use clap::Args as ClapArgs;
 use super::compute::{Ended, How, Origin, all_done, execute, repeat};
 use super::exit::Failure;
 use super::project::{Project, Settings};
-use super::recalled::{question, recall, texts};
+use super::recalled::{question, recall_in_use};
 use super::replay;
 use super::sign::{Signer, told};
 use crate::graph;
-use crate::recall::Found;
+use crate::recall::{Found, Question};
 use crate::report;
 use crate::stage::Registry;
+use crate::store::View;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -37,7 +38,8 @@ pub(super) struct Args {
     ///
     /// The manifest alone says what to compute; no pipeline file is read. Cache and results are those of the current folder.
     /// Sources are taken by their bytes: from where they were, else from below the current folder. Device class, threads and micro
-    /// batch are those of the recorded run unless they are given.
+    /// batch are those of the recorded run unless they are given. A manifest may hold stages of the kind `command`, whose programs
+    /// are then run: do so with manifests of people alone whom you trust with that.
     #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["sets", "dry_run"])]
     from: Option<String>,
     /// Sign the manifest with this minisign secret key, into a file beside it that ends in .minisig
@@ -57,7 +59,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         let origin = || Origin { file, sets: &args.settings.sets };
         let question = question(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
         if let Some(question) = question.as_ref().filter(|_| !args.dry_run)
-            && let Some((recalled, store)) = recall(question, file, &args.settings)
+            && let Some((recalled, store, _use)) = recall_in_use(question, file, &args.settings)?
         {
             let device = args.settings.device.as_deref();
             let ended = repeat(recalled, &store, &args.how, device, origin(), reporter)?;
@@ -70,9 +72,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
         if let Some(question) = &question {
-            let Project { store, pipeline, .. } = &project;
-            let Ended { manifest, shown, .. } = &ended;
-            question.note(&Found { store, pipeline, texts: &texts(&project), manifest, shown })?;
+            note(question, &project, &ended);
         }
         sign(signer.as_ref(), &ended, args.json)?;
         return all_done(&ended.manifest);
@@ -85,10 +85,24 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     recreation.compare(&ended.manifest, args.json)
 }
 
+/// Lets the next run recall this one. What keeps it from that is no fault of this run.
+fn note(question: &Question, project: &Project, ended: &Ended) {
+    let Project { store, pipeline, sources, results, .. } = project;
+    let Ended { manifest, shown, .. } = ended;
+    let (texts, view) = (sources.files(), &View::record_path(results));
+    let noted = store
+        .in_use(|| {})
+        .and_then(|_use| question.note(&Found { store, pipeline, texts, view, manifest, shown }));
+    if let Err(error) = noted {
+        tracing::warn!("not noted for the next run: {error}");
+    }
+}
+
 fn sign(signer: Option<&Signer>, ended: &Ended, as_json: bool) -> Result<(), Failure> {
     let Some(signer) = signer else { return Ok(()) };
     let Some(path) = &ended.path else {
         return Err(Failure::Refused("the manifest could not be kept, so there is nothing to sign".into()));
     };
-    signer.sign(path, &ended.manifest).map(|signature| told(&signature, as_json))
+    let bytes = fs_err::read(path).map_err(|error| Failure::Refused(error.to_string()))?;
+    signer.sign(path, &bytes, &ended.manifest).map(|signature| told(&signature, as_json))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::exit::Failure;
+use super::manifests::Named;
 use crate::attest::{self, Key, SignError, Signed};
 use crate::manifest::Manifest;
 use crate::report::{print, short_path};
@@ -30,10 +31,10 @@ impl Signer {
     }
 
     /// Signs a manifest; what is signed with it says of which run it is.
-    pub fn sign(&self, path: &Path, manifest: &Manifest) -> Result<PathBuf, Failure> {
+    pub fn sign(&self, path: &Path, bytes: &[u8], manifest: &Manifest) -> Result<PathBuf, Failure> {
         let Manifest { pipeline, started, .. } = manifest;
         let comment = format!("attrflow manifest of {pipeline}, {started}");
-        self.0.sign(path, &comment).map_err(|error| Failure::Refused(error.to_string()))
+        self.0.sign(path, bytes, &comment).map_err(|error| Failure::Refused(error.to_string()))
     }
 }
 
@@ -46,8 +47,8 @@ pub(super) fn told(signature: &Path, as_json: bool) {
 }
 
 /// Holds a manifest against its signature.
-pub(super) fn verify(key: &str, path: &Path) -> Result<Signed, Failure> {
-    attest::verify(key, path).map_err(|error| match error {
+pub(super) fn verify(key: &str, named: &Named) -> Result<Signed, Failure> {
+    attest::verify(key, &named.path, &named.bytes).map_err(|error| match error {
         SignError::Invalid { .. } => Failure::Unsound(error.to_string()),
         SignError::Key { .. } => Failure::Usage(error.to_string()),
         error => Failure::Refused(error.to_string()),

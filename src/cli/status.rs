@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::exit::Failure;
 use super::project::ProjectArgs;
-use crate::manifest;
+use crate::manifest::{self, Outcome};
 use crate::plan::{Planner, Reason, Verdict};
 use crate::report::{Table, print, short_path, size};
 use crate::stage::Registry;
@@ -22,12 +22,13 @@ pub(super) struct Args {
 }
 
 /// What the states mean that do not say it themselves.
-const LEGEND: [(&str, &str); 6] = [
-    ("out of date", "something that counts changed since its last run; `attrflow explain` says what"),
+const LEGEND: [(&str, &str); 7] = [
     (
-        "removed",
-        "the result of its last run is no longer in the cache, or the run was stopped before it was there",
+        "unfinished",
+        "the last run was stopped before it was done; a run goes on from the units that are there",
     ),
+    ("out of date", "something that counts changed since its last run; `attrflow explain` says what"),
+    ("removed", "the result of its last run is no longer in the cache"),
     ("failed", "it failed in the last run, and nothing that counts changed since"),
     (
         "changed outside",
@@ -47,6 +48,9 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
     project.store.save_stat()?;
     let mut table = Table::new(&["stage", "state", "size", "made in", "results"]);
     let mut states = BTreeSet::new();
+    let interrupted = |stage: &str| {
+        planner.history().last(stage).is_some_and(|last| last.record.outcome == Outcome::Interrupted)
+    };
     for (index, verdict) in &verdicts {
         let stage = &project.pipeline.stages[*index];
         let folder = project.results.join(stage.folder());
@@ -55,6 +59,7 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
             Verdict::Reuse(entry) => ("up to date", Some(entry)),
             Verdict::Run(_, _, Reason::First) => ("never run", None),
             Verdict::Run(_, _, Reason::Failed { .. }) => ("failed", None),
+            Verdict::Run(_, _, Reason::Missing) if interrupted(&stage.id) => ("unfinished", None),
             Verdict::Run(_, _, Reason::Missing) => ("removed", None),
             Verdict::Run(_, _, Reason::Lost { .. }) => ("changed outside", None),
             Verdict::Run(..) => ("out of date", None),

@@ -9,7 +9,6 @@ use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
 use crate::manifest::{Conditions, Outcome, StageRecord};
-use crate::pipeline::Source;
 use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
 use crate::recipe::Recipe;
 use crate::stage::{self, Inputs, Unit};
@@ -18,16 +17,16 @@ use crate::store::{Cut, Entry, Found, Mended, StoreError, View};
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
     pub(super) run: &'a Run<'a>,
-    queue: &'a Queue,
+    pub(super) queue: &'a Queue,
     planner: Planner<'a>,
     pub(super) view: View,
     /// Results of the stages that are done.
     pub(super) done: BTreeMap<usize, Entry>,
     /// Stages that run.
-    works: BTreeMap<usize, Work>,
+    pub(super) works: BTreeMap<usize, Work>,
     pub(super) records: BTreeMap<usize, StageRecord>,
     /// Jobs that wait or run.
-    jobs: usize,
+    pub(super) jobs: usize,
     /// When it was last told that another run is waited for.
     waited: Option<Instant>,
     pub(super) begun: Instant,
@@ -329,17 +328,20 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, seconds: f64) {
+    fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, took: Option<f64>) {
+        let seconds = took.unwrap_or_default();
         // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
         let Some(work) = self.works.get_mut(&stage) else {
             if let Some(record) = self.records.get_mut(&stage) {
-                record.units_run += 1;
+                record.units_run += usize::from(took.is_some());
+                record.units_reused += usize::from(took.is_none());
                 record.seconds += seconds;
             }
             return;
         };
         work.entries[unit] = Some(entry);
-        work.units_run += 1;
+        work.units_run += usize::from(took.is_some());
+        work.units_reused += usize::from(took.is_none());
         work.seconds += seconds;
         let name = work.units[unit].name.clone();
         let (done, total) = work.progress.finished(unit, work.units[unit].steps);
@@ -351,7 +353,14 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn stage_done(&mut self, stage: usize, entry: Entry, seconds: f64) -> Result<(), StoreError> {
+    fn stage_done(&mut self, stage: usize, entry: Entry, took: Option<f64>) -> Result<(), StoreError> {
+        // Another run computed all of it while this one waited.
+        if took.is_none() && self.works.get(&stage).is_some_and(|work| work.units_run == 0) {
+            self.works.remove(&stage);
+            self.reuse(stage, entry)?;
+            return self.wake_readers(stage);
+        }
+        let seconds = took.unwrap_or_default();
         let outputs = self.show(stage, &entry)?;
         let record = self.record(stage, Some(&entry.recipe));
         let Some(work) = self.works.remove(&stage) else { return Ok(()) };
@@ -364,64 +373,6 @@ impl<'a> Coordinator<'a> {
         self.records.insert(stage, StageRecord { outputs, adopted, ..record });
         self.done.insert(stage, entry);
         self.wake_readers(stage)
-    }
-
-    /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
-    /// behind them; and how full a full disk is.
-    fn told(&self, stage: usize, mut error: String) -> String {
-        for source in self.run.pipeline.stages[stage].inputs.values() {
-            let Source::Port { stage: upstream, port, .. } = source else { continue };
-            let Some(artifact) = self.done.get(upstream).and_then(|entry| entry.outputs.get(port)) else {
-                continue;
-            };
-            let object = self.run.store.path(&artifact.digest).display().to_string();
-            let node = &self.run.pipeline.stages[*upstream];
-            let output = node.outputs.iter().find(|output| output.name == *port);
-            if let Some(output) = output {
-                let shown = self.run.results.join(node.folder()).join(&output.file).display().to_string();
-                error = error.replace(&object, &shown);
-            }
-        }
-        // As the system says it, in whatever language a stage is written.
-        if error.contains("No space left on device") || error.contains("os error 28") {
-            let (free, root) = (self.run.store.free(), self.run.store.root().display());
-            error.push_str(&format!("; {free} bytes are free on the disk of {root}"));
-        }
-        error
-    }
-
-    /// Notes a failure, drops what is left of the stage, and blocks what needs it.
-    fn fail(&mut self, stage: usize, unit: Option<usize>, error: String) {
-        let error = self.told(stage, error);
-        self.jobs -= self.queue.cancel(stage);
-        let work = self.works.remove(&stage);
-        // A second unit of the same stage failed: the first told it.
-        if self.records.contains_key(&stage) {
-            return;
-        }
-        let unit = work.as_ref().zip(unit).map(|(work, unit)| work.units[unit].name.clone());
-        self.emit(Event::StageFailed { stage: self.id(stage), unit, error: error.clone() });
-        let mut record = self.record(stage, work.as_ref().map(|work| &work.recipe));
-        if let Some(work) = work {
-            record.units_run = work.units_run;
-            record.units_reused = work.units_reused;
-            record.seconds = work.seconds;
-        }
-        let record = StageRecord { outcome: Outcome::Failed, error: Some(error), ..record };
-        self.records.insert(stage, record);
-        self.block_readers(stage, stage);
-    }
-
-    fn block_readers(&mut self, stage: usize, cause: usize) {
-        for reader in self.run.graph.readers(stage) {
-            if self.records.contains_key(&reader) {
-                continue;
-            }
-            self.emit(Event::StageBlocked { stage: self.id(reader), by: self.id(cause) });
-            let record = StageRecord { outcome: Outcome::Blocked, ..self.record(reader, None) };
-            self.records.insert(reader, record);
-            self.block_readers(reader, cause);
-        }
     }
 
     /// Brings the results folder up to date for one stage.

@@ -2,6 +2,7 @@
 
 mod account;
 mod coordinator;
+mod failure;
 mod recalled;
 mod slots;
 mod state;

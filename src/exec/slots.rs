@@ -41,7 +41,8 @@ pub(super) struct Job {
 pub(super) enum Report {
     Began(usize, Option<usize>),
     Said(usize, Option<usize>, Reply),
-    Done(usize, Option<usize>, Box<Entry>, f64),
+    /// The result, and the seconds that it took; none where another run had computed it.
+    Done(usize, Option<usize>, Box<Entry>, Option<f64>),
     Failed(usize, Option<usize>, String),
     /// Another run computes it; said again and again while that lasts.
     Waits(usize, Option<usize>),
@@ -191,13 +192,13 @@ fn perform(
     store: &Store,
     folder: Folder<'_>,
     reports: &Reports<'_>,
-) -> Result<(Entry, f64), JobError> {
+) -> Result<(Entry, Option<f64>), JobError> {
     let fingerprint = job.recipe.fingerprint();
     let _lock = lock(job, store, reports)?;
     // Another process may have finished it while this one waited for the lock.
     if !job.forced {
         match store.find(&fingerprint)? {
-            Found::Stands(entry) => return Ok((*entry, 0.0)),
+            Found::Stands(entry) => return Ok((*entry, None)),
             Found::Lost(_) => store.clear(&fingerprint)?,
             Found::Nothing => {}
         }
@@ -241,14 +242,14 @@ fn perform(
     }
     let entry = store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
     // Only a worker that lives may have the folder of its last task again: one that was killed may have left others writing.
-    *folder.spare = attempt.emptied();
+    *folder.spare = folder.scratch.again(attempt);
     let kept = begun.elapsed().as_secs_f64() - seconds;
     tracing::debug!(
         "{}, {}: computed in {seconds:.3} s, kept in {kept:.3} s",
         job.kind.name(),
         fingerprint.short()
     );
-    Ok((entry, seconds))
+    Ok((entry, Some(seconds)))
 }
 
 /// Waits until no other process computes the job's fingerprint.

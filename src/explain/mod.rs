@@ -138,6 +138,8 @@ fn one(
     };
     let mut names: Vec<(String, Option<String>)> =
         recipe.fields().into_iter().map(|(name, value)| (name, Some(value))).collect();
+    // Inputs that are not known yet are no missing ones.
+    names.retain(|(name, _)| name != "inputs" || unknown.is_empty());
     names.extend(unknown.iter().map(|name| (name.clone(), None)));
     // What the last run had and this one has not.
     let gone = changes.iter().filter(|change| change.new.is_none() && !unknown.contains(&change.field));

@@ -48,6 +48,10 @@ pub trait Param: Sized {
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
     /// The type as JSON Schema.
     fn schema() -> Json;
+    /// What is wrong with a value that was not read here but comes from elsewhere: ranges, and what is between fields.
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The keys of a nested table, empty for a plain value.
     fn keys() -> Vec<Key> {
         Vec::new()
@@ -255,6 +259,18 @@ macro_rules! params {
                 let read = Self { $( $field: $field? ),* };
                 fields.validate($crate::param::Validate::validate(&read), reader)?;
                 Some(read)
+            }
+            fn faults(&self) -> Vec<String> {
+                let mut faults = Vec::new();
+                $(
+                    faults.extend($crate::param::Param::faults(&self.$field));
+                    $( if !$range.contains(&self.$field) {
+                        let (field, found, range) = (stringify!($field), &self.$field, $range);
+                        faults.push(format!("`{field}` is {found}, expected from {} to {}", range.start(), range.end()));
+                    } )?
+                )*
+                faults.extend($crate::param::Validate::validate(self).into_iter().map(|(_, fault)| fault));
+                faults
             }
             fn schema() -> serde_json::Value {
                 $crate::param::table(&<Self as $crate::param::Param>::keys(), &[])

@@ -96,6 +96,9 @@ impl<P: Param> Param for Option<P> {
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         P::read(node, reader).map(Some)
     }
+    fn faults(&self) -> Vec<String> {
+        self.iter().flat_map(P::faults).collect()
+    }
     fn schema() -> Json {
         P::schema()
     }
@@ -115,6 +118,9 @@ impl<P: Param> Param for Vec<P> {
         };
         let read: Vec<Option<P>> = items.iter().map(|item| P::read(item, reader)).collect();
         read.into_iter().collect()
+    }
+    fn faults(&self) -> Vec<String> {
+        self.iter().flat_map(P::faults).collect()
     }
     fn schema() -> Json {
         json!({ "type": "array", "items": or_reference(P::schema()) })
@@ -136,6 +142,9 @@ impl<P: Param> Param for BTreeMap<String, P> {
         let read = table.entries.iter().map(|(key, entry)| (key.clone(), P::read(&entry.node, reader)));
         let read: Vec<_> = read.collect();
         read.into_iter().map(|(key, value)| Some((key, value?))).collect()
+    }
+    fn faults(&self) -> Vec<String> {
+        self.values().flat_map(P::faults).collect()
     }
     fn schema() -> Json {
         json!({ "type": "object", "additionalProperties": or_reference(P::schema()) })

@@ -45,6 +45,7 @@ pub(super) fn read_text(
     let folder = file.parent().map(Path::to_path_buf).unwrap_or_default();
     let folder =
         std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder }).ok()?;
+    sources.note_file(file);
     match fs_err::read_to_string(file) {
         Ok(text) => Some(sources.add(file.display().to_string(), folder, text)),
         Err(error) => {
@@ -89,6 +90,7 @@ impl Files<'_> {
             return None;
         }
         if !self.done.insert(real.clone()) {
+            self.sources.note_file(file);
             return Some(());
         }
         let text = read_text(file, named, self.sources, self.problems)?;
@@ -140,7 +142,7 @@ impl Files<'_> {
         let real = |path: &Path| fs_err::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         match &parts.config {
             None => parts.config = Some((path, node.origin.clone())),
-            Some((first, _)) if real(first) == real(&path) => {}
+            Some((first, _)) if real(first) == real(&path) => self.sources.note_file(&path),
             Some((first, place)) => {
                 let place = self.sources.position(place);
                 let message = format!(

@@ -70,7 +70,7 @@ pub struct Pipeline {
     pub run: RunTable,
     /// The environment variables that the pipeline declares and refers to, with their values: they count.
     pub env: BTreeMap<String, String>,
-    /// All environment variables that were asked for, with what they are; what of them counts is in `env`.
+    /// All environment variables that were asked for, with what they are, whether or not they count.
     pub variables: BTreeMap<String, Option<String>>,
     /// The config, with the `--set` arguments applied: where each value is written.
     pub config: Node,
@@ -221,7 +221,8 @@ fn read(
         problem.suggest(&key.name, key.beside.iter().map(String::as_str));
     }
     let root = root(file)?;
-    let (env, variables) = parts.env.into_read();
+    let (env, mut variables) = parts.env.into_read();
+    nodes.iter().for_each(|node| variables.extend(node.kind.variables(&node.params)));
     Some(Pipeline {
         name: file.file_stem()?.to_string_lossy().into_owned(),
         root,

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::digest::Digest;
 use crate::manifest::{Conditions, Manifest, Reads, StageRecord};
+use crate::param::plain_name;
 use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
 use crate::recipe::Recipe;
 use crate::stage::{Kind, Port, Registry};
@@ -44,6 +45,17 @@ pub enum Obstacle {
         kind: String,
         /// What is wrong with them.
         why: String,
+    },
+    /// Two records of one name.
+    #[error("the manifest has more than one record of it")]
+    Twice,
+    /// An input port that the kind does not have, or lacks.
+    #[error("its input `{port}` is {}", if *missing { "missing" } else { "none that the kind has" })]
+    Port {
+        /// The input port.
+        port: String,
+        /// Whether the kind needs it and the record lacks it.
+        missing: bool,
     },
     /// An input of which nothing is known but its digest.
     #[error("the manifest names nothing that gave its input `{port}`")]
@@ -249,6 +261,10 @@ impl<'a> Builder<'a> {
     ) -> Result<Rebuilt, StoreError> {
         let mut obstacles = Vec::new();
         let manifest = self.manifest;
+        if !names_a_folder(&manifest.pipeline) {
+            let obstacle = Obstacle::Name { name: manifest.pipeline.clone() };
+            obstacles.push(("the pipeline".to_owned(), obstacle));
+        }
         for record in manifest.stages.iter().filter(wanted) {
             match self.node(record, find, feed) {
                 Ok(node) => {
@@ -284,18 +300,26 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&self, record: &StageRecord, find: Find<'_>, feed: Feed<'_>) -> Result<StageNode, Halt> {
-        let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;
         let (base, label) = parts(&record.stage);
-        let names = [Some(base), label, Some(self.manifest.pipeline.as_str())];
+        let names = [Some(base), label];
         if let Some(name) = names.into_iter().flatten().find(|name| !names_a_folder(name)) {
             return Err(Obstacle::Name { name: name.to_owned() }.into());
         }
+        if self.manifest.stages.iter().filter(|other| other.stage == record.stage).nth(1).is_some() {
+            return Err(Obstacle::Twice.into());
+        }
+        let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;
         if record.params.is_null() {
             return Err(Obstacle::NoParams.into());
         }
         let kind = self.kind(recipe)?;
         let refused = |why| Obstacle::Params { kind: recipe.kind.clone(), why };
         kind.takes(&record.params).map_err(refused)?;
+        ports_fit(kind, &record.params, recipe)?;
+        let connected = |port: &str| recipe.inputs.contains_key(port);
+        if let Some((_, fault)) = kind.check(&record.params, &connected).into_iter().next() {
+            return Err(refused(fault).into());
+        }
         let mut inputs = BTreeMap::new();
         let mut moved = BTreeMap::new();
         for (port, digest) in &recipe.inputs {
@@ -335,6 +359,24 @@ impl<'a> Builder<'a> {
         let gives = self.nodes[stage].outputs.iter().any(|output| output.name == reads.port);
         let (port, sub) = (reads.port.clone(), reads.below.clone());
         gives.then(|| Source::Port { stage, port, sub, origin: self.origin.clone() })
+    }
+}
+
+/// Holds the inputs of a record to the ports that its kind has, and needs.
+fn ports_fit(kind: &dyn Kind, params: &Json, recipe: &Recipe) -> Result<(), Obstacle> {
+    let sources: Vec<String> = kind.sources(params).into_iter().map(|(port, _)| port).collect();
+    let known = |port: &String| match kind.free_inputs() {
+        true => plain_name(port),
+        false => sources.contains(port) || kind.inputs().iter().any(|input| input.name == *port),
+    };
+    let needed = kind.inputs().iter().filter(|input| input.required).map(|input| input.name.to_owned());
+    let fault = |port: &String, missing| Obstacle::Port { port: port.clone(), missing };
+    if let Some(port) = recipe.inputs.keys().find(|port| !known(port)) {
+        return Err(fault(port, false));
+    }
+    match needed.chain(sources.iter().cloned()).find(|port| !recipe.inputs.contains_key(port)) {
+        Some(port) => Err(fault(&port, true)),
+        None => Ok(()),
     }
 }
 

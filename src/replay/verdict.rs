@@ -21,6 +21,8 @@ pub struct Verdict {
     pub error: Option<String>,
     /// What counts now and did not then, such as another libtorch: it may explain other bytes.
     pub changes: Vec<Change>,
+    /// Whether the recorded run has outputs of it to compare with.
+    pub recorded: bool,
     /// The outputs that differ.
     pub differing: Vec<Differing>,
     /// Seconds of computing in the recorded run, and now.
@@ -47,7 +49,7 @@ pub struct Differing {
 impl Verdict {
     /// Whether the stage gave the recorded bytes.
     pub fn same(&self) -> bool {
-        self.done() && self.differing.is_empty()
+        self.done() && self.recorded && self.differing.is_empty()
     }
 
     /// Whether it gave anything.
@@ -103,6 +105,7 @@ fn verdict(
         outcome: now.outcome,
         error: now.error.clone(),
         changes,
+        recorded: !before.outputs.is_empty(),
         differing,
         seconds: (before.seconds, now.seconds),
     })

@@ -59,6 +59,8 @@ pub fn size(bytes: u64) -> String {
 
 /// Seconds in the form that reads best: `0.4 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
+    // The sum of nothing is a negative zero.
+    let seconds = seconds + 0.0;
     let whole = seconds.round() as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),

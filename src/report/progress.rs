@@ -146,7 +146,8 @@ impl Reporter for Live {
                 self.end(stage);
                 self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
             }
-            Event::StageFailed { stage, .. } => self.end(stage),
+            // Another run computed what this one waited for.
+            Event::StageFailed { stage, .. } | Event::StageReused { stage, .. } => self.end(stage),
             Event::RunFinished { .. } => {
                 // Nothing to do if the terminal is gone.
                 let _ = self.bars.clear();

@@ -7,7 +7,7 @@ use serde::Deserialize as _;
 use serde_json::Value as Json;
 
 use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
-use crate::param::{Key, Param, Reader, Validate};
+use crate::param::{Key, Param, Reader};
 use crate::tree::Node;
 
 fn from_json<S: Stage>(params: &Json) -> S::Params {
@@ -58,6 +58,8 @@ pub trait Kind: Sync {
     fn recorded(&self, params: &Json) -> Json;
     /// [`Stage::unit_identity`].
     fn unit_identity(&self, params: &Json) -> Json;
+    /// [`Stage::variables`].
+    fn variables(&self, params: &Json) -> BTreeMap<String, Option<String>>;
     /// [`Stage::check`].
     fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)>;
     /// [`Stage::units`].
@@ -119,10 +121,7 @@ impl<S: Stage> Kind for S {
     }
     fn takes(&self, params: &Json) -> Result<(), String> {
         let params = S::Params::deserialize(params).map_err(|error| error.to_string())?;
-        match params.validate().into_iter().next() {
-            Some((_, fault)) => Err(fault),
-            None => Ok(()),
-        }
+        params.faults().into_iter().next().map_or(Ok(()), Err)
     }
     fn moved(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json {
         to_json(&S::moved(from_json::<S>(params), places))
@@ -143,6 +142,9 @@ impl<S: Stage> Kind for S {
     }
     fn unit_identity(&self, params: &Json) -> Json {
         S::unit_identity(&from_json::<S>(params))
+    }
+    fn variables(&self, params: &Json) -> BTreeMap<String, Option<String>> {
+        S::variables(&from_json::<S>(params))
     }
     fn check(&self, params: &Json, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         S::check(&from_json::<S>(params), connected)

@@ -199,6 +199,11 @@ pub trait Stage: Sync + 'static {
         Self::identity(params)
     }
 
+    /// The environment variables that were read into the parameters, with what they were.
+    fn variables(_params: &Self::Params) -> BTreeMap<String, Option<String>> {
+        BTreeMap::new()
+    }
+
     /// Faults between the parameters and the input ports that are connected: the parameter (`argv.1` for an item
     /// of an array) or the port to point at, and what is wrong.
     fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {

@@ -105,6 +105,24 @@ impl Scratch {
         fs_err::create_dir(&folder)?;
         Ok(Attempt { folder })
     }
+
+    /// An attempt for another use, under a name of its own, if nothing to speak of is left in it; small files that are go with
+    /// the run, such as outputs of which the store had the bytes already.
+    ///
+    /// Some file systems make new files the slower the more were removed a moment ago.
+    pub fn again(&self, attempt: Attempt) -> Option<Attempt> {
+        for entry in fs_err::read_dir(&attempt.folder).ok()? {
+            let path = entry.ok()?.path();
+            let small =
+                fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
+            if !small || fs_err::rename(&path, self.next()).is_err() {
+                return None;
+            }
+        }
+        let folder = self.next();
+        fs_err::rename(&attempt.folder, &folder).ok()?;
+        Some(Attempt { folder })
+    }
 }
 
 impl Drop for Scratch {
@@ -124,24 +142,6 @@ impl Attempt {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.folder
-    }
-
-    /// The same for another use, if nothing to speak of is left in it; small files that are go with the run.
-    ///
-    /// Such as outputs of which the store had the bytes already. Some file systems make new files the slower the more were
-    /// removed a moment ago.
-    pub fn emptied(self) -> Option<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        for entry in fs_err::read_dir(&self.folder).ok()? {
-            let path = entry.ok()?.path();
-            let small =
-                fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
-            let left = self.folder.with_file_name(format!("left-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-            if !small || fs_err::rename(&path, left).is_err() {
-                return None;
-            }
-        }
-        Some(self)
     }
 }
 

@@ -87,6 +87,11 @@ impl std::fmt::Display for Placed {
 }
 
 impl View {
+    /// The file that says what is shown below `root`.
+    pub fn record_path(root: &Path) -> PathBuf {
+        root.join(RECORD)
+    }
+
     /// Opens the view at `root`; one without a record counts as empty.
     pub fn open(root: &Path) -> Self {
         let shown = record(root);

@@ -181,3 +181,79 @@ fn what_the_environment_says_is_part_of_the_question() {
     assert!(project.path(RECALLED).exists());
     assert_eq!(run("7").computed(), ["generate[pizza]"]);
 }
+
+/// A project of command stages of which a run was noted.
+fn steps(pipeline: &str, config: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = fs_err::canonicalize(folder.path()).unwrap();
+    fs_err::write(root.join("p.toml"), pipeline).unwrap();
+    fs_err::write(root.join("c.toml"), config).unwrap();
+    (folder, root)
+}
+
+fn step(root: &std::path::Path, variables: &[(&str, &str)], more: &[&str]) -> Ran {
+    let mut program = crate::project::command(env!("CARGO_BIN_EXE_attrflow").as_ref(), root);
+    program.envs(variables.iter().copied()).args(["run", "p.toml", "--device", "cpu", "--json"]).args(more);
+    let ran = Ran::from(program.output().unwrap());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    ran
+}
+
+/// Runs until a run was noted.
+fn note(root: &std::path::Path, variables: &[(&str, &str)]) {
+    for _ in 0..30 {
+        step(root, variables, &[]);
+        if root.join("cache/recall-v1/p").exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no run was noted");
+}
+
+const STEP: &str =
+    "kind = \"command\"\nparams = { argv = [\"sh\", \"-c\", \"echo $COUNTED > o\"], outputs = { o = \"o\" }";
+
+#[test]
+fn a_variable_that_a_command_counts_is_part_of_the_question() {
+    let (_folder, root) = steps(&format!("[stages.a]\n{STEP}, env_counted = [\"COUNTED\"] }}\n"), "");
+    let shown = || fs_err::read_to_string(root.join("results/p/a/o")).unwrap();
+    note(&root, &[("COUNTED", "1")]);
+    assert_eq!(step(&root, &[("COUNTED", "2")], &[]).computed(), ["a"]);
+    assert_eq!(shown(), "2\n");
+    assert_eq!(step(&root, &[("COUNTED", "1")], &[]).computed(), [""; 0]);
+    assert_eq!(shown(), "1\n");
+}
+
+#[test]
+fn results_that_another_question_left_are_taken_away() {
+    let pipeline =
+        format!("config = \"c.toml\"\n[stages.a]\n{STEP} }}\n[stages.b]\nwhen = \"${{extra}}\"\n{STEP} }}\n");
+    let (_folder, root) = steps(&pipeline, "extra = false\n");
+    note(&root, &[]);
+    step(&root, &[], &["--set", "extra=true"]);
+    assert!(root.join("results/p/b/o").exists());
+    // As it was noted before that.
+    step(&root, &[], &[]);
+    assert!(!root.join("results/p/b/o").exists());
+}
+
+#[test]
+fn a_file_that_was_another_name_of_one_is_watched() {
+    let (_folder, root) = steps("include = [\"a.toml\", \"b.toml\"]\n", "");
+    fs_err::write(root.join("a.toml"), format!("[stages.a]\n{STEP} }}\n")).unwrap();
+    std::os::unix::fs::symlink("a.toml", root.join("b.toml")).unwrap();
+    note(&root, &[]);
+    fs_err::remove_file(root.join("b.toml")).unwrap();
+    fs_err::write(root.join("b.toml"), format!("[stages.b]\n{STEP}, values = {{ b = 1 }} }}\n")).unwrap();
+    assert_eq!(step(&root, &[], &[]).computed(), ["b"]);
+}
+
+#[test]
+fn a_copy_of_a_cache_answers_for_itself() {
+    let (_folder, root) = steps(&format!("[stages.a]\n{STEP} }}\n"), "");
+    note(&root, &[]);
+    crate::project::copy(&root.join("cache"), &root.join("other"));
+    fs_err::remove_dir_all(root.join("other/objects")).unwrap();
+    assert_eq!(step(&root, &[], &["--cache", "other"]).computed(), ["a"]);
+}

@@ -204,6 +204,39 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
     assert!(ran.err.contains("copy: it reads data.none/data.txt, which cannot be computed"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["stage"] = "../../escape".into());
     assert!(ran.err.contains("`../../escape` is no name that a stage or a pipeline can have"), "{ran:?}");
+    let evil = bench.root.join("evil");
+    let ran = edited(&|manifest| {
+        manifest["pipeline"] = text(&evil).into();
+        manifest["stages"] = serde_json::json!([]);
+    });
+    assert!(ran.code == 1 && ran.err.contains("is no name that a stage or a pipeline can have"), "{ran:?}");
+    let ran = edited(&|manifest| manifest["stages"] = serde_json::json!([]));
+    assert!(ran.code == 1 && ran.err.contains("records nothing that can be created again"), "{ran:?}");
+    let ran = edited(&|manifest| manifest["stages"][0]["params"]["files"][0]["to"] = text(&evil).into());
+    assert!(
+        ran.code == 1 && ran.err.contains("data: its parameters are not what the kind `download` takes"),
+        "{ran:?}"
+    );
+    let ran = edited(&|manifest| manifest["stages"][2]["stage"] = "copy".into());
+    assert!(ran.err.contains("copy: the manifest has more than one record of it"), "{ran:?}");
+    let port = text(&evil).to_owned();
+    let ran = edited(&|manifest| {
+        let record = manifest["stages"][1].as_object_mut().unwrap();
+        let digest = record["recipe"]["inputs"]["text"].clone();
+        record["recipe"]["inputs"][&port] = digest;
+        record["reads"][&port] = record["reads"]["text"].clone();
+    });
+    assert!(ran.err.contains("is none that the kind has"), "{ran:?}");
+    let ran = edited(&|manifest| manifest["stages"][0]["recipe"]["inputs"] = serde_json::json!({}));
+    assert!(ran.err.contains("data: its input `files.0` is missing"), "{ran:?}");
+    assert!(!evil.exists());
+    // Nor is anything written elsewhere by a crate of it.
+    edited(&|manifest| manifest["stages"][1]["stage"] = text(&evil).into());
+    for more in [["--ro-crate", "crate"], ["--in-toto", "statement"]] {
+        let ran = bench.attrflow(&[&["attest", "edited.json", "--cache", "cache"][..], &more].concat());
+        assert!(ran.code != 0 && ran.err.contains("which leads elsewhere"), "{ran:?}");
+    }
+    assert!(!evil.exists() && !bench.root.join("crate").exists() && !bench.root.join("statement").exists());
     let ran = edited(&|manifest| manifest["pipeline"] = "..".into());
     assert!(ran.err.contains("`..` is no name that a stage or a pipeline can have"), "{ran:?}");
     assert!(!bench.root.join("another/objects").exists());
@@ -217,10 +250,24 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
         (&["run", "pipelines/p.toml", "--from", "last"], "cannot be used with"),
         (&["run", "--from", "last", "--set", "a=1"], "cannot be used with"),
         (&["run"], "<PIPELINE>"),
+        (&["attest", "last"], "--in-toto <FILE>"),
     ] {
         let ran = bench.attrflow(arguments);
         assert!(ran.code == 2 && ran.err.contains(told) && ran.out.is_empty(), "{arguments:?}: {ran:?}");
     }
+}
+
+#[test]
+fn a_stage_that_gave_nothing_then_is_not_the_same_now() {
+    let bench = Bench::new();
+    fs_err::rename(bench.root.join("hidden.npy"), bench.root.join("away.npy")).unwrap();
+    let ran = bench.attrflow(&["run", "pipelines/p.toml", "--device", "cpu", "--force", "array"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    fs_err::rename(bench.root.join("away.npy"), bench.root.join("hidden.npy")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let ran = at(elsewhere.path(), &["run", "--from", text(&bench.manifest()), "--json"]);
+    let line = ran.json().into_iter().find(|line| line["replay"] == "array").unwrap();
+    assert_eq!((&line["same"], &line["recorded"]), (&false.into(), &false.into()), "{line}");
 }
 
 #[test]
@@ -254,6 +301,13 @@ fn manifests_are_signed_and_the_signature_is_held_against_them() {
     let ran = bench.attrflow(&["audit", "last", "--verify", "key.pub"]);
     assert!(ran.code == 3 && ran.err.contains(".minisig does not hold: ") && ran.out.is_empty(), "{ran:?}");
     fs_err::write(&manifest, text).unwrap();
+
+    // Another's signature is not replaced.
+    let other = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    write("other", other.sk.to_box(None).unwrap().into_string());
+    let ran = bench.attrflow(&["audit", "last", "--sign", "other"]);
+    assert!(ran.code == 1 && ran.err.contains(" already: remove "), "{ran:?}");
+    assert_eq!(bench.attrflow(&["audit", "last", "--verify", "key.pub"]).code, 0);
 
     // A run signs what it wrote; a key that does not open is found out before.
     let ran = bench.attrflow(&["run", "pipelines/p.toml", "--device", "cpu", "--sign", "key"]);

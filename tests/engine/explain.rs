@@ -113,3 +113,17 @@ fn predictions_count_the_units_that_are_missing() {
     assert_eq!(of.predicted["second"].seconds, Some(ran.stage("second").seconds));
     assert_eq!(of.predicted.keys().collect::<Vec<_>>(), ["last[one]", "last[two]", "lines", "second"]);
 }
+
+#[test]
+fn inputs_that_are_not_known_yet_are_no_change() {
+    let project = project();
+    project.run(&[]);
+    // All that `second` reads is computed anew.
+    let of = told(&project, &["first.times=3"], "second");
+    let names: Vec<&str> = of.explanation.fields.iter().map(|field| field.field.as_str()).collect();
+    assert!(names.contains(&"inputs.a") && !names.contains(&"inputs"), "{names:?}");
+    assert!(of.explanation.fields.iter().all(|field| field.change.is_none()), "{:?}", of.explanation);
+    let edits = of.near.unwrap().edits;
+    let [Edit::Param { key, .. }] = edits.as_slice() else { panic!("{edits:?}") };
+    assert_eq!(key.as_deref(), Some("first.times"));
+}

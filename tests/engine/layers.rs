@@ -31,7 +31,7 @@ const TABLE: &[(&str, &str)] = &[
     ("recall", "event manifest pipeline store recipe digest"),
     ("audit", "manifest store recipe digest"),
     ("attest", "manifest store digest"),
-    ("replay", "pipeline stage store recipe manifest digest text tree"),
+    ("replay", "pipeline param stage store recipe manifest digest text tree"),
     ("care", "manifest store recipe digest"),
     ("report", "event graph manifest"),
     // The computation.

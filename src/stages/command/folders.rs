@@ -3,7 +3,7 @@
 //! Making and removing them costs more than a small command does, so a worker hands them from one command on to the next.
 //! They are moved, not shared: what is in a command's folder is its alone.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -43,6 +43,18 @@ pub(super) fn take_away(inputs: &Inputs, out: &Path) {
     let Some(around) = out.parent() else { return };
     let place = around.join(format!("kept-{}", std::process::id()));
     let emptied = || -> std::io::Result<bool> {
+        // A command can have put anything in their place, and nothing may be removed behind a link.
+        for name in [INPUTS, TMP] {
+            let found = fs_err::symlink_metadata(out.join(name))?;
+            if !found.is_dir() || found.permissions().mode() & 0o700 != 0o700 {
+                return Ok(false);
+            }
+        }
+        for name in inputs.0.keys() {
+            if !fs_err::symlink_metadata(out.join(INPUTS).join(name))?.is_symlink() {
+                return Ok(false);
+            }
+        }
         for name in inputs.0.keys() {
             fs_err::remove_file(out.join(INPUTS).join(name))?;
         }

@@ -124,6 +124,10 @@ impl Stage for Command {
         json!({ "argv": argv, "outputs": outputs, "values": values, "env_counted": env_counted })
     }
 
+    fn variables(params: &Params) -> BTreeMap<String, Option<String>> {
+        params.counted().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         for (index, argument) in params.argv.iter().enumerate() {

@@ -47,6 +47,8 @@ fn own(path: &Path, out: &Path) -> anyhow::Result<()> {
     );
     // The other name may be that of an input, and the cache must share no bytes that somebody can change.
     if metadata.nlink() > 1 {
+        // The command may have removed the folder.
+        fs_err::create_dir_all(out.join(TMP))?;
         let aside = out.join(TMP).join("own");
         fs_err::copy(path, &aside)?;
         fs_err::rename(&aside, path)?;
