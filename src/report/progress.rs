@@ -195,13 +195,24 @@ fn complain(line: &str) {
 #[derive(Default)]
 struct Summary {
     rows: Vec<[String; 4]>,
+    /// Stages that were reused; the first of them have rows.
+    reused: usize,
 }
+
+/// So many reused stages are listed; of more, what did run could not be found among them.
+const LISTED: usize = 50;
+const REUSED: &str = "reused";
 
 impl Summary {
     fn hear(&mut self, event: &Event) {
         let row = match event {
+            Event::StageReused { adopted: None, .. } if self.reused >= LISTED => {
+                self.reused += 1;
+                return;
+            }
             Event::StageReused { stage, outputs, adopted } => {
-                let word = if adopted.is_some() { "adopted" } else { "reused" };
+                self.reused += usize::from(adopted.is_none());
+                let word = if adopted.is_some() { "adopted" } else { REUSED };
                 [stage.clone(), word.into(), String::new(), place(outputs)]
             }
             Event::StageFinished { stage, seconds, outputs } => {
@@ -215,8 +226,16 @@ impl Summary {
             }
             Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest } => {
                 let mut table = Table::new(&["stage", "", "computing", "results"]);
-                self.rows.drain(..).for_each(|row| table.row(row));
-                let mut text = format!("{table}\n{ran} ran, {reused} reused");
+                let unlisted = self.reused > LISTED;
+                let listed = self.rows.drain(..).filter(|row| !unlisted || row[1] != REUSED);
+                let listed: Vec<[String; 4]> = listed.collect();
+                let none = listed.is_empty();
+                listed.into_iter().for_each(|row| table.row(row));
+                let table = if none { String::new() } else { format!("{table}\n") };
+                let mut text = format!("{table}{ran} ran, {reused} reused");
+                if unlisted {
+                    text.push_str(" (not listed; `attrflow status` lists all)");
+                }
                 for (count, word) in [(failed, "failed"), (blocked, "blocked"), (interrupted, "interrupted")]
                 {
                     if *count > 0 {
