@@ -3,7 +3,6 @@
 //! Form: in-toto Attestation Framework, Statement v1, with the predicate of SLSA Provenance v1.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -81,7 +80,7 @@ fn described(record: &StageRecord) -> Json {
 fn dependencies(manifest: &Manifest) -> Vec<Json> {
     let dependency = |(path, digest): (String, Digest)| {
         // A folder's digest is of its listing, and no hash of bytes.
-        let algorithm = match fs_err::metadata(Path::new(&path)) {
+        let algorithm = match fs_err::metadata(&path) {
             Ok(found) if found.is_file() => "blake3",
             Ok(_) => "attrflow-folder-v1",
             // What it was is not known any more.

@@ -101,6 +101,11 @@ impl ProjectArgs {
 }
 
 impl Settings {
+    /// The cache: the one that was named, else that beside the pipelines folder, below `root`.
+    pub fn cache_of(&self, root: &Path) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| root.join("cache"))
+    }
+
     /// Reads a pipeline, selects the targets and what they need, and opens the cache.
     pub fn open(&self, file: &Path, targets: &[String], registry: &Registry) -> Result<Project, Failure> {
         let (pipeline, sources) = pipeline::load(file, &self.sets, registry)
@@ -122,8 +127,7 @@ impl Settings {
             Err(problems) => return Err(Failure::Pipeline(problems, sources)),
         };
         graph.select(targets, &pipeline).map_err(Failure::Usage)?;
-        let cache = self.cache.clone().unwrap_or_else(|| pipeline.root.join("cache"));
-        let store = Store::open(&cache)?;
+        let store = Store::open(&self.cache_of(&pipeline.root))?;
         let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device))?;
         let numerics = Numerics {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),

@@ -27,7 +27,7 @@ pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> 
 }
 
 fn cache(file: &Path, settings: &Settings) -> Option<PathBuf> {
-    settings.cache.clone().or_else(|| Some(pipeline::root(file)?.join("cache")))
+    Some(settings.cache_of(&pipeline::root(file)?))
 }
 
 /// The answer, and the cache that it is about.

@@ -65,15 +65,14 @@ impl Again<'_> {
             }
             path => Some(path?),
         };
-        let (reused, manifest_path) = (stages, path.clone());
         emit(Event::RunFinished {
             seconds,
-            reused,
+            reused: stages,
             ran: 0,
             failed: 0,
             blocked: 0,
             interrupted: 0,
-            manifest: manifest_path,
+            manifest: path.clone(),
         });
         Ok((manifest, path))
     }

@@ -240,6 +240,8 @@ struct Builder<'a> {
     /// The place of nothing: of a text that nobody wrote.
     origin: Origin,
     sources: Sources,
+    /// How many records each stage has.
+    records: HashMap<&'a str, usize>,
     nodes: Vec<StageNode>,
     /// The numbers of the nodes by stage.
     numbers: HashMap<&'a str, usize>,
@@ -250,7 +252,12 @@ impl<'a> Builder<'a> {
         let mut sources = Sources::default();
         let text = sources.add("manifest".into(), PathBuf::new(), String::new());
         let origin = Origin { text, span: 0..0 };
-        Self { manifest, registry, root, origin, sources, nodes: Vec::new(), numbers: HashMap::new() }
+        let mut records = HashMap::new();
+        for record in &manifest.stages {
+            *records.entry(record.stage.as_str()).or_default() += 1;
+        }
+        let (nodes, numbers) = (Vec::new(), HashMap::new());
+        Self { manifest, registry, root, origin, sources, records, nodes, numbers }
     }
 
     fn build(
@@ -305,7 +312,7 @@ impl<'a> Builder<'a> {
         if let Some(name) = names.into_iter().flatten().find(|name| !names_a_folder(name)) {
             return Err(Obstacle::Name { name: name.to_owned() }.into());
         }
-        if self.manifest.stages.iter().filter(|other| other.stage == record.stage).nth(1).is_some() {
+        if self.records[record.stage.as_str()] > 1 {
             return Err(Obstacle::Twice.into());
         }
         let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;

@@ -10,7 +10,7 @@ const TAG: &str =
 
 /// The working folder of one run; the lock tells other runs that it is in use.
 ///
-/// No two attempts ever share a folder, so a worker that outlives its runner cannot touch what a later run
+/// No two runs ever share one, nor two attempts a name, so a worker that outlives its runner cannot touch what a later run
 /// builds.
 pub struct Scratch {
     folder: PathBuf,

@@ -1,7 +1,7 @@
 //! Audits: a manifest held against what the cache holds, and against another manifest.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use attrflow::audit::{Audit, Diff, Difference, Fault, Report};
 use attrflow::digest::Digest;
@@ -9,7 +9,7 @@ use attrflow::manifest::{self, Manifest, Reads};
 use attrflow::store::Store;
 use serde_json::{Value as Json, json};
 
-use crate::project::{Project, project};
+use crate::project::{Project, flip, project};
 
 fn audit(project: &Project, manifest: &Manifest, all: bool) -> Report {
     let store = Store::open(&project.cache).unwrap();
@@ -24,17 +24,6 @@ fn faults(project: &Project, manifest: &Manifest) -> Vec<(String, Fault)> {
 
 fn object(project: &Project, digest: &Digest) -> PathBuf {
     Store::open(&project.cache).unwrap().path(digest)
-}
-
-/// Changes one bit of a file, whose size and times stay as they are.
-fn flip(file: &Path) {
-    let before = fs_err::metadata(file).unwrap();
-    fs_err::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
-    let mut bytes = fs_err::read(file).unwrap();
-    bytes[0] ^= 1;
-    fs_err::write(file, bytes).unwrap();
-    let opened = fs_err::File::options().write(true).open(file).unwrap();
-    opened.file().set_modified(before.modified().unwrap()).unwrap();
 }
 
 /// A manifest with one edit of its JSON.

@@ -1,13 +1,12 @@
 //! Objects and results whose bytes are not what they were: found whatever their times say, told, and mended.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use attrflow::digest::Digest;
 use attrflow::store::{Health, Store};
 
-use crate::project::{Project, Ran, files, project};
+use crate::project::{Project, Ran, files, flip, project};
 
 /// Two runs, so that every object is vouched for by how it looks.
 fn settled() -> (Project, Ran) {
@@ -21,22 +20,6 @@ fn settled() -> (Project, Ran) {
 fn object(project: &Project, ran: &Ran, stage: &str, port: &str) -> PathBuf {
     let digest = ran.stage(stage).outputs[port].digest.to_string();
     project.cache.join("objects").join(&digest[..2]).join(&digest)
-}
-
-/// Flips a bit of a file in its place, and sets its time back to what it was.
-fn flip(file: &Path) {
-    let before = fs_err::metadata(file).unwrap();
-    let mut bytes = fs_err::read(file).unwrap();
-    bytes[0] ^= 1;
-    fs_err::set_permissions(file, std::fs::Permissions::from_mode(0o644)).unwrap();
-    fs_err::write(file, bytes).unwrap();
-    set_time(file, before.modified().unwrap());
-    fs_err::set_permissions(file, before.permissions()).unwrap();
-    let after = fs_err::metadata(file).unwrap();
-    assert_eq!(
-        (after.mtime_nsec(), after.len(), after.ino()),
-        (before.mtime_nsec(), before.len(), before.ino())
-    );
 }
 
 fn set_time(file: &Path, time: SystemTime) {

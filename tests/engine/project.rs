@@ -1,6 +1,7 @@
 //! A project in a temporary folder, and what a run of it did.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -256,6 +257,23 @@ pub fn files(root: &Path) -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// Flips a bit of a file in its place, and sets its time back to what it was.
+pub fn flip(file: &Path) {
+    let before = fs_err::metadata(file).unwrap();
+    let mut bytes = fs_err::read(file).unwrap();
+    bytes[0] ^= 1;
+    fs_err::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
+    fs_err::write(file, bytes).unwrap();
+    let opened = fs_err::File::options().append(true).open(file).unwrap();
+    opened.file().set_modified(before.modified().unwrap()).unwrap();
+    fs_err::set_permissions(file, before.permissions()).unwrap();
+    let after = fs_err::metadata(file).unwrap();
+    assert_eq!(
+        (after.mtime_nsec(), after.len(), after.ino()),
+        (before.mtime_nsec(), before.len(), before.ino())
+    );
 }
 
 /// A chain with a stage that is repeated over items.

@@ -1,26 +1,15 @@
 //! A cache whose bytes are held against their names.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use attrflow::care::{Checked, Verify};
 use attrflow::store::Store;
 
-use crate::project::{Project, project};
+use crate::project::{Project, flip, project};
 
 fn verify(project: &Project) -> Checked {
     let store = Store::open(&project.cache).unwrap();
     Verify { store: &store, progress: &|done, total| assert!(done <= total) }.execute().unwrap()
-}
-
-fn flip(file: &Path) {
-    let before = fs_err::metadata(file).unwrap();
-    fs_err::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
-    let mut bytes = fs_err::read(file).unwrap();
-    bytes[0] ^= 1;
-    fs_err::write(file, bytes).unwrap();
-    let opened = fs_err::File::options().write(true).open(file).unwrap();
-    opened.file().set_modified(before.modified().unwrap()).unwrap();
 }
 
 fn named(checked: &Checked) -> Vec<String> {
