@@ -19,6 +19,11 @@ pub enum MathError {
     LossNotFinite { image: usize, mirrored: bool, timestep: i64, value: f64 },
     #[error("the influence of image {image} is {value}")]
     InfluenceNotFinite { image: usize, value: f32 },
+    #[error(
+        "the rise in loss of image {image}{} at the timestep of place {place} is {value}",
+        if *mirrored { " (mirrored)" } else { "" }
+    )]
+    DifferenceNotFinite { image: usize, mirrored: bool, place: usize, value: f64 },
     #[error("the latents of row {row} are not finite after the step at timestep {timestep}")]
     LatentsNotFinite { row: usize, timestep: i64 },
     #[error("`{parameter}` holds values that are not finite: {what}")]

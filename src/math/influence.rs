@@ -46,6 +46,17 @@ pub fn rank(influence: &[f32]) -> Result<Vec<i64>, MathError> {
     Ok(order.into_iter().map(|index| index as i64).collect())
 }
 
+/// The same with the images first whose influence is exact; the others' are estimates.
+///
+/// # Errors
+/// As [`rank`].
+pub fn rank_exact_first(influence: &[f32], exact: &[bool]) -> Result<Vec<i64>, MathError> {
+    let (mut first, last): (Vec<i64>, Vec<i64>) =
+        rank(influence)?.into_iter().partition(|&index| exact[index as usize]);
+    first.extend(last);
+    Ok(first)
+}
+
 fn finite(values: &[f32]) -> Result<(), MathError> {
     match values.iter().position(|value| !value.is_finite()) {
         Some(image) => Err(MathError::InfluenceNotFinite { image, value: values[image] }),

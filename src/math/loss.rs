@@ -142,8 +142,13 @@ impl<'a> LossPass<'a> {
     /// # Errors
     /// As [`LossPass::of_batches`].
     pub fn rows_of_batch(&self, batch: usize) -> Result<Tensor, MathError> {
-        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
-        self.rows(self.spec.images_of(batch, self.data.latents_len()), &timesteps, batch)
+        let images: Vec<usize> = self.spec.images_of(batch, self.data.latents_len()).collect();
+        self.rows(&images, &self.timesteps(), batch)
+    }
+
+    /// The timesteps of the pass.
+    pub fn timesteps(&self) -> Vec<i64> {
+        self.spec.timesteps(self.schedule.train_timesteps())
     }
 
     /// The losses [images, timesteps] of any images at any timesteps, a mean over captions, in image mode.
@@ -159,36 +164,49 @@ impl<'a> LossPass<'a> {
         timesteps: &[i64],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Tensor, MathError> {
+        let images: Vec<usize> = images.collect();
+        Ok(self.rows_of_images(&images, timesteps, progress)?.mean_dim(1, false, None))
+    }
+
+    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, in image mode.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_images`].
+    pub fn rows_of_images(
+        &self,
+        images: &[usize],
+        timesteps: &[i64],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Tensor, MathError> {
         if self.spec.noise != NoiseMode::Image {
             let rule = "must be \"image\" for losses at single timesteps";
             return Err(MathError::parameter("noise", "\"batch\"", rule));
         }
         // As many images at once as a micro batch holds, so that memory does not grow with the range.
         let at_once = (self.micro_batch / (self.spec.captions * timesteps.len()).max(1)).max(1);
-        let (mut parts, mut next) = (Vec::new(), images.start);
-        while next < images.end {
-            let some = next..images.end.min(next + at_once);
-            next = some.end;
-            parts.push(self.rows(some, timesteps, 0)?.mean_dim(1, false, None)); // [some, timesteps]
-            progress(next - images.start);
+        let (mut parts, mut done) = (Vec::new(), 0);
+        for some in images.chunks(at_once) {
+            parts.push(self.rows(some, timesteps, 0)?); // [some, captions, timesteps]
+            done += some.len();
+            progress(done);
         }
         Ok(Tensor::cat(&parts, 0))
     }
 
     /// The losses [images, captions, timesteps] on the CPU, with the noise of `batch` (or of each image).
-    fn rows(&self, images: Range<usize>, timesteps: &[i64], batch: usize) -> Result<Tensor, MathError> {
+    fn rows(&self, images: &[usize], timesteps: &[i64], batch: usize) -> Result<Tensor, MathError> {
         let (device, captions, times) = (self.unet.device(), self.spec.captions, timesteps.len());
-        let latents = self.data.latents(&images.clone().collect::<Vec<_>>(), device)?; // [images, C, H, W]
-        let noise = self.noise(&images, timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
+        let latents = self.data.latents(images, device)?; // [images, C, H, W]
+        let noise = self.noise(images, timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
         let count = images.len() * captions * times;
         let parts = in_slices(count, self.micro_batch, |row, most| {
             let (groups, some_times) = slice(row, most, images.len() * captions, times);
-            let rows = self.denoising(&images, &latents, &groups, &timesteps[some_times], &noise, row)?;
+            let rows = self.denoising(images, &latents, &groups, &timesteps[some_times], &noise, row)?;
             let losses = {
                 let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
                 rows.losses(self.unet, self.schedule).to_device(Device::Cpu)
             };
-            check(&losses, |r| (images.start + (row + r) / times / captions, timesteps[(row + r) % times]))?;
+            check(&losses, |r| (images[(row + r) / times / captions], timesteps[(row + r) % times]))?;
             Ok::<_, MathError>((rows.len(), losses))
         });
         let parts = parts.map_err(|error| self.data.named(error))?;
@@ -196,7 +214,7 @@ impl<'a> LossPass<'a> {
     }
 
     /// The noise of all rows of some images, on the network's device.
-    fn noise(&self, images: &Range<usize>, timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
+    fn noise(&self, images: &[usize], timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
         let (seed, device, captions) = (self.spec.seed, self.unet.device(), self.spec.captions as i64);
         match self.spec.noise {
             NoiseMode::Batch => {
@@ -205,8 +223,9 @@ impl<'a> LossPass<'a> {
             }
             NoiseMode::Image => {
                 let shape = [&[captions], latent].concat();
-                let draw = |image| image_noise(seed, self.data.original(image), timesteps, &shape, device);
-                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
+                let draw =
+                    |&image: &usize| image_noise(seed, self.data.original(image), timesteps, &shape, device);
+                let noise: Vec<Tensor> = images.iter().map(draw).collect(); // each [captions, timesteps, C, H, W]
                 Tensor::cat(&noise, 0).flatten(0, 1)
             }
         }
@@ -215,7 +234,7 @@ impl<'a> LossPass<'a> {
     /// The rows of `groups` (pairs of image and caption) at `timesteps`; the first one is row `first` of `noise`.
     fn denoising(
         &self,
-        images: &Range<usize>,
+        images: &[usize],
         latents: &Tensor,
         groups: &Range<usize>,
         timesteps: &[i64],
@@ -224,7 +243,7 @@ impl<'a> LossPass<'a> {
     ) -> Result<DenoisingRows, MathError> {
         let (captions, times, device) = (self.spec.captions, timesteps.len() as i64, latents.device());
         let pairs: Vec<_> =
-            groups.clone().map(|group| (images.start + group / captions, group % captions)).collect();
+            groups.clone().map(|group| (images[group / captions], group % captions)).collect();
         let images: Vec<i64> = groups.clone().map(|group| (group / captions) as i64).collect();
         let count = groups.len() as i64;
         Ok(DenoisingRows {

@@ -2,12 +2,13 @@
 //!
 //! Wang, Hertzmann, Efros, Zhu, Zhang, *Data Attribution for Text-to-Image Models by Unlearning Synthesized
 //! Images*, NeurIPS 2024 (arXiv 2406.09408). [`loss`] before and after [`unlearn`], which weighs its steps by
-//! [`fisher`], gives the [`influence`] of every training image.
+//! [`fisher`], gives the [`influence`] of every training image, or with less work by [`halving`] that of the first ones.
 
 pub mod data;
 pub mod denoise;
 pub mod error;
 pub mod fisher;
+pub mod halving;
 pub mod influence;
 pub mod loss;
 pub mod memory;

@@ -8,6 +8,7 @@ mod clip;
 mod drawings;
 mod faults;
 mod golden;
+mod halving;
 mod image;
 mod method;
 mod passes;

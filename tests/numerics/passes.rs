@@ -101,6 +101,10 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
     // Some images across the flip boundary at one timestep.
     let some = pass.of_images(4..7, &[500], &mut ignore).unwrap();
     assert_close("some", &some, &rows.narrow(0, 4, 3).narrow(1, 2, 1));
+    // Any of them, in any order, caption by caption.
+    let picked = pass.rows_of_images(&[7, 2, 9], &[750, 0], &mut ignore).unwrap(); // [3, 2, 2]
+    let each = load("method/losses")["image_rows"].index_select(0, &Tensor::from_slice(&[7_i64, 2, 9]));
+    assert_close("picked", &picked, &each.index_select(2, &Tensor::from_slice(&[3_i64, 0])));
     let other_batches = LossSpec { batch_size: 8, ..spec.clone() };
     assert_within("other batches", &losses(&other_batches, 24), &losses(&spec, 24), 1e-6);
     let batch = loss_spec(NoiseMode::Batch);
