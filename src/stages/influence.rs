@@ -6,7 +6,8 @@ use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::accept::Outputs;
-use super::loss::{self, LossParams};
+use super::candidates::{self, Candidates, Report};
+use super::loss::{self, LossParams, Noise};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_changed};
 use super::{accept, arrays, table};
 use crate::io::coco::Captions;
@@ -14,10 +15,11 @@ use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
 use crate::io::npy_writer;
 use crate::math::error::MathError;
-use crate::math::influence::{influence, per_image, rank};
+use crate::math::influence::{influence, per_image, rank, rank_exact_first};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit};
+use crate::tree::Node;
 
 params! {
     /// Parameters of `influence`.
@@ -30,10 +32,22 @@ params! {
         pictured: u32 [1..=100] = 10,
         /// The heading of the picture, such as the query's caption.
         heading: String = String::new(),
+        /// Find the most influential images alone, without all timesteps of all images: needs `noise = "image"` and
+        /// the input `pretrain_timesteps`. What was left out has an estimate in place of its influence; a further output
+        /// `candidates` (candidates.json) says of which, what was computed, and the recall that is certified.
+        candidates: Option<Candidates> = None,
     }
 }
 
-impl Validate for Params {}
+impl Validate for Params {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        if self.candidates.is_none() || self.loss.noise == Noise::Image {
+            return Vec::new();
+        }
+        let message = "`candidates` needs `noise = \"image\"` in the loss: with `\"batch\"` no image can be computed alone";
+        vec![("candidates", message.to_owned())]
+    }
+}
 
 /// See the module.
 pub struct Influence;
@@ -51,6 +65,11 @@ impl Stage for Influence {
         Input::new("text_embeddings", "float [N, captions, L, D]"),
         Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
         Input::merge("pretrain_loss", "float32 [2N]"),
+        Input::new(
+            candidates::TIMESTEPS,
+            "float32 [2N, T], the output `timesteps` of the stage on `pretrain_loss`: for `candidates`",
+        )
+        .optional(),
         Input::merge("captions", "a captions file in COCO's layout").optional(),
         Input::merge("images", "the folder of training images, for the picture").optional(),
         Input::merge("query", "the generated image, for the picture").optional(),
@@ -65,20 +84,48 @@ impl Stage for Influence {
     ];
     const INHERITS: &'static [Inherit] = &[Inherit { param: "loss", port: "pretrain_loss" }];
 
+    fn ports(written: &Node) -> Vec<Port> {
+        let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
+        let mut ports: Vec<Port> =
+            Self::OUTPUTS.iter().map(|output| port(output.name, output.file)).collect();
+        if written.as_table().is_some_and(|table| table.get("candidates").is_some()) {
+            ports.push(port("candidates", candidates::REPORT));
+        }
+        ports
+    }
+
     fn identity(params: &Params) -> Json {
-        let Params { loss, top, pictured, heading } = params;
-        json!({ "loss": loss.identity(), "top": top, "pictured": pictured, "heading": heading })
+        let Params { loss, top, pictured, heading, candidates } = params;
+        let counts = json!({ "loss": loss.identity(), "top": top, "pictured": pictured, "heading": heading });
+        candidates::identity(counts, candidates.as_ref())
     }
 
     fn unit_identity(params: &Params) -> Json {
-        json!({ "loss": params.loss.identity() })
+        candidates::identity(json!({ "loss": params.loss.identity() }), params.candidates.as_ref())
+    }
+
+    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        if params.candidates.is_none() || connected(candidates::TIMESTEPS) {
+            return Vec::new();
+        }
+        let message = "`candidates` needs the input `pretrain_timesteps`: the output `timesteps` of the stage on \
+                       `pretrain_loss`, which has it with `timesteps = true`";
+        vec![("candidates".to_owned(), message.to_owned())]
     }
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        loss::units(&params.loss, inputs).map(Some)
+        let units = loss::units(&params.loss, inputs)?;
+        match params.candidates {
+            None => Ok(Some(units)),
+            Some(_) => candidates::units(&params.loss, inputs).map(Some),
+        }
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            params.candidates.is_none(),
+            "with `candidates` nothing is taken from elsewhere: estimates cannot be checked"
+        );
         loss::accept(&params.loss, inputs, &outputs["losses"])?;
         let influence = accept::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
         accept::ranking(&outputs["rank"], &influence)?;
@@ -97,7 +144,10 @@ impl Compute for Influence {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         let unet = load_changed(inputs, Some(inputs.path("weights")), cx)?;
-        loss::run(&unet, &params.loss, inputs, unit, out, cx)
+        match &params.candidates {
+            None => loss::run(&unet, &params.loss, inputs, unit, out, cx),
+            Some(candidates) => candidates::run(&unet, &params.loss, candidates, inputs, out, cx),
+        }
     }
 
     fn merge(
@@ -110,23 +160,45 @@ impl Compute for Influence {
         let unlearned = out.join("unlearned_loss.npy");
         loss::merge(parts, &unlearned)?;
         let images = arrays::count_images(inputs)?;
-        let rise = influence(&Npy::vector(&unlearned)?, &Npy::vector(inputs.path("pretrain_loss"))?)
-            .map_err(|error| mirrored(error, images))?;
+        let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
+        let rise =
+            influence(&Npy::vector(&unlearned)?, &pretrained).map_err(|error| mirrored(error, images))?;
         let scores = per_image(&rise, images)?;
-        let ranks = rank(&scores)?;
+        let exact = match (&params.candidates, parts) {
+            (Some(_), [part]) => {
+                candidates::expect_one_pass(inputs, &pretrained)?;
+                fs_err::copy(part.join(candidates::REPORT), out.join(candidates::REPORT))?;
+                Some(Report::read(&out.join(candidates::REPORT))?.flags())
+            }
+            _ => None,
+        };
+        let ranks = match &exact {
+            None => rank(&scores)?,
+            Some(exact) => rank_exact_first(&scores, exact)?,
+        };
         npy_writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
         npy_writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
-        show(params, inputs, &scores, &ranks, out)
+        show(params, inputs, &scores, &ranks, exact.as_deref(), out)
     }
 }
 
 /// Writes table and picture; without captions the images are named by their index.
-fn show(params: &Params, inputs: &Inputs, scores: &[f32], ranks: &[i64], out: &Path) -> anyhow::Result<()> {
+fn show(
+    params: &Params,
+    inputs: &Inputs,
+    scores: &[f32],
+    ranks: &[i64],
+    exact: Option<&[bool]>,
+    out: &Path,
+) -> anyhow::Result<()> {
     let captions = match inputs.get("captions") {
         Some(path) => Captions::read_all(path)?,
         None => Captions { items: (0..scores.len()).map(unnamed).collect() },
     };
-    let rows = table::top(ranks, scores, &captions, params.top as usize)?;
+    let mut rows = table::top(ranks, scores, &captions, params.top as usize)?;
+    for row in &mut rows {
+        row.exact = exact.map(|exact| exact[row.index]);
+    }
     table::write_csv(&out.join("top.csv"), &rows)?;
     table::write_json(&out.join("top.json"), &rows)?;
     let query = match inputs.get("query") {

@@ -78,7 +78,7 @@ impl LossParams {
         counts
     }
 
-    fn spec(&self) -> LossSpec {
+    pub(super) fn spec(&self) -> LossSpec {
         let (time_samples, captions) = (self.time_samples as usize, self.captions as usize);
         // Any number of images may share a draw-free batch; this one keeps a batch's memory small.
         const IMAGES: usize = 16;
@@ -91,7 +91,7 @@ impl LossParams {
 }
 
 /// The file that a unit writes.
-const LOSSES: &str = "losses.npy";
+pub(super) const LOSSES: &str = "losses.npy";
 
 /// The latents cut into units of whole batches.
 pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {

@@ -2,6 +2,8 @@
 
 mod accept;
 mod arrays;
+mod by_timestep;
+mod candidates;
 pub mod command;
 pub mod device;
 mod download;

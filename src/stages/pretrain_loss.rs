@@ -7,19 +7,29 @@ use serde_json::{Value as Json, json};
 use super::accept::Outputs;
 use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::{accept, arrays, by_timestep};
+use crate::io::npy::Dtype;
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Input, Inputs, Output, Port, Stage, Unit};
+use crate::tree::{Node, Value};
 
 params! {
     /// Parameters of `pretrain-loss`.
     pub struct Params {
         /// How a loss is measured; `influence` takes the same table from here.
         loss: LossParams,
+        /// Give the losses at each timestep as well, on a further output `timesteps` (pretrain_loss_timesteps.npy,
+        /// float32 [2N, T], a mean over captions): `influence` reads them when it is asked for `candidates`.
+        timesteps: bool = false,
     }
 }
 
 impl Validate for Params {}
+
+/// The output that is there where it is asked for.
+const TIMESTEPS: &str = "timesteps";
+const TIMESTEPS_FILE: &str = "pretrain_loss_timesteps.npy";
 
 /// See the module.
 pub struct PretrainLoss;
@@ -39,8 +49,25 @@ impl Stage for PretrainLoss {
     const OUTPUTS: &'static [Output] =
         &[Output { name: "losses", file: "pretrain_loss.npy", doc: "float32 [2N]" }];
 
+    fn ports(written: &Node) -> Vec<Port> {
+        let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
+        let mut ports: Vec<Port> =
+            Self::OUTPUTS.iter().map(|output| port(output.name, output.file)).collect();
+        let asked = written.as_table().and_then(|table| table.get("timesteps"));
+        if asked.is_some_and(|node| matches!(node.value, Value::Bool(true))) {
+            ports.push(port(TIMESTEPS, TIMESTEPS_FILE));
+        }
+        ports
+    }
+
     fn identity(params: &Params) -> Json {
-        json!({ "loss": params.loss.identity() })
+        let Params { loss, timesteps } = params;
+        let mut counts = json!({ "loss": loss.identity() });
+        // Left out where it is not set, so that what was computed before it existed stays valid.
+        if *timesteps {
+            counts["timesteps"] = json!(true);
+        }
+        counts
     }
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
@@ -48,7 +75,12 @@ impl Stage for PretrainLoss {
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        loss::accept(&params.loss, inputs, &outputs["losses"])
+        loss::accept(&params.loss, inputs, &outputs["losses"])?;
+        if let Some(file) = outputs.get(TIMESTEPS) {
+            let shape = [arrays::open(inputs)?.0.rows(), params.loss.time_samples as usize].map(Some);
+            accept::array(file, Some(Dtype::F32), &shape)?;
+        }
+        Ok(())
     }
 }
 
@@ -60,10 +92,20 @@ impl Compute for PretrainLoss {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        loss::run(&load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
+        let run = if params.timesteps { by_timestep::run } else { loss::run };
+        run(&load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
     }
 
-    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(
+        params: &Params,
+        _: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        if params.timesteps {
+            by_timestep::merge(parts, &out.join(TIMESTEPS_FILE))?;
+        }
         loss::merge(parts, &out.join("pretrain_loss.npy"))
     }
 }

@@ -23,6 +23,9 @@ pub(super) struct Row {
     pub influence: f32,
     /// Its captions.
     pub captions: Vec<String>,
+    /// Whether the influence is exact, where some are estimates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
 }
 
 /// The first `k` of a ranking.
@@ -46,20 +49,27 @@ pub(super) fn top(
             file_name: item.file_name.clone(),
             influence: influence[index as usize],
             captions: item.captions.clone(),
+            exact: None,
         }
     });
     Ok(rows.collect())
 }
 
-/// Writes rank, index, file name, influence and first caption, one image per line.
+/// Writes rank, index, file name, influence and first caption, one image per line; where some influences are estimates,
+/// whether it is exact as well.
 pub(super) fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let mut writer = csv::Writer::from_writer(fs_err::File::create(path)?);
-    writer.write_record(["rank", "index", "file_name", "influence", "caption"])?;
+    let marked = rows.iter().any(|row| row.exact.is_some());
+    let mut header = vec!["rank", "index", "file_name", "influence", "caption"];
+    header.extend(marked.then_some("exact"));
+    writer.write_record(header)?;
     for row in rows {
         let caption = row.captions.first().cloned().unwrap_or_default();
         let (rank, index, influence) =
             (row.rank.to_string(), row.index.to_string(), row.influence.to_string());
-        writer.write_record([rank, index, row.file_name.clone(), influence, caption])?;
+        let mut record = vec![rank, index, row.file_name.clone(), influence, caption];
+        record.extend(row.exact.map(|exact| exact.to_string()));
+        writer.write_record(record)?;
     }
     writer.flush()?;
     Ok(())

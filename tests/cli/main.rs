@@ -7,6 +7,7 @@ mod audit;
 mod bad_data;
 mod bad_input;
 mod cache;
+mod candidates;
 mod captions;
 mod clock;
 mod command;

@@ -22,12 +22,50 @@ pub struct Visited<'a> {
 pub struct Intervals {
     /// The mean over the visited timesteps less that of all latents.
     pub centers: Vec<f64>,
-    /// How far the mean over all timesteps may be from it to either side.
-    pub half_widths: Vec<f64>,
+    /// The standard errors of the centers.
+    pub errors: Vec<f64>,
+    /// How many of them an interval reaches to either side.
+    pub quantile: f64,
+}
+
+/// The K-th best score, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threshold {
+    /// The estimate.
+    pub score: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// The share of the variance of the images' scores that is not by chance.
+    pub reliability: f64,
+}
+
+impl Threshold {
+    /// From the images' scores at the visited timesteps, and their standard errors.
+    ///
+    /// The K-th largest of them is above the K-th best score: to be that large takes luck. Drawn towards the mean by the root of
+    /// their reliability, the scores vary as much as the true ones do (Louis 1984, *Estimating a population of parameter
+    /// values using Bayes and empirical Bayes methods*), and the K-th of them is as large as the K-th true one.
+    pub fn of(scores: &[f64], errors: &[f64], top: usize) -> Self {
+        let count = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / count;
+        let variance =
+            scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+        let chance = errors.iter().map(|error| error * error).sum::<f64>() / count;
+        let reliability = if variance > 0.0 { (1.0 - chance / variance).max(0.0) } else { 1.0 };
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        let last = order[top - 1];
+        // Written so that without chance it is the K-th score itself, to the last bit; and never above it, so that K stay.
+        let drawn = scores[last] - (1.0 - reliability.sqrt()) * (scores[last] - mean);
+        // The K-th place is as well known as the mean of those that contend for it.
+        let near = scores.iter().filter(|score| (*score - scores[last]).abs() <= errors[last]).count();
+        let error = errors[last] / (near.max(1) as f64).sqrt();
+        Self { score: drawn.min(scores[last]), error, reliability }
+    }
 }
 
 impl Visited<'_> {
-    /// The intervals; each side fails with probability `error` where what remains of the differences is normal.
+    /// The intervals; a side fails with probability `error` where what remains of the differences is normal.
     pub fn intervals(&self, error: f64) -> Intervals {
         let (latents, n) = (self.rows.len(), self.rows.first().map_or(0, |row| row.len()));
         let shared: Vec<f64> =
@@ -48,9 +86,8 @@ impl Visited<'_> {
         let quantile = prior.quantile(df, error);
         // Of a population of T, the n that are visited leave nothing to guess when they are all.
         let left = (1.0 - n as f64 / self.timesteps as f64) / n as f64;
-        let half_widths =
-            variances.iter().map(|own| quantile * (prior.moderate(*own, df) * left).sqrt()).collect();
-        Intervals { centers, half_widths }
+        let errors = variances.iter().map(|own| (prior.moderate(*own, df) * left).sqrt()).collect();
+        Intervals { centers, errors, quantile }
     }
 }
 

@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::error::MathError;
 
 pub use certificate::{most, sample_for};
-pub use interval::{Intervals, Prior, Visited, trigamma};
+pub use interval::{Intervals, Prior, Threshold, Visited, trigamma};
 
 /// The scores that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub struct Population {
 pub struct Spec {
     /// K, how many images are wanted.
     pub top: usize,
-    /// The probability with which the intervals keep an image of the top K, and with which the bound on what was
-    /// missed holds.
+    /// The probability with which all rounds keep an image of the top K, and with which the bound on what was missed
+    /// holds.
     pub confidence: f64,
     /// The largest share of the images that a round may keep, whatever the intervals say; 1 for no such rule.
     pub keep: f64,
@@ -60,14 +60,14 @@ pub struct Round {
     pub timesteps: usize,
     /// Images that were looked at.
     pub images: usize,
-    /// Of them discarded because their upper bound is below the threshold.
+    /// Of them discarded because they are further behind the threshold than may be by chance.
     pub behind: usize,
     /// Of them discarded for being too many.
     pub surplus: usize,
-    /// The K-th largest lower bound, in the scale of the differences less what all images share at a timestep.
-    pub threshold: f64,
-    /// The middle one of the intervals' half widths.
-    pub half_width: f64,
+    /// The K-th best score, in the scale of the differences less what all images share at a timestep.
+    pub threshold: Threshold,
+    /// The middle one of the distances that an image must be behind to be discarded.
+    pub margin: f64,
 }
 
 /// The exact scores of a random sample of the discarded, and what they say of the others.
@@ -139,8 +139,8 @@ pub fn halve(population: Population, spec: &Spec, source: &mut dyn Source) -> Re
     }
     let mut race = Race::new(population, source);
     let schedule = rounds(population.timesteps);
-    // The two sides of all rounds share what may fail.
-    let error = (1.0 - spec.confidence) / (2 * schedule.len().max(1)) as f64;
+    // The rounds share what may fail.
+    let error = (1.0 - spec.confidence) / schedule.len().max(1) as f64;
     let (mut live, mut rounds): (Vec<usize>, Vec<Round>) = ((0..population.images).collect(), Vec::new());
     for &timesteps in &schedule {
         if live.len() <= spec.top {
@@ -205,28 +205,33 @@ impl<'a> Race<'a> {
         let rows: Vec<&[f64]> = latents.iter().map(|&latent| self.seen[latent].as_slice()).collect();
         let timesteps = rows.first().map_or(0, |row| row.len());
         let found = Visited { rows: &rows, timesteps: self.population.timesteps }.intervals(error);
-        let bound = |sign: f64| {
-            let ends =
-                found.centers.iter().zip(&found.half_widths).map(|(center, half)| center + sign * half);
-            let ends: Vec<f64> = ends.collect();
-            // The latents of an image stand together.
-            ends.chunks_exact(self.population.views).map(largest).collect::<Vec<f64>>()
-        };
-        let (lower, upper, center) = (bound(-1.0), bound(1.0), bound(0.0));
-        let threshold = descending(&lower)[spec.top - 1];
-        let ahead = upper.iter().filter(|upper| **upper >= threshold).count();
-        // A cap never takes what is asked for; equal centers stay together.
+        // The latents of an image stand together: its score is that of the best one.
+        let views = self.population.views;
+        let best: Vec<usize> = (0..latents.len())
+            .step_by(views)
+            .map(|first| largest_of(&found.centers, first..first + views))
+            .collect();
+        let scores: Vec<f64> = best.iter().map(|&latent| found.centers[latent]).collect();
+        let errors: Vec<f64> = best.iter().map(|&latent| found.errors[latent]).collect();
+        let threshold = Threshold::of(&scores, &errors, spec.top);
+        let margins: Vec<f64> =
+            found.errors.iter().map(|error| found.quantile * error.hypot(threshold.error)).collect();
+        let upper: Vec<f64> =
+            found.centers.iter().zip(&margins).map(|(center, margin)| center + margin).collect();
+        let upper: Vec<f64> = upper.chunks_exact(views).map(largest).collect();
+        let ahead = upper.iter().filter(|upper| **upper >= threshold.score).count();
+        // A cap never takes what is asked for; equal scores stay together.
         let cap = ((live.len() as f64 * spec.keep).ceil() as usize).max(spec.top);
-        let floor = if cap < live.len() { descending(&center)[cap - 1] } else { f64::NEG_INFINITY };
+        let floor = if cap < live.len() { descending(&scores)[cap - 1] } else { f64::NEG_INFINITY };
         let images = live.len();
         let places = live.into_iter().enumerate();
         let left: Vec<usize> = places
-            .filter(|(place, _)| upper[*place] >= threshold && center[*place] >= floor)
+            .filter(|(place, _)| upper[*place] >= threshold.score && scores[*place] >= floor)
             .map(|(_, image)| image)
             .collect();
-        let half_width = descending(&found.half_widths)[found.half_widths.len() / 2];
+        let margin = descending(&margins)[margins.len() / 2];
         let (behind, surplus) = (images - ahead, ahead - left.len());
-        (Round { timesteps, images, behind, surplus, threshold, half_width }, left)
+        (Round { timesteps, images, behind, surplus, threshold, margin }, left)
     }
 
     fn is_exact(&self, image: usize) -> bool {
@@ -299,6 +304,11 @@ fn mean(values: &[f64]) -> f64 {
 
 fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Where the largest value of a range stands.
+fn largest_of(values: &[f64], range: Range<usize>) -> usize {
+    range.clone().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(range.start)
 }
 
 fn descending(values: &[f64]) -> Vec<f64> {

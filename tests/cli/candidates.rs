@@ -1,0 +1,153 @@
+//! The most influential images without all timesteps of all images, on the demo's network.
+
+use attrflow::io::npy::Npy;
+use serde_json::Value as Json;
+
+use crate::project::Project;
+
+const IMAGES: usize = 16;
+
+fn floats(path: impl AsRef<std::path::Path>) -> Vec<f32> {
+    Npy::vector(path).unwrap()
+}
+
+fn ranks(path: impl AsRef<std::path::Path>) -> Vec<usize> {
+    let npy = Npy::open(path).unwrap();
+    let mut values = Vec::new();
+    npy.read_i64(0..npy.rows(), &mut values).unwrap();
+    values.into_iter().map(|index| index as usize).collect()
+}
+
+/// Asks for candidates in a project of the demo; `timesteps` is what `pretrain-loss` is asked for.
+fn ask(project: &Project, candidates: &str) {
+    project.edit(
+        "pipelines/parts/emoji.toml",
+        r#"params = { loss = "${loss}" }"#,
+        r#"params = { loss = "${loss}", timesteps = true }"#,
+    );
+    project.edit(
+        "pipelines/demo.toml",
+        r#"pretrain_loss = "pretrain_loss.losses""#,
+        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_timesteps = \"pretrain_loss.timesteps\"",
+    );
+    project.edit(
+        "pipelines/demo.toml",
+        r#"pictured = "${influence.pictured}""#,
+        &format!("pictured = \"${{influence.pictured}}\"\ncandidates = {candidates}"),
+    );
+}
+
+#[test]
+fn the_top_is_that_of_a_full_pass() {
+    let project = Project::new(IMAGES);
+    let settings =
+        ["--set", "loss.time_samples=20", "--set", "loss.captions=1", "--target", "influence[grin]"];
+    project.run(&settings);
+    let file = |name: &str| project.result("influence/grin").join(name);
+    let (full, order) = (floats(file("influence.npy")), ranks(file("rank.npy")));
+    let (losses, before) =
+        (floats(file("unlearned_loss.npy")), project.result("pretrain_loss/pretrain_loss.npy"));
+    let before_full = floats(&before);
+    assert!(!file("candidates.json").exists());
+
+    ask(&project, "{ top = 2, confidence = 0.6, check = 2 }");
+    let ran = project.run(&settings);
+    // What only says how to go on computes nothing else again.
+    assert_eq!(ran.computed(), ["influence[grin]", "pretrain_loss"]);
+    assert_eq!(floats(&before), before_full);
+    let at_each = Npy::open(project.result("pretrain_loss/pretrain_loss_timesteps.npy")).unwrap();
+    assert_eq!(at_each.shape(), [2 * IMAGES, 20]);
+
+    let report: Json = serde_json::from_slice(&fs_err::read(file("candidates.json")).unwrap()).unwrap();
+    let exact: Vec<usize> = serde_json::from_value(report["exact"].clone()).unwrap();
+    let (found, ranked) = (floats(file("influence.npy")), ranks(file("rank.npy")));
+    assert!(exact.len() < IMAGES && exact.len() >= 2, "{report:#}");
+    assert_eq!(ranked[..2], order[..2], "{report:#}");
+    // Exact ones first, each part by falling influence; every image once.
+    let falls = |part: &[usize]| part.windows(2).all(|pair| found[pair[0]] >= found[pair[1]]);
+    let (first, last) = ranked.split_at(exact.len());
+    assert!(falls(first) && falls(last) && first.iter().all(|image| exact.contains(image)), "{ranked:?}");
+    let mut all = ranked.clone();
+    all.sort_unstable();
+    assert_eq!(all, (0..IMAGES).collect::<Vec<_>>());
+    // The numbers are those of the full pass, but for the rounding of other batches.
+    let after = floats(file("unlearned_loss.npy"));
+    for &image in &exact {
+        for latent in [image, image + IMAGES] {
+            assert!((after[latent] - losses[latent]).abs() <= 2e-6 * losses[latent], "latent {latent}");
+        }
+        assert!((found[image] - full[image]).abs() <= 4e-6 * losses[image], "image {image}");
+    }
+    for (image, influence) in found.iter().enumerate() {
+        let rise = [image, image + IMAGES].map(|latent| after[latent] - before_full[latent]);
+        assert_eq!(rise[0].max(rise[1]), *influence, "image {image}");
+    }
+
+    let rows = &report["rows"];
+    assert!(rows["computed"].as_u64() < rows["full"].as_u64() && rows["full"] == 2 * IMAGES * 20, "{rows}");
+    let kept = report["rounds"].as_array().unwrap().last().unwrap()["kept"].as_u64().unwrap() as usize;
+    let certificate = &report["certificate"];
+    assert_eq!(certificate["discarded"], IMAGES - kept);
+    assert_eq!(exact.len(), kept + certificate["sample"].as_u64().unwrap() as usize);
+    // The table marks what is an estimate.
+    let top: Vec<Json> = serde_json::from_slice(&fs_err::read(file("top.json")).unwrap()).unwrap();
+    let table: Vec<csv::StringRecord> =
+        csv::Reader::from_path(file("top.csv")).unwrap().records().map(Result::unwrap).collect();
+    for (line, row) in table.iter().zip(&top) {
+        let image = row["index"].as_u64().unwrap() as usize;
+        assert_eq!(row["exact"], exact.contains(&image));
+        assert_eq!(&line[5], exact.contains(&image).to_string());
+    }
+
+    // The same again, from its manifest and by other batches of rows.
+    let results = project.results();
+    fs_err::remove_dir_all(project.path("cache")).unwrap();
+    project.run(&settings);
+    assert_eq!(project.results(), results);
+    let audit = project.attrflow(["audit", "last", "--replay", "influence[grin]"]);
+    assert_eq!(audit.code, 0, "{audit:?}");
+}
+
+#[test]
+fn what_candidates_need_is_told_before_anything_runs() {
+    let project = Project::new(6);
+    let refused = |arguments: &[&str]| {
+        let ran = project.attrflow([&["plan", "pipelines/demo.toml"], arguments].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
+        ran.err
+    };
+    let pictured = r#"pictured = "${influence.pictured}""#;
+    project.edit("pipelines/demo.toml", pictured, &format!("{pictured}\ncandidates = {{ top = 3 }}"));
+    let error = refused(&[]);
+    assert!(error.contains("`candidates` needs the input `pretrain_timesteps`"), "{error}");
+    let error = refused(&["--set", "loss.noise=batch", "--set", "loss.batch_size=8"]);
+    assert!(error.contains("`candidates` needs `noise = \"image\"`"), "{error}");
+    // The output is there where it is asked for.
+    project.edit(
+        "pipelines/demo.toml",
+        r#"pretrain_loss = "pretrain_loss.losses""#,
+        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_timesteps = \"pretrain_loss.timesteps\"",
+    );
+    let error = refused(&[]);
+    assert!(error.contains("`timesteps`") && error.contains("pretrain_loss"), "{error}");
+    project.edit("pipelines/demo.toml", "{ top = 3 }", "{ top = 3, confidence = 1.5 }");
+    let error = refused(&[]);
+    assert!(error.contains("`confidence` is 1.5, expected a value from 0.5 to 0.999999"), "{error}");
+}
+
+#[test]
+fn losses_of_two_passes_are_not_mixed() {
+    let project = Project::new(6);
+    ask(&project, "{ top = 2 }");
+    // Another pass, of the same form and with other noise, gives the losses at each timestep.
+    let stage = "\n[stages.other]\nkind = \"pretrain-loss\"\n\
+         params = { loss = { time_samples = 2, captions = 2, noise = \"image\", seed = 9 }, timesteps = true }\n\
+         [stages.other.inputs]\nunet = \"data.files/model/unet\"\nscheduler = \"data.files/model/scheduler\"\n\
+         latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
+    let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();
+    project.write("pipelines/demo.toml", text.replace("pretrain_loss.timesteps", "other.timesteps") + stage);
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let told = ran.out + &ran.err;
+    assert!(told.contains("both must come from one stage"), "{told}");
+}
