@@ -107,7 +107,7 @@ struct Certificate {
     sample_for_recall_of_0_9: usize,
 }
 
-/// One unit: which rows are computed depends on what others gave.
+/// One unit, for which rows are computed depends on what others gave: an interrupted one begins again.
 pub(super) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let latents = arrays::open(inputs)?.0.rows();
     pretrained(loss, inputs, latents)?;
