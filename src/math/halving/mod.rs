@@ -111,12 +111,21 @@ impl Population {
     }
 }
 
-/// The numbers 0 to T - 1 so that any first few of them are spread over all: those of the bits read backwards.
+/// The numbers 0 to T - 1 so that any first few of them are spread over all: each the golden section of the range further
+/// than the one before, from the middle, for the ends are where timesteps tell least.
 pub fn spread(timesteps: usize) -> Vec<usize> {
-    let bits = timesteps.next_power_of_two().trailing_zeros();
-    let backwards =
-        |index: usize| if bits == 0 { index } else { index.reverse_bits() >> (usize::BITS - bits) };
-    (0..1 << bits).map(backwards).filter(|&timestep| timestep < timesteps).collect()
+    const SECTION: f64 = 0.618_033_988_749_894_9;
+    let (mut order, mut visited) = (Vec::with_capacity(timesteps), vec![false; timesteps]);
+    let mut step = 0.0;
+    // Its multiples come into every part of the range, and into all T before long (the three-gap theorem).
+    while order.len() < timesteps {
+        let place = (timesteps as f64 * (0.5 + step * SECTION).fract()) as usize;
+        if !std::mem::replace(&mut visited[place], true) {
+            order.push(place);
+        }
+        step += 1.0;
+    }
+    order
 }
 
 /// After how many of T timesteps images are discarded: an eighth, a quarter and half of them, but at least two, for one
