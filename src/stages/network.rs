@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::device;
 use crate::nn::config::ModelError;
-use crate::nn::unet::UNet;
+use crate::nn::unet::{Precision, UNet};
 use crate::stage::{Context, Input, Inputs};
 
 pub(super) const UNET: Input = Input::new(
@@ -35,7 +35,7 @@ pub(super) fn load_changed(
     cx: &Context<'_>,
 ) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
-    UNet::load_parts(folder, checkpoint, changed, device::torch(cx.device)).map_err(|error| match error {
+    UNet::load_parts(folder, checkpoint, changed, device::torch(cx.device), Precision::Fp32).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; one that lies elsewhere belongs on the input `checkpoint`")
         }
