@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
-use super::{accept, arrays, spans};
+use super::network::with_unet;
+use super::{accept, arrays, blocks, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
-use crate::nn::unet::UNet;
 use crate::param::Validate;
-use crate::stage::{Context, Inputs, Unit};
+use crate::stage::{Context, Inputs, Reads, Together, Unit};
 use crate::{choice, params};
 
 choice! {
@@ -78,7 +78,15 @@ impl LossParams {
         counts
     }
 
-    fn spec(&self) -> LossSpec {
+    /// What counts for a unit.
+    pub(super) fn unit_identity(&self) -> Json {
+        match self.noise {
+            Noise::Batch => self.identity(),
+            Noise::Image => blocks::unit_identity(self),
+        }
+    }
+
+    pub(super) fn spec(&self) -> LossSpec {
         let (time_samples, captions) = (self.time_samples as usize, self.captions as usize);
         // Any number of images may share a draw-free batch; this one keeps a batch's memory small.
         const IMAGES: usize = 16;
@@ -93,16 +101,35 @@ impl LossParams {
 /// The file that a unit writes.
 const LOSSES: &str = "losses.npy";
 
-/// The latents cut into units of whole batches.
+/// The latents cut into units: of whole batches where those share their noise, else of blocks at single timesteps.
 pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
-    let (latents, texts) = arrays::open(inputs)?;
+    let arrays @ (latents, texts) = &arrays::open(inputs)?;
     let (captions, found) = (params.captions as usize, texts.shape()[1]);
     anyhow::ensure!(
         captions <= found,
         "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
         texts.path().display()
     );
-    Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
+    match params.noise {
+        Noise::Batch => Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch())),
+        Noise::Image => blocks::units(params, inputs, arrays),
+    }
+}
+
+/// The rows that units read; a unit of batches counts the whole arrays, which it may read at any place.
+pub(super) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    match params.noise {
+        Noise::Batch => Ok(vec![Reads::new(); units.len()]),
+        Noise::Image => blocks::reads(params, inputs, units),
+    }
+}
+
+/// Which units are computed together.
+pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    match params.noise {
+        Noise::Batch => None,
+        Noise::Image => blocks::company(params, inputs, unit),
+    }
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
@@ -113,30 +140,61 @@ pub(super) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyho
     accept::finite(file, latents.rows()).map(drop)
 }
 
-/// Computes one unit: the losses of its latents, float32 [n], into the folder `out`.
-pub(super) fn run(
-    unet: &UNet,
-    params: &LossParams,
-    inputs: &Inputs,
-    unit: Option<&Unit>,
-    out: &Path,
-    cx: &Context<'_>,
-) -> anyhow::Result<()> {
-    let set = TrainingSet::open(inputs, unet)?;
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-    let spec = params.spec();
-    let range = spans::range(unit, "latents")?;
-    let per_batch = spec.images_per_batch();
-    let batches = range.start / per_batch..range.end.div_ceil(per_batch);
-    let total = range.len() as u64;
-    let losses = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?
-        .of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?;
-    npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?;
+/// A unit of a loss pass that is to be computed.
+pub(super) struct Piece<'a> {
+    /// How a loss is measured.
+    pub params: &'a LossParams,
+    /// The stage's inputs.
+    pub inputs: &'a Inputs,
+    /// The unit.
+    pub unit: &'a Unit,
+    /// Where it goes.
+    pub out: &'a Path,
+    /// Weights in place of the network's own.
+    pub weights: Option<&'a Path>,
+}
+
+/// Computes units of one company.
+pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
+    if pieces.iter().all(|piece| piece.params.noise == Noise::Image) {
+        return blocks::run(pieces, cx);
+    }
+    for (index, piece) in pieces.iter().enumerate() {
+        cx.alone(index, |cx| batches(piece, cx))?;
+        (cx.finished)(&[index]);
+    }
     Ok(())
 }
 
+/// Computes one unit of batches: the losses of its latents, float32 [n].
+fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Piece { params, inputs, unit, out, weights } = *piece;
+    let range = spans::range(Some(unit), "latents")?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let spec = params.spec();
+    let per_batch = spec.images_per_batch();
+    let batches = range.start / per_batch..range.end.div_ceil(per_batch);
+    let total = range.len() as u64;
+    let losses = with_unet(inputs, weights, cx.device, |unet| {
+        let set = TrainingSet::open(inputs, unet)?;
+        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+        Ok(pass.of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?)
+    })?;
+    Ok(npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)
+}
+
 /// Joins the losses of the units, in order, into the file `out`: float32 [2N].
-pub(super) fn merge(parts: &[PathBuf], out: &Path) -> anyhow::Result<()> {
-    let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
-    Ok(npy_writer::concat(&parts, out)?)
+pub(super) fn merge(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    match params.noise {
+        Noise::Image => blocks::merge(params, inputs, parts, out),
+        Noise::Batch => {
+            let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
+            Ok(npy_writer::concat(&parts, out)?)
+        }
+    }
 }
