@@ -13,8 +13,8 @@ use crate::graph::Graph;
 use crate::manifest::Outcome;
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::recipe::{self, Change, Numerics, Recipe};
-use crate::stage::Unit;
-use crate::store::{Entry, Found, Store, StoreError};
+use crate::stage::{Inputs, Slice, Unit};
+use crate::store::{Entry, FilePart, Found, Store, StoreError};
 
 pub use history::{History, Last};
 
@@ -201,17 +201,42 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The recipe of one unit: of parameters and inputs only those that units read.
+    /// The recipe of one unit: of parameters and inputs only what the unit reads.
     pub fn unit_recipe(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Recipe {
+        self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
+    }
+
+    /// The recipes of units, in order; the parts of files that they read are hashed together.
+    ///
+    /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
+    pub fn unit_recipes(&self, stage: &StageNode, inputs: &Resolved, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
             |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
-        Recipe {
+        let common = Recipe {
             params: stage.kind.unit_identity(&stage.params),
             inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
-            unit: Some(unit.span.clone()),
             ..self.recipe(stage, &Resolved::default())
+        };
+        let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
+        let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
+        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units);
+        let reads = reads.unwrap_or_default();
+        for (port, digest) in &common.inputs {
+            let slices: Vec<(usize, &Slice)> =
+                reads.iter().enumerate().filter_map(|(unit, reads)| Some((unit, reads.get(port)?))).collect();
+            let parts: Vec<FilePart<'_>> =
+                slices.iter().map(|(_, slice)| (slice.layout.as_str(), slice.bytes.as_slice())).collect();
+            match self.store.slices(digest, &inputs.paths[port], &parts) {
+                Ok(found) => {
+                    for ((unit, _), slice) in slices.iter().zip(found) {
+                        recipes[*unit].inputs.insert(port.clone(), slice);
+                    }
+                }
+                Err(error) => tracing::debug!("{}: `{port}` counts whole: {error}", stage.id),
+            }
         }
+        recipes
     }
 
     /// What to do with one stage, given the results so far.

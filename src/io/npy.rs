@@ -125,6 +125,12 @@ impl Npy {
         Ok(values)
     }
 
+    /// Where in the file values stand that follow each other in C order; nowhere in one piece in Fortran order.
+    pub fn place(&self, values: Range<usize>) -> Option<Range<u64>> {
+        let byte = |value: usize| (self.header.offset + value * self.header.dtype.size()) as u64;
+        (!self.header.fortran).then(|| byte(values.start)..byte(values.end))
+    }
+
     fn wrong_dtype(&self, expected: &str) -> NpyError {
         NpyError::Dtype { path: self.path.clone(), found: self.dtype(), expected: expected.into() }
     }

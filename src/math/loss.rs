@@ -3,10 +3,11 @@
 //! A row is (image, caption, timestep), the timestep fastest. Pretrained and unlearned model must see the same
 //! noise, so both passes take the same [`LossSpec`].
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::data::DataSet;
 use super::denoise::{DenoisingRows, check};
@@ -86,6 +87,18 @@ impl LossSpec {
     }
 }
 
+/// A block of images as any number of models see it: read and drawn once, kept on the CPU.
+pub struct Block {
+    /// Its latents among all.
+    images: Range<usize>,
+    /// Each latent once for every caption: [pairs, C, H, W].
+    latents: Tensor,
+    /// [pairs, L, D].
+    texts: Tensor,
+    /// By timestep, [pairs, C, H, W].
+    noise: BTreeMap<i64, Tensor>,
+}
+
 /// A model about to be measured on a data set.
 pub struct LossPass<'a> {
     unet: &'a UNet,
@@ -146,33 +159,72 @@ impl<'a> LossPass<'a> {
         self.rows(self.spec.images_of(batch, self.data.latents_len()), &timesteps, batch)
     }
 
-    /// The losses [images, timesteps] of any images at any timesteps, a mean over captions, in image mode.
-    ///
-    /// Neither the range of images nor the choice of timesteps changes a number: any of them can be computed
-    /// alone, now or later.
+    /// Reads a block of images and draws its noise at some timesteps, for any number of models, in image mode.
     ///
     /// # Errors
-    /// As [`LossPass::of_batches`]; or the noise is drawn by the batch.
-    pub fn of_images(
-        &self,
-        images: Range<usize>,
-        timesteps: &[i64],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Tensor, MathError> {
+    /// The data can't be read; or the noise is drawn by the batch.
+    pub fn block(&self, images: Range<usize>, timesteps: &[i64]) -> Result<Block, MathError> {
         if self.spec.noise != NoiseMode::Image {
             let rule = "must be \"image\" for losses at single timesteps";
             return Err(MathError::parameter("noise", "\"batch\"", rule));
         }
-        // As many images at once as a micro batch holds, so that memory does not grow with the range.
-        let at_once = (self.micro_batch / (self.spec.captions * timesteps.len()).max(1)).max(1);
-        let (mut parts, mut next) = (Vec::new(), images.start);
-        while next < images.end {
-            let some = next..images.end.min(next + at_once);
-            next = some.end;
-            parts.push(self.rows(some, timesteps, 0)?.mean_dim(1, false, None)); // [some, timesteps]
-            progress(next - images.start);
-        }
-        Ok(Tensor::cat(&parts, 0))
+        let (rows, captions) = (images.clone().collect::<Vec<_>>(), self.spec.captions);
+        let pairs: Vec<_> = rows.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
+        let latents = self.data.latents(&rows, Device::Cpu)?; // [images, C, H, W]
+        let shape = [&[captions as i64], &latents.size()[1..]].concat();
+        let noise = timesteps.iter().map(|timestep| {
+            let draw = |&row: &usize| {
+                let image = self.data.original(row);
+                image_noise(self.spec.seed, image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
+            };
+            (*timestep, Tensor::cat(&rows.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
+        });
+        Ok(Block {
+            noise: noise.collect(),
+            latents: latents.repeat_interleave_self_int(captions as i64, 0, None), // [pairs, C, H, W]
+            texts: self.data.texts(&pairs, Device::Cpu)?,                          // [pairs, L, D]
+            images,
+        })
+    }
+
+    /// The losses [images, captions, timesteps] of a block at some of its timesteps, on the CPU.
+    ///
+    /// A pass through the network holds rows of one timestep, so that neither the choice of timesteps nor what other
+    /// models are measured changes a bit. `progress` hears of which timestep (its place) how many images are done.
+    ///
+    /// # Errors
+    /// A loss is not finite.
+    pub fn of_units(
+        &self,
+        block: &Block,
+        timesteps: &[i64],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor, MathError> {
+        let (device, captions) = (self.unet.device(), self.spec.captions);
+        let pairs = block.images.len() * captions;
+        let parts = in_slices(pairs, self.micro_batch, |pair, most| {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
+            // What depends on the texts alone is the same at all timesteps.
+            let (latents, texts) = (some(&block.latents), some(&block.texts));
+            let mut at_each = Vec::new();
+            for (place, &timestep) in timesteps.iter().enumerate() {
+                let rows = DenoisingRows {
+                    latents: latents.shallow_clone(),
+                    noise: some(&block.noise[&timestep]),
+                    timesteps: Tensor::full([most as i64], timestep, (Kind::Int64, device)),
+                    texts: texts.shallow_clone(),
+                };
+                let losses = rows.losses(self.unet, self.schedule).to_device(Device::Cpu); // [most]
+                check(&losses, |row| (block.images.start + (pair + row) / captions, timestep))?;
+                at_each.push(losses);
+                progress(place, (pair + most) / captions);
+            }
+            Ok::<_, MathError>((most, Tensor::stack(&at_each, 1))) // [most, timesteps]
+        });
+        let parts = parts.map_err(|error| self.data.named(error))?;
+        let shape = [block.images.len() as i64, captions as i64, timesteps.len() as i64];
+        Ok(Tensor::cat(&parts, 0).view(shape))
     }
 
     /// The losses [images, captions, timesteps] on the CPU, with the noise of `batch` (or of each image).

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use serde_json::Value as Json;
 
-use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
+use super::{
+    Compute, Context, Inherit, Input, Inputs, Member, Output, Port, Reads, Stage, Together, Unit, to_json,
+};
 use crate::param::{Key, Param, Reader};
 use crate::tree::Node;
 
@@ -67,6 +69,13 @@ pub trait Kind: Sync {
     /// # Errors
     /// As there.
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+    /// [`Stage::reads`].
+    ///
+    /// # Errors
+    /// As there.
+    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>>;
+    /// [`Stage::company`], of each of the units.
+    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>>;
     /// [`Stage::accept`].
     ///
     /// # Errors
@@ -152,6 +161,13 @@ impl<S: Stage> Kind for S {
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)
     }
+    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        S::reads(&from_json::<S>(params), inputs, units)
+    }
+    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>> {
+        let params = from_json::<S>(params);
+        units.iter().map(|unit| S::company(&params, inputs, unit)).collect()
+    }
     fn accept(
         &self,
         params: &Json,
@@ -178,6 +194,11 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
+    /// [`Compute::run_together`].
+    ///
+    /// # Errors
+    /// As there.
+    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()>;
     /// [`Compute::merge`].
     ///
     /// # Errors
@@ -205,6 +226,14 @@ impl<C: Compute> Computation for C {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         C::run(&from_json::<C>(params), inputs, unit, out, cx)
+    }
+    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()> {
+        let params: Vec<C::Params> = members.iter().map(|member| from_json::<C>(member.params)).collect();
+        let typed = params.iter().zip(members).map(|(params, member)| {
+            let Member { params: _, inputs, unit, out } = *member;
+            Member { params, inputs, unit, out }
+        });
+        C::run_together(&typed.collect::<Vec<_>>(), cx)
     }
     fn merge(
         &self,

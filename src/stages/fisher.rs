@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::accept::Outputs;
 use super::arrays::{TrainingSet, count_images};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
 use super::select::Select;
 use super::{accept, arrays, spans, tensors};
 use crate::io::torch_file::Dtype;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
+use crate::nn::unet::Precision;
 use crate::param::Validate;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
 use crate::{choice, params};
@@ -121,16 +122,15 @@ impl Compute for Fisher {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let unet = load_unet(inputs, cx)?;
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-        let set = TrainingSet::open(inputs, &unet)?;
-        let data = set.data()?;
         let batches = spans::range(unit, "batches")?;
         let total = batches.len() as u64;
-        let sum =
-            fisher_range(&unet, &schedule, data, &params.spec(), batches, cx.micro_batch, &mut |done| {
-                (cx.progress)(done as u64, total);
-            })?;
+        let sum = with_unet(inputs, None, cx.device, Precision::Fp32, |unet| {
+            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+            let set = TrainingSet::open(inputs, unet)?;
+            let mut progress = |done| (cx.progress)(done as u64, total);
+            let (data, spec) = (set.data()?, params.spec());
+            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.micro_batch, &mut progress)?)
+        })?;
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }
 

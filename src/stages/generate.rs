@@ -221,7 +221,7 @@ fn draw(
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
-    let unet = load_unet(inputs, cx)?;
+    let unet = load_unet(inputs, cx.device)?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
     let total = u64::from(params.steps);

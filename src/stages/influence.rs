@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::accept::Outputs;
 use super::loss::{self, LossParams};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_changed};
+use super::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::{accept, arrays, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
@@ -17,7 +18,7 @@ use crate::math::error::MathError;
 use crate::math::influence::{influence, per_image, rank};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Inherit, Input, Inputs, Member, Output, Reads, Stage, Together, Unit};
 
 params! {
     /// Parameters of `influence`.
@@ -41,7 +42,7 @@ pub struct Influence;
 impl Stage for Influence {
     type Params = Params;
     const KIND: &'static str = "influence";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
     const INPUTS: &'static [Input] = &[
         UNET,
@@ -71,11 +72,19 @@ impl Stage for Influence {
     }
 
     fn unit_identity(params: &Params) -> Json {
-        json!({ "loss": params.loss.identity() })
+        json!({ "loss": params.loss.unit_identity() })
     }
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        loss::reads(&params.loss, inputs, units)
+    }
+
+    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        loss::company(&params.loss, inputs, unit)
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
@@ -96,8 +105,16 @@ impl Compute for Influence {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let unet = load_changed(inputs, Some(inputs.path("weights")), cx)?;
-        loss::run(&unet, &params.loss, inputs, unit, out, cx)
+        let unit = unit.context("this kind is computed by units")?;
+        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
+    }
+
+    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+        let pieces = members.iter().map(|member| {
+            let Member { params, inputs, unit, out } = *member;
+            loss::Piece { params: &params.loss, inputs, unit, out, weights: Some(inputs.path("weights")) }
+        });
+        loss::run(&pieces.collect::<Vec<_>>(), cx)
     }
 
     fn merge(
@@ -108,7 +125,7 @@ impl Compute for Influence {
         _: &Context<'_>,
     ) -> anyhow::Result<()> {
         let unlearned = out.join("unlearned_loss.npy");
-        loss::merge(parts, &unlearned)?;
+        loss::merge(&params.loss, inputs, parts, &unlearned)?;
         let images = arrays::count_images(inputs)?;
         let rise = influence(&Npy::vector(&unlearned)?, &Npy::vector(inputs.path("pretrain_loss"))?)
             .map_err(|error| mirrored(error, images))?;

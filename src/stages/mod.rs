@@ -2,6 +2,7 @@
 
 mod accept;
 mod arrays;
+mod blocks;
 pub mod command;
 pub mod device;
 mod download;

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
 use super::accept::Outputs;
 use super::loss::{self, LossParams};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::network::{CHECKPOINT, SCHEDULER, UNET};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Input, Inputs, Member, Output, Reads, Stage, Together, Unit};
 
 params! {
     /// Parameters of `pretrain-loss`.
@@ -27,7 +28,7 @@ pub struct PretrainLoss;
 impl Stage for PretrainLoss {
     type Params = Params;
     const KIND: &'static str = "pretrain-loss";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "the loss of every training image under the pretrained model";
     const INPUTS: &'static [Input] = &[
         UNET,
@@ -43,8 +44,20 @@ impl Stage for PretrainLoss {
         json!({ "loss": params.loss.identity() })
     }
 
+    fn unit_identity(params: &Params) -> Json {
+        json!({ "loss": params.loss.unit_identity() })
+    }
+
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        loss::reads(&params.loss, inputs, units)
+    }
+
+    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        loss::company(&params.loss, inputs, unit)
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
@@ -60,10 +73,25 @@ impl Compute for PretrainLoss {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        loss::run(&load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
+        let unit = unit.context("this kind is computed by units")?;
+        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
     }
 
-    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
-        loss::merge(parts, &out.join("pretrain_loss.npy"))
+    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+        let pieces = members.iter().map(|member| {
+            let Member { params, inputs, unit, out } = *member;
+            loss::Piece { params: &params.loss, inputs, unit, out, weights: None }
+        });
+        loss::run(&pieces.collect::<Vec<_>>(), cx)
+    }
+
+    fn merge(
+        params: &Params,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        loss::merge(&params.loss, inputs, parts, &out.join("pretrain_loss.npy"))
     }
 }

@@ -96,7 +96,7 @@ impl Compute for Unlearn {
             "`index` is {index}, expected less than {rows}, the rows of {}",
             texts.path().display()
         );
-        let unet = load_unet(inputs, cx)?;
+        let unet = load_unet(inputs, cx.device)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);

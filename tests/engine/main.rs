@@ -19,6 +19,7 @@ mod project;
 mod recipes;
 mod remotes;
 mod repairs;
+mod rows;
 mod sequences;
 mod speed;
 mod switches;

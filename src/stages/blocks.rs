@@ -1,0 +1,203 @@
+//! The loss pass with noise per image, in units of one block of images at one timestep.
+//!
+//! With such noise a row's loss depends on its own image, caption and timestep alone. So a unit counts the rows that it
+//! reads and nothing of the others: more timesteps or more images compute what is new, and an image that changed
+//! computes its own block.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::arrays::{self, TrainingSet};
+use super::loss::{LossParams, Piece, Products};
+use super::network::with_unet;
+use crate::io::npy::{Dtype, Npy};
+use crate::io::npy_writer::{self, NpyWriter};
+use crate::math::loss::{Block, LossPass};
+use crate::math::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::stage::{Inputs, Reads, Slice, Together, Unit};
+
+/// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
+/// enough that a changed image computes little again. It must not depend on how many images there are, or more of
+/// them would move the bounds of all blocks; another number is another unit for every row.
+const BLOCK: usize = 128;
+
+/// The file that a unit writes: float32 [images, captions].
+const ROWS: &str = "rows.npy";
+
+/// What a unit covers.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Span {
+    images: [usize; 2],
+    flipped: bool,
+    timestep: i64,
+}
+
+impl Span {
+    fn of(unit: &Unit) -> anyhow::Result<Self> {
+        Self::deserialize(&unit.span).context("a unit of another kind")
+    }
+
+    /// The latents of the block, given the number of images.
+    fn latents(&self, images: usize) -> Range<usize> {
+        let first = if self.flipped { images } else { 0 };
+        first + self.images[0]..first + self.images[1]
+    }
+}
+
+/// The part of the parameters that a unit depends on: which timesteps there are besides its own is not among them.
+pub(super) fn unit_identity(params: &LossParams) -> Json {
+    let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
+    let mut counts = json!({ "captions": captions, "seed": seed, "noise": noise });
+    if *precision != Products::Fp32 {
+        counts["precision"] = json!(precision);
+    }
+    counts
+}
+
+/// The timesteps of the pass.
+fn timesteps(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<i64>> {
+    let spec = params.spec();
+    let train_timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+    spec.validate(train_timesteps)?;
+    Ok(spec.timesteps(train_timesteps))
+}
+
+/// A unit for each timestep of each block, in the order of the latents.
+pub(super) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -> anyhow::Result<Vec<Unit>> {
+    let (latents, texts) = arrays;
+    let (images, timesteps) = (texts.rows(), timesteps(params, inputs)?);
+    let mut units = Vec::new();
+    for flipped in [false, true].into_iter().take(latents.rows() / images.max(1)) {
+        for start in (0..images).step_by(BLOCK) {
+            let end = images.min(start + BLOCK);
+            for &timestep in &timesteps {
+                let mirror = if flipped { "mirror " } else { "" };
+                units.push(Unit {
+                    name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
+                    span: json!(Span { images: [start, end], flipped, timestep }),
+                    steps: (end - start) as u64,
+                });
+            }
+        }
+    }
+    Ok(units)
+}
+
+/// The rows that each unit reads, by port.
+pub(super) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    let (latents, texts) = arrays::open(inputs)?;
+    let (images, captions) = (texts.rows(), params.captions as usize);
+    let of = |unit: &Unit| {
+        let span = Span::of(unit)?;
+        let whole = [span.latents(images)];
+        let latent = slice(&latents, &latents.shape()[1..], whole.into_iter(), latents.row_len());
+        // Of an image's captions, the first ones; where that is all of them, the rows follow each other.
+        let (all, length) = (texts.shape()[1], texts.row_len() / texts.shape()[1]);
+        let [start, end] = span.images;
+        let row = [&[captions], &texts.shape()[2..]].concat();
+        let text = match captions == all {
+            true => slice(&texts, &row, [start * all..end * all].into_iter(), length),
+            false => slice(&texts, &row, (start..end).map(|i| i * all..i * all + captions), length),
+        };
+        let ports = [("latents", latent), ("text_embeddings", text)];
+        Ok(ports.into_iter().filter_map(|(port, slice)| Some((port.to_owned(), slice?))).collect())
+    };
+    units.iter().map(of).collect()
+}
+
+/// Ranges of pieces of `length` values as a slice; none of an array in Fortran order, where they lie scattered.
+fn slice(
+    npy: &Npy,
+    row: &[usize],
+    pieces: impl Iterator<Item = Range<usize>>,
+    length: usize,
+) -> Option<Slice> {
+    let bytes = pieces.map(|some| npy.place(some.start * length..some.end * length));
+    Some(Slice { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
+}
+
+/// What the units of one block share: its rows and its noise, whatever the timestep and the network's weights.
+pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
+    let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
+    let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
+    Some(json!([images, flipped, params.captions, params.seed, params.precision, read]).to_string())
+}
+
+/// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its
+/// timesteps.
+pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
+    let spans = pieces.iter().map(|piece| Span::of(piece.unit)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (first, Piece { params, inputs, .. }) = spans.first().zip(pieces.first()).context("no unit")?;
+    let mut timesteps: Vec<i64> = spans.iter().map(|span| span.timestep).collect();
+    timesteps.sort_unstable();
+    timesteps.dedup();
+    let mut networks: Vec<(Option<&Path>, Vec<usize>)> = Vec::new();
+    for (index, Piece { weights, .. }) in pieces.iter().enumerate() {
+        match networks.iter_mut().find(|(known, _)| known == weights) {
+            Some((_, units)) => units.push(index),
+            None => networks.push((*weights, vec![index])),
+        }
+    }
+    let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
+    let mut block: Option<Block> = None;
+    for (weights, units) in networks {
+        with_unet(inputs, weights, cx.device, params.precision.precision(), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let data = set.data()?;
+            let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
+            let block = match &block {
+                Some(block) => block,
+                None => block.insert(pass.block(first.latents(data.images()), &timesteps)?),
+            };
+            let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
+            let mut progress = |place: usize, images: usize| {
+                let index = units[place];
+                (cx.progress)(index, images as u64, pieces[index].unit.steps);
+            };
+            let losses = pass.of_units(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
+            let shape = [first.images[1] - first.images[0], params.captions as usize];
+            for (place, &index) in units.iter().enumerate() {
+                let rows = arrays::values(&losses.select(2, place as i64));
+                npy_writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
+            }
+            Ok(())
+        })?;
+        (cx.finished)(&units);
+    }
+    Ok(())
+}
+
+/// Joins the rows of the units into the file `out`, float32 [2N]: a mean over timesteps, then over captions.
+///
+/// Summed in float64 and rounded once, row by row, so that a block's neighbours change no bit.
+pub(super) fn merge(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    let (latents, _) = arrays::open(inputs)?;
+    let (timesteps, captions) = (timesteps(params, inputs)?.len(), params.captions as usize);
+    let mut writer = NpyWriter::create(out, Dtype::F32, &[latents.rows()])?;
+    let mut rows = Vec::new();
+    for block in parts.chunks(timesteps) {
+        let mut sums: Vec<f64> = Vec::new();
+        for part in block {
+            let npy = Npy::open(part.join(ROWS))?;
+            npy.expect_shape(&[None, Some(captions)])?;
+            npy.read_f32(0..npy.rows(), &mut rows)?;
+            sums.resize(rows.len(), 0.0);
+            sums.iter_mut().zip(&rows).for_each(|(sum, row)| *sum += f64::from(*row));
+        }
+        let mean = |of: &[f64]| of.iter().map(|sum| sum / timesteps as f64).sum::<f64>() / captions as f64;
+        let means: Vec<f32> = sums.chunks(captions).map(|of| mean(of) as f32).collect();
+        writer.write_f32(&means)?;
+    }
+    Ok(writer.finish()?)
+}
