@@ -1,7 +1,7 @@
 """How fast the passes are beside a plain program on diffusers: both sides in one go, same device, precision and rows.
 
 The network is the published one at its size (57.37 M parameters) with random weights; latents and texts are random. The
-peer is `peer.py`, in a process of its own; ours is the benchmark `speed` (main.rs), started as the program starts its
+peer is `peer.py`, in a process of its own; ours is the program `attrflow-speed` (src/main.rs), started as the program starts its
 workers: on the CPU one for each core, on a GPU one. Both say when they are ready, and run while the other rests. Of
 several turns the median counts.
 
@@ -64,9 +64,10 @@ class Side:
     """Processes that are loaded and warm, and wait for the word."""
 
     def __init__(self, commands):
-        self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands
-        ]
+        # Ours finds the libtorch that the peer has.
+        env = os.environ | dict(LD_LIBRARY_PATH=str(Path(torch.__file__).parent / "lib"))
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.processes = [subprocess.Popen(command, **pipes) for command in commands]
         for process in self.processes:
             self.expect(process, '"ready"')
 

@@ -101,6 +101,21 @@ pub struct Block {
     noise: BTreeMap<i64, Tensor>,
 }
 
+impl Block {
+    /// Its first images alone.
+    pub fn first(&self, images: usize) -> Block {
+        let count = images.min(self.images.len());
+        let pairs = self.latents.size()[0] / self.images.len() as i64 * count as i64;
+        let some = |x: &Tensor| x.narrow(0, 0, pairs);
+        Block {
+            images: self.images.start..self.images.start + count,
+            latents: some(&self.latents),
+            texts: some(&self.texts),
+            noise: self.noise.iter().map(|(timestep, noise)| (*timestep, some(noise))).collect(),
+        }
+    }
+}
+
 /// A model about to be measured on a data set.
 pub struct LossPass<'a> {
     unet: &'a UNet,

@@ -16,4 +16,5 @@ pub mod per_sample;
 pub mod sample;
 pub mod schedule;
 pub mod selection;
+pub mod tune;
 pub mod unlearn;

@@ -32,10 +32,41 @@ pub enum Precision {
     Bf16,
 }
 
+/// What a network is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Use {
+    /// Passes without a graph, with products in this precision.
+    Passes(Precision),
+    /// Passes with a graph, in float32.
+    Gradients,
+}
+
+impl Use {
+    /// How products are computed.
+    pub fn precision(self) -> Precision {
+        match self {
+            Use::Passes(precision) => precision,
+            Use::Gradients => Precision::Fp32,
+        }
+    }
+
+    /// The form of the weights for it on a device.
+    fn form(self, device: Device) -> Form {
+        Form {
+            // The fused kernels want the channels together. With a graph they have no part, and of cuDNN's kernels for
+            // float32, those for channels that lie apart are the faster ones.
+            channels_last: self != Use::Gradients || device == Device::Cpu,
+            products: (self.precision() == Precision::Bf16).then_some(Kind::BFloat16),
+        }
+    }
+}
+
 /// A UNet with its parameters, in float32 on one device.
 pub struct UNet {
     config: UNetConfig,
     precision: Precision,
+    channels_last: bool,
     text_maps: Vec<TextMaps>,
     parameters: BTreeMap<String, Tensor>,
     tape: Tape,
@@ -54,7 +85,7 @@ impl UNet {
     /// # Errors
     /// A file can't be read, the configuration asks for what is not supported, or the tensors don't fit it.
     pub fn load(folder: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, None, device, Precision::Fp32)
+        UNet::load_parts(folder, None, None, device, Use::Passes(Precision::Fp32))
     }
 
     /// The same, with the tensors of the file `changed` in place of the checkpoint's.
@@ -62,7 +93,7 @@ impl UNet {
     /// # Errors
     /// Also if `changed` holds a name or a shape that the model does not have.
     pub fn load_with(folder: &Path, changed: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, Some(changed), device, Precision::Fp32)
+        UNet::load_parts(folder, None, Some(changed), device, Use::Passes(Precision::Fp32))
     }
 
     /// Reads `config.json` from a folder, the tensors from `checkpoint`, by default the folder's own, and puts
@@ -75,14 +106,14 @@ impl UNet {
         checkpoint: Option<&Path>,
         changed: Option<&Path>,
         device: Device,
-        precision: Precision,
+        purpose: Use,
     ) -> Result<UNet, ModelError> {
         let file = checkpoint::of(folder, checkpoint)?;
         let mut tensors = weights::read(&file, device)?;
         if let Some(changed) = changed {
             weights::replace(&mut tensors, weights::read(changed, device)?, changed)?;
         }
-        UNet::build(&folder.join("config.json"), Weights::named(&file, tensors), precision)
+        UNet::build(&folder.join("config.json"), Weights::named(&file, tensors), device, purpose)
     }
 
     /// Builds the network that the configuration file describes out of `weights`.
@@ -90,16 +121,21 @@ impl UNet {
     /// # Errors
     /// See [`UNet::load`].
     pub fn new(config_file: &Path, weights: Weights) -> Result<UNet, ModelError> {
-        UNet::build(config_file, weights, Precision::Fp32)
+        UNet::build(config_file, weights, Device::Cpu, Use::Passes(Precision::Fp32))
     }
 
-    /// The same, to compute in `precision`.
+    /// The same for weights on `device` and a purpose.
     ///
     /// # Errors
     /// See [`UNet::load`].
-    pub fn build(config_file: &Path, weights: Weights, precision: Precision) -> Result<UNet, ModelError> {
-        let products = (precision == Precision::Bf16).then_some(Kind::BFloat16);
-        let weights = weights.in_form(Form { channels_last: true, products });
+    pub fn build(
+        config_file: &Path,
+        weights: Weights,
+        device: Device,
+        purpose: Use,
+    ) -> Result<UNet, ModelError> {
+        let form = purpose.form(device);
+        let weights = weights.in_form(form);
         let config = UNetConfig::read(config_file)?;
         let (down, up) = config.blocks(config_file)?;
         let (tape, root) = (Tape::new(), weights.root());
@@ -132,7 +168,8 @@ impl UNet {
         let text_maps = common.text_maps.into_inner();
         Ok(UNet {
             config,
-            precision,
+            precision: purpose.precision(),
+            channels_last: form.channels_last,
             text_maps,
             parameters,
             tape,
@@ -167,8 +204,7 @@ impl UNet {
         assert!(rows % texts.count() == 0, "rows must be a multiple of texts");
         assert!(rows % timesteps.size()[0] == 0, "rows must be a multiple of timesteps");
         let time = self.embed(timesteps); // [T, E]
-        let xt = xt.to_kind(self.kind()).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-        let mut h = self.conv_in.forward(&xt); // [B, C0, H, W]
+        let mut h = self.conv_in.forward(&self.laid(&xt.to_kind(self.kind()))); // [B, C0, H, W]
         let mut skips = vec![h.shallow_clone()];
         for block in &self.down_blocks {
             h = block.forward(h, &time, texts, &mut skips);
@@ -179,6 +215,11 @@ impl UNet {
         }
         let h = self.conv_norm_out.silu(&Joined { first: &h, second: None }, None);
         self.conv_out.forward(&h).to_kind(Kind::Float) // [B, C, H, W]
+    }
+
+    /// Images [B, C, H, W] as the network works on them.
+    fn laid(&self, x: &Tensor) -> Tensor {
+        if self.channels_last { x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { x.contiguous() }
     }
 
     /// Timesteps [T] to the time embedding [T, E], with the activation that every residual block applies to it.

@@ -12,18 +12,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::arrays::{self, TrainingSet};
+use super::guard;
 use super::loss::{LossParams, Piece, Products};
 use super::network::with_unet;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::npy_writer::{self, NpyWriter};
 use crate::math::loss::{Block, LossPass};
 use crate::math::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::nn::unet::{Precision, Use};
 use crate::stage::{Inputs, Reads, Slice, Together, Unit};
 
 /// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
 /// enough that a changed image computes little again. It must not depend on how many images there are, or more of
 /// them would move the bounds of all blocks; another number is another unit for every row.
 const BLOCK: usize = 128;
+
+/// Images whose rows are computed in float32 as well: the first of a block.
+const SAMPLE: usize = 1;
 
 /// The file that a unit writes: float32 [images, captions].
 const ROWS: &str = "rows.npy";
@@ -147,7 +152,7 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
     let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
     let mut block: Option<Block> = None;
     for (weights, units) in networks {
-        with_unet(inputs, weights, cx.device, params.precision.precision(), |unet| {
+        let (timesteps, losses) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let data = set.data()?;
             let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
@@ -166,8 +171,16 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                 let rows = arrays::values(&losses.select(2, place as i64));
                 npy_writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
             }
-            Ok(())
+            Ok((timesteps, losses))
         })?;
+        if let (true, Some(block)) = (params.precision != Products::Fp32, &block) {
+            with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
+                let set = TrainingSet::open(inputs, unet)?;
+                let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+                let exact = pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())?;
+                Ok(guard::compare(params.precision, &losses.narrow(0, 0, SAMPLE as i64), &exact))
+            })?;
+        }
         (cx.finished)(&units);
     }
     Ok(())

@@ -1,17 +1,18 @@
 //! The loss pass, shared by the two stages whose difference is the influence.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
 use super::network::with_unet;
-use super::{accept, arrays, blocks, spans};
+use super::{accept, arrays, blocks, guard, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
-use crate::nn::unet::Precision;
+use crate::nn::unet::{Precision, Use};
 use crate::param::Validate;
 use crate::stage::{Context, Inputs, Reads, Together, Unit};
 use crate::{choice, params};
@@ -39,12 +40,12 @@ choice! {
 }
 
 impl Products {
-    pub(super) fn precision(self) -> Precision {
-        match self {
+    pub(super) fn purpose(self) -> Use {
+        Use::Passes(match self {
             Products::Fp32 => Precision::Fp32,
             Products::Tf32 => Precision::Tf32,
             Products::Bf16 => Precision::Bf16,
-        }
+        })
     }
 }
 
@@ -197,6 +198,9 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Pairs of image and caption whose rows are computed in float32 as well: the first of a unit.
+const SAMPLE: Range<usize> = 0..1;
+
 /// Computes one unit of batches: the losses of its latents, float32 [n].
 fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let Piece { params, inputs, unit, out, weights } = *piece;
@@ -206,11 +210,21 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let per_batch = spec.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;
-    let losses = with_unet(inputs, weights, cx.device, params.precision.precision(), |unet| {
+    let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
-        Ok(pass.of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?)
+        let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
+        let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
+        Ok((losses, sample.transpose()?))
     })?;
+    if let Some(found) = sample {
+        with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+            let exact = pass.pairs_of_batch(batches.start, SAMPLE)?;
+            Ok(guard::compare(params.precision, &found, &exact))
+        })?;
+    }
     Ok(npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)
 }
 

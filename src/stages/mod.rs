@@ -8,6 +8,7 @@ pub mod device;
 mod download;
 mod fisher;
 mod generate;
+mod guard;
 mod influence;
 mod latents;
 mod loss;

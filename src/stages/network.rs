@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::device;
 use crate::nn::config::ModelError;
-use crate::nn::unet::{Precision, UNet};
+use crate::nn::unet::{Precision, UNet, Use};
 use crate::stage::{Device, Input, Inputs};
 
 pub(super) const UNET: Input = Input::new(
@@ -27,7 +27,7 @@ pub(super) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab
 
 /// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
 pub(super) fn load_unet(inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
-    load(inputs, None, device, Precision::Fp32)
+    load(inputs, None, device, Use::Gradients)
 }
 
 /// Lends the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its
@@ -39,10 +39,10 @@ pub(super) fn with_unet<T>(
     inputs: &Inputs,
     changed: Option<&Path>,
     device: Device,
-    precision: Precision,
+    purpose: Use,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let looks = Looks::of(inputs, changed, device, precision)?;
+    let looks = Looks::of(inputs, changed, device, purpose)?;
     let kept = LENT.with_borrow_mut(|lent| {
         let place = lent.iter().position(|(known, _)| *known == looks)?;
         Some(lent.remove(place).1)
@@ -52,10 +52,10 @@ pub(super) fn with_unet<T>(
         Some(unet) => unet,
         None => {
             LENT.with_borrow_mut(|lent| lent.truncate(MOST - 1));
-            load(inputs, changed, device, precision)?
+            load(inputs, changed, device, purpose)?
         }
     };
-    device::allow_tf32(precision == Precision::Tf32);
+    device::allow_tf32(purpose.precision() == Precision::Tf32);
     // Not put back where the work fails or panics: its tape may then be left recording.
     let result = work(&unet)?;
     LENT.with_borrow_mut(|lent| lent.insert(0, (looks, unet)));
@@ -74,7 +74,7 @@ thread_local! {
 #[derive(PartialEq)]
 struct Looks {
     device: Device,
-    precision: Precision,
+    purpose: Use,
     files: Vec<(PathBuf, u64, SystemTime)>,
     /// How many of the files are those of the folder and of `checkpoint`.
     parts: [usize; 2],
@@ -85,7 +85,7 @@ impl Looks {
         inputs: &Inputs,
         changed: Option<&Path>,
         device: Device,
-        precision: Precision,
+        purpose: Use,
     ) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for entry in fs_err::read_dir(inputs.path("unet"))? {
@@ -100,7 +100,7 @@ impl Looks {
         if let Some(changed) = changed {
             files.push(look(changed.to_path_buf())?);
         }
-        Ok(Self { device, precision, files, parts: [folder, own] })
+        Ok(Self { device, purpose, files, parts: [folder, own] })
     }
 }
 
@@ -113,11 +113,11 @@ fn load(
     inputs: &Inputs,
     changed: Option<&Path>,
     device: Device,
-    precision: Precision,
+    purpose: Use,
 ) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
     let device = device::torch(device);
-    UNet::load_parts(folder, checkpoint, changed, device, precision).map_err(|error| match error {
+    UNet::load_parts(folder, checkpoint, changed, device, purpose).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; one that lies elsewhere belongs on the input `checkpoint`")
         }
@@ -148,7 +148,7 @@ mod tests {
 
     /// Whether the network that is lent is one that was lent before, and marks it.
     fn again(inputs: &Inputs) -> bool {
-        with_unet(inputs, None, Device::Cpu, Precision::Fp32, |unet| {
+        with_unet(inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |unet| {
             let marked = marked(unet);
             let _ = tch::no_grad(|| unet.parameters()["conv_in.bias"].shallow_clone().fill_(MARK));
             Ok(marked)
@@ -188,7 +188,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inputs = copy(folder.path());
         assert!(!again(&inputs));
-        let failed = with_unet(&inputs, None, Device::Cpu, Precision::Fp32, |_| anyhow::bail!("told to"));
+        let failed = with_unet(&inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |_| anyhow::bail!("told to"));
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));

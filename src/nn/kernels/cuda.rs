@@ -5,9 +5,10 @@
 
 use std::cell::OnceCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::path::Path;
 use std::ptr::null_mut;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 use tch::{Kind, Tensor};
 
 /// The kernels' source.
@@ -31,7 +32,9 @@ impl Nvidia {
     fn load() -> Result<Nvidia, String> {
         // SAFETY: libtorch itself loads this library in the same way; its initialisers rely on nothing of ours.
         let library = unsafe { Library::open(Some("libcaffe2_nvrtc.so"), RTLD_NOW | RTLD_LOCAL) };
-        library.map(Nvidia).map_err(|error| error.to_string())
+        let library = library.map_err(|error| error.to_string())?;
+        load_builtins();
+        Ok(Nvidia(library))
     }
 
     /// A function of the library or of those it needs.
@@ -71,7 +74,8 @@ impl Nvidia {
             let source = CString::new(SOURCE).map_err(|error| error.to_string())?;
             let options = [format!("-arch=sm_{architecture}"), format!("-DBF16={}", i32::from(bf16))]
                 .map(|option| CString::new(option).expect("no zero in it"));
-            let options = [options[0].as_ptr(), options[1].as_ptr(), c"-std=c++17".as_ptr()];
+            let options =
+                [options[0].as_ptr(), options[1].as_ptr(), c"-std=c++17".as_ptr(), c"-default-device".as_ptr()];
             let mut program = null_mut();
             let none = std::ptr::null();
             check(
@@ -83,6 +87,21 @@ impl Nvidia {
                 return Err(String::from_utf8_lossy(&log).into_owned());
             }
             bytes(c"nvrtcGetCUBINSize", c"nvrtcGetCUBIN", program)
+        }
+    }
+}
+
+/// Loads the compiler's second library, which it asks for by name alone and so would not find beside itself.
+fn load_builtins() {
+    let maps = fs_err::read_to_string("/proc/self/maps").unwrap_or_default();
+    let compiler = maps.lines().find(|line| line.contains("/libnvrtc.so")).and_then(|line| line.find('/').map(|at| &line[at..]));
+    let Some(folder) = compiler.and_then(|file| Path::new(file).parent()) else { return };
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so") {
+            // SAFETY: a library of the compiler's own data; its initialisers rely on nothing of ours.
+            if let Ok(library) = unsafe { Library::open(Some(entry.path()), RTLD_NOW | RTLD_GLOBAL) } {
+                std::mem::forget(library);
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use attrflow::math::loss::{LossPass, LossSpec};
 use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::math::selection::Selection;
 use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
-use attrflow::nn::unet::{Precision, UNet};
+use attrflow::nn::unet::{Precision, UNet, Use};
 use attrflow::stage::Device;
 use attrflow::stages::{NpyRows, device};
 use serde::Deserialize;
@@ -42,21 +42,21 @@ struct Work {
     batches: [usize; 2],
     /// Rows in a batch of gradients.
     batch_size: usize,
+    /// Whether cuDNN may try its kernels out first.
+    #[serde(default)]
+    trials: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let argument = std::env::args().nth(1).context("expected the work as JSON")?;
-    // `cargo bench` without a filter starts every benchmark.
-    if argument == "--bench" {
-        attrflow::report::print("benches/speed/speed.py starts this one: make bench\n");
-        return Ok(());
-    }
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     device::allow_tf32(work.precision == Precision::Tf32);
+    tch::Cuda::cudnn_set_benchmark(work.trials);
     let torch = device::torch(work.device);
     let checkpoint = work.data.join("model.safetensors");
-    let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, work.precision)?;
+    let purpose = if work.what == "loss" { Use::Passes(work.precision) } else { Use::Gradients };
+    let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, purpose)?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
     let texts = Npy::open(work.data.join("texts.npy"))?;
