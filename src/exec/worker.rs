@@ -160,8 +160,6 @@ impl Backend for Processes {
         match light {
             true => command.arg(LIGHT_WORKER),
             false => command
-                // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
-                .env("NVIDIA_TF32_OVERRIDE", "0")
                 // cuBLAS repeats bit for bit only with a workspace of fixed size.
                 .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
         };

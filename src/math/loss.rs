@@ -5,16 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::mpsc::sync_channel;
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::data::DataSet;
-use super::denoise::{DenoisingRows, check};
+use super::data::{DataSet, Loaded, place};
+use super::denoise::{check, losses};
 use super::error::MathError;
 use super::memory::in_slices;
 use super::noise::{NoiseMode, batch_noise, image_noise};
 use super::schedule::NoiseSchedule;
+use crate::nn::attention::Texts;
 use crate::nn::unet::UNet;
 
 /// What the numbers of a loss pass depend on, besides model and data.
@@ -139,15 +141,46 @@ impl<'a> LossPass<'a> {
         batches: Range<usize>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<f32>, MathError> {
-        let (mut losses, first) =
-            (Vec::new(), self.spec.images_of(batches.start, self.data.latents_len()).start);
-        for batch in batches {
-            let rows = self.rows_of_batch(batch)?; // [images, captions, timesteps]
+        let images_of = |batch| self.spec.images_of(batch, self.data.latents_len());
+        let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
+        self.each_loaded(batches, &mut |batch, loaded| {
+            let rows = self.rows(batch, &loaded, None)?; // [images, captions, timesteps]
             let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
             losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
-            progress(self.spec.images_of(batch, self.data.latents_len()).end - first);
-        }
+            progress(images_of(batch).end - first);
+            Ok(())
+        })?;
         Ok(losses)
+    }
+
+    /// Does something with each batch's rows: while it does, another thread reads those of the next one.
+    fn each_loaded(
+        &self,
+        batches: Range<usize>,
+        work: &mut dyn FnMut(usize, Loaded) -> Result<(), MathError>,
+    ) -> Result<(), MathError> {
+        let (captions, device, count) = (self.spec.captions, self.unet.device(), self.data.latents_len());
+        let Some(data) = self.data.shared() else {
+            return batches.into_iter().try_for_each(|batch| {
+                let loaded = self.data.load(self.spec.images_of(batch, count), captions);
+                work(batch, loaded.map_err(MathError::Data)?)
+            });
+        };
+        std::thread::scope(|scope| {
+            // One waits while one is read: memory for two beside the one in work.
+            let (sender, receiver) = sync_channel(1);
+            let spec = self.spec;
+            scope.spawn(move || {
+                for batch in batches {
+                    let loaded = data.load(spec.images_of(batch, count), captions, device);
+                    // Nobody listens any more once the work has failed.
+                    if sender.send((batch, loaded)).is_err() {
+                        break;
+                    }
+                }
+            });
+            receiver.into_iter().try_for_each(|(batch, loaded)| work(batch, loaded.map_err(MathError::Data)?))
+        })
     }
 
     /// The losses [images, captions, timesteps] of the images of a batch, on the CPU.
@@ -155,8 +188,21 @@ impl<'a> LossPass<'a> {
     /// # Errors
     /// As [`LossPass::of_batches`].
     pub fn rows_of_batch(&self, batch: usize) -> Result<Tensor, MathError> {
-        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
-        self.rows(self.spec.images_of(batch, self.data.latents_len()), &timesteps, batch)
+        self.some_rows(batch, None)
+    }
+
+    /// The losses [pairs, 1, timesteps] of some pairs of image and caption of a batch, numbered from 0 with the caption fastest.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn pairs_of_batch(&self, batch: usize, pairs: Range<usize>) -> Result<Tensor, MathError> {
+        self.some_rows(batch, Some(pairs))
+    }
+
+    fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+        let images = self.spec.images_of(batch, self.data.latents_len());
+        let loaded = self.data.load(images, self.spec.captions).map_err(MathError::Data)?;
+        self.rows(batch, &loaded, pairs)
     }
 
     /// Reads a block of images and draws its noise at some timesteps, for any number of models, in image mode.
@@ -206,16 +252,12 @@ impl<'a> LossPass<'a> {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
             // What depends on the texts alone is the same at all timesteps.
-            let (latents, texts) = (some(&block.latents), some(&block.texts));
+            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts)));
             let mut at_each = Vec::new();
             for (place, &timestep) in timesteps.iter().enumerate() {
-                let rows = DenoisingRows {
-                    latents: latents.shallow_clone(),
-                    noise: some(&block.noise[&timestep]),
-                    timesteps: Tensor::full([most as i64], timestep, (Kind::Int64, device)),
-                    texts: texts.shallow_clone(),
-                };
-                let losses = rows.losses(self.unet, self.schedule).to_device(Device::Cpu); // [most]
+                let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps(&[timestep]));
+                let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts);
+                let losses = losses.to_device(Device::Cpu); // [most]
                 check(&losses, |row| (block.images.start + (pair + row) / captions, timestep))?;
                 at_each.push(losses);
                 progress(place, (pair + most) / captions);
@@ -227,24 +269,57 @@ impl<'a> LossPass<'a> {
         Ok(Tensor::cat(&parts, 0).view(shape))
     }
 
-    /// The losses [images, captions, timesteps] on the CPU, with the noise of `batch` (or of each image).
-    fn rows(&self, images: Range<usize>, timesteps: &[i64], batch: usize) -> Result<Tensor, MathError> {
-        let (device, captions, times) = (self.unet.device(), self.spec.captions, timesteps.len());
-        let latents = self.data.latents(&images.clone().collect::<Vec<_>>(), device)?; // [images, C, H, W]
-        let noise = self.noise(&images, timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
-        let count = images.len() * captions * times;
-        let parts = in_slices(count, self.micro_batch, |row, most| {
-            let (groups, some_times) = slice(row, most, images.len() * captions, times);
-            let rows = self.denoising(&images, &latents, &groups, &timesteps[some_times], &noise, row)?;
-            let losses = {
-                let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-                rows.losses(self.unet, self.schedule).to_device(Device::Cpu)
+    /// The losses [images, captions, timesteps] of a batch on the CPU, or [pairs, 1, timesteps] of some of its pairs.
+    ///
+    /// The device works through all slices before it is asked for a number, and so never waits.
+    fn rows(
+        &self,
+        batch: usize,
+        loaded: &Loaded,
+        pairs: Option<Range<usize>>,
+    ) -> Result<Tensor, MathError> {
+        let device = self.unet.device();
+        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let (latents, texts) = (place(&loaded.latents, device), place(&loaded.texts, device));
+        let noise = self.noise(&images, &timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
+        let (all, times) = (images.len() * captions, timesteps.len());
+        let some = pairs.clone().unwrap_or(0..all);
+        let mut encoded: Option<(Range<usize>, Texts)> = None;
+        let parts = in_slices(some.len() * times, self.micro_batch, |row, most| {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let (pairs, some_times) = slice(row, most, some.len(), times);
+            let pairs = some.start + pairs.start..some.start + pairs.end;
+            // The slices of one pair follow each other.
+            let texts = match &encoded {
+                Some((known, texts)) if *known == pairs => texts,
+                _ => {
+                    let texts = self.unet.encode(&narrow(&texts, &pairs));
+                    &encoded.insert((pairs.clone(), texts)).1
+                }
             };
-            check(&losses, |r| (images.start + (row + r) / times / captions, timesteps[(row + r) % times]))?;
-            Ok::<_, MathError>((rows.len(), losses))
+            let (count, each) = (pairs.len() * some_times.len(), some_times.len() as i64);
+            let first = pairs.start * times + some_times.start;
+            let noise = narrow(&noise, &(first..first + count)); // [rows, C, H, W]
+            let images: Vec<i64> = pairs.map(|pair| (pair / captions) as i64).collect();
+            let images = Tensor::from_slice(&images).to_device(device);
+            let latents = latents.index_select(0, &images).repeat_interleave_self_int(each, 0, None);
+            let timesteps = self.timesteps(&timesteps[some_times]);
+            let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, texts);
+            Ok::<_, MathError>((count, losses))
         });
-        let parts = parts.map_err(|error| self.data.named(error))?;
-        Ok(Tensor::cat(&parts, 0).view([images.len() as i64, captions as i64, times as i64]))
+        let losses = Tensor::cat(&parts?, 0).to_device(Device::Cpu);
+        let place_of = |row: usize| {
+            let row = some.start * times + row;
+            (images.start + row / times / captions, timesteps[row % times])
+        };
+        check(&losses, place_of).map_err(|error| self.data.named(error))?;
+        let [first, second] = if pairs.is_some() { [some.len(), 1] } else { [images.len(), captions] };
+        Ok(losses.view([first as i64, second as i64, times as i64]))
+    }
+
+    fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+        Tensor::from_slice(timesteps).to_device(self.unet.device())
     }
 
     /// The noise of all rows of some images, on the network's device.
@@ -263,31 +338,10 @@ impl<'a> LossPass<'a> {
             }
         }
     }
+}
 
-    /// The rows of `groups` (pairs of image and caption) at `timesteps`; the first one is row `first` of `noise`.
-    fn denoising(
-        &self,
-        images: &Range<usize>,
-        latents: &Tensor,
-        groups: &Range<usize>,
-        timesteps: &[i64],
-        noise: &Tensor,
-        first: usize,
-    ) -> Result<DenoisingRows, MathError> {
-        let (captions, times, device) = (self.spec.captions, timesteps.len() as i64, latents.device());
-        let pairs: Vec<_> =
-            groups.clone().map(|group| (images.start + group / captions, group % captions)).collect();
-        let images: Vec<i64> = groups.clone().map(|group| (group / captions) as i64).collect();
-        let count = groups.len() as i64;
-        Ok(DenoisingRows {
-            latents: latents
-                .index_select(0, &Tensor::from_slice(&images).to_device(device))
-                .repeat_interleave_self_int(times, 0, None), // [groups * times, C, H, W]
-            noise: noise.narrow(0, first as i64, count * times),
-            timesteps: Tensor::from_slice(timesteps).to_device(device).repeat([count]),
-            texts: self.data.texts(&pairs, device)?, // [groups, L, D]
-        })
-    }
+fn narrow(x: &Tensor, rows: &Range<usize>) -> Tensor {
+    x.narrow(0, rows.start as i64, rows.len() as i64)
 }
 
 /// The next slice from `row` on: pairs of image and caption, and which of their timesteps.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::arrays::{self, TrainingSet};
-use super::loss::{LossParams, Piece};
+use super::loss::{LossParams, Piece, Products};
 use super::network::with_unet;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::npy_writer::{self, NpyWriter};
@@ -52,8 +52,12 @@ impl Span {
 
 /// The part of the parameters that a unit depends on: which timesteps there are besides its own is not among them.
 pub(super) fn unit_identity(params: &LossParams) -> Json {
-    let LossParams { time_samples: _, captions, seed, noise, batch_size: _ } = params;
-    json!({ "captions": captions, "seed": seed, "noise": noise })
+    let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
+    let mut counts = json!({ "captions": captions, "seed": seed, "noise": noise });
+    if *precision != Products::Fp32 {
+        counts["precision"] = json!(precision);
+    }
+    counts
 }
 
 /// The timesteps of the pass.
@@ -122,7 +126,7 @@ pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Opti
     let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
-    Some(json!([images, flipped, params.captions, params.seed, read]).to_string())
+    Some(json!([images, flipped, params.captions, params.seed, params.precision, read]).to_string())
 }
 
 /// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its
@@ -143,7 +147,7 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
     let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
     let mut block: Option<Block> = None;
     for (weights, units) in networks {
-        with_unet(inputs, weights, cx.device, |unet| {
+        with_unet(inputs, weights, cx.device, params.precision.precision(), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let data = set.data()?;
             let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;

@@ -24,6 +24,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     check_version()?;
     let Device::Cuda(index) = device else { return Ok(()) };
     load_cuda()?;
+    allow_tf32(false);
     // Benchmarking picks the fastest algorithm of the moment, which need not be the same one twice.
     tch::Cuda::cudnn_set_benchmark(false);
     let found = tch::Cuda::device_count();
@@ -34,6 +35,28 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.
+///
+/// libtorch lets convolutions do so unless it is told otherwise, and `tch` has no word for it: these are the functions
+/// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
+pub fn allow_tf32(allow: bool) {
+    let set = || -> Result<(), libloading::Error> {
+        let library = Library::this();
+        // SAFETY: the types are those of ATen/Context.h: a method takes its object first, and the object is static.
+        unsafe {
+            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
+            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
+            library.get::<Set>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")?(context, allow);
+            library.get::<Set>(b"_ZN2at7Context17setAllowTF32CuDNNEb\0")?(context, allow);
+        }
+        Ok(())
+    };
+    if let Err(error) = set() {
+        tracing::warn!("libtorch cannot be told which precision to use on GPUs: {error}");
+    }
 }
 
 /// Refuses another libtorch than the one that every fingerprint names.

@@ -12,6 +12,7 @@ use crate::io::torch_file::Dtype;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
+use crate::nn::unet::Precision;
 use crate::param::Validate;
 use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
 use crate::{choice, params};
@@ -123,7 +124,7 @@ impl Compute for Fisher {
     ) -> anyhow::Result<()> {
         let batches = spans::range(unit, "batches")?;
         let total = batches.len() as u64;
-        let sum = with_unet(inputs, None, cx.device, |unet| {
+        let sum = with_unet(inputs, None, cx.device, Precision::Fp32, |unet| {
             let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| (cx.progress)(done as u64, total);

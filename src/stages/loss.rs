@@ -11,6 +11,7 @@ use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
+use crate::nn::unet::Precision;
 use crate::param::Validate;
 use crate::stage::{Context, Inputs, Reads, Together, Unit};
 use crate::{choice, params};
@@ -22,6 +23,28 @@ choice! {
         Batch = "batch",
         /// One draw per image and timestep: no batching, subset or choice of timesteps changes a number.
         Image = "image",
+    }
+}
+
+choice! {
+    /// How the network's products are computed in a loss pass.
+    pub enum Products {
+        /// In float32.
+        Fp32 = "fp32",
+        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it.
+        Tf32 = "tf32",
+        /// Of bfloat16 factors, with bfloat16 between them; sums, normalisations and losses in float32.
+        Bf16 = "bf16",
+    }
+}
+
+impl Products {
+    pub(super) fn precision(self) -> Precision {
+        match self {
+            Products::Fp32 => Precision::Fp32,
+            Products::Tf32 => Precision::Tf32,
+            Products::Bf16 => Precision::Bf16,
+        }
     }
 }
 
@@ -39,6 +62,10 @@ params! {
         noise: Noise = Noise::Batch,
         /// Rows (image x caption x timestep) that one draw covers with `noise = "batch"`; without effect with `image`.
         batch_size: u32 [1..=100_000_000] = 8000,
+        /// `fp32`, `tf32` or `bf16`: how the network's products are computed. The shorter ones are faster on GPUs, and their
+        /// losses differ in the last digits; a sample of the rows is computed in float32 as well, and a warning tells if
+        /// they differ by more than they should.
+        precision: Products = Products::Fp32,
     }
 }
 
@@ -69,11 +96,15 @@ impl Validate for LossParams {
 impl LossParams {
     /// What counts: with noise per image, the batch size only says how many images are read at once.
     pub fn identity(&self) -> Json {
-        let Self { time_samples, captions, seed, noise, batch_size } = self;
+        let Self { time_samples, captions, seed, noise, batch_size, precision } = self;
         let mut counts =
             json!({ "time_samples": time_samples, "captions": captions, "seed": seed, "noise": noise });
         if *noise == Noise::Batch {
             counts["batch_size"] = json!(batch_size);
+        }
+        // The recipes of float32 are those from before there was a choice.
+        if *precision != Products::Fp32 {
+            counts["precision"] = json!(precision);
         }
         counts
     }
@@ -175,7 +206,7 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let per_batch = spec.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;
-    let losses = with_unet(inputs, weights, cx.device, |unet| {
+    let losses = with_unet(inputs, weights, cx.device, params.precision.precision(), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
         Ok(pass.of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?)

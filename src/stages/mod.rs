@@ -19,6 +19,8 @@ mod table;
 mod tensors;
 mod unlearn;
 
+pub use arrays::NpyRows;
+
 use crate::stage::{Computation, Registry};
 
 /// Lists the kinds once: for the front program, which plans all and computes the light ones, and for the worker.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::device;
 use crate::nn::config::ModelError;
-use crate::nn::unet::UNet;
+use crate::nn::unet::{Precision, UNet};
 use crate::stage::{Device, Input, Inputs};
 
 pub(super) const UNET: Input = Input::new(
@@ -27,7 +27,7 @@ pub(super) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab
 
 /// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
 pub(super) fn load_unet(inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
-    load(inputs, None, device)
+    load(inputs, None, device, Precision::Fp32)
 }
 
 /// Lends the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its
@@ -39,9 +39,10 @@ pub(super) fn with_unet<T>(
     inputs: &Inputs,
     changed: Option<&Path>,
     device: Device,
+    precision: Precision,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let looks = Looks::of(inputs, changed, device)?;
+    let looks = Looks::of(inputs, changed, device, precision)?;
     let kept = LENT.with_borrow_mut(|lent| {
         let place = lent.iter().position(|(known, _)| *known == looks)?;
         Some(lent.remove(place).1)
@@ -51,9 +52,10 @@ pub(super) fn with_unet<T>(
         Some(unet) => unet,
         None => {
             LENT.with_borrow_mut(|lent| lent.truncate(MOST - 1));
-            load(inputs, changed, device)?
+            load(inputs, changed, device, precision)?
         }
     };
+    device::allow_tf32(precision == Precision::Tf32);
     // Not put back where the work fails or panics: its tape may then be left recording.
     let result = work(&unet)?;
     LENT.with_borrow_mut(|lent| lent.insert(0, (looks, unet)));
@@ -72,13 +74,19 @@ thread_local! {
 #[derive(PartialEq)]
 struct Looks {
     device: Device,
+    precision: Precision,
     files: Vec<(PathBuf, u64, SystemTime)>,
     /// How many of the files are those of the folder and of `checkpoint`.
     parts: [usize; 2],
 }
 
 impl Looks {
-    fn of(inputs: &Inputs, changed: Option<&Path>, device: Device) -> anyhow::Result<Self> {
+    fn of(
+        inputs: &Inputs,
+        changed: Option<&Path>,
+        device: Device,
+        precision: Precision,
+    ) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for entry in fs_err::read_dir(inputs.path("unet"))? {
             files.push(look(entry?.path())?);
@@ -92,7 +100,7 @@ impl Looks {
         if let Some(changed) = changed {
             files.push(look(changed.to_path_buf())?);
         }
-        Ok(Self { device, files, parts: [folder, own] })
+        Ok(Self { device, precision, files, parts: [folder, own] })
     }
 }
 
@@ -101,9 +109,15 @@ fn look(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
     Ok((path, found.len(), found.modified()?))
 }
 
-fn load(inputs: &Inputs, changed: Option<&Path>, device: Device) -> anyhow::Result<UNet> {
+fn load(
+    inputs: &Inputs,
+    changed: Option<&Path>,
+    device: Device,
+    precision: Precision,
+) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
-    UNet::load_parts(folder, checkpoint, changed, device::torch(device)).map_err(|error| match error {
+    let device = device::torch(device);
+    UNet::load_parts(folder, checkpoint, changed, device, precision).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; one that lies elsewhere belongs on the input `checkpoint`")
         }
@@ -134,7 +148,7 @@ mod tests {
 
     /// Whether the network that is lent is one that was lent before, and marks it.
     fn again(inputs: &Inputs) -> bool {
-        with_unet(inputs, None, Device::Cpu, |unet| {
+        with_unet(inputs, None, Device::Cpu, Precision::Fp32, |unet| {
             let marked = marked(unet);
             let _ = tch::no_grad(|| unet.parameters()["conv_in.bias"].shallow_clone().fill_(MARK));
             Ok(marked)
@@ -174,7 +188,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inputs = copy(folder.path());
         assert!(!again(&inputs));
-        let failed = with_unet(&inputs, None, Device::Cpu, |_| anyhow::bail!("told to"));
+        let failed = with_unet(&inputs, None, Device::Cpu, Precision::Fp32, |_| anyhow::bail!("told to"));
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));

@@ -11,7 +11,7 @@ use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
 use super::{accept, arrays, device, tensors};
 use crate::io::torch_file::Dtype;
-use crate::math::data::Rows;
+use crate::math::data::{Rows, place};
 use crate::math::error::MathError;
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
@@ -100,7 +100,10 @@ impl Compute for Unlearn {
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
-        let read = |rows: NpyRows, row| rows.gather(&[row], device).map_err(|error| anyhow::anyhow!(error));
+        let read = |rows: NpyRows, row| match rows.read(&[row]) {
+            Ok(values) => Ok(place(&values, device)),
+            Err(error) => Err(anyhow::anyhow!(error)),
+        };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
         let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
 
