@@ -126,7 +126,8 @@ pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Opti
     let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
-    Some(json!([images, flipped, params.captions, params.seed, params.precision, read]).to_string())
+    // All that counts for the units, so that nothing that is shared can differ.
+    Some(json!([images, flipped, unit_identity(params), read]).to_string())
 }
 
 /// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its
