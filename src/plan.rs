@@ -114,6 +114,9 @@ pub struct Resolved {
     pub paths: BTreeMap<String, PathBuf>,
 }
 
+/// Units whose parts of files are hashed together.
+const MANY: usize = 4096;
+
 /// Judges stages against the store and the last runs.
 pub struct Planner<'a> {
     /// The pipeline.
@@ -220,23 +223,36 @@ impl<'a> Planner<'a> {
         };
         let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
         let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
-        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units);
-        let reads = reads.unwrap_or_default();
-        for (port, digest) in &common.inputs {
-            let slices: Vec<(usize, &Slice)> =
-                reads.iter().enumerate().filter_map(|(unit, reads)| Some((unit, reads.get(port)?))).collect();
-            let parts: Vec<FilePart<'_>> =
-                slices.iter().map(|(_, slice)| (slice.layout.as_str(), slice.bytes.as_slice())).collect();
-            match self.store.slices(digest, &inputs.paths[port], &parts) {
-                Ok(found) => {
-                    for ((unit, _), slice) in slices.iter().zip(found) {
-                        recipes[*unit].inputs.insert(port.clone(), slice);
-                    }
-                }
-                Err(error) => tracing::debug!("{}: `{port}` counts whole: {error}", stage.id),
+        // What some of them read may be told by many ranges.
+        for (units, recipes) in units.chunks(MANY).zip(recipes.chunks_mut(MANY)) {
+            if let Err(error) = self.narrow(stage, inputs, units, recipes) {
+                tracing::debug!("{}: inputs count whole: {error:#}", stage.id);
             }
         }
         recipes
+    }
+
+    /// Puts the digests of what units read into their recipes, in place of those of whole files.
+    fn narrow(
+        &self,
+        stage: &StageNode,
+        inputs: &Resolved,
+        units: &[Unit],
+        recipes: &mut [Recipe],
+    ) -> anyhow::Result<()> {
+        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units)?;
+        for (port, digest) in &inputs.digests {
+            let narrowed = recipes.iter_mut().zip(&reads).filter_map(|(recipe, reads)| {
+                // A port that only the merge reads is not in a unit's recipe.
+                let counted = recipe.inputs.get_mut(port)?;
+                let Slice { bytes, layout } = reads.get(port)?;
+                Some((counted, (layout.as_str(), bytes.as_slice())))
+            });
+            let (counted, parts): (Vec<&mut Digest>, Vec<FilePart<'_>>) = narrowed.unzip();
+            let found = self.store.slices(digest, &inputs.paths[port], &parts)?;
+            counted.into_iter().zip(found).for_each(|(counted, slice)| *counted = slice);
+        }
+        Ok(())
     }
 
     /// What to do with one stage, given the results so far.

@@ -186,7 +186,7 @@ impl<'a> Coordinator<'a> {
         });
         let merge_now = jobs.is_empty();
         self.jobs += jobs.len();
-        jobs.into_iter().for_each(|job| self.queue.push(job));
+        self.queue.extend(jobs);
         self.works.insert(stage, work);
         if merge_now {
             self.merge(stage);

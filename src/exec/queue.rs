@@ -64,9 +64,10 @@ impl Queue {
         self.jobs.lock().expect("no panic under this lock")
     }
 
-    pub fn push(&self, job: Job) {
-        self.jobs().0.push_back(Box::new(job));
-        self.wake.notify_one();
+    /// Adds jobs, all at once: a slot that waits would else take the first one without its company.
+    pub fn extend(&self, jobs: Vec<Job>) {
+        self.jobs().0.extend(jobs.into_iter().map(Box::new));
+        self.wake.notify_all();
     }
 
     /// Puts a job before all others: a merge frees what waits for its stage.
@@ -94,37 +95,46 @@ impl Queue {
         self.wake.notify_all();
     }
 
-    /// The next job, waited for; none once the queue is closed.
-    pub fn pop(&self) -> Option<Box<Job>> {
+    /// The next job, waited for, with those that are worth computing together with it; none once the queue is closed.
+    ///
+    /// They come in one step, or two slots would take jobs of one company apart. Without a hold on the first, it
+    /// comes alone.
+    pub fn take<T>(&self, mut hold: impl FnMut(&Job) -> Option<T>) -> Option<Vec<(Box<Job>, Option<T>)>> {
         let mut jobs = self.jobs();
-        loop {
+        let job = loop {
             if let Some(job) = jobs.0.pop_front() {
-                return Some(job);
+                break job;
             }
             if jobs.1 {
                 return None;
             }
             jobs = self.wake.wait(jobs).expect("no panic under this lock");
-        }
+        };
+        let held = hold(&job);
+        let company = if held.is_some() { self.company(&job, &mut jobs.0, hold) } else { Vec::new() };
+        Some(std::iter::once((job, held)).chain(company).collect())
     }
 
-    /// Takes out the jobs that are worth computing together with one that a slot has, as far as `hold` gets hold of
-    /// them; others stay where they are.
+    /// Takes out the jobs that keep another company, as far as `hold` gets hold of them; others stay where they are:
+    /// what another run computes is waited for when it is its turn, with nothing else held.
     ///
     /// No more than a slot's share of all that waits, or the others would have nothing to do.
-    pub fn company<T>(&self, job: &Job, mut hold: impl FnMut(&Job) -> Option<T>) -> Vec<(Box<Job>, T)> {
+    fn company<T>(
+        &self,
+        job: &Job,
+        waiting: &mut VecDeque<Box<Job>>,
+        mut hold: impl FnMut(&Job) -> Option<T>,
+    ) -> Vec<(Box<Job>, Option<T>)> {
         let Some(company) = &job.company else { return Vec::new() };
-        let mut jobs = self.jobs();
-        let share = (jobs.0.len() + 1).div_ceil(self.slots.max(1)).min(MOST_TOGETHER);
+        let share = (waiting.len() + 1).div_ceil(self.slots.max(1)).min(MOST_TOGETHER);
         let (mut taken, mut place) = (Vec::new(), 0);
-        while taken.len() + 1 < share && place < jobs.0.len() {
-            let other = &jobs.0[place];
+        while taken.len() + 1 < share && place < waiting.len() {
+            let other = &waiting[place];
             let fits =
                 other.common.kind.name() == job.common.kind.name() && other.company.as_ref() == Some(company);
-            // What another run computes is waited for when it is its turn, with nothing else held.
             match fits.then(|| hold(other)).flatten() {
                 None => place += 1,
-                Some(held) => taken.extend(jobs.0.remove(place).map(|other| (other, held))),
+                held => taken.extend(waiting.remove(place).map(|other| (other, held))),
             }
         }
         taken

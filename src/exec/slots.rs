@@ -103,8 +103,10 @@ impl<'a> Slot<'a> {
 
     /// Takes jobs until there will be no more.
     pub fn serve(mut self) {
-        while let Some(job) = self.queue.pop() {
-            let mut held = vec![Held { job, lock: None, begun: false }];
+        // Without waiting for any: two runs that each hold what the other waits for would wait for ever.
+        while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
+            let held = jobs.into_iter().map(|(job, lock)| Held { job, lock, begun: false });
+            let mut held: Vec<Held> = held.collect();
             // A job that got lost would be waited for without end.
             let brought = catch_unwind(AssertUnwindSafe(|| self.bring(&mut held))).unwrap_or(Ok(()));
             let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
@@ -114,16 +116,14 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Brings a job to its end, together with those that keep it company; what is left in `held` got lost.
+    /// Brings a job to its end, together with those that keep it company; what is then left in `held` got lost.
     fn bring(&mut self, held: &mut Vec<Held>) -> Sent {
-        match self.lock(&held[0].job) {
-            Ok(lock) => held[0].lock = Some(lock),
-            Err(error) => return self.end(held.remove(0), Err(error)),
+        if held[0].lock.is_none() {
+            match self.lock(&held[0].job) {
+                Ok(lock) => held[0].lock = Some(lock),
+                Err(error) => return self.end(held.remove(0), Err(error)),
+            }
         }
-        // Without waiting for any: two runs that each hold what the other waits for would wait for ever.
-        let try_lock = |job: &Job| self.store.try_lock(&job.recipe.fingerprint()).ok().flatten();
-        let company = self.queue.company(&held[0].job, try_lock);
-        held.extend(company.into_iter().map(|(job, lock)| Held { job, lock: Some(lock), begun: false }));
         let mut place = 0;
         while place < held.len() {
             match self.found(&held[place].job) {
@@ -164,6 +164,12 @@ impl<'a> Slot<'a> {
             }
             Err(error) => Report::Failed(stage, unit, error.to_string()),
         })
+    }
+
+    /// Takes hold of a job's fingerprint if nobody has it; why it cannot be had shows when it is waited for.
+    fn try_lock(&self, job: &Job) -> Option<Lock> {
+        let stopped = self.reports.stop.asked().is_some();
+        (!stopped).then(|| self.store.try_lock(&job.recipe.fingerprint()).ok().flatten()).flatten()
     }
 
     /// Waits until no other process computes the job's fingerprint.

@@ -4,6 +4,7 @@
 //! reads and nothing of the others: more timesteps or more images compute what is new, and an image that changed
 //! computes its own block.
 
+use std::iter::once;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -99,14 +100,13 @@ pub(super) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> any
     let (images, captions) = (texts.rows(), params.captions as usize);
     let of = |unit: &Unit| {
         let span = Span::of(unit)?;
-        let whole = [span.latents(images)];
-        let latent = slice(&latents, &latents.shape()[1..], whole.into_iter(), latents.row_len());
+        let latent = slice(&latents, &latents.shape()[1..], once(span.latents(images)), latents.row_len());
         // Of an image's captions, the first ones; where that is all of them, the rows follow each other.
-        let (all, length) = (texts.shape()[1], texts.row_len() / texts.shape()[1]);
+        let (all, length) = (texts.shape()[1], texts.row_len() / texts.shape()[1].max(1));
         let [start, end] = span.images;
         let row = [&[captions], &texts.shape()[2..]].concat();
         let text = match captions == all {
-            true => slice(&texts, &row, [start * all..end * all].into_iter(), length),
+            true => slice(&texts, &row, once(start * all..end * all), length),
             false => slice(&texts, &row, (start..end).map(|i| i * all..i * all + captions), length),
         };
         let ports = [("latents", latent), ("text_embeddings", text)];
@@ -131,7 +131,8 @@ pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Opti
     let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
-    Some(json!([images, flipped, params.captions, params.seed, params.precision, read]).to_string())
+    // All that counts for the units, so that nothing that is shared can differ.
+    Some(json!([images, flipped, unit_identity(params), read]).to_string())
 }
 
 /// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its

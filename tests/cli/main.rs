@@ -16,6 +16,7 @@ mod edits;
 mod explain;
 mod export;
 mod graph;
+mod images;
 mod interrupt;
 mod kill;
 mod mscoco;
