@@ -60,7 +60,7 @@ def losses(unet, scheduler, latents, texts, batches):
 
 def unlearn(unet, scheduler, latents, texts, batches):
     latent = torch.from_numpy(latents[:1]).to(DEVICE)
-    text = torch.from_numpy(texts[0, :1]).float().to(DEVICE)
+    text = torch.from_numpy(np.array(texts[0, :1])).float().to(DEVICE)
     size = WORK["batch_size"]
     for _ in batches:
         timesteps = torch.randperm(1000, device=DEVICE)[:size]
@@ -74,11 +74,8 @@ def fisher(unet, scheduler, latents, texts, batches):
     parameters = {name: p.detach() for name, p in unet.named_parameters()}
     chosen = {name: p for name, p in parameters.items() if selected(name)}
     rest = {name: p for name, p in parameters.items() if not selected(name)}
-    cumprod = scheduler.alphas_cumprod.to(DEVICE)
 
-    def loss(chosen, x0, noise, t, text):
-        signal = cumprod[t]
-        xt = signal.sqrt() * x0 + (1 - signal).sqrt() * noise
+    def loss(chosen, xt, noise, t, text):
         epsilon = functional_call(unet, chosen | rest, (xt[None], t[None], text[None])).sample
         return (epsilon - noise[None]).square().mean()
 
@@ -89,7 +86,8 @@ def fisher(unet, scheduler, latents, texts, batches):
         x0 = torch.from_numpy(latents[rows]).to(DEVICE)
         text = torch.from_numpy(np.stack([texts[i % len(texts), 0] for i in rows])).float().to(DEVICE)
         noise, t = torch.randn_like(x0), torch.randint(1000, (size,), device=DEVICE)
-        for name, value in gradients(chosen, x0, noise, t, text).items():
+        xt = scheduler.add_noise(x0, noise, t)
+        for name, value in gradients(chosen, xt, noise, t, text).items():
             total[name] = total.get(name, 0) + value.double().square().mean(dim=0)
     return sum(value.square().sum().item() for value in total.values())
 

@@ -100,7 +100,7 @@ def ours(options, data, work, batches):
     for part in range(parts):
         start, end = batches * part // parts, batches * (part + 1) // parts
         device = "cpu" if options.device == "cpu" else {"cuda": 0}
-        todo = dict(data=str(data), device=device, threads=options.threads, batches=[start, end])
+        todo = dict(data=str(data), device=device, threads=options.threads, batches=[start, end], trials=options.trials)
         commands.append([options.binary, json.dumps(work | todo)])
     return Side(commands)
 
@@ -166,7 +166,8 @@ def main():
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--trials", action="store_true", help="let cuDNN try its kernels out first, on our side")
     options = parser.parse_args()
     options.cores = len(os.sched_getaffinity(0))
     options.workers, options.threads = options.cores, 1
@@ -204,8 +205,8 @@ def plan(on_gpu):
     yield "loss pass, fp32", slow, dict(ours=4, peer=3)
     yield "loss pass, tf32", slow | dict(precision="tf32"), dict(ours=8, peer=5)
     yield "loss pass, bf16", loss | dict(precision="bf16"), dict(ours=10, peer=8), slow | dict(precision="bf16")
-    unlearn = common | dict(what="unlearn", micro_batch=80, batch_size=80)
-    yield "unlearn, fp32, cross-attn-kv", unlearn, dict(ours=40, peer=30)
+    unlearn = common | dict(what="unlearn", micro_batch=1024, batch_size=80)
+    yield "unlearn, fp32, cross-attn-kv", unlearn, dict(ours=48, peer=30)
     for select, size in (("cross-attn-kv", 32), ("all", 32)):
         fisher = common | dict(what="fisher", micro_batch=32, batch_size=size, select=select)
         yield f"fisher, fp32, {select}", fisher, dict(ours=20, peer=5)
