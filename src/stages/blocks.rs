@@ -215,3 +215,40 @@ pub(super) fn merge(
     }
     Ok(writer.finish()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::loss::Noise;
+    use super::*;
+
+    /// Three images with two captions each, at two timesteps: a mean over timesteps, then over captions.
+    #[test]
+    fn units_are_joined_in_the_order_of_the_latents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        npy_writer::write_f32(path("latents"), &[6, 1, 1, 1], &[0.0; 6]).unwrap();
+        npy_writer::write_f32(path("texts"), &[3, 2, 1, 1], &[0.0; 6]).unwrap();
+        let scheduler = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/model/scheduler");
+        let ports =
+            [("latents", path("latents")), ("text_embeddings", path("texts")), ("scheduler", scheduler)];
+        let inputs = Inputs(ports.map(|(port, path)| (port.to_owned(), path)).into());
+        let (noise, precision) = (Noise::Image, Products::Fp32);
+        let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: 1, precision };
+        let units = units(&params, &inputs, &arrays::open(&inputs).unwrap()).unwrap();
+        let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+        let expected = ["images 0..3 at timestep 0", "images 0..3 at timestep 500"];
+        assert_eq!(
+            names,
+            [expected.map(String::from), expected.map(|name| format!("mirror {name}"))].concat()
+        );
+        let parts = [0.0f32, 8.0, 100.0, 200.0].map(|first| {
+            let part = path(&first.to_string());
+            fs_err::create_dir(&part).unwrap();
+            let rows: Vec<f32> = (0..6).map(|row| first + row as f32).collect();
+            npy_writer::write_f32(part.join(ROWS), &[3, 2], &rows).unwrap();
+            part
+        });
+        merge(&params, &inputs, &parts, &path("out")).unwrap();
+        assert_eq!(Npy::vector(path("out")).unwrap(), [4.5, 6.5, 8.5, 150.5, 152.5, 154.5]);
+    }
+}

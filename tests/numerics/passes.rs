@@ -101,6 +101,8 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
     };
     let all = at(0..10, &[0, 250, 500, 750]);
     assert_close("all", &all, &load("method/losses")["image_rows"]);
+    let simple: Vec<Tensor> = (0..4).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+    assert_within("row by row", &all, &Tensor::cat(&simple, 0), 1e-6);
     // Some images across the flip boundary at one timestep.
     assert_close("some", &at(4..7, &[500]), &all.narrow(0, 4, 3).narrow(2, 2, 1));
     // Whatever timesteps are computed with it, the bits are the same.
