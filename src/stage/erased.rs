@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use serde_json::Value as Json;
 
-use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
+use super::{
+    Compute, Context, Foreseen, Inherit, Input, Inputs, Outlook, Output, Port, Stage, Trial, Unit, to_json,
+};
 use crate::param::{Key, Param, Reader};
 use crate::tree::Node;
 
@@ -67,6 +69,13 @@ pub trait Kind: Sync {
     /// # Errors
     /// As there.
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+    /// [`Stage::foresee`].
+    ///
+    /// # Errors
+    /// As there.
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen>;
+    /// [`Stage::already`].
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf>;
     /// [`Stage::accept`].
     ///
     /// # Errors
@@ -152,6 +161,12 @@ impl<S: Stage> Kind for S {
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)
     }
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        S::foresee(&from_json::<S>(params), inputs)
+    }
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf> {
+        S::already(&from_json::<S>(params), port, below)
+    }
     fn accept(
         &self,
         params: &Json,
@@ -190,6 +205,18 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
+    /// [`Compute::trial`].
+    ///
+    /// # Errors
+    /// As there.
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>>;
 }
 
 impl<C: Compute> Computation for C {
@@ -215,5 +242,17 @@ impl<C: Compute> Computation for C {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         C::merge(&from_json::<C>(params), inputs, parts, out, cx)
+    }
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>> {
+        let Trial { params, inputs, unit, steps, merges } =
+            C::trial(&from_json::<C>(params), inputs, steps, folder, cx)?;
+        Ok(Trial { params: to_json(&params), inputs, unit, steps, merges })
     }
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
-use super::{accept, arrays, spans};
+use super::{accept, arrays, forms, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
 use crate::nn::unet::UNet;
 use crate::param::Validate;
-use crate::stage::{Context, Inputs, Unit};
+use crate::stage::{Context, Foreseen, Form, Inputs, Outlook, Unit, Work};
 use crate::{choice, params};
 
 choice! {
@@ -102,7 +102,64 @@ pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
         "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
         texts.path().display()
     );
-    Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
+    Ok(cut(params, latents.rows()))
+}
+
+fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
+    spans::units("latents", latents, params.spec().images_per_batch())
+}
+
+/// The pass over all latents, and its losses on the port `losses`.
+pub(super) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let rows = latents.shape[0];
+    let losses = Form::Array { shape: vec![rows], bytes: 4 };
+    let units = cut(params, rows);
+    let LossParams { time_samples, captions, seed: _, noise, batch_size } = params;
+    let like = json!({
+        "loss": [time_samples, captions, batch_size],
+        "noise": noise,
+        "unet": forms::config(inputs, "unet")?,
+        "latent": &latents.shape[1..],
+        "text": &texts.shape[1..],
+        "stored": [latents.bytes, texts.bytes],
+    });
+    Ok(Foreseen {
+        // Each unit's file has a header of its own.
+        parts: units.len() as u64 * 128 + rows as u64 * 4,
+        outputs: [("losses".to_owned(), losses)].into(),
+        work: Some(Work { steps: rows as u64, tasks: units.len() as u64, like }),
+    })
+}
+
+/// What a trial of the pass is made of: parameters, inputs, and a unit of as many latents as steps are asked for.
+///
+/// With noise per batch, a batch is the smallest that fills the network's passes twice, until as many steps are asked for as the
+/// batch has images.
+pub(super) fn trial(
+    params: &LossParams,
+    inputs: &Outlook,
+    steps: u64,
+    folder: &Path,
+    cx: &Context<'_>,
+) -> anyhow::Result<(LossParams, Inputs, Unit)> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let whole = params.spec().images_per_batch();
+    let an_image = (params.captions * params.time_samples) as usize;
+    let fewest = (2 * cx.micro_batch).div_ceil(an_image);
+    let batch = match params.noise {
+        Noise::Image => whole,
+        Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
+    };
+    let params = LossParams { batch_size: (batch * an_image) as u32, ..params.clone() };
+    let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(latents.shape[0]);
+    let mut given = inputs.inputs();
+    if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+        forms::make_array(&mut given, "latents", &latents, rows, folder)?;
+        forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
+    }
+    let span = json!({ "latents": [0, rows] });
+    Ok((params, given, Unit { name: "a trial".into(), span, steps: rows as u64 }))
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.

@@ -6,6 +6,7 @@ pub mod command;
 pub mod device;
 mod download;
 mod fisher;
+mod forms;
 mod generate;
 mod influence;
 mod latents;

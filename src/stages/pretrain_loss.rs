@@ -9,7 +9,7 @@ use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit};
 
 params! {
     /// Parameters of `pretrain-loss`.
@@ -47,6 +47,10 @@ impl Stage for PretrainLoss {
         loss::units(&params.loss, inputs).map(Some)
     }
 
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        loss::foresee(&params.loss, inputs)
+    }
+
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss::accept(&params.loss, inputs, &outputs["losses"])
     }
@@ -65,5 +69,17 @@ impl Compute for PretrainLoss {
 
     fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
         loss::merge(parts, &out.join("pretrain_loss.npy"))
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (loss, inputs, unit) = loss::trial(&params.loss, inputs, steps, folder, cx)?;
+        let steps = unit.steps;
+        Ok(Trial { params: Params { loss }, inputs, unit: Some(unit), steps, merges: false })
     }
 }
