@@ -53,10 +53,23 @@ class Others:
         busy = (user + nice + system) / os.sysconf("SC_CLK_TCK")
         return time.perf_counter(), busy - sum(used.ru_utime + used.ru_stime for used in ours)
 
-    def told(self):
+    def share(self):
         (begun, before), (ended, after) = self.begun, self.now()
-        share = max(0.0, (after - before) / (ended - begun) / (os.cpu_count() or 1))
+        return max(0.0, (after - before) / (ended - begun) / (os.cpu_count() or 1))
+
+    def told(self):
+        share = self.share()
         return f"other programs took {share:.0%} of the processors" + ("; THE TIMES SAY LITTLE" if share > 0.05 else "")
+
+
+def quiet(patience):
+    """Waits until the processors are idle for five seconds, as long as there is patience."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        others = Others()
+        time.sleep(5)
+        if others.share() < 0.05:
+            return
 
 
 class Peak(threading.Thread):
@@ -141,6 +154,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--attrflow", default="target/release/attrflow", help="the program")
     parser.add_argument("--pipeline", default="pipelines/demo.toml", help="the pipeline")
+    parser.add_argument("--wait", type=float, default=0, metavar="S", help="wait so long for idle processors")
+    parser.add_argument("--times", action="store_true", help="leave out the second run, of one stage at a time")
     parser.add_argument("options", nargs="*", help="more for plan and run, behind `--`: --jobs, --threads, --set, …")
     given = parser.parse_args()
     attrflow, here = pathlib.Path(given.attrflow).resolve(), pathlib.Path.cwd()
@@ -151,6 +166,7 @@ def main():
             shutil.copytree(here / name, root / name)
         cache = root / "cache"
         verb = lambda name, *more: [attrflow, name, *more, "--json", *given.options, given.pipeline]
+        quiet(given.wait)
         begun, others = time.perf_counter(), Others()
         *plan, totals = lines(verb("plan", "--measure"), root)
         print(f"\nmeasured in {time.perf_counter() - begun:.1f} s; {others.told()}")
@@ -161,6 +177,7 @@ def main():
 
         table = Table()
         print(f"{'stage':<20} {'':<8} {'predicted':>12} {'actual':>12} {'ratio':>6}")
+        quiet(given.wait)
         others = Others()
         wall, peak = ran(verb("run"), root)
         stages = {record["stage"]: record for record in manifest(cache)["stages"]}
@@ -177,7 +194,7 @@ def main():
 
         shutil.rmtree(cache)
         before, kinds = 0, set()
-        for stage, record in stages.items():
+        for stage, record in [] if given.times else stages.items():
             kind = record["recipe"]["kind"]
             if kind in kinds:
                 continue

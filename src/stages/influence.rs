@@ -85,7 +85,7 @@ impl Stage for Influence {
         let mut foreseen = loss::foresee(&params.loss, inputs)?;
         let images = forms::array(inputs, "text_embeddings")?.shape[0];
         let array = |bytes| Form::Array { shape: vec![images], bytes };
-        // A line of a table and a cell of a picture are about as long as this; all of them are little beside the rest.
+        // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
         let (line, cell) = (120, 40_000);
         let rows = u64::from(params.top).min(images as u64);
         foreseen.outputs.insert("influence".into(), array(4));
