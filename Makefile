@@ -53,7 +53,7 @@ bench-runners: build
 	test -x $(VENV)/runners/bin/ninja || { $(PYTHON) -m venv $(VENV)/runners && $(VENV)/runners/bin/python -m pip install --quiet -r benches/runners/requirements.txt; }
 	PATH="$(CURDIR)/$(VENV)/runners/bin:$$PATH" $(PYTHON) benches/runners/runners.py --attrflow $(ATTRFLOW) $(RUNNERS)
 
-## bench-planner: what `plan --measure` predicts of the demo beside what it takes, off by a quarter at most (about 7 minutes)
+## bench-planner: what `plan --measure` predicts of the demo beside what it takes; fails where it is off by more than a quarter (about 7 minutes, on an idle machine)
 bench-planner: build
 	$(PYTHON) benches/planner/planner.py --attrflow $(ATTRFLOW) $(if $(PLANNER),-- $(PLANNER))
 
