@@ -122,7 +122,7 @@ fn member(piece: &Piece) -> anyhow::Result<Member<'_, Json>> {
 }
 
 /// What a panic says, without libtorch's C++ trace behind it.
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the stage panicked");
     let text = text.split_once("Torch(\"").map_or(text, |(_, torch)| torch);

@@ -156,13 +156,10 @@ impl Backend for Processes {
     fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError> {
         let program = if light { &self.front } else { &self.program };
         let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
-        let mut command = Command::new(program);
-        match light {
-            true => command.arg(LIGHT_WORKER),
-            false => command
-                // cuBLAS repeats bit for bit only with a workspace of fixed size.
-                .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-        };
+        let mut command = if light { Command::new(program) } else { heavy(program) };
+        if light {
+            command.arg(LIGHT_WORKER);
+        }
         let program = program.display();
         let mut child = command
             .arg(setting)
@@ -176,6 +173,15 @@ impl Backend for Processes {
         let output = child.stdout.take().ok_or_else(|| TaskError::Start(format!("{program}: no output")))?;
         Ok(Box::new(Process { child, input: Some(input), output: BufReader::new(output), light }))
     }
+}
+
+/// The worker program with the environment that libtorch computes in.
+pub fn heavy(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        // cuBLAS repeats bit for bit only with a workspace of fixed size.
+        .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+    command
 }
 
 struct Process {

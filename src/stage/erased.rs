@@ -7,7 +7,8 @@ use serde::Deserialize as _;
 use serde_json::Value as Json;
 
 use super::{
-    Compute, Context, Inherit, Input, Inputs, Member, Output, Port, Reads, Stage, Together, Unit, to_json,
+    Compute, Context, Foreseen, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage, Together,
+    Trial, Unit, to_json,
 };
 use crate::param::{Key, Param, Reader};
 use crate::tree::Node;
@@ -76,6 +77,13 @@ pub trait Kind: Sync {
     fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>>;
     /// [`Stage::company`], of each of the units.
     fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>>;
+    /// [`Stage::foresee`].
+    ///
+    /// # Errors
+    /// As there.
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen>;
+    /// [`Stage::already`].
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf>;
     /// [`Stage::accept`].
     ///
     /// # Errors
@@ -168,6 +176,12 @@ impl<S: Stage> Kind for S {
         let params = from_json::<S>(params);
         units.iter().map(|unit| S::company(&params, inputs, unit)).collect()
     }
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        S::foresee(&from_json::<S>(params), inputs)
+    }
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf> {
+        S::already(&from_json::<S>(params), port, below)
+    }
     fn accept(
         &self,
         params: &Json,
@@ -211,6 +225,18 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
+    /// [`Compute::trial`].
+    ///
+    /// # Errors
+    /// As there.
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>>;
 }
 
 impl<C: Compute> Computation for C {
@@ -244,5 +270,17 @@ impl<C: Compute> Computation for C {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         C::merge(&from_json::<C>(params), inputs, parts, out, cx)
+    }
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>> {
+        let Trial { params, inputs, unit, steps, merges } =
+            C::trial(&from_json::<C>(params), inputs, steps, folder, cx)?;
+        Ok(Trial { params: to_json(&params), inputs, unit, steps, merges })
     }
 }

@@ -5,6 +5,8 @@
 //! links no libtorch and answers in milliseconds.
 
 mod erased;
+mod foresight;
+pub mod measured;
 mod together;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use crate::param::{Param, Validate};
 use crate::tree::Node;
 
 pub use erased::{Computation, Kind};
+pub use foresight::{Foreseen, Form, Outlook, Trial, Work};
 pub use together::{Member, Reads, Slice, Together};
 
 /// An input port of a kind.
@@ -239,6 +242,22 @@ pub trait Stage: Sync + 'static {
         None
     }
 
+    /// What it gives and takes, from what is known of its inputs before they are all there.
+    ///
+    /// Looks no further than at headers and configurations. A kind that does not say otherwise tells nothing, and is not
+    /// measured.
+    ///
+    /// # Errors
+    /// Which input is not known well enough, and what must run first; inputs that cannot be used.
+    fn foresee(_params: &Self::Params, _inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        Ok(Foreseen::default())
+    }
+
+    /// Where what will stand on an output port, or at a path below it, lies already: for a kind that brings files as they are.
+    fn already(_params: &Self::Params, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
+        None
+    }
+
     /// Refuses files, by output port, that cannot be what these parameters and inputs give.
     ///
     /// They come from elsewhere and are to stand for the stage's outputs. Looks at headers, and at values where
@@ -298,6 +317,22 @@ pub trait Compute: Stage {
         _cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         anyhow::bail!("the kind `{}` has units but no merge", Self::KIND)
+    }
+
+    /// About `steps` steps of the stage's real work, to be measured; at least as many as one pass through the network takes.
+    ///
+    /// Inputs of which only the form is known are made up, in files below `folder`, and no longer than the trial needs.
+    ///
+    /// # Errors
+    /// As [`Stage::foresee`], and files that cannot be written.
+    fn trial(
+        _params: &Self::Params,
+        _inputs: &Outlook,
+        _steps: u64,
+        _folder: &Path,
+        _cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Self::Params>> {
+        anyhow::bail!("the kind `{}` is not measured", Self::KIND)
     }
 }
 

@@ -94,6 +94,16 @@ pub(super) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -
     Ok(units)
 }
 
+/// How many tasks the blocks of so many latents come to where each is one.
+pub(super) fn tasks(latents: usize) -> usize {
+    latents.div_ceil(BLOCK)
+}
+
+/// What a unit of the first images at the first timestep covers.
+pub(super) fn trial(images: usize) -> Json {
+    json!(Span { images: [0, images], flipped: false, timestep: 0 })
+}
+
 /// The rows that each unit reads, by port.
 pub(super) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
     let (latents, texts) = arrays::open(inputs)?;

@@ -97,3 +97,29 @@ pub fn library() -> Option<String> {
     let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
     line.find('/').map(|start| line[start..].to_owned())
 }
+
+/// Bytes of the device's memory that are taken, by this process and others; 0 on the CPU and where the runtime does not tell.
+///
+/// libtorch keeps what it once took of a device, so at the end this is the most that there was.
+pub fn taken(device: Device) -> u64 {
+    let Device::Cuda(index) = device else { return 0 };
+    type SetDevice = unsafe extern "C" fn(i32) -> i32;
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
+    // The libraries that `load_cuda` loaded are found among those of the process itself.
+    let process = Library::this();
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the two functions have these forms in every release of the CUDA runtime. One chooses the device that this thread asks
+    // about, which libtorch does for itself whenever it computes; the other writes to the two numbers alone.
+    let failed = unsafe {
+        let set = process.get::<SetDevice>("cudaSetDevice");
+        let info = process.get::<MemGetInfo>("cudaMemGetInfo");
+        match (set, info) {
+            (Ok(set), Ok(info)) => {
+                let index = i32::try_from(index).unwrap_or_default();
+                set(index) != 0 || info(&raw mut free, &raw mut total) != 0
+            }
+            _ => true,
+        }
+    };
+    if failed { 0 } else { total.saturating_sub(free) as u64 }
+}

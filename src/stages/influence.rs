@@ -9,16 +9,20 @@ use serde_json::{Value as Json, json};
 use super::accept::Outputs;
 use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET};
-use super::{accept, arrays, table};
+use super::{accept, arrays, forms, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
 use crate::io::npy_writer;
 use crate::math::error::MathError;
 use crate::math::influence::{influence, per_image, rank};
+use crate::math::selection::Selection;
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Inherit, Input, Inputs, Member, Output, Reads, Stage, Together, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook, Output, Reads, Stage, Together,
+    Trial, Unit,
+};
 
 params! {
     /// Parameters of `influence`.
@@ -87,6 +91,21 @@ impl Stage for Influence {
         loss::company(&params.loss, inputs, unit)
     }
 
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let mut foreseen = loss::foresee(&params.loss, inputs)?;
+        let images = forms::array(inputs, "text_embeddings")?.shape[0];
+        let array = |bytes| Form::Array { shape: vec![images], bytes };
+        // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
+        let (line, cell) = (120, 40_000);
+        let rows = u64::from(params.top).min(images as u64);
+        foreseen.outputs.insert("influence".into(), array(4));
+        foreseen.outputs.insert("rank".into(), array(8));
+        foreseen.outputs.insert("table".into(), Form::Bytes(rows * line));
+        foreseen.outputs.insert("top".into(), Form::Bytes(rows * line * 4));
+        foreseen.outputs.insert("picture".into(), Form::Bytes(u64::from(params.pictured + 1) * cell));
+        Ok(foreseen)
+    }
+
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss::accept(&params.loss, inputs, &outputs["losses"])?;
         let influence = accept::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
@@ -134,6 +153,23 @@ impl Compute for Influence {
         npy_writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
         npy_writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
         show(params, inputs, &scores, &ranks, out)
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (loss, mut given, unit) = loss::trial(&params.loss, inputs, steps, folder, cx)?;
+        if given.get("weights").is_none() {
+            // Which weights are unlearned is not this stage's to say: those that are by default take the usual time to read.
+            forms::make_weights(&mut given, "weights", &Selection::CrossAttnKv, None, folder)?;
+        }
+        let steps = unit.steps;
+        let params = Params { loss, ..params.clone() };
+        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: false })
     }
 }
 

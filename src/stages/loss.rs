@@ -7,14 +7,14 @@ use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
 use super::network::with_unet;
-use super::{accept, arrays, blocks, guard, spans};
+use super::{accept, arrays, blocks, forms, guard, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
 use crate::nn::unet::{Precision, Use};
 use crate::param::Validate;
-use crate::stage::{Context, Inputs, Reads, Together, Unit};
+use crate::stage::{Context, Foreseen, Form, Inputs, Outlook, Reads, Together, Unit, Work};
 use crate::{choice, params};
 
 choice! {
@@ -143,7 +143,7 @@ pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
         texts.path().display()
     );
     match params.noise {
-        Noise::Batch => Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch())),
+        Noise::Batch => Ok(cut(params, latents.rows())),
         Noise::Image => blocks::units(params, inputs, arrays),
     }
 }
@@ -162,6 +162,79 @@ pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Opti
         Noise::Batch => None,
         Noise::Image => blocks::company(params, inputs, unit),
     }
+}
+
+/// Batches cut into units.
+fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
+    spans::units("latents", latents, params.spec().images_per_batch())
+}
+
+/// The pass over all latents, and its losses on the port `losses`.
+pub(super) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let rows = latents.shape[0];
+    let losses = Form::Array { shape: vec![rows], bytes: 4 };
+    let (steps, tasks) = match params.noise {
+        Noise::Batch => (rows, cut(params, rows).len()),
+        Noise::Image => (rows * params.time_samples as usize, blocks::tasks(rows)),
+    };
+    let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
+    let like = json!({
+        "loss": [time_samples, captions, batch_size],
+        "noise": noise,
+        "precision": precision,
+        "unet": forms::config(inputs, "unet")?,
+        "latent": &latents.shape[1..],
+        "text": &texts.shape[1..],
+        "stored": [latents.bytes, texts.bytes],
+    });
+    Ok(Foreseen {
+        // Each unit's file has a header of its own.
+        parts: match params.noise {
+            Noise::Batch => tasks as u64 * 128 + rows as u64 * 4,
+            Noise::Image => steps as u64 * 4 * u64::from(*captions) + tasks as u64 * u64::from(*time_samples) * 128,
+        },
+        outputs: [("losses".to_owned(), losses)].into(),
+        work: Some(Work { steps: steps as u64, tasks: tasks as u64, like }),
+    })
+}
+
+/// What a trial of the pass is made of: parameters, inputs, and a unit of as many latents as steps are asked for.
+///
+/// With noise per batch, a batch is the smallest that fills the network's passes twice, until as many steps are asked for as the
+/// batch has images.
+pub(super) fn trial(
+    params: &LossParams,
+    inputs: &Outlook,
+    steps: u64,
+    folder: &Path,
+    cx: &Context<'_>,
+) -> anyhow::Result<(LossParams, Inputs, Unit)> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let whole = params.spec().images_per_batch();
+    let an_image = (params.captions * params.time_samples) as usize;
+    let fewest = (2 * cx.micro_batch).div_ceil(an_image);
+    let batch = match params.noise {
+        Noise::Image => 1,
+        Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
+    };
+    let params = match params.noise {
+        Noise::Image => params.clone(),
+        Noise::Batch => LossParams { batch_size: (batch * an_image) as u32, ..params.clone() },
+    };
+    // A block without mirror images: where there are any, they would be more of the same.
+    let most = if params.noise == Noise::Image { texts.shape[0] } else { latents.shape[0] };
+    let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
+    let mut given = inputs.inputs();
+    if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+        forms::make_array(&mut given, "latents", &latents, rows, folder)?;
+        forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
+    }
+    let span = match params.noise {
+        Noise::Image => blocks::trial(rows),
+        Noise::Batch => json!({ "latents": [0, rows] }),
+    };
+    Ok((params, given, Unit { name: "a trial".into(), span, steps: rows as u64 }))
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.

@@ -7,6 +7,7 @@ pub mod command;
 pub mod device;
 mod download;
 mod fisher;
+mod forms;
 mod generate;
 mod guard;
 mod influence;

@@ -10,7 +10,9 @@ use super::loss::{self, LossParams};
 use super::network::{CHECKPOINT, SCHEDULER, UNET};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Member, Output, Reads, Stage, Together, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Input, Inputs, Member, Outlook, Output, Reads, Stage, Together, Trial, Unit,
+};
 
 params! {
     /// Parameters of `pretrain-loss`.
@@ -60,6 +62,10 @@ impl Stage for PretrainLoss {
         loss::company(&params.loss, inputs, unit)
     }
 
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        loss::foresee(&params.loss, inputs)
+    }
+
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss::accept(&params.loss, inputs, &outputs["losses"])
     }
@@ -93,5 +99,17 @@ impl Compute for PretrainLoss {
         _: &Context<'_>,
     ) -> anyhow::Result<()> {
         loss::merge(&params.loss, inputs, parts, &out.join("pretrain_loss.npy"))
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (loss, inputs, unit) = loss::trial(&params.loss, inputs, steps, folder, cx)?;
+        let steps = unit.steps;
+        Ok(Trial { params: Params { loss }, inputs, unit: Some(unit), steps, merges: false })
     }
 }

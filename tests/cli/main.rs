@@ -15,6 +15,7 @@ mod download;
 mod edits;
 mod explain;
 mod export;
+mod forecast;
 mod graph;
 mod images;
 mod interrupt;

@@ -9,6 +9,7 @@ mod edits;
 mod explain;
 mod faults;
 mod field;
+mod forecast;
 mod fuzz;
 mod language;
 mod layers;

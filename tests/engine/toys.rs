@@ -11,8 +11,8 @@ use attrflow::exec::worker::{Backend, Part, Piece, Reply, Task, TaskError, Worke
 use attrflow::param::Validate;
 use attrflow::params;
 use attrflow::stage::{
-    Computation, Compute, Context, Device, Downloads, Inherit, Input, Inputs, Member, Output, Registry,
-    Stage, Together, Unit,
+    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook,
+    Output, Registry, Stage, Together, Trial, Unit, Work,
 };
 use serde_json::{Value as Json, json};
 
@@ -107,6 +107,16 @@ impl Stage for Count {
         Ok(Some((0..params.to).map(unit).collect()))
     }
 
+    fn foresee(params: &CountParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        inputs.form("from")?;
+        let to = u64::from(params.to);
+        Ok(Foreseen {
+            outputs: [("lines".to_owned(), Form::Bytes(100 * to))].into(),
+            parts: 10 * to,
+            work: Some(Work { steps: to, tasks: to, like: json!(params.say) }),
+        })
+    }
+
     fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
         Ok(())
@@ -144,6 +154,24 @@ impl Compute for Count {
         fs_err::create_dir_all(out.join("folder/sub"))?;
         fs_err::write(out.join("folder/sub/title.txt"), &params.title)?;
         Ok(fs_err::write(out.join("folder/lines.txt"), text)?)
+    }
+
+    fn trial(
+        params: &CountParams,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<CountParams>> {
+        let mut inputs = inputs.inputs();
+        if inputs.get("from").is_none() {
+            fs_err::write(folder.join("from"), "made up\n")?;
+            inputs.0.insert("from".into(), folder.join("from"));
+        }
+        // Five steps at most, and two at least.
+        let steps = steps.clamp(2, 5);
+        let unit = Unit { name: "a trial".into(), span: json!({ "n": 0 }), steps };
+        Ok(Trial { params: params.clone(), inputs, unit: Some(unit), steps, merges: true })
     }
 }
 
