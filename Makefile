@@ -8,7 +8,7 @@ MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 
-.PHONY: setup build demo test check bench bench-runners golden check-python check-readers clean
+.PHONY: setup build demo test check bench bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -52,6 +52,10 @@ bench: build
 bench-runners: build
 	test -x $(VENV)/runners/bin/ninja || { $(PYTHON) -m venv $(VENV)/runners && $(VENV)/runners/bin/python -m pip install --quiet -r benches/runners/requirements.txt; }
 	PATH="$(CURDIR)/$(VENV)/runners/bin:$$PATH" $(PYTHON) benches/runners/runners.py --attrflow $(ATTRFLOW) $(RUNNERS)
+
+## bench-planner: what `plan --measure` predicts of the demo beside what it takes; fails where it is off by more than a quarter (about 7 minutes, on an idle machine)
+bench-planner: build
+	$(PYTHON) benches/planner/planner.py --attrflow $(ATTRFLOW) $(if $(PLANNER),-- $(PLANNER))
 
 ## golden: make the golden files of the tests again with the Python originals
 golden: setup

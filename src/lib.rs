@@ -1,6 +1,6 @@
 //! attrflow: which training images made a text-to-image diffusion model draw this?
 //!
-//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `exec`, `adopt`, `attest`, `audit`, `replay`, `care`, `store`, `manifest`, `event`)
+//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `forecast`, `exec`, `adopt`, `attest`, `audit`, `replay`, `care`, `store`, `manifest`, `event`)
 //! never computes a tensor and never prints. The computation (`stages`, `math`, `nn`, `io`, and `export`, which
 //! writes results in others' formats) never knows the store, the plan or the terminal. [`cli`] alone knows both.
 
@@ -14,6 +14,7 @@ pub mod event;
 pub mod exec;
 pub mod explain;
 pub mod export;
+pub mod forecast;
 pub mod graph;
 pub mod io;
 pub mod manifest;

@@ -13,8 +13,8 @@ use crate::graph::Graph;
 use crate::manifest::Outcome;
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::recipe::{self, Change, Numerics, Recipe};
-use crate::stage::Unit;
-use crate::store::{Entry, Found, Store, StoreError};
+use crate::stage::{Inputs, Slice, Unit};
+use crate::store::{Entry, FilePart, Found, Store, StoreError};
 
 pub use history::{History, Last};
 
@@ -114,6 +114,9 @@ pub struct Resolved {
     pub paths: BTreeMap<String, PathBuf>,
 }
 
+/// Units whose parts of files are hashed together.
+const MANY: usize = 4096;
+
 /// Judges stages against the store and the last runs.
 pub struct Planner<'a> {
     /// The pipeline.
@@ -201,17 +204,55 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The recipe of one unit: of parameters and inputs only those that units read.
+    /// The recipe of one unit: of parameters and inputs only what the unit reads.
     pub fn unit_recipe(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Recipe {
+        self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
+    }
+
+    /// The recipes of units, in order; the parts of files that they read are hashed together.
+    ///
+    /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
+    pub fn unit_recipes(&self, stage: &StageNode, inputs: &Resolved, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
             |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
-        Recipe {
+        let common = Recipe {
             params: stage.kind.unit_identity(&stage.params),
             inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
-            unit: Some(unit.span.clone()),
             ..self.recipe(stage, &Resolved::default())
+        };
+        let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
+        let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
+        // What some of them read may be told by many ranges.
+        for (units, recipes) in units.chunks(MANY).zip(recipes.chunks_mut(MANY)) {
+            if let Err(error) = self.narrow(stage, inputs, units, recipes) {
+                tracing::debug!("{}: inputs count whole: {error:#}", stage.id);
+            }
         }
+        recipes
+    }
+
+    /// Puts the digests of what units read into their recipes, in place of those of whole files.
+    fn narrow(
+        &self,
+        stage: &StageNode,
+        inputs: &Resolved,
+        units: &[Unit],
+        recipes: &mut [Recipe],
+    ) -> anyhow::Result<()> {
+        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units)?;
+        for (port, digest) in &inputs.digests {
+            let narrowed = recipes.iter_mut().zip(&reads).filter_map(|(recipe, reads)| {
+                // A port that only the merge reads is not in a unit's recipe.
+                let counted = recipe.inputs.get_mut(port)?;
+                let Slice { bytes, layout } = reads.get(port)?;
+                Some((counted, (layout.as_str(), bytes.as_slice())))
+            });
+            let (counted, parts): (Vec<&mut Digest>, Vec<FilePart<'_>>) = narrowed.unzip();
+            let found = self.store.slices(digest, &inputs.paths[port], &parts)?;
+            counted.into_iter().zip(found).for_each(|(counted, slice)| *counted = slice);
+        }
+        Ok(())
     }
 
     /// What to do with one stage, given the results so far.

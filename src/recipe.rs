@@ -4,7 +4,7 @@
 //! |---|---|
 //! | kind and its version | the stage kind |
 //! | params with defaults filled in | pipeline, config, `--set` |
-//! | input digests: bytes, not upstream recipes | store |
+//! | input digests: bytes, not upstream recipes; of a unit, of what it reads of them | store |
 //! | numerics: libtorch version, device class, precision, determinism | command line |
 //! | the unit's span | the stage kind |
 //!

@@ -1,9 +1,10 @@
 //! The worker program: computes on libtorch what the front program hands it.
 //!
-//! It is started by `attrflow`, with one argument: its setting as JSON, or `--doctor`.
+//! It is started by `attrflow`, with one argument: its setting as JSON, or `--doctor`; or with `--measure` and its setting.
 
-use attrflow::cli::{DoctorReport, serve};
+use attrflow::cli::{DoctorReport, MEASURE, serve, serve_measurement};
 use attrflow::exec::worker::Setting;
+use attrflow::stage::measured::{Memory, peak_memory};
 use attrflow::stages::{self, device};
 
 fn main() -> Result<(), String> {
@@ -12,9 +13,16 @@ fn main() -> Result<(), String> {
         let report = doctor();
         return serde_json::to_writer(std::io::stdout(), &report).map_err(|error| error.to_string());
     }
+    let measures = argument == MEASURE;
+    let argument = if measures { std::env::args().nth(2).unwrap_or_default() } else { argument };
     let setting: Setting = serde_json::from_str(&argument)
         .map_err(|_| "this program is started by `attrflow`, not by hand".to_owned())?;
     let prepared = device::prepare(setting.device, setting.threads);
+    if measures {
+        let memory = || Memory { host: peak_memory(), device: device::taken(setting.device) };
+        serve_measurement(&stages::heavy(), &setting, prepared, &memory);
+        return Ok(());
+    }
     serve(&stages::heavy(), &setting, prepared);
     Ok(())
 }

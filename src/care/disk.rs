@@ -100,7 +100,7 @@ fn room(below: &Path) -> &'static str {
         "quarantine" => "quarantine",
         // The folders themselves count as the index, which they are.
         "" | "objects" | "pins-v1" | "stat-v1.json" | "vouched-v1" | "packed-v1" => "index",
-        "recall-v1" | "units.lock" => "index",
+        "recall-v1" | "units.lock" | "slices-v1" => "index",
         first if first.starts_with("recipes-v") || first.starts_with("units-v") => "index",
         _ => "other",
     }

@@ -41,7 +41,7 @@ pub(super) struct How {
 
 impl How {
     /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
-    fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
+    pub fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
         let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
         let cpu = devices[0] == Device::Cpu;
         let wanted = given(self.threads, table.threads);
@@ -63,7 +63,8 @@ impl How {
         Conditions { jobs, threads, devices: devices.iter().map(name).collect(), micro_batch }
     }
 
-    fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
+    /// The settings of the workers, and what a manifest keeps of them.
+    pub fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
         let table = &project.pipeline.run;
         let conditions = self.conditions(table, &project.devices);
         let Conditions { jobs, threads, micro_batch, .. } = conditions;

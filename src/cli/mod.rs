@@ -15,6 +15,8 @@ mod graph;
 mod init;
 mod man;
 mod manifests;
+mod measure;
+mod need;
 mod plan;
 mod project;
 mod recalled;
@@ -38,6 +40,7 @@ use crate::stage::{Computation, Registry};
 
 pub use doctor::Report as DoctorReport;
 pub use exit::{Failure, exit_code};
+pub use measure::{MEASURE, serve_measurement};
 pub use serve::serve;
 
 /// Which training images made a text-to-image diffusion model draw this?
@@ -55,7 +58,10 @@ struct Cli {
 enum Command {
     /// Bring a pipeline's results up to date
     Run(run::Args),
-    /// Show what a run would do, and why
+    /// Show what a run would do, why, and what it would take of time, memory and disk
+    ///
+    /// Time and memory are known of stages that were measured on this machine (--measure) or, less well, have run before; bytes
+    /// follow from the shapes of arrays and networks.
     Plan(plan::Args),
     /// Show all that counts for a stage, what changed since its last run, where that is written and who changed it
     ///
@@ -141,7 +147,7 @@ pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
         .init();
     let result = match &cli.command {
         Command::Run(args) => run::run(args, registry, &filter),
-        Command::Plan(args) => plan::plan(args, registry),
+        Command::Plan(args) => plan::plan(args, registry, &filter),
         Command::Explain(args) => explain::explain(args, registry),
         Command::WhyNot(args) => why_not::why_not(args, registry),
         Command::Status(args) => status::status(args, registry),

@@ -6,10 +6,14 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use super::compute::How;
 use super::exit::Failure;
+use super::measure::circumstances;
+use super::need::Need;
 use super::project::{Project, ProjectArgs};
 use super::recalled::{question, recall};
 use crate::explain::{Prediction, Predictor, place};
+use crate::forecast::Forecast;
 use crate::graph;
 use crate::pipeline::StageNode;
 use crate::plan::{Planner, Reason, Verdict};
@@ -26,12 +30,18 @@ pub(super) struct Args {
     /// Plan as if this stage had to be computed (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
+    #[command(flatten)]
+    how: How,
+    /// Measure first what each stage that would run takes on this machine: its networks are loaded and a little of its work is
+    /// done, with as many workers as a run would have. Later plans know it
+    #[arg(long)]
+    measure: bool,
     /// Write one line of JSON per stage
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn plan(args: &Args, registry: &Registry) -> Result<(), Failure> {
+pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     let ProjectArgs { pipeline: file, settings, targets } = &args.project;
     if let Some(question) = question(file, settings, targets).filter(|_| args.force.is_empty())
         && let Some((recalled, _)) = recall(&question, file, settings)
@@ -41,7 +51,7 @@ pub(super) fn plan(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let project = args.project.open(registry)?;
     let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
-    let shown = show(&project, &forced, args.json);
+    let shown = show(&project, &forced, &args.how, args.measure.then_some(log), args.json);
     // The process is about to end: to free each of a million small values would take a tenth of its time.
     let Project { pipeline, graph, sources, .. } = project;
     std::mem::forget((pipeline, graph, sources));
@@ -59,28 +69,29 @@ fn show_recalled(recalled: &Recalled, as_json: bool) {
             let line = json!({ "stage": stage, "verdict": "reuse", "outputs": outputs, "adopted": null });
             text += &format!("{line}\n");
         } else {
-            table.row([stage.clone(), "reuse".to_owned(), String::new(), made_in(*seconds)]);
+            let none = String::new;
+            table.row([stage.clone(), "reuse".to_owned(), none(), none(), none(), made_in(*seconds)]);
         }
     }
     let counts = [recalled.stages.len(), 0, 0, 0];
     match as_json {
-        true => text += &totals_line(&[Total::default(), Total::default()], counts),
+        true => text += &totals_line(&[Total::default(), Total::default()], &Need::default(), counts),
         false => text += &format!("{table}{}", counted(counts)),
     }
     print(&text);
 }
 
-const HEADINGS: [&str; 4] = ["stage", "would", "takes", "why"];
+const HEADINGS: [&str; 6] = ["stage", "would", "takes", "memory", "disk", "why"];
 
 fn made_in(seconds: f64) -> String {
     format!("made in {seconds:.1} s")
 }
 
 /// The line that ends a plan for programs.
-fn totals_line(totals: &[Total; 2], [reuse, run, maybe, fail]: [usize; 4]) -> String {
+fn totals_line(totals: &[Total; 2], need: &Need, [reuse, run, maybe, fail]: [usize; 4]) -> String {
     let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
     let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
-    format!("{}\n", json!({ "totals": totals, "stages": counts }))
+    format!("{}\n", json!({ "totals": totals, "needs": need, "stages": counts }))
 }
 
 /// The line that ends a plan for people.
@@ -89,12 +100,24 @@ fn counted([reuse, run, maybe, fail]: [usize; 4]) -> String {
     format!("\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n")
 }
 
-/// Prints the verdict on every selected stage, and what it would take.
-pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result<(), Failure> {
+/// Prints the verdict on every selected stage, and what it would take; measures it first for workers that log by `measure`.
+pub(super) fn show(
+    project: &Project,
+    forced: &[usize],
+    how: &How,
+    measure: Option<&str>,
+    as_json: bool,
+) -> Result<(), Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, forced);
     let verdicts = planner.all(&project.graph)?;
     project.store.save_stat()?;
-    let predictor = Predictor::new(&planner);
+    let conditions = how.conditions(&project.pipeline.run, &project.devices);
+    let mut forecast = Forecast::new(&planner, &verdicts, &circumstances(&conditions));
+    if let Some(log) = measure {
+        super::measure::measure(project, &planner, &mut forecast, how, log)?;
+    }
+    let predictor = Predictor::with(&planner, &forecast);
+    let mut need = Need::new(project, &conditions);
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
     let mut counts = [0; 4];
@@ -108,6 +131,9 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
         if let Some(predicted) = &predicted {
             totals[usize::from(column != RUNS)].add(predicted);
             bases.insert(predicted.basis.clone());
+            if column == RUNS {
+                need.add(*index, node, predicted, forecast.of(&node.id));
+            }
         }
         if as_json {
             let mut line = line(verdict, node, verb, &project.sources);
@@ -116,13 +142,17 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
             }
             text += &format!("{line}\n");
         } else {
-            let takes = predicted.as_ref().map(took).unwrap_or_default();
-            table.row([node.id.clone(), verb.to_owned(), takes, why]);
+            let cell = |of: fn(&Prediction) -> String| predicted.as_ref().map(of).unwrap_or_default();
+            let disk =
+                |predicted: &Prediction| predicted.disk.or(predicted.bytes).map(size).unwrap_or_default();
+            let [takes, memory, disk] = [cell(time), cell(memory), cell(disk)];
+            table.row([node.id.clone(), verb.to_owned(), takes, memory, disk, why]);
         }
     }
     let [_, run, maybe, fail] = counts;
+    need.close();
     if as_json {
-        text += &totals_line(&totals, counts);
+        text += &totals_line(&totals, &need, counts);
     } else {
         text += &table.to_string();
         if maybe > 0 {
@@ -133,6 +163,7 @@ pub(super) fn show(project: &Project, forced: &[usize], as_json: bool) -> Result
             if maybe > 0 {
                 text += &format!("; at most {} more if outputs change", totals[1]);
             }
+            text += &need.told();
             const SHOWN: usize = 3;
             let more = if bases.len() > SHOWN {
                 format!(" and {} more", bases.len() - SHOWN)
@@ -189,10 +220,27 @@ impl std::fmt::Display for Total {
     }
 }
 
-/// `3.2 s, 1.2 MB, 4 of 10 units`.
+/// `3.2 s, 4 of 10 units, 1.2 MB of outputs`.
 pub(super) fn took(predicted: &Prediction) -> String {
+    match predicted.bytes {
+        Some(bytes) => format!("{}, {} of outputs", time(predicted), size(bytes)),
+        None => time(predicted),
+    }
+}
+
+/// `310.2 MB + 4.1 GB of the device`, of each worker.
+fn memory(predicted: &Prediction) -> String {
+    let host = predicted.host_memory.map(size);
+    let device = predicted
+        .device_memory
+        .filter(|bytes| *bytes > 0)
+        .map(|bytes| format!("{} of the device", size(bytes)));
+    host.into_iter().chain(device).collect::<Vec<_>>().join(" + ")
+}
+
+/// `3.2 s, 4 of 10 units`.
+fn time(predicted: &Prediction) -> String {
     let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
-    parts.extend(predicted.bytes.map(size));
     if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
         parts.push(format!("{} of {} units", units.total - units.cached, units.total));
     }

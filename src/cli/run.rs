@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         let project = args.settings.open(file, &args.targets, registry)?;
         let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
         if args.dry_run {
-            return super::plan::show(&project, &forced, args.json);
+            return super::plan::show(&project, &forced, &args.how, None, args.json);
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
         if let Some(question) = &question {

@@ -7,14 +7,15 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value as Json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::exec::worker::{Part, Reply, Setting, Task};
-use crate::stage::{Computation, Context, told};
+use crate::exec::worker::{Part, Piece, Reply, Setting, Task};
+use crate::stage::{Computation, Context, Member, Together, told};
 use crate::stages::command;
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
@@ -75,26 +76,27 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
         return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
     };
     let last = Mutex::new(None::<Instant>);
-    let progress = |done: u64, total: u64| {
+    let progress = |piece: usize, done: u64, total: u64| {
         // Ten lines a second are enough for any eye.
         let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() > Duration::from_millis(100)) {
             *last = Some(Instant::now());
-            say(&Reply::Progress { done, total });
+            say(&Reply::Progress { piece, done, total });
         }
     };
+    let finished = |pieces: &[usize]| say(&Reply::Finished { pieces: pieces.to_vec() });
     let Setting { device, micro_batch, ref downloads, threads, .. } = *setting;
     let begun = Instant::now();
     tracing::debug!(
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
         task.kind
     );
-    let cx = Context { device, micro_batch, downloads, progress: &progress };
-    let Task { params, inputs, part, out, .. } = task;
-    let result = catch_unwind(AssertUnwindSafe(|| match part {
-        Part::Whole => computation.run(params, inputs, None, out, &cx),
-        Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, &cx),
-        Part::Merge(parts) => computation.merge(params, inputs, parts, out, &cx),
+    let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
+    let result = catch_unwind(AssertUnwindSafe(|| match task.pieces.as_slice() {
+        [piece] => cx.alone(0, |cx| alone(piece, *computation, cx)),
+        pieces => {
+            computation.run_together(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx)
+        }
     }));
     tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
     match result {
@@ -104,8 +106,23 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
     }
 }
 
+fn alone(piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Piece { params, inputs, part, out } = piece;
+    match part {
+        Part::Whole => computation.run(params, inputs, None, out, cx),
+        Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
+        Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+    }
+}
+
+fn member(piece: &Piece) -> anyhow::Result<Member<'_, Json>> {
+    let Piece { params, inputs, part, out } = piece;
+    let Part::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
+    Ok(Member { params, inputs, unit, out })
+}
+
 /// What a panic says, without libtorch's C++ trace behind it.
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the stage panicked");
     let text = text.split_once("Torch(\"").map_or(text, |(_, torch)| torch);

@@ -1,10 +1,12 @@
 //! Decides what runs next.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Run;
-use super::slots::{Job, PART, Queue, Report};
+use super::queue::{Common, Job, Queue};
+use super::slots::{PART, Report};
 use super::state::Work;
 use super::worker::{Part, Reply};
 use crate::event::{Event, Shown};
@@ -168,7 +170,7 @@ impl<'a> Coordinator<'a> {
         let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
         let jobs = match units {
             Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
-            Ok(None) => vec![(None, Part::Whole, work.recipe.clone())],
+            Ok(None) => vec![self.whole(stage, Part::Whole, &work)],
             Err(error) => {
                 self.works.insert(stage, work);
                 self.fail(stage, None, stage::told(&error));
@@ -183,10 +185,8 @@ impl<'a> Coordinator<'a> {
             steps: work.progress.total,
         });
         let merge_now = jobs.is_empty();
-        for (unit, part, recipe) in jobs {
-            self.queue.push(self.job(stage, unit, part, recipe, &work));
-            self.jobs += 1;
-        }
+        self.jobs += jobs.len();
+        self.queue.extend(jobs);
         self.works.insert(stage, work);
         if merge_now {
             self.merge(stage);
@@ -195,17 +195,14 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Looks up each unit, and lists those that must be computed.
-    fn unit_jobs(
-        &self,
-        stage: usize,
-        units: Vec<Unit>,
-        work: &mut Work,
-    ) -> Result<Vec<(Option<usize>, Part, Recipe)>, StoreError> {
+    fn unit_jobs(&self, stage: usize, units: Vec<Unit>, work: &mut Work) -> Result<Vec<Job>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
+        let common = Arc::new(self.common(stage, work));
         let mut jobs = Vec::new();
         let mut fingerprints = Vec::new();
-        for (index, unit) in units.into_iter().enumerate() {
-            let recipe = self.planner.unit_recipe(node, &work.inputs, &unit);
+        let recipes = self.planner.unit_recipes(node, &work.inputs, &units);
+        let companies = node.kind.company(&node.params, &common.inputs, &units);
+        for (index, ((unit, recipe), company)) in units.into_iter().zip(recipes).zip(companies).enumerate() {
             fingerprints.push(recipe.fingerprint());
             let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
             if let Some(entry) = &entry {
@@ -215,7 +212,8 @@ impl<'a> Coordinator<'a> {
                 Some(_) => work.units_reused += 1,
                 None => {
                     work.progress.total += unit.steps;
-                    jobs.push((Some(index), Part::Unit(unit.clone()), recipe));
+                    let (part, common) = (Part::Unit(unit.clone()), Arc::clone(&common));
+                    jobs.push(Job { common, unit: Some(index), part, recipe, company, spent: 0.0 });
                 }
             }
             work.units.push(unit);
@@ -240,21 +238,29 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn job(&self, stage: usize, unit: Option<usize>, part: Part, recipe: Recipe, work: &Work) -> Job {
+    fn common(&self, stage: usize, work: &Work) -> Common {
         let node = &self.run.pipeline.stages[stage];
-        let inputs = Inputs(work.inputs.paths.clone());
-        Job {
+        Common {
             stage,
-            unit,
             kind: node.kind,
             outputs: node.outputs.clone(),
             params: node.params.clone(),
-            inputs,
-            part,
-            recipe,
+            inputs: Inputs(work.inputs.paths.clone()),
+            resolved: work.inputs.clone(),
             sources: self.sources(stage),
             upstream: self.upstream(stage),
             forced: work.forced,
+        }
+    }
+
+    /// A stage of one piece, or what joins its units.
+    fn whole(&self, stage: usize, part: Part, work: &Work) -> Job {
+        Job {
+            common: Arc::new(self.common(stage, work)),
+            unit: None,
+            part,
+            recipe: work.recipe.clone(),
+            company: None,
             spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
         }
     }
@@ -267,7 +273,7 @@ impl<'a> Coordinator<'a> {
         let work = &self.works[&stage];
         let parts =
             work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
-        let job = self.job(stage, None, Part::Merge(parts.collect()), work.recipe.clone(), work);
+        let job = self.whole(stage, Part::Merge(parts.collect()), work);
         self.queue.push_first(job);
         self.jobs += 1;
     }
@@ -314,7 +320,7 @@ impl<'a> Coordinator<'a> {
 
     fn said(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {
         match reply {
-            Reply::Progress { done, total } => {
+            Reply::Progress { done, total, .. } => {
                 let Some(work) = self.works.get_mut(&stage) else { return };
                 // A merge has no steps of its own among the units'.
                 if unit.is_none() && !work.units.is_empty() {
@@ -324,7 +330,7 @@ impl<'a> Coordinator<'a> {
                 self.emit(Event::Progress { stage: self.id(stage), done, total });
             }
             Reply::Log { level, message } => self.emit(Event::Log { level, message }),
-            Reply::Done | Reply::Failed { .. } => {}
+            Reply::Finished { .. } | Reply::Done | Reply::Failed { .. } => {}
         }
     }
 

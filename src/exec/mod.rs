@@ -3,6 +3,7 @@
 mod account;
 mod coordinator;
 mod failure;
+mod queue;
 mod recalled;
 mod slots;
 mod state;
@@ -19,8 +20,9 @@ use crate::pipeline::Pipeline;
 use crate::recipe::Numerics;
 use crate::store::{Store, StoreError};
 use coordinator::Coordinator;
+use queue::Queue;
 pub use recalled::Again;
-use slots::{Queue, Reports};
+use slots::{Reports, Slot};
 pub use stop::{Haste, Stop};
 use worker::Backend;
 
@@ -69,7 +71,7 @@ impl Run<'_> {
     }
 
     fn bring(&self) -> Result<Manifest, StoreError> {
-        let queue = Queue::default();
+        let queue = Queue::new(self.backend.slots());
         let mut coordinator = Coordinator::new(self, &queue);
         coordinator.begin()?;
         // No worker, thread or folder is made for a run that finds everything in the cache.
@@ -82,7 +84,7 @@ impl Run<'_> {
                 let (backend, store, stop) = (self.backend, self.store, self.stop);
                 for slot in 0..backend.slots() {
                     let (queue, scratch, reports) = (&queue, &scratch, Reports { to: reports.clone(), stop });
-                    scope.spawn(move || slots::serve(slot, queue, backend, store, scratch, &reports));
+                    scope.spawn(move || Slot::new(slot, queue, backend, store, scratch, reports).serve());
                 }
                 drop(reports);
                 while coordinator.busy() {

@@ -14,12 +14,19 @@ use serde_json::Value as Json;
 
 use crate::stage::{Device, Downloads, Inputs, Unit};
 
-/// One piece of work.
+/// Work of one kind: one piece, or several units that are computed together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Task {
     /// The stage kind.
     pub kind: String,
-    /// Its parameters.
+    /// What to do; more than one only where all are units.
+    pub pieces: Vec<Piece>,
+}
+
+/// One piece of work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Piece {
+    /// The stage's parameters.
     pub params: Json,
     /// The paths on its input ports.
     pub inputs: Inputs,
@@ -29,7 +36,7 @@ pub struct Task {
     pub out: PathBuf,
 }
 
-/// What of a stage a task does.
+/// What of a stage a piece is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
@@ -47,6 +54,8 @@ pub enum Part {
 pub enum Reply {
     /// Steps done and their total.
     Progress {
+        /// The piece that they are steps of.
+        piece: usize,
         /// Steps done.
         done: u64,
         /// Steps in all.
@@ -59,7 +68,12 @@ pub enum Reply {
         /// The line.
         message: String,
     },
-    /// The task is done.
+    /// Some pieces are done, whatever becomes of the others.
+    Finished {
+        /// Their numbers.
+        pieces: Vec<usize>,
+    },
+    /// The task is done, with all of its pieces.
     Done,
     /// The task failed.
     Failed {
@@ -142,15 +156,10 @@ impl Backend for Processes {
     fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError> {
         let program = if light { &self.front } else { &self.program };
         let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
-        let mut command = Command::new(program);
-        match light {
-            true => command.arg(LIGHT_WORKER),
-            false => command
-                // "fp32" means fp32: cuDNN would otherwise round the factors of its products to 10 bits.
-                .env("NVIDIA_TF32_OVERRIDE", "0")
-                // cuBLAS repeats bit for bit only with a workspace of fixed size.
-                .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
-        };
+        let mut command = if light { Command::new(program) } else { heavy(program) };
+        if light {
+            command.arg(LIGHT_WORKER);
+        }
         let program = program.display();
         let mut child = command
             .arg(setting)
@@ -164,6 +173,15 @@ impl Backend for Processes {
         let output = child.stdout.take().ok_or_else(|| TaskError::Start(format!("{program}: no output")))?;
         Ok(Box::new(Process { child, input: Some(input), output: BufReader::new(output), light }))
     }
+}
+
+/// The worker program with the environment that libtorch computes in.
+pub fn heavy(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        // cuBLAS repeats bit for bit only with a workspace of fixed size.
+        .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+    command
 }
 
 struct Process {
@@ -182,11 +200,11 @@ impl Process {
         input.flush()
     }
 
-    /// Why it died, in the middle of a task with this folder.
-    fn died(&mut self, out: &Path) -> TaskError {
+    /// Why it died, in the middle of a task.
+    fn died(&mut self, task: &Task) -> TaskError {
         let _ = self.child.kill();
         if self.light {
-            end_below(out);
+            task.pieces.iter().for_each(|piece| end_below(&piece.out));
         }
         match self.child.wait() {
             // What the dynamic loader ends with when a library is missing.
@@ -207,13 +225,13 @@ impl Worker for Process {
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let line = serde_json::to_string(task).expect("a task is plain data");
         if self.tell(&line).is_err() {
-            return Err(self.died(&task.out));
+            return Err(self.died(task));
         }
         let mut line = String::new();
         loop {
             line.clear();
             match self.output.read_line(&mut line) {
-                Ok(0) | Err(_) => return Err(self.died(&task.out)),
+                Ok(0) | Err(_) => return Err(self.died(task)),
                 Ok(_) => {}
             }
             match serde_json::from_str(&line) {

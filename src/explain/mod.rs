@@ -187,9 +187,8 @@ fn units(planner: &Planner<'_>, index: usize, inputs: &Resolved) -> Result<Optio
         return Ok(None);
     };
     let mut cached = 0;
-    for unit in &units {
-        let fingerprint = planner.unit_recipe(stage, inputs, unit).fingerprint();
-        cached += usize::from(planner.store.lookup(&fingerprint)?.is_some());
+    for recipe in planner.unit_recipes(stage, inputs, &units) {
+        cached += usize::from(planner.store.lookup(&recipe.fingerprint())?.is_some());
     }
     Ok(Some(Units { cached, total: units.len() }))
 }

@@ -1,4 +1,4 @@
-//! What a run would take, from what earlier ones took.
+//! What a run would take, from measurements on this machine and from what earlier ones took.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -7,6 +7,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use super::index::{self, Kept};
+use crate::forecast::{Forecast, Outline};
 use crate::manifest::{Outcome, StageRecord};
 use crate::pipeline::StageNode;
 use crate::plan::{Planner, Reason, Resolved, Verdict};
@@ -18,8 +19,19 @@ use crate::store::StoreError;
 pub struct Prediction {
     /// Seconds of computing, summed over units; `None` where nothing is known.
     pub seconds: Option<f64>,
+    /// Of these, the seconds of the task that joins the units' parts, which is alone at the end.
+    pub joining: f64,
     /// Bytes of its outputs; `None` where nothing is known.
     pub bytes: Option<u64>,
+    /// Bytes that the cache keeps of it: the outputs, and beside them the parts of the units that would compute; `None` where
+    /// nothing is known.
+    pub disk: Option<u64>,
+    /// Bytes of memory that each of its workers takes at most; `None` where nothing was measured.
+    pub host_memory: Option<u64>,
+    /// Bytes of a device's memory that each of its workers takes at most; `None` where nothing was measured.
+    pub device_memory: Option<u64>,
+    /// Tasks that could compute at once; `None` where nothing is known.
+    pub tasks: Option<u64>,
     /// The units that would compute and all there are; `None` for a stage of one piece, or where they depend on
     /// what runs before.
     pub units: Option<Units>,
@@ -52,12 +64,18 @@ pub struct Predictor<'p> {
     kinds: RefCell<HashMap<&'static str, Rc<Vec<Kept>>>>,
     /// Records of earlier runs by stage, and by the name of a repeated one; newest first.
     records: OnceCell<HashMap<&'p str, Vec<&'p StageRecord>>>,
+    forecast: Option<&'p Forecast>,
 }
 
 impl<'p> Predictor<'p> {
     /// A predictor beside a planner.
     pub fn new(planner: &'p Planner<'p>) -> Self {
-        Self { planner, kinds: RefCell::default(), records: OnceCell::new() }
+        Self { planner, kinds: RefCell::default(), records: OnceCell::new(), forecast: None }
+    }
+
+    /// The same, with what was measured and what follows from shapes put before what earlier runs took.
+    pub fn with(planner: &'p Planner<'p>, forecast: &'p Forecast) -> Self {
+        Self { forecast: Some(forecast), ..Self::new(planner) }
     }
 
     /// What a stage with this verdict would take; `None` for one that does not run.
@@ -65,19 +83,27 @@ impl<'p> Predictor<'p> {
     /// # Errors
     /// A damaged index.
     pub fn predict(&self, stage: &StageNode, verdict: &Verdict) -> Result<Option<Prediction>, StoreError> {
-        match verdict {
-            Verdict::Run(_, inputs, reason) => {
-                self.run(stage, inputs, matches!(reason, Reason::Forced)).map(Some)
-            }
-            Verdict::Wait { .. } => Ok(Some(self.whole(stage, None))),
-            Verdict::Reuse(_) | Verdict::Fail(_) => Ok(None),
+        let (mut prediction, left) = match verdict {
+            Verdict::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
+            Verdict::Wait { .. } => (self.whole(stage, None), None),
+            Verdict::Reuse(_) | Verdict::Fail(_) => return Ok(None),
+        };
+        if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
+            foretell(&mut prediction, outline, left);
         }
+        Ok(Some(prediction))
     }
 
-    fn run(&self, stage: &StageNode, inputs: &Resolved, forced: bool) -> Result<Prediction, StoreError> {
+    /// The prediction, and the tasks and steps that are left where it has units.
+    fn run(
+        &self,
+        stage: &StageNode,
+        inputs: &Resolved,
+        forced: bool,
+    ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
         // Inputs that cannot be cut into units make the run fail; a prediction has nothing to say to that.
         let units = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten();
-        let Some(units) = units else { return Ok(self.whole(stage, None)) };
+        let Some(units) = units else { return Ok((self.whole(stage, None), None)) };
         let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
         for unit in &units {
             let found = if forced { None } else { self.unit(stage, inputs, unit)? };
@@ -96,7 +122,9 @@ impl<'p> Predictor<'p> {
             prediction.seconds = Some(seconds / done as f64 * left as f64);
             prediction.basis = format!("its {cached} cached units");
         }
-        Ok(prediction)
+        let tasks = (units.total - units.cached) as u64;
+        prediction.tasks = Some(tasks);
+        Ok((prediction, Some((tasks, left))))
     }
 
     /// Seconds that a cached unit took.
@@ -120,7 +148,8 @@ impl<'p> Predictor<'p> {
             .map(|(now, then)| known.seconds / then.max(1) as f64 * (now.total - now.cached) as f64);
         let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
         let seconds = Some(scaled.unwrap_or(known.seconds * part));
-        Prediction { seconds, bytes: Some(known.bytes), units, basis: known.basis }
+        let (bytes, basis) = (Some(known.bytes), known.basis);
+        Prediction { seconds, bytes, units, basis, ..Prediction::default() }
     }
 
     fn known(&self, stage: &StageNode) -> Option<Known> {
@@ -155,6 +184,28 @@ impl<'p> Predictor<'p> {
             count => format!("the median of {count} results of the kind {kind}"),
         };
         Some(Known { seconds: *seconds.get(middle)?, bytes: bytes[middle], units: None, basis })
+    }
+}
+
+/// Puts what was measured, and what follows from shapes, in place of what earlier runs took; `left` are the tasks and steps that
+/// are not in the cache yet.
+fn foretell(prediction: &mut Prediction, outline: &Outline, left: Option<(u64, u64)>) {
+    let Ok(foreseen) = &outline.foreseen else { return };
+    if let Some(bytes) = foreseen.bytes() {
+        prediction.bytes = Some(bytes);
+        let units = prediction.units;
+        let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
+        prediction.disk = Some(bytes + (foreseen.parts as f64 * part) as u64);
+    }
+    let Some(work) = &foreseen.work else { return };
+    let (tasks, steps) = left.unwrap_or((work.tasks, work.steps));
+    prediction.tasks = Some(tasks);
+    if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
+        prediction.seconds = Some(seconds);
+        prediction.joining = measured.merge * foreseen.parts as f64;
+        prediction.host_memory = Some(measured.host);
+        prediction.device_memory = Some(measured.device);
+        prediction.basis = "a measurement on this machine".into();
     }
 }
 

@@ -101,6 +101,17 @@ impl Npy {
         }
     }
 
+    /// Fills `out` with the values from number `start` on, counted in C order, of a file of that type.
+    ///
+    /// # Errors
+    /// As [`Self::read_f32_at`]; or the file is of another type.
+    pub fn read_f16_at(&self, start: usize, out: &mut [f16]) -> Result<(), NpyError> {
+        match self.dtype() {
+            Dtype::F16 => self.read(start, out, |block: &[f16], out| out.copy_from_slice(block)),
+            _ => Err(self.wrong_dtype("float16")),
+        }
+    }
+
     /// Replaces the content of `out` by the rows, `[rows, row_len]` in C order, from any integer type.
     pub fn read_i64(&self, rows: Range<usize>, out: &mut Vec<i64>) -> Result<(), NpyError> {
         let values = self.values(rows)?;
@@ -123,6 +134,12 @@ impl Npy {
         let mut values = Vec::new();
         npy.read_f32(0..npy.rows(), &mut values)?;
         Ok(values)
+    }
+
+    /// Where in the file values stand that follow each other in C order; nowhere in one piece in Fortran order.
+    pub fn place(&self, values: Range<usize>) -> Option<Range<u64>> {
+        let byte = |value: usize| (self.header.offset + value * self.header.dtype.size()) as u64;
+        (!self.header.fortran).then(|| byte(values.start)..byte(values.end))
     }
 
     fn wrong_dtype(&self, expected: &str) -> NpyError {

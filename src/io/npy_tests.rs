@@ -31,6 +31,18 @@ fn reads_a_range_of_rows() {
 }
 
 #[test]
+fn rows_stand_in_one_place_of_a_file_in_c_order_alone() {
+    let data: Vec<u8> = (0..24).collect();
+    let file = npy_file("<i4", "False", "(3, 2)", &data);
+    let npy = Npy::open(file.path()).unwrap();
+    let place = npy.place(2..6).unwrap();
+    let bytes = fs_err::read(file.path()).unwrap();
+    assert_eq!(bytes[place.start as usize..place.end as usize], data[8..]);
+    let fortran = npy_file("<i4", "True", "(3, 2)", &data);
+    assert_eq!(Npy::open(fortran.path()).unwrap().place(2..6), None);
+}
+
+#[test]
 fn converts_half_double_and_integers() {
     let half: Vec<u8> = [0.5f32, -2.0].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
     let double: Vec<u8> = [0.1f64, 3.0].iter().flat_map(|x| x.to_le_bytes()).collect();

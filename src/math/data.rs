@@ -1,6 +1,8 @@
 //! The training set as the method sees it: rows of latents, and rows of text embeddings.
 
-use tch::{Device, Tensor};
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
 
 use super::error::{DataError, MathError};
 
@@ -14,11 +16,22 @@ pub trait Rows {
         self.len() == 0
     }
 
-    /// The given rows in the given order as float32 on `device`: [rows.len(), ..].
+    /// The given rows in the given order, on the CPU, as float32 or as the shorter float type that they are kept in:
+    /// [rows.len(), ..].
     ///
     /// # Errors
     /// Whatever keeps the rows from being read.
-    fn gather(&self, rows: &[usize], device: Device) -> Result<Tensor, DataError>;
+    fn read(&self, rows: &[usize]) -> Result<Tensor, DataError>;
+
+    /// The same rows for another thread to read, where that is possible.
+    fn shared(&self) -> Option<&(dyn Rows + Sync)> {
+        None
+    }
+}
+
+/// Rows as the network takes them: float32 on `device`. A short type is widened there, so that fewer bytes travel.
+pub fn place(rows: &Tensor, device: Device) -> Tensor {
+    rows.to_device_(device, rows.kind(), true, false).to_kind(Kind::Float)
 }
 
 /// A tensor holds rows along its first dimension.
@@ -27,10 +40,10 @@ impl Rows for Tensor {
         self.size()[0] as usize
     }
 
-    fn gather(&self, rows: &[usize], device: Device) -> Result<Tensor, DataError> {
+    fn read(&self, rows: &[usize]) -> Result<Tensor, DataError> {
         let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let index = Tensor::from_slice(&rows).to_device(self.device());
-        Ok(self.f_index_select(0, &index)?.f_to_kind(tch::Kind::Float)?.f_to_device(device)?)
+        Ok(self.f_index_select(0, &index)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
     }
 }
 
@@ -103,7 +116,7 @@ impl<'a> DataSet<'a> {
     /// # Errors
     /// The rows can't be read.
     pub fn latents(&self, rows: &[usize], device: Device) -> Result<Tensor, MathError> {
-        self.latents.gather(rows, device).map_err(MathError::Data)
+        Ok(place(&self.latents.read(rows).map_err(MathError::Data)?, device))
     }
 
     /// Texts [n, L, D] of pairs (latent, caption).
@@ -111,8 +124,71 @@ impl<'a> DataSet<'a> {
     /// # Errors
     /// The rows can't be read.
     pub fn texts(&self, pairs: &[(usize, usize)], device: Device) -> Result<Tensor, MathError> {
-        let row = |&(latent, caption): &(usize, usize)| self.original(latent) * self.captions + caption;
-        let rows: Vec<usize> = pairs.iter().map(row).collect();
-        self.texts.gather(&rows, device).map_err(MathError::Data)
+        let rows = self.text_rows(pairs);
+        Ok(place(&self.texts.read(&rows).map_err(MathError::Data)?, device))
     }
+
+    /// Whether another thread may read the rows, and the parts that it needs for it.
+    pub fn shared(&self) -> Option<SharedData<'a>> {
+        let (latents, texts) = (self.latents.shared()?, self.texts.shared()?);
+        Some(SharedData { latents, texts, images: self.images(), captions: self.captions })
+    }
+
+    fn text_rows(&self, pairs: &[(usize, usize)]) -> Vec<usize> {
+        text_rows(pairs, self.images(), self.captions)
+    }
+}
+
+fn text_rows(pairs: &[(usize, usize)], images: usize, captions: usize) -> Vec<usize> {
+    pairs.iter().map(|&(latent, caption)| latent % images * captions + caption).collect()
+}
+
+/// A [`DataSet`] that threads can read at the same time.
+#[derive(Clone, Copy)]
+pub struct SharedData<'a> {
+    latents: &'a (dyn Rows + Sync),
+    texts: &'a (dyn Rows + Sync),
+    images: usize,
+    captions: usize,
+}
+
+/// Some of the rows, on the CPU, in the type that they are kept in.
+pub struct Loaded {
+    /// [n, C, H, W].
+    pub latents: Tensor,
+    /// [n * captions, L, D], an image's captions one after the other.
+    pub texts: Tensor,
+}
+
+impl SharedData<'_> {
+    /// Reads latents and the first `captions` texts of each. For a GPU, into memory that it can read by itself.
+    ///
+    /// # Errors
+    /// The rows can't be read.
+    pub fn load(&self, latents: Range<usize>, captions: usize, device: Device) -> Result<Loaded, DataError> {
+        let rows: Vec<usize> = latents.collect();
+        let texts = text_rows(&pairs(&rows, captions), self.images, self.captions);
+        let pinned = |tensor: Tensor| match device {
+            Device::Cuda(_) => tensor.f_pin_memory(device),
+            _ => Ok(tensor),
+        };
+        Ok(Loaded { latents: pinned(self.latents.read(&rows)?)?, texts: pinned(self.texts.read(&texts)?)? })
+    }
+}
+
+impl DataSet<'_> {
+    /// As [`SharedData::load`], in this thread.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&self, latents: Range<usize>, captions: usize) -> Result<Loaded, DataError> {
+        let rows: Vec<usize> = latents.collect();
+        let texts = self.text_rows(&pairs(&rows, captions));
+        Ok(Loaded { latents: self.latents.read(&rows)?, texts: self.texts.read(&texts)? })
+    }
+}
+
+/// Each latent with each of the first captions.
+fn pairs(latents: &[usize], captions: usize) -> Vec<(usize, usize)> {
+    latents.iter().flat_map(|&latent| (0..captions).map(move |caption| (latent, caption))).collect()
 }

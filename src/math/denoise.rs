@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use super::error::MathError;
 use super::schedule::NoiseSchedule;
+use crate::nn::attention::Texts;
 use crate::nn::unet::UNet;
 
 /// Rows for one pass through the network, all on its device.
@@ -33,11 +34,10 @@ impl DenoisingRows {
         self.len() == 0
     }
 
-    /// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of (eps_theta - eps)^2. [B]
+    /// The loss of each row, see [`losses`]. [B]
     pub fn losses(&self, unet: &UNet, schedule: &NoiseSchedule) -> Tensor {
-        let xt = schedule.add_noise(&self.latents, &self.noise, &self.timesteps); // [B, C, H, W]
-        let epsilon = unet.forward(&xt, &self.timesteps, &self.texts); // [B, C, H, W]
-        (epsilon - &self.noise).square().mean_dim([1i64, 2, 3].as_slice(), false, None)
+        let texts = unet.encode(&self.texts);
+        losses(unet, schedule, [&self.latents, &self.noise], &self.timesteps, &texts)
     }
 
     /// Some of the rows; they must have a text each, or all the same.
@@ -52,6 +52,22 @@ impl DenoisingRows {
             texts: if texts == 1 { self.texts.shallow_clone() } else { narrow(&self.texts) },
         }
     }
+}
+
+/// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of (eps_theta - eps)^2. [B]
+///
+/// Latents and noise are [B, C, H, W], timesteps [T] and the K texts as [`UNet::denoise`] takes them.
+pub fn losses(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    [latents, noise]: [&Tensor; 2],
+    timesteps: &Tensor,
+    texts: &Texts,
+) -> Tensor {
+    let repeats = latents.size()[0] / timesteps.size()[0];
+    let xt = schedule.add_noise(latents, noise, &timesteps.repeat([repeats])); // [B, C, H, W]
+    let epsilon = unet.denoise(&xt, timesteps, texts); // [B, C, H, W]
+    (epsilon - noise).square().mean_dim([1i64, 2, 3].as_slice(), false, None)
 }
 
 /// Checks losses (in any shape, row after row) for NaN and infinity; `place` tells a row's image and timestep.

@@ -4,16 +4,18 @@
 //! noise, so both passes take the same [`LossSpec`].
 
 use std::ops::Range;
+use std::sync::mpsc::sync_channel;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::data::DataSet;
-use super::denoise::{DenoisingRows, check};
+use super::data::{DataSet, Loaded, place};
+use super::denoise::{check, losses};
 use super::error::MathError;
 use super::memory::in_slices;
 use super::noise::{NoiseMode, batch_noise, image_noise};
 use super::schedule::NoiseSchedule;
+use crate::nn::attention::Texts;
 use crate::nn::unet::UNet;
 
 /// What the numbers of a loss pass depend on, besides model and data.
@@ -88,11 +90,11 @@ impl LossSpec {
 
 /// A model about to be measured on a data set.
 pub struct LossPass<'a> {
-    unet: &'a UNet,
-    schedule: &'a NoiseSchedule,
-    data: DataSet<'a>,
-    spec: &'a LossSpec,
-    micro_batch: usize,
+    pub(super) unet: &'a UNet,
+    pub(super) schedule: &'a NoiseSchedule,
+    pub(super) data: DataSet<'a>,
+    pub(super) spec: &'a LossSpec,
+    pub(super) micro_batch: usize,
 }
 
 impl<'a> LossPass<'a> {
@@ -126,15 +128,46 @@ impl<'a> LossPass<'a> {
         batches: Range<usize>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<f32>, MathError> {
-        let (mut losses, first) =
-            (Vec::new(), self.spec.images_of(batches.start, self.data.latents_len()).start);
-        for batch in batches {
-            let rows = self.rows_of_batch(batch)?; // [images, captions, timesteps]
+        let images_of = |batch| self.spec.images_of(batch, self.data.latents_len());
+        let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
+        self.each_loaded(batches, &mut |batch, loaded| {
+            let rows = self.rows(batch, &loaded, None)?; // [images, captions, timesteps]
             let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
             losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
-            progress(self.spec.images_of(batch, self.data.latents_len()).end - first);
-        }
+            progress(images_of(batch).end - first);
+            Ok(())
+        })?;
         Ok(losses)
+    }
+
+    /// Does something with each batch's rows: while it does, another thread reads those of the next one.
+    fn each_loaded(
+        &self,
+        batches: Range<usize>,
+        work: &mut dyn FnMut(usize, Loaded) -> Result<(), MathError>,
+    ) -> Result<(), MathError> {
+        let (captions, device, count) = (self.spec.captions, self.unet.device(), self.data.latents_len());
+        let Some(data) = self.data.shared() else {
+            return batches.into_iter().try_for_each(|batch| {
+                let loaded = self.data.load(self.spec.images_of(batch, count), captions);
+                work(batch, loaded.map_err(MathError::Data)?)
+            });
+        };
+        std::thread::scope(|scope| {
+            // One waits while one is read: memory for two beside the one in work.
+            let (sender, receiver) = sync_channel(1);
+            let spec = self.spec;
+            scope.spawn(move || {
+                for batch in batches {
+                    let loaded = data.load(spec.images_of(batch, count), captions, device);
+                    // Nobody listens any more once the work has failed.
+                    if sender.send((batch, loaded)).is_err() {
+                        break;
+                    }
+                }
+            });
+            receiver.into_iter().try_for_each(|(batch, loaded)| work(batch, loaded.map_err(MathError::Data)?))
+        })
     }
 
     /// The losses [images, captions, timesteps] of the images of a batch, on the CPU.
@@ -142,79 +175,73 @@ impl<'a> LossPass<'a> {
     /// # Errors
     /// As [`LossPass::of_batches`].
     pub fn rows_of_batch(&self, batch: usize) -> Result<Tensor, MathError> {
-        let images: Vec<usize> = self.spec.images_of(batch, self.data.latents_len()).collect();
-        self.rows(&images, &self.timesteps(), batch)
+        self.some_rows(batch, None)
     }
 
-    /// The timesteps of the pass.
-    pub fn timesteps(&self) -> Vec<i64> {
-        self.spec.timesteps(self.schedule.train_timesteps())
-    }
-
-    /// The losses [images, timesteps] of any images at any timesteps, a mean over captions, in image mode.
-    ///
-    /// Neither the range of images nor the choice of timesteps changes a number: any of them can be computed
-    /// alone, now or later.
+    /// The losses [pairs, 1, timesteps] of some pairs of image and caption of a batch, numbered from 0 with the caption fastest.
     ///
     /// # Errors
-    /// As [`LossPass::of_batches`]; or the noise is drawn by the batch.
-    pub fn of_images(
-        &self,
-        images: Range<usize>,
-        timesteps: &[i64],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Tensor, MathError> {
-        let images: Vec<usize> = images.collect();
-        Ok(self.rows_of_images(&images, timesteps, progress)?.mean_dim(1, false, None))
+    /// As [`LossPass::of_batches`].
+    pub fn pairs_of_batch(&self, batch: usize, pairs: Range<usize>) -> Result<Tensor, MathError> {
+        self.some_rows(batch, Some(pairs))
     }
 
-    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, in image mode.
+    fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+        let images = self.spec.images_of(batch, self.data.latents_len());
+        let loaded = self.data.load(images, self.spec.captions).map_err(MathError::Data)?;
+        self.rows(batch, &loaded, pairs)
+    }
+
+    /// The losses [images, captions, timesteps] of a batch on the CPU, or [pairs, 1, timesteps] of some of its pairs.
     ///
-    /// # Errors
-    /// As [`LossPass::of_images`].
-    pub fn rows_of_images(
-        &self,
-        images: &[usize],
-        timesteps: &[i64],
-        progress: &mut dyn FnMut(usize),
-    ) -> Result<Tensor, MathError> {
-        if self.spec.noise != NoiseMode::Image {
-            let rule = "must be \"image\" for losses at single timesteps";
-            return Err(MathError::parameter("noise", "\"batch\"", rule));
-        }
-        // As many images at once as a micro batch holds, so that memory does not grow with the range.
-        let at_once = (self.micro_batch / (self.spec.captions * timesteps.len()).max(1)).max(1);
-        let (mut parts, mut done) = (Vec::new(), 0);
-        for some in images.chunks(at_once) {
-            parts.push(self.rows(some, timesteps, 0)?); // [some, captions, timesteps]
-            done += some.len();
-            progress(done);
-        }
-        Ok(Tensor::cat(&parts, 0))
-    }
-
-    /// The losses [images, captions, timesteps] on the CPU, with the noise of `batch` (or of each image).
-    fn rows(&self, images: &[usize], timesteps: &[i64], batch: usize) -> Result<Tensor, MathError> {
-        let (device, captions, times) = (self.unet.device(), self.spec.captions, timesteps.len());
-        let latents = self.data.latents(images, device)?; // [images, C, H, W]
-        let noise = self.noise(images, timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
-        let count = images.len() * captions * times;
-        let parts = in_slices(count, self.micro_batch, |row, most| {
-            let (groups, some_times) = slice(row, most, images.len() * captions, times);
-            let rows = self.denoising(images, &latents, &groups, &timesteps[some_times], &noise, row)?;
-            let losses = {
-                let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-                rows.losses(self.unet, self.schedule).to_device(Device::Cpu)
+    /// The device works through all slices before it is asked for a number, and so never waits.
+    fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+        let device = self.unet.device();
+        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let (latents, texts) = (place(&loaded.latents, device), place(&loaded.texts, device));
+        let noise = self.noise(&images, &timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
+        let (all, times) = (images.len() * captions, timesteps.len());
+        let some = pairs.clone().unwrap_or(0..all);
+        let mut encoded: Option<(Range<usize>, Texts)> = None;
+        let parts = in_slices(some.len() * times, self.micro_batch, |row, most| {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let (pairs, some_times) = slice(row, most, some.len(), times);
+            let pairs = some.start + pairs.start..some.start + pairs.end;
+            // The slices of one pair follow each other.
+            let texts = match &encoded {
+                Some((known, texts)) if *known == pairs => texts,
+                _ => {
+                    let texts = self.unet.encode(&narrow(&texts, &pairs));
+                    &encoded.insert((pairs.clone(), texts)).1
+                }
             };
-            check(&losses, |r| (images[(row + r) / times / captions], timesteps[(row + r) % times]))?;
-            Ok::<_, MathError>((rows.len(), losses))
+            let (count, each) = (pairs.len() * some_times.len(), some_times.len() as i64);
+            let first = pairs.start * times + some_times.start;
+            let noise = narrow(&noise, &(first..first + count)); // [rows, C, H, W]
+            let images: Vec<i64> = pairs.map(|pair| (pair / captions) as i64).collect();
+            let images = Tensor::from_slice(&images).to_device(device);
+            let latents = latents.index_select(0, &images).repeat_interleave_self_int(each, 0, None);
+            let timesteps = self.timesteps(&timesteps[some_times]);
+            let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, texts);
+            Ok::<_, MathError>((count, losses))
         });
-        let parts = parts.map_err(|error| self.data.named(error))?;
-        Ok(Tensor::cat(&parts, 0).view([images.len() as i64, captions as i64, times as i64]))
+        let losses = Tensor::cat(&parts?, 0).to_device(Device::Cpu);
+        let place_of = |row: usize| {
+            let row = some.start * times + row;
+            (images.start + row / times / captions, timesteps[row % times])
+        };
+        check(&losses, place_of).map_err(|error| self.data.named(error))?;
+        let [first, second] = if pairs.is_some() { [some.len(), 1] } else { [images.len(), captions] };
+        Ok(losses.view([first as i64, second as i64, times as i64]))
+    }
+
+    pub(super) fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+        Tensor::from_slice(timesteps).to_device(self.unet.device())
     }
 
     /// The noise of all rows of some images, on the network's device.
-    fn noise(&self, images: &[usize], timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
+    fn noise(&self, images: &Range<usize>, timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
         let (seed, device, captions) = (self.spec.seed, self.unet.device(), self.spec.captions as i64);
         match self.spec.noise {
             NoiseMode::Batch => {
@@ -223,38 +250,16 @@ impl<'a> LossPass<'a> {
             }
             NoiseMode::Image => {
                 let shape = [&[captions], latent].concat();
-                let draw =
-                    |&image: &usize| image_noise(seed, self.data.original(image), timesteps, &shape, device);
-                let noise: Vec<Tensor> = images.iter().map(draw).collect(); // each [captions, timesteps, C, H, W]
+                let draw = |image| image_noise(seed, self.data.original(image), timesteps, &shape, device);
+                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
                 Tensor::cat(&noise, 0).flatten(0, 1)
             }
         }
     }
+}
 
-    /// The rows of `groups` (pairs of image and caption) at `timesteps`; the first one is row `first` of `noise`.
-    fn denoising(
-        &self,
-        images: &[usize],
-        latents: &Tensor,
-        groups: &Range<usize>,
-        timesteps: &[i64],
-        noise: &Tensor,
-        first: usize,
-    ) -> Result<DenoisingRows, MathError> {
-        let (captions, times, device) = (self.spec.captions, timesteps.len() as i64, latents.device());
-        let pairs: Vec<_> =
-            groups.clone().map(|group| (images[group / captions], group % captions)).collect();
-        let images: Vec<i64> = groups.clone().map(|group| (group / captions) as i64).collect();
-        let count = groups.len() as i64;
-        Ok(DenoisingRows {
-            latents: latents
-                .index_select(0, &Tensor::from_slice(&images).to_device(device))
-                .repeat_interleave_self_int(times, 0, None), // [groups * times, C, H, W]
-            noise: noise.narrow(0, first as i64, count * times),
-            timesteps: Tensor::from_slice(timesteps).to_device(device).repeat([count]),
-            texts: self.data.texts(&pairs, device)?, // [groups, L, D]
-        })
-    }
+fn narrow(x: &Tensor, rows: &Range<usize>) -> Tensor {
+    x.narrow(0, rows.start as i64, rows.len() as i64)
 }
 
 /// The next slice from `row` on: pairs of image and caption, and which of their timesteps.

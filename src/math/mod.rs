@@ -4,6 +4,7 @@
 //! Images*, NeurIPS 2024 (arXiv 2406.09408). [`loss`] before and after [`unlearn`], which weighs its steps by
 //! [`fisher`], gives the [`influence`] of every training image, or with less work by [`halving`] that of the first ones.
 
+pub mod blocks;
 pub mod data;
 pub mod denoise;
 pub mod error;
@@ -17,4 +18,5 @@ pub mod per_sample;
 pub mod sample;
 pub mod schedule;
 pub mod selection;
+pub mod tune;
 pub mod unlearn;

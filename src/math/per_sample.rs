@@ -59,6 +59,7 @@ fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {
     match op {
         Op::Linear if g.dim() == 2 => g.unsqueeze(2) * x.unsqueeze(1), // [B, O, I]
         Op::Linear => g.transpose(1, 2).bmm(x),                        // [B, O, S] [B, S, I]
+        Op::Pointwise => g.transpose(1, 2).bmm(x).unsqueeze(-1).unsqueeze(-1), // [B, O, I, 1, 1]
         Op::Conv2d { kernel, stride, padding } => {
             let windows = x.im2col([kernel; 2], [1, 1], [padding; 2], [stride; 2]); // [B, I*k*k, P]
             let gradient = g.flatten(2, 3).bmm(&windows.transpose(1, 2)); // [B, O, I*k*k]
@@ -78,7 +79,7 @@ fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {
 
 fn bias(op: Op, g: &Tensor) -> Tensor {
     match op {
-        Op::Linear | Op::LayerNorm { .. } => over_tokens(g),
+        Op::Linear | Op::Pointwise | Op::LayerNorm { .. } => over_tokens(g),
         Op::Conv2d { .. } | Op::GroupNorm { .. } => g.sum_dim_intlist([2i64, 3].as_slice(), false, None),
     }
 }

@@ -60,6 +60,26 @@ impl Default for ScheduleConfig {
     }
 }
 
+impl ScheduleConfig {
+    /// Reads `scheduler_config.json` from a folder in the diffusers layout; no number is computed.
+    ///
+    /// # Errors
+    /// As [`NoiseSchedule::load`].
+    pub fn load(folder: &Path) -> Result<ScheduleConfig, ModelError> {
+        let file = folder.join("scheduler_config.json");
+        let config: ScheduleConfig = config::read(&file, GUARDS)?;
+        if config.num_train_timesteps < 1 {
+            return Err(config::unsupported(
+                &file,
+                "num_train_timesteps",
+                config.num_train_timesteps,
+                "1 or more",
+            ));
+        }
+        Ok(config)
+    }
+}
+
 /// The share of signal that is left at each timestep.
 pub struct NoiseSchedule {
     config: ScheduleConfig,
@@ -72,17 +92,7 @@ impl NoiseSchedule {
     /// # Errors
     /// The file can't be read, or asks for what is not supported.
     pub fn load(folder: &Path) -> Result<NoiseSchedule, ModelError> {
-        let file = folder.join("scheduler_config.json");
-        let config: ScheduleConfig = config::read(&file, GUARDS)?;
-        if config.num_train_timesteps < 1 {
-            return Err(config::unsupported(
-                &file,
-                "num_train_timesteps",
-                config.num_train_timesteps,
-                "1 or more",
-            ));
-        }
-        Ok(NoiseSchedule::new(config))
+        ScheduleConfig::load(folder).map(NoiseSchedule::new)
     }
 
     /// The schedule of a configuration.

@@ -134,10 +134,15 @@ impl<'a> Unlearning<'a> {
         batches: Range<usize>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
-        let (mut total, first) = (BTreeMap::new(), batches.start);
-        for batch in batches {
-            add(&mut total, self.gradient_of(&self.draw(step, batch))?);
-            progress(batch + 1 - first);
+        let (mut total, mut next) = (BTreeMap::new(), batches.start);
+        // As many whole batches at once as the device has room for: small passes leave most of a GPU idle.
+        let at_once = (self.micro_batch / self.spec.batch_size).max(1);
+        while next < batches.end {
+            let some = next..batches.end.min(next + at_once);
+            next = some.end;
+            let rows: Vec<DenoisingRows> = some.map(|batch| self.draw(step, batch)).collect();
+            add(&mut total, self.gradient_of_batches(&rows)?);
+            progress(next - batches.start);
         }
         Ok(total)
     }
@@ -164,6 +169,21 @@ impl<'a> Unlearning<'a> {
     /// # Errors
     /// A loss is not finite.
     pub fn gradient_of(&self, rows: &DenoisingRows) -> Result<BTreeMap<String, Tensor>, MathError> {
+        self.gradient_of_batches(std::slice::from_ref(rows))
+    }
+
+    /// The sum of the gradients of the mean losses over batches of the same size.
+    fn gradient_of_batches(&self, batches: &[DenoisingRows]) -> Result<BTreeMap<String, Tensor>, MathError> {
+        let size = batches[0].len();
+        let together = |part: fn(&DenoisingRows) -> &Tensor| {
+            Tensor::cat(&batches.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        let rows = &DenoisingRows {
+            latents: together(|rows| &rows.latents),
+            noise: together(|rows| &rows.noise),
+            timesteps: together(|rows| &rows.timesteps),
+            texts: batches[0].texts.shallow_clone(),
+        };
         // Only the chosen parameters require grad, so there is no graph below the first of them.
         let parameters: Vec<Tensor> =
             self.chosen.iter().map(|name| self.unet.parameters()[name].set_requires_grad(true)).collect();
@@ -172,7 +192,7 @@ impl<'a> Unlearning<'a> {
             let some = rows.slice(row..row + most);
             let losses = tch::with_grad(|| some.losses(self.unet, self.schedule));
             check(&losses, |row| (0, some.timesteps.int64_value(&[row as i64])))?;
-            let mean = losses.sum(Kind::Float) / rows.len() as f64;
+            let mean = losses.sum(Kind::Float) / size as f64;
             let grads = Tensor::run_backward(&[mean], &parameters, false, false);
             let doubles = grads.iter().map(|grad| grad.to_kind(Kind::Double));
             // Summed at once: the gradients of many slices would take what the slices were cut for.

@@ -3,49 +3,119 @@
 //! Shapes: B rows, C channels, S = H*W positions, K texts of L tokens of width D. Names as in diffusers'
 //! `Transformer2DModel` and `BasicTransformerBlock`.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+use super::layers::{self, Conv2d, GroupNorm, LayerNorm, Linear, Stacked};
 use super::unet_config::Common;
 use super::weights::Scope;
 
-/// Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2), without biases on q, k and v.
-pub struct Attention {
+/// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
+///
+/// Queries [K, T, C] in any grouping of rows, keys and values [K, heads, L, C/heads]; returns [K, T, C].
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let (q, no_mask) = (split(q, k.size()[1]), None::<Tensor>);
+    let y = Tensor::scaled_dot_product_attention(&q, k, v, no_mask, 0.0, false, None, false);
+    y.transpose(1, 2).flatten(2, 3)
+}
+
+/// [K, T, C] to [K, heads, T, C/heads].
+fn split(x: &Tensor, heads: i64) -> Tensor {
+    let (contexts, tokens, width) = x.size3().expect("tokens have three dimensions");
+    x.view([contexts, tokens, heads, width / heads]).transpose(1, 2)
+}
+
+/// Attention of an image's positions to each other.
+struct SelfAttention {
     heads: i64,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    to_qkv: Stacked,
     to_out: Linear,
 }
 
-impl Attention {
-    fn new(scope: &Scope<'_>, width: i64, context: i64, heads: i64, common: &Common) -> Attention {
-        let linear = |name, inputs, bias| Linear::new(&scope.sub(name), inputs, width, bias, &common.tape);
-        Attention {
-            heads,
-            to_q: linear("to_q", width, false),
-            to_k: linear("to_k", context, false),
-            to_v: linear("to_v", context, false),
-            to_out: linear("to_out.0", width, true),
+impl SelfAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> SelfAttention {
+        let to_qkv = Stacked::new(scope, &["to_q", "to_k", "to_v"], width, width, &common.tape);
+        let to_out = Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape);
+        SelfAttention { heads, to_qkv, to_out }
+    }
+
+    /// [B, S, C] to the same shape.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let qkv = self.to_qkv.forward(x); // 3 x [B, S, C]
+        let y = attend(&qkv[0], &split(&qkv[1], self.heads), &split(&qkv[2], self.heads));
+        self.to_out.forward(&y)
+    }
+}
+
+/// The maps that make a text's keys and values for one layer.
+pub struct TextMaps {
+    heads: i64,
+    to_k: Linear,
+    to_v: Linear,
+}
+
+impl TextMaps {
+    /// Texts [K, L, D] to keys and values [K, heads, L, C/heads], of type `kind`.
+    fn forward(&self, texts: &Tensor, kind: Kind) -> [Tensor; 2] {
+        [&self.to_k, &self.to_v].map(|map| split(&map.forward(texts).to_kind(kind), self.heads))
+    }
+}
+
+/// What a network reads of K texts: keys and values for each of its cross attentions, in their order.
+pub struct Texts {
+    keys_values: Vec<[Tensor; 2]>,
+    count: i64,
+}
+
+impl Texts {
+    /// Texts [K, L, D] as layers with these maps read them, of type `kind`.
+    pub(super) fn new(maps: &[TextMaps], texts: &Tensor, kind: Kind) -> Texts {
+        let keys_values = maps.iter().map(|maps| maps.forward(texts, kind)).collect();
+        Texts { keys_values, count: texts.size()[0] }
+    }
+
+    /// How many texts there are.
+    pub fn count(&self) -> i64 {
+        self.count
+    }
+
+    /// Some of the texts.
+    pub fn narrow(&self, start: i64, count: i64) -> Texts {
+        let narrow = |pair: &[Tensor; 2]| [0, 1].map(|i| pair[i].narrow(0, start, count));
+        Texts { keys_values: self.keys_values.iter().map(narrow).collect(), count }
+    }
+}
+
+/// Attention of an image's positions to a text.
+struct CrossAttention {
+    /// Which of the network's cross attentions it is.
+    place: usize,
+    to_q: Linear,
+    to_out: Linear,
+}
+
+impl CrossAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> CrossAttention {
+        // In the weights' own precision: unlearning moves these weights, by less than a shorter type can tell.
+        let exact = |name| Linear::exact(&scope.sub(name), common.text_width, width, false, &common.tape);
+        let maps = TextMaps { heads, to_k: exact("to_k"), to_v: exact("to_v") };
+        let mut all = common.text_maps.borrow_mut();
+        all.push(maps);
+        CrossAttention {
+            place: all.len() - 1,
+            to_q: Linear::new(&scope.sub("to_q"), width, width, false, &common.tape),
+            to_out: Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape),
         }
     }
 
-    /// Queries from `x` [B, S, C]; keys and values from `context` [K, L, D], where B is a multiple of K.
+    /// [B, S, C] and K texts to [B, S, C]; row r sees text r / (B/K).
     ///
-    /// Consecutive rows share a context: the queries of B/K rows are laid end to end and attend together, so
-    /// that keys and values are computed, and kept, once for each context.
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
-        let contexts = context.size()[0];
-        let split = |x: Tensor| {
-            let width = x.size()[2];
-            x.view([contexts, -1, self.heads, width / self.heads]).transpose(1, 2)
-        };
-        let q = split(self.to_q.forward(x)); // [K, heads, B/K*S, C/heads]
-        let k = split(self.to_k.forward(context)); // [K, heads, L, C/heads]
-        let v = split(self.to_v.forward(context)); // [K, heads, L, C/heads]
-        let no_mask = None::<Tensor>;
-        let y = Tensor::scaled_dot_product_attention(&q, &k, &v, no_mask, 0.0, false, None, false);
-        self.to_out.forward(&y.transpose(1, 2).reshape(x.size())) // [B, S, C]
+    /// The queries of the rows that share a text are laid end to end and attend together, so that keys and values are
+    /// kept, and read, once for each text.
+    fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+        let [k, v] = &texts.keys_values[self.place];
+        let width = x.size()[2];
+        let q = self.to_q.forward(x).view([texts.count, -1, width]); // [K, B/K*S, C]
+        self.to_out.forward(&attend(&q, k, v).view(x.size().as_slice())) // [B, S, C]
     }
 }
 
@@ -63,17 +133,16 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let both = self.project.forward(x).chunk(2, -1); // 2 x [B, S, 4C]
-        self.out.forward(&(&both[0] * both[1].gelu("none"))) // [B, S, C]
+        self.out.forward(&layers::gated_gelu(&self.project.forward(x))) // [B, S, C]
     }
 }
 
 /// One layer of the transformer: three residual branches, each normalised at its entry.
 struct TransformerBlock {
     norm1: LayerNorm,
-    attn1: Attention,
+    attn1: SelfAttention,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: CrossAttention,
     norm3: LayerNorm,
     ff: FeedForward,
 }
@@ -83,19 +152,20 @@ impl TransformerBlock {
         let norm = |name| LayerNorm::new(&scope.sub(name), width, 1e-5, &common.tape);
         TransformerBlock {
             norm1: norm("norm1"),
-            attn1: Attention::new(&scope.sub("attn1"), width, width, heads, common),
+            attn1: SelfAttention::new(&scope.sub("attn1"), width, heads, common),
             norm2: norm("norm2"),
-            attn2: Attention::new(&scope.sub("attn2"), width, common.text_width, heads, common),
+            attn2: CrossAttention::new(&scope.sub("attn2"), width, heads, common),
             norm3: norm("norm3"),
             ff: FeedForward::new(&scope.sub("ff"), width, common),
         }
     }
 
-    fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
-        let h = self.norm1.forward(x); // [B, S, C]
-        let x = x + self.attn1.forward(&h, &h);
-        let x = &x + self.attn2.forward(&self.norm2.forward(&x), text);
-        &x + self.ff.forward(&self.norm3.forward(&x))
+    /// [B, S, C], which is used up, to the same shape.
+    fn forward(&self, x: Tensor, texts: &Texts) -> Tensor {
+        let h = self.attn1.forward(&self.norm1.forward(&x));
+        let (x, h) = self.norm2.after(x, &h);
+        let (x, h) = self.norm3.after(x, &self.attn2.forward(&h, texts));
+        layers::sum(x, &self.ff.forward(&h))
     }
 }
 
@@ -114,21 +184,11 @@ impl Projection {
         }
     }
 
-    /// [B, C, H, W] to [B, S, C].
-    fn to_tokens(&self, x: &Tensor) -> Tensor {
-        let tokens = |x: &Tensor| x.flatten(2, 3).transpose(1, 2).contiguous();
+    /// Tokens [B, S, C] to the same shape.
+    fn forward(&self, x: &Tensor) -> Tensor {
         match self {
-            Projection::Conv(conv) => tokens(&conv.forward(x)),
-            Projection::Linear(linear) => linear.forward(&tokens(x)),
-        }
-    }
-
-    /// [B, S, C] to [B, C, H, W] of the given shape.
-    fn to_image(&self, x: &Tensor, shape: &[i64]) -> Tensor {
-        let image = |x: &Tensor| x.transpose(1, 2).reshape(shape);
-        match self {
-            Projection::Conv(conv) => conv.forward(&image(x)),
-            Projection::Linear(linear) => image(&linear.forward(x)),
+            Projection::Conv(conv) => conv.forward_tokens(x),
+            Projection::Linear(linear) => linear.forward(x),
         }
     }
 }
@@ -156,12 +216,12 @@ impl Transformer2d {
         }
     }
 
-    /// [B, C, H, W] and texts [K, L, D] to [B, C, H, W].
-    pub fn forward(&self, x: &Tensor, text: &Tensor) -> Tensor {
-        let mut h = self.proj_in.to_tokens(&self.norm.forward(x)); // [B, S, C]
+    /// [B, C, H, W] and K texts to [B, C, H, W].
+    pub fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+        let mut h = self.proj_in.forward(&layers::tokens(&self.norm.forward(x))); // [B, S, C]
         for block in &self.blocks {
-            h = block.forward(&h, text);
+            h = block.forward(h, texts);
         }
-        x + self.proj_out.to_image(&h, &x.size()) // [B, C, H, W]
+        layers::sum(layers::image(&self.proj_out.forward(&h), &x.size()), x) // [B, C, H, W]
     }
 }

@@ -4,7 +4,8 @@
 
 use tch::Tensor;
 
-use super::attention::Transformer2d;
+use super::attention::{Texts, Transformer2d};
+use super::kernels::Joined;
 use super::resnet::{Downsample, ResnetBlock, Upsample};
 use super::unet_config::{BlockConfig, Common};
 use super::weights::Scope;
@@ -27,10 +28,10 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Tensor, time: &Tensor, text: &Tensor) -> Tensor {
+    fn forward(&self, x: &Joined<'_>, time: &Tensor, texts: &Texts) -> Tensor {
         let h = self.resnet.forward(x, time);
         match &self.attention {
-            Some(attention) => attention.forward(&h, text),
+            Some(attention) => attention.forward(&h, texts),
             None => h,
         }
     }
@@ -57,10 +58,10 @@ impl DownBlock {
     }
 
     /// Returns the block's output; every state on the way is pushed to `skips`.
-    pub fn forward(&self, x: Tensor, time: &Tensor, text: &Tensor, skips: &mut Vec<Tensor>) -> Tensor {
+    pub fn forward(&self, x: Tensor, time: &Tensor, texts: &Texts, skips: &mut Vec<Tensor>) -> Tensor {
         let mut h = x;
         for layer in &self.layers {
-            h = layer.forward(&h, time, text);
+            h = layer.forward(&one(&h), time, texts);
             skips.push(h.shallow_clone());
         }
         if let Some(downsample) = &self.downsample {
@@ -88,8 +89,8 @@ impl MidBlock {
     }
 
     /// [B, C, H, W] to the same shape.
-    pub fn forward(&self, x: &Tensor, time: &Tensor, text: &Tensor) -> Tensor {
-        self.last.forward(&self.first.forward(x, time, text), time)
+    pub fn forward(&self, x: &Tensor, time: &Tensor, texts: &Texts) -> Tensor {
+        self.last.forward(&one(&self.first.forward(&one(x), time, texts)), time)
     }
 }
 
@@ -122,15 +123,19 @@ impl UpBlock {
     }
 
     /// Takes one state off `skips` for each layer.
-    pub fn forward(&self, x: Tensor, time: &Tensor, text: &Tensor, skips: &mut Vec<Tensor>) -> Tensor {
+    pub fn forward(&self, x: Tensor, time: &Tensor, texts: &Texts, skips: &mut Vec<Tensor>) -> Tensor {
         let mut h = x;
         for layer in &self.layers {
             let skip = skips.pop().expect("the down path left a state for every layer of the up path");
-            h = layer.forward(&Tensor::cat(&[h, skip], 1), time, text);
+            h = layer.forward(&Joined { first: &h, second: Some(&skip) }, time, texts);
         }
         match (&self.upsample, skips.last()) {
             (Some(upsample), Some(next)) => upsample.forward(&h, [next.size()[2], next.size()[3]]),
             _ => h,
         }
     }
+}
+
+fn one(x: &Tensor) -> Joined<'_> {
+    Joined { first: x, second: None }
 }

@@ -1,7 +1,10 @@
 //! The layers that hold parameters; each reports its pass to the model's tape.
+//!
+//! Where nobody asks for gradients or records, normalisations and what surrounds them are computed by fused kernels.
 
 use tch::Tensor;
 
+use super::kernels::{self, Joined};
 use super::tape::{Op, Tape};
 use super::weights::Scope;
 
@@ -20,6 +23,11 @@ impl Place {
     fn observe(&self, op: Op, input: &Tensor, output: Tensor) -> Tensor {
         self.tape.observe(&self.name, self.has_bias, op, input, output)
     }
+
+    /// Whether nobody wants to know what the layer did with these tensors.
+    fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+        !self.tape.records() && !tensors.into_iter().any(Tensor::requires_grad)
+    }
 }
 
 /// A linear map of the last dimension.
@@ -32,9 +40,16 @@ pub struct Linear {
 impl Linear {
     /// Takes `weight` [outputs, inputs] and, if it has one, `bias` [outputs].
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
+        let weight = scope.for_products(&scope.take("weight", &[outputs, inputs]));
+        let bias_of = || scope.for_products(&scope.take("bias", &[outputs]));
+        Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
+    }
+
+    /// The same in the parameters' own precision, whatever the model's products are in.
+    pub fn exact(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
         let weight = scope.take("weight", &[outputs, inputs]);
-        let place = Place::new(scope, tape, bias);
-        Linear { place, weight, bias: bias.then(|| scope.take("bias", &[outputs])) }
+        let bias_of = || scope.take("bias", &[outputs]);
+        Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
     }
 
     /// [.., inputs] to [.., outputs].
@@ -43,11 +58,43 @@ impl Linear {
     }
 }
 
-/// A square convolution with a bias, of NCHW images.
+/// Linear maps of the same input, without biases, computed as one where nobody looks.
+pub struct Stacked {
+    maps: Vec<Linear>,
+    /// All weights, [maps * outputs, inputs].
+    together: Tensor,
+}
+
+impl Stacked {
+    /// Takes the `weight` [outputs, inputs] of each name below `scope`.
+    pub fn new(scope: &Scope<'_>, names: &[&str], inputs: i64, outputs: i64, tape: &Tape) -> Stacked {
+        let (parts, together) = scope.take_stacked(names, "weight", &[outputs, inputs]);
+        let map = |(name, weight): (&&str, &Tensor)| Linear {
+            place: Place::new(&scope.sub(name), tape, false),
+            weight: scope.for_products(weight),
+            bias: None,
+        };
+        let maps = names.iter().zip(&parts).map(map).collect();
+        Stacked { maps, together: scope.for_products(&together) }
+    }
+
+    /// [.., inputs] to one [.., outputs] for each map.
+    pub fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+        let quiet = |map: &Linear| map.place.is_quiet([x, &map.weight]);
+        if self.maps.iter().all(quiet) {
+            return x.linear(&self.together, None::<&Tensor>).chunk(self.maps.len() as i64, -1);
+        }
+        self.maps.iter().map(|map| map.forward(x)).collect()
+    }
+}
+
+/// A square convolution with a bias, of images [B, C, H, W].
 pub struct Conv2d {
     place: Place,
     weight: Tensor,
     bias: Tensor,
+    /// The bias as it is kept, float32.
+    exact_bias: Tensor,
     stride: i64,
     padding: i64,
     kernel: i64,
@@ -56,9 +103,10 @@ pub struct Conv2d {
 impl Conv2d {
     /// Takes `weight` [outputs, inputs, kernel, kernel] and `bias` [outputs]; stride 1, no padding.
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, kernel: i64, tape: &Tape) -> Conv2d {
-        let weight = scope.take("weight", &[outputs, inputs, kernel, kernel]);
-        let bias = scope.take("bias", &[outputs]);
-        Conv2d { place: Place::new(scope, tape, true), weight, bias, stride: 1, padding: 0, kernel }
+        let weight = scope.for_products(&scope.take_filters("weight", &[outputs, inputs, kernel, kernel]));
+        let exact_bias = scope.take("bias", &[outputs]);
+        let (place, bias) = (Place::new(scope, tape, true), scope.for_products(&exact_bias));
+        Conv2d { place, weight, bias, exact_bias, stride: 1, padding: 0, kernel }
     }
 
     /// The same with `padding` zeros at each border.
@@ -71,13 +119,76 @@ impl Conv2d {
         Conv2d { stride, ..self }
     }
 
+    fn op(&self) -> Op {
+        Op::Conv2d { kernel: self.kernel, stride: self.stride, padding: self.padding }
+    }
+
+    fn convolve(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        x.conv2d(&self.weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+
     /// [B, inputs, H, W] to [B, outputs, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        let y = x.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1);
-        let op = Op::Conv2d { kernel: self.kernel, stride: self.stride, padding: self.padding };
-        self.place.observe(op, x, y)
+        self.place.observe(self.op(), x, self.convolve(x, Some(&self.bias)))
     }
+
+    /// The convolution of x plus `residual`.
+    pub fn onto(&self, x: &Tensor, residual: &Tensor) -> Tensor {
+        if self.adds_late(x) && !residual.requires_grad() {
+            let y = self.convolve(x, None);
+            if kernels::add(residual, &self.exact_bias, &y).is_some() {
+                return y;
+            }
+        }
+        sum(self.forward(x), residual)
+    }
+
+    /// The convolution of x with a part of what must still be added to it: `shift` [K, outputs] in all.
+    ///
+    /// Returns the image and what is left to be added.
+    pub fn before(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
+        if self.adds_late(x) { (self.convolve(x, None), shift + &self.exact_bias) } else { (self.forward(x), shift) }
+    }
+
+    /// Whether the bias is better added together with something else: cuDNN adds it in a pass of its own.
+    fn adds_late(&self, x: &Tensor) -> bool {
+        x.device().is_cuda() && self.place.is_quiet([x, &self.weight, &self.exact_bias])
+    }
+
+    /// A 1x1 convolution of the positions of images as tokens: [B, S, inputs] to [B, S, outputs].
+    pub fn forward_tokens(&self, x: &Tensor) -> Tensor {
+        let weight = self.weight.flatten(1, -1); // [O, I]
+        self.place.observe(Op::Pointwise, x, x.linear(&weight, Some(&self.bias)))
+    }
+
+    /// A 1x1 convolution of images whose channels follow each other: to [B, outputs, H, W].
+    pub fn forward_joined(&self, x: &Joined<'_>) -> Tensor {
+        let parts = [Some(x.first), x.second, Some(&self.weight), Some(&self.bias)];
+        let Some(second) = x.second.filter(|_| self.place.is_quiet(parts.into_iter().flatten())) else {
+            return self.forward(&x.cat());
+        };
+        let width = x.first.size()[1];
+        let weight = self.weight.flatten(1, -1); // [O, C1 + C2]
+        let rest = weight.narrow(1, width, second.size()[1]).transpose(0, 1); // [C2, O]
+        let y = tokens(x.first).linear(&weight.narrow(1, 0, width), Some(&self.bias)); // [B, S, O]
+        let _ = y.flatten(0, 1).addmm_(&tokens(second).flatten(0, 1), &rest);
+        image(&y, &x.first.size())
+    }
+}
+
+/// The positions of images [B, C, H, W] as tokens [B, S, C]: the same memory where the channels lie together.
+pub fn tokens(x: &Tensor) -> Tensor {
+    x.flatten(2, 3).transpose(1, 2)
+}
+
+/// Tokens [B, S, C] as images [B, C, H, W] of the height and width of `size`; the same memory.
+pub fn image(x: &Tensor, size: &[i64]) -> Tensor {
+    x.view([x.size()[0], size[2], size[3], x.size()[2]]).permute([0, 3, 1, 2])
+}
+
+/// `own + other`, in the place of `own` where no gradient is wanted, else laid as `other`.
+pub fn sum(mut own: Tensor, other: &Tensor) -> Tensor {
+    if own.requires_grad() || other.requires_grad() { other + own } else { own.g_add_(other) }
 }
 
 /// Normalisation over groups of channels, with a scale and a shift a channel.
@@ -98,7 +209,35 @@ impl GroupNorm {
 
     /// [B, channels, H, W] to the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true);
+        self.fused(&Joined { first: x, second: None }, None, false).unwrap_or_else(|| self.plain(x))
+    }
+
+    /// `silu(norm(x + shift))`: [B, channels, H, W]. Row b gets row b % K of `shift` [K, channels].
+    pub fn silu(&self, x: &Joined<'_>, shift: Option<&Tensor>) -> Tensor {
+        self.fused(x, shift, true).unwrap_or_else(|| {
+            let x = x.cat();
+            let shifted = shift.map(|shift| {
+                let shift = shift.to_kind(x.kind());
+                let rows = x.size()[0] / shift.size()[0];
+                &x + shift.repeat([rows, 1]).unsqueeze(-1).unsqueeze(-1)
+            });
+            self.plain(&shifted.unwrap_or(x)).silu()
+        })
+    }
+
+    fn fused(&self, x: &Joined<'_>, shift: Option<&Tensor>, silu: bool) -> Option<Tensor> {
+        if self.place.tape.records() {
+            return None;
+        }
+        let Self { weight, bias, groups, eps, .. } = self;
+        let shift = shift.map(|shift| shift.to_kind(x.first.kind()));
+        let shift = shift.as_ref();
+        kernels::group_norm(&kernels::GroupNorm { weight, bias, groups: *groups, eps: *eps, shift, silu }, x)
+    }
+
+    fn plain(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = (self.weight.to_kind(x.kind()), self.bias.to_kind(x.kind()));
+        let y = x.group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true);
         self.place.observe(Op::GroupNorm { groups: self.groups, eps: self.eps }, x, y)
     }
 }
@@ -120,9 +259,38 @@ impl LayerNorm {
 
     /// [.., width] to the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true);
+        self.fused(x, None).unwrap_or_else(|| self.plain(x))
+    }
+
+    /// The sum of `x`, which is used up, and `branch` [.., width], and the sum normalised.
+    pub fn after(&self, x: Tensor, branch: &Tensor) -> (Tensor, Tensor) {
+        if let Some(y) = self.fused(&x, Some(branch)) {
+            return (x, y);
+        }
+        let x = sum(x, branch);
+        let y = self.plain(&x);
+        (x, y)
+    }
+
+    fn fused(&self, x: &Tensor, branch: Option<&Tensor>) -> Option<Tensor> {
+        let norm =
+            kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps, branch_bias: None };
+        if self.place.tape.records() { None } else { kernels::layer_norm(&norm, x, branch) }
+    }
+
+    fn plain(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = (self.weight.to_kind(x.kind()), self.bias.to_kind(x.kind()));
+        let y = x.layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, true);
         self.place.observe(Op::LayerNorm { eps: self.eps }, x, y)
     }
+}
+
+/// The first half [.., W] of `both` [.., 2W] times the gelu of the second (Shazeer 2020, arXiv 2002.05202).
+pub fn gated_gelu(both: &Tensor) -> Tensor {
+    kernels::gated_gelu(both).unwrap_or_else(|| {
+        let halves = both.chunk(2, -1);
+        &halves[0] * halves[1].gelu("none")
+    })
 }
 
 /// A table of vectors. It reports to no tape: no method here asks for its gradient.

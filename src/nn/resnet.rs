@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::kernels::Joined;
 use super::layers::{Conv2d, GroupNorm, Linear};
 use super::unet_config::Common;
 use super::weights::Scope;
@@ -27,21 +28,21 @@ impl ResnetBlock {
         ResnetBlock {
             norm1: norm("norm1", inputs),
             conv1: conv("conv1", inputs),
-            time_emb_proj: Linear::new(&scope.sub("time_emb_proj"), common.time_width, outputs, true, tape),
+            time_emb_proj: Linear::exact(&scope.sub("time_emb_proj"), common.time_width, outputs, true, tape),
             norm2: norm("norm2", outputs),
             conv2: conv("conv2", outputs),
             conv_shortcut: (inputs != outputs).then(shortcut),
         }
     }
 
-    /// [B, inputs, H, W] and the activated time embedding [B, E] to [B, outputs, H, W].
-    pub fn forward(&self, x: &Tensor, time: &Tensor) -> Tensor {
-        let h = self.conv1.forward(&self.norm1.forward(x).silu()); // [B, outputs, H, W]
-        let h = h + self.time_emb_proj.forward(time).unsqueeze(-1).unsqueeze(-1);
-        let h = self.conv2.forward(&self.norm2.forward(&h).silu());
+    /// [B, inputs, H, W] and the activated time embedding [K, E] to [B, outputs, H, W]; row b is at time b % K.
+    pub fn forward(&self, x: &Joined<'_>, time: &Tensor) -> Tensor {
+        let shift = self.time_emb_proj.forward(time); // [K, outputs]
+        let (h, shift) = self.conv1.before(&self.norm1.silu(x, None), shift); // [B, outputs, H, W]
+        let h = self.norm2.silu(&Joined { first: &h, second: None }, Some(&shift));
         match &self.conv_shortcut {
-            Some(conv) => conv.forward(x) + h,
-            None => x + h,
+            Some(conv) => self.conv2.onto(&h, &conv.forward_joined(x)),
+            None => self.conv2.onto(&h, &x.cat()),
         }
     }
 }

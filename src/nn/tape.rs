@@ -14,6 +14,8 @@ use tch::Tensor;
 pub enum Op {
     /// `y = x w^T + b` over the last dimension.
     Linear,
+    /// The same with a weight of the shape [outputs, inputs, 1, 1]: a 1x1 convolution of tokens.
+    Pointwise,
     /// A square convolution of NCHW images.
     Conv2d {
         /// Height and width of the window.
@@ -75,6 +77,11 @@ impl Tape {
     /// Starts to record the layers that hold a parameter (full name, `conv_in.weight`) that `select` chooses.
     pub fn record(&self, select: impl Fn(&str) -> bool + 'static) {
         *self.0.borrow_mut() = State { select: Some(Box::new(select)), taps: Vec::new() };
+    }
+
+    /// Whether it records.
+    pub fn records(&self) -> bool {
+        self.0.borrow().select.is_some()
     }
 
     /// Stops recording and hands out what was recorded, in the order of computation.

@@ -1,9 +1,11 @@
 //! The UNet's `config.json`, with diffusers' names and defaults.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::attention::TextMaps;
 use super::config::{self, Guard, ModelError, PerBlock, unsupported};
 use super::tape::Tape;
 
@@ -112,6 +114,7 @@ impl UNetConfig {
     pub(super) fn common(&self, tape: &Tape) -> Common {
         Common {
             tape: tape.clone(),
+            text_maps: RefCell::default(),
             groups: self.norm_num_groups,
             norm_eps: self.norm_eps,
             time_width: 4 * self.block_out_channels[0],
@@ -194,6 +197,8 @@ fn attends(file: &Path, key: &str, types: &[String], count: usize) -> Result<Vec
 pub struct Common {
     /// Where the layers report to.
     pub tape: Tape,
+    /// What the cross attentions built so far make of a text, in their order.
+    pub text_maps: RefCell<Vec<TextMaps>>,
     /// Groups of every group norm.
     pub groups: i64,
     /// Epsilon of the residual blocks' norms.

@@ -38,7 +38,17 @@ pub struct Weights {
     file: PathBuf,
     /// Whether every tensor that is asked for is there, and zero.
     blank: bool,
+    form: Form,
     state: RefCell<State>,
+}
+
+/// How layers keep the tensors that they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Convolutions' weights with the channels lying together in memory, as the images will.
+    pub channels_last: bool,
+    /// Products in this type instead of the tensors' own; normalisations stay in float32.
+    pub products: Option<Kind>,
 }
 
 #[derive(Default)]
@@ -65,7 +75,12 @@ impl Weights {
     /// Tensors read in another way; `file` stands in the errors.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
         let state = RefCell::new(State { left: tensors, ..State::default() });
-        Weights { file: file.to_owned(), blank: false, state }
+        Weights { file: file.to_owned(), blank: false, form: Form::default(), state }
+    }
+
+    /// The same tensors, to be kept in another form.
+    pub fn in_form(self, form: Form) -> Weights {
+        Weights { form, ..self }
     }
 
     /// Zeros of whatever name and shape a model asks for: its form without a checkpoint.
@@ -93,7 +108,7 @@ impl Weights {
         if faults.is_empty() { Ok(taken) } else { Err(ModelError::Keys { file: self.file, faults }) }
     }
 
-    fn take(&self, name: String, shape: &[i64]) -> Tensor {
+    fn take(&self, name: String, shape: &[i64], lay: impl FnOnce(Tensor) -> Tensor) -> Tensor {
         let mut state = self.state.borrow_mut();
         let tensor = match state.left.remove(&name) {
             Some(tensor) if tensor.size() == shape => tensor,
@@ -109,6 +124,7 @@ impl Weights {
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu))
             }
         };
+        let tensor = lay(tensor);
         state.taken.insert(name, tensor.shallow_clone());
         tensor
     }
@@ -139,7 +155,45 @@ impl<'a> Scope<'a> {
 
     /// The tensor `name`, which must have the given shape; a fault is told by [`Weights::finish`].
     pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
-        self.weights.take(self.name(name), shape)
+        self.weights.take(self.name(name), shape, |tensor| tensor)
+    }
+
+    /// The same for a convolution's weight [O, I, k, k], laid as the model's form asks.
+    pub fn take_filters(&self, name: impl Display, shape: &[i64]) -> Tensor {
+        let together = |tensor: Tensor| {
+            // A new dense tensor [O, k, k, I], seen as [O, I, k, k].
+            if self.weights.form.channels_last && tensor.dim() == 4 {
+                tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+            } else {
+                tensor
+            }
+        };
+        self.weights.take(self.name(name), shape, together)
+    }
+
+    /// The tensors `name` of several places below, each of this shape, as parts of one that holds them one after the other.
+    ///
+    /// The parts are the model's parameters: what is written into one is in the whole.
+    pub fn take_stacked(&self, places: &[&str], name: &str, shape: &[i64]) -> (Vec<Tensor>, Tensor) {
+        let found: Vec<Tensor> = places.iter().map(|place| self.sub(place).take(name, shape)).collect();
+        // A stand-in for what the file lacks is on the CPU.
+        let device = found.iter().map(Tensor::device).find(|device| device.is_cuda()).unwrap_or(Device::Cpu);
+        let whole = Tensor::cat(&found.iter().map(|tensor| tensor.to_device(device)).collect::<Vec<_>>(), 0);
+        let part = |index: usize| whole.narrow(0, index as i64 * shape[0], shape[0]);
+        let parts: Vec<Tensor> = (0..places.len()).map(part).collect();
+        for (place, part) in places.iter().zip(&parts) {
+            let name = self.sub(place).name(name);
+            self.weights.state.borrow_mut().taken.insert(name, part.shallow_clone());
+        }
+        (parts, whole)
+    }
+
+    /// A tensor as products take it: itself, not a copy, unless the model's form asks for another type.
+    pub fn for_products(&self, tensor: &Tensor) -> Tensor {
+        match self.weights.form.products {
+            Some(kind) => tensor.to_kind(kind),
+            None => tensor.shallow_clone(),
+        }
     }
 }
 

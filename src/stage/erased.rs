@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use serde_json::Value as Json;
 
-use super::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit, to_json};
+use super::{
+    Compute, Context, Foreseen, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage, Together,
+    Trial, Unit, to_json,
+};
 use crate::param::{Key, Param, Reader};
 use crate::tree::Node;
 
@@ -67,6 +70,20 @@ pub trait Kind: Sync {
     /// # Errors
     /// As there.
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
+    /// [`Stage::reads`].
+    ///
+    /// # Errors
+    /// As there.
+    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>>;
+    /// [`Stage::company`], of each of the units.
+    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>>;
+    /// [`Stage::foresee`].
+    ///
+    /// # Errors
+    /// As there.
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen>;
+    /// [`Stage::already`].
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf>;
     /// [`Stage::accept`].
     ///
     /// # Errors
@@ -152,6 +169,19 @@ impl<S: Stage> Kind for S {
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)
     }
+    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        S::reads(&from_json::<S>(params), inputs, units)
+    }
+    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>> {
+        let params = from_json::<S>(params);
+        units.iter().map(|unit| S::company(&params, inputs, unit)).collect()
+    }
+    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        S::foresee(&from_json::<S>(params), inputs)
+    }
+    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf> {
+        S::already(&from_json::<S>(params), port, below)
+    }
     fn accept(
         &self,
         params: &Json,
@@ -178,6 +208,11 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
+    /// [`Compute::run_together`].
+    ///
+    /// # Errors
+    /// As there.
+    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()>;
     /// [`Compute::merge`].
     ///
     /// # Errors
@@ -190,6 +225,18 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
+    /// [`Compute::trial`].
+    ///
+    /// # Errors
+    /// As there.
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>>;
 }
 
 impl<C: Compute> Computation for C {
@@ -206,6 +253,14 @@ impl<C: Compute> Computation for C {
     ) -> anyhow::Result<()> {
         C::run(&from_json::<C>(params), inputs, unit, out, cx)
     }
+    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()> {
+        let params: Vec<C::Params> = members.iter().map(|member| from_json::<C>(member.params)).collect();
+        let typed = params.iter().zip(members).map(|(params, member)| {
+            let Member { params: _, inputs, unit, out } = *member;
+            Member { params, inputs, unit, out }
+        });
+        C::run_together(&typed.collect::<Vec<_>>(), cx)
+    }
     fn merge(
         &self,
         params: &Json,
@@ -215,5 +270,17 @@ impl<C: Compute> Computation for C {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         C::merge(&from_json::<C>(params), inputs, parts, out, cx)
+    }
+    fn trial(
+        &self,
+        params: &Json,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Json>> {
+        let Trial { params, inputs, unit, steps, merges } =
+            C::trial(&from_json::<C>(params), inputs, steps, folder, cx)?;
+        Ok(Trial { params: to_json(&params), inputs, unit, steps, merges })
     }
 }

@@ -5,6 +5,9 @@
 //! links no libtorch and answers in milliseconds.
 
 mod erased;
+mod foresight;
+pub mod measured;
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use crate::param::{Param, Validate};
 use crate::tree::Node;
 
 pub use erased::{Computation, Kind};
+pub use foresight::{Foreseen, Form, Outlook, Trial, Work};
+pub use together::{Member, Reads, Slice, Together};
 
 /// An input port of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -220,6 +225,39 @@ pub trait Stage: Sync + 'static {
         Ok(None)
     }
 
+    /// For each of the units, the input ports of whose file only a part counts for the unit, and which part.
+    ///
+    /// The unit's recipe then holds the digest of that part, so that a change elsewhere in the file leaves the unit
+    /// alone. Looks at the inputs no further than their headers.
+    ///
+    /// # Errors
+    /// Inputs that cannot be read; they then count whole.
+    fn reads(_params: &Self::Params, _inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        Ok(vec![Reads::new(); units.len()])
+    }
+
+    /// What a unit shares with others that it is worth computing together with, of this stage or of others of the
+    /// kind: units of equal keys may become one task, see [`Compute::run_together`].
+    fn company(_params: &Self::Params, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
+        None
+    }
+
+    /// What it gives and takes, from what is known of its inputs before they are all there.
+    ///
+    /// Looks no further than at headers and configurations. A kind that does not say otherwise tells nothing, and is not
+    /// measured.
+    ///
+    /// # Errors
+    /// Which input is not known well enough, and what must run first; inputs that cannot be used.
+    fn foresee(_params: &Self::Params, _inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        Ok(Foreseen::default())
+    }
+
+    /// Where what will stand on an output port, or at a path below it, lies already: for a kind that brings files as they are.
+    fn already(_params: &Self::Params, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
+        None
+    }
+
     /// Refuses files, by output port, that cannot be what these parameters and inputs give.
     ///
     /// They come from elsewhere and are to stand for the stage's outputs. Looks at headers, and at values where
@@ -251,6 +289,22 @@ pub trait Compute: Stage {
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
 
+    /// Computes several units of one company, see [`Stage::company`], each into its own empty folder.
+    ///
+    /// Each must give the bytes that it gives alone, whatever its company. Nothing is lost where this fails: what is
+    /// not finished then is computed unit by unit.
+    ///
+    /// # Errors
+    /// As [`Compute::run`].
+    fn run_together(members: &[Member<'_, Self::Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+        for (index, member) in members.iter().enumerate() {
+            let Member { params, inputs, unit, out } = *member;
+            cx.alone(index, |cx| Self::run(params, inputs, Some(unit), out, cx))?;
+            (cx.finished)(&[index]);
+        }
+        Ok(())
+    }
+
     /// Joins the folders that the units wrote, in order, into `out/<Output::file>` for each port.
     ///
     /// # Errors
@@ -263,6 +317,22 @@ pub trait Compute: Stage {
         _cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         anyhow::bail!("the kind `{}` has units but no merge", Self::KIND)
+    }
+
+    /// About `steps` steps of the stage's real work, to be measured; at least as many as one pass through the network takes.
+    ///
+    /// Inputs of which only the form is known are made up, in files below `folder`, and no longer than the trial needs.
+    ///
+    /// # Errors
+    /// As [`Stage::foresee`], and files that cannot be written.
+    fn trial(
+        _params: &Self::Params,
+        _inputs: &Outlook,
+        _steps: u64,
+        _folder: &Path,
+        _cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Self::Params>> {
+        anyhow::bail!("the kind `{}` is not measured", Self::KIND)
     }
 }
 

@@ -1,16 +1,17 @@
 //! Arrays in files as the rows that the method reads.
 
 use anyhow::Context as _;
+use bytemuck::Zeroable;
 use tch::{Device, Kind, Tensor};
 
-use crate::io::npy::{Dtype, Npy};
+use crate::io::npy::{Dtype, Npy, NpyError};
 use crate::math::data::{DataSet, Rows};
 use crate::math::error::DataError;
 use crate::nn::unet::UNet;
 use crate::stage::Inputs;
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
-pub(super) struct NpyRows {
+pub struct NpyRows {
     npy: Npy,
     /// Rows in one entry of the first dimension.
     inner: usize,
@@ -19,14 +20,29 @@ pub(super) struct NpyRows {
 
 impl NpyRows {
     /// Takes the first `leading` dimensions together as the rows: 1 for latents, 2 for text embeddings.
+    #[must_use]
     pub fn new(npy: Npy, leading: usize) -> Self {
         let inner = npy.shape()[1..leading].iter().product();
         let shape = npy.shape()[leading..].iter().map(|&size| size as i64).collect();
         Self { npy, inner, shape }
     }
 
-    fn row_len(&self) -> usize {
-        self.npy.row_len() / self.inner
+    /// The values of some rows; `read` fills a slice from a place in the file on.
+    fn values<T: Zeroable + Copy>(
+        &self,
+        rows: &[usize],
+        read: impl Fn(usize, &mut [T]) -> Result<(), NpyError>,
+    ) -> Result<Vec<T>, NpyError> {
+        let length = self.npy.row_len() / self.inner;
+        let mut values = vec![T::zeroed(); rows.len() * length];
+        let mut rest = values.as_mut_slice();
+        // Rows that follow each other in the file are read at once.
+        for run in rows.chunk_by(|row, next| row + 1 == *next) {
+            let (some, others) = rest.split_at_mut(run.len() * length);
+            read(run[0] * length, some)?;
+            rest = others;
+        }
+        Ok(values)
     }
 }
 
@@ -35,21 +51,18 @@ impl Rows for NpyRows {
         self.npy.rows() * self.inner
     }
 
-    fn gather(&self, rows: &[usize], device: Device) -> Result<Tensor, DataError> {
-        let length = self.row_len();
-        let mut values = vec![0.0; rows.len() * length];
-        let mut rest = values.as_mut_slice();
-        // Rows that follow each other in the file are read at once.
-        for run in rows.chunk_by(|row, next| row + 1 == *next) {
-            let (some, others) = rest.split_at_mut(run.len() * length);
-            self.npy.read_f32_at(run[0] * length, some)?;
-            rest = others;
-        }
+    fn read(&self, rows: &[usize]) -> Result<Tensor, DataError> {
         let shape = [&[rows.len() as i64], self.shape.as_slice()].concat();
-        Ok(Tensor::from_slice(&values)
-            .f_view(shape.as_slice())?
-            .f_to_kind(Kind::Float)?
-            .f_to_device(device)?)
+        // Short floats stay short until they are where the network is: they are half the bytes to move.
+        let values = match self.npy.dtype() {
+            Dtype::F16 => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f16_at(at, out))?),
+            _ => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f32_at(at, out))?),
+        };
+        Ok(values.f_view(shape.as_slice())?)
+    }
+
+    fn shared(&self) -> Option<&(dyn Rows + Sync)> {
+        Some(self)
     }
 }
 

@@ -8,7 +8,10 @@ use serde_json::{Value as Json, json};
 use tch::Tensor;
 
 use super::arrays::{self, TrainingSet, values};
-use super::loss::{LOSSES, LossParams};
+use super::by_timestep::mean;
+use super::loss::{LOSSES, LossParams, Products};
+use super::network::with_unet;
+use super::{blocks, guard};
 use crate::io::npy::{Dtype, Npy};
 use crate::io::npy_writer;
 use crate::math::error::MathError;
@@ -16,7 +19,7 @@ use crate::math::halving::{self, Halving, Population, Round, Source, Spec};
 use crate::math::loss::LossPass;
 use crate::math::noise::{Draws, derived_seed};
 use crate::math::schedule::NoiseSchedule;
-use crate::nn::unet::UNet;
+use crate::nn::unet::{Precision, Use};
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Context, Inputs, Unit};
@@ -126,45 +129,59 @@ fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Res
 
 /// Computes what is needed to find the candidates: the losses [2N], exact ones and estimates, and the report.
 pub(super) fn run(
-    unet: &UNet,
     loss: &LossParams,
     asked: &Candidates,
     inputs: &Inputs,
     out: &Path,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let set = TrainingSet::open(inputs, unet)?;
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-    let (data, spec) = (set.data()?, loss.spec());
-    let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
-    let (images, latents, timesteps) = (data.images(), data.latents_len(), spec.time_samples);
-    let population = Population { images, views: latents / images.max(1), timesteps };
-    let total = population.pairs();
-    let mut rises = Rises {
-        pass,
-        timesteps: spec.timesteps(schedule.train_timesteps()),
-        captions: spec.captions,
-        before: pretrained(loss, inputs, latents)?,
-        after: vec![Vec::new(); latents],
-        seed: asked.seed.into(),
-        progress: &|done| (cx.progress)(done as u64, total as u64),
-        done: 0,
-    };
-    let wanted = Spec {
-        top: asked.top as usize,
-        confidence: asked.confidence,
-        keep: asked.keep,
-        check: asked.check as usize,
-    };
-    let found = halving::halve(population, &wanted, &mut rises)?;
-    npy_writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
-    let report = Report::of(&found, population, asked, spec.captions);
-    let mut text = serde_json::to_vec_pretty(&report)?;
-    text.push(b'\n');
-    fs_err::write(out.join(REPORT), text)?;
-    (cx.progress)(total as u64, total as u64);
+    let (weights, purpose) = (Some(inputs.path("weights")), loss.precision.purpose());
+    let (schedule, spec) = (NoiseSchedule::load(inputs.path("scheduler"))?, loss.spec());
+    let sample = with_unet(inputs, weights, cx.device, purpose, |unet| {
+        let set = TrainingSet::open(inputs, unet)?;
+        let data = set.data()?;
+        let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
+        let (images, latents, timesteps) = (data.images(), data.latents_len(), spec.time_samples);
+        let population = Population { images, views: latents / images.max(1), timesteps };
+        let total = population.pairs();
+        let mut rises = Rises {
+            pass,
+            timesteps: spec.timesteps(schedule.train_timesteps()),
+            captions: spec.captions,
+            before: pretrained(loss, inputs, latents)?,
+            after: vec![Vec::new(); latents],
+            seed: asked.seed.into(),
+            progress: &|done| (cx.progress)(done as u64, total as u64),
+            done: 0,
+        };
+        let wanted = Spec {
+            top: asked.top as usize,
+            confidence: asked.confidence,
+            keep: asked.keep,
+            check: asked.check as usize,
+        };
+        let found = halving::halve(population, &wanted, &mut rises)?;
+        npy_writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
+        let report = Report::of(&found, population, asked, spec.captions);
+        let mut text = serde_json::to_vec_pretty(&report)?;
+        text.push(b'\n');
+        fs_err::write(out.join(REPORT), text)?;
+        (cx.progress)(total as u64, total as u64);
+        Ok((loss.precision != Products::Fp32).then(|| rises.sample()))
+    })?;
+    if let Some((timesteps, found)) = sample {
+        with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+            let exact = pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ())?;
+            Ok(guard::compare(loss.precision, &found, &exact))
+        })?;
+    }
     Ok(())
 }
+
+/// The latent whose rows are computed in float32 as well.
+const SAMPLE: usize = 0;
 
 /// The rises in loss, computed as they are asked for.
 struct Rises<'a> {
@@ -183,7 +200,7 @@ impl Source for Rises<'_> {
     fn differences(&mut self, latents: &[usize], places: &[usize]) -> Result<Vec<f64>, MathError> {
         let timesteps: Vec<i64> = places.iter().map(|&place| self.timesteps[place]).collect();
         let (progress, done) = (self.progress, self.done);
-        let mut heard = |latents: usize| progress(done + latents * places.len());
+        let mut heard = |pairs: usize| progress(done + pairs);
         let rows = self.pass.rows_of_images(latents, &timesteps, &mut heard)?; // [latents, captions, timesteps]
         self.done += latents.len() * places.len();
         let rows = values(&rows.transpose(1, 2)); // [latents, timesteps, captions]
@@ -215,23 +232,30 @@ impl Rises<'_> {
         // Where the timesteps stand in the order that they were seen in.
         let mut places = vec![0; times];
         for (place, timestep) in halving::spread(times).into_iter().enumerate() {
-            places[timestep] = place as i64;
+            places[timestep] = place;
         }
-        let places = Tensor::from_slice(&places);
         let mut losses = Vec::with_capacity(self.after.len());
         let mut before = vec![0.0; times];
         for (latent, rows) in self.after.iter().enumerate() {
             if found.exact[latent % found.exact.len()] {
-                let rows = Tensor::from_slice(rows).view([1, times as i64, captions as i64]);
-                let rows = rows.index_select(1, &places).transpose(1, 2).contiguous(); // [1, captions, timesteps]
-                // Summed in the order of a full pass: the mean over timesteps, then over captions.
-                losses.extend(values(&rows.mean_dim(2, false, None).mean_dim(1, false, None)));
+                // Summed in the order of a full pass.
+                losses.push(blocks::mean(places.iter().map(|place| &rows[place * captions..][..captions])));
             } else {
                 self.before.read_f32_at(latent * times, &mut before)?;
                 losses.push((mean(&before) + found.means[latent]) as f32);
             }
         }
         Ok(losses)
+    }
+
+    /// The losses [1, captions, timesteps] of the latent that is computed in float32 as well, and the timesteps.
+    fn sample(&self) -> (Vec<i64>, Tensor) {
+        let rows = &self.after[SAMPLE];
+        let seen = rows.len() / self.captions;
+        let order = halving::spread(self.timesteps.len());
+        let timesteps = order[..seen].iter().map(|&place| self.timesteps[place]).collect();
+        let rows = Tensor::from_slice(rows).view([1, seen as i64, self.captions as i64]);
+        (timesteps, rows.transpose(1, 2))
     }
 }
 
@@ -319,8 +343,4 @@ pub(super) fn identity(mut of_stage: Json, candidates: Option<&Candidates>) -> J
         of_stage["candidates"] = json!(candidates);
     }
     of_stage
-}
-
-fn mean(values: &[f32]) -> f64 {
-    values.iter().copied().map(f64::from).sum::<f64>() / values.len() as f64
 }

@@ -24,6 +24,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     check_version()?;
     let Device::Cuda(index) = device else { return Ok(()) };
     load_cuda()?;
+    allow_tf32(false);
     // Benchmarking picks the fastest algorithm of the moment, which need not be the same one twice.
     tch::Cuda::cudnn_set_benchmark(false);
     let found = tch::Cuda::device_count();
@@ -34,6 +35,28 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.
+///
+/// libtorch lets convolutions do so unless it is told otherwise, and `tch` has no word for it: these are the functions
+/// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
+pub fn allow_tf32(allow: bool) {
+    let set = || -> Result<(), libloading::Error> {
+        let library = Library::this();
+        // SAFETY: the types are those of ATen/Context.h: a method takes its object first, and the object is static.
+        unsafe {
+            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
+            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
+            library.get::<Set>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")?(context, allow);
+            library.get::<Set>(b"_ZN2at7Context17setAllowTF32CuDNNEb\0")?(context, allow);
+        }
+        Ok(())
+    };
+    if let Err(error) = set() {
+        tracing::warn!("libtorch cannot be told which precision to use on GPUs: {error}");
+    }
 }
 
 /// Refuses another libtorch than the one that every fingerprint names.
@@ -73,4 +96,30 @@ pub fn library() -> Option<String> {
     let maps = fs_err::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
     line.find('/').map(|start| line[start..].to_owned())
+}
+
+/// Bytes of the device's memory that are taken, by this process and others; 0 on the CPU and where the runtime does not tell.
+///
+/// libtorch keeps what it once took of a device, so at the end this is the most that there was.
+pub fn taken(device: Device) -> u64 {
+    let Device::Cuda(index) = device else { return 0 };
+    type SetDevice = unsafe extern "C" fn(i32) -> i32;
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
+    // The libraries that `load_cuda` loaded are found among those of the process itself.
+    let process = Library::this();
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the two functions have these forms in every release of the CUDA runtime. One chooses the device that this thread asks
+    // about, which libtorch does for itself whenever it computes; the other writes to the two numbers alone.
+    let failed = unsafe {
+        let set = process.get::<SetDevice>("cudaSetDevice");
+        let info = process.get::<MemGetInfo>("cudaMemGetInfo");
+        match (set, info) {
+            (Ok(set), Ok(info)) => {
+                let index = i32::try_from(index).unwrap_or_default();
+                set(index) != 0 || info(&raw mut free, &raw mut total) != 0
+            }
+            _ => true,
+        }
+    };
+    if failed { 0 } else { total.saturating_sub(free) as u64 }
 }

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 
 use super::accept::Outputs;
 use super::arrays::{TrainingSet, count_images};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
 use super::select::Select;
-use super::{accept, arrays, spans, tensors};
+use super::{accept, arrays, forms, spans, tensors};
 use crate::io::torch_file::Dtype;
 use crate::math::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
+use crate::nn::unet::Use;
 use crate::param::Validate;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work};
 use crate::{choice, params};
+use serde_json::json;
 
 choice! {
     /// Which rows share a caption.
@@ -105,12 +107,42 @@ impl Stage for Fisher {
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(spans::units("batches", params.spec().batches(latents.rows()), 1)))
+        Ok(Some(cut(params, latents.rows())))
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let (latents, texts) = forms::arrays(inputs)?;
+        let rows = latents.shape[0];
+        let units = cut(params, rows);
+        let sums = forms::chosen(inputs, &params.select.0, 8)?;
+        let Params { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = params;
+        let like = json!({
+            "batch_size": rows.min(*batch_size as usize),
+            "caption_draw": caption_draw,
+            "select": select,
+            "unet": forms::config(inputs, "unet")?,
+            "latent": &latents.shape[1..],
+            "text": &texts.shape[1..],
+            "stored": [latents.bytes, texts.bytes],
+        });
+        Ok(Foreseen {
+            parts: units.len() as u64 * sums.bytes().unwrap_or_default(),
+            outputs: [("fisher".to_owned(), sums)].into(),
+            work: Some(Work {
+                steps: units.iter().map(|unit| unit.steps).sum(),
+                tasks: units.len() as u64,
+                like,
+            }),
+        })
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         accept::weights(&outputs["fisher"], inputs, &params.select.0, &[Dtype::F64, Dtype::F32])
     }
+}
+
+fn cut(params: &Params, latents: usize) -> Vec<Unit> {
+    spans::units("batches", params.spec().batches(latents), 1)
 }
 
 impl Compute for Fisher {
@@ -121,16 +153,15 @@ impl Compute for Fisher {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let unet = load_unet(inputs, cx)?;
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-        let set = TrainingSet::open(inputs, &unet)?;
-        let data = set.data()?;
         let batches = spans::range(unit, "batches")?;
         let total = batches.len() as u64;
-        let sum =
-            fisher_range(&unet, &schedule, data, &params.spec(), batches, cx.micro_batch, &mut |done| {
-                (cx.progress)(done as u64, total);
-            })?;
+        let sum = with_unet(inputs, None, cx.device, Use::Gradients, |unet| {
+            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+            let set = TrainingSet::open(inputs, unet)?;
+            let mut progress = |done| (cx.progress)(done as u64, total);
+            let (data, spec) = (set.data()?, params.spec());
+            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.micro_batch, &mut progress)?)
+        })?;
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }
 
@@ -151,5 +182,25 @@ impl Compute for Fisher {
         let mean: BTreeMap<_, _> = total.mean();
         let images = count_images(inputs)?.to_string();
         tensors::write(&out.join("fisher.safetensors"), &mean, Some((IMAGES, images)))
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (latents, texts) = forms::arrays(inputs)?;
+        let mut given = inputs.inputs();
+        // An epoch over one batch, as often as there are steps.
+        let rows = latents.shape[0].min(params.batch_size as usize);
+        let params = Params { epochs: steps as u32, ..params.clone() };
+        if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+            forms::make_array(&mut given, "latents", &latents, rows, folder)?;
+            forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
+        }
+        let unit = Unit { name: "a trial".into(), span: json!({ "batches": [0, steps] }), steps };
+        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: true })
     }
 }

@@ -10,7 +10,7 @@ use super::accept::Outputs;
 use super::arrays::values;
 use super::latents::embed;
 use super::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, load_unet};
-use super::{accept, device};
+use super::{accept, device, forms};
 use crate::io::caption_list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy_writer;
@@ -21,9 +21,12 @@ use crate::math::sample::{SampleSpec, sample, sample_each, skip_batch};
 use crate::math::schedule::NoiseSchedule;
 use crate::nn::clip::TextEncoder;
 use crate::nn::tokenizer::Tokenizer;
+use crate::nn::unet_config::UNetConfig;
 use crate::nn::vae::Vae;
 use crate::param::Validate;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Form, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+};
 use crate::{choice, params};
 
 choice! {
@@ -133,19 +136,52 @@ impl Stage for Generate {
     }
 
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        let captions = captions(params, inputs)?;
-        let size = params.batch_size as usize;
-        let unit = |(batch, captions): (usize, &[String])| {
-            let (first, end) = (batch * size, batch * size + captions.len());
-            let span = json!({ "first": first, "captions": captions });
-            Unit { name: format!("captions {first}..{end}"), span, steps: params.steps.into() }
-        };
-        Ok(Some(captions.chunks(size).enumerate().map(unit).collect()))
+        Ok(Some(cut(params, &captions(params, inputs.get(CAPTIONS))?)))
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let file = if inputs.connected(CAPTIONS) { Some(inputs.path(CAPTIONS)?) } else { None };
+        let count = captions(params, file)?.len();
+        let [length, width] = forms::text(inputs)?;
+        let unet = UNetConfig::read(&inputs.path("unet")?.join("config.json"))?;
+        let latent = unet.latent_shape().context("the network's config.json gives no size of latents")?;
+        let [channels, high, wide] = latent.map(|size| size as usize);
+        let scale = forms::scale(inputs)?;
+        let outputs = [
+            // A picture takes no more than its pixels, and a little besides.
+            (IMAGES, Form::Bytes((count * (3 * high * wide * scale * scale + 100)) as u64)),
+            ("latents", Form::Array { shape: vec![count, channels, high, wide], bytes: 4 }),
+            ("text_embeddings", Form::Array { shape: vec![count, 1, length, width], bytes: 4 }),
+        ];
+        let batch = count.min(params.batch_size as usize);
+        let like = json!({
+            "captions": batch,
+            "noise": params.noise,
+            "unet": forms::config(inputs, "unet")?,
+            "vae": forms::config(inputs, "vae")?,
+            "text_encoder": forms::config(inputs, "text_encoder")?,
+        });
+        let tasks = count.div_ceil(batch.max(1)) as u64;
+        Ok(Foreseen {
+            parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
+            outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
+            work: Some(Work { steps: tasks * u64::from(params.steps), tasks, like }),
+        })
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        accept::queries(inputs, captions(params, inputs)?.len(), outputs)
+        accept::queries(inputs, captions(params, inputs.get(CAPTIONS))?.len(), outputs)
     }
+}
+
+fn cut(params: &Params, captions: &[String]) -> Vec<Unit> {
+    let size = params.batch_size as usize;
+    let unit = |(batch, captions): (usize, &[String])| {
+        let (first, end) = (batch * size, batch * size + captions.len());
+        let span = json!({ "first": first, "captions": captions });
+        Unit { name: format!("captions {first}..{end}"), span, steps: params.steps.into() }
+    };
+    captions.chunks(size).enumerate().map(unit).collect()
 }
 
 impl Compute for Generate {
@@ -182,11 +218,27 @@ impl Compute for Generate {
         }
         Ok(())
     }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        _: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        // With more, a model that begins its timesteps late would have none left for the first.
+        const MOST: u64 = 500;
+        let given = inputs.inputs();
+        let steps = steps.min(MOST);
+        let params = Params { steps: steps as u32, ..params.clone() };
+        let unit = cut(&params, &captions(&params, given.get(CAPTIONS))?).into_iter().next();
+        Ok(Trial { params, inputs: given, unit, steps, merges: false })
+    }
 }
 
 /// What to draw.
-fn captions(params: &Params, inputs: &Inputs) -> anyhow::Result<Vec<String>> {
-    Ok(match inputs.get(CAPTIONS) {
+fn captions(params: &Params, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
+    Ok(match file {
         Some(path) => caption_list::read(path)?,
         None => params.caption.iter().cloned().collect(),
     })
@@ -221,7 +273,7 @@ fn draw(
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
-    let unet = load_unet(inputs, cx)?;
+    let unet = load_unet(inputs, cx.device)?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
     let total = u64::from(params.steps);

@@ -2,23 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::accept::Outputs;
 use super::candidates::{self, Candidates, Report};
-use super::loss::{self, LossParams, Noise};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_changed};
-use super::{accept, arrays, table};
+use super::loss::{self, LOSSES, LossParams, Noise};
+use super::network::{CHECKPOINT, SCHEDULER, UNET};
+use super::{accept, arrays, forms, table};
 use crate::io::coco::Captions;
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
 use crate::io::npy_writer;
 use crate::math::error::MathError;
 use crate::math::influence::{influence, per_image, rank, rank_exact_first};
+use crate::math::selection::Selection;
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Inherit, Input, Inputs, Output, Port, Stage, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage,
+    Together, Trial, Unit, Work,
+};
 use crate::tree::Node;
 
 params! {
@@ -55,7 +60,7 @@ pub struct Influence;
 impl Stage for Influence {
     type Params = Params;
     const KIND: &'static str = "influence";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
     const INPUTS: &'static [Input] = &[
         UNET,
@@ -101,7 +106,12 @@ impl Stage for Influence {
     }
 
     fn unit_identity(params: &Params) -> Json {
-        candidates::identity(json!({ "loss": params.loss.identity() }), params.candidates.as_ref())
+        let loss = match params.candidates {
+            None => params.loss.unit_identity(),
+            // What is computed at all depends on how many timesteps there are.
+            Some(_) => params.loss.identity(),
+        };
+        candidates::identity(json!({ "loss": loss }), params.candidates.as_ref())
     }
 
     fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
@@ -119,6 +129,43 @@ impl Stage for Influence {
             None => Ok(Some(units)),
             Some(_) => candidates::units(&params.loss, inputs).map(Some),
         }
+    }
+
+    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        match params.candidates {
+            None => loss::reads(&params.loss, inputs, units),
+            Some(_) => Ok(vec![Reads::new(); units.len()]),
+        }
+    }
+
+    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        match params.candidates {
+            None => loss::company(&params.loss, inputs, unit),
+            Some(_) => None,
+        }
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let mut foreseen = loss::foresee(&params.loss, inputs)?;
+        let images = forms::array(inputs, "text_embeddings")?.shape[0];
+        let array = |bytes| Form::Array { shape: vec![images], bytes };
+        // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
+        let (line, cell) = (120, 40_000);
+        let rows = u64::from(params.top).min(images as u64);
+        foreseen.outputs.insert("influence".into(), array(4));
+        foreseen.outputs.insert("rank".into(), array(8));
+        foreseen.outputs.insert("table".into(), Form::Bytes(rows * line));
+        foreseen.outputs.insert("top".into(), Form::Bytes(rows * line * 4));
+        foreseen.outputs.insert("picture".into(), Form::Bytes(u64::from(params.pictured + 1) * cell));
+        if params.candidates.is_some() {
+            // What is left out depends on the scores: all that is certain is that no more than a full pass is computed.
+            foreseen.work = foreseen.work.map(|work| Work { tasks: 1, ..work });
+            let losses = foreseen.outputs["losses"].clone();
+            foreseen.parts = losses.bytes().unwrap_or_default();
+            // Most of the report is the index of each image that is exact, of which there may be as many.
+            foreseen.outputs.insert("candidates".into(), Form::Bytes(2_000 + images as u64 * 12));
+        }
+        Ok(foreseen)
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
@@ -143,11 +190,26 @@ impl Compute for Influence {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let unet = load_changed(inputs, Some(inputs.path("weights")), cx)?;
-        match &params.candidates {
-            None => loss::run(&unet, &params.loss, inputs, unit, out, cx),
-            Some(candidates) => candidates::run(&unet, &params.loss, candidates, inputs, out, cx),
+        let unit = unit.context("this kind is computed by units")?;
+        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
+    }
+
+    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+        if members.iter().any(|member| member.params.candidates.is_some()) {
+            for (index, member) in members.iter().enumerate() {
+                let Member { params, inputs, unit: _, out } = *member;
+                let asked =
+                    params.candidates.as_ref().context("with `candidates` nothing is computed together")?;
+                cx.alone(index, |cx| candidates::run(&params.loss, asked, inputs, out, cx))?;
+                (cx.finished)(&[index]);
+            }
+            return Ok(());
         }
+        let pieces = members.iter().map(|member| {
+            let Member { params, inputs, unit, out } = *member;
+            loss::Piece { params: &params.loss, inputs, unit, out, weights: Some(inputs.path("weights")) }
+        });
+        loss::run(&pieces.collect::<Vec<_>>(), cx)
     }
 
     fn merge(
@@ -158,7 +220,10 @@ impl Compute for Influence {
         _: &Context<'_>,
     ) -> anyhow::Result<()> {
         let unlearned = out.join("unlearned_loss.npy");
-        loss::merge(parts, &unlearned)?;
+        match (&params.candidates, parts) {
+            (Some(_), [part]) => drop(fs_err::copy(part.join(LOSSES), &unlearned)?),
+            _ => loss::merge(&params.loss, inputs, parts, &unlearned)?,
+        }
         let images = arrays::count_images(inputs)?;
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
         let rise =
@@ -179,6 +244,24 @@ impl Compute for Influence {
         npy_writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
         npy_writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
         show(params, inputs, &scores, &ranks, exact.as_deref(), out)
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (loss, mut given, unit) = loss::trial(&params.loss, inputs, steps, folder, cx)?;
+        if given.get("weights").is_none() {
+            // Which weights are unlearned is not this stage's to say: those that are by default take the usual time to read.
+            forms::make_weights(&mut given, "weights", &Selection::CrossAttnKv, None, folder)?;
+        }
+        let steps = unit.steps;
+        // A pass without candidates: its steps are the same.
+        let params = Params { loss, candidates: None, ..params.clone() };
+        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: false })
     }
 }
 

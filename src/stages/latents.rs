@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 use super::accept::Outputs;
 use super::arrays::values;
 use super::network::{TEXT_ENCODER, TOKENIZER, VAE};
-use super::{accept, device, spans};
+use super::{accept, device, forms, spans};
 use crate::io::coco::{Captions, Item};
 use crate::io::image::{center_crop, load_rgb, to_unit};
 use crate::io::npy::Dtype;
@@ -19,8 +19,11 @@ use crate::nn::clip::TextEncoder;
 use crate::nn::tokenizer::Tokenizer;
 use crate::nn::vae::Vae;
 use crate::param::Validate;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Form, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+};
 use crate::{choice, params};
+use serde_json::json;
 
 choice! {
     /// Which latent stands for an image.
@@ -100,12 +103,41 @@ impl Stage for Latents {
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
         captions.check_files(inputs.path("images"))?;
-        Ok(Some(spans::units("images", captions.items.len(), 8)))
+        Ok(Some(cut(captions.items.len())))
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let Params { pixels, captions, posterior: _, seed: _, text_precision } = params;
+        let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
+        let [channels, side, _] = forms::latent(inputs, *pixels as usize)?;
+        let [length, width] = forms::text(inputs)?;
+        let texts = vec![images, *captions as usize, length, width];
+        let outputs = [
+            ("latents", Form::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
+            ("text_embeddings", Form::Array { shape: texts, bytes: text_precision.dtype().size() }),
+        ];
+        let like = json!({
+            "pixels": pixels,
+            "captions": captions,
+            "precision": text_precision,
+            "images": images,
+            "vae": forms::config(inputs, "vae")?,
+            "text_encoder": forms::config(inputs, "text_encoder")?,
+        });
+        Ok(Foreseen {
+            parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
+            outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
+            work: Some(Work { steps: images as u64, tasks: cut(images).len() as u64, like }),
+        })
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         accept::training_set(inputs, params.captions as usize, params.text_precision.dtype(), outputs)
     }
+}
+
+fn cut(images: usize) -> Vec<Unit> {
+    spans::units("images", images, 8)
 }
 
 impl Compute for Latents {
@@ -132,6 +164,25 @@ impl Compute for Latents {
         npy_writer::concat(&latents, out.join("latents.npy"))?;
         npy_writer::concat(&each(TEXTS), out.join(TEXTS))?;
         Ok(())
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let captions = Captions::read(inputs.path("captions")?, params.captions as usize)?;
+        let count = captions.items.len().min(steps as usize);
+        let mut given = inputs.inputs();
+        if given.get("images").is_none() {
+            let names = captions.items[..count].iter().map(|item| item.file_name.as_str());
+            forms::make_images(&mut given, names, params.pixels, folder)?;
+        }
+        let (span, steps) = (json!({ "images": [0, count] }), count as u64);
+        let unit = Some(Unit { name: "a trial".into(), span, steps });
+        Ok(Trial { params: params.clone(), inputs: given, unit, steps, merges: true })
     }
 }
 

@@ -1,18 +1,20 @@
 //! The loss pass, shared by the two stages whose difference is the influence.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
 use super::arrays::TrainingSet;
-use super::{accept, arrays, spans};
+use super::network::with_unet;
+use super::{accept, arrays, blocks, forms, guard, spans};
 use crate::io::npy_writer;
 use crate::math::loss::{LossPass, LossSpec};
 use crate::math::noise::NoiseMode;
 use crate::math::schedule::NoiseSchedule;
-use crate::nn::unet::UNet;
+use crate::nn::unet::{Precision, Use};
 use crate::param::Validate;
-use crate::stage::{Context, Inputs, Unit};
+use crate::stage::{Context, Foreseen, Form, Inputs, Outlook, Reads, Together, Unit, Work};
 use crate::{choice, params};
 
 choice! {
@@ -22,6 +24,28 @@ choice! {
         Batch = "batch",
         /// One draw per image and timestep: no batching, subset or choice of timesteps changes a number.
         Image = "image",
+    }
+}
+
+choice! {
+    /// How the network's products are computed in a loss pass.
+    pub enum Products {
+        /// In float32.
+        Fp32 = "fp32",
+        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it.
+        Tf32 = "tf32",
+        /// Of bfloat16 factors, with bfloat16 between them; sums, normalisations and losses in float32.
+        Bf16 = "bf16",
+    }
+}
+
+impl Products {
+    pub(super) fn purpose(self) -> Use {
+        Use::Passes(match self {
+            Products::Fp32 => Precision::Fp32,
+            Products::Tf32 => Precision::Tf32,
+            Products::Bf16 => Precision::Bf16,
+        })
     }
 }
 
@@ -39,6 +63,10 @@ params! {
         noise: Noise = Noise::Batch,
         /// Rows (image x caption x timestep) that one draw covers with `noise = "batch"`; without effect with `image`.
         batch_size: u32 [1..=100_000_000] = 8000,
+        /// `fp32`, `tf32` or `bf16`: how the network's products are computed. The shorter ones are faster on GPUs, and their
+        /// losses differ in the last digits; a sample of the rows is computed in float32 as well, and a warning tells if
+        /// they differ by more than they should.
+        precision: Products = Products::Fp32,
     }
 }
 
@@ -69,13 +97,25 @@ impl Validate for LossParams {
 impl LossParams {
     /// What counts: with noise per image, the batch size only says how many images are read at once.
     pub fn identity(&self) -> Json {
-        let Self { time_samples, captions, seed, noise, batch_size } = self;
+        let Self { time_samples, captions, seed, noise, batch_size, precision } = self;
         let mut counts =
             json!({ "time_samples": time_samples, "captions": captions, "seed": seed, "noise": noise });
         if *noise == Noise::Batch {
             counts["batch_size"] = json!(batch_size);
         }
+        // The recipes of float32 are those from before there was a choice.
+        if *precision != Products::Fp32 {
+            counts["precision"] = json!(precision);
+        }
         counts
+    }
+
+    /// What counts for a unit.
+    pub(super) fn unit_identity(&self) -> Json {
+        match self.noise {
+            Noise::Batch => self.identity(),
+            Noise::Image => blocks::unit_identity(self),
+        }
     }
 
     pub(super) fn spec(&self) -> LossSpec {
@@ -93,16 +133,110 @@ impl LossParams {
 /// The file that a unit writes.
 pub(super) const LOSSES: &str = "losses.npy";
 
-/// The latents cut into units of whole batches.
+/// The latents cut into units: of whole batches where those share their noise, else of blocks at single timesteps.
 pub(super) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
-    let (latents, texts) = arrays::open(inputs)?;
+    let arrays @ (latents, texts) = &arrays::open(inputs)?;
     let (captions, found) = (params.captions as usize, texts.shape()[1]);
     anyhow::ensure!(
         captions <= found,
         "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
         texts.path().display()
     );
-    Ok(spans::units("latents", latents.rows(), params.spec().images_per_batch()))
+    match params.noise {
+        Noise::Batch => Ok(cut(params, latents.rows())),
+        Noise::Image => blocks::units(params, inputs, arrays),
+    }
+}
+
+/// The rows that units read; a unit of batches counts the whole arrays, which it may read at any place.
+pub(super) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    match params.noise {
+        Noise::Batch => Ok(vec![Reads::new(); units.len()]),
+        Noise::Image => blocks::reads(params, inputs, units),
+    }
+}
+
+/// Which units are computed together.
+pub(super) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    match params.noise {
+        Noise::Batch => None,
+        Noise::Image => blocks::company(params, inputs, unit),
+    }
+}
+
+/// Batches cut into units.
+fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
+    spans::units("latents", latents, params.spec().images_per_batch())
+}
+
+/// The pass over all latents, and its losses on the port `losses`.
+pub(super) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let rows = latents.shape[0];
+    let losses = Form::Array { shape: vec![rows], bytes: 4 };
+    let (steps, tasks) = match params.noise {
+        Noise::Batch => (rows, cut(params, rows).len()),
+        Noise::Image => (rows * params.time_samples as usize, blocks::tasks(rows)),
+    };
+    let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
+    let like = json!({
+        "loss": [time_samples, captions, batch_size],
+        "noise": noise,
+        "precision": precision,
+        "unet": forms::config(inputs, "unet")?,
+        "latent": &latents.shape[1..],
+        "text": &texts.shape[1..],
+        "stored": [latents.bytes, texts.bytes],
+    });
+    Ok(Foreseen {
+        // Each unit's file has a header of its own.
+        parts: match params.noise {
+            Noise::Batch => tasks as u64 * 128 + rows as u64 * 4,
+            Noise::Image => {
+                steps as u64 * 4 * u64::from(*captions) + tasks as u64 * u64::from(*time_samples) * 128
+            }
+        },
+        outputs: [("losses".to_owned(), losses)].into(),
+        work: Some(Work { steps: steps as u64, tasks: tasks as u64, like }),
+    })
+}
+
+/// What a trial of the pass is made of: parameters, inputs, and a unit of as many latents as steps are asked for.
+///
+/// With noise per batch, a batch is the smallest that fills the network's passes twice, until as many steps are asked for as the
+/// batch has images.
+pub(super) fn trial(
+    params: &LossParams,
+    inputs: &Outlook,
+    steps: u64,
+    folder: &Path,
+    cx: &Context<'_>,
+) -> anyhow::Result<(LossParams, Inputs, Unit)> {
+    let (latents, texts) = forms::arrays(inputs)?;
+    let whole = params.spec().images_per_batch();
+    let an_image = (params.captions * params.time_samples) as usize;
+    let fewest = (2 * cx.micro_batch).div_ceil(an_image);
+    let batch = match params.noise {
+        Noise::Image => 1,
+        Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
+    };
+    let params = match params.noise {
+        Noise::Image => params.clone(),
+        Noise::Batch => LossParams { batch_size: (batch * an_image) as u32, ..params.clone() },
+    };
+    // A block without mirror images: where there are any, they would be more of the same.
+    let most = if params.noise == Noise::Image { texts.shape[0] } else { latents.shape[0] };
+    let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
+    let mut given = inputs.inputs();
+    if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+        forms::make_array(&mut given, "latents", &latents, rows, folder)?;
+        forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
+    }
+    let span = match params.noise {
+        Noise::Image => blocks::trial(rows),
+        Noise::Batch => json!({ "latents": [0, rows] }),
+    };
+    Ok((params, given, Unit { name: "a trial".into(), span, steps: rows as u64 }))
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
@@ -113,30 +247,74 @@ pub(super) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyho
     accept::finite(file, latents.rows()).map(drop)
 }
 
-/// Computes one unit: the losses of its latents, float32 [n], into the folder `out`.
-pub(super) fn run(
-    unet: &UNet,
-    params: &LossParams,
-    inputs: &Inputs,
-    unit: Option<&Unit>,
-    out: &Path,
-    cx: &Context<'_>,
-) -> anyhow::Result<()> {
-    let set = TrainingSet::open(inputs, unet)?;
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-    let spec = params.spec();
-    let range = spans::range(unit, "latents")?;
-    let per_batch = spec.images_per_batch();
-    let batches = range.start / per_batch..range.end.div_ceil(per_batch);
-    let total = range.len() as u64;
-    let losses = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?
-        .of_batches(batches, &mut |done| (cx.progress)(done as u64, total))?;
-    npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?;
+/// A unit of a loss pass that is to be computed.
+pub(super) struct Piece<'a> {
+    /// How a loss is measured.
+    pub params: &'a LossParams,
+    /// The stage's inputs.
+    pub inputs: &'a Inputs,
+    /// The unit.
+    pub unit: &'a Unit,
+    /// Where it goes.
+    pub out: &'a Path,
+    /// Weights in place of the network's own.
+    pub weights: Option<&'a Path>,
+}
+
+/// Computes units of one company.
+pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
+    if pieces.iter().all(|piece| piece.params.noise == Noise::Image) {
+        return blocks::run(pieces, cx);
+    }
+    for (index, piece) in pieces.iter().enumerate() {
+        cx.alone(index, |cx| batches(piece, cx))?;
+        (cx.finished)(&[index]);
+    }
     Ok(())
 }
 
+/// Pairs of image and caption whose rows are computed in float32 as well: the first of a unit.
+const SAMPLE: Range<usize> = 0..1;
+
+/// Computes one unit of batches: the losses of its latents, float32 [n].
+fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Piece { params, inputs, unit, out, weights } = *piece;
+    let range = spans::range(Some(unit), "latents")?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let spec = params.spec();
+    let per_batch = spec.images_per_batch();
+    let batches = range.start / per_batch..range.end.div_ceil(per_batch);
+    let total = range.len() as u64;
+    let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
+        let set = TrainingSet::open(inputs, unet)?;
+        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+        let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
+        let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
+        Ok((losses, sample.transpose()?))
+    })?;
+    if let Some(found) = sample {
+        with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+            let exact = pass.pairs_of_batch(batches.start, SAMPLE)?;
+            Ok(guard::compare(params.precision, &found, &exact))
+        })?;
+    }
+    Ok(npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)
+}
+
 /// Joins the losses of the units, in order, into the file `out`: float32 [2N].
-pub(super) fn merge(parts: &[PathBuf], out: &Path) -> anyhow::Result<()> {
-    let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
-    Ok(npy_writer::concat(&parts, out)?)
+pub(super) fn merge(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    match params.noise {
+        Noise::Image => blocks::merge(params, inputs, parts, out),
+        Noise::Batch => {
+            let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
+            Ok(npy_writer::concat(&parts, out)?)
+        }
+    }
 }

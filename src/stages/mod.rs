@@ -2,13 +2,16 @@
 
 mod accept;
 mod arrays;
+mod blocks;
 mod by_timestep;
 mod candidates;
 pub mod command;
 pub mod device;
 mod download;
 mod fisher;
+mod forms;
 mod generate;
+mod guard;
 mod influence;
 mod latents;
 mod loss;
@@ -19,6 +22,8 @@ mod spans;
 mod table;
 mod tensors;
 mod unlearn;
+
+pub use arrays::NpyRows;
 
 use crate::stage::{Computation, Registry};
 

@@ -2,16 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
 use super::accept::Outputs;
-use super::loss::{self, LossParams};
-use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
-use super::{accept, arrays, by_timestep};
+use super::loss::{self, LossParams, Noise};
+use super::network::{CHECKPOINT, SCHEDULER, UNET};
+use super::{accept, arrays, by_timestep, forms};
 use crate::io::npy::Dtype;
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Port, Stage, Unit};
+use crate::stage::{
+    Compute, Context, Foreseen, Form, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage, Together,
+    Trial, Unit,
+};
 use crate::tree::{Node, Value};
 
 params! {
@@ -20,12 +24,21 @@ params! {
         /// How a loss is measured; `influence` takes the same table from here.
         loss: LossParams,
         /// Give the losses at each timestep as well, on a further output `timesteps` (pretrain_loss_timesteps.npy,
-        /// float32 [2N, T], a mean over captions): `influence` reads them when it is asked for `candidates`.
+        /// float32 [2N, T], a mean over captions): `influence` reads them when it is asked for `candidates`. Needs
+        /// `noise = "image"`.
         timesteps: bool = false,
     }
 }
 
-impl Validate for Params {}
+impl Validate for Params {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        if !self.timesteps || self.loss.noise == Noise::Image {
+            return Vec::new();
+        }
+        let message = "`timesteps` needs `noise = \"image\"` in the loss: with `\"batch\"` no timestep can be computed alone";
+        vec![("timesteps", message.to_owned())]
+    }
+}
 
 /// The output that is there where it is asked for.
 const TIMESTEPS: &str = "timesteps";
@@ -37,7 +50,7 @@ pub struct PretrainLoss;
 impl Stage for PretrainLoss {
     type Params = Params;
     const KIND: &'static str = "pretrain-loss";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "the loss of every training image under the pretrained model";
     const INPUTS: &'static [Input] = &[
         UNET,
@@ -70,8 +83,29 @@ impl Stage for PretrainLoss {
         counts
     }
 
+    fn unit_identity(params: &Params) -> Json {
+        json!({ "loss": params.loss.unit_identity() })
+    }
+
     fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         loss::units(&params.loss, inputs).map(Some)
+    }
+
+    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        loss::reads(&params.loss, inputs, units)
+    }
+
+    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        loss::company(&params.loss, inputs, unit)
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let mut foreseen = loss::foresee(&params.loss, inputs)?;
+        if params.timesteps {
+            let shape = vec![forms::array(inputs, "latents")?.shape[0], params.loss.time_samples as usize];
+            foreseen.outputs.insert(TIMESTEPS.into(), Form::Array { shape, bytes: 4 });
+        }
+        Ok(foreseen)
     }
 
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
@@ -92,20 +126,46 @@ impl Compute for PretrainLoss {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let run = if params.timesteps { by_timestep::run } else { loss::run };
-        run(&load_unet(inputs, cx)?, &params.loss, inputs, unit, out, cx)
+        let unit = unit.context("this kind is computed by units")?;
+        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
+    }
+
+    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+        let pieces = members.iter().map(|member| {
+            let Member { params, inputs, unit, out } = *member;
+            loss::Piece { params: &params.loss, inputs, unit, out, weights: None }
+        });
+        loss::run(&pieces.collect::<Vec<_>>(), cx)
     }
 
     fn merge(
         params: &Params,
-        _: &Inputs,
+        inputs: &Inputs,
         parts: &[PathBuf],
         out: &Path,
         _: &Context<'_>,
     ) -> anyhow::Result<()> {
         if params.timesteps {
-            by_timestep::merge(parts, &out.join(TIMESTEPS_FILE))?;
+            by_timestep::merge(&params.loss, inputs, parts, &out.join(TIMESTEPS_FILE))?;
         }
-        loss::merge(parts, &out.join("pretrain_loss.npy"))
+        loss::merge(&params.loss, inputs, parts, &out.join("pretrain_loss.npy"))
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (loss, inputs, unit) = loss::trial(&params.loss, inputs, steps, folder, cx)?;
+        let steps = unit.steps;
+        Ok(Trial {
+            params: Params { loss, timesteps: false },
+            inputs,
+            unit: Some(unit),
+            steps,
+            merges: false,
+        })
     }
 }

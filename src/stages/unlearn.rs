@@ -9,16 +9,17 @@ use super::arrays::NpyRows;
 use super::fisher::IMAGES;
 use super::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::select::Select;
-use super::{accept, arrays, device, tensors};
+use super::{accept, arrays, device, forms, tensors};
 use crate::io::torch_file::Dtype;
-use crate::math::data::Rows;
+use crate::math::data::{Rows, place};
 use crate::math::error::MathError;
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
 use crate::math::unlearn::{UnlearnSpec, Unlearning};
 use crate::param::Validate;
 use crate::params;
-use crate::stage::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use crate::stage::{Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work};
+use serde_json::json;
 
 params! {
     /// Parameters of `unlearn`.
@@ -76,6 +77,24 @@ impl Stage for Unlearn {
         doc: "float32 by weight name, only those that changed",
     }];
 
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let (latents, texts) = forms::arrays(inputs)?;
+        let Params { steps, grad_accum_steps, batch_size, select, .. } = params;
+        let like = json!({
+            "batch_size": batch_size,
+            "select": select,
+            "unet": forms::config(inputs, "unet")?,
+            "latent": &latents.shape[1..],
+            "text": &texts.shape[2..],
+        });
+        let steps = u64::from(*steps) * u64::from(*grad_accum_steps);
+        Ok(Foreseen {
+            outputs: [("weights".to_owned(), forms::chosen(inputs, &select.0, 4)?)].into(),
+            parts: 0,
+            work: Some(Work { steps, tasks: 1, like }),
+        })
+    }
+
     fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         accept::weights(&outputs["weights"], inputs, &params.select.0, &[Dtype::F32])
     }
@@ -96,11 +115,14 @@ impl Compute for Unlearn {
             "`index` is {index}, expected less than {rows}, the rows of {}",
             texts.path().display()
         );
-        let unet = load_unet(inputs, cx)?;
+        let unet = load_unet(inputs, cx.device)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
-        let read = |rows: NpyRows, row| rows.gather(&[row], device).map_err(|error| anyhow::anyhow!(error));
+        let read = |rows: NpyRows, row| match rows.read(&[row]) {
+            Ok(values) => Ok(place(&values, device)),
+            Err(error) => Err(anyhow::anyhow!(error)),
+        };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
         let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
 
@@ -120,6 +142,30 @@ impl Compute for Unlearn {
             .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
             .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (latents, texts) = forms::arrays(inputs)?;
+        let mut given = inputs.inputs();
+        let steps = steps.min(1_000_000);
+        let mut params = Params { steps: 1, grad_accum_steps: steps as u32, ..params.clone() };
+        if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+            params.index = 0;
+            forms::make_array(&mut given, "latents", &latents, 1, folder)?;
+            forms::make_array(&mut given, "text_embeddings", &texts, 1, folder)?;
+        }
+        if given.get("fisher").is_none() {
+            params.images = None;
+            let images = Some((IMAGES, "100".to_owned()));
+            forms::make_weights(&mut given, "fisher", &params.select.0, images, folder)?;
+        }
+        Ok(Trial { params, inputs: given, unit: None, steps, merges: false })
     }
 }
 

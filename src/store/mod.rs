@@ -13,6 +13,7 @@
 //! packed-v1                 the entries that the last runs read, in one file
 //! recall-v1/PIPELINE        what the last run found that found everything done
 //! vouched-v1                how objects looked when they were hashed
+//! slices-v1                 digests of parts of files, which units read
 //! quarantine/               objects that were not what their names say
 //! ```
 //! Writes go aside and are then renamed; the index entry comes last. Nothing is synced but once at the end of a run,
@@ -30,6 +31,7 @@ mod quarantine;
 mod room;
 mod scratch;
 mod seen;
+mod slices;
 mod sound;
 mod stat;
 mod view;
@@ -54,6 +56,7 @@ pub use lock::Lock;
 pub use occupied::{Alone, InUse};
 pub use quarantine::{Health, Note};
 pub use scratch::{Attempt, Scratch};
+pub use slices::FilePart;
 use sound::State;
 pub use view::{Mended, Placed, View};
 pub use watch::{Look, Watch};
@@ -164,6 +167,7 @@ pub struct Store {
     stat: Mutex<stat::StatCache>,
     vouched: Mutex<vouched::Vouched>,
     packed: Mutex<packed::Packed>,
+    slices: Mutex<slices::Slices>,
     /// Where files wait that are on their way to their place; made by the first.
     aside: Mutex<Option<Scratch>>,
 }
@@ -178,7 +182,8 @@ impl Store {
         let stat = Mutex::new(stat::StatCache::open(root.join("stat-v1.json")));
         let vouched = Mutex::new(vouched::Vouched::open(root.join("vouched-v1")));
         let packed = Mutex::new(packed::Packed::open(root.join("packed-v1")));
-        Ok(Self { root, stat, vouched, packed, aside: Mutex::new(None) })
+        let slices = Mutex::new(slices::Slices::open(root.join("slices-v1")));
+        Ok(Self { root, stat, vouched, packed, slices, aside: Mutex::new(None) })
     }
 
     /// The folder of manifests of a pipeline.
@@ -350,7 +355,8 @@ impl Store {
     pub fn keep_learnt(&self) -> Result<()> {
         self.save_vouched()?;
         let packed = self.packed.lock().expect("no panic under this lock").changed();
-        if let Some((file, bytes)) = packed {
+        let slices = self.slices.lock().expect("no panic under this lock").changed();
+        for (file, bytes) in [packed, slices].into_iter().flatten() {
             self.write(&file, &bytes)?;
         }
         let text = self.stat.lock().expect("no panic under this lock").changed();

@@ -181,7 +181,7 @@ fn kinds() {
     15 | kind = 3
        |        ^
        |
-       = help: kinds: say, count, echo
+       = help: kinds: say, count, echo, rows
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "kind = \"count\"\n", ""), CONFIG, &[]), @r#"
     error: the stage has no `kind`
@@ -190,7 +190,7 @@ fn kinds() {
     14 | [stages.lines]
        |         ^^^^^
        |
-       = help: kinds: say, count, echo
+       = help: kinds: say, count, echo, rows
     "#);
 }
 

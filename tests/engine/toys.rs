@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attrflow::event::Event;
-use attrflow::exec::worker::{Backend, Part, Reply, Task, TaskError, Worker};
+use attrflow::exec::worker::{Backend, Part, Piece, Reply, Task, TaskError, Worker};
 use attrflow::param::Validate;
 use attrflow::params;
 use attrflow::stage::{
-    Computation, Compute, Context, Device, Downloads, Inherit, Input, Inputs, Output, Registry, Stage, Unit,
+    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook,
+    Output, Registry, Stage, Together, Trial, Unit, Work,
 };
 use serde_json::{Value as Json, json};
+
+use crate::rows::Rows;
 
 params! {
     pub struct SayParams {
@@ -104,6 +107,16 @@ impl Stage for Count {
         Ok(Some((0..params.to).map(unit).collect()))
     }
 
+    fn foresee(params: &CountParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        inputs.form("from")?;
+        let to = u64::from(params.to);
+        Ok(Foreseen {
+            outputs: [("lines".to_owned(), Form::Bytes(100 * to))].into(),
+            parts: 10 * to,
+            work: Some(Work { steps: to, tasks: to, like: json!(params.say) }),
+        })
+    }
+
     fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
         Ok(())
@@ -142,6 +155,24 @@ impl Compute for Count {
         fs_err::write(out.join("folder/sub/title.txt"), &params.title)?;
         Ok(fs_err::write(out.join("folder/lines.txt"), text)?)
     }
+
+    fn trial(
+        params: &CountParams,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<CountParams>> {
+        let mut inputs = inputs.inputs();
+        if inputs.get("from").is_none() {
+            fs_err::write(folder.join("from"), "made up\n")?;
+            inputs.0.insert("from".into(), folder.join("from"));
+        }
+        // Five steps at most, and two at least.
+        let steps = steps.clamp(2, 5);
+        let unit = Unit { name: "a trial".into(), span: json!({ "n": 0 }), steps };
+        Ok(Trial { params: params.clone(), inputs, unit: Some(unit), steps, merges: true })
+    }
 }
 
 params! {
@@ -178,7 +209,7 @@ impl Compute for Echo {
 }
 
 pub fn registry() -> Registry {
-    vec![&Say, &Count, &Echo]
+    vec![&Say, &Count, &Echo, &Rows]
 }
 
 /// What goes wrong with a task.
@@ -237,17 +268,18 @@ struct Here(InProcess);
 
 impl Worker for Here {
     fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
-        let computations: [&dyn Computation; 3] = [&Say, &Count, &Echo];
-        let computation = computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
-        let name = match &task.part {
+        let computations: [&dyn Computation; 4] = [&Say, &Count, &Echo, &Rows];
+        let computation = *computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
+        let name = |piece: &Piece| match &piece.part {
             Part::Whole => task.kind.clone(),
             Part::Unit(unit) => unit.name.clone(),
             Part::Merge(_) => format!("{} merge", task.kind),
         };
+        let names: Vec<String> = task.pieces.iter().map(name).collect();
         if let Some((at, fault)) = &self.0.fault
-            && *at == name
+            && let Some(place) = names.iter().position(|name| name == at)
         {
-            let half = || fs_err::write(task.out.join("line"), "half-wr").unwrap();
+            let half = || fs_err::write(task.pieces[place].out.join("line"), "half-wr").unwrap();
             match fault {
                 Fault::Dies => {
                     half();
@@ -261,24 +293,43 @@ impl Worker for Here {
                 Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
             }
         }
-        self.0.log.lock().unwrap().push(name);
+        self.0.log.lock().unwrap().push(names.join(" + "));
         std::thread::sleep(self.0.pause);
         let said = std::cell::RefCell::new(said);
-        let progress = |done, total| (said.borrow_mut())(Reply::Progress { done, total });
+        let progress = |piece, done, total| (said.borrow_mut())(Reply::Progress { piece, done, total });
+        let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { pieces: pieces.to_vec() });
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-        let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &progress };
-        let Task { params, inputs, out, .. } = task;
-        let result = match &task.part {
-            Part::Whole => computation.run(params, inputs, None, out, &cx),
-            Part::Unit(unit) => {
-                let n = unit.span["n"].as_u64().unwrap();
-                if self.0.reversed && n < 3 {
-                    self.0.wait_for(&format!("number {}", n + 1));
-                }
-                computation.run(params, inputs, Some(unit), out, &cx)
+        let (device, micro_batch, downloads) = (Device::Cpu, 1, &downloads);
+        let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
+        let result = match task.pieces.as_slice() {
+            [piece] => cx.alone(0, |cx| self.alone(piece, computation, cx)),
+            pieces => {
+                let members = pieces.iter().map(|piece| {
+                    let Piece { params, inputs, part: Part::Unit(unit), out } = piece else {
+                        panic!("no unit")
+                    };
+                    Member { params, inputs, unit, out }
+                });
+                computation.run_together(&members.collect::<Vec<_>>(), &cx)
             }
-            Part::Merge(parts) => computation.merge(params, inputs, parts, out, &cx),
         };
         result.map_err(|error| TaskError::Failed(format!("{error:#}")))
+    }
+}
+
+impl Here {
+    fn alone(&self, piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Piece { params, inputs, part, out } = piece;
+        match part {
+            Part::Whole => computation.run(params, inputs, None, out, cx),
+            Part::Unit(unit) => {
+                let n = unit.span["n"].as_u64();
+                if let Some(n) = n.filter(|n| self.0.reversed && *n < 3) {
+                    self.0.wait_for(&format!("number {}", n + 1));
+                }
+                computation.run(params, inputs, Some(unit), out, cx)
+            }
+            Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+        }
     }
 }

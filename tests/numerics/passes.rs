@@ -95,21 +95,34 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
     let data = DataSet::new(&latents, &texts, 3).unwrap();
     let spec = loss_spec(NoiseMode::Image);
     let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
-    let rows = load("method/losses")["image_rows"].mean_dim(1, false, Kind::Float); // [10, 4]
-    let all = pass.of_images(0..10, &[0, 250, 500, 750], &mut ignore).unwrap();
-    assert_close("all", &all, &rows);
+    let at = |images: std::ops::Range<usize>, timesteps: &[i64]| {
+        let block = pass.block(&images.collect::<Vec<_>>(), timesteps).unwrap();
+        pass.of_units(&block, timesteps, &mut |_, _| {}).unwrap() // [images, captions, timesteps]
+    };
+    let all = at(0..10, &[0, 250, 500, 750]);
+    assert_close("all", &all, &load("method/losses")["image_rows"]);
+    let simple: Vec<Tensor> = (0..4).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+    assert_within("row by row", &all, &Tensor::cat(&simple, 0), 1e-6);
     // Some images across the flip boundary at one timestep.
-    let some = pass.of_images(4..7, &[500], &mut ignore).unwrap();
-    assert_close("some", &some, &rows.narrow(0, 4, 3).narrow(1, 2, 1));
-    // Any of them, in any order, caption by caption.
-    let picked = pass.rows_of_images(&[7, 2, 9], &[750, 0], &mut ignore).unwrap(); // [3, 2, 2]
-    let each = load("method/losses")["image_rows"].index_select(0, &Tensor::from_slice(&[7_i64, 2, 9]));
+    assert_close("some", &at(4..7, &[500]), &all.narrow(0, 4, 3).narrow(2, 2, 1));
+    // Whatever timesteps are computed with it, the bits are the same.
+    for (place, timestep) in [0, 250, 500, 750].into_iter().enumerate() {
+        assert_eq!(at(0..10, &[timestep]), all.narrow(2, place as i64, 1), "{timestep}");
+    }
+    assert_eq!(at(0..10, &[750, 250]), Tensor::stack(&[all.select(2, 3), all.select(2, 1)], 2));
+    // Any of them, in any order: the same bits as a block of them, whose neighbours change no more than rounding does.
+    let mut heard = Vec::new();
+    let picked = pass.rows_of_images(&[7, 2, 9], &[750, 0], &mut |done| heard.push(done)).unwrap(); // [3, 2, 2]
+    let each = all.index_select(0, &Tensor::from_slice(&[7_i64, 2, 9]));
     assert_close("picked", &picked, &each.index_select(2, &Tensor::from_slice(&[3_i64, 0])));
+    assert_eq!(heard.last(), Some(&6));
+    let images: Vec<usize> = (0..10).collect();
+    assert_eq!(pass.rows_of_images(&images, &[0, 250, 500, 750], &mut ignore).unwrap(), all);
     let other_batches = LossSpec { batch_size: 8, ..spec.clone() };
     assert_within("other batches", &losses(&other_batches, 24), &losses(&spec, 24), 1e-6);
     let batch = loss_spec(NoiseMode::Batch);
     let pass = LossPass::new(&unet, &schedule, data, &batch, 24).unwrap();
-    assert!(pass.of_images(0..1, &[0], &mut ignore).is_err());
+    assert!(pass.block(&[0], &[0]).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a random sample of the discarded says of all of them.
 
-use statrs::distribution::{DiscreteCDF, Hypergeometric};
+use super::special::ln_choose;
 
 /// The most of `population` that can belong, if `found` of a uniform sample of `drawn` without replacement do: an upper
 /// bound that holds with at least the given confidence, whatever the population is.
@@ -25,11 +25,10 @@ pub fn most(population: usize, drawn: usize, found: usize, confidence: f64) -> u
 
 /// The probability that a sample of `drawn` holds at most `found` of the `belonging`.
 fn at_most(population: usize, belonging: usize, drawn: usize, found: usize) -> f64 {
-    match Hypergeometric::new(population as u64, belonging as u64, drawn as u64) {
-        Ok(distribution) => distribution.cdf(found as u64),
-        // No parameters but more belonging or drawn than there are fail, which `most` never asks for.
-        Err(_) => 0.0,
-    }
+    let others = population - belonging;
+    let all = ln_choose(population, drawn);
+    let chance = |x: usize| (ln_choose(belonging, x) + ln_choose(others, drawn - x) - all).exp();
+    (drawn.saturating_sub(others)..=found.min(belonging).min(drawn)).map(chance).sum()
 }
 
 /// How many of `population` must be drawn, none of which belongs, to bound those that do by `belonging`.

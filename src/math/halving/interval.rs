@@ -6,8 +6,7 @@
 //! *Linear models and empirical Bayes methods for assessing differential expression*, section 6.2): a prior with as
 //! many degrees of freedom as the images' variances agree.
 
-use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
-use statrs::function::gamma::digamma;
+use super::special::{digamma, inverse_trigamma, student, trigamma};
 
 /// The visited part of a population: a row of differences per latent, all of one length.
 pub struct Visited<'a> {
@@ -134,36 +133,6 @@ impl Prior {
 
     /// How many standard errors an interval reaches to each side.
     fn quantile(&self, df: f64, error: f64) -> f64 {
-        let level = 1.0 - error;
-        match StudentsT::new(0.0, 1.0, self.df + df) {
-            // Beyond this many degrees of freedom the two agree to all digits that matter.
-            Ok(student) if self.df + df < 1e6 => student.inverse_cdf(level),
-            _ => Normal::standard().inverse_cdf(level),
-        }
+        student(self.df + df, 1.0 - error)
     }
-}
-
-/// The derivative of the digamma function, by recurrence and its asymptotic series (Abramowitz and Stegun 6.4.12).
-pub fn trigamma(x: f64) -> f64 {
-    let (mut x, mut sum) = (x, 0.0);
-    while x < 10.0 {
-        sum += 1.0 / (x * x);
-        x += 1.0;
-    }
-    let y = 1.0 / (x * x);
-    sum + 1.0 / x + y / 2.0 + y / x * (1.0 / 6.0 - y * (1.0 / 30.0 - y * (1.0 / 42.0 - y / 30.0)))
-}
-
-/// Where the trigamma function, which falls from infinity to zero, takes this value.
-fn inverse_trigamma(value: f64) -> f64 {
-    let (mut low, mut high) = (1e-8_f64, 1e8_f64);
-    for _ in 0..100 {
-        let middle = (low * high).sqrt();
-        if trigamma(middle) > value {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    (low * high).sqrt()
 }

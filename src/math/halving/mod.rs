@@ -8,13 +8,15 @@
 
 mod certificate;
 mod interval;
+mod special;
 
 use std::ops::Range;
 
 use super::error::MathError;
 
 pub use certificate::{most, sample_for};
-pub use interval::{Intervals, Prior, Threshold, Visited, trigamma};
+pub use interval::{Intervals, Prior, Threshold, Visited};
+pub use special::trigamma;
 
 /// The scores that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

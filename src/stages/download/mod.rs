@@ -221,6 +221,19 @@ impl Stage for Download {
         json!({ "files": files.collect::<Vec<_>>() })
     }
 
+    /// What comes as it is lies where it comes from, until it is brought.
+    fn already(params: &Params, _: &str, below: Option<&str>) -> Option<PathBuf> {
+        let below = Path::new(below?);
+        let found = params.files.iter().filter(|file| !file.unpack).find_map(|file| {
+            let target: PathBuf =
+                Path::new(&file.target()).components().filter(|c| *c != Component::CurDir).collect();
+            let rest = below.strip_prefix(target).ok()?;
+            let from = file.from.local()?;
+            Some(if rest.as_os_str().is_empty() { from.to_path_buf() } else { from.join(rest) })
+        });
+        found.filter(|path| path.exists())
+    }
+
     /// What an archive holds is not known without it; every other file has its name.
     fn accept(params: &Params, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         let folder = &outputs["files"];

@@ -1,0 +1,130 @@
+"""The other side of the comparison: the method written plainly with diffusers and torch, by whoever knows both well.
+
+Half of the method is the network; the rest is as the published scripts have it: rows in large batches without a graph,
+gradients for the selected parameters alone, per-sample gradients by `vmap(grad)`. Texts are widened and repeated on the
+device. One process with all threads. The protocol is that of main.rs.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch.func import functional_call, grad, vmap
+
+WORK = json.loads(sys.argv[1])
+DEVICE, DATA = WORK["device"], Path(WORK["data"])
+KIND = torch.bfloat16 if WORK["precision"] == "bf16" else torch.float32
+
+
+def wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def selected(name):
+    return WORK["select"] == "all" or ("attn2" in name and ("to_k" in name or "to_v" in name))
+
+
+def row_losses(unet, scheduler, x0, noise, timesteps, text):
+    xt = scheduler.add_noise(x0, noise, timesteps)
+    return (unet(xt.to(KIND), timesteps, text).sample.float() - noise).square().mean(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def losses(unet, scheduler, latents, texts, batches):
+    loss, micro = WORK["loss"], WORK["micro_batch"]
+    captions, times = loss["captions"], loss["time_samples"]
+    timesteps = torch.arange(0, 1000, 1000 // times, device=DEVICE)
+    images, found = loss["batch_size"] // captions // times, []
+    generator = torch.Generator(DEVICE)
+    for batch in batches:
+        which = range(batch * images, min((batch + 1) * images, len(latents)))
+        x0 = torch.from_numpy(latents[which.start : which.stop]).to(DEVICE)
+        text = torch.from_numpy(np.stack([texts[i % len(texts), :captions] for i in which])).to(DEVICE).to(KIND).flatten(0, 1)
+        generator.manual_seed(loss["seed"] + batch)
+        rows = len(which) * captions * times
+        noise = torch.randn((rows, *x0.shape[1:]), generator=generator, device=DEVICE)
+        parts = []
+        for start in range(0, rows, micro):
+            row = torch.arange(start, min(start + micro, rows), device=DEVICE)
+            some = x0[row // times // captions], noise[row], timesteps[row % times], text[row // times]
+            parts.append(row_losses(unet, scheduler, *some))
+        found.append(torch.cat(parts).view(len(which), captions, times).mean(dim=2).mean(dim=1))
+    return torch.cat(found).cpu().tolist()
+
+
+def unlearn(unet, scheduler, latents, texts, batches):
+    latent = torch.from_numpy(latents[:1]).to(DEVICE)
+    text = torch.from_numpy(np.array(texts[0, :1])).float().to(DEVICE)
+    size = WORK["batch_size"]
+    for _ in batches:
+        timesteps = torch.randperm(1000, device=DEVICE)[:size]
+        noise = torch.randn((size, *latent.shape[1:]), device=DEVICE)
+        rows = row_losses(unet, scheduler, latent.expand_as(noise), noise, timesteps, text.expand(size, -1, -1))
+        rows.mean().backward()
+    return sum(p.grad.double().square().sum().item() for p in unet.parameters() if p.grad is not None)
+
+
+def fisher(unet, scheduler, latents, texts, batches):
+    parameters = {name: p.detach() for name, p in unet.named_parameters()}
+    chosen = {name: p for name, p in parameters.items() if selected(name)}
+    rest = {name: p for name, p in parameters.items() if not selected(name)}
+
+    def loss(chosen, xt, noise, t, text):
+        epsilon = functional_call(unet, chosen | rest, (xt[None], t[None], text[None])).sample
+        return (epsilon - noise[None]).square().mean()
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0), chunk_size=WORK["micro_batch"])
+    size, total = WORK["batch_size"], {}
+    for batch in batches:
+        rows = [i % len(latents) for i in range(batch * size, (batch + 1) * size)]
+        x0 = torch.from_numpy(latents[rows]).to(DEVICE)
+        text = torch.from_numpy(np.stack([texts[i % len(texts), 0] for i in rows])).float().to(DEVICE)
+        noise, t = torch.randn_like(x0), torch.randint(1000, (size,), device=DEVICE)
+        xt = scheduler.add_noise(x0, noise, t)
+        for name, value in gradients(chosen, xt, noise, t, text).items():
+            total[name] = total.get(name, 0) + value.double().square().mean(dim=0)
+    return sum(value.square().sum().item() for value in total.values())
+
+
+def main():
+    torch.set_num_threads(WORK["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = WORK["precision"] == "tf32"
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(DATA / "unet")).eval()
+    unet.load_state_dict(load_file(DATA / "model.safetensors"))
+    unet.to(DEVICE).to(KIND)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(WORK["what"] == "unlearn" and selected(name))
+    latents, texts = np.load(DATA / "latents.npy"), np.load(DATA / "texts.npy", mmap_mode="r")
+    scheduler = DDPMScheduler()
+    work = dict(loss=losses, unlearn=unlearn, fisher=fisher)[WORK["what"]]
+    start, end = WORK["batches"]
+    work(unet, scheduler, latents, texts, range(start, start + 1))
+    for parameter in unet.parameters():
+        parameter.grad = None
+    wait()
+    print('"ready"', flush=True)
+    sys.stdin.readline()
+    begun = time.perf_counter()
+    value = work(unet, scheduler, latents, texts, range(start, end))
+    wait()
+    answer = dict(seconds=time.perf_counter() - begun)
+    if WORK["what"] == "loss":
+        rows = WORK["loss"]["captions"] * WORK["loss"]["time_samples"]
+        answer |= dict(rows=len(value) * rows, losses=value)
+    else:
+        answer |= dict(rows=(end - start) * WORK["batch_size"], norm=value)
+    if DEVICE == "cuda":
+        answer["device_mib"] = torch.cuda.max_memory_reserved() >> 20
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    answer["host_mib"] = int(peak.split()[1]) // 1024
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

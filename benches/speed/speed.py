@@ -1,0 +1,216 @@
+"""How fast the passes are beside a plain program on diffusers: both sides in one go, same device, precision and rows.
+
+The network is the published one at its size (57.37 M parameters) with random weights; latents and texts are random. The
+peer is `peer.py`, in a process of its own; ours is the program `attrflow-speed` (src/main.rs), started as the program starts its
+workers: on the CPU one for each core, on a GPU one. Both say when they are ready, and run while the other rests. Of
+several turns the median counts.
+
+    python benches/speed/speed.py --binary PATH [--device cuda] [--out FILE.json]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+LOSS = dict(time_samples=20, captions=5, seed=0, noise="batch")
+
+
+def network():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=1024,
+    ).eval()
+
+
+@torch.no_grad()
+def prepare(folder, images):
+    """Weights, latents and texts that both sides read."""
+    torch.manual_seed(0)
+    unet = network()
+    for name, value in unet.state_dict().items():
+        draw = torch.randn_like(value)
+        if value.dim() > 1:
+            value.copy_(draw / value[0].numel() ** 0.5)
+        else:
+            value.copy_(draw * 0.1 + (1 if name.endswith("weight") else 0))
+    unet.save_config(folder / "unet")
+    save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, folder / "model.safetensors")
+    random = np.random.default_rng(0)
+    np.save(folder / "latents.npy", random.standard_normal((2 * images, 4, 16, 16), dtype=np.float32))
+    texts = np.lib.format.open_memmap(folder / "texts.npy", "w+", np.float16, (images, 5, 77, 1024))
+    for image in range(images):
+        texts[image] = random.standard_normal((5, 77, 1024), dtype=np.float32)
+    texts.flush()
+
+
+class Side:
+    """Processes that are loaded and warm, and wait for the word."""
+
+    def __init__(self, commands):
+        # Ours finds the libtorch that the peer has.
+        env = os.environ | dict(LD_LIBRARY_PATH=str(Path(torch.__file__).parent / "lib"))
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.processes = [subprocess.Popen(command, **pipes) for command in commands]
+        for process in self.processes:
+            self.expect(process, '"ready"')
+
+    @staticmethod
+    def expect(process, wanted):
+        for line in process.stdout:
+            if line.strip() == wanted:
+                return
+        sys.exit(f"{process.args[0]} ended with {process.wait()} before it was ready")
+
+    def run(self):
+        """The seconds from the word to the last answer, and the answers."""
+        begun = time.perf_counter()
+        for process in self.processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [json.loads(process.stdout.readline()) for process in self.processes]
+        # The processes count their own time; the longest is that of the side.
+        seconds = max(answer["seconds"] for answer in answers)
+        assert seconds <= time.perf_counter() - begun
+        for process in self.processes:
+            process.stdin.close()
+            process.wait()
+        return seconds, answers
+
+
+def ours(options, data, work, batches):
+    parts = options.workers if options.device == "cpu" else 1
+    commands = []
+    for part in range(parts):
+        start, end = batches * part // parts, batches * (part + 1) // parts
+        device = "cpu" if options.device == "cpu" else {"cuda": 0}
+        todo = dict(data=str(data), device=device, threads=options.threads, batches=[start, end], trials=options.trials)
+        commands.append([options.binary, json.dumps(work | todo)])
+    return Side(commands)
+
+
+def peer(options, data, work, batches):
+    todo = dict(data=str(data), device=options.device, threads=options.cores, batches=[0, batches])
+    return Side([[sys.executable, str(HERE / "peer.py"), json.dumps(work | todo)]])
+
+
+def compare(options, data, name, work, batches, peer_work=None):
+    """Both sides in turn, several times; a row of the table."""
+    times, answers, turns = dict(ours=[], peer=[]), {}, options.turns
+    for _ in range(turns):
+        for side, start in (("ours", ours), ("peer", peer)):
+            todo = work if side == "ours" else (peer_work or work)
+            count = batches[side]
+            seconds, answers[side] = start(options, data, todo, count).run()
+            times[side].append(sum(answer["rows"] for answer in answers[side]) / seconds)
+    rates = {side: statistics.median(values) for side, values in times.items()}
+    row = dict(name=name, ours=rates["ours"], peer=rates["peer"], ratio=rates["ours"] / rates["peer"], all=times)
+    row["host_mib"] = {side: sum(a.get("host_mib") or 0 for a in answers[side]) for side in answers}
+    row["device_mib"] = {side: max((a.get("device_mib") or 0) for a in answers[side]) for side in answers}
+    losses = {side: [x for answer in answers[side] for x in answer.get("losses", [])] for side in answers}
+    if losses["ours"]:
+        count = min(map(len, losses.values()))
+        a, b = (np.array(losses[side][:count]) for side in ("ours", "peer"))
+        row["deviation"] = float(np.abs(a / b - 1).max())
+    print(f"{name:34} ours {rates['ours']:10.1f}  peer {rates['peer']:10.1f} rows/s  ratio {row['ratio']:5.2f}", end="")
+    print(f"  largest deviation {row['deviation']:.1e}" if "deviation" in row else "", flush=True)
+    return row
+
+
+def peaks(device):
+    """What the device does at best: products (TFLOP/s) by precision, copies (GB/s read and written)."""
+    on_gpu = device == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+
+    def rate(work, amount):
+        work(), work(), wait()
+        begun = time.perf_counter()
+        for _ in range(10):
+            work()
+        wait()
+        return 10 * amount / (time.perf_counter() - begun)
+
+    found, n = {}, 8192 if on_gpu else 2048
+    for name, kind, tf32 in (("fp32", torch.float32, False), ("tf32", torch.float32, True), ("bf16", torch.bfloat16, False)):
+        if not on_gpu and name != "fp32":
+            continue
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        x = torch.randn(n, n, device=device, dtype=kind)
+        found[name] = rate(lambda: x @ x, 2 * n**3) / 1e12
+    torch.backends.cuda.matmul.allow_tf32 = False
+    x = torch.empty(2**30 if on_gpu else 2**27, dtype=torch.uint8, device=device)
+    y = torch.empty_like(x)
+    found["copy"] = rate(lambda: y.copy_(x), 2 * x.numel()) / 1e9
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--trials", action="store_true", help="let cuDNN try its kernels out first, on our side")
+    options = parser.parse_args()
+    options.cores = len(os.sched_getaffinity(0))
+    options.workers, options.threads = options.cores, 1
+    if options.device == "cuda":
+        options.threads = options.cores
+    torch.set_num_threads(options.cores)
+    processor = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if "model name" in l), platform.machine())
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.cores} cores of {processor}"
+    found = dict(device=name, torch=torch.__version__, date=time.strftime("%Y-%m-%d"), peaks=peaks(options.device), rows=[])
+    print(name, {key: round(value, 2) for key, value in found["peaks"].items()}, flush=True)
+    on_gpu = options.device == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        prepare(data, 400 if on_gpu else 8)
+        for row in plan(on_gpu):
+            if options.only in row[0]:
+                found["rows"].append(compare(options, data, *row))
+    if options.out:
+        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def plan(on_gpu):
+    """What is compared: name, work, batches of each side, the peer's work where it differs."""
+    common = dict(precision="fp32", select="cross-attn-kv", batch_size=32, loss=LOSS | dict(batch_size=8000))
+    if not on_gpu:
+        loss = common | dict(what="loss", micro_batch=100, loss=LOSS | dict(batch_size=100))
+        yield "loss pass, fp32", loss, dict(ours=8, peer=4)
+        yield "unlearn, fp32, cross-attn-kv", common | dict(what="unlearn", micro_batch=80, batch_size=80), dict(ours=4, peer=2)
+        for select in ("cross-attn-kv", "all"):
+            fisher = common | dict(what="fisher", micro_batch=32, batch_size=16, select=select)
+            yield f"fisher, fp32, {select}", fisher, dict(ours=4, peer=1)
+        return
+    loss = common | dict(what="loss", micro_batch=4000)
+    slow = loss | dict(micro_batch=2000)
+    yield "loss pass, fp32", slow, dict(ours=4, peer=3)
+    yield "loss pass, tf32", slow | dict(precision="tf32"), dict(ours=8, peer=5)
+    yield "loss pass, bf16", loss | dict(precision="bf16"), dict(ours=10, peer=8), slow | dict(precision="bf16")
+    unlearn = common | dict(what="unlearn", micro_batch=1024, batch_size=80)
+    yield "unlearn, fp32, cross-attn-kv", unlearn, dict(ours=48, peer=30)
+    for select, size in (("cross-attn-kv", 32), ("all", 32)):
+        fisher = common | dict(what="fisher", micro_batch=32, batch_size=size, select=select)
+        yield f"fisher, fp32, {select}", fisher, dict(ours=20, peer=5)
+
+
+if __name__ == "__main__":
+    main()

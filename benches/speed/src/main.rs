@@ -1,0 +1,150 @@
+//! One side of a comparison of speeds: this program's own passes on data and weights that both sides read.
+//!
+//! `speed.py` beside it starts it, with one argument: the work as JSON, see [`Work`]. It says `ready` when everything is
+//! loaded and warm, begins when a line comes in, and ends with a line of JSON: rows, seconds, the numbers' digest.
+
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use attrflow::io::npy::Npy;
+use attrflow::math::data::{DataSet, Rows};
+use attrflow::math::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
+use attrflow::math::loss::{LossPass, LossSpec};
+use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::math::selection::Selection;
+use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::nn::unet::{Precision, UNet, Use};
+use attrflow::stage::Device;
+use attrflow::stages::{NpyRows, device};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+/// What is to be done.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Work {
+    /// `loss`, `unlearn` or `fisher`.
+    what: String,
+    /// A folder with `unet/config.json`, `model.safetensors`, `latents.npy` and `texts.npy`.
+    data: PathBuf,
+    device: Device,
+    threads: usize,
+    precision: Precision,
+    micro_batch: usize,
+    /// Of the loss pass.
+    loss: LossSpec,
+    /// Which weights the gradients are for.
+    select: String,
+    /// Batches to compute: of losses, of the query's gradients, of squared gradients.
+    batches: [usize; 2],
+    /// Rows in a batch of gradients.
+    batch_size: usize,
+    /// Whether cuDNN may try its kernels out first.
+    #[serde(default)]
+    trials: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let argument = std::env::args().nth(1).context("expected the work as JSON")?;
+    let work: Work = serde_json::from_str(&argument)?;
+    device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
+    device::allow_tf32(work.precision == Precision::Tf32);
+    tch::Cuda::cudnn_set_benchmark(work.trials);
+    let torch = device::torch(work.device);
+    let checkpoint = work.data.join("model.safetensors");
+    let purpose = if work.what == "loss" { Use::Passes(work.precision) } else { Use::Gradients };
+    let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, purpose)?;
+    let schedule = NoiseSchedule::new(ScheduleConfig::default());
+    let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
+    let texts = Npy::open(work.data.join("texts.npy"))?;
+    let captions = texts.shape()[1];
+    let texts = NpyRows::new(texts, 2);
+    let data = DataSet::new(&latents, &texts, captions)?;
+    let [start, end] = work.batches;
+    let result = match work.what.as_str() {
+        "loss" => {
+            let pass = LossPass::new(&unet, &schedule, data, &work.loss, work.micro_batch)?;
+            let _ = pass.rows_of_batch(start)?;
+            let (seconds, losses) = timed(|| Ok(pass.of_batches(start..end, &mut |_| ())?))?;
+            let rows = losses.len() * work.loss.captions * work.loss.time_samples;
+            json!({ "rows": rows, "seconds": seconds, "losses": losses })
+        }
+        "unlearn" => {
+            let spec = UnlearnSpec {
+                steps: 1,
+                grad_accum_steps: end,
+                batch_size: work.batch_size,
+                lr: 0.01,
+                seed: 0,
+                damping: None,
+                selection: selection(&work.select)?,
+            };
+            let one = |rows: &NpyRows| rows.read(&[0]).map_err(|error| anyhow!(error));
+            let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.squeeze_dim(0));
+            let unlearning = Unlearning::new(&unet, &schedule, &latent, &text, &spec, work.micro_batch)?;
+            let (seconds, norm) = with_warm_up(&mut || {
+                let gradient = unlearning.gradient(0, start..end, &mut |_| ())?;
+                Ok(gradient.values().map(norm).sum::<f64>())
+            })?;
+            json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })
+        }
+        "fisher" => {
+            let spec = FisherSpec {
+                epochs: 1,
+                batch_size: work.batch_size,
+                seed: 0,
+                caption_draw: CaptionDraw::Batch,
+                weighting: Weighting::Batch,
+                selection: selection(&work.select)?,
+            };
+            let (seconds, norm) = with_warm_up(&mut || {
+                let sum = fisher_range(&unet, &schedule, data, &spec, start..end, work.micro_batch, &mut |_| ())?;
+                Ok(sum.sums.values().map(norm).sum::<f64>())
+            })?;
+            json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })
+        }
+        what => return Err(anyhow!("`{what}` is no work: expected loss, unlearn or fisher")),
+    };
+    say(&with_memory(result))
+}
+
+/// The time that `work` takes once both sides are told to begin.
+fn timed<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(f64, T)> {
+    say(&json!("ready"))?;
+    std::io::stdin().lock().read_line(&mut String::new())?;
+    let begun = Instant::now();
+    let value = work()?;
+    Ok((begun.elapsed().as_secs_f64(), value))
+}
+
+/// The same after a first time that does not count.
+fn with_warm_up(work: &mut dyn FnMut() -> anyhow::Result<f64>) -> anyhow::Result<(f64, f64)> {
+    work()?;
+    timed(work)
+}
+
+fn norm(tensor: &Tensor) -> f64 {
+    tensor.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[])
+}
+
+fn selection(name: &str) -> anyhow::Result<Selection> {
+    serde_json::from_value(json!(name)).with_context(|| format!("`{name}` is no selection"))
+}
+
+/// The result with the most memory that this process had.
+fn with_memory(mut result: Value) -> Value {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    result["host_mib"] = json!(kilobytes.map(|kilobytes| kilobytes / 1024));
+    result
+}
+
+fn say(value: &Value) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}")?;
+    Ok(out.flush()?)
+}

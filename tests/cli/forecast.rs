@@ -1,0 +1,102 @@
+//! `plan --measure`: what is predicted before a run, with real workers.
+
+use serde_json::Value as Json;
+
+use crate::project::{Project, Ran};
+
+fn plan(project: &Project, more: &[&str]) -> (Ran, Vec<Json>) {
+    let ran = project.attrflow([&["plan", "pipelines/demo.toml", "--json"], more].concat());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines = ran.json();
+    (ran, lines)
+}
+
+fn of<'a>(lines: &'a [Json], stage: &str) -> &'a Json {
+    &lines.iter().find(|line| line["stage"] == stage).unwrap()["predicted"]
+}
+
+#[test]
+fn everything_is_predicted_before_anything_ran() {
+    let project = Project::new(6);
+    let (ran, before) = plan(&project, &[]);
+    assert_eq!(ran.err, "");
+    // Shapes are known without a measurement: from the network's files, which lie beside the pipeline.
+    assert!(of(&before, "fisher")["seconds"].is_null());
+    let disk: Vec<u64> = before.iter().filter_map(|line| line["predicted"]["disk"].as_u64()).collect();
+    assert_eq!(disk.len(), 9, "all but the downloaded files");
+
+    let (ran, lines) = plan(&project, &["--measure"]);
+    let heavy = ["latents", "pretrain_loss", "fisher", "generate[grin]", "unlearn[grin]", "influence[grin]"];
+    let told: Vec<String> = heavy.iter().map(|stage| format!("measuring {stage}\n")).collect();
+    assert_eq!(ran.err, told.concat(), "those that are alike once");
+    for stage in heavy {
+        let predicted = of(&lines, stage);
+        assert!((0.0..600.0).contains(&predicted["seconds"].as_f64().unwrap()), "{predicted}");
+        // A process with libtorch takes more than this, and the demo's network less than that.
+        let host = predicted["host_memory"].as_u64().unwrap();
+        assert!((50_000_000..2_000_000_000).contains(&host), "{predicted}");
+        assert_eq!(predicted["device_memory"], 0);
+        assert_eq!(predicted["basis"], "a measurement on this machine");
+    }
+    let needs = &lines.last().unwrap()["needs"];
+    assert!(
+        needs["wall_seconds"].as_f64().unwrap() > 0.0 && needs["disk_free"].as_u64().unwrap() > 0,
+        "{needs}"
+    );
+    assert_eq!(project.cached("measured-v1").len(), 6);
+    assert!(project.cached("objects").is_empty() && !project.path("results").exists());
+
+    // A plan without measuring knows it, and so does one for people.
+    let (ran, again) = plan(&project, &[]);
+    assert_eq!(ran.err, "");
+    for stage in heavy {
+        assert_eq!(of(&again, stage), of(&lines, stage), "{stage}");
+    }
+    let text = project.attrflow(["plan", "pipelines/demo.toml"]).out;
+    assert!(
+        text.contains(" from start to end with 2 workers\n") && text.contains(" of memory at most\n"),
+        "{text}"
+    );
+    assert!(of(&plan(&project, &["--threads", "2"]).1, "fisher")["seconds"].is_null(), "measured with one");
+
+    // The outputs are as long as was said.
+    project.run(&[]);
+    for (stage, port, file) in [
+        ("latents", "latents", "latents/latents.npy"),
+        ("pretrain_loss", "losses", "pretrain_loss/pretrain_loss.npy"),
+        ("fisher", "fisher", "fisher/fisher.safetensors"),
+        ("unlearn[grin]", "weights", "unlearn/grin/unlearned.safetensors"),
+    ] {
+        let found = fs_err::metadata(project.result(file)).unwrap().len() as f64;
+        let said = of(&lines, stage)["bytes"].as_u64().unwrap() as f64;
+        let others = if stage == "latents" {
+            fs_err::metadata(project.result("latents/text_embeddings.npy")).unwrap().len() as f64
+        } else {
+            0.0
+        };
+        assert!((said / (found + others) - 1.0).abs() < 0.05, "{stage}.{port}: {said} of {found}");
+    }
+    let (_, after) = plan(&project, &["--force", "fisher"]);
+    assert_eq!(of(&after, "fisher")["basis"], "a measurement on this machine");
+}
+
+#[test]
+fn what_must_be_there_first_is_told() {
+    let project = Project::new(6);
+    // As if the network's files were still to be downloaded.
+    project.edit(
+        "pipelines/parts/emoji.toml",
+        "  { from = \"../../data/demo/model\" },",
+        "  { from = \"http://127.0.0.1:9/model\" },",
+    );
+    let (ran, lines) = plan(&project, &["--measure"]);
+    let why = "fisher is not measured: what stands on `latents` is not known before `latents` has run\n";
+    assert!(ran.err.contains(why), "{ran:?}");
+    assert!(
+        ran.err
+            .contains("latents is not measured: what stands on `vae` is not known before `data` has run\n"),
+        "{ran:?}"
+    );
+    assert!(of(&lines, "fisher")["seconds"].is_null());
+    assert!(!project.path("cache/measured-v1").exists());
+}
