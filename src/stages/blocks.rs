@@ -166,7 +166,9 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
         let (timesteps, losses) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let data = set.data()?;
-            let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
+            // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
+            let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+            let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
             let block = match &block {
                 Some(block) => block,
                 None => block.insert(pass.block(first.latents(data.images()), &timesteps)?),
@@ -187,7 +189,7 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
         if let (true, Some(block)) = (params.precision != Products::Fp32, &block) {
             with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
-                let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+                let pass = LossPass::new(unet, &schedule, set.data()?, &spec, SAMPLE * spec.captions)?;
                 let exact = pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())?;
                 Ok(guard::compare(params.precision, &losses.narrow(0, 0, SAMPLE as i64), &exact))
             })?;
