@@ -7,8 +7,9 @@ VENV    := .libtorch
 MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
+DEVICE  ?= cpu
 
-.PHONY: setup build demo test check bench bench-runners bench-planner golden check-python check-readers clean
+.PHONY: setup build demo test check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -44,9 +45,21 @@ check: setup
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny --log-level error check bans licenses sources
 
-## bench: self-influence of training images, and its figures
-bench: build
+## bench: the passes beside a peer on diffusers, cost as work grows, self-influence; on two cores about 25 minutes
+bench: build $(VENV)/golden/installed
+	cargo build --release --locked --package attrflow-speed
+	$(VENV)/golden/bin/python benches/speed/speed.py --binary target/release/attrflow-speed --device $(DEVICE) --out target/speed.json
+	$(VENV)/golden/bin/python benches/speed/growth.py --binary target/release/attrflow-speed --out target/growth.json
 	cargo bench --locked
+
+## gpu-pack: what is measured on a GPU, for a machine without Rust: target/gpu-pack.tar.gz; there, sh on_gpu.sh
+gpu-pack: build
+	cargo build --release --locked --package attrflow-speed
+	rm -rf target/gpu-pack && mkdir -p target/gpu-pack/bin target/gpu-pack/wheels target/gpu-pack/benches
+	for name in attrflow attrflow-worker attrflow-speed; do strip -o target/gpu-pack/bin/$$name target/release/$$name || exit 1; done
+	cp -r benches/speed target/gpu-pack/benches/ && cp -r pipelines configs data target/gpu-pack/ && cp benches/speed/on_gpu.sh target/gpu-pack/
+	$(VENV)/bin/python -m pip download --quiet --no-deps --dest target/gpu-pack/wheels diffusers==0.42.1 importlib_metadata==10.2.0
+	tar -czf target/gpu-pack.tar.gz -C target gpu-pack && ls -lh target/gpu-pack.tar.gz
 
 ## bench-runners: Ninja, Snakemake, DVC and b3sum beside ours, and the ratios (about 12 minutes; RUNNERS=--full takes an hour)
 bench-runners: build
@@ -58,14 +71,16 @@ bench-planner: build
 	$(PYTHON) benches/planner/planner.py --attrflow $(ATTRFLOW) $(if $(PLANNER),-- $(PLANNER))
 
 ## golden: make the golden files of the tests again with the Python originals
-golden: setup
-	$(PYTHON) -m venv $(VENV)/golden
-	$(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt
+golden: $(VENV)/golden/installed
 	for script in tests/golden/make_*.py; do $(VENV)/golden/bin/python $$script || exit 1; done
 
+$(VENV)/golden/installed: tests/golden/requirements.txt | setup
+	$(PYTHON) -m venv $(VENV)/golden
+	$(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt
+	touch $@
+
 ## check-python: what the program writes, read by torch, numpy, pickle and diffusers (after `make golden`'s set-up)
-check-python: demo
-	test -x $(VENV)/golden/bin/python || { $(PYTHON) -m venv $(VENV)/golden && $(VENV)/golden/bin/python -m pip install --quiet -r tests/golden/requirements.txt; }
+check-python: demo $(VENV)/golden/installed
 	rm -rf target/exports target/written
 	$(ATTRFLOW) export --published target/exports --unet target/exports pipelines/demo.toml
 	$(VENV)/golden/bin/python tests/golden/check_exports.py target/exports results/demo

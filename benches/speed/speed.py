@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
+KEPT = "17179869184"
 LOSS = dict(time_samples=20, captions=5, seed=0, noise="batch")
 
 
@@ -63,9 +64,12 @@ def prepare(folder, images):
 class Side:
     """Processes that are loaded and warm, and wait for the word."""
 
-    def __init__(self, commands):
-        # Ours finds the libtorch that the peer has.
-        env = os.environ | dict(LD_LIBRARY_PATH=str(Path(torch.__file__).parent / "lib"))
+    def __init__(self, commands, keep):
+        # Ours finds the libtorch that the peer has, and keeps its memory, as the program has its workers do.
+        env = dict(os.environ)
+        if keep:
+            env |= dict(MALLOC_MMAP_THRESHOLD_=KEPT, MALLOC_TRIM_THRESHOLD_=KEPT, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+        env["LD_LIBRARY_PATH"] = str(Path(torch.__file__).parent / "lib")
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.processes = [subprocess.Popen(command, **pipes) for command in commands]
         for process in self.processes:
@@ -102,12 +106,12 @@ def ours(options, data, work, batches):
         device = "cpu" if options.device == "cpu" else {"cuda": 0}
         todo = dict(data=str(data), device=device, threads=options.threads, batches=[start, end], trials=options.trials)
         commands.append([options.binary, json.dumps(work | todo)])
-    return Side(commands)
+    return Side(commands, True)
 
 
 def peer(options, data, work, batches):
     todo = dict(data=str(data), device=options.device, threads=options.cores, batches=[0, batches])
-    return Side([[sys.executable, str(HERE / "peer.py"), json.dumps(work | todo)]])
+    return Side([[sys.executable, str(HERE / "peer.py"), json.dumps(work | todo)]], options.keep)
 
 
 def compare(options, data, name, work, batches, peer_work=None):
@@ -167,6 +171,7 @@ def main():
     parser.add_argument("--out")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--keep", action="store_true", help="let the peer keep freed memory in large pages too")
     parser.add_argument("--trials", action="store_true", help="let cuDNN try its kernels out first, on our side")
     options = parser.parse_args()
     options.cores = len(os.sched_getaffinity(0))
@@ -185,8 +190,36 @@ def main():
         for row in plan(on_gpu):
             if options.only in row[0]:
                 found["rows"].append(compare(options, data, *row))
+        if on_gpu and not options.only:
+            found["minute"] = minute(options, data)
+        found["checks"] = checks(options, data)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
+
+
+COCO = 2 * 118_287 * 5 * 20
+
+
+def minute(options, data):
+    """A full query of COCO, extrapolated from about a minute of the loss pass in bfloat16."""
+    work = dict(what="loss", precision="bf16", select="all", batch_size=1, micro_batch=4000, repeats=25)
+    seconds, answers = ours(options, data, work | dict(loss=LOSS | dict(batch_size=8000)), 10).run()
+    rate = answers[0]["rows"] / seconds
+    print(f"{seconds:.0f} s of the loss pass, bf16: {rate:.0f} rows/s; COCO's {COCO} rows would take {COCO / rate / 60:.1f} min")
+    return dict(seconds=seconds, rows=answers[0]["rows"], coco_minutes=COCO / rate / 60)
+
+
+def checks(options, data):
+    """Each row of a small batch by the fast way, against the simple one in the same precision."""
+    found = {}
+    for precision in ("fp32", "tf32", "bf16") if options.device == "cuda" else ("fp32",):
+        work = dict(what="check", precision=precision, select="all", batch_size=1, micro_batch=40, threads=options.cores)
+        device = "cpu" if options.device == "cpu" else {"cuda": 0}
+        todo = work | dict(data=str(data), device=device, batches=[1, 2], loss=LOSS | dict(batch_size=100))
+        _, answers = Side([[options.binary, json.dumps(todo)]], True).run()
+        found[precision] = answers[0]["deviation"]
+        print(f"rows the fast way and the simple way, {precision}: largest deviation {found[precision]:.1e}", flush=True)
+    return found
 
 
 def plan(on_gpu):

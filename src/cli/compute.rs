@@ -30,8 +30,8 @@ pub(super) struct How {
     /// Threads of each worker; 0 divides the cores among the workers [default: run.threads of the config, else 0]
     #[arg(long)]
     threads: Option<usize>,
-    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most; 0 chooses 32 on
-    /// the CPU and 1024 on a GPU [default: run.micro_batch of the config, else 0]
+    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most; 0 is 128 on
+    /// the CPU, and on a GPU what a short trial finds fastest [default: run.micro_batch of the config, else 0]
     #[arg(long)]
     micro_batch: Option<usize>,
     /// Most files to download at once [default: 4]
@@ -52,8 +52,7 @@ impl How {
         };
         let threads = if wanted == 0 { (cores() / jobs).max(1) } else { wanted };
         let micro_batch = match given(self.micro_batch, table.micro_batch) {
-            0 if cpu => 32,
-            0 => 1024,
+            0 if cpu => 128,
             rows => rows,
         };
         let name = |device: &Device| match device {

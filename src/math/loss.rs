@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::data::{DataSet, Loaded, place};
-use super::denoise::{check, losses};
+use super::denoise::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::memory::in_slices;
 use super::noise::{NoiseMode, batch_noise, image_noise};
@@ -184,6 +184,35 @@ impl<'a> LossPass<'a> {
     /// As [`LossPass::of_batches`].
     pub fn pairs_of_batch(&self, batch: usize, pairs: Range<usize>) -> Result<Tensor, MathError> {
         self.some_rows(batch, Some(pairs))
+    }
+
+    /// The same losses as [`LossPass::rows_of_batch`], a row at a time, each with a text of its own: what the fast way is held to.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn rows_of_batch_simply(&self, batch: usize) -> Result<Tensor, MathError> {
+        let device = self.unet.device();
+        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let shape = self.data.latents(&[images.start], device)?.size();
+        let noise = self.noise(&images, &timesteps, batch, &shape[1..]); // [rows, C, H, W]
+        let (mut losses, mut row) = (Vec::new(), 0);
+        for image in images.clone() {
+            for caption in 0..captions {
+                for timestep in &timesteps {
+                    let rows = DenoisingRows {
+                        latents: self.data.latents(&[image], device)?,
+                        noise: noise.narrow(0, row, 1),
+                        timesteps: self.timesteps(&[*timestep]),
+                        texts: self.data.texts(&[(image, caption)], device)?,
+                    };
+                    losses.push(rows.losses(self.unet, self.schedule).detach());
+                    row += 1;
+                }
+            }
+        }
+        let shape = [images.len() as i64, captions as i64, timesteps.len() as i64];
+        Ok(Tensor::cat(&losses, 0).to_device(Device::Cpu).view(shape))
     }
 
     fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {

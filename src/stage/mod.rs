@@ -140,7 +140,8 @@ pub struct Downloads {
 pub struct Context<'a> {
     /// Where to compute.
     pub device: Device,
-    /// Most rows to send through a network at once.
+    /// Most rows to send through a network at once; 0 leaves it to the kind, as on GPUs, where results need not repeat bit for
+    /// bit.
     pub micro_batch: usize,
     /// How to bring remote files.
     pub downloads: &'a Downloads,

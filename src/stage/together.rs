@@ -36,7 +36,8 @@ pub struct Member<'a, P> {
 pub struct Together<'a> {
     /// Where to compute.
     pub device: Device,
-    /// Most rows to send through a network at once.
+    /// Most rows to send through a network at once; 0 leaves it to the kind, as on GPUs, where results need not repeat bit for
+    /// bit.
     pub micro_batch: usize,
     /// How to bring remote files.
     pub downloads: &'a Downloads,
@@ -56,6 +57,13 @@ impl Together<'_> {
 }
 
 impl Context<'_> {
+    /// The micro batch for a kind that does not choose one by itself.
+    pub fn rows_at_once(&self) -> usize {
+        /// Keeps a large GPU busy with any network of this crate.
+        const ROWS: usize = 1024;
+        if self.micro_batch == 0 { ROWS } else { self.micro_batch }
+    }
+
     /// The surroundings of a unit that is computed alone, for what computes several.
     pub fn together<T>(&self, work: impl FnOnce(&Together<'_>) -> T) -> T {
         let progress = |_, done, total| (self.progress)(done, total);

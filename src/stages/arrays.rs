@@ -1,5 +1,7 @@
 //! Arrays in files as the rows that the method reads.
 
+use std::cell::RefCell;
+
 use anyhow::Context as _;
 use bytemuck::Zeroable;
 use tch::{Device, Kind, Tensor};
@@ -7,7 +9,9 @@ use tch::{Device, Kind, Tensor};
 use crate::io::npy::{Dtype, Npy, NpyError};
 use crate::math::data::{DataSet, Rows};
 use crate::math::error::DataError;
-use crate::nn::unet::UNet;
+use crate::math::schedule::NoiseSchedule;
+use crate::math::tune::micro_batch;
+use crate::nn::unet::{Precision, UNet};
 use crate::stage::Inputs;
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
@@ -126,6 +130,34 @@ impl TrainingSet {
     /// Numbers of rows that do not fit each other.
     pub fn data(&self) -> anyhow::Result<DataSet<'_>> {
         Ok(DataSet::new(&self.latents, &self.texts, self.captions)?)
+    }
+}
+
+impl TrainingSet {
+    /// How many rows to send through the network at once: those given, else what is fastest here. `times` rows share a text.
+    pub fn rows_at_once(
+        &self,
+        unet: &UNet,
+        schedule: &NoiseSchedule,
+        times: usize,
+        given: usize,
+    ) -> usize {
+        /// A network of so many parameters, in which precision, with rows that share texts so.
+        type Looks = (usize, Precision, usize);
+        thread_local! {
+            /// What the trial found.
+            static FOUND: RefCell<Vec<(Looks, usize)>> = const { RefCell::new(Vec::new()) };
+        }
+        if given > 0 {
+            return given;
+        }
+        let key = (unet.parameters().values().map(Tensor::numel).sum(), unet.precision(), times);
+        let known = FOUND.with_borrow(|found| found.iter().find(|(known, _)| *known == key).map(|(_, rows)| *rows));
+        known.unwrap_or_else(|| {
+            let rows = micro_batch(unet, schedule, &self.latents.shape, &self.texts.shape, times);
+            FOUND.with_borrow_mut(|found| found.push((key, rows)));
+            rows
+        })
     }
 }
 

@@ -140,7 +140,9 @@ pub(super) fn run(
     let sample = with_unet(inputs, weights, cx.device, purpose, |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;
-        let pass = LossPass::new(unet, &schedule, data, &spec, cx.micro_batch)?;
+        // As in a full pass, rows of one timestep go through the network together.
+        let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+        let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
         let (images, latents, timesteps) = (data.images(), data.latents_len(), spec.time_samples);
         let population = Population { images, views: latents / images.max(1), timesteps };
         let total = population.pairs();
@@ -172,7 +174,7 @@ pub(super) fn run(
     if let Some((timesteps, found)) = sample {
         with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
-            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, spec.captions)?;
             let exact = pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ())?;
             Ok(guard::compare(loss.precision, &found, &exact))
         })?;

@@ -160,7 +160,7 @@ impl Compute for Fisher {
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| (cx.progress)(done as u64, total);
             let (data, spec) = (set.data()?, params.spec());
-            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.micro_batch, &mut progress)?)
+            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.rows_at_once(), &mut progress)?)
         })?;
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }

@@ -197,7 +197,7 @@ impl Compute for Generate {
         let captions: Vec<String> = serde_json::from_value(span[CAPTIONS].clone())?;
         let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
-        let (with, without) = texts(inputs, &captions, device, cx.micro_batch)?; // [n, L, D], [1, L, D]
+        let (with, without) = texts(inputs, &captions, device, cx.rows_at_once())?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
         let latents = draw(params, inputs, &with, &without, first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;
@@ -280,14 +280,14 @@ fn draw(
     let progress = &mut |done| (cx.progress)(done as u64, total);
     let latents = match params.noise {
         Noise::Image => {
-            sample_each(&unet, &schedule, with, without, &spec, seed, first, cx.micro_batch, progress)
+            sample_each(&unet, &schedule, with, without, &spec, seed, first, cx.rows_at_once(), progress)
         }
         Noise::Batch => {
             let mut draws = Draws::seeded(seed);
             for _ in 0..first / spec.batch_size {
                 skip_batch(&unet, &schedule, &spec, &mut draws)?;
             }
-            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.micro_batch, progress)
+            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.rows_at_once(), progress)
         }
     };
     latents.map_err(|error| match error {
@@ -310,7 +310,7 @@ fn decode(
     fs_err::create_dir(folder)?;
     let vae = Vae::load(inputs.path("vae"), device::torch(cx.device))?;
     let count = latents.size()[0] as usize;
-    in_slices(count, cx.micro_batch.min(DECODED), |row, most| {
+    in_slices(count, cx.rows_at_once().min(DECODED), |row, most| {
         let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
         let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
         let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);

@@ -215,7 +215,7 @@ pub(super) fn trial(
     let (latents, texts) = forms::arrays(inputs)?;
     let whole = params.spec().images_per_batch();
     let an_image = (params.captions * params.time_samples) as usize;
-    let fewest = (2 * cx.micro_batch).div_ceil(an_image);
+    let fewest = (2 * cx.rows_at_once()).div_ceil(an_image);
     let batch = match params.noise {
         Noise::Image => 1,
         Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
@@ -287,7 +287,8 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let total = range.len() as u64;
     let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
-        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+        let micro_batch = set.rows_at_once(unet, &schedule, spec.time_samples, cx.micro_batch);
+        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
         let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
         let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
         Ok((losses, sample.transpose()?))
@@ -295,7 +296,7 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     if let Some(found) = sample {
         with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
-            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, cx.micro_batch)?;
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, spec.time_samples)?;
             let exact = pass.pairs_of_batch(batches.start, SAMPLE)?;
             Ok(guard::compare(params.precision, &found, &exact))
         })?;

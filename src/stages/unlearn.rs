@@ -138,7 +138,7 @@ impl Compute for Unlearn {
             selection: params.select.0.clone(),
         };
         let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
-        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.micro_batch)?
+        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.rows_at_once())?
             .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
             .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)

@@ -6,6 +6,7 @@
 mod checkpoints;
 mod clip;
 mod drawings;
+mod fast;
 mod faults;
 mod golden;
 mod halving;

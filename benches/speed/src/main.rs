@@ -26,7 +26,7 @@ use tch::{Kind, Tensor};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Work {
-    /// `loss`, `unlearn` or `fisher`.
+    /// `loss`, `unlearn`, `fisher`, or `check`: each row of a loss pass against the simple way.
     what: String,
     /// A folder with `unet/config.json`, `model.safetensors`, `latents.npy` and `texts.npy`.
     data: PathBuf,
@@ -42,6 +42,9 @@ struct Work {
     batches: [usize; 2],
     /// Rows in a batch of gradients.
     batch_size: usize,
+    /// How many times to go through the batches of losses; 0 is once.
+    #[serde(default)]
+    repeats: usize,
     /// Whether cuDNN may try its kernels out first.
     #[serde(default)]
     trials: bool,
@@ -68,9 +71,27 @@ fn main() -> anyhow::Result<()> {
         "loss" => {
             let pass = LossPass::new(&unet, &schedule, data, &work.loss, work.micro_batch)?;
             let _ = pass.rows_of_batch(start)?;
-            let (seconds, losses) = timed(|| Ok(pass.of_batches(start..end, &mut |_| ())?))?;
-            let rows = losses.len() * work.loss.captions * work.loss.time_samples;
+            let again = work.repeats.max(1);
+            let (seconds, losses) = timed(|| {
+                let mut losses = Vec::new();
+                for _ in 0..again {
+                    losses = pass.of_batches(start..end, &mut |_| ())?;
+                }
+                Ok(losses)
+            })?;
+            let rows = again * losses.len() * work.loss.captions * work.loss.time_samples;
             json!({ "rows": rows, "seconds": seconds, "losses": losses })
+        }
+        "check" => {
+            let pass = LossPass::new(&unet, &schedule, data, &work.loss, work.micro_batch)?;
+            let fast = pass.rows_of_batch(start)?;
+            // With a gradient wanted at the lowest layer, no fused kernel is used from there on.
+            let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
+            let simple = tch::with_grad(|| pass.rows_of_batch_simply(start))?;
+            let _ = lowest.set_requires_grad(false);
+            let far = ((fast - &simple) / simple).abs().max().double_value(&[]);
+            let (seconds, _) = timed(|| Ok(()))?;
+            json!({ "rows": 0, "seconds": seconds, "deviation": far })
         }
         "unlearn" => {
             let spec = UnlearnSpec {

@@ -1,0 +1,166 @@
+//! Everything fast against the simple way, row by row.
+//!
+//! The fast way sends rows through the network together, reads a text's keys and values once, and uses fused kernels. The
+//! simple way is one row at a time with a text of its own, through libtorch's own operations: a wanted gradient at the
+//! lowest layer keeps the kernels out.
+
+use std::collections::BTreeMap;
+
+use attrflow::io::npy::Npy;
+use attrflow::io::npy_writer;
+use attrflow::math::data::DataSet;
+use attrflow::math::fisher::squared_gradients;
+use attrflow::math::loss::{LossPass, LossSpec};
+use attrflow::math::noise::NoiseMode;
+use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::math::selection::Selection;
+use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::nn::unet::{Precision, UNet, Use};
+use attrflow::stages::NpyRows;
+use tch::{Device, Kind, Tensor};
+
+use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, tiny};
+
+fn schedule() -> NoiseSchedule {
+    NoiseSchedule::new(ScheduleConfig::default())
+}
+
+/// Numbers without a pattern that a layer could be blind to.
+fn numbers(size: &[i64], salt: f64) -> Tensor {
+    let count = size.iter().product::<i64>();
+    let steps = Tensor::arange(count, (Kind::Double, Device::Cpu)) * (0.731 + salt);
+    ((&steps * 1.3).sin() + (steps * 0.117).cos() * 1.1).to_kind(Kind::Float).view(size)
+}
+
+/// A network with latents of four images and their mirror images, and three texts for each.
+fn networks() -> [(UNet, Tensor, Tensor); 2] {
+    let golden = load("method/losses");
+    let tiny_data = (golden["latents"].shallow_clone(), golden["texts"].flatten(0, 1));
+    [
+        (tiny(), tiny_data.0, tiny_data.1),
+        (demo(), numbers(&[8, 4, 16, 16], 0.1), numbers(&[12, 16, 64], 0.2)),
+    ]
+}
+
+#[test]
+fn every_row_of_a_loss_pass() {
+    for (unet, latents, texts) in networks() {
+        let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
+        for noise in [NoiseMode::Batch, NoiseMode::Image] {
+            let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise };
+            // Slices of several texts, of one, and of a part of one's timesteps.
+            for micro_batch in [24, 4, 3] {
+                let pass = LossPass::new(&unet, &schedule, data, &spec, micro_batch).unwrap();
+                for batch in 0..2 {
+                    let fast = pass.rows_of_batch(batch).unwrap();
+                    let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
+                    let simple = tch::with_grad(|| pass.rows_of_batch_simply(batch)).unwrap();
+                    let _ = lowest.set_requires_grad(false);
+                    let far = ((fast - &simple) / simple).abs().max().double_value(&[]);
+                    assert!(far <= TOLERANCE, "{noise:?}, {micro_batch} rows at once: {far}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_read_ahead_are_those_read_in_turn() {
+    let (unet, latents, texts) = networks().into_iter().next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, tensor: &Tensor| {
+        let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
+        let values = Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
+        npy_writer::write_f32(folder.path().join(name), &shape, &values).unwrap();
+        Npy::open(folder.path().join(name)).unwrap()
+    };
+    let files = (
+        NpyRows::new(write("latents.npy", &latents), 1),
+        NpyRows::new(write("texts.npy", &texts.view([5, 3, 5, 12])), 2),
+    );
+    let (schedule, spec) = (
+        schedule(),
+        LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise: NoiseMode::Batch },
+    );
+    let losses = |data| {
+        let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+        pass.of_batches(0..spec.batches(10), &mut |_| ()).unwrap()
+    };
+    let ahead = losses(DataSet::new(&files.0, &files.1, 3).unwrap());
+    assert_eq!(ahead, losses(DataSet::new(&latents, &texts, 3).unwrap()));
+}
+
+#[test]
+fn gradients_of_several_batches_in_one_pass() {
+    let (golden, schedule) = (load("method/unlearned"), schedule());
+    for selection in [Selection::CrossAttnKv, Selection::All] {
+        let spec = UnlearnSpec {
+            steps: 1,
+            grad_accum_steps: 5,
+            batch_size: 3,
+            lr: 1e-4,
+            seed: 4,
+            damping: None,
+            selection,
+        };
+        let unet = tiny();
+        let gradient = |micro_batch| {
+            let unlearning =
+                Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, micro_batch);
+            unlearning.unwrap().gradient(0, 0..5, &mut |_| ()).unwrap()
+        };
+        let each = gradient(1);
+        for (name, together) in gradient(7) {
+            assert_within(&name, &together, &each[&name], TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn squared_gradients_are_those_of_autograd_row_by_row() {
+    let (unet, schedule) = (tiny(), schedule());
+    let golden = load("method/unlearned");
+    let spec = UnlearnSpec {
+        steps: 1,
+        grad_accum_steps: 1,
+        batch_size: 4,
+        lr: 1e-4,
+        seed: 4,
+        damping: None,
+        selection: Selection::All,
+    };
+    let mut rows = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 4)
+        .unwrap()
+        .draw(0, 0);
+    rows.texts = numbers(&[4, 5, 12], 0.4);
+    let fast = squared_gradients(&unet, &schedule, &rows, &Selection::All, 0).unwrap();
+    let (names, parameters): (Vec<String>, Vec<Tensor>) =
+        unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.set_requires_grad(true))).unzip();
+    let mut simple: BTreeMap<&String, Tensor> = BTreeMap::new();
+    for row in 0..4 {
+        let loss = tch::with_grad(|| rows.slice(row..row + 1).losses(&unet, &schedule).sum(Kind::Float));
+        let gradients = Tensor::run_backward(&[loss], &parameters, false, false);
+        for (name, gradient) in names.iter().zip(gradients) {
+            let square = gradient.to_kind(Kind::Double).square();
+            simple.entry(name).and_modify(|sum| *sum += &square).or_insert(square);
+        }
+    }
+    assert_eq!(fast.len(), names.len());
+    for (name, sum) in simple {
+        assert_close(name, &fast[name], &sum);
+    }
+}
+
+#[test]
+fn products_in_bfloat16_change_little() {
+    let folder = path("data/demo/model/unet");
+    let short = UNet::load_parts(&folder, None, None, Device::Cpu, Use::Passes(Precision::Bf16)).unwrap();
+    let (exact, latents, texts) = networks().into_iter().nth(1).unwrap();
+    let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
+    let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise: NoiseMode::Batch };
+    let rows = |unet| LossPass::new(unet, &schedule, data, &spec, 24).unwrap().rows_of_batch(0).unwrap();
+    let (found, expected) = (rows(&short), rows(&exact));
+    let far = ((&found - &expected) / &expected).abs().max().double_value(&[]);
+    assert!(far > 1e-6, "it computes in bfloat16");
+    assert!(far < 2e-2, "{far}");
+}
