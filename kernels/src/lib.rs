@@ -115,7 +115,9 @@ fn normalise_groups<'a>(
     }
     let mut scale = vec![0.0f32; channels];
     by_group(&sums, &mut scale, &|variance| 1.0 / (variance + affine.eps).sqrt());
-    for (((scale, center), weight), bias) in scale.iter_mut().zip(&mut center).zip(affine.weight).zip(affine.bias) {
+    for (((scale, center), weight), bias) in
+        scale.iter_mut().zip(&mut center).zip(affine.weight).zip(affine.bias)
+    {
         *scale *= weight;
         *center = bias - *center * *scale;
     }
@@ -203,6 +205,35 @@ pub fn add(x: &[f32], bias: Option<&[f32]>, parallel: bool, y: &mut [f32]) {
             Some(bias) => sum_with_bias_into(x, bias, block),
         }
     });
+}
+
+/// `sums` [P] grows by the squares of all samples' `values` [n, P].
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn add_squares(values: &[f32], parallel: bool, sums: &mut [f64]) {
+    let len = sums.len();
+    // A stretch of the sums stays in the nearest cache while all samples are added to it.
+    const STRETCH: usize = 2048;
+    let stretch = |(number, sums): (usize, &mut [f64])| {
+        let at = number * STRETCH;
+        for sample in values.chunks_exact(len) {
+            squares_into(&sample[at..at + sums.len()], sums);
+        }
+    };
+    if parallel {
+        sums.par_chunks_mut(STRETCH).enumerate().for_each(stretch);
+    } else {
+        sums.chunks_mut(STRETCH).enumerate().for_each(stretch);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512dq+fma", "x86_64+avx2+fma"))]
+fn squares_into(values: &[f32], sums: &mut [f64]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        let value = f64::from(*value);
+        *sum += value * value;
+    }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+fma", "x86_64+avx2+fma"))]

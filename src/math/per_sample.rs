@@ -6,13 +6,14 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::nn::kernels::add_squares;
 use crate::nn::tape::{Op, Tap};
 
 /// Numbers that per-sample gradients may hold at once on a GPU, so that memory doesn't grow with the batch (768 MiB).
 const AT_ONCE: usize = 1 << 26;
 
-/// The same on a CPU, where numbers that stay in the cache are squared and summed much faster.
-const AT_ONCE_CPU: usize = 1 << 18;
+/// The same on a CPU (16 MiB): enough for products to be fast, few enough to be in the cache still when they are squared.
+const AT_ONCE_CPU: usize = 1 << 22;
 
 /// The gradients of a layer's chosen parameters, by full name: [B, ..] with the parameter's shape after B.
 ///
@@ -45,11 +46,10 @@ pub fn sums_of_squares(tap: &Tap, grad: &Tensor) -> Vec<(String, Tensor)> {
         at_once = ((room / size.max(1)) as i64).max(1);
         start += count;
         for (index, (name, gradient)) in found.into_iter().enumerate() {
-            let square = gradient.to_kind(Kind::Double).square_().sum_dim_intlist(0, false, None);
-            match sums.get_mut(index) {
-                Some((_, sum)) => *sum += square,
-                None => sums.push((name, square)),
+            if sums.len() == index {
+                sums.push((name, Tensor::zeros(&gradient.size()[1..], (Kind::Double, gradient.device()))));
             }
+            add_squares(&gradient, &sums[index].1);
         }
     }
     sums

@@ -113,8 +113,14 @@ impl CrossAttention {
     /// kept, and read, once for each text.
     fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
         let [k, v] = &texts.keys_values[self.place];
-        let width = x.size()[2];
-        let q = self.to_q.forward(x).view([texts.count, -1, width]); // [K, B/K*S, C]
+        let (rows, _, width) = x.size3().expect("tokens have three dimensions");
+        let q = self.to_q.forward(x);
+        if q.requires_grad() && q.device().is_cuda() {
+            // A graph's way back through one long attention would keep a few of a GPU's processors busy: a row each.
+            let each = |x: &Tensor| x.repeat_interleave_self_int(rows / texts.count, 0, None);
+            return self.to_out.forward(&attend(&q, &each(k), &each(v)));
+        }
+        let q = q.view([texts.count, -1, width]); // [K, B/K*S, C]
         self.to_out.forward(&attend(&q, k, v).view(x.size().as_slice())) // [B, S, C]
     }
 }

@@ -147,7 +147,11 @@ impl Conv2d {
     ///
     /// Returns the image and what is left to be added.
     pub fn before(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
-        if self.adds_late(x) { (self.convolve(x, None), shift + &self.exact_bias) } else { (self.forward(x), shift) }
+        if self.adds_late(x) {
+            (self.convolve(x, None), shift + &self.exact_bias)
+        } else {
+            (self.forward(x), shift)
+        }
     }
 
     /// Whether the bias is better added together with something else: cuDNN adds it in a pass of its own.

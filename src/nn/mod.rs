@@ -8,7 +8,7 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
-mod kernels;
+pub mod kernels;
 pub mod layers;
 pub mod resnet;
 pub mod tape;

@@ -13,11 +13,11 @@ use super::attention::{TextMaps, Texts};
 use super::blocks::{DownBlock, MidBlock, UpBlock};
 use super::checkpoint;
 use super::config::ModelError;
+use super::kernels::Joined;
 use super::layers::{Conv2d, GroupNorm, Linear};
 use super::tape::Tape;
 use super::unet_config::UNetConfig;
 use super::weights::{self, Form, Scope, Weights};
-use super::kernels::Joined;
 
 /// How a network's products are computed; parameters, sums, normalisations and losses are float32 in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -219,7 +219,11 @@ impl UNet {
 
     /// Images [B, C, H, W] as the network works on them.
     fn laid(&self, x: &Tensor) -> Tensor {
-        if self.channels_last { x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { x.contiguous() }
+        if self.channels_last {
+            x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+        } else {
+            x.contiguous()
+        }
     }
 
     /// Timesteps [T] to the time embedding [T, E], with the activation that every residual block applies to it.

@@ -7,8 +7,8 @@ use serde::Deserialize as _;
 use serde_json::Value as Json;
 
 use super::{
-    Compute, Context, Foreseen, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage, Together,
-    Trial, Unit, to_json,
+    Compute, Context, Foreseen, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage,
+    Together, Trial, Unit, to_json,
 };
 use crate::param::{Key, Param, Reader};
 use crate::tree::Node;

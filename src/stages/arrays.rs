@@ -135,13 +135,7 @@ impl TrainingSet {
 
 impl TrainingSet {
     /// How many rows to send through the network at once: those given, else what is fastest here. `times` rows share a text.
-    pub fn rows_at_once(
-        &self,
-        unet: &UNet,
-        schedule: &NoiseSchedule,
-        times: usize,
-        given: usize,
-    ) -> usize {
+    pub fn rows_at_once(&self, unet: &UNet, schedule: &NoiseSchedule, times: usize, given: usize) -> usize {
         /// A network of so many parameters, in which precision, with rows that share texts so.
         type Looks = (usize, Precision, usize);
         thread_local! {
@@ -152,7 +146,8 @@ impl TrainingSet {
             return given;
         }
         let key = (unet.parameters().values().map(Tensor::numel).sum(), unet.precision(), times);
-        let known = FOUND.with_borrow(|found| found.iter().find(|(known, _)| *known == key).map(|(_, rows)| *rows));
+        let known =
+            FOUND.with_borrow(|found| found.iter().find(|(known, _)| *known == key).map(|(_, rows)| *rows));
         known.unwrap_or_else(|| {
             let rows = micro_batch(unet, schedule, &self.latents.shape, &self.texts.shape, times);
             FOUND.with_borrow_mut(|found| found.push((key, rows)));

@@ -164,32 +164,33 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
     let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
     let mut block: Option<Block> = None;
     for (weights, units) in networks {
-        let (timesteps, losses) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
-            let set = TrainingSet::open(inputs, unet)?;
-            let data = set.data()?;
-            // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
-            let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
-            let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
-            let block = match &block {
-                Some(block) => block,
-                None => {
-                    let latents: Vec<usize> = first.latents(data.images()).collect();
-                    block.insert(pass.block(&latents, &timesteps)?)
+        let (timesteps, losses) =
+            with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
+                let set = TrainingSet::open(inputs, unet)?;
+                let data = set.data()?;
+                // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
+                let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+                let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
+                let block = match &block {
+                    Some(block) => block,
+                    None => {
+                        let latents: Vec<usize> = first.latents(data.images()).collect();
+                        block.insert(pass.block(&latents, &timesteps)?)
+                    }
+                };
+                let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
+                let mut progress = |place: usize, images: usize| {
+                    let index = units[place];
+                    (cx.progress)(index, images as u64, pieces[index].unit.steps);
+                };
+                let losses = pass.of_units(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
+                let shape = [first.images[1] - first.images[0], params.captions as usize];
+                for (place, &index) in units.iter().enumerate() {
+                    let rows = arrays::values(&losses.select(2, place as i64));
+                    npy_writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
                 }
-            };
-            let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
-            let mut progress = |place: usize, images: usize| {
-                let index = units[place];
-                (cx.progress)(index, images as u64, pieces[index].unit.steps);
-            };
-            let losses = pass.of_units(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
-            let shape = [first.images[1] - first.images[0], params.captions as usize];
-            for (place, &index) in units.iter().enumerate() {
-                let rows = arrays::values(&losses.select(2, place as i64));
-                npy_writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
-            }
-            Ok((timesteps, losses))
-        })?;
+                Ok((timesteps, losses))
+            })?;
         if let (true, Some(block)) = (params.precision != Products::Fp32, &block) {
             with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use crate::nn::unet::{Precision, Use};
 use crate::stage::Device;
 
 /// The device in libtorch's terms.
@@ -25,7 +26,6 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     let Device::Cuda(index) = device else { return Ok(()) };
     load_cuda()?;
     allow_tf32(false);
-    // Benchmarking picks the fastest algorithm of the moment, which need not be the same one twice.
     tch::Cuda::cudnn_set_benchmark(false);
     let found = tch::Cuda::device_count();
     if !tch::Cuda::is_available() || index as i64 >= found {
@@ -35,6 +35,14 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Sets the process to what a network is used for.
+pub fn suit(purpose: Use) {
+    allow_tf32(purpose.precision() == Precision::Tf32);
+    // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
+    // a difference must not be rounded in two ways; gradients are a quarter faster.
+    tch::Cuda::cudnn_set_benchmark(purpose == Use::Gradients);
 }
 
 /// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.

@@ -27,7 +27,9 @@ pub(super) fn compare(products: Products, found: &Tensor, exact: &Tensor) -> f64
              use \"fp32\" for this network",
         );
     } else {
-        tracing::debug!("precision = {products}: a sample of rows differs from float32 by at most {deviation:.1e}");
+        tracing::debug!(
+            "precision = {products}: a sample of rows differs from float32 by at most {deviation:.1e}"
+        );
     }
     deviation
 }
@@ -42,6 +44,9 @@ mod tests {
         let found = Tensor::from_slice(&[1.001f32, 2.0, 4.1]);
         let deviation = compare(Products::Bf16, &found, &exact);
         assert!((deviation - 0.025).abs() < 1e-6, "{deviation}");
-        assert!(compare(Products::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32])).is_nan());
+        assert!(
+            compare(Products::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32]))
+                .is_nan()
+        );
     }
 }

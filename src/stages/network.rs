@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::device;
 use crate::nn::config::ModelError;
-use crate::nn::unet::{Precision, UNet, Use};
+use crate::nn::unet::{UNet, Use};
 use crate::stage::{Device, Input, Inputs};
 
 pub(super) const UNET: Input = Input::new(
@@ -27,6 +27,7 @@ pub(super) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab
 
 /// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
 pub(super) fn load_unet(inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
+    device::suit(Use::Gradients);
     load(inputs, None, device, Use::Gradients)
 }
 
@@ -55,7 +56,7 @@ pub(super) fn with_unet<T>(
             load(inputs, changed, device, purpose)?
         }
     };
-    device::allow_tf32(purpose.precision() == Precision::Tf32);
+    device::suit(purpose);
     // Not put back where the work fails or panics: its tape may then be left recording.
     let result = work(&unet)?;
     LENT.with_borrow_mut(|lent| lent.insert(0, (looks, unet)));
@@ -81,12 +82,7 @@ struct Looks {
 }
 
 impl Looks {
-    fn of(
-        inputs: &Inputs,
-        changed: Option<&Path>,
-        device: Device,
-        purpose: Use,
-    ) -> anyhow::Result<Self> {
+    fn of(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: Use) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for entry in fs_err::read_dir(inputs.path("unet"))? {
             files.push(look(entry?.path())?);
@@ -109,12 +105,7 @@ fn look(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
     Ok((path, found.len(), found.modified()?))
 }
 
-fn load(
-    inputs: &Inputs,
-    changed: Option<&Path>,
-    device: Device,
-    purpose: Use,
-) -> anyhow::Result<UNet> {
+fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: Use) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
     let device = device::torch(device);
     UNet::load_parts(folder, checkpoint, changed, device, purpose).map_err(|error| match error {
@@ -130,6 +121,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::nn::unet::Precision;
 
     const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo/model/unet");
     const NAMES: [&str; 2] = ["config.json", "diffusion_pytorch_model.safetensors"];
@@ -188,7 +180,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inputs = copy(folder.path());
         assert!(!again(&inputs));
-        let failed = with_unet(&inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |_| anyhow::bail!("told to"));
+        let failed =
+            with_unet(&inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |_| anyhow::bail!("told to"));
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));

@@ -11,8 +11,8 @@ use attrflow::exec::worker::{Backend, Part, Piece, Reply, Task, TaskError, Worke
 use attrflow::param::Validate;
 use attrflow::params;
 use attrflow::stage::{
-    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook,
-    Output, Registry, Stage, Together, Trial, Unit, Work,
+    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member,
+    Outlook, Output, Registry, Stage, Together, Trial, Unit, Work,
 };
 use serde_json::{Value as Json, json};
 

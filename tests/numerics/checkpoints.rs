@@ -44,7 +44,8 @@ fn a_checkpoint_elsewhere_is_taken_and_held_to_the_configuration() {
     fs_err::copy(path(FORM).join("config.json"), form.join("config.json")).unwrap();
     let (file, own) = (folder.path().join("model.bin"), tiny());
     let load = |checkpoint: Option<&Path>, changed: Option<&Path>| {
-        UNet::load_parts(&form, checkpoint, changed, Device::Cpu, Use::Gradients).map_err(|error| error.to_string())
+        UNet::load_parts(&form, checkpoint, changed, Device::Cpu, Use::Gradients)
+            .map_err(|error| error.to_string())
     };
     let error = load(None, None).err().unwrap();
     assert!(

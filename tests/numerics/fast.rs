@@ -36,10 +36,7 @@ fn numbers(size: &[i64], salt: f64) -> Tensor {
 fn networks() -> [(UNet, Tensor, Tensor); 2] {
     let golden = load("method/losses");
     let tiny_data = (golden["latents"].shallow_clone(), golden["texts"].flatten(0, 1));
-    [
-        (tiny(), tiny_data.0, tiny_data.1),
-        (demo(), numbers(&[8, 4, 16, 16], 0.1), numbers(&[12, 16, 64], 0.2)),
-    ]
+    [(tiny(), tiny_data.0, tiny_data.1), (demo(), numbers(&[8, 4, 16, 16], 0.1), numbers(&[12, 16, 64], 0.2))]
 }
 
 #[test]
@@ -129,9 +126,8 @@ fn squared_gradients_are_those_of_autograd_row_by_row() {
         damping: None,
         selection: Selection::All,
     };
-    let mut rows = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 4)
-        .unwrap()
-        .draw(0, 0);
+    let mut rows =
+        Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 4).unwrap().draw(0, 0);
     rows.texts = numbers(&[4, 5, 12], 0.4);
     let fast = squared_gradients(&unet, &schedule, &rows, &Selection::All, 0).unwrap();
     let (names, parameters): (Vec<String>, Vec<Tensor>) =

@@ -54,11 +54,14 @@ fn main() -> anyhow::Result<()> {
     let argument = std::env::args().nth(1).context("expected the work as JSON")?;
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
-    device::allow_tf32(work.precision == Precision::Tf32);
-    tch::Cuda::cudnn_set_benchmark(work.trials);
+    let passes = ["loss", "check"].contains(&work.what.as_str());
+    let purpose = if passes { Use::Passes(work.precision) } else { Use::Gradients };
+    device::suit(purpose);
+    if work.trials {
+        tch::Cuda::cudnn_set_benchmark(true);
+    }
     let torch = device::torch(work.device);
     let checkpoint = work.data.join("model.safetensors");
-    let purpose = if work.what == "loss" { Use::Passes(work.precision) } else { Use::Gradients };
     let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, purpose)?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
@@ -122,7 +125,8 @@ fn main() -> anyhow::Result<()> {
                 selection: selection(&work.select)?,
             };
             let (seconds, norm) = with_warm_up(&mut || {
-                let sum = fisher_range(&unet, &schedule, data, &spec, start..end, work.micro_batch, &mut |_| ())?;
+                let sum =
+                    fisher_range(&unet, &schedule, data, &spec, start..end, work.micro_batch, &mut |_| ())?;
                 Ok(sum.sums.values().map(norm).sum::<f64>())
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })

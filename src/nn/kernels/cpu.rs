@@ -11,7 +11,10 @@ fn values(tensor: &Tensor) -> &[f32] {
 }
 
 /// The same, to be written.
-#[expect(clippy::mut_from_ref, reason = "a tensor is a handle: what it leads to is written through any of them")]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "a tensor is a handle: what it leads to is written through any of them"
+)]
 fn values_mut(tensor: &Tensor) -> &mut [f32] {
     // SAFETY: as above; callers hold no other slice of this tensor.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
@@ -44,18 +47,20 @@ pub(super) fn layer_norm(norm: &super::LayerNorm<'_>, x: &Tensor, branch: Option
     if let Some(branch) = branch {
         kernels::add(values(branch), norm.branch_bias.map(values), parallel(), values_mut(x));
     }
-    kernels::layer_norm(
-        values(x),
-        affine(norm.weight, norm.bias, norm.eps),
-        parallel(),
-        values_mut(out),
-    );
+    kernels::layer_norm(values(x), affine(norm.weight, norm.bias, norm.eps), parallel(), values_mut(out));
 }
 
 /// See [`super::gated_gelu`].
 pub(super) fn gated_gelu(both: &Tensor, out: &Tensor) {
     let width = *out.size().last().expect("it has a last dimension") as usize;
     kernels::gated_gelu(values(both), width, parallel(), values_mut(out));
+}
+
+/// See [`super::add_squares`].
+pub(super) fn add_squares(values_of: &Tensor, sums: &Tensor) {
+    // SAFETY: the caller has checked type, device and density; nobody else holds the sums.
+    let sums = unsafe { std::slice::from_raw_parts_mut(sums.data_ptr().cast(), sums.numel()) };
+    kernels::add_squares(values(values_of), parallel(), sums);
 }
 
 /// See [`super::add`].

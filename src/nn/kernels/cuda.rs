@@ -74,8 +74,12 @@ impl Nvidia {
             let source = CString::new(SOURCE).map_err(|error| error.to_string())?;
             let options = [format!("-arch=sm_{architecture}"), format!("-DBF16={}", i32::from(bf16))]
                 .map(|option| CString::new(option).expect("no zero in it"));
-            let options =
-                [options[0].as_ptr(), options[1].as_ptr(), c"-std=c++17".as_ptr(), c"-default-device".as_ptr()];
+            let options = [
+                options[0].as_ptr(),
+                options[1].as_ptr(),
+                c"-std=c++17".as_ptr(),
+                c"-default-device".as_ptr(),
+            ];
             let mut program = null_mut();
             let none = std::ptr::null();
             check(
@@ -94,7 +98,10 @@ impl Nvidia {
 /// Loads the compiler's second library, which it asks for by name alone and so would not find beside itself.
 fn load_builtins() {
     let maps = fs_err::read_to_string("/proc/self/maps").unwrap_or_default();
-    let compiler = maps.lines().find(|line| line.contains("/libnvrtc.so")).and_then(|line| line.find('/').map(|at| &line[at..]));
+    let compiler = maps
+        .lines()
+        .find(|line| line.contains("/libnvrtc.so"))
+        .and_then(|line| line.find('/').map(|at| &line[at..]));
     let Some(folder) = compiler.and_then(|file| Path::new(file).parent()) else { return };
     for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so") {
@@ -317,12 +324,8 @@ pub(super) fn gated_gelu(both: &Tensor, out: &Tensor) -> Option<()> {
         return None;
     }
     let vectors = out.numel() as i64 / v;
-    let mut arguments = [
-        Argument::of(both),
-        Argument::of(out),
-        Argument::Int(width as c_int),
-        Argument::Long(vectors),
-    ];
+    let mut arguments =
+        [Argument::of(both), Argument::of(out), Argument::Int(width as c_int), Argument::Long(vectors)];
     // SAFETY: the arguments are those of `gated_gelu`, and the shapes were checked here and by the caller.
     with(out.kind(), |module| unsafe {
         module.launch("gated_gelu", ceil(vectors, 256), 256, 0, &mut arguments);

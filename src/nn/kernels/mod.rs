@@ -140,6 +140,18 @@ pub fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
     Some(())
 }
 
+/// `sums` [..] (float64) grows by the squares of `values` [n, ..], sample by sample.
+pub fn add_squares(values: &Tensor, sums: &Tensor) {
+    let fits = sums.kind() == Kind::Double && sums.is_contiguous() && values.is_contiguous();
+    if values.device() == Device::Cpu && values.kind() == Kind::Float && fits {
+        cpu::add_squares(values, sums);
+    } else {
+        // Widened as it is added, not before: that would be a copy of twice the size.
+        let mut sums = sums.shallow_clone();
+        sums += values.square().sum_dim_intlist(0, false, Kind::Double);
+    }
+}
+
 /// Room for an image of this shape, its channels lying together, of the type and device of another.
 fn empty_image([rows, channels, height, width]: [i64; 4], like: &Tensor) -> Tensor {
     Tensor::empty([rows, height, width, channels], (like.kind(), like.device())).permute([0, 3, 1, 2])
