@@ -230,6 +230,7 @@ impl<'a> Unlearning<'a> {
                 return Err(MathError::ParameterNotFinite { parameter: name.clone(), what });
             }
             tch::no_grad(|| parameter.shallow_clone().copy_(&moved));
+            self.unet.tape().parameters_changed();
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use super::kernels::{self, Joined};
+use super::kernels::{self, Filters, Joined};
 use super::tape::{Op, Tape};
 use super::weights::Scope;
 
@@ -95,6 +95,7 @@ pub struct Conv2d {
     bias: Tensor,
     /// The bias as it is kept, float32.
     exact_bias: Tensor,
+    filters: Filters,
     stride: i64,
     padding: i64,
     kernel: i64,
@@ -106,7 +107,7 @@ impl Conv2d {
         let weight = scope.for_products(&scope.take_filters("weight", &[outputs, inputs, kernel, kernel]));
         let exact_bias = scope.take("bias", &[outputs]);
         let (place, bias) = (Place::new(scope, tape, true), scope.for_products(&exact_bias));
-        Conv2d { place, weight, bias, exact_bias, stride: 1, padding: 0, kernel }
+        Conv2d { place, weight, bias, exact_bias, filters: Filters::default(), stride: 1, padding: 0, kernel }
     }
 
     /// The same with `padding` zeros at each border.
@@ -129,6 +130,13 @@ impl Conv2d {
 
     /// [B, inputs, H, W] to [B, outputs, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let form = (self.kernel, self.stride, self.padding);
+        if form == (3, 1, 1) && self.place.is_quiet([x, &self.weight, &self.bias]) {
+            let generation = self.place.tape.generation();
+            if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, generation) {
+                return y;
+            }
+        }
         self.place.observe(self.op(), x, self.convolve(x, Some(&self.bias)))
     }
 

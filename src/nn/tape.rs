@@ -64,6 +64,7 @@ pub struct Tape(Rc<RefCell<State>>);
 
 #[derive(Default)]
 struct State {
+    generation: u64,
     select: Option<Select>,
     taps: Vec<Tap>,
 }
@@ -76,7 +77,19 @@ impl Tape {
 
     /// Starts to record the layers that hold a parameter (full name, `conv_in.weight`) that `select` chooses.
     pub fn record(&self, select: impl Fn(&str) -> bool + 'static) {
-        *self.0.borrow_mut() = State { select: Some(Box::new(select)), taps: Vec::new() };
+        let mut state = self.0.borrow_mut();
+        state.select = Some(Box::new(select));
+        state.taps.clear();
+    }
+
+    /// Says that parameters have changed: what layers derived from them holds no longer.
+    pub fn parameters_changed(&self) {
+        self.0.borrow_mut().generation += 1;
+    }
+
+    /// How often parameters have changed.
+    pub fn generation(&self) -> u64 {
+        self.0.borrow().generation
     }
 
     /// Whether it records.
@@ -86,7 +99,9 @@ impl Tape {
 
     /// Stops recording and hands out what was recorded, in the order of computation.
     pub fn take(&self) -> Vec<Tap> {
-        std::mem::take(&mut *self.0.borrow_mut()).taps
+        let mut state = self.0.borrow_mut();
+        state.select = None;
+        std::mem::take(&mut state.taps)
     }
 
     /// Takes note of one pass if the layer is chosen, and returns the output to go on with.

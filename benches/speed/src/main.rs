@@ -133,7 +133,7 @@ fn main() -> anyhow::Result<()> {
         }
         what => return Err(anyhow!("`{what}` is no work: expected loss, unlearn or fisher")),
     };
-    say(&with_memory(result))
+    say(&with_memory(result, work.device))
 }
 
 /// The time that `work` takes once both sides are told to begin.
@@ -160,10 +160,11 @@ fn selection(name: &str) -> anyhow::Result<Selection> {
 }
 
 /// The result with the most memory that this process had.
-fn with_memory(mut result: Value) -> Value {
+fn with_memory(mut result: Value, device: Device) -> Value {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    result["device_mib"] = json!(device::taken(device) >> 20);
     result["host_mib"] = json!(kilobytes.map(|kilobytes| kilobytes / 1024));
     result
 }

@@ -5,7 +5,7 @@ use attrflow_kernels::Affine;
 use tch::Tensor;
 
 /// The values of a tensor on the CPU that is float32 and dense.
-fn values(tensor: &Tensor) -> &[f32] {
+pub(super) fn values(tensor: &Tensor) -> &[f32] {
     // SAFETY: callers have checked type, device and density; the tensor keeps the memory while it is borrowed.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
 }
@@ -15,7 +15,7 @@ fn values(tensor: &Tensor) -> &[f32] {
     clippy::mut_from_ref,
     reason = "a tensor is a handle: what it leads to is written through any of them"
 )]
-fn values_mut(tensor: &Tensor) -> &mut [f32] {
+pub(super) fn values_mut(tensor: &Tensor) -> &mut [f32] {
     // SAFETY: as above; callers hold no other slice of this tensor.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
 }

@@ -9,8 +9,11 @@
 
 mod cpu;
 mod cuda;
+mod winograd;
 
 use tch::{Device, Kind, Tensor};
+
+pub use winograd::Filters;
 
 /// One image, or two whose channels follow each other.
 #[derive(Clone, Copy)]

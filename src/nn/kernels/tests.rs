@@ -72,6 +72,27 @@ fn gated_gelu_and_add_are_libtorchs() {
 }
 
 #[test]
+fn convolutions_are_libtorchs() {
+    let threads = tch::get_num_threads();
+    tch::set_num_threads(1);
+    for (rows, inputs, outputs, height, width) in
+        [(3, 16, 32, 8, 8), (70, 32, 16, 8, 10), (1, 48, 48, 16, 16)]
+    {
+        let x = image([rows, inputs, height, width], 0.1);
+        let weight = numbers(&[outputs, inputs, 3, 3], 0.2);
+        let mut laid = image([outputs, inputs, 3, 3], 0.2);
+        laid.copy_(&weight);
+        let bias = numbers(&[outputs], 0.3);
+        let expected = x.conv2d(&weight, Some(&bias), [1, 1], [1, 1], [1, 1], 1);
+        let filters = Filters::default();
+        close(&filters.convolve(&x, &laid, &bias, 0).unwrap(), &expected);
+        let twice = filters.convolve(&x, &(&laid * 2.0), &bias, 1).unwrap();
+        close(&(twice - bias.view([1, outputs, 1, 1])), &((expected - bias.view([1, outputs, 1, 1])) * 2.0));
+    }
+    tch::set_num_threads(threads);
+}
+
+#[test]
 fn what_needs_a_graph_or_lies_otherwise_is_left_to_libtorch() {
     let (weight, bias) = (Tensor::ones([8], CPU), Tensor::zeros([8], CPU));
     let norm = GroupNorm { weight: &weight, bias: &bias, groups: 2, eps: 1e-5, shift: None, silu: true };

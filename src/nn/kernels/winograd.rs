@@ -1,0 +1,71 @@
+//! Convolutions of 3 x 3 on a CPU with less than half the products; see [`attrflow_kernels::winograd`].
+
+use std::cell::RefCell;
+
+use attrflow_kernels::winograd;
+use tch::{Device, Kind, Tensor};
+
+use super::cpu::{values, values_mut};
+use super::plain;
+
+/// Tiles at once: few enough that their transforms stay in the cache, enough for products to be fast.
+const TILES: usize = 256;
+
+/// Positions of an image below which it is not worth it: the transformed filters are read for too few tiles.
+const POSITIONS: usize = 64;
+
+/// A convolution's filters, transformed when they are first needed.
+#[derive(Default)]
+pub struct Filters(RefCell<Option<(u64, Tensor)>>);
+
+impl Filters {
+    /// The convolution of x [B, I, H, W] with `weight` [O, I, 3, 3], a border of zeros and a bias [O]: [B, O, H, W].
+    ///
+    /// `generation` is another number whenever the weight has changed. `None` for what is not served.
+    pub fn convolve(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, generation: u64) -> Option<Tensor> {
+        let (rows, inputs, height, width) = x.size4().ok()?;
+        let outputs = weight.size()[0];
+        let [h, w, i, o] = [height, width, inputs, outputs].map(|size| size as usize);
+        let on_cpu = x.device() == Device::Cpu && x.kind() == Kind::Float;
+        // One thread: libtorch splits its own convolutions over several better than this would.
+        let served =
+            on_cpu && tch::get_num_threads() == 1 && h * w >= POSITIONS && winograd::fits(h, w, i, o);
+        if !served || !plain([x, weight, bias]) {
+            return None;
+        }
+        let mut kept = self.0.borrow_mut();
+        let filters = match &*kept {
+            Some((known, filters)) if *known == generation => filters,
+            _ => &kept.insert((generation, transform(weight))).1,
+        };
+        let out = super::empty_image([rows, outputs, height, width], x);
+        let tiles = h / 2 * (w / 2);
+        let at_once = TILES.div_ceil(tiles).min(rows as usize);
+        let room = |channels: i64| {
+            Tensor::empty([16, (at_once * tiles) as i64, channels], (Kind::Float, Device::Cpu))
+        };
+        let (mut cut, mut products) = (room(inputs), room(outputs));
+        let (from, to) =
+            (values(x).chunks(at_once * h * w * i), values_mut(&out).chunks_mut(at_once * h * w * o));
+        for (from, to) in from.zip(to) {
+            let count = (from.len() / i / 4) as i64;
+            if cut.size()[1] != count {
+                // The last ones are fewer.
+                (cut, products) =
+                    (cut.narrow(1, 0, count).empty_like(), products.narrow(1, 0, count).empty_like());
+            }
+            winograd::cut(from, [h, w, i], values_mut(&cut));
+            let _ = cut.bmm_out(&products, filters); // [16, tiles, O]
+            winograd::join(values(&products), values(bias), [h, w], to);
+        }
+        Some(out)
+    }
+}
+
+/// Filters [O, I, 3, 3] as matrices [16, I, O] for the 16 places of a tile.
+fn transform(weight: &Tensor) -> Tensor {
+    let g =
+        Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, -0.5, 0.5, 0.0, 0.0, 1.0]).view([4, 3]);
+    let tiles = g.matmul(weight).matmul(&g.transpose(0, 1)); // [O, I, 4, 4]
+    tiles.permute([2, 3, 1, 0]).contiguous().view([16, weight.size()[1], weight.size()[0]])
+}
