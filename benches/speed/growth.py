@@ -19,7 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = "17179869184"
-LOSS = dict(time_samples=4, captions=1, seed=0, batch_size=64)
+LOSS = dict(time_samples=2, captions=1, seed=0, batch_size=64)
 
 
 def make(folder, images):

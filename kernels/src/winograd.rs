@@ -45,15 +45,15 @@ pub fn cut(images: &[f32], [height, width, channels]: [usize; 3], out: &mut [f32
             let mut t = [[0.0; LANES]; 16];
             for j in 0..4 {
                 let column = input([d[j], d[4 + j], d[8 + j], d[12 + j]]);
-                for i in 0..4 {
-                    t[4 * i + j] = column[i];
+                for (i, value) in column.into_iter().enumerate() {
+                    t[4 * i + j] = value;
                 }
             }
             for i in 0..4 {
                 let row = input([t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]]);
-                for j in 0..4 {
+                for (j, value) in row.iter().enumerate() {
                     let at = ((4 * i + j) * tiles + tile) * channels + c;
-                    out[at..at + LANES].copy_from_slice(&row[j]);
+                    out[at..at + LANES].copy_from_slice(value);
                 }
             }
         }
