@@ -31,16 +31,16 @@ demo: build
 ## test: all tests
 test: setup
 ifeq ($(NEXTEST),)
-	cargo test --locked
+	cargo test --locked --workspace
 else
-	cargo nextest run --locked
+	cargo nextest run --locked --workspace
 	cargo test --doc --locked
 endif
 
 ## check: what must be clean before a change lands
 check: setup
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(MAKE) test
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny --log-level error check bans licenses sources

@@ -183,7 +183,10 @@ pub fn heavy(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         // cuBLAS repeats bit for bit only with a workspace of fixed size.
-        .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+        .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        // Which precision is used is part of every recipe, and not for an environment to say.
+        .env_remove("NVIDIA_TF32_OVERRIDE")
+        .env_remove("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE");
     // Activations come and go by the hundred megabytes. Given back to the system each time, and taken again page by page,
     // they cost a third of all time on a CPU; kept, and in large pages, next to nothing.
     for (name, value) in [("MALLOC_MMAP_THRESHOLD_", KEPT), ("MALLOC_TRIM_THRESHOLD_", KEPT)] {

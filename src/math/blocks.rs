@@ -71,8 +71,8 @@ impl LossPass<'_> {
 
     /// The losses [images, captions, timesteps] of a block at some of its timesteps, on the CPU.
     ///
-    /// A pass through the network holds rows of one timestep, so that neither the choice of timesteps nor what other
-    /// models are measured changes a bit. `progress` hears of which timestep (its place) how many images are done.
+    /// A pass through the network holds rows of one timestep, so that with the same micro batch neither the choice of timesteps
+    /// nor what other models are measured changes a bit. `progress` hears of which timestep (its place) how many images are done.
     ///
     /// # Errors
     /// A loss is not finite.

@@ -241,6 +241,8 @@ impl<'a> LossPass<'a> {
             let texts = match &encoded {
                 Some((known, texts)) if *known == pairs => texts,
                 _ => {
+                    // Not both at once: memory may have run out for the last ones.
+                    encoded = None;
                     let texts = self.unet.encode(&narrow(&texts, &pairs));
                     &encoded.insert((pairs.clone(), texts)).1
                 }

@@ -2,7 +2,7 @@
 //!
 //! Where nobody asks for gradients or records, normalisations and what surrounds them are computed by fused kernels.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::kernels::{self, Filters, Joined};
 use super::tape::{Op, Tape};
@@ -248,8 +248,11 @@ impl GroupNorm {
     }
 
     fn plain(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = (self.weight.to_kind(x.kind()), self.bias.to_kind(x.kind()));
-        let y = x.group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true);
+        // In float32 whatever the type of x, as the fused kernels do it.
+        let wide = x.to_kind(Kind::Float);
+        let y = wide
+            .group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+            .to_kind(x.kind());
         self.place.observe(Op::GroupNorm { groups: self.groups, eps: self.eps }, x, y)
     }
 }
@@ -291,8 +294,9 @@ impl LayerNorm {
     }
 
     fn plain(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = (self.weight.to_kind(x.kind()), self.bias.to_kind(x.kind()));
-        let y = x.layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, true);
+        let wide = x.to_kind(Kind::Float);
+        let size = self.weight.size();
+        let y = wide.layer_norm(size, Some(&self.weight), Some(&self.bias), self.eps, true).to_kind(x.kind());
         self.place.observe(Op::LayerNorm { eps: self.eps }, x, y)
     }
 }

@@ -191,7 +191,9 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                 }
                 Ok((timesteps, losses))
             })?;
-        if let (true, Some(block)) = (params.precision != Products::Fp32, &block) {
+        // Of the first block alone: a second network for each block would cost more than the block.
+        let guarded = params.precision != Products::Fp32 && first.images[0] == 0;
+        if let (true, Some(block)) = (guarded, &block) {
             with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
                 let pass = LossPass::new(unet, &schedule, set.data()?, &spec, SAMPLE * spec.captions)?;

@@ -28,6 +28,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     allow_tf32(false);
     tch::Cuda::cudnn_set_benchmark(false);
     let found = tch::Cuda::device_count();
+    choose(index);
     if !tch::Cuda::is_available() || index as i64 >= found {
         return Err(format!(
             "cuda:{index} cannot be used: libtorch sees {found} CUDA devices; \
@@ -37,8 +38,23 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// The process set to what a network is used for, until this is dropped: no other task must find it so.
+#[must_use]
+pub struct Suited(());
+
+impl Drop for Suited {
+    fn drop(&mut self) {
+        set(Use::Passes(Precision::Fp32));
+    }
+}
+
 /// Sets the process to what a network is used for.
-pub fn suit(purpose: Use) {
+pub fn suit(purpose: Use) -> Suited {
+    set(purpose);
+    Suited(())
+}
+
+fn set(purpose: Use) {
     allow_tf32(purpose.precision() == Precision::Tf32);
     // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
     // a difference must not be rounded in two ways; gradients are a quarter faster.
@@ -106,28 +122,29 @@ pub fn library() -> Option<String> {
     line.find('/').map(|start| line[start..].to_owned())
 }
 
+/// Makes a device this thread's own: what is not told otherwise goes to it, as the kernels that are not libtorch's.
+fn choose(index: usize) -> bool {
+    type SetDevice = unsafe extern "C" fn(i32) -> i32;
+    // The libraries that `load_cuda` loaded are found among those of the process itself.
+    // SAFETY: the function has this form in every release of the CUDA runtime; libtorch calls it itself whenever it computes.
+    unsafe {
+        let set = Library::this().get::<SetDevice>("cudaSetDevice").map(|set| *set);
+        set.is_ok_and(|set| set(i32::try_from(index).unwrap_or_default()) == 0)
+    }
+}
+
 /// Bytes of the device's memory that are taken, by this process and others; 0 on the CPU and where the runtime does not tell.
 ///
 /// libtorch keeps what it once took of a device, so at the end this is the most that there was.
 pub fn taken(device: Device) -> u64 {
     let Device::Cuda(index) = device else { return 0 };
-    type SetDevice = unsafe extern "C" fn(i32) -> i32;
     type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
-    // The libraries that `load_cuda` loaded are found among those of the process itself.
-    let process = Library::this();
     let (mut free, mut total) = (0, 0);
-    // SAFETY: the two functions have these forms in every release of the CUDA runtime. One chooses the device that this thread asks
-    // about, which libtorch does for itself whenever it computes; the other writes to the two numbers alone.
-    let failed = unsafe {
-        let set = process.get::<SetDevice>("cudaSetDevice");
-        let info = process.get::<MemGetInfo>("cudaMemGetInfo");
-        match (set, info) {
-            (Ok(set), Ok(info)) => {
-                let index = i32::try_from(index).unwrap_or_default();
-                set(index) != 0 || info(&raw mut free, &raw mut total) != 0
-            }
-            _ => true,
-        }
-    };
-    if failed { 0 } else { total.saturating_sub(free) as u64 }
+    // SAFETY: the function has this form in every release of the CUDA runtime, and writes to the two numbers alone.
+    let told = choose(index)
+        && unsafe {
+            let info = Library::this().get::<MemGetInfo>("cudaMemGetInfo").map(|info| *info);
+            info.is_ok_and(|info| info(&raw mut free, &raw mut total) == 0)
+        };
+    if told { total.saturating_sub(free) as u64 } else { 0 }
 }

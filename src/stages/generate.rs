@@ -21,6 +21,7 @@ use crate::math::sample::{SampleSpec, sample, sample_each, skip_batch};
 use crate::math::schedule::NoiseSchedule;
 use crate::nn::clip::TextEncoder;
 use crate::nn::tokenizer::Tokenizer;
+use crate::nn::unet::{Precision, Use};
 use crate::nn::unet_config::UNetConfig;
 use crate::nn::vae::Vae;
 use crate::param::Validate;
@@ -273,7 +274,7 @@ fn draw(
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
-    let unet = load_unet(inputs, cx.device)?;
+    let unet = load_unet(inputs, cx.device, Use::Passes(Precision::Fp32))?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
     let total = u64::from(params.steps);

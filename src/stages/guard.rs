@@ -7,7 +7,7 @@ use super::loss::Products;
 
 /// The part of a loss by which its value may differ from that in float32, for a single row.
 ///
-/// Some twenty times what the networks of docs/performance.md show: more than that is a network that the shorter numbers do
+/// Some forty times what the networks of docs/performance.md show: more than that is a network that the shorter numbers do
 /// not suit, such as one with values beyond their range.
 fn bound(products: Products) -> f64 {
     match products {

@@ -26,9 +26,8 @@ pub(super) const TEXT_ENCODER: Input =
 pub(super) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab.json and merges.txt");
 
 /// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
-pub(super) fn load_unet(inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
-    device::suit(Use::Gradients);
-    load(inputs, None, device, Use::Gradients)
+pub(super) fn load_unet(inputs: &Inputs, device: Device, purpose: Use) -> anyhow::Result<UNet> {
+    load(inputs, None, device, purpose)
 }
 
 /// Lends the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its
@@ -56,9 +55,10 @@ pub(super) fn with_unet<T>(
             load(inputs, changed, device, purpose)?
         }
     };
-    device::suit(purpose);
+    let suited = device::suit(purpose);
     // Not put back where the work fails or panics: its tape may then be left recording.
     let result = work(&unet)?;
+    drop(suited);
     LENT.with_borrow_mut(|lent| lent.insert(0, (looks, unet)));
     Ok(result)
 }
@@ -185,7 +185,7 @@ mod tests {
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));
-        assert!(!marked(&load_unet(&inputs, Device::Cpu).unwrap()));
+        assert!(!marked(&load_unet(&inputs, Device::Cpu, Use::Gradients).unwrap()));
         assert!(again(&inputs));
     }
 }

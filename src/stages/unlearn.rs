@@ -16,6 +16,7 @@ use crate::math::error::MathError;
 use crate::math::schedule::NoiseSchedule;
 use crate::math::selection::Selection;
 use crate::math::unlearn::{UnlearnSpec, Unlearning};
+use crate::nn::unet::Use;
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work};
@@ -115,7 +116,8 @@ impl Compute for Unlearn {
             "`index` is {index}, expected less than {rows}, the rows of {}",
             texts.path().display()
         );
-        let unet = load_unet(inputs, cx.device)?;
+        let _suited = device::suit(Use::Gradients);
+        let unet = load_unet(inputs, cx.device, Use::Gradients)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);

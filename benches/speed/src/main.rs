@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     let passes = ["loss", "check"].contains(&work.what.as_str());
     let purpose = if passes { Use::Passes(work.precision) } else { Use::Gradients };
-    device::suit(purpose);
+    let _suited = device::suit(purpose);
     if work.trials {
         tch::Cuda::cudnn_set_benchmark(true);
     }

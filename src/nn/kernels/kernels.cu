@@ -1,6 +1,6 @@
 // The fused steps between products, for images whose channels lie together: [B, H, W, C].
 //
-// Compiled when a worker starts. BF16 says what T is: bfloat16, as its bits, or float32. Sums, means and what is applied to
+// Compiled at first use. BF16 says what T is: bfloat16, as its bits, or float32. Sums, means and what is applied to
 // a value are float32 in both. A vector is 16 bytes. What is read twice comes from registers or from the L2 cache.
 
 #if BF16

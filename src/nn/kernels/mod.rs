@@ -67,16 +67,22 @@ pub struct LayerNorm<'a> {
     pub branch_bias: Option<&'a Tensor>,
 }
 
-/// Whether the tensors' channels lie together and nothing asks for their gradients.
-fn plain<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
-    tensors.into_iter().all(|tensor| {
-        let served = match tensor.device() {
-            Device::Cpu => tensor.kind() == Kind::Float,
-            Device::Cuda(_) => matches!(tensor.kind(), Kind::Float | Kind::BFloat16),
-            _ => false,
-        };
-        served && !tensor.requires_grad() && lies_together(tensor)
-    })
+/// Whether the activations' channels lie together, nothing asks for a gradient, activations are of one type and parameters of
+/// float32, and all on one device.
+fn plain<'a>(activations: &[Option<&'a Tensor>], parameters: &[Option<&'a Tensor>]) -> bool {
+    let (activations, parameters) = (activations.iter().flatten(), parameters.iter().flatten());
+    let Some(first) = activations.clone().next() else { return false };
+    let one_type = activations.clone().all(|tensor| tensor.kind() == first.kind())
+        && parameters.clone().all(|tensor| tensor.kind() == Kind::Float);
+    one_type
+        && activations.chain(parameters).all(|tensor| {
+            let served = match tensor.device() {
+                Device::Cpu => tensor.kind() == Kind::Float,
+                Device::Cuda(_) => matches!(tensor.kind(), Kind::Float | Kind::BFloat16),
+                _ => false,
+            };
+            served && tensor.device() == first.device() && !tensor.requires_grad() && lies_together(tensor)
+        })
 }
 
 fn lies_together(tensor: &Tensor) -> bool {
@@ -88,11 +94,20 @@ fn lies_together(tensor: &Tensor) -> bool {
 
 /// The normalised image [B, C, H, W]; `None` for what the kernels do not do.
 pub fn group_norm(norm: &GroupNorm<'_>, x: &Joined<'_>) -> Option<Tensor> {
-    let given = [Some(x.first), x.second, norm.shift, Some(norm.weight), Some(norm.bias)];
-    if !plain(given.into_iter().flatten()) {
+    if !plain(&[Some(x.first), x.second, norm.shift], &[Some(norm.weight), Some(norm.bias)]) {
         return None;
     }
     let (rows, _, height, width) = x.first.size4().ok()?;
+    let channels = x.channels();
+    let beside = x
+        .second
+        .is_none_or(|second| second.size4().is_ok_and(|(r, _, h, w)| (r, h, w) == (rows, height, width)));
+    let fits = [norm.weight, norm.bias].iter().all(|tensor| tensor.size() == [channels])
+        && norm.shift.is_none_or(|shift| shift.dim() == 2 && shift.size()[1] == channels);
+    assert!(
+        beside && fits && channels % norm.groups == 0,
+        "a group norm of tensors that do not fit each other"
+    );
     let out = empty_image([rows, x.channels(), height, width], x.first);
     match x.first.device() {
         Device::Cpu => cpu::group_norm(norm, x, &out),
@@ -104,10 +119,16 @@ pub fn group_norm(norm: &GroupNorm<'_>, x: &Joined<'_>) -> Option<Tensor> {
 /// `x += branch + bias` in place, where a branch is given, and the normalised sum [.., C]; `None` for what the kernels do not
 /// do, with x as it was.
 pub fn layer_norm(norm: &LayerNorm<'_>, x: &Tensor, branch: Option<&Tensor>) -> Option<Tensor> {
-    let given = [Some(x), branch, norm.branch_bias, Some(norm.weight), Some(norm.bias)];
-    if !plain(given.into_iter().flatten()) {
+    if !plain(&[Some(x), branch], &[norm.branch_bias, Some(norm.weight), Some(norm.bias)]) {
         return None;
     }
+    let width = x.size().last().copied();
+    let fits = [Some(norm.weight), Some(norm.bias), norm.branch_bias]
+        .iter()
+        .flatten()
+        .all(|tensor| tensor.dim() == 1 && Some(tensor.size()[0]) == width);
+    let beside = branch.is_none_or(|branch| branch.size() == x.size() && branch.data_ptr() != x.data_ptr());
+    assert!(fits && beside, "a layer norm of tensors that do not fit each other");
     let out = x.empty_like();
     match x.device() {
         Device::Cpu => cpu::layer_norm(norm, x, branch, &out),
@@ -118,7 +139,7 @@ pub fn layer_norm(norm: &LayerNorm<'_>, x: &Tensor, branch: Option<&Tensor>) -> 
 
 /// The first half [.., W] of `both` [.., 2W] times the gelu of the second; `None` for what the kernels do not do.
 pub fn gated_gelu(both: &Tensor) -> Option<Tensor> {
-    if !plain([both]) {
+    if !plain(&[Some(both)], &[]) {
         return None;
     }
     let mut size = both.size();
@@ -133,9 +154,11 @@ pub fn gated_gelu(both: &Tensor) -> Option<Tensor> {
 
 /// `y += x + bias` in place for images [B, C, H, W] and a bias [C]; `None`, with y as it was, for what the kernels do not do.
 pub fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
-    if !plain([x, bias, y]) {
+    if !plain(&[Some(x), Some(y)], &[Some(bias)]) {
         return None;
     }
+    let fits = x.size() == y.size() && x.size().get(1) == bias.size().first() && x.data_ptr() != y.data_ptr();
+    assert!(fits, "a sum of tensors that do not fit each other");
     match y.device() {
         Device::Cpu => cpu::add(x, bias, y),
         _ => cuda::add(x, bias, y)?,

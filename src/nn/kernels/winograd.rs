@@ -30,7 +30,7 @@ impl Filters {
         // One thread: libtorch splits its own convolutions over several better than this would.
         let served =
             on_cpu && tch::get_num_threads() == 1 && h * w >= POSITIONS && winograd::fits(h, w, i, o);
-        if !served || !plain([x, weight, bias]) {
+        if !served || !plain(&[Some(x), Some(weight)], &[Some(bias)]) {
             return None;
         }
         let mut kept = self.0.borrow_mut();
