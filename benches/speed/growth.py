@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from speed import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = "17179869184"
 LOSS = dict(time_samples=2, captions=1, seed=0, batch_size=64)
 
 
@@ -43,9 +43,8 @@ def measure(options, images, noise):
         per_batch = LOSS["batch_size"] // LOSS["captions"] // LOSS["time_samples"]
         work = dict(what="loss", data=name, device="cpu", threads=os.cpu_count(), precision="fp32", micro_batch=128)
         work |= dict(select="all", batch_size=1, batches=[0, -(-2 * images // per_batch)], loss=LOSS | dict(noise=noise))
-        env = os.environ | dict(MALLOC_MMAP_THRESHOLD_=KEPT, MALLOC_TRIM_THRESHOLD_=KEPT, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
-        env["LD_LIBRARY_PATH"] = str(Path(torch.__file__).parent / "lib")
-        done = subprocess.run([options.binary, json.dumps(work)], input="go\n", capture_output=True, text=True, env=env, check=True)
+        how = dict(input="go\n", capture_output=True, text=True, env=environment(keep=True), check=True)
+        done = subprocess.run([options.binary, json.dumps(work)], **how)
         return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -61,16 +61,20 @@ def prepare(folder, images):
     texts.flush()
 
 
+def environment(keep):
+    """Ours finds the libtorch that the peer has, and keeps its memory, as the program has its workers do."""
+    env = dict(os.environ)
+    if keep:
+        env |= dict(MALLOC_MMAP_THRESHOLD_=KEPT, MALLOC_TRIM_THRESHOLD_=KEPT, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+    env["LD_LIBRARY_PATH"] = str(Path(torch.__file__).parent / "lib")
+    return env
+
+
 class Side:
     """Processes that are loaded and warm, and wait for the word."""
 
     def __init__(self, commands, keep):
-        # Ours finds the libtorch that the peer has, and keeps its memory, as the program has its workers do.
-        env = dict(os.environ)
-        if keep:
-            env |= dict(MALLOC_MMAP_THRESHOLD_=KEPT, MALLOC_TRIM_THRESHOLD_=KEPT, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
-        env["LD_LIBRARY_PATH"] = str(Path(torch.__file__).parent / "lib")
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(keep))
         self.processes = [subprocess.Popen(command, **pipes) for command in commands]
         for process in self.processes:
             self.expect(process, '"ready"')

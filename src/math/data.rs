@@ -166,8 +166,7 @@ impl SharedData<'_> {
     /// # Errors
     /// The rows can't be read.
     pub fn load(&self, latents: Range<usize>, captions: usize, device: Device) -> Result<Loaded, DataError> {
-        let rows: Vec<usize> = latents.collect();
-        let texts = text_rows(&pairs(&rows, captions), self.images, self.captions);
+        let (rows, texts) = loaded_rows(latents, captions, self.images, self.captions);
         let pinned = |tensor: Tensor| match device {
             Device::Cuda(_) => tensor.f_pin_memory(device),
             _ => Ok(tensor),
@@ -182,13 +181,21 @@ impl DataSet<'_> {
     /// # Errors
     /// As there.
     pub fn load(&self, latents: Range<usize>, captions: usize) -> Result<Loaded, DataError> {
-        let rows: Vec<usize> = latents.collect();
-        let texts = self.text_rows(&pairs(&rows, captions));
+        let (rows, texts) = loaded_rows(latents, captions, self.images(), self.captions);
         Ok(Loaded { latents: self.latents.read(&rows)?, texts: self.texts.read(&texts)? })
     }
 }
 
-/// Each latent with each of the first captions.
-fn pairs(latents: &[usize], captions: usize) -> Vec<(usize, usize)> {
-    latents.iter().flat_map(|&latent| (0..captions).map(move |caption| (latent, caption))).collect()
+/// The rows of latents, and of the first `captions` texts of each, of `all` that an image has.
+fn loaded_rows(
+    latents: Range<usize>,
+    captions: usize,
+    images: usize,
+    all: usize,
+) -> (Vec<usize>, Vec<usize>) {
+    let rows: Vec<usize> = latents.collect();
+    let each = |&latent: &usize| (0..captions).map(move |caption| (latent, caption));
+    let pairs: Vec<_> = rows.iter().flat_map(each).collect();
+    let texts = text_rows(&pairs, images, all);
+    (rows, texts)
 }

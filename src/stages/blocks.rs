@@ -21,7 +21,6 @@ use crate::io::npy_writer::{self, NpyWriter};
 use crate::math::blocks::Block;
 use crate::math::loss::LossPass;
 use crate::math::schedule::{NoiseSchedule, ScheduleConfig};
-use crate::nn::unet::{Precision, Use};
 use crate::stage::{Inputs, Reads, Slice, Together, Unit};
 
 /// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
@@ -60,9 +59,7 @@ impl Span {
 pub(super) fn unit_identity(params: &LossParams) -> Json {
     let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
     let mut counts = json!({ "captions": captions, "seed": seed, "noise": noise });
-    if *precision != Products::Fp32 {
-        counts["precision"] = json!(precision);
-    }
+    precision.count(&mut counts);
     counts
 }
 
@@ -194,11 +191,9 @@ pub(super) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
         // Of the first block alone: a second network for each block would cost more than the block.
         let guarded = params.precision != Products::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
-            with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
-                let set = TrainingSet::open(inputs, unet)?;
-                let pass = LossPass::new(unet, &schedule, set.data()?, &spec, SAMPLE * spec.captions)?;
-                let exact = pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())?;
-                Ok(guard::compare(params.precision, &losses.narrow(0, 0, SAMPLE as i64), &exact))
+            let (network, found) = ((*inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
+            guard::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
+                pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
             })?;
         }
         (cx.finished)(&units);
@@ -215,21 +210,37 @@ pub(super) fn merge(
     parts: &[PathBuf],
     out: &Path,
 ) -> anyhow::Result<()> {
+    join(params, inputs, parts, out, |_| Vec::new(), |rows| vec![mean(rows.into_iter())])
+}
+
+/// Joins the rows of the units into the file `out`, float32 [2N, ..]: for each image what `values` makes of its captions'
+/// losses at each timestep, of the shape that `each` gives for so many timesteps.
+pub(super) fn join(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+    each: impl FnOnce(usize) -> Vec<usize>,
+    values: impl Fn(Vec<&[f32]>) -> Vec<f32>,
+) -> anyhow::Result<()> {
     let (latents, _) = arrays::open(inputs)?;
     let (timesteps, captions) = (timesteps(params, inputs)?.len(), params.captions as usize);
-    let mut writer = NpyWriter::create(out, Dtype::F32, &[latents.rows()])?;
+    let shape = [vec![latents.rows()], each(timesteps)].concat();
+    let mut writer = NpyWriter::create(out, Dtype::F32, &shape)?;
     for block in parts.chunks(timesteps) {
         let rows = read(block, captions)?;
         let images = rows.first().map_or(0, Vec::len) / captions;
-        let means = (0..images)
-            .map(|image| mean(rows.iter().map(|row| &row[image * captions..(image + 1) * captions])));
-        writer.write_f32(&means.collect::<Vec<_>>())?;
+        for image in 0..images {
+            let own = image * captions..(image + 1) * captions;
+            let losses = rows.iter().map(|row| &row[own.clone()]).collect();
+            writer.write_f32(&values(losses))?;
+        }
     }
     Ok(writer.finish()?)
 }
 
 /// The rows of the units of one block, by timestep: [images, captions] each.
-pub(super) fn read(parts: &[PathBuf], captions: usize) -> anyhow::Result<Vec<Vec<f32>>> {
+fn read(parts: &[PathBuf], captions: usize) -> anyhow::Result<Vec<Vec<f32>>> {
     let rows = parts.iter().map(|part| {
         let npy = Npy::open(part.join(ROWS))?;
         npy.expect_shape(&[None, Some(captions)])?;

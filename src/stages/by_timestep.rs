@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::blocks;
 use super::loss::LossParams;
-use super::{arrays, blocks};
-use crate::io::npy::Dtype;
-use crate::io::npy_writer::NpyWriter;
 use crate::stage::Inputs;
 
 /// Joins the rows of the units into the file `out`, float32 [2N, T]: a mean over captions.
@@ -17,19 +15,8 @@ pub(super) fn merge(
     parts: &[PathBuf],
     out: &Path,
 ) -> anyhow::Result<()> {
-    let (latents, _) = arrays::open(inputs)?;
-    let timesteps = blocks::timesteps(params, inputs)?.len();
-    let captions = params.captions as usize;
-    let mut writer = NpyWriter::create(out, Dtype::F32, &[latents.rows(), timesteps])?;
-    for block in parts.chunks(timesteps) {
-        let rows = blocks::read(block, captions)?;
-        let images = rows.first().map_or(0, Vec::len) / captions;
-        for image in 0..images {
-            let of = |row: &Vec<f32>| mean(&row[image * captions..(image + 1) * captions]) as f32;
-            writer.write_f32(&rows.iter().map(of).collect::<Vec<_>>())?;
-        }
-    }
-    Ok(writer.finish()?)
+    let at_each = |rows: Vec<&[f32]>| rows.into_iter().map(|row| mean(row) as f32).collect();
+    blocks::join(params, inputs, parts, out, |timesteps| vec![timesteps], at_each)
 }
 
 /// The mean of an image's losses at one timestep, or of others.

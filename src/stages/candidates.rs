@@ -19,7 +19,6 @@ use crate::math::halving::{self, Halving, Population, Round, Source, Spec};
 use crate::math::loss::LossPass;
 use crate::math::noise::{Draws, derived_seed};
 use crate::math::schedule::NoiseSchedule;
-use crate::nn::unet::{Precision, Use};
 use crate::param::Validate;
 use crate::params;
 use crate::stage::{Context, Inputs, Unit};
@@ -172,11 +171,8 @@ pub(super) fn run(
         Ok((loss.precision != Products::Fp32).then(|| rises.sample()))
     })?;
     if let Some((timesteps, found)) = sample {
-        with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
-            let set = TrainingSet::open(inputs, unet)?;
-            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, spec.captions)?;
-            let exact = pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ())?;
-            Ok(guard::compare(loss.precision, &found, &exact))
+        guard::check(loss, (inputs, weights, cx.device), &schedule, spec.captions, &found, |pass| {
+            pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ())
         })?;
     }
     Ok(())

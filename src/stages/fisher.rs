@@ -196,10 +196,7 @@ impl Compute for Fisher {
         // An epoch over one batch, as often as there are steps.
         let rows = latents.shape[0].min(params.batch_size as usize);
         let params = Params { epochs: steps as u32, ..params.clone() };
-        if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
-            forms::make_array(&mut given, "latents", &latents, rows, folder)?;
-            forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
-        }
+        forms::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
         let unit = Unit { name: "a trial".into(), span: json!({ "batches": [0, steps] }), steps };
         Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: true })
     }

@@ -99,7 +99,7 @@ fn network(inputs: &Outlook) -> anyhow::Result<TensorFile> {
 /// Puts an array of `rows` rows, shaped and stored as `like`, on a port.
 ///
 /// Its numbers look like those of a normal distribution: zeros would be multiplied faster by some.
-pub(super) fn make_array(
+fn make_array(
     inputs: &mut Inputs,
     port: &str,
     like: &Array,
@@ -118,6 +118,21 @@ pub(super) fn make_array(
     writer.finish()?;
     inputs.0.insert(port.to_owned(), path);
     Ok(())
+}
+
+/// Puts arrays of `rows` rows on `latents` and `text_embeddings`, unless both are there; whether it did.
+pub(super) fn make_arrays(
+    inputs: &mut Inputs,
+    [latents, texts]: [&Array; 2],
+    rows: usize,
+    folder: &Path,
+) -> anyhow::Result<bool> {
+    let missing = ["latents", "text_embeddings"].iter().any(|port| inputs.get(port).is_none());
+    if missing {
+        make_array(inputs, "latents", latents, rows, folder)?;
+        make_array(inputs, "text_embeddings", texts, rows, folder)?;
+    }
+    Ok(missing)
 }
 
 /// A number that looks drawn, without a generator: no result depends on it.

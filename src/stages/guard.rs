@@ -1,9 +1,18 @@
 //! Shortened products, held against float32 on a sample of the rows.
 
+use std::path::Path;
+
 use serde_json::json;
 use tch::Tensor;
 
-use super::loss::Products;
+use super::arrays::TrainingSet;
+use super::loss::{LossParams, Products};
+use super::network::with_unet;
+use crate::math::error::MathError;
+use crate::math::loss::LossPass;
+use crate::math::schedule::NoiseSchedule;
+use crate::nn::unet::{Precision, Use};
+use crate::stage::{Device, Inputs};
 
 /// The part of a loss by which its value may differ from that in float32, for a single row.
 ///
@@ -17,8 +26,31 @@ fn bound(products: Products) -> f64 {
     }
 }
 
+/// Computes some rows in float32, where the stage's products are shorter, and compares what was `found` for them.
+///
+/// `rows` are those rows in the network's precision; `micro_batch` of them go through it at once.
+///
+/// # Errors
+/// Files that make no network or data set, and those of `rows`.
+pub(super) fn check(
+    loss: &LossParams,
+    (inputs, weights, device): (&Inputs, Option<&Path>, Device),
+    schedule: &NoiseSchedule,
+    micro_batch: usize,
+    found: &Tensor,
+    rows: impl FnOnce(&LossPass<'_>) -> Result<Tensor, MathError>,
+) -> anyhow::Result<()> {
+    let spec = loss.spec();
+    with_unet(inputs, weights, device, Use::Passes(Precision::Fp32), |unet| {
+        let set = TrainingSet::open(inputs, unet)?;
+        let pass = LossPass::new(unet, schedule, set.data()?, &spec, micro_batch)?;
+        compare(loss.precision, found, &rows(&pass)?);
+        Ok(())
+    })
+}
+
 /// Compares the losses of some rows, by part of the loss, and warns where they are too far apart. The largest deviation.
-pub(super) fn compare(products: Products, found: &Tensor, exact: &Tensor) -> f64 {
+fn compare(products: Products, found: &Tensor, exact: &Tensor) -> f64 {
     let deviation = ((found - exact) / exact).abs().max().double_value(&[]);
     let (bound, products) = (bound(products), json!(products));
     if deviation > bound || deviation.is_nan() {

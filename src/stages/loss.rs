@@ -40,6 +40,13 @@ choice! {
 }
 
 impl Products {
+    /// Adds it to what counts; the recipes of float32 are those from before there was a choice.
+    pub(super) fn count(self, counts: &mut Json) {
+        if self != Products::Fp32 {
+            counts["precision"] = json!(self);
+        }
+    }
+
     pub(super) fn purpose(self) -> Use {
         Use::Passes(match self {
             Products::Fp32 => Precision::Fp32,
@@ -103,10 +110,7 @@ impl LossParams {
         if *noise == Noise::Batch {
             counts["batch_size"] = json!(batch_size);
         }
-        // The recipes of float32 are those from before there was a choice.
-        if *precision != Products::Fp32 {
-            counts["precision"] = json!(precision);
-        }
+        precision.count(&mut counts);
         counts
     }
 
@@ -228,10 +232,7 @@ pub(super) fn trial(
     let most = if params.noise == Noise::Image { texts.shape[0] } else { latents.shape[0] };
     let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
-    if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
-        forms::make_array(&mut given, "latents", &latents, rows, folder)?;
-        forms::make_array(&mut given, "text_embeddings", &texts, rows, folder)?;
-    }
+    forms::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
     let span = match params.noise {
         Noise::Image => blocks::trial(rows),
         Noise::Batch => json!({ "latents": [0, rows] }),
@@ -294,11 +295,9 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
         Ok((losses, sample.transpose()?))
     })?;
     if let Some(found) = sample {
-        with_unet(inputs, weights, cx.device, Use::Passes(Precision::Fp32), |unet| {
-            let set = TrainingSet::open(inputs, unet)?;
-            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, spec.time_samples)?;
-            let exact = pass.pairs_of_batch(batches.start, SAMPLE)?;
-            Ok(guard::compare(params.precision, &found, &exact))
+        let network = (inputs, weights, cx.device);
+        guard::check(params, network, &schedule, spec.time_samples, &found, |pass| {
+            pass.pairs_of_batch(batches.start, SAMPLE)
         })?;
     }
     Ok(npy_writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)

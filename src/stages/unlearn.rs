@@ -157,10 +157,8 @@ impl Compute for Unlearn {
         let mut given = inputs.inputs();
         let steps = steps.min(1_000_000);
         let mut params = Params { steps: 1, grad_accum_steps: steps as u32, ..params.clone() };
-        if !["latents", "text_embeddings"].iter().all(|port| given.get(port).is_some()) {
+        if forms::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
             params.index = 0;
-            forms::make_array(&mut given, "latents", &latents, 1, folder)?;
-            forms::make_array(&mut given, "text_embeddings", &texts, 1, folder)?;
         }
         if given.get("fisher").is_none() {
             params.images = None;
