@@ -64,8 +64,12 @@ fn commit() -> Option<String> {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     // A path that does not exist would run this script, and so the whole build, every time.
-    let watched =
-        [git(&["rev-parse", "--git-path", "logs/HEAD"]), Some("src".into()), Some("Cargo.lock".into())];
+    let watched = [
+        git(&["rev-parse", "--git-path", "logs/HEAD"]),
+        Some("src".into()),
+        Some("crates".into()),
+        Some("Cargo.lock".into()),
+    ];
     for path in watched.into_iter().flatten().filter(|path| Path::new(path).exists()) {
         println!("cargo:rerun-if-changed={path}");
     }

@@ -12,11 +12,11 @@ use attrflow::io::npy::Npy;
 fn main() -> ExitCode {
     match table() {
         Ok(text) => {
-            attrflow::report::print(&text);
+            attrflow::progress::print(&text);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            attrflow::report::print(&format!("error: {error:#}\n"));
+            attrflow::progress::print(&format!("error: {error:#}\n"));
             ExitCode::FAILURE
         }
     }

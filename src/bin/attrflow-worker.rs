@@ -2,10 +2,11 @@
 //!
 //! It is started by `attrflow`, with one argument: its setting as JSON, or `--doctor`; or with `--measure` and its setting.
 
-use attrflow::cli::{DoctorReport, MEASURE, serve, serve_measurement};
-use attrflow::exec::worker::Setting;
-use attrflow::stage::measured::{Memory, peak_memory};
-use attrflow::stages::{self, device};
+use attrflow::cli::{DoctorReport, MEASURE, serve_measurement};
+use attrflow::kinds::shared::device;
+use attrflow_engine::worker::local::Setting;
+use attrflow_engine::worker::measure::{Memory, peak_memory};
+use attrflow_engine::worker::serve::serve;
 
 fn main() -> Result<(), String> {
     let argument = std::env::args().nth(1).unwrap_or_default();
@@ -20,10 +21,10 @@ fn main() -> Result<(), String> {
     let prepared = device::prepare(setting.device, setting.threads);
     if measures {
         let memory = || Memory { host: peak_memory(), device: device::taken(setting.device) };
-        serve_measurement(&stages::heavy(), &setting, prepared, &memory);
+        serve_measurement(&attrflow::kinds::heavy(), &setting, prepared, &memory);
         return Ok(());
     }
-    serve(&stages::heavy(), &setting, prepared);
+    serve(&attrflow::kinds::heavy(), &setting, prepared);
     Ok(())
 }
 

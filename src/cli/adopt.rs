@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::Settings;
-use crate::adopt::{AdoptError, Adoption};
-use crate::graph;
-use crate::pipeline::{self, Pipeline, StageNode};
-use crate::recipe::Numerics;
-use crate::report::{print, short_path, size};
-use crate::stage::Registry;
+use crate::progress::{print, short_path, size};
+use attrflow_engine::exec::adopt::{AdoptError, Adoption};
+use attrflow_engine::identity::recipe::Numerics;
+use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline::{self, Pipeline, StageNode};
+use attrflow_engine::plan::graph;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

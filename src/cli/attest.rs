@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 use sha2::{Digest as _, Sha256};
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::manifests;
 use super::replay::place;
-use crate::attest::{Crate, outputs, statement, write_crate};
-use crate::report::{print, short_path};
-use crate::stage::Registry;
-use crate::store::Store;
+use crate::progress::{print, short_path};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::provenance::attest::{Crate, outputs, statement, write_crate};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

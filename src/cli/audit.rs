@@ -6,16 +6,16 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::compute::How;
-use super::exit::Failure;
+use super::failure::Failure;
 use super::manifests;
 use super::project::Settings;
 use super::replay::{Replay, chosen, replay};
+use super::run_args::How;
 use super::sign::{Signer, told, verify};
-use crate::audit::{Audit, Finding, Report};
-use crate::report::{duration, print, short_path, size};
-use crate::stage::Registry;
-use crate::store::Store;
+use crate::progress::{duration, print, short_path, size};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::provenance::audit::{Audit, Finding, Report};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

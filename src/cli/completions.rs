@@ -3,8 +3,8 @@
 use clap::{Args as ClapArgs, Command};
 use clap_complete::Shell;
 
-use super::exit::Failure;
-use crate::report::print;
+use super::failure::Failure;
+use crate::progress::print;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

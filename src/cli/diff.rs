@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::manifests;
-use crate::audit::{Diff, Difference};
-use crate::digest::Digest;
-use crate::report::{print, short_path};
+use crate::progress::{print, short_path};
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::provenance::audit::{Diff, Difference};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -6,9 +6,9 @@ use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::{cores, nvidia_driver, worker_program};
-use crate::report::print;
+use crate::progress::print;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

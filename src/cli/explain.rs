@@ -2,13 +2,13 @@
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::plan::took;
 use super::project::{StageArgs, named};
-use crate::explain::{Explanation, Field, Input, explain as explained};
-use crate::plan::Planner;
-use crate::report::{Table, print, short_path, size};
-use crate::stage::Registry;
+use crate::progress::{Table, print, short_path, size};
+use attrflow_engine::explain::{Explanation, Field, Input, explain as explained};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::plan::Planner;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -95,7 +95,7 @@ fn change_of(field: &Field) -> String {
     }
     if let Some(input) = &field.input {
         text += &format!("      reads {}\n", described(input));
-        for (word, files) in input.files.iter().flat_map(crate::explain::Changed::lists) {
+        for (word, files) in input.files.iter().flat_map(attrflow_engine::explain::Changed::lists) {
             const SHOWN: usize = 8;
             let more = files.len().saturating_sub(SHOWN);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

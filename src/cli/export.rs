@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::{Project, ProjectArgs};
 use crate::export::{self, Batch, ExportError, State};
-use crate::pipeline::StageNode;
-use crate::plan::{Planner, Verdict};
-use crate::report::{Table, print, short_path, size};
-use crate::stage::Registry;
-use crate::store::Entry;
+use crate::progress::{Table, print, short_path, size};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline::StageNode;
+use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::store::Entry;
 
 #[derive(Debug, ClapArgs)]
 #[group(id = "what", required = true, multiple = true, args = ["published", "unet"])]

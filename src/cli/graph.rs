@@ -5,15 +5,15 @@ use std::io::IsTerminal;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::{Project, ProjectArgs};
-use crate::graph;
-use crate::manifest::{self, Outcome};
-use crate::pipeline::{self, Pipeline, Source, StageNode};
-use crate::plan::{Planner, Verdict};
-use crate::report::drawing::{self, Drawing, State, Vertex};
-use crate::report::print;
-use crate::stage::Registry;
+use crate::progress::drawing::{self, Drawing, State, Vertex};
+use crate::progress::print;
+use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline::{self, Pipeline, Source, StageNode};
+use attrflow_engine::plan::graph;
+use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::provenance::manifest::{self, Outcome};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
-use crate::report::{print, short_path};
+use super::failure::Failure;
+use crate::progress::{print, short_path};
 
 /// What is written: path, text.
 const FILES: [(&str, &str); 2] = [

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Command};
 
-use super::exit::Failure;
-use crate::report::{print, short_path};
+use super::failure::Failure;
+use crate::progress::{print, short_path};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::exit::Failure;
-use crate::manifest::{self, Manifest};
+use super::failure::Failure;
+use attrflow_engine::provenance::manifest::{self, Manifest};
 
 /// A manifest and its file.
 pub(super) struct Named {

@@ -8,16 +8,16 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::compute::How;
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::{Project, cores, worker_program};
-use super::serve::panic_message;
-use crate::exec::worker::{Setting, heavy};
-use crate::forecast::{Ask, Bench, Circumstances, Forecast, Said, measure as measure_all};
-use crate::manifest::Conditions;
-use crate::plan::Planner;
-use crate::stage::measured::{Measured, Memory, measure as measure_one};
-use crate::stage::{Computation, Context, told};
+use super::run_args::How;
+use attrflow_engine::estimate::{Ask, Bench, Circumstances, Forecast, Said, measure as measure_all};
+use attrflow_engine::kind::{Computation, Context, told};
+use attrflow_engine::plan::Planner;
+use attrflow_engine::provenance::manifest::Conditions;
+use attrflow_engine::worker::local::{Setting, heavy};
+use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
+use attrflow_engine::worker::serve::panic_message;
 
 /// Makes the worker program measure once and end.
 pub const MEASURE: &str = "--measure";

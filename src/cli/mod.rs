@@ -5,25 +5,24 @@ mod attest;
 mod audit;
 mod cache;
 mod completions;
-mod compute;
 mod diff;
 mod doctor;
-mod exit;
 mod explain;
 mod export;
+mod failure;
 mod graph;
 mod init;
 mod man;
 mod manifests;
 mod measure;
-mod need;
+mod noop;
 mod plan;
 mod project;
-mod recalled;
 mod replay;
+mod requirements;
 mod run;
+mod run_args;
 mod schema;
-mod serve;
 mod sign;
 mod signals;
 mod stages;
@@ -34,18 +33,20 @@ use std::io::IsTerminal;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::exec::worker::LIGHT_WORKER;
-use crate::report::LogLines;
-use crate::stage::{Computation, Registry};
+use crate::kinds::command;
+use crate::progress::LogLines;
+use attrflow_engine::kind::{Computation, Registry};
+use attrflow_engine::worker::local::LIGHT_WORKER;
+use attrflow_engine::worker::serve::serve_until;
 
+pub use attrflow_engine::worker::serve::serve;
 pub use doctor::Report as DoctorReport;
-pub use exit::{Failure, exit_code};
+pub use failure::{Failure, exit_code};
 pub use measure::{MEASURE, serve_measurement};
-pub use serve::serve;
 
 /// Which training images made a text-to-image diffusion model draw this?
 #[derive(Debug, Parser)]
-#[command(name = "attrflow", version, propagate_version = true, after_help = exit::HELP)]
+#[command(name = "attrflow", version, propagate_version = true, after_help = failure::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -126,13 +127,14 @@ pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
         && first == LIGHT_WORKER
         && let Ok(setting) = serde_json::from_str(setting)
     {
-        serve::serve_light(light, &setting);
-        return exit::DONE;
+        command::adopt_orphans();
+        serve_until(light, &setting, command::end_all);
+        return failure::DONE;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { exit::USAGE } else { exit::DONE };
+            let code = if error.use_stderr() { failure::USAGE } else { failure::DONE };
             let _ = error.print();
             return code;
         }
@@ -166,7 +168,7 @@ pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
         Command::Doctor(args) => doctor::doctor(args),
     };
     match result {
-        Ok(()) => exit::DONE,
+        Ok(()) => failure::DONE,
         Err(failure) => {
             failure.show();
             exit_code(&failure)

@@ -6,22 +6,22 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::compute::How;
-use super::exit::Failure;
+use super::failure::Failure;
 use super::measure::circumstances;
-use super::need::Need;
+use super::noop::{question, recall};
 use super::project::{Project, ProjectArgs};
-use super::recalled::{question, recall};
-use crate::explain::{Prediction, Predictor, place};
-use crate::forecast::Forecast;
-use crate::graph;
-use crate::pipeline::StageNode;
-use crate::plan::{Planner, Reason, Verdict};
-use crate::recall::{Recalled, Stage};
-use crate::report::{Table, duration, print, short_path, size};
-use crate::stage::Registry;
-use crate::store::Adopted;
-use crate::text::Sources;
+use super::requirements::Need;
+use super::run_args::How;
+use crate::progress::{Table, duration, print, short_path, size};
+use attrflow_engine::config::text::Sources;
+use attrflow_engine::estimate::Forecast;
+use attrflow_engine::exec::noop_cache::{Recalled, Stage};
+use attrflow_engine::explain::{Prediction, Predictor, place};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline::StageNode;
+use attrflow_engine::plan::graph;
+use attrflow_engine::plan::{Planner, Reason, Verdict};
+use attrflow_engine::store::Adopted;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::exit::Failure;
-use crate::graph::{self, Graph};
-use crate::pipeline::{self, Pipeline};
-use crate::recipe::Numerics;
-use crate::stage::{Device, Registry};
-use crate::store::Store;
-use crate::text::Sources;
+use super::failure::Failure;
+use attrflow_engine::config::text::Sources;
+use attrflow_engine::identity::recipe::Numerics;
+use attrflow_engine::kind::{Device, Registry};
+use attrflow_engine::pipeline::{self, Pipeline};
+use attrflow_engine::plan::graph::{self, Graph};
+use attrflow_engine::provenance::manifest::Program;
+use attrflow_engine::store::Store;
 
 /// The pipeline and where its cache and results are.
 #[derive(Debug, Args)]
@@ -180,6 +181,11 @@ pub(super) fn nvidia_driver() -> bool {
     let nodes = fs_err::read_dir("/dev").into_iter().flatten().flatten();
     Path::new("/dev/dxg").exists()
         || nodes.into_iter().any(|node| numbered(&node.file_name().to_string_lossy()))
+}
+
+/// This program.
+pub(super) fn program() -> Program {
+    Program { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("ATTRFLOW_COMMIT").to_owned() }
 }
 
 /// Cores that this process may use.

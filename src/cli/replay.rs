@@ -5,16 +5,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use super::compute::{How, Origin, all_done, execute};
-use super::exit::Failure;
+use super::failure::Failure;
 use super::manifests::{self, Named};
 use super::project::{Project, Settings};
+use super::run_args::{How, Origin, all_done, execute};
 use crate::io::compare::compare;
-use crate::manifest::{Manifest, Outcome};
-use crate::replay::{self, Differing, Obstacle, Rebuilt, Verdict, verdicts};
-use crate::report::{self, duration, print, short_path};
-use crate::stage::Registry;
-use crate::store::{Attempt, Scratch, Store, StoreError};
+use crate::progress::{self, duration, print, short_path};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::provenance::manifest::{Manifest, Outcome};
+use attrflow_engine::provenance::replay::{self, Differing, Obstacle, Rebuilt, Verdict, verdicts};
+use attrflow_engine::store::{Attempt, Scratch, Store, StoreError};
 
 /// A manifest to be created again, here.
 pub(super) struct Recreation {
@@ -123,7 +123,7 @@ pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<
         let results = clean.path().join("results");
         let project = settings.project(rebuilt.pipeline, rebuilt.sources, &[], results)?;
         let origin = Origin { file: &ask.named.path, sets: &[] };
-        let now = execute(&project, &[], ask.how, origin, report::progress(), log)?;
+        let now = execute(&project, &[], ask.how, origin, progress::progress(), log)?;
         found = verdicts(manifest, Some(ask.store), &now.manifest, &project.store)?;
         // Before the clean store goes, with one of the files that differ.
         found.iter().for_each(|verdict| show(verdict, ask.as_json));
@@ -172,7 +172,9 @@ fn told(verdict: &Verdict) -> String {
         text += &format!("    not as it was: {change}\n");
     }
     for output in differing {
-        let digest = |digest: Option<crate::digest::Digest>| digest.map_or("nothing".into(), |d| d.short());
+        let digest = |digest: Option<attrflow_engine::identity::digest::Digest>| {
+            digest.map_or("nothing".into(), |d| d.short())
+        };
         let below = output.below.as_ref().map(|below| format!(", first {below}")).unwrap_or_default();
         let (port, recorded, found) = (&output.port, digest(output.recorded), digest(output.found));
         text += &format!("    output `{port}`{below}: recorded {recorded}, found {found}\n");
@@ -235,7 +237,11 @@ impl Clean {
 }
 
 /// The results folder's name of an output, as its kind gives it; its port where the kind is not known.
-pub(super) fn place(record: &crate::manifest::StageRecord, port: &str, registry: &Registry) -> String {
+pub(super) fn place(
+    record: &attrflow_engine::provenance::manifest::StageRecord,
+    port: &str,
+    registry: &Registry,
+) -> String {
     let file = replay::ports(record, registry).into_iter().find(|known| known.name == port);
     let (base, label) = replay::parts(&record.stage);
     let folder = Path::new(base).join(label.unwrap_or_default());

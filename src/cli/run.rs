@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
-use super::compute::{Ended, How, Origin, all_done, execute, repeat};
-use super::exit::Failure;
+use super::failure::Failure;
+use super::noop::{question, recall_in_use};
 use super::project::{Project, Settings};
-use super::recalled::{question, recall_in_use};
 use super::replay;
+use super::run_args::{Ended, How, Origin, all_done, execute, repeat};
 use super::sign::{Signer, told};
-use crate::graph;
-use crate::recall::{Found, Question};
-use crate::report;
-use crate::stage::Registry;
-use crate::store::View;
+use crate::progress;
+use attrflow_engine::exec::noop_cache::{Found, Question};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::plan::graph;
+use attrflow_engine::store::View;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -53,7 +53,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     // A key that does not open must not be found out after a night of computing.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
-    let reporter = report::choose(args.json);
+    let reporter = progress::choose(args.json);
     let Some(from) = &args.from else {
         let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
         let origin = || Origin { file, sets: &args.settings.sets };

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
-use crate::pipeline::schema;
-use crate::report::print;
-use crate::stage::Registry;
+use super::failure::Failure;
+use crate::progress::print;
+use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline::schema;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::manifests::Named;
-use crate::attest::{self, Key, SignError, Signed};
-use crate::manifest::Manifest;
-use crate::report::{print, short_path};
+use crate::progress::{print, short_path};
+use attrflow_engine::provenance::attest::{self, Key, SignError, Signed};
+use attrflow_engine::provenance::manifest::Manifest;
 
 /// The password of a secret key, for where nobody sits at a terminal.
 const PASSWORD: &str = "ATTRFLOW_SIGN_PASSWORD";

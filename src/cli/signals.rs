@@ -7,9 +7,9 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator;
 
-use super::exit::{Failure, exit_code};
-use crate::event::Event;
-use crate::exec::{Haste, Stop};
+use super::failure::{Failure, exit_code};
+use attrflow_engine::exec::event::Event;
+use attrflow_engine::exec::{Haste, Stop};
 
 /// Takes events from any thread.
 pub(super) type Hear = Arc<dyn Fn(Event) + Send + Sync>;

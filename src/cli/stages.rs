@@ -2,11 +2,11 @@
 
 use clap::Args as ClapArgs;
 
-use super::exit::Failure;
-use crate::param::{Key, PLAIN_NAME};
-use crate::report::print;
-use crate::stage::{Kind, Registry};
-use crate::text::suggestion;
+use super::failure::Failure;
+use crate::progress::print;
+use attrflow_engine::config::param::{Key, PLAIN_NAME};
+use attrflow_engine::config::text::suggestion;
+use attrflow_engine::kind::{Kind, Registry};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::ProjectArgs;
-use crate::manifest::{self, Outcome};
-use crate::plan::{Planner, Reason, Verdict};
-use crate::report::{Table, print, short_path, size};
-use crate::stage::Registry;
+use crate::progress::{Table, print, short_path, size};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::plan::{Planner, Reason, Verdict};
+use attrflow_engine::provenance::manifest::{self, Outcome};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -3,12 +3,12 @@
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::exit::Failure;
+use super::failure::Failure;
 use super::project::{StageArgs, named};
-use crate::explain::{Edit, Near, nearest, standing};
-use crate::plan::Planner;
-use crate::report::{duration, print};
-use crate::stage::Registry;
+use crate::progress::{duration, print};
+use attrflow_engine::explain::{Edit, Near, nearest, standing};
+use attrflow_engine::kind::Registry;
+use attrflow_engine::plan::Planner;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

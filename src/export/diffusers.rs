@@ -7,8 +7,8 @@ use safetensors::tensor::TensorView;
 
 use super::{Batch, ExportError};
 use crate::io::tensor_file::TensorFile;
-use crate::io::torch_file::Dtype;
-use crate::nn::checkpoint;
+use crate::io::torch::Dtype;
+use crate::models::weights::checkpoint;
 
 /// A network and what unlearning changed of it.
 #[derive(Debug, Clone)]

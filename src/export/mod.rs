@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use crate::io::image::ImageError;
 use crate::io::npy::NpyError;
 use crate::io::tensor_file::TensorFileError;
-use crate::io::torch_file::TorchFileError;
-use crate::nn::config::ModelError;
+use crate::io::torch::TorchFileError;
+use crate::models::weights::config::ModelError;
 
 pub use batch::{Batch, State, Written};
 pub use diffusers::{Unlearned, unet};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use super::{Batch, ExportError};
 use crate::io::image::{load_rgb, save_jpeg};
 use crate::io::npy::Npy;
-use crate::io::npy_writer;
-use crate::io::pickle::writer::{Array, dict};
+use crate::io::npy::writer;
 use crate::io::tensor_file::TensorFile;
-use crate::io::torch_file::{self, Dtype, Entry};
+use crate::io::torch::pickle::writer::{Array, dict};
+use crate::io::torch::{self, Dtype, Entry};
 
 /// What is known of one query.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub struct Influence {
 /// An array of another type or shape, or a write that failed.
 pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError> {
     let values = Npy::vector(losses)?;
-    Ok(npy_writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
+    Ok(writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
 }
 
 /// The Fisher information by weight name, float64, as `fisher_info.pt`.
@@ -46,7 +46,7 @@ pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
         .zip(&bytes)
         .map(|(header, bytes)| Entry { name: &header.name, dtype: Dtype::F64, shape: &header.shape, bytes })
         .collect();
-    Ok(torch_file::write(batch.file("fisher_info.pt")?, &entries)?)
+    Ok(torch::write(batch.file("fisher_info.pt")?, &entries)?)
 }
 
 /// Influence and rank as `influence_NAME.pkl`, the picture as `visualization_NAME.jpg`.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::npy::{self, Npy, NpyError};
 use super::tensor_file::{TensorFile, TensorFileError};
-use super::torch_file::Dtype;
+use super::torch::Dtype;
 
 /// Bytes that are compared at once; a multiple of every element's size.
 const BLOCK: usize = 1 << 20;

@@ -3,7 +3,7 @@
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::io::npy_writer;
+use crate::io::npy::writer;
 
 /// A folder with two files.
 struct Pair(tempfile::TempDir);
@@ -21,7 +21,7 @@ impl Pair {
     fn npy(shape: &[usize], a: &[f32], b: &[f32]) -> Compared {
         let pair = Self::new();
         for (name, values) in [("a", a), ("b", b)] {
-            npy_writer::write_f32(pair.path(name), shape, values).unwrap();
+            writer::write_f32(pair.path(name), shape, values).unwrap();
         }
         compare(&pair.path("a"), &pair.path("b")).unwrap()
     }
@@ -84,7 +84,7 @@ fn a_value_beyond_the_first_block_has_its_own_place() {
 fn other_shapes_are_no_values() {
     let pair = Pair::new();
     for (name, shape) in [("a", [2, 3]), ("b", [3, 2])] {
-        npy_writer::write_f32(pair.path(name), &shape, &[0.0; 6]).unwrap();
+        writer::write_f32(pair.path(name), &shape, &[0.0; 6]).unwrap();
     }
     let found = compare(&pair.path("a"), &pair.path("b")).unwrap().to_string();
     assert_eq!(found, "an array, float32 [2, 3] against an array, float32 [3, 2]");

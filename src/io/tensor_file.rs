@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use super::torch_file::{Dtype, TorchFile, TorchFileError};
+use super::torch::{Dtype, TorchFile, TorchFileError};
 
 /// Why a file of tensors could not be read. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ impl TensorFile {
         let path = path.as_ref();
         if TorchFile::is_one(path)? {
             let file = TorchFile::open(path)?;
-            let header = |t: &super::torch_file::TensorInfo| Header {
+            let header = |t: &super::torch::TensorInfo| Header {
                 name: t.name.clone(),
                 dtype: t.dtype,
                 shape: t.shape.clone(),

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use attrflow::io::npy_writer::{write_f32, write_i64};
+use attrflow::io::npy::writer::{write_f32, write_i64};
 use attrflow::io::tensor_file::TensorFile;
-use attrflow::io::torch_file::{self, Dtype, Entry};
-use attrflow::manifest;
+use attrflow::io::torch::{self, Dtype, Entry};
+use attrflow_engine::provenance::manifest;
 
 use crate::project::{Project, Ran, copy};
 use crate::run::STAGES;
@@ -173,7 +173,7 @@ fn weights_that_the_network_does_not_have_are_refused() {
             .zip(&bytes)
             .map(|((name, shape), bytes)| Entry { name, dtype, shape, bytes })
             .collect();
-        torch_file::write(mine.join("new.pt"), &entries).unwrap();
+        torch::write(mine.join("new.pt"), &entries).unwrap();
     };
     let error = || refused(&project, "fisher", &["mine/new.pt"]);
     write(0, Dtype::F16, None);

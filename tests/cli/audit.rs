@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use attrflow::manifest;
+use attrflow_engine::provenance::manifest;
 use serde_json::Value as Json;
 
 use crate::project::Project;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attrflow::manifest::{self, Outcome};
+use attrflow_engine::provenance::manifest::{self, Outcome};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use attrflow::digest::Digest;
-use attrflow::manifest;
-use attrflow::recipe::Recipe;
-use attrflow::store::Store;
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::identity::recipe::Recipe;
+use attrflow_engine::provenance::manifest;
+use attrflow_engine::store::Store;
 use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, command, files};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use attrflow::manifest;
+use attrflow_engine::provenance::manifest;
 
 use crate::project::{Project, Ran, command};
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use attrflow::io::npy_writer;
+use attrflow::io::npy::writer;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -81,8 +81,8 @@ impl Data {
             texts.extend((0..text).map(|at| number(row * text + at + other)));
         }
         let shape = [2 * self.images, 4, SIDE, SIDE];
-        npy_writer::write_f32(project.path("latents.npy"), &shape, &latents).unwrap();
-        npy_writer::write_f32(project.path("texts.npy"), &[self.images, 2, TOKENS, WIDTH], &texts).unwrap();
+        writer::write_f32(project.path("latents.npy"), &shape, &latents).unwrap();
+        writer::write_f32(project.path("texts.npy"), &[self.images, 2, TOKENS, WIDTH], &texts).unwrap();
     }
 }
 

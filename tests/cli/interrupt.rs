@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attrflow::manifest::{self, Outcome};
+use attrflow_engine::provenance::manifest::{self, Outcome};
 use serde_json::Value as Json;
 
 use crate::kill::{IMAGES, at_work, finish, index, locks, undisturbed, wait_for_orphans};

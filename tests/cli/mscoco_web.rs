@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attrflow::io::pins::{Pin, Pins};
+use attrflow::io::download::lock_file::{Pin, Pins};
 
 use crate::kill::wait_for_orphans;
 use crate::mscoco::{COMPUTE, SMALL, STAGES, as_the_demo, pipeline, same};

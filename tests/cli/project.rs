@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use attrflow::digest::Digest;
+use attrflow_engine::identity::digest::Digest;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 use std::path::Path;
 
-use attrflow::io::npy_writer;
-use attrflow::io::torch_file::{self, Dtype, Entry};
+use attrflow::io::npy::writer;
+use attrflow::io::torch::{self, Dtype, Entry};
 use safetensors::SafeTensors;
 use sevenz_rust2::{ArchiveEntry, ArchiveWriter, EncoderMethod};
 use zip::write::SimpleFileOptions;
@@ -42,7 +42,7 @@ impl Published {
         let joined = |name: &str| {
             let parts = ["grin", "pizza"].map(|query| result(&format!("generate/{query}/{name}")));
             let file = tempfile::NamedTempFile::new().unwrap();
-            npy_writer::concat(&parts, file.path()).unwrap();
+            writer::concat(&parts, file.path()).unwrap();
             read(file.path())
         };
         let named = |files: Vec<(&str, Vec<u8>)>| {
@@ -112,7 +112,7 @@ fn saved_by_torch(safetensors: &Path) -> Vec<u8> {
     let parts: Vec<_> = views.iter().map(entry).collect();
     let entries = parts.iter().map(|(name, dtype, shape, bytes)| Entry { name, dtype: *dtype, shape, bytes });
     let file = tempfile::NamedTempFile::new().unwrap();
-    torch_file::write(file.path(), &entries.collect::<Vec<_>>()).unwrap();
+    torch::write(file.path(), &entries.collect::<Vec<_>>()).unwrap();
     fs_err::read(file.path()).unwrap()
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use attrflow::manifest;
+use attrflow_engine::provenance::manifest;
 use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, files};

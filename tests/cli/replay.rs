@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use attrflow::io::npy_writer;
-use attrflow::manifest;
+use attrflow::io::npy::writer;
+use attrflow_engine::provenance::manifest;
 use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ impl Bench {
     }
 
     fn hide(&self, values: &[f32]) {
-        npy_writer::write_f32(self.root.join("hidden.npy"), &[2, 3], values).unwrap();
+        writer::write_f32(self.root.join("hidden.npy"), &[2, 3], values).unwrap();
     }
 
     fn attrflow(&self, arguments: &[&str]) -> Ran {

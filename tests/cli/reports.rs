@@ -1,6 +1,6 @@
 //! What the verbs say of a project: plan, status, doctor, events and the manifest.
 
-use attrflow::manifest;
+use attrflow_engine::provenance::manifest;
 use serde_json::Value as Json;
 
 use crate::project::{Project, files};
@@ -159,7 +159,11 @@ fn the_manifest_says_what_ran_from_what_to_what() {
         for artifact in record.outputs.values().filter(|artifact| !artifact.folder) {
             let bytes = files(&project.path("cache/objects"));
             let object = bytes.iter().find(|(name, _)| name.ends_with(&artifact.digest.to_string())).unwrap();
-            assert_eq!(attrflow::digest::Digest::of_file(object.1).unwrap(), artifact.digest, "{stage}");
+            assert_eq!(
+                attrflow_engine::identity::digest::Digest::of_file(object.1).unwrap(),
+                artifact.digest,
+                "{stage}"
+            );
         }
     }
 }

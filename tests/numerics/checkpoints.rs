@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use attrflow::io::torch_file::{self, Dtype, Entry};
-use attrflow::math::schedule::NoiseSchedule;
-use attrflow::math::selection::Selection;
-use attrflow::nn::unet::{UNet, Use};
-use attrflow::nn::weights::Weights;
+use attrflow::io::torch::{self, Dtype, Entry};
+use attrflow::method::schedule::NoiseSchedule;
+use attrflow::method::selection::Selection;
+use attrflow::models::unet::{UNet, Use};
+use attrflow::models::weights::Weights;
 use tch::{Device, Tensor};
 
 use crate::golden::{path, tiny};
@@ -29,7 +29,7 @@ fn save(tensors: &BTreeMap<String, Tensor>, file: &Path) {
         .iter()
         .map(|(name, shape, bytes)| entry((name.as_str(), shape.as_slice(), bytes.as_slice())))
         .collect();
-    torch_file::write(file, &entries).unwrap();
+    torch::write(file, &entries).unwrap();
 }
 
 fn copies(unet: &UNet) -> BTreeMap<String, Tensor> {

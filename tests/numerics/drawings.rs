@@ -1,8 +1,8 @@
 //! Drawings with a stream of random numbers for each place.
 
-use attrflow::math::noise::{derived_seed, drawing_noise};
-use attrflow::math::sample::{SampleSpec, sample_each};
-use attrflow::math::schedule::NoiseSchedule;
+use attrflow::method::noise::{derived_seed, drawing_noise};
+use attrflow::method::sample::{SampleSpec, sample_each};
+use attrflow::method::schedule::NoiseSchedule;
 use tch::Tensor;
 
 use crate::golden::{assert_within, load, path, tiny};

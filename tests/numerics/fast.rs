@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use attrflow::io::npy::Npy;
-use attrflow::io::npy_writer;
-use attrflow::math::data::DataSet;
-use attrflow::math::fisher::squared_gradients;
-use attrflow::math::loss::{LossPass, LossSpec};
-use attrflow::math::noise::NoiseMode;
-use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow::math::selection::Selection;
-use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
-use attrflow::nn::unet::{Precision, UNet, Use};
-use attrflow::stages::NpyRows;
+use attrflow::io::npy::writer;
+use attrflow::kinds::NpyRows;
+use attrflow::method::data::DataSet;
+use attrflow::method::fisher::squared_gradients;
+use attrflow::method::loss::{LossPass, LossSpec};
+use attrflow::method::noise::NoiseMode;
+use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::method::selection::Selection;
+use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::models::unet::{Precision, UNet, Use};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, tiny};
@@ -66,7 +66,7 @@ fn losses_read_ahead_are_those_read_in_turn() {
     let write = |name: &str, tensor: &Tensor| {
         let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();
         let values = Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
-        npy_writer::write_f32(folder.path().join(name), &shape, &values).unwrap();
+        writer::write_f32(folder.path().join(name), &shape, &values).unwrap();
         Npy::open(folder.path().join(name)).unwrap()
     };
     let files = (

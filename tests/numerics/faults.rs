@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use attrflow::nn::unet::UNet;
-use attrflow::nn::weights::Weights;
+use attrflow::models::unet::UNet;
+use attrflow::models::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Tensors, load, path};

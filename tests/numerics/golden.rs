@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use attrflow::nn::unet::UNet;
-use attrflow::nn::weights::read;
+use attrflow::models::unet::UNet;
+use attrflow::models::weights::read;
 use tch::{Device, Kind, Tensor};
 
 /// Float32 and other sums in another order: what one forward pass of torch differs by between two machines.

@@ -1,7 +1,7 @@
 //! The most influential images by successive halving, on populations whose truth is known.
 
-use attrflow::math::error::MathError;
-use attrflow::math::halving::{
+use attrflow::method::error::MathError;
+use attrflow::method::successive_halving::{
     Halving, Population, Prior, Source, Spec, Threshold, Visited, halve, most, rounds, sample_for, spread,
     trigamma,
 };

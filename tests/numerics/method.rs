@@ -1,11 +1,11 @@
 //! The formulas: schedule, noise, drawing, per-sample gradients, ranking.
 
-use attrflow::math::influence::{influence, per_image, rank};
-use attrflow::math::noise::{Draws, batch_noise, derived_seed, image_noise};
-use attrflow::math::sample::{SampleSpec, sample, skip_batch};
-use attrflow::math::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
-use attrflow::math::selection::Selection;
-use attrflow::nn::unet::UNet;
+use attrflow::method::influence::{influence, per_image, rank};
+use attrflow::method::noise::{Draws, batch_noise, derived_seed, image_noise};
+use attrflow::method::sample::{SampleSpec, sample, skip_batch};
+use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
+use attrflow::method::selection::Selection;
+use attrflow::models::unet::UNet;
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Tensors, assert_close, assert_within, demo, load, path, tiny};

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use attrflow::math::data::DataSet;
-use attrflow::math::denoise::DenoisingRows;
-use attrflow::math::fisher::{
+use attrflow::method::data::DataSet;
+use attrflow::method::diffusion_loss::DenoisingRows;
+use attrflow::method::fisher::{
     CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range, squared_gradients,
 };
-use attrflow::math::loss::{LossPass, LossSpec};
-use attrflow::math::noise::NoiseMode;
-use attrflow::math::per_sample::gradients;
-use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow::math::selection::Selection;
-use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::loss::{LossPass, LossSpec};
+use attrflow::method::noise::NoiseMode;
+use attrflow::method::per_sample::gradients;
+use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::method::selection::Selection;
+use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
 use tch::{Kind, Tensor};
 
 use crate::golden::{Tensors, assert_close, assert_within, load, tiny};

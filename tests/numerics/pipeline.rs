@@ -10,11 +10,12 @@
 
 use std::path::Path;
 
+use attrflow::io::NpyWriter;
+use attrflow::io::npy::writer;
 use attrflow::io::npy::{Dtype, Npy};
-use attrflow::io::torch_file::{self, Entry};
-use attrflow::io::{NpyWriter, npy_writer};
-use attrflow::math::selection::Selection;
-use attrflow::nn::weights::read;
+use attrflow::io::torch::{self, Entry};
+use attrflow::method::selection::Selection;
+use attrflow::models::weights::read;
 use image::RgbImage;
 use serde_json::json;
 use sevenz_rust2::EncoderMethod;
@@ -57,7 +58,7 @@ const GOLDEN: [&str; 21] = [
 ];
 
 /// What `torch.save` would write.
-fn saved(tensors: &Tensors, dtype: torch_file::Dtype, file: &Path) -> Vec<u8> {
+fn saved(tensors: &Tensors, dtype: torch::Dtype, file: &Path) -> Vec<u8> {
     let stored = |(name, tensor): (&String, &Tensor)| {
         let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
         tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
@@ -65,7 +66,7 @@ fn saved(tensors: &Tensors, dtype: torch_file::Dtype, file: &Path) -> Vec<u8> {
     };
     let stored: Vec<(String, Vec<usize>, Vec<u8>)> = tensors.iter().map(stored).collect();
     let entries = stored.iter().map(|(name, shape, bytes)| Entry { name, dtype, shape, bytes });
-    torch_file::write(file, &entries.collect::<Vec<_>>()).unwrap();
+    torch::write(file, &entries.collect::<Vec<_>>()).unwrap();
     fs_err::read(file).unwrap()
 }
 
@@ -144,8 +145,8 @@ impl Web {
         golden.digest("fisher", &information, &expected, 1e-4);
         let model = seven_zip(
             &named([
-                ("model.bin", saved(unet.parameters(), torch_file::Dtype::F32, &file)),
-                ("fisher_info.pt", saved(&information, torch_file::Dtype::F64, &file)),
+                ("model.bin", saved(unet.parameters(), torch::Dtype::F32, &file)),
+                ("fisher_info.pt", saved(&information, torch::Dtype::F64, &file)),
             ]),
             EncoderMethod::COPY,
         );
@@ -206,7 +207,7 @@ impl Web {
         // As numpy writes it, to the last byte.
         let rank = self.folder.path().join("rank.npy");
         let expected = Vec::<i64>::try_from(&expected["rank"]).unwrap();
-        npy_writer::write_i64(&rank, &[expected.len()], &expected).unwrap();
+        writer::write_i64(&rank, &[expected.len()], &expected).unwrap();
         let found = fs_err::read(self.result("influence/0/rank.npy")).unwrap();
         assert_eq!(found, fs_err::read(rank).unwrap(), "{what}: the ranks are not {expected:?}");
     }

@@ -5,19 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use attrflow::math::data::DataSet;
-use attrflow::math::denoise::DenoisingRows;
-use attrflow::math::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
-use attrflow::math::influence::{influence, per_image, rank};
-use attrflow::math::loss::{LossPass, LossSpec};
-use attrflow::math::noise::{Draws, NoiseMode};
-use attrflow::math::per_sample::gradients;
-use attrflow::math::sample::{SampleSpec, sample};
-use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow::math::selection::Selection;
-use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
-use attrflow::nn::unet::UNet;
-use attrflow::nn::weights::Weights;
+use attrflow::method::data::DataSet;
+use attrflow::method::diffusion_loss::DenoisingRows;
+use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
+use attrflow::method::influence::{influence, per_image, rank};
+use attrflow::method::loss::{LossPass, LossSpec};
+use attrflow::method::noise::{Draws, NoiseMode};
+use attrflow::method::per_sample::gradients;
+use attrflow::method::sample::{SampleSpec, sample};
+use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::method::selection::Selection;
+use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::models::unet::UNet;
+use attrflow::models::weights::Weights;
 use tch::{Kind, Tensor};
 
 use crate::golden::{Tensors, error, load, path};

@@ -2,14 +2,14 @@
 //!
 //! The traps of the published scripts' parameters are in `passes.rs`.
 
-use attrflow::math::data::DataSet;
-use attrflow::math::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
-use attrflow::math::loss::{LossPass, LossSpec};
-use attrflow::math::noise::{Draws, NoiseMode};
-use attrflow::math::sample::{SampleSpec, sample};
-use attrflow::math::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow::math::selection::Selection;
-use attrflow::math::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::data::DataSet;
+use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
+use attrflow::method::loss::{LossPass, LossSpec};
+use attrflow::method::noise::{Draws, NoiseMode};
+use attrflow::method::sample::{SampleSpec, sample};
+use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::method::selection::Selection;
+use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Tensors, load, tiny};

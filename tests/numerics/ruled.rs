@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use attrflow::math::noise::Draws;
+use attrflow::method::noise::Draws;
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Tensors, error};

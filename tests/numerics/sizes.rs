@@ -9,10 +9,10 @@
 
 use std::path::Path;
 
-use attrflow::nn::clip::TextEncoder;
-use attrflow::nn::unet::UNet;
-use attrflow::nn::vae::Vae;
-use attrflow::nn::weights::Weights;
+use attrflow::models::text::clip::TextEncoder;
+use attrflow::models::unet::UNet;
+use attrflow::models::vae::Vae;
+use attrflow::models::weights::Weights;
 use tch::{Device, Tensor};
 
 use crate::golden::{Tensors, load, path};

@@ -1,7 +1,7 @@
 //! The UNet against diffusers', and its own contracts.
 
-use attrflow::io::torch_file::{Dtype, Entry, write};
-use attrflow::nn::unet::UNet;
+use attrflow::io::torch::{Dtype, Entry, write};
+use attrflow::models::unet::UNet;
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{assert_close, assert_within, demo, load, path, tiny};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attrflow::nn::vae::Vae;
+use attrflow::models::vae::Vae;
 use tch::Device;
 
 use crate::golden::{self, assert_close};

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use attrflow::io::NpyWriter;
 use attrflow::io::npy::Dtype;
-use attrflow::io::torch_file::{self, Entry};
-use attrflow::io::{NpyWriter, npy_writer};
+use attrflow::io::npy::writer;
+use attrflow::io::torch::{self, Entry};
 use tch::{Kind, Tensor};
 
 use crate::golden::{Tensors, tiny};
 
-fn write_tensors(file: PathBuf, tensors: &Tensors, dtype: torch_file::Dtype) {
+fn write_tensors(file: PathBuf, tensors: &Tensors, dtype: torch::Dtype) {
     let stored: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -20,7 +21,7 @@ fn write_tensors(file: PathBuf, tensors: &Tensors, dtype: torch_file::Dtype) {
         .collect();
     let entries: Vec<Entry<'_>> =
         stored.iter().map(|(name, shape, bytes)| Entry { name, dtype, shape, bytes }).collect();
-    torch_file::write(file, &entries).unwrap();
+    torch::write(file, &entries).unwrap();
 }
 
 fn write_floats(file: &Path, dtype: Dtype) {
@@ -39,15 +40,15 @@ fn files_for_python() {
     let at = |name: &str| folder.join(name);
 
     let unet = tiny();
-    write_tensors(at("model.bin"), unet.parameters(), torch_file::Dtype::F32);
+    write_tensors(at("model.bin"), unet.parameters(), torch::Dtype::F32);
     let square = |tensor: &Tensor| tensor.to_kind(Kind::Double).square();
     let squares = unet.parameters().iter().map(|(name, tensor)| (name.clone(), square(tensor))).collect();
-    write_tensors(at("fisher_info.pt"), &squares, torch_file::Dtype::F64);
+    write_tensors(at("fisher_info.pt"), &squares, torch::Dtype::F64);
 
     write_floats(&at("half.npy"), Dtype::F16);
     write_floats(&at("single.npy"), Dtype::F32);
     write_floats(&at("double.npy"), Dtype::F64);
-    npy_writer::write_i64(at("long.npy"), &[2, 3, 4], &(-12..12).collect::<Vec<_>>()).unwrap();
-    npy_writer::concat(&[at("single.npy"), at("single.npy")], at("joined.npy")).unwrap();
-    npy_writer::write_f32(at("empty.npy"), &[0, 3], &[]).unwrap();
+    writer::write_i64(at("long.npy"), &[2, 3, 4], &(-12..12).collect::<Vec<_>>()).unwrap();
+    writer::concat(&[at("single.npy"), at("single.npy")], at("joined.npy")).unwrap();
+    writer::write_f32(at("empty.npy"), &[0, 3], &[]).unwrap();
 }

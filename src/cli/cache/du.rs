@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::json;
 
-use crate::care::{Inventory, Item, Space};
-use crate::cli::exit::Failure;
-use crate::digest::Digest;
-use crate::report::{Table, print, size};
-use crate::store::Store;
+use crate::cli::failure::Failure;
+use crate::progress::{Table, print, size};
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::maintenance::{Inventory, Item, Space};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{count, when};
-use crate::care::{Inventory, Plan, Policy, Step, What, Why};
-use crate::cli::exit::Failure;
-use crate::report::{Table, duration, print, size};
-use crate::store::Store;
+use crate::cli::failure::Failure;
+use crate::progress::{Table, duration, print, size};
+use attrflow_engine::maintenance::{Inventory, Plan, Policy, Step, What, Why};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{count, when};
-use crate::care::{Inventory, Item, Pin, Space};
-use crate::cli::exit::Failure;
-use crate::digest::Digest;
-use crate::report::{Table, duration, print, size};
-use crate::store::Store;
+use crate::cli::failure::Failure;
+use crate::progress::{Table, duration, print, size};
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::maintenance::{Inventory, Item, Pin, Space};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args as ClapArgs, Subcommand};
 use jiff::Timestamp;
 
-use super::exit::Failure;
-use crate::store::Store;
+use super::failure::Failure;
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -85,7 +85,7 @@ fn when(time: Timestamp) -> String {
 }
 
 /// Keeps what is looked at from being taken away meanwhile.
-fn in_use(store: &Store) -> Result<crate::store::InUse, Failure> {
+fn in_use(store: &Store) -> Result<attrflow_engine::store::InUse, Failure> {
     Ok(store.in_use(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?)
 }
 

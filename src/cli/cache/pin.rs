@@ -7,13 +7,13 @@ use clap::Args as ClapArgs;
 use jiff::Timestamp;
 
 use super::{count, in_use};
-use crate::care::{Inventory, Pin, Pins};
-use crate::cli::exit::Failure;
+use crate::cli::failure::Failure;
 use crate::cli::manifests;
-use crate::digest::Digest;
-use crate::report::print;
-use crate::store::Store;
-use crate::text::suggestion;
+use crate::progress::print;
+use attrflow_engine::config::text::suggestion;
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::maintenance::{Inventory, Pin, Pins};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

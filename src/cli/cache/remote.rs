@@ -8,12 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{count, in_use};
-use crate::care::Inventory;
-use crate::care::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
-use crate::cli::exit::Failure;
+use crate::cli::failure::Failure;
 use crate::cli::manifests;
-use crate::report::{print, size};
-use crate::store::Store;
+use crate::progress::{print, size};
+use attrflow_engine::maintenance::Inventory;
+use attrflow_engine::maintenance::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct PushArgs {
@@ -67,7 +67,7 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
         }
         // The record of a run whose results have gone would promise what is not there; results alone are of use.
         records.retain(|(_, path)| {
-            let manifest = crate::manifest::read(path);
+            let manifest = attrflow_engine::provenance::manifest::read(path);
             manifest.is_ok_and(|manifest| {
                 let done = manifest.stages.iter().filter(|record| !record.outputs.is_empty());
                 done.filter_map(|record| record.fingerprint).all(|found| entries.contains_key(&found))

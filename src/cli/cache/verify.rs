@@ -6,10 +6,10 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{count, in_use};
-use crate::care::{Checked, Name, Verify};
-use crate::cli::exit::Failure;
-use crate::report::{duration, print, short_path, size};
-use crate::store::Store;
+use crate::cli::failure::Failure;
+use crate::progress::{duration, print, short_path, size};
+use attrflow_engine::maintenance::{Checked, Name, Verify};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

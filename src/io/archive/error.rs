@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
-use crate::io::space::NoRoom;
+use crate::io::disk_space::NoRoom;
 
 /// A format of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

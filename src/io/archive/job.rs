@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::{ArchiveError, Format, Unpacked};
-use crate::io::space;
+use crate::io::disk_space;
 
 /// One archive on its way into a folder.
 pub(super) struct Job<'a> {
@@ -67,7 +67,7 @@ impl<'a> Job<'a> {
     pub fn begin(&self) -> Result<(), ArchiveError> {
         fs_err::create_dir_all(self.folder)?;
         let needed = u64::try_from(self.declared).unwrap_or(u64::MAX);
-        space::check(self.folder, needed, space::free(self.folder)?)
+        disk_space::check(self.folder, needed, disk_space::free(self.folder)?)
             .map_err(|source| ArchiveError::NoRoom { path: self.path.into(), source })
     }
 

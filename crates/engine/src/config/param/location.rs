@@ -1,0 +1,62 @@
+//! Where a file comes from: a path or an address.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::{Param, Reader};
+use crate::config::tree::Node;
+
+/// A file or folder that is there, or an address on the web or the Hugging Face Hub: made absolute from the folder of the text that names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Location(pub String);
+
+/// How addresses begin that are no paths.
+const SCHEMES: [&str; 3] = ["http", "https", "hf"];
+
+impl Location {
+    /// The local path, or `None` for an address.
+    pub fn local(&self) -> Option<&Path> {
+        let is_address = self.0.split_once("://").is_some_and(|(scheme, _)| SCHEMES.contains(&scheme));
+        (!is_address).then(|| Path::new(&self.0))
+    }
+
+    /// The address, where it is one on the Hub.
+    pub fn hub(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|address| address.starts_with("hf://"))
+    }
+
+    /// The last part of the path or address, without a query.
+    pub fn file_name(&self) -> &str {
+        let path = self.0.split(['?', '#']).next().unwrap_or(&self.0);
+        path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+    }
+}
+
+impl Param for Location {
+    fn expected() -> String {
+        "a path, or an http(s) or hf address".into()
+    }
+    fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
+        let location = Self(String::read(node, reader)?);
+        if let (Some(_), Some((scheme, _))) = (location.local(), location.0.split_once("://"))
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        {
+            let message = format!("`{scheme}://` is not known, expected {}", Self::expected());
+            reader.problems.at(&node.origin, message);
+            return None;
+        }
+        match location.local() {
+            Some(path) => {
+                let path = reader.existing(path, &node.origin)?;
+                Some(Self(path.to_string_lossy().into_owned()))
+            }
+            None => Some(location),
+        }
+    }
+    fn schema() -> Json {
+        json!({ "type": "string" })
+    }
+}

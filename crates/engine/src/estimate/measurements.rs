@@ -1,0 +1,87 @@
+//! Measurements kept in the cache.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::Circumstances;
+use crate::identity::digest::Digest;
+use crate::identity::recipe::Numerics;
+use crate::store::{Store, StoreError};
+use crate::worker::measure::Measured;
+
+/// The folder of the cache; its version changes with the form of the files and with what a key means.
+const FOLDER: &str = "measured-v1";
+/// What keeps the hash of a key apart from every other hash.
+const CONTEXT: &str = "attrflow 2026-11-26 measurement v1";
+
+/// All that a measurement's numbers depend on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Key {
+    /// The stage kind.
+    pub kind: String,
+    /// Its version: another one may compute otherwise.
+    pub version: u32,
+    /// See [`crate::kind::Work::like`].
+    pub like: Json,
+    /// libtorch, the class of device, and the precision.
+    pub numerics: Numerics,
+    /// Workers, threads, rows at once, and the machine.
+    pub circumstances: Circumstances,
+}
+
+impl Key {
+    fn digest(&self) -> Digest {
+        let text = serde_json::to_vec(self).expect("a key is plain data");
+        blake3::Hasher::new_derive_key(CONTEXT).update(&text).finalize().into()
+    }
+}
+
+/// A file of the folder: the key stands in it for people.
+#[derive(Serialize)]
+struct Written<'a> {
+    key: &'a Key,
+    measured: Measured,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    measured: Measured,
+}
+
+/// The measurements of a cache.
+pub struct Kept<'s> {
+    store: &'s Store,
+    /// Most caches have none, and are asked once.
+    any: bool,
+}
+
+impl<'s> Kept<'s> {
+    /// Those of this store.
+    pub fn of(store: &'s Store) -> Self {
+        Self { store, any: store.root().join(FOLDER).is_dir() }
+    }
+
+    /// What was measured; a file that cannot be read is as good as none.
+    pub fn find(&self, key: &Key) -> Option<Measured> {
+        let bytes = fs_err::read(self.place(key)).ok().filter(|_| self.any)?;
+        serde_json::from_slice::<Read>(&bytes).ok().map(|read| read.measured)
+    }
+
+    /// Keeps a measurement in place of an earlier one.
+    ///
+    /// # Errors
+    /// A cache that cannot be written.
+    pub fn keep(&mut self, key: &Key, measured: Measured) -> Result<(), StoreError> {
+        let text =
+            serde_json::to_vec_pretty(&Written { key, measured }).expect("a measurement is plain data");
+        self.store.write(&self.place(key), &text)?;
+        self.any = true;
+        Ok(())
+    }
+
+    fn place(&self, key: &Key) -> PathBuf {
+        self.store.root().join(FOLDER).join(format!("{}.json", key.digest()))
+    }
+}

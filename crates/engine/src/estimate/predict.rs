@@ -1,0 +1,236 @@
+//! What a run would take, from measurements on this machine and from what earlier ones took.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use serde::Serialize;
+
+use crate::estimate::{Forecast, Outline};
+use crate::kind::{Inputs, Unit};
+use crate::pipeline::StageNode;
+use crate::plan::cached_results::{self, Kept};
+use crate::plan::{Planner, Reason, Resolved, Verdict};
+use crate::provenance::manifest::{Outcome, StageRecord};
+use crate::store::StoreError;
+
+/// What computing a stage would take.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Prediction {
+    /// Seconds of computing, summed over units; `None` where nothing is known.
+    pub seconds: Option<f64>,
+    /// Of these, the seconds of the task that joins the units' parts, which is alone at the end.
+    pub joining: f64,
+    /// Bytes of its outputs; `None` where nothing is known.
+    pub bytes: Option<u64>,
+    /// Bytes that the cache keeps of it: the outputs, and beside them the parts of the units that would compute; `None` where
+    /// nothing is known.
+    pub disk: Option<u64>,
+    /// Bytes of memory that each of its workers takes at most; `None` where nothing was measured.
+    pub host_memory: Option<u64>,
+    /// Bytes of a device's memory that each of its workers takes at most; `None` where nothing was measured.
+    pub device_memory: Option<u64>,
+    /// Tasks that could compute at once; `None` where nothing is known.
+    pub tasks: Option<u64>,
+    /// The units that would compute and all there are; `None` for a stage of one piece, or where they depend on
+    /// what runs before.
+    pub units: Option<Units>,
+    /// What it rests on, for people.
+    pub basis: String,
+}
+
+/// Units of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Units {
+    /// Those in the cache.
+    pub cached: usize,
+    /// All.
+    pub total: usize,
+}
+
+/// What is known of a stage from an earlier time.
+struct Known {
+    /// Seconds for all of it.
+    seconds: f64,
+    bytes: u64,
+    /// Its units, where that is known.
+    units: Option<usize>,
+    basis: String,
+}
+
+/// Predicts from manifests and, where they know nothing of a stage, from all results of its kind.
+pub struct Predictor<'p> {
+    planner: &'p Planner<'p>,
+    kinds: RefCell<HashMap<&'static str, Rc<Vec<Kept>>>>,
+    /// Records of earlier runs by stage, and by the name of a repeated one; newest first.
+    records: OnceCell<HashMap<&'p str, Vec<&'p StageRecord>>>,
+    forecast: Option<&'p Forecast>,
+}
+
+impl<'p> Predictor<'p> {
+    /// A predictor beside a planner.
+    pub fn new(planner: &'p Planner<'p>) -> Self {
+        Self { planner, kinds: RefCell::default(), records: OnceCell::new(), forecast: None }
+    }
+
+    /// The same, with what was measured and what follows from shapes put before what earlier runs took.
+    pub fn with(planner: &'p Planner<'p>, forecast: &'p Forecast) -> Self {
+        Self { forecast: Some(forecast), ..Self::new(planner) }
+    }
+
+    /// What a stage with this verdict would take; `None` for one that does not run.
+    ///
+    /// # Errors
+    /// A damaged index.
+    pub fn predict(&self, stage: &StageNode, verdict: &Verdict) -> Result<Option<Prediction>, StoreError> {
+        let (mut prediction, left) = match verdict {
+            Verdict::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
+            Verdict::Wait { .. } => (self.whole(stage, None), None),
+            Verdict::Reuse(_) | Verdict::Fail(_) => return Ok(None),
+        };
+        if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
+            foretell(&mut prediction, outline, left);
+        }
+        Ok(Some(prediction))
+    }
+
+    /// The prediction, and the tasks and steps that are left where it has units.
+    fn run(
+        &self,
+        stage: &StageNode,
+        inputs: &Resolved,
+        forced: bool,
+    ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
+        // Inputs that cannot be cut into units make the run fail; a prediction has nothing to say to that.
+        let units = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten();
+        let Some(units) = units else { return Ok((self.whole(stage, None), None)) };
+        let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
+        for unit in &units {
+            let found = if forced { None } else { self.unit(stage, inputs, unit)? };
+            match found {
+                Some(spent) => {
+                    cached += 1;
+                    seconds += spent;
+                    done += unit.steps;
+                }
+                None => left += unit.steps,
+            }
+        }
+        let units = Units { cached, total: units.len() };
+        let mut prediction = self.whole(stage, Some(units));
+        if cached > 0 && done > 0 {
+            prediction.seconds = Some(seconds / done as f64 * left as f64);
+            prediction.basis = format!("its {cached} cached units");
+        }
+        let tasks = (units.total - units.cached) as u64;
+        prediction.tasks = Some(tasks);
+        Ok((prediction, Some((tasks, left))))
+    }
+
+    /// Seconds that a cached unit took.
+    fn unit(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Result<Option<f64>, StoreError> {
+        let recipe = self.planner.unit_recipe(stage, inputs, unit);
+        Ok(self.planner.store.lookup(&recipe.fingerprint())?.map(|entry| entry.seconds))
+    }
+
+    /// A prediction from earlier runs of the stage, of one of the same name for another item, or of its kind.
+    fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
+        let Some(known) = self.known(stage) else {
+            return Prediction {
+                units,
+                basis: "nothing of its kind has run".into(),
+                ..Prediction::default()
+            };
+        };
+        // A unit is what scales; how long one takes with other parameters is not known better than this.
+        let scaled = units
+            .zip(known.units)
+            .map(|(now, then)| known.seconds / then.max(1) as f64 * (now.total - now.cached) as f64);
+        let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
+        let seconds = Some(scaled.unwrap_or(known.seconds * part));
+        let (bytes, basis) = (Some(known.bytes), known.basis);
+        Prediction { seconds, bytes, units, basis, ..Prediction::default() }
+    }
+
+    fn known(&self, stage: &StageNode) -> Option<Known> {
+        let records = self.records.get_or_init(|| {
+            let mut records: HashMap<&str, Vec<&StageRecord>> = HashMap::new();
+            for record in self.planner.history().records() {
+                let id = record.stage.as_str();
+                records.entry(id).or_default().push(record);
+                if let Some((base, _)) = id.split_once('[') {
+                    records.entry(base).or_default().push(record);
+                }
+            }
+            records
+        });
+        let of = |name: &str| known(records.get(name)?.iter().copied());
+        of(&stage.id).or_else(|| of(&stage.base)).or_else(|| self.of_kind(stage.kind.name()))
+    }
+
+    /// The middle one of the kind's results.
+    fn of_kind(&self, kind: &'static str) -> Option<Known> {
+        let mut kinds = self.kinds.borrow_mut();
+        let kept =
+            kinds.entry(kind).or_insert_with(|| Rc::new(cached_results::of_kind(self.planner.store, kind)));
+        let computed = kept.iter().filter(|kept| kept.entry.adopted.is_none());
+        let mut seconds: Vec<f64> = computed.clone().map(|kept| kept.entry.seconds).collect();
+        let mut bytes: Vec<u64> =
+            computed.map(|kept| kept.entry.outputs.values().map(|artifact| artifact.size).sum()).collect();
+        seconds.sort_by(f64::total_cmp);
+        bytes.sort_unstable();
+        let middle = seconds.len() / 2;
+        let basis = match seconds.len() {
+            1 => format!("the one result of the kind {kind}"),
+            count => format!("the median of {count} results of the kind {kind}"),
+        };
+        Some(Known { seconds: *seconds.get(middle)?, bytes: bytes[middle], units: None, basis })
+    }
+}
+
+/// Puts what was measured, and what follows from shapes, in place of what earlier runs took; `left` are the tasks and steps that
+/// are not in the cache yet.
+fn foretell(prediction: &mut Prediction, outline: &Outline, left: Option<(u64, u64)>) {
+    let Ok(foreseen) = &outline.foreseen else { return };
+    if let Some(bytes) = foreseen.bytes() {
+        prediction.bytes = Some(bytes);
+        let units = prediction.units;
+        let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
+        prediction.disk = Some(bytes + (foreseen.parts as f64 * part) as u64);
+    }
+    let Some(work) = &foreseen.work else { return };
+    let (tasks, steps) = left.unwrap_or((work.tasks, work.steps));
+    prediction.tasks = Some(tasks);
+    if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
+        prediction.seconds = Some(seconds);
+        prediction.joining = measured.merge * foreseen.parts as f64;
+        prediction.host_memory = Some(measured.host);
+        prediction.device_memory = Some(measured.device);
+        prediction.basis = "a measurement on this machine".into();
+    }
+}
+
+/// The newest of the records that tells how long the stage took.
+fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
+    let done = |record: &&StageRecord| {
+        matches!(record.outcome, Outcome::Ran | Outcome::Reused) && record.adopted.is_none()
+    };
+    let mut fallback = None;
+    for record in records.filter(done) {
+        let bytes = record.outputs.values().map(|artifact| artifact.size).sum();
+        let basis = format!("the last run of {}", record.stage);
+        match record.outcome {
+            // Which says how many units its seconds were spent on.
+            Outcome::Ran if record.units_run > 0 => {
+                let units = record.units_run + record.units_reused;
+                let seconds = record.seconds / record.units_run as f64 * units as f64;
+                return Some(Known { seconds, bytes, units: Some(units), basis });
+            }
+            Outcome::Reused if fallback.is_none() => {
+                fallback = Some(Known { seconds: record.seconds, bytes, units: None, basis });
+            }
+            _ => {}
+        }
+    }
+    fallback
+}

@@ -1,0 +1,113 @@
+//! Runs what the plan says: schedules units on workers, keeps results, emits events.
+
+pub mod adopt;
+mod cancel;
+mod coordinator;
+pub mod event;
+mod failure;
+mod messages;
+pub mod noop_cache;
+mod noop_run;
+mod queue;
+mod record;
+mod state;
+mod worker_slots;
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use crate::exec::event::Event;
+use crate::identity::recipe::Numerics;
+use crate::pipeline::Pipeline;
+use crate::plan::graph::Graph;
+use crate::provenance::manifest::{Conditions, Manifest, Program};
+use crate::store::{Store, StoreError};
+use crate::worker::local::Backend;
+pub use cancel::{Haste, Stop};
+use coordinator::Coordinator;
+pub use noop_run::Again;
+use queue::Queue;
+use worker_slots::{Reports, Slot};
+
+/// A run: what to do, where to keep it, who is told.
+pub struct Run<'a> {
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The selected stages.
+    pub graph: &'a Graph,
+    /// The cache.
+    pub store: &'a Store,
+    /// Makes the workers.
+    pub backend: &'a dyn Backend,
+    /// How numbers are computed.
+    pub numerics: &'a Numerics,
+    /// Stages to compute whatever the cache holds.
+    pub forced: &'a [usize],
+    /// The results folder.
+    pub results: PathBuf,
+    /// The pipeline file, for the manifest.
+    pub file: PathBuf,
+    /// The `--set` arguments, for the manifest.
+    pub sets: Vec<String>,
+    /// The program that runs, for the manifest.
+    pub program: Program,
+    /// Workers, threads and devices, for the manifest.
+    pub conditions: Conditions,
+    /// Ends the run before it is done.
+    pub stop: &'a Stop,
+    /// Hears what happens.
+    pub emit: &'a dyn Fn(Event),
+}
+
+impl Run<'_> {
+    /// Brings every selected stage up to date and writes the manifest.
+    ///
+    /// A stage that fails is in the manifest with its error; stages that do not need it go on. A run that is stopped
+    /// writes its manifest too.
+    ///
+    /// # Errors
+    /// A store that cannot be read or written.
+    pub fn execute(&self) -> Result<Manifest, StoreError> {
+        let _use = self.store.in_use(|| {
+            let message = "waiting for `attrflow cache gc` to end".to_owned();
+            (self.emit)(Event::Log { level: "INFO".into(), message });
+        })?;
+        self.bring().map_err(|error| self.store.told(error))
+    }
+
+    fn bring(&self) -> Result<Manifest, StoreError> {
+        let queue = Queue::new(self.backend.slots());
+        let mut coordinator = Coordinator::new(self, &queue);
+        coordinator.begin()?;
+        // No worker, thread or folder is made for a run that finds everything in the cache.
+        if coordinator.busy() {
+            let scratch = self.store.scratch()?;
+            let (reports, incoming) = mpsc::channel();
+            self.stop.listen(reports.clone());
+            std::thread::scope(|scope| {
+                let _close = CloseOnDrop(&queue);
+                let (backend, store, stop) = (self.backend, self.store, self.stop);
+                for slot in 0..backend.slots() {
+                    let (queue, scratch, reports) = (&queue, &scratch, Reports { to: reports.clone(), stop });
+                    scope.spawn(move || Slot::new(slot, queue, backend, store, scratch, reports).serve());
+                }
+                drop(reports);
+                while coordinator.busy() {
+                    let report = incoming.recv().expect("slots live as long as the queue is open");
+                    coordinator.hear(report)?;
+                }
+                Ok::<(), StoreError>(())
+            })?;
+        }
+        coordinator.finish()
+    }
+}
+
+/// Ends the slots however the coordinator ends, or they would wait for ever.
+struct CloseOnDrop<'a>(&'a Queue);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

@@ -1,0 +1,306 @@
+//! Threads that take jobs from one queue, each with workers of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SendError, Sender};
+use std::time::{Duration, Instant};
+
+use super::cancel::{Haste, Stop};
+use super::messages::Report;
+use super::queue::{Job, Queue};
+use crate::kind::Unit;
+use crate::store::{Attempt, Entry, Found, Lock, Scratch, Store, StoreError};
+use crate::worker::local::{Backend, Part, Piece, Reply, Task, TaskError, Worker};
+
+/// Where a slot reports to, and hears that the run is to stop.
+pub(super) struct Reports<'a> {
+    pub to: Sender<Report>,
+    pub stop: &'a Stop,
+}
+
+impl Reports<'_> {
+    fn send(&self, report: Report) -> Result<(), SendError<Report>> {
+        self.to.send(report)
+    }
+
+    /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
+    fn say(&self, report: Report) {
+        let _ = self.send(report);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the input `{port}` changed while it was read: {path}", path = path.display())]
+    Changed { port: String, path: PathBuf },
+    #[error("the input `{port}` changed while it was read: {what}")]
+    Lost { port: String, what: String },
+    #[error("the run was stopped")]
+    Stopped,
+    #[error("the runner broke on this job, which is a fault of attrflow; -vvv tells more")]
+    Panic,
+}
+
+/// A result, and the seconds that it took; none where another run had computed it.
+type Outcome = Result<(Entry, Option<f64>), JobError>;
+/// An error is that the coordinator is gone, and the slot has nobody to work for.
+type Sent = Result<(), SendError<Report>>;
+
+/// A job that a slot has to bring to an end.
+struct Held {
+    job: Box<Job>,
+    /// Keeps others from computing it; none while it is waited for.
+    lock: Option<Lock>,
+    /// Whether it was said to have begun.
+    begun: bool,
+}
+
+/// One of the threads.
+pub(super) struct Slot<'a> {
+    number: usize,
+    queue: &'a Queue,
+    backend: &'a dyn Backend,
+    store: &'a Store,
+    scratch: &'a Scratch,
+    reports: Reports<'a>,
+    /// For kinds that need libtorch, and for those that don't; each is started when there is something for it to do.
+    workers: [Option<Box<dyn Worker>>; 2],
+    /// Emptied folders of earlier tasks.
+    spare: Vec<Attempt>,
+}
+
+impl<'a> Slot<'a> {
+    pub fn new(
+        number: usize,
+        queue: &'a Queue,
+        backend: &'a dyn Backend,
+        store: &'a Store,
+        scratch: &'a Scratch,
+        reports: Reports<'a>,
+    ) -> Self {
+        Self { number, queue, backend, store, scratch, reports, workers: [None, None], spare: Vec::new() }
+    }
+
+    /// Takes jobs until there will be no more.
+    pub fn serve(mut self) {
+        // Without waiting for any: two runs that each hold what the other waits for would wait for ever.
+        while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
+            let held = jobs.into_iter().map(|(job, lock)| Held { job, lock, begun: false });
+            let mut held: Vec<Held> = held.collect();
+            // A job that got lost would be waited for without end.
+            let brought = catch_unwind(AssertUnwindSafe(|| self.bring(&mut held))).unwrap_or(Ok(()));
+            let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
+            if brought.and(rest).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Brings a job to its end, together with those that keep it company; what is then left in `held` got lost.
+    fn bring(&mut self, held: &mut Vec<Held>) -> Sent {
+        if held[0].lock.is_none() {
+            match self.lock(&held[0].job) {
+                Ok(lock) => held[0].lock = Some(lock),
+                Err(error) => return self.end(held.remove(0), Err(error)),
+            }
+        }
+        let mut place = 0;
+        while place < held.len() {
+            match self.found(&held[place].job) {
+                Ok(None) => place += 1,
+                Ok(Some(entry)) => self.end(held.remove(place), Ok((entry, None)))?,
+                Err(error) => self.end(held.remove(place), Err(error.into()))?,
+            }
+        }
+        let mut at_once = held.len();
+        while !held.is_empty() {
+            let Err(error) = self.compute(held, at_once) else { continue };
+            let stopped = self.reports.stop.asked().is_some();
+            let stage = held[0].job.common.stage;
+            if at_once == 1 {
+                self.end(held.remove(0), Err(error))?;
+            } else {
+                tracing::debug!("{error}; what is left of {at_once} units is computed one by one");
+            }
+            // Of a stage that failed, nothing more is begun. Which of several units is at fault shows when each is alone.
+            let over = |held: &mut Held| stopped || (at_once == 1 && held.job.common.stage == stage);
+            let over: Vec<Held> = held.extract_if(.., over).collect();
+            over.into_iter().try_for_each(|held| self.end(held, Err(JobError::Stopped)))?;
+            at_once = 1;
+        }
+        Ok(())
+    }
+
+    /// Reports how a job ended, and lets go of its lock.
+    fn end(&self, held: Held, outcome: Outcome) -> Sent {
+        let (stage, unit) = (held.job.common.stage, held.job.unit);
+        self.reports.send(match outcome {
+            Ok((entry, seconds)) => Report::Done(stage, unit, Box::new(entry), seconds),
+            Err(JobError::Store(error)) if !error.is_the_stage() => Report::Broken(error),
+            Err(JobError::Stopped) => Report::Dropped,
+            // What was killed did not fail.
+            Err(JobError::Task(TaskError::Died(_))) if self.reports.stop.asked() == Some(Haste::Now) => {
+                Report::Dropped
+            }
+            Err(error) => Report::Failed(stage, unit, error.to_string()),
+        })
+    }
+
+    /// Takes hold of a job's fingerprint if nobody has it; why it cannot be had shows when it is waited for.
+    fn try_lock(&self, job: &Job) -> Option<Lock> {
+        let stopped = self.reports.stop.asked().is_some();
+        (!stopped).then(|| self.store.try_lock(&job.recipe.fingerprint()).ok().flatten()).flatten()
+    }
+
+    /// Waits until no other process computes the job's fingerprint.
+    fn lock(&self, job: &Job) -> Result<Lock, JobError> {
+        let fingerprint = job.recipe.fingerprint();
+        loop {
+            if self.reports.stop.asked().is_some() {
+                return Err(JobError::Stopped);
+            }
+            if let Some(lock) = self.store.try_lock(&fingerprint)? {
+                return Ok(lock);
+            }
+            self.reports.say(Report::Waits(job.common.stage, job.unit));
+            // A lock that is waited for in one call would hold up a run that is to stop.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The result of a job that another process finished while this one waited for the lock.
+    fn found(&self, job: &Job) -> Result<Option<Entry>, StoreError> {
+        if job.common.forced {
+            return Ok(None);
+        }
+        let fingerprint = job.recipe.fingerprint();
+        match self.store.find(&fingerprint)? {
+            Found::Stands(entry) => return Ok(Some(*entry)),
+            Found::Lost(_) => self.store.clear(&fingerprint)?,
+            Found::Nothing => {}
+        }
+        Ok(None)
+    }
+
+    /// Computes the first `count` jobs as one task. Those that are done leave `held`, however the task ends.
+    fn compute(&mut self, held: &mut Vec<Held>, count: usize) -> Result<(), JobError> {
+        let light = held[0].job.common.kind.light();
+        let mut worker = match self.workers[usize::from(light)].take() {
+            Some(worker) => worker,
+            None => self.backend.start(self.number, light)?,
+        };
+        let mut running = Running { open: Vec::new(), since: Instant::now(), sound: true };
+        let mut task = Task { kind: held[0].job.common.kind.name().to_owned(), pieces: Vec::new() };
+        for Held { job, begun, .. } in &mut held[..count] {
+            let attempt = match self.spare.pop() {
+                Some(attempt) => attempt,
+                None => self.scratch.attempt()?,
+            };
+            task.pieces.push(Piece {
+                params: job.common.params.clone(),
+                inputs: job.common.inputs.clone(),
+                part: job.part.clone(),
+                out: attempt.path().to_path_buf(),
+            });
+            running.open.push((running.open.len(), attempt));
+            if !std::mem::replace(begun, true) {
+                self.reports.say(Report::Began(job.common.stage, job.unit));
+            }
+        }
+        running.since = Instant::now();
+        let working = self.reports.stop.enter(worker.group());
+        let first = (held[0].job.common.stage, held[0].job.unit);
+        let result = worker.run(&task, &mut |reply| match reply {
+            Reply::Finished { pieces } => self.keep(&pieces, &mut running, held),
+            Reply::Progress { piece, .. } => {
+                let place = running.open.iter().position(|(open, _)| *open == piece);
+                if let Some(Held { job, .. }) = place.and_then(|place| held.get(place)) {
+                    self.reports.say(Report::Said(job.common.stage, job.unit, reply));
+                }
+            }
+            reply => self.reports.say(Report::Said(first.0, first.1, reply)),
+        });
+        drop(working);
+        if result.is_ok() {
+            let rest: Vec<usize> = running.open.iter().map(|(piece, _)| *piece).collect();
+            self.keep(&rest, &mut running, held);
+        }
+        // Any other end than a failure that it told leaves a worker that is not to be relied on.
+        if running.sound && matches!(result, Ok(()) | Err(TaskError::Failed(_))) {
+            self.workers[usize::from(light)] = Some(worker);
+        }
+        // What a task finished before it failed is no less done.
+        if running.open.is_empty() { Ok(()) } else { Ok(result?) }
+    }
+
+    /// Takes what the task wrote for some of its pieces, and reports them.
+    fn keep(&mut self, pieces: &[usize], running: &mut Running, held: &mut Vec<Held>) {
+        let now = Instant::now();
+        let among = |(piece, _): &(usize, Attempt)| pieces.contains(piece);
+        let count = running.open.iter().filter(|open| among(open)).count();
+        // They were computed together, so nothing tells how long each of them took.
+        let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
+        running.since = now;
+        while let Some(place) = running.open.iter().position(among) {
+            let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
+            let outcome = self.commit(&held.job, attempt, seconds);
+            running.sound &= outcome.is_ok();
+            // A coordinator that is gone is noticed with the next job.
+            let _ = self.end(held, outcome);
+        }
+    }
+
+    /// Takes what a job's attempt holds into the store.
+    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64) -> Outcome {
+        let begun = Instant::now();
+        let common = &job.common;
+        // What was hashed before must be what the worker read, or a result would stand under a wrong recipe.
+        for (port, path) in &common.sources {
+            let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
+            if expected.is_some_and(|expected| self.store.source(path).ok().as_ref() != Some(expected)) {
+                return Err(JobError::Changed { port: port.clone(), path: path.clone() });
+            }
+        }
+        // The same for what the store holds or leads to.
+        for (port, artifact) in &common.upstream {
+            if let Some(what) = self.store.harm(artifact)? {
+                return Err(JobError::Lost { port: port.clone(), what });
+            }
+        }
+        let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
+        // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
+        self.spare.extend(self.scratch.again(attempt));
+        let kept = begun.elapsed().as_secs_f64();
+        let fingerprint = job.recipe.fingerprint().short();
+        let kind = common.kind.name();
+        tracing::debug!("{kind}, {fingerprint}: computed in {seconds:.3} s, kept in {kept:.3} s");
+        Ok((entry, Some(seconds)))
+    }
+}
+
+/// A task under way.
+struct Running {
+    /// Its pieces that are not done, by number, and where each writes; in the order of the jobs.
+    open: Vec<(usize, Attempt)>,
+    /// When it began, or gave its last result.
+    since: Instant,
+    /// Whether all of its results could be kept.
+    sound: bool,
+}
+
+/// The port under which a unit's folder is kept.
+pub(super) const PART: &str = "part";
+
+fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
+    match job.part {
+        Part::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Part::Whole | Part::Merge(_) => {
+            let outputs = job.common.outputs.iter();
+            outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Which files of a folder differ from those of an earlier run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::identity::digest::Digest;
+use crate::store::{self, Store, StoreError};
+
+/// Files below a folder that are not as they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Changed {
+    /// Those that were not there.
+    pub new: Vec<String>,
+    /// Those that are no longer there.
+    pub gone: Vec<String>,
+    /// Those with other bytes.
+    pub changed: Vec<String>,
+    /// Those written since: all that is known of a folder outside the store.
+    pub newer: Vec<String>,
+}
+
+/// A list of files with its name, for listings.
+pub type Listed<'c> = (&'static str, &'c [String]);
+
+impl Changed {
+    /// The lists that hold anything.
+    pub fn lists(&self) -> impl Iterator<Item = Listed<'_>> {
+        let Self { new, gone, changed, newer } = self;
+        let lists: [Listed<'_>; 4] =
+            [("changed", changed), ("new", new), ("gone", gone), ("written since", newer)];
+        lists.into_iter().filter(|(_, files)| !files.is_empty())
+    }
+}
+
+/// The difference between two stored folders, at a path below; `None` where the store no longer lists one of them, or
+/// a file stands there.
+pub(super) fn changed(
+    store: &Store,
+    before: &Digest,
+    now: &Digest,
+    sub: Option<&str>,
+) -> Result<Option<Changed>, StoreError> {
+    let (Some(before), Some(now)) = (store.listing(before)?, store.listing(now)?) else { return Ok(None) };
+    let below = |path: &str| match sub {
+        None => Some(path.to_owned()),
+        Some(sub) => path.strip_prefix(sub)?.strip_prefix('/').map(str::to_owned),
+    };
+    let table = |files: &[crate::identity::digest::Listed]| -> BTreeMap<String, Digest> {
+        files.iter().filter_map(|file| Some((below(&file.path)?, file.digest))).collect()
+    };
+    let (before, now) = (table(&before.0), table(&now.0));
+    let missing = |from: &BTreeMap<String, Digest>, to: &BTreeMap<String, Digest>| {
+        from.keys().filter(|name| !to.contains_key(*name)).cloned().collect()
+    };
+    let differs = |(name, digest): &(&String, &Digest)| before.get(*name).is_some_and(|old| old != *digest);
+    let changed = now.iter().filter(differs).map(|(name, _)| name.clone()).collect();
+    let found =
+        Changed { new: missing(&now, &before), gone: missing(&before, &now), changed, newer: Vec::new() };
+    Ok((found != Changed::default()).then_some(found))
+}
+
+/// The files of a folder outside the store that were written after a run began; `None` for a file.
+pub(super) fn newer(folder: &Path, started: &str) -> Option<Changed> {
+    let started: std::time::SystemTime = started.parse::<jiff::Timestamp>().ok()?.into();
+    if !folder.is_dir() {
+        return None;
+    }
+    let written = |name: &String| fs_err::metadata(folder.join(name)).and_then(|file| file.modified());
+    let names = store::names(folder).ok()?.into_iter();
+    let newer: Vec<String> = names.filter(|name| written(name).is_ok_and(|time| time > started)).collect();
+    (!newer.is_empty()).then(|| Changed { newer, ..Changed::default() })
+}

@@ -1,0 +1,249 @@
+//! Why a stage would run: what counts for it, what changed, where that is written, and what an edit would save.
+
+mod blame;
+mod file_changes;
+mod nearest_hit;
+pub mod source_location;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+pub use crate::estimate::predict::{Prediction, Predictor, Units};
+pub use blame::Blame;
+pub use file_changes::{Changed, Listed};
+pub use nearest_hit::{Edit, Near, nearest};
+pub use source_location::{Place, config_key, place};
+
+use crate::config::text::Sources;
+use crate::identity::digest::Digest;
+use crate::identity::recipe::{self, Change};
+use crate::kind::Inputs;
+use crate::pipeline::Source as Feed;
+use crate::plan::graph::Graph;
+use crate::plan::{InputError, Last, Planner, Resolved, Verdict};
+use crate::store::{Entry, StoreError};
+
+/// One field of a recipe.
+#[derive(Debug, Clone, Serialize)]
+pub struct Field {
+    /// The dotted name: `params.loss.seed`.
+    pub field: String,
+    /// The value now; `None` for an input that is not known before another stage ran.
+    pub value: Option<String>,
+    /// What changed, if it did.
+    pub change: Option<Change>,
+    /// Where a parameter is written.
+    pub place: Option<Place>,
+    /// Who changed that line last; only of what changed.
+    pub blame: Option<Blame>,
+    /// What an input reads.
+    pub input: Option<Input>,
+}
+
+/// What stands on an input.
+#[derive(Debug, Clone, Serialize)]
+pub struct Input {
+    /// `stage.port/below`, or a path.
+    pub reads: String,
+    /// Bytes, where it stands.
+    pub bytes: Option<u64>,
+    /// When a source was last written, UTC.
+    pub written: Option<String>,
+    /// The files below that differ from the last run's, where the input changed and is a folder.
+    pub files: Option<Changed>,
+}
+
+/// All there is to say of a stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// The stage.
+    pub stage: String,
+    /// Its kind.
+    pub kind: String,
+    /// `reuse`, `run`, `wait` or `fail`.
+    pub verdict: &'static str,
+    /// Why, for people.
+    pub why: String,
+    /// The fields that count, in the order of the hash.
+    pub fields: Vec<Field>,
+    /// Parameters that do not count, with their values.
+    pub uncounted: Vec<(String, String)>,
+    /// When the run began that `changes` are told from, and its manifest.
+    pub since: Option<(String, PathBuf)>,
+    /// Its units; `None` for a stage of one piece or one that waits.
+    pub units: Option<Units>,
+    /// What computing it would take; `None` where it does not run.
+    pub predicted: Option<Prediction>,
+}
+
+/// The results of the stages that need not run.
+pub fn standing(verdicts: &[(usize, Verdict)]) -> BTreeMap<usize, Entry> {
+    let standing = verdicts.iter().filter_map(|(index, verdict)| match verdict {
+        Verdict::Reuse(entry) => Some((*index, (**entry).clone())),
+        _ => None,
+    });
+    standing.collect()
+}
+
+/// Explains the stages of these numbers, which `graph` must hold.
+///
+/// # Errors
+/// A damaged index.
+pub fn explain(
+    planner: &Planner<'_>,
+    graph: &Graph,
+    stages: &[usize],
+    sources: &Sources,
+) -> Result<Vec<Explanation>, StoreError> {
+    let verdicts = planner.all(graph)?;
+    let done = standing(&verdicts);
+    let wanted = verdicts.iter().filter(|(index, _)| stages.contains(index));
+    wanted.map(|(index, verdict)| one(planner, *index, verdict, &done, sources)).collect()
+}
+
+fn one(
+    planner: &Planner<'_>,
+    index: usize,
+    verdict: &Verdict,
+    done: &BTreeMap<usize, Entry>,
+    sources: &Sources,
+) -> Result<Explanation, StoreError> {
+    let stage = &planner.pipeline.stages[index];
+    let inputs = match planner.inputs(stage, done) {
+        Ok(Ok(inputs) | Err((inputs, _))) => inputs,
+        Err(InputError::Store(error)) => return Err(error),
+        Err(_) => Resolved::default(),
+    };
+    let recipe = planner.recipe(stage, &inputs);
+    let last = planner.history().last(&stage.id);
+    let changes = last.map(|last| recipe::changes(last.recipe, &recipe)).unwrap_or_default();
+    let unknown: BTreeSet<String> = stage
+        .inputs
+        .keys()
+        .filter(|port| !inputs.digests.contains_key(*port))
+        .map(|port| format!("inputs.{}", recipe::key_name(port)))
+        .collect();
+    let field = |name: String, value: Option<String>| {
+        let change = changes.iter().find(|change| change.field == name && !unknown.contains(&name)).cloned();
+        let place = place(stage, &name, sources);
+        let port = stage.inputs.keys().find(|port| name == format!("inputs.{}", recipe::key_name(port)));
+        let input =
+            port.map(|port| input(planner, index, port, &inputs, done, last.filter(|_| change.is_some())));
+        let blame = change.as_ref().and(place.as_ref()).and_then(Place::blame);
+        Ok(Field { field: name, value, change, place, blame, input: input.transpose()? })
+    };
+    let mut names: Vec<(String, Option<String>)> =
+        recipe.fields().into_iter().map(|(name, value)| (name, Some(value))).collect();
+    // Inputs that are not known yet are no missing ones.
+    names.retain(|(name, _)| name != "inputs" || unknown.is_empty());
+    names.extend(unknown.iter().map(|name| (name.clone(), None)));
+    // What the last run had and this one has not.
+    let gone = changes.iter().filter(|change| change.new.is_none() && !unknown.contains(&change.field));
+    names.extend(gone.map(|change| (change.field.clone(), Some("absent".to_owned()))));
+    let counts: BTreeSet<&String> = names.iter().map(|(name, _)| name).collect();
+    // As a manifest would keep them: without secrets.
+    let uncounted = recipe::param_fields(&stage.kind.recorded(&stage.params));
+    let uncounted = uncounted.into_iter().filter(|(name, _)| !counts.contains(name)).collect();
+    let fields =
+        names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
+    let (word, why) = match verdict {
+        Verdict::Reuse(entry) if entry.adopted.is_some() => ("reuse", "it was adopted".to_owned()),
+        Verdict::Reuse(_) => ("reuse", "a result of this recipe is in the cache".to_owned()),
+        Verdict::Run(_, _, reason) => ("run", reason.to_string()),
+        Verdict::Wait { upstream, certain: Some(reason) } => {
+            ("run", format!("{reason}; after {}", upstream.join(", ")))
+        }
+        Verdict::Wait { upstream, certain: None } => {
+            ("wait", format!("it runs if {} gives other bytes than before", upstream.join(" or ")))
+        }
+        Verdict::Fail(error) => ("fail", error.clone()),
+    };
+    let predicted = Predictor::new(planner).predict(stage, verdict)?;
+    let units = match verdict {
+        Verdict::Reuse(_) => units(planner, index, &inputs)?,
+        _ => predicted.as_ref().and_then(|predicted| predicted.units),
+    };
+    Ok(Explanation {
+        stage: stage.id.clone(),
+        kind: stage.kind.name().to_owned(),
+        verdict: word,
+        why,
+        fields,
+        uncounted,
+        since: last.map(|last| (last.run.started.clone(), last.path.to_path_buf())),
+        units,
+        predicted,
+    })
+}
+
+/// How many units of a stage are in the cache.
+fn units(planner: &Planner<'_>, index: usize, inputs: &Resolved) -> Result<Option<Units>, StoreError> {
+    let stage = &planner.pipeline.stages[index];
+    let Some(units) = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten() else {
+        return Ok(None);
+    };
+    let mut cached = 0;
+    for recipe in planner.unit_recipes(stage, inputs, &units) {
+        cached += usize::from(planner.store.lookup(&recipe.fingerprint())?.is_some());
+    }
+    Ok(Some(Units { cached, total: units.len() }))
+}
+
+/// What stands on a port, and which files of it differ from those of an earlier run.
+fn input(
+    planner: &Planner<'_>,
+    index: usize,
+    port: &str,
+    inputs: &Resolved,
+    done: &BTreeMap<usize, Entry>,
+    last: Option<Last<'_>>,
+) -> Result<Input, StoreError> {
+    let feed = &planner.pipeline.stages[index].inputs[port];
+    let mut input = Input { reads: reads(planner, feed), bytes: None, written: None, files: None };
+    match feed {
+        Feed::File(path) => {
+            let metadata = fs_err::metadata(path).ok();
+            let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+            input.written = time.map(time_of);
+            input.bytes = metadata.filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
+            if let Some(last) = last {
+                input.files = file_changes::newer(path, &last.run.started);
+            }
+        }
+        Feed::Port { stage: upstream, port: output, sub, .. } => {
+            let Some(now) = done.get(upstream).and_then(|entry| entry.outputs.get(output)) else {
+                return Ok(input);
+            };
+            let path = inputs.paths.get(port).and_then(|path| fs_err::metadata(path).ok());
+            input.bytes = path.filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
+            let id = &planner.pipeline.stages[*upstream].id;
+            let before: Option<Digest> = last.and_then(|last| {
+                let record = last.run.stages.iter().find(|record| record.stage == *id)?;
+                Some(record.outputs.get(output)?.digest)
+            });
+            if let (Some(before), true) = (before, now.folder) {
+                input.files = file_changes::changed(planner.store, &before, &now.digest, sub.as_deref())?;
+            }
+        }
+    }
+    Ok(input)
+}
+
+/// `stage.port/below`, or a path.
+fn reads(planner: &Planner<'_>, feed: &Feed) -> String {
+    match feed {
+        Feed::File(path) => path.display().to_string(),
+        Feed::Port { stage, port, sub, .. } => {
+            let below = sub.as_ref().map(|sub| format!("/{sub}")).unwrap_or_default();
+            format!("{}.{port}{below}", planner.pipeline.stages[*stage].id)
+        }
+    }
+}
+
+/// A time as people read it, UTC.
+fn time_of(time: std::time::SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time);
+    time.map(|time| time.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default()
+}

@@ -1,0 +1,107 @@
+//! What the files of a cache take: lengths, and what the disk says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::identity::digest::Digest;
+use crate::store::{Store, StoreError};
+
+/// Files and what they take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// Files, links and folders.
+    pub files: u64,
+    /// The lengths of the files together.
+    pub bytes: u64,
+    /// Bytes in blocks of the disk; what has several names counts once.
+    pub disk: u64,
+}
+
+impl std::ops::AddAssign for Space {
+    fn add_assign(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.disk += other.disk;
+    }
+}
+
+/// All that is below a cache's folder.
+#[derive(Debug, Default)]
+pub struct Disk {
+    /// Objects with what stands beside them, by digest.
+    pub objects: BTreeMap<Digest, Space>,
+    /// What is no object: `index`, `runs`, `downloads`, `tmp`, `quarantine`, `other`.
+    pub rooms: BTreeMap<&'static str, Space>,
+    /// Files with a second name that was counted.
+    seen: BTreeSet<(u64, u64)>,
+}
+
+impl Disk {
+    /// Looks at every file of a store.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn of(store: &Store) -> Result<Self, StoreError> {
+        let mut disk = Self::default();
+        let root = store.root();
+        if root.is_dir() {
+            disk.walk(root, root)?;
+        }
+        Ok(disk)
+    }
+
+    /// Everything together.
+    pub fn total(&self) -> Space {
+        let mut total = Space::default();
+        self.objects.values().chain(self.rooms.values()).for_each(|space| total += *space);
+        total
+    }
+
+    fn walk(&mut self, root: &Path, path: &Path) -> Result<(), StoreError> {
+        // A run may remove a file while it is looked for.
+        let Ok(metadata) = fs_err::symlink_metadata(path) else { return Ok(()) };
+        let first =
+            metadata.nlink() < 2 || metadata.is_dir() || self.seen.insert((metadata.dev(), metadata.ino()));
+        let bytes = if metadata.is_file() { metadata.len() } else { 0 };
+        let space = Space { files: 1, bytes, disk: if first { metadata.blocks() * 512 } else { 0 } };
+        let below = path.strip_prefix(root).unwrap_or(path);
+        match object(below) {
+            Some(digest) => *self.objects.entry(digest).or_default() += space,
+            None => *self.rooms.entry(room(below)).or_default() += space,
+        }
+        if metadata.is_dir() {
+            for entry in fs_err::read_dir(path)? {
+                self.walk(root, &entry?.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The object that a path below the cache belongs to: `objects/ab/ab12…` and all below and beside it.
+fn object(below: &Path) -> Option<Digest> {
+    let mut parts = below.iter().map(|part| part.to_str().unwrap_or_default());
+    if parts.next() != Some("objects") {
+        return None;
+    }
+    let name = parts.nth(1)?;
+    name.split('.').next()?.parse().ok()
+}
+
+fn room(below: &Path) -> &'static str {
+    let first = below.iter().next().and_then(|part| part.to_str()).unwrap_or_default();
+    match first {
+        "runs" => "runs",
+        "downloads" => "downloads",
+        "tmp" => "tmp",
+        "quarantine" => "quarantine",
+        // The folders themselves count as the index, which they are.
+        "" | "objects" | "pins-v1" | "stat-v1.json" | "vouched-v1" | "packed-v1" => "index",
+        "recall-v1" | "units.lock" | "slices-v1" => "index",
+        first if first.starts_with("recipes-v") || first.starts_with("units-v") => "index",
+        _ => "other",
+    }
+}

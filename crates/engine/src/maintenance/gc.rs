@@ -1,0 +1,240 @@
+//! What can go: a plan that names everything first, and the taking away.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::inventory::{Inventory, Item};
+use super::orphans;
+use super::policy::{Policy, Step, What};
+use super::retention::{Kept, Why};
+use crate::identity::digest::Digest;
+use crate::store::{Alone, Store, StoreError};
+
+/// What goes and what stays.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    /// In the order that it goes in.
+    pub steps: Vec<Step>,
+    /// Bytes of the disk that the cache takes now.
+    pub before: u64,
+    /// Bytes that the steps free.
+    pub frees: u64,
+    /// What stays of results and units: how many, and what they take.
+    pub kept: BTreeMap<Why, (usize, u64)>,
+    /// Bytes above the budget after all steps.
+    pub over: Option<u64>,
+}
+
+/// What was taken away so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Entries of the index.
+    pub entries: usize,
+    /// Objects.
+    pub objects: usize,
+}
+
+/// Counts who names an object.
+struct References(BTreeMap<Digest, usize>);
+
+impl References {
+    fn of(inventory: &Inventory, kept: &Kept) -> Self {
+        let mut counts: BTreeMap<Digest, usize> = kept.objects.iter().map(|digest| (*digest, 1)).collect();
+        for item in inventory.items.values() {
+            digests(item).into_iter().for_each(|digest| *counts.entry(digest).or_default() += 1);
+        }
+        Self(counts)
+    }
+
+    /// Takes an entry away, and returns the objects that nobody names any more.
+    fn drop(&mut self, item: &Item) -> Vec<Digest> {
+        let mut free = digests(item);
+        free.retain(|digest| {
+            let count = self.0.entry(*digest).or_default();
+            *count = count.saturating_sub(1);
+            *count == 0
+        });
+        free.into_iter().collect()
+    }
+}
+
+fn digests(item: &Item) -> BTreeSet<Digest> {
+    item.entry.outputs.values().map(|artifact| artifact.digest).collect()
+}
+
+impl Plan {
+    /// What would go.
+    ///
+    /// # Errors
+    /// A record that cannot be read: what it needs is not known, so nothing may go.
+    pub fn of(
+        store: &Store,
+        inventory: &Inventory,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Self, StoreError> {
+        orphans::readable(store, inventory)?;
+        let kept = Kept::of(inventory, policy, now);
+        let mut references = References::of(inventory, &kept);
+        let mut steps = orphans::steps(store, inventory, policy, now)?;
+        for (digest, space) in &inventory.disk.objects {
+            if references.0.get(digest).is_none_or(|count| *count == 0) {
+                let name = format!("{}, which no entry names", digest.short());
+                steps.push(Step::rubbish(What::Stray { digest: *digest }, name, space.disk));
+            }
+        }
+        let (units, mut results) = candidates(inventory, &kept);
+        // Cheapest to have back for the room that they take; then those not used for longest.
+        let worth = |fingerprint: &Digest| {
+            let item = &inventory.items[fingerprint];
+            let disk = inventory.space(item, &mut BTreeSet::new()).disk.max(1);
+            (item.entry.seconds / disk as f64, item.used)
+        };
+        results.sort_by(|a, b| {
+            let (a, b) = (worth(a), worth(b));
+            a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
+        });
+        let before = inventory.disk.total().disk;
+        let mut frees: u64 = steps.iter().map(|step| step.frees).sum();
+        let groups = units.into_values().chain(results.into_iter().map(|fingerprint| vec![fingerprint]));
+        for group in groups {
+            if policy.budget.is_some_and(|budget| before.saturating_sub(frees) <= budget) {
+                break;
+            }
+            // What only leads to a user's files takes no room, and would have to be adopted again.
+            let adopted = group.iter().any(|found| inventory.items[found].entry.adopted.is_some());
+            if policy.budget.is_some() && adopted {
+                continue;
+            }
+            let step = Step::results(group, inventory, &mut references);
+            frees += step.frees;
+            steps.push(step);
+        }
+        let over = policy.budget.and_then(|budget| before.saturating_sub(frees).checked_sub(budget));
+        let kept = totals(inventory, &kept);
+        Ok(Self { steps, before, frees, kept, over: over.filter(|over| *over > 0) })
+    }
+
+    /// Takes away what the plan names; `tell` hears of each thing that went.
+    ///
+    /// Entries go first and durably, then objects: whenever this ends, the index never names what was taken away.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn execute(
+        &self,
+        store: &Store,
+        inventory: &Inventory,
+        _alone: &Alone,
+        tell: &mut dyn FnMut(Done),
+    ) -> Result<Done, StoreError> {
+        let mut done = Done::default();
+        let gone: BTreeSet<Digest> = self.steps.iter().flat_map(|step| step.what.entries()).collect();
+        for fingerprint in &gone {
+            store.remove_entry(fingerprint)?;
+            done.entries += 1;
+            tell(done);
+        }
+        store.sync_index()?;
+        for (stage, cut) in &inventory.cuts {
+            let left = |unit: &Digest| inventory.items.contains_key(unit) && !gone.contains(unit);
+            if !cut.units.iter().any(left) {
+                store.forget_cut(stage)?;
+            }
+        }
+        let rest = inventory.items.iter().filter(|(fingerprint, _)| !gone.contains(*fingerprint));
+        let mut named: BTreeSet<Digest> = rest.flat_map(|(_, item)| digests(item)).collect();
+        named.extend(inventory.pins.iter().flat_map(|pin| &pin.objects));
+        let of_gone = gone.iter().filter_map(|found| inventory.items.get(found)).flat_map(digests);
+        let strays = self.steps.iter().filter_map(|step| match step.what {
+            What::Stray { digest } => Some(digest),
+            _ => None,
+        });
+        let objects: BTreeSet<Digest> =
+            of_gone.chain(strays).filter(|digest| !named.contains(digest)).collect();
+        // Also sweeps what killed runs left.
+        let scratch = store.scratch()?;
+        for digest in &objects {
+            store.remove_object(digest, &scratch)?;
+            done.objects += 1;
+            tell(done);
+        }
+        for step in &self.steps {
+            match &step.what {
+                What::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
+                What::Manifest { path } => orphans::remove(path)?,
+                _ => {}
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Units of whole stages, by stage, and everything else that no rule keeps.
+fn candidates(inventory: &Inventory, kept: &Kept) -> (BTreeMap<Digest, Vec<Digest>>, Vec<Digest>) {
+    let mut units: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
+    let mut results = Vec::new();
+    for (fingerprint, item) in &inventory.items {
+        if kept.items.contains_key(fingerprint) || digests(item).iter().any(|d| kept.objects.contains(d)) {
+            continue;
+        }
+        match item.stages.iter().find(|stage| inventory.stands(stage)) {
+            Some(stage) if item.is_unit() => units.entry(*stage).or_default().push(*fingerprint),
+            _ => results.push(*fingerprint),
+        }
+    }
+    (units, results)
+}
+
+fn totals(inventory: &Inventory, kept: &Kept) -> BTreeMap<Why, (usize, u64)> {
+    let mut counted = BTreeSet::new();
+    let mut totals: BTreeMap<Why, (usize, u64)> = BTreeMap::new();
+    let mut order: Vec<(&Why, &Digest)> = kept.items.iter().map(|(found, why)| (why, found)).collect();
+    order.sort();
+    for (why, fingerprint) in order {
+        let Some(item) = inventory.items.get(fingerprint) else { continue };
+        let total = totals.entry(*why).or_default();
+        total.0 += 1;
+        total.1 += inventory.space(item, &mut counted).disk;
+    }
+    totals
+}
+
+impl What {
+    fn entries(&self) -> Vec<Digest> {
+        match self {
+            Self::Result { fingerprint } => vec![*fingerprint],
+            Self::Units { units } => units.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Step {
+    pub(super) fn rubbish(what: What, name: String, frees: u64) -> Self {
+        Self { what, name, kind: String::new(), frees, used: None, seconds: None }
+    }
+
+    /// One result, or the units of one stage.
+    fn results(group: Vec<Digest>, inventory: &Inventory, references: &mut References) -> Self {
+        let items: Vec<&Item> = group.iter().map(|fingerprint| &inventory.items[fingerprint]).collect();
+        let free: BTreeSet<Digest> = items.iter().flat_map(|item| references.drop(item)).collect();
+        let sizes = free.iter().filter_map(|digest| inventory.disk.objects.get(digest));
+        let first = items[0];
+        let name = first.name.as_ref().map_or("of no recorded run".into(), ToString::to_string);
+        let unit = first.is_unit() && first.stages.iter().any(|stage| inventory.stands(stage));
+        Self {
+            name,
+            kind: first.entry.recipe.kind.clone(),
+            frees: sizes.map(|space| space.disk).sum(),
+            used: items.iter().map(|item| item.used).max(),
+            seconds: Some(items.iter().map(|item| item.entry.seconds).sum()),
+            what: match unit {
+                true => What::Units { units: group },
+                false => What::Result { fingerprint: group[0] },
+            },
+        }
+    }
+}

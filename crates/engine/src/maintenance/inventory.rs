@@ -1,0 +1,204 @@
+//! What a cache holds, by the names that the runs gave it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::disk::{Disk, Space};
+use super::pins::{Pin, Pins};
+use crate::identity::digest::Digest;
+use crate::provenance::manifest::{self, Manifest};
+use crate::store::{Cut, Entry, Store, StoreError};
+
+/// A stage of a pipeline, as a run named it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Name {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The stage.
+    pub stage: String,
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.pipeline, self.stage)
+    }
+}
+
+/// A run that left a manifest.
+#[derive(Debug)]
+pub struct Past {
+    /// The file.
+    pub path: PathBuf,
+    /// What it says.
+    pub manifest: Manifest,
+}
+
+/// A result of a stage or of a unit.
+#[derive(Debug)]
+pub struct Item {
+    /// What the index says.
+    pub entry: Entry,
+    /// The stage that had it last; `None` where no run says.
+    pub name: Option<Name>,
+    /// When a run last took it or made it.
+    pub used: Timestamp,
+    /// Whether a manifest names it, or a stage that it is a unit of.
+    pub recorded: bool,
+    /// The fingerprints of the stages that it is a unit of.
+    pub stages: Vec<Digest>,
+}
+
+impl Item {
+    /// Whether it is a unit's part and no stage's result.
+    pub fn is_unit(&self) -> bool {
+        self.entry.recipe.unit.is_some()
+    }
+}
+
+/// All that a store holds, and for whom.
+#[derive(Debug)]
+pub struct Inventory {
+    /// Results by fingerprint.
+    pub items: BTreeMap<Digest, Item>,
+    /// Files of the index that say nothing, and why.
+    pub damaged: Vec<(PathBuf, String)>,
+    /// What the files take.
+    pub disk: Disk,
+    /// The runs of each pipeline, newest first.
+    pub runs: BTreeMap<String, Vec<Past>>,
+    /// Manifests that cannot be read, and why.
+    pub unread: Vec<String>,
+    /// Which units the stages have.
+    pub cuts: BTreeMap<Digest, Cut>,
+    /// What is pinned.
+    pub pins: Vec<Pin>,
+}
+
+impl Inventory {
+    /// Takes stock of a store.
+    ///
+    /// # Errors
+    /// A store that cannot be read.
+    pub fn of(store: &Store) -> Result<Self, StoreError> {
+        let mut runs = BTreeMap::new();
+        let mut unread = Vec::new();
+        let folder = store.root().join("runs");
+        if folder.is_dir() {
+            for pipeline in fs_err::read_dir(folder)? {
+                let pipeline = pipeline?;
+                let mut past = Vec::new();
+                for path in manifest::list(&pipeline.path()) {
+                    match manifest::read(&path) {
+                        Ok(manifest) => past.push(Past { path, manifest }),
+                        Err(error) => unread.push(error.to_string()),
+                    }
+                }
+                runs.insert(pipeline.file_name().to_string_lossy().into_owned(), past);
+            }
+        }
+        let (mut items, mut damaged) = (BTreeMap::new(), Vec::new());
+        for indexed in store.entries()? {
+            match indexed.content {
+                Ok((fingerprint, entry)) => {
+                    let used = stamp(indexed.written);
+                    let item = Item { entry, name: None, used, recorded: false, stages: Vec::new() };
+                    items.insert(fingerprint, item);
+                }
+                Err(reason) => damaged.push((indexed.path, reason)),
+            }
+        }
+        name_results(&mut items, &runs);
+        let cuts = store.cuts()?;
+        name_units(&mut items, &cuts);
+        let cuts = cuts.into_iter().map(|(fingerprint, (cut, _))| (fingerprint, cut)).collect();
+        let (disk, pins) = (Disk::of(store)?, Pins::of(store).list()?);
+        Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
+    }
+
+    /// What the objects of a result take, without those that `counted` holds already, which it is added to.
+    pub fn space(&self, item: &Item, counted: &mut BTreeSet<Digest>) -> Space {
+        let mut space = Space::default();
+        for artifact in item.entry.outputs.values() {
+            if counted.insert(artifact.digest) {
+                space += self.disk.objects.get(&artifact.digest).copied().unwrap_or_default();
+            }
+        }
+        space
+    }
+
+    /// The pins that keep a result.
+    pub fn pinned(&self, fingerprint: &Digest) -> impl Iterator<Item = &Pin> {
+        let outputs = self.items.get(fingerprint).map(|item| &item.entry.outputs);
+        let digests: Vec<Digest> = outputs.into_iter().flatten().map(|(_, a)| a.digest).collect();
+        let (fingerprint, digests) = (*fingerprint, digests);
+        self.pins.iter().filter(move |pin| {
+            pin.results.contains(&fingerprint) || digests.iter().any(|digest| pin.objects.contains(digest))
+        })
+    }
+
+    /// Whether a result's stage or unit stands whole, as far as names tell.
+    pub fn stands(&self, fingerprint: &Digest) -> bool {
+        self.items.get(fingerprint).is_some_and(|item| {
+            item.entry.outputs.values().all(|artifact| self.disk.objects.contains_key(&artifact.digest))
+        })
+    }
+}
+
+/// Gives results the name that the newest run had for them, and the time of that run.
+fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<Past>>) {
+    for (pipeline, past) in runs {
+        for Past { manifest, .. } in past {
+            let at: Option<Timestamp> = manifest.started.parse().ok();
+            for record in &manifest.stages {
+                let Some(item) = record.fingerprint.and_then(|found| items.get_mut(&found)) else { continue };
+                let later = at.is_some_and(|at| at > item.used);
+                if later || item.name.is_none() {
+                    item.name = Some(Name { pipeline: pipeline.clone(), stage: record.stage.clone() });
+                }
+                item.recorded = true;
+                item.used = item.used.max(at.unwrap_or(item.used));
+            }
+        }
+    }
+}
+
+/// Gives units the name of their stage; a run that cut the stage used them.
+fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (Cut, SystemTime)>) {
+    for (stage, (cut, noted)) in cuts {
+        let known = items.get(stage).map(|item| (item.name.clone(), item.recorded));
+        let recorded = known.as_ref().is_some_and(|(_, recorded)| *recorded);
+        let noted = stamp(*noted);
+        let name = Name { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() };
+        let name = known.and_then(|(name, _)| name).unwrap_or(name);
+        for unit in &cut.units {
+            let Some(item) = items.get_mut(unit) else { continue };
+            if noted >= item.used || item.name.is_none() {
+                item.name = Some(name.clone());
+            }
+            item.used = item.used.max(noted);
+            item.recorded |= recorded;
+            item.stages.push(*stage);
+        }
+    }
+    // A result that no manifest names, of a run that was killed, may have been cut.
+    for (stage, (cut, _)) in cuts {
+        if let Some(item) = items.get_mut(stage)
+            && item.name.is_none()
+        {
+            item.name = Some(Name { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() });
+        }
+    }
+}
+
+fn stamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// A time as RFC 3339, or null.
+pub(super) fn as_text<S: serde::Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.to_string()).serialize(to)
+}

@@ -1,0 +1,298 @@
+//! A cache's results in a folder or an S3 bucket, for others to take.
+//!
+//! ```text
+//! attrflow-v1/objects/ab/ab12…            the bytes of a file; of a folder, those of its files
+//! attrflow-v1/listings/ab/ab12….json      the files of a folder
+//! attrflow-v1/recipes-v1/ab/ab34….json    what a fingerprint gave
+//! attrflow-v1/runs/PIPELINE/TIME.json     manifests
+//! ```
+//! Everything is named by what it holds, so two writers never disagree. Objects go before entries, entries before
+//! manifests, and each appears whole or not at all: a writer that dies leaves objects that the next one need not send.
+
+mod pull;
+mod push;
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+
+use crate::identity::digest::Digest;
+use crate::identity::recipe;
+use crate::store::StoreError;
+
+pub use pull::{Pull, Pulled};
+pub use push::{Push, Pushed};
+
+/// Version of the form, part of the folder's name.
+const FORMAT: u32 = 1;
+/// Files on their way at once.
+const AT_ONCE: usize = 16;
+
+/// Why nothing, or not all, was sent or brought.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The address names no place that this program knows.
+    #[error("`{address}` is no remote: {reason}; expected a folder, file:///FOLDER or s3://BUCKET/PREFIX")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The keys are missing or not those of somebody who may.
+    #[error("{address} does not accept the keys, or does not let them do this: {error}")]
+    Keys {
+        /// As given.
+        address: String,
+        /// What the server says.
+        error: String,
+    },
+    /// The bucket is not there.
+    #[error("{address}: there is no such bucket at this endpoint: {error}")]
+    Bucket {
+        /// As given.
+        address: String,
+        /// What the server says.
+        error: String,
+    },
+    /// Nobody answers.
+    #[error("{address} cannot be reached{endpoint}: {error}")]
+    Unreachable {
+        /// As given.
+        address: String,
+        /// ` at ENDPOINT`, where one was set.
+        endpoint: String,
+        /// What went wrong.
+        error: String,
+    },
+    /// It holds another form.
+    #[error("{address} holds {found}, which this attrflow does not read: expected attrflow-v{FORMAT}")]
+    Form {
+        /// As given.
+        address: String,
+        /// The folder that is there.
+        found: String,
+    },
+    /// It does not hold what was asked for.
+    #[error("{address} holds {what}")]
+    Missing {
+        /// As given.
+        address: String,
+        /// What is missing, and what is there instead.
+        what: String,
+    },
+    /// Anything else that the remote says.
+    #[error("{address}: {error}")]
+    Failed {
+        /// As given.
+        address: String,
+        /// What went wrong.
+        error: String,
+    },
+    /// The cache could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of this machine could not be read or written.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+type Result<T> = std::result::Result<T, RemoteError>;
+
+/// How far a transfer is: bytes done, and bytes in all.
+pub type Progress<'a> = &'a dyn Fn(u64, u64);
+
+/// A place that results are sent to and brought from.
+pub struct Remote {
+    address: String,
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+}
+
+impl Remote {
+    /// Opens the place at an address; `make` lets a folder be made.
+    ///
+    /// # Errors
+    /// An address that names none; nobody is asked yet.
+    pub fn open(address: &str, make: bool) -> Result<Self> {
+        let fault = |reason: String| RemoteError::Address { address: address.to_owned(), reason };
+        let (store, prefix): (Arc<dyn ObjectStore>, &str) = match address.split_once("://") {
+            Some(("s3", rest)) => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() {
+                    return Err(fault("it names no bucket".into()));
+                }
+                (Arc::new(bucket_of(address, bucket)?), prefix)
+            }
+            Some(("file", path)) if path.starts_with('/') => (Arc::new(folder(address, path, make)?), ""),
+            Some((scheme, _)) => return Err(fault(format!("`{scheme}` is not known"))),
+            None if address.is_empty() => return Err(fault("it is empty".into())),
+            None => (Arc::new(folder(address, address, make)?), ""),
+        };
+        let prefix = Path::parse(prefix.trim_matches('/')).map_err(|error| fault(error.to_string()))?;
+        let root = prefix.join(format!("attrflow-v{FORMAT}"));
+        Ok(Self { address: address.to_owned(), store, root })
+    }
+
+    /// Drives a transfer to its end on this thread.
+    fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    }
+
+    fn object(&self, digest: &Digest) -> Path {
+        self.named("objects", digest, "")
+    }
+
+    fn listing(&self, digest: &Digest) -> Path {
+        self.named("listings", digest, ".json")
+    }
+
+    fn recipes(&self) -> Path {
+        self.root.clone().join(format!("recipes-v{}", recipe::FORMAT))
+    }
+
+    fn entry(&self, fingerprint: &Digest) -> Path {
+        self.named(&format!("recipes-v{}", recipe::FORMAT), fingerprint, ".json")
+    }
+
+    fn runs(&self, pipeline: &str) -> Path {
+        self.root.clone().join("runs").join(pipeline.to_owned())
+    }
+
+    fn named(&self, folder: &str, digest: &Digest, ending: &str) -> Path {
+        let name = digest.to_string();
+        self.root.clone().join(folder).join(name[..2].to_owned()).join(format!("{name}{ending}"))
+    }
+
+    /// Refuses a place that holds only forms that are not read, and one that does not answer, before any work is done.
+    async fn greet(&self) -> Result<()> {
+        let above = Path::from_iter(self.root.parts().take(self.root.parts_count() - 1));
+        let above = Some(above).filter(|above| above.parts_count() > 0);
+        let found = self.store.list_with_delimiter(above.as_ref()).await.map_err(|e| self.told(e))?;
+        let names = found.common_prefixes.iter().filter_map(|path| path.filename());
+        let forms: Vec<&str> = names.filter(|name| name.starts_with("attrflow-v")).collect();
+        let own = format!("attrflow-v{FORMAT}");
+        match forms.iter().max() {
+            Some(found) if !forms.contains(&own.as_str()) => {
+                Err(RemoteError::Form { address: self.address.clone(), found: (*found).to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The bytes at a path, `None` where nothing is.
+    async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        match self.store.get(path).await {
+            Ok(found) => Ok(Some(found.bytes().await.map_err(|error| self.told(error))?.to_vec())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.told(error)),
+        }
+    }
+
+    /// The size of what is at a path, `None` where nothing is.
+    async fn size(&self, path: &Path) -> Result<Option<u64>> {
+        match self.store.head(path).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.told(error)),
+        }
+    }
+
+    async fn write(&self, path: &Path, bytes: Vec<u8>) -> Result<()> {
+        self.store.put(path, bytes.into()).await.map_err(|error| self.told(error))?;
+        Ok(())
+    }
+
+    /// The names of what is below a folder, sorted.
+    async fn names(&self, folder: &Path) -> Result<Vec<Path>> {
+        let listed = self.store.list(Some(folder)).map_ok(|meta| meta.location);
+        let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.told(error))?;
+        paths.sort();
+        Ok(paths)
+    }
+
+    fn missing(&self, what: String) -> RemoteError {
+        RemoteError::Missing { address: self.address.clone(), what }
+    }
+
+    /// Says what an error of the library means for whoever gave the address.
+    fn told(&self, error: object_store::Error) -> RemoteError {
+        use object_store::Error as E;
+        let address = self.address.clone();
+        let text = error.to_string();
+        let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        let refused = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403 Forbidden"];
+        match error {
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+                RemoteError::Keys { address, error: text }
+            }
+            _ if has(&["NoSuchBucket"]) => RemoteError::Bucket { address, error: text },
+            _ if has(&refused) => RemoteError::Keys { address, error: text },
+            E::Generic { .. } if has(&["error sending request", "HTTP error", "onnect"]) => {
+                let set = endpoint().map(|endpoint| format!(" at {endpoint}"));
+                RemoteError::Unreachable { address, endpoint: set.unwrap_or_default(), error: text }
+            }
+            _ => RemoteError::Failed { address, error: text },
+        }
+    }
+}
+
+/// A folder of this machine, or of one whose disk is mounted here.
+fn folder(address: &str, path: &str, make: bool) -> Result<LocalFileSystem> {
+    let path = FilePath::new(path);
+    if make {
+        fs_err::create_dir_all(path)?;
+    } else if !path.is_dir() {
+        let reason = "there is no such folder".to_owned();
+        return Err(RemoteError::Address { address: address.to_owned(), reason });
+    }
+    let store = LocalFileSystem::new_with_prefix(path)
+        .map_err(|error| RemoteError::Failed { address: address.to_owned(), error: error.to_string() })?;
+    // What is named there must be there, also after a power cut.
+    Ok(store.with_fsync(true))
+}
+
+fn endpoint() -> Option<String> {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+/// A bucket, with keys and endpoint from the environment.
+fn bucket_of(address: &str, bucket: &str) -> Result<object_store::aws::AmazonS3> {
+    const KEYS: [&str; 5] = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SKIP_SIGNATURE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ];
+    let address = address.to_owned();
+    let endpoint = endpoint();
+    // Without any, those of a machine of Amazon's are asked for; another's has none.
+    if endpoint.is_some() && KEYS.iter().all(|name| std::env::var_os(name).is_none()) {
+        let error = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set".to_owned();
+        return Err(RemoteError::Keys { address, error });
+    }
+    let http = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let options = ClientOptions::new()
+        .with_allow_http(http)
+        .with_connect_timeout(Duration::from_secs(10))
+        // A large object takes what it takes.
+        .with_timeout_disabled()
+        .with_read_timeout(Duration::from_secs(60));
+    let backoff = BackoffConfig { init_backoff: Duration::from_millis(200), ..BackoffConfig::default() };
+    let retry = RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(60) };
+    AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(options)
+        .with_retry(retry)
+        .build()
+        .map_err(|error| RemoteError::Failed { address, error: error.to_string() })
+}

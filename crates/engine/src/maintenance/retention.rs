@@ -1,0 +1,96 @@
+//! What is kept: what the last runs need, what is pinned, and the work of runs that did not end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::inventory::{Inventory, Past};
+use super::policy::Policy;
+use crate::identity::digest::Digest;
+use crate::provenance::manifest::Outcome;
+
+/// Why something is kept; the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// One of the last runs of a pipeline has it.
+    Run,
+    /// It is pinned.
+    Pin,
+    /// It is a unit of a stage that failed in one of the last runs, which goes on from it.
+    Unfinished,
+    /// No run's record names it yet, and it is young: of a run that was killed, or that goes on elsewhere.
+    Recent,
+    /// It is a unit of a result that is kept: no run needs it, but an edit may.
+    Units,
+}
+
+/// What is kept, and why.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// By fingerprint.
+    pub items: BTreeMap<Digest, Why>,
+    /// Pinned objects.
+    pub objects: BTreeSet<Digest>,
+}
+
+impl Kept {
+    /// What a policy keeps of what a store holds.
+    pub fn of(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Self {
+        let mut kept = Self::default();
+        for past in inventory.runs.values() {
+            for newest in 0..past.len().min(policy.keep_runs) {
+                kept.run(inventory, &past[newest..]);
+            }
+        }
+        for pin in &inventory.pins {
+            pin.results.iter().for_each(|found| kept.add(*found, Why::Pin));
+            kept.objects.extend(&pin.objects);
+        }
+        let young = |used: Timestamp| now.duration_since(used).as_secs() < policy.grace.as_secs() as i64;
+        for (fingerprint, item) in &inventory.items {
+            let joined = item.stages.iter().any(|stage| inventory.stands(stage));
+            let of_kept = item.stages.iter().any(|stage| kept.items.contains_key(stage));
+            if item.is_unit() && joined && of_kept {
+                if !policy.units {
+                    kept.add(*fingerprint, Why::Units);
+                }
+            } else if !item.recorded && !joined && young(item.used) {
+                kept.add(*fingerprint, Why::Recent);
+            }
+        }
+        kept
+    }
+
+    /// Keeps what the first of these runs needs. For what it was not asked for, or did not come to, the last result
+    /// before it still counts.
+    fn run(&mut self, inventory: &Inventory, past: &[Past]) {
+        let Some((run, before)) = past.split_first() else { return };
+        let manifest = &run.manifest;
+        let mut without: BTreeSet<&str> = manifest.left_out.iter().map(String::as_str).collect();
+        for record in &manifest.stages {
+            if matches!(record.outcome, Outcome::Ran | Outcome::Reused) {
+                record.fingerprint.iter().for_each(|found| self.add(*found, Why::Run));
+                continue;
+            }
+            without.insert(&record.stage);
+            let cut = record.fingerprint.and_then(|found| inventory.cuts.get(&found));
+            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, Why::Unfinished));
+        }
+        for run in before {
+            for record in &run.manifest.stages {
+                if matches!(record.outcome, Outcome::Ran | Outcome::Reused)
+                    && without.remove(record.stage.as_str())
+                {
+                    record.fingerprint.iter().for_each(|found| self.add(*found, Why::Run));
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, fingerprint: Digest, why: Why) {
+        let known = self.items.entry(fingerprint).or_insert(why);
+        *known = why.min(*known);
+    }
+}

@@ -1,0 +1,274 @@
+//! `${env:NAME}`: what the environment says, kept out of every hash unless the pipeline declares it.
+//!
+//! A variable that the pipeline lists in `env = ["NAME"]` counts like anything that is written there. Any other may stand
+//! only where its text does not count: the path of an input, the place that a download comes from, the name of a file,
+//! `[run]`. That it does not is tried out: with another value, the stage must be the same.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value as Json;
+
+use crate::config::text::{Origin, Problems};
+use crate::config::tree::{self, Node, Value};
+use crate::kind::Kind;
+
+/// How a reference to the environment begins, inside its `${…}`.
+const MARK: &str = "env:";
+
+/// A variable that is not declared, and the text that it gave.
+pub(super) type Loose = (String, String);
+
+/// The environment as a pipeline reads it.
+#[derive(Default)]
+pub(super) struct Env {
+    declared: BTreeSet<String>,
+    /// Declared variables that were read, with what they gave.
+    read: RefCell<BTreeMap<String, String>>,
+    /// All variables that were asked for, with what they are.
+    asked: RefCell<BTreeMap<String, Option<String>>>,
+    /// Values that hold the text of a variable that is not declared: by text, first byte, and the value itself.
+    loose: RefCell<BTreeMap<(usize, usize, String), Vec<Loose>>>,
+}
+
+impl Env {
+    /// Takes the names of an `env = […]`.
+    pub fn declare(&mut self, node: &Node, problems: &mut Problems) {
+        let form = "expected `env = [\"NAME\"]`, names of environment variables";
+        let Value::List(items) = &node.value else {
+            problems.at(&node.origin, format!("expected an array, found {}", node.type_name())).help(form);
+            return;
+        };
+        for item in items {
+            match item.as_text() {
+                Some(name) if is_name(name) => {
+                    self.declared.insert(name.to_owned());
+                }
+                Some(name) => {
+                    problems.at(&item.origin, format!("`{name}` is no name of a variable")).help(form)
+                }
+                None => problems
+                    .at(&item.origin, format!("expected a string, found {}", item.type_name()))
+                    .help(form),
+            }
+        }
+    }
+
+    /// Whether a reference, without its `${` and `}`, is one to the environment.
+    pub fn is_reference(reference: &str) -> bool {
+        reference.starts_with(MARK)
+    }
+
+    /// The text of `env:NAME` or `env:NAME:-default`, and the variable if it is not declared.
+    ///
+    /// The default stands for a variable that is not set or empty, as in a shell.
+    pub fn text(
+        &self,
+        reference: &str,
+        origin: &Origin,
+        problems: &mut Problems,
+    ) -> Option<(String, Option<Loose>)> {
+        let reference = reference.strip_prefix(MARK)?;
+        let (name, default) =
+            reference.split_once(":-").map_or((reference, None), |(name, default)| (name, Some(default)));
+        if !is_name(name) {
+            let problem = problems.at(origin, format!("`{name}` is no name of a variable"));
+            problem.help("expected `${env:NAME}` or `${env:NAME:-default}`");
+            return None;
+        }
+        self.asked.borrow_mut().insert(name.to_owned(), std::env::var(name).ok());
+        let value = match (std::env::var(name), default) {
+            (Ok(value), None) => value,
+            (Ok(value), Some(_)) if !value.is_empty() => value,
+            (Ok(_) | Err(std::env::VarError::NotPresent), Some(default)) => default.to_owned(),
+            (Err(std::env::VarError::NotPresent), None) => {
+                let problem = problems.at(origin, format!("the environment variable `{name}` is not set"));
+                problem.help(format!("`${{env:{name}:-…}}` gives a default"));
+                return None;
+            }
+            (Err(std::env::VarError::NotUnicode(_)), _) => {
+                problems.at(origin, format!("the environment variable `{name}` is no UTF-8 text"));
+                return None;
+            }
+        };
+        if self.declared.contains(name) {
+            self.read.borrow_mut().insert(name.to_owned(), value.clone());
+            return Some((value, None));
+        }
+        let loose = (name.to_owned(), value.clone());
+        Some((value, Some(loose)))
+    }
+
+    /// The value of a reference that stands alone: a number or a boolean where the text is one.
+    pub fn node(&self, reference: &str, origin: &Origin, problems: &mut Problems) -> Option<Node> {
+        let (text, loose) = self.text(reference, origin, problems)?;
+        let node = Node { value: plain(&text), origin: origin.clone() };
+        self.mark(&node, loose.into_iter().collect());
+        Some(node)
+    }
+
+    /// Notes that a value holds the texts of variables that are not declared.
+    pub fn mark(&self, node: &Node, loose: Vec<Loose>) {
+        if !loose.is_empty()
+            && let Some(key) = key(node)
+        {
+            self.loose.borrow_mut().entry(key).or_default().extend(loose);
+        }
+    }
+
+    /// The variables, not declared, whose text a value holds.
+    pub fn loose(&self, node: &Node) -> Vec<Loose> {
+        let all = self.loose.borrow();
+        if all.is_empty() {
+            return Vec::new();
+        }
+        key(node).and_then(|key| all.get(&key).cloned()).unwrap_or_default()
+    }
+
+    /// Replaces the references to the environment in every text below `node`; other `${…}` stay as they are.
+    pub fn fill(&self, node: &mut Node, problems: &mut Problems) {
+        match &mut node.value {
+            Value::Text(text) => {
+                if let Some(reference) =
+                    super::reference::whole_reference(text).filter(|r| Self::is_reference(r))
+                {
+                    if let Some(new) = self.node(reference, &node.origin, problems) {
+                        *node = new;
+                    }
+                } else if text.contains("${env:") {
+                    let (text, loose) = self.inside(text, &node.origin, problems);
+                    node.value = Value::Text(text);
+                    self.mark(node, loose);
+                }
+            }
+            Value::List(items) => items.iter_mut().for_each(|item| self.fill(item, problems)),
+            Value::Table(table) => {
+                table.entries.values_mut().for_each(|entry| self.fill(&mut entry.node, problems));
+            }
+            _ => {}
+        }
+    }
+
+    fn inside(&self, text: &str, origin: &Origin, problems: &mut Problems) -> (String, Vec<Loose>) {
+        let (mut out, mut loose, mut rest) = (String::new(), Vec::new(), text);
+        while let Some(start) = rest.find("${env:") {
+            let Some(length) = rest[start..].find('}') else {
+                problems.at(origin, "`${` without its `}`");
+                break;
+            };
+            out.push_str(&rest[..start]);
+            if let Some((value, by)) = self.text(&rest[start + 2..start + length], origin, problems) {
+                out.push_str(&value);
+                loose.extend(by);
+            }
+            rest = &rest[start + length + 1..];
+        }
+        (out + rest, loose)
+    }
+
+    /// Reports values of variables that are not declared, and count in these parameters.
+    pub fn check(&self, kind: &dyn Kind, node: &Node, params: &Json, problems: &mut Problems) {
+        if !self.loose.borrow().is_empty() {
+            self.check_below(kind, node, params, &mut Vec::new(), problems);
+        }
+    }
+
+    fn check_below(
+        &self,
+        kind: &dyn Kind,
+        node: &Node,
+        params: &Json,
+        path: &mut Vec<String>,
+        problems: &mut Problems,
+    ) {
+        match &node.value {
+            Value::Table(table) => {
+                for (key, entry) in &table.entries {
+                    path.push(key.clone());
+                    self.check_below(kind, &entry.node, params, path, problems);
+                    path.pop();
+                }
+            }
+            Value::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    path.push(index.to_string());
+                    self.check_below(kind, item, params, path, problems);
+                    path.pop();
+                }
+            }
+            _ => {
+                for (name, value) in self.loose(node) {
+                    if !counts(kind, params, path, &value) {
+                        continue;
+                    }
+                    let message = format!("`${{env:{name}}}` stands where its value counts");
+                    let help = format!(
+                        "`env = [\"{name}\"]` at the head of the pipeline declares it: its value then counts, and is recorded"
+                    );
+                    problems.at(&node.origin, message).help(help);
+                }
+            }
+        }
+    }
+
+    /// The declared variables that were read, with what they gave.
+    pub fn into_read(self) -> (BTreeMap<String, String>, BTreeMap<String, Option<String>>) {
+        (self.read.into_inner(), self.asked.into_inner())
+    }
+}
+
+/// Whether a stage would be another one, if at `path` of its parameters `value` were another text.
+fn counts(kind: &dyn Kind, params: &Json, path: &[String], value: &str) -> bool {
+    let mut other = params.clone();
+    let mut place = Some(&mut other);
+    for key in path {
+        place = match place {
+            Some(Json::Object(table)) => table.get_mut(key),
+            Some(Json::Array(items)) => key.parse().ok().and_then(|index: usize| items.get_mut(index)),
+            _ => None,
+        };
+    }
+    let new = match place.as_deref() {
+        // The path of a file that is there was made absolute, and may hold the text in another form.
+        Some(Json::String(text)) if !value.is_empty() && text.contains(value) => {
+            Json::from(text.replace(value, &format!("{value}-other")))
+        }
+        Some(Json::String(text)) => Json::from(format!("{text}-other")),
+        Some(Json::Bool(old)) => Json::from(!old),
+        Some(Json::Number(number)) => match number.as_u64() {
+            Some(number) => Json::from(number.wrapping_add(1)),
+            None => Json::from(number.as_f64().unwrap_or_default() + 1.0),
+        },
+        _ => return true,
+    };
+    if let Some(place) = place {
+        *place = new;
+    }
+    !kind.same(params, &other)
+}
+
+/// A number or a boolean where the text is one in TOML, else the text.
+fn plain(text: &str) -> Value {
+    match tree::plain(text) {
+        Some(value) => value,
+        None => Value::Text(text.to_owned()),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// What tells a value from every other; `None` for tables and arrays, which are told by what is in them.
+fn key(node: &Node) -> Option<(usize, usize, String)> {
+    let value = match &node.value {
+        Value::Bool(value) => value.to_string(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) => value.to_string(),
+        Value::Text(value) => value.clone(),
+        Value::List(_) | Value::Table(_) => return None,
+    };
+    Some((node.origin.text, node.origin.span.start, value))
+}

@@ -1,0 +1,283 @@
+//! Repeated stages written out, and `${…}` references replaced.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+
+use super::condition::{self, Switch};
+use super::env_vars::{Env, Loose};
+use super::files::Parts;
+use super::items;
+use super::only_keys;
+use super::reference::whole_reference;
+use super::scope::{ANY, Item, Scope, follow, lookup};
+use crate::config::text::{Origin, Problems};
+use crate::config::tree::{Entry, Node, Table, Value};
+use crate::kind::{Kind, Port, Registry};
+
+/// A stage whose references to the config are replaced and whose kind is known.
+pub(super) struct Draft<'p> {
+    pub base: &'p str,
+    pub label: Option<String>,
+    /// The items that it stands for.
+    pub items: Vec<Item<'p>>,
+    pub origin: &'p Origin,
+    pub kind: &'static dyn Kind,
+    /// `inputs`, by port.
+    pub inputs: Table,
+    /// `params` and the defaults of the kind, before the kind has read them.
+    pub params: Node,
+    pub outputs: Vec<Port>,
+    /// Where the switch stands that keeps the stage out of the pipeline; `None` for one that is in it.
+    pub off: Option<Origin>,
+}
+
+impl Draft<'_> {
+    pub fn id(&self) -> String {
+        match &self.label {
+            Some(label) => format!("{}[{label}]", self.base),
+            None => self.base.to_owned(),
+        }
+    }
+}
+
+/// All stages written out.
+pub(super) struct Expanded<'p> {
+    pub drafts: Vec<Draft<'p>>,
+    /// Names of stages with a fault that was reported: a reference to one is not a second fault.
+    pub faulty: BTreeSet<&'p str>,
+    /// Drafts by name.
+    ids: HashMap<String, usize>,
+    /// The first draft of each table.
+    firsts: HashMap<&'p str, usize>,
+    /// Paths in the config that were read.
+    used: BTreeSet<String>,
+}
+
+impl<'p> Expanded<'p> {
+    /// Whether the value at a path of the config, something below or something around it was read.
+    pub fn reads(&self, path: &str) -> bool {
+        let meets = |used: &String| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY);
+        self.used.iter().any(meets)
+    }
+
+    /// The draft of a full name.
+    pub fn by_id(&self, id: &str) -> Option<usize> {
+        self.ids.get(id).copied()
+    }
+
+    /// The first draft of a table of this name.
+    pub fn first(&self, base: &str) -> Option<&Draft<'p>> {
+        self.firsts.get(base).map(|index| &self.drafts[*index])
+    }
+
+    /// Of a repeated stage, the item that another stage means: the one over the same items of the same lists, or
+    /// over items of the same names where both are repeated over one list.
+    pub fn beside(&self, base: &str, from: &Draft<'_>) -> Option<usize> {
+        let first = self.first(base)?;
+        let same = |item: &Item<'_>| {
+            let mut of_list = from.items.iter().filter(|other| other.list == item.list);
+            let named = of_list.clone().find(|other| other.variable == item.variable);
+            named.or_else(|| of_list.next().filter(|_| !item.list.is_empty()))
+        };
+        let labels: Option<Vec<&str>> =
+            first.items.iter().map(|item| same(item).map(|found| found.label.as_str())).collect();
+        let label = match (labels, first.items.as_slice(), from.items.as_slice()) {
+            (_, [], _) => return None,
+            (Some(labels), ..) => items::join(labels.into_iter()),
+            (None, [_], [one]) => one.label.clone(),
+            _ => return None,
+        };
+        self.by_id(&format!("{base}[{label}]"))
+    }
+}
+
+/// Writes out all stages; a stage with a fault is reported and left out.
+pub(super) fn expand<'p>(
+    parts: &'p Parts,
+    defaults: &'p Table,
+    config: &'p Node,
+    registry: &Registry,
+    problems: &mut Problems,
+) -> Expanded<'p> {
+    let used = RefCell::default();
+    let mut drafts = Vec::new();
+    let mut faulty = BTreeSet::new();
+    for (base, entry) in &parts.stages {
+        let known = problems.list.len();
+        let scope = Scope { config, items: &[], used: &used, env: &parts.env };
+        drafts.extend(stage(base, entry, defaults, &scope, registry, problems));
+        if problems.list.len() > known {
+            faulty.insert(base.as_str());
+        }
+    }
+    let mut ids = HashMap::with_capacity(drafts.len());
+    let mut firsts = HashMap::new();
+    for (index, draft) in drafts.iter().enumerate() {
+        ids.insert(draft.id(), index);
+        firsts.entry(draft.base).or_insert(index);
+    }
+    Expanded { drafts, faulty, ids, firsts, used: used.into_inner() }
+}
+
+/// Writes out one stage.
+fn stage<'p>(
+    base: &'p str,
+    entry: &'p Entry,
+    defaults: &'p Table,
+    scope: &Scope<'p, '_>,
+    registry: &Registry,
+    problems: &mut Problems,
+) -> Vec<Draft<'p>> {
+    let mut drafts = Vec::new();
+    let Some(table) = entry.node.as_table() else {
+        problems.at(&entry.node.origin, format!("expected a stage, found {}", entry.node.type_name()));
+        return drafts;
+    };
+    only_keys(table, &["kind", "when", "each", "inputs", "params"], problems);
+    if base.contains(['[', ']', '.', '/']) {
+        problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
+    } else if base.is_empty() || base.chars().any(char::is_control) {
+        problems.at(&entry.key, "the stage name is empty or holds a control character");
+    }
+    let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
+    let defaults = defaults.get(kind.name()).and_then(Node::as_table);
+    for repetition in items::repetitions(table, scope, problems) {
+        let scope = Scope { items: &repetition.items, ..*scope };
+        let switch =
+            table.get("when").map_or(Some(Switch::On), |node| condition::read(node, &scope, problems));
+        let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
+        let params = table.get("params").map(|node| replace(node, &scope, problems));
+        let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
+        let inputs = match inputs.map(|node| (node.origin.clone(), node.value)) {
+            Some((_, Value::Table(inputs))) => inputs,
+            Some((origin, _)) => {
+                problems.at(&origin, "expected a table of inputs, `port = \"stage.port\"`");
+                continue;
+            }
+            None => Table::default(),
+        };
+        let off = match switch {
+            Some(Switch::On) => None,
+            Some(Switch::Off(origin)) => Some(origin),
+            None => continue,
+        };
+        let mut params = params.unwrap_or(empty);
+        if let (Some(defaults), Value::Table(params)) = (defaults, &mut params.value) {
+            // The stage's own parameters win.
+            for (name, default) in &defaults.entries {
+                if !params.entries.contains_key(name) {
+                    let node = replace(&default.node, &scope, problems);
+                    params.entries.insert(name.clone(), Entry { key: default.key.clone(), node });
+                }
+            }
+        }
+        let outputs = kind.ports(&params);
+        let (label, items) = (repetition.label, repetition.items);
+        drafts.push(Draft { base, label, items, origin: &entry.key, kind, inputs, params, outputs, off });
+    }
+    drafts
+}
+
+fn kind(
+    table: &Table,
+    entry: &Entry,
+    registry: &Registry,
+    problems: &mut Problems,
+) -> Option<&'static dyn Kind> {
+    let names = || registry.iter().map(|kind| kind.name());
+    let Some(node) = table.get("kind") else {
+        let problem = problems.at(&entry.key, "the stage has no `kind`");
+        problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
+        return None;
+    };
+    let Some(found) = node.as_text() else {
+        let problem = problems.at(&node.origin, format!("expected a stage kind, found {}", node.type_name()));
+        problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
+        return None;
+    };
+    let kind = registry.iter().find(|kind| kind.name() == found);
+    if kind.is_none() {
+        problems.at(&node.origin, format!("unknown stage kind `{found}`")).suggest(found, names());
+    }
+    kind.copied()
+}
+
+/// Replaces every reference below `node`; what is already a value of the config is taken as it is.
+fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node {
+    let origin = node.origin.clone();
+    let value = match &node.value {
+        Value::Text(text) => match whole_reference(text) {
+            Some(reference) if Env::is_reference(reference) => {
+                return scope.env.node(reference, &origin, problems).unwrap_or_else(|| node.clone());
+            }
+            Some(path) => {
+                return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
+            }
+            None => {
+                let (replaced, loose) = interpolate(text, &origin, scope, problems);
+                // A path that begins in the config is relative to the config's folder, not to the pipeline's.
+                let origin = beginning(text, scope).unwrap_or(&origin).clone();
+                let node = Node { value: Value::Text(replaced), origin };
+                scope.env.mark(&node, loose);
+                return node;
+            }
+        },
+        Value::List(items) => Value::List(items.iter().map(|item| replace(item, scope, problems)).collect()),
+        Value::Table(table) => {
+            let entries = table.entries.iter().map(|(key, entry)| {
+                let node = replace(&entry.node, scope, problems);
+                (key.clone(), Entry { key: entry.key.clone(), node })
+            });
+            Value::Table(Table { entries: entries.collect() })
+        }
+        value => value.clone(),
+    };
+    Node { value, origin }
+}
+
+/// Replaces references inside a longer text by strings and integers; with the undeclared variables in it.
+fn interpolate(
+    text: &str,
+    origin: &Origin,
+    scope: &Scope<'_, '_>,
+    problems: &mut Problems,
+) -> (String, Vec<Loose>) {
+    let mut out = String::new();
+    let mut loose = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let Some(length) = rest[start..].find('}') else {
+            problems.at(origin, "`${` without its `}`");
+            return (text.to_owned(), loose);
+        };
+        out.push_str(&rest[..start]);
+        let path = &rest[start + 2..start + length];
+        rest = &rest[start + length + 1..];
+        if Env::is_reference(path) {
+            if let Some((value, by)) = scope.env.text(path, origin, problems) {
+                out.push_str(&value);
+                loose.extend(by);
+            }
+            continue;
+        }
+        let Some(node) = lookup(path, origin, scope, problems) else { continue };
+        loose.extend(scope.env.loose(node));
+        match &node.value {
+            Value::Text(value) => out.push_str(value),
+            Value::Int(value) => out.push_str(&value.to_string()),
+            _ => {
+                let found = node.type_name();
+                let message = format!("`{path}` is {found}, expected a string or an integer inside a text");
+                problems.at(origin, message);
+            }
+        }
+    }
+    (out + rest, loose)
+}
+
+/// Where the text is written that a longer one takes its beginning from: `${a.b}/c`.
+fn beginning<'c>(text: &str, scope: &Scope<'c, '_>) -> Option<&'c Origin> {
+    let (path, _) = text.strip_prefix("${")?.split_once('}')?;
+    let node = follow(path, scope).ok()?;
+    node.as_text().map(|_| &node.origin)
+}

@@ -1,0 +1,232 @@
+//! What stands on the input ports of a stage: references between stages, paths, alternatives.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::Source;
+use super::expand::{Draft, Expanded};
+use crate::config::param::{PLAIN_NAME, Reader, plain_name};
+use crate::config::text::Origin;
+use crate::config::tree::{Entry, Node, Value};
+use crate::kind::Input;
+
+/// The connected ports of a stage.
+pub(super) struct Connected {
+    /// What feeds each; stages are numbered as drafts.
+    pub sources: BTreeMap<String, Source>,
+    /// Whether every entry of `inputs` could be read.
+    pub whole: bool,
+}
+
+/// An input port.
+struct Port<'p> {
+    name: &'p str,
+    required: bool,
+}
+
+/// What one text of an input names.
+enum Named<'t> {
+    /// `""`: the port may stay open.
+    Nothing,
+    /// `./a/path`, not looked at yet.
+    Path(&'t str),
+    /// `stage.port/below`.
+    Port { stage: usize, port: &'t str, sub: Option<&'t str> },
+}
+
+/// Reads the inputs of a stage. Of one that is switched off, only the names are checked.
+pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Connected {
+    let mut misspelt = false;
+    let ports = draft.kind.inputs();
+    let mut connected = Connected { sources: BTreeMap::new(), whole: true };
+    for (name, entry) in &draft.inputs.entries {
+        let known = ports
+            .iter()
+            .find(|known| known.name == name)
+            .map(|known| Port { name, required: known.required });
+        // What a stage connects under a name of its own, it needs.
+        let free = draft.kind.free_inputs().then_some(Port { name, required: true });
+        if free.is_some() && !plain_name(name) {
+            connected.whole = false;
+            let message = format!("`{name}` is no name of an input: expected {PLAIN_NAME}");
+            reader.problems.at(&entry.key, message);
+            continue;
+        }
+        let Some(port) = known.or(free) else {
+            // What is misspelt is not missing as well.
+            misspelt = true;
+            connected.whole = false;
+            let message = format!("the kind `{}` has no input `{name}`", draft.kind.name());
+            reader.problems.at(&entry.key, message).suggest(name, ports.iter().map(|known| known.name));
+            continue;
+        };
+        match read_source(&port, entry, draft, expanded, reader) {
+            Some(Some(source)) => {
+                connected.sources.insert(name.clone(), source);
+            }
+            Some(None) => {}
+            None => connected.whole = false,
+        }
+    }
+    let missing = |port: &&Input| port.required && !misspelt && draft.inputs.get(port.name).is_none();
+    for port in ports.iter().filter(missing) {
+        connected.whole = false;
+        let message = format!("the stage `{}` has nothing on its input `{}`", draft.base, port.name);
+        reader.problems.at(draft.origin, message).help(format!("`{}` takes {}", port.name, port.doc));
+    }
+    connected
+}
+
+/// Reads one input: the first of its alternatives whose stage is in the pipeline. `None` after a fault was
+/// reported, `Some(None)` for a port that is left open.
+fn read_source(
+    port: &Port<'_>,
+    entry: &Entry,
+    draft: &Draft<'_>,
+    expanded: &Expanded<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<Option<Source>> {
+    let alternatives = match &entry.node.value {
+        Value::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(&entry.node),
+    };
+    if alternatives.is_empty() {
+        let message = "there is no alternative here, expected at least one `stage.port` or path";
+        reader.problems.at(&entry.node.origin, message);
+        return None;
+    }
+    // All are read, so that a misspelt name is told before it is needed.
+    let read: Vec<_> = alternatives.iter().map(|node| read_name(node, draft, expanded, reader)).collect();
+    let read = read.into_iter().collect::<Option<Vec<_>>>()?;
+    if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
+        let fault = match (port.required, open + 1 == read.len() && open > 0) {
+            (true, _) => Some(format!("the input `{}` must be connected", port.name)),
+            (false, false) => {
+                Some("`\"\"` leaves the input open, and must be the last of several".to_owned())
+            }
+            (false, true) => None,
+        };
+        if let Some(fault) = fault {
+            reader.problems.at(&alternatives[open].origin, fault).help("expected `stage.port` or a path");
+            return None;
+        }
+    }
+    if draft.off.is_some() {
+        return Some(None);
+    }
+    for (named, node) in read.iter().zip(alternatives) {
+        match named {
+            Named::Nothing => return Some(None),
+            Named::Path(path) => {
+                return reader.existing(Path::new(path), &node.origin).map(|path| Some(Source::File(path)));
+            }
+            Named::Port { stage, port, sub } if expanded.drafts[*stage].off.is_none() => {
+                let (port, sub) = ((*port).to_owned(), sub.map(str::to_owned));
+                return Some(Some(Source::Port { stage: *stage, port, sub, origin: node.origin.clone() }));
+            }
+            Named::Port { .. } => {}
+        }
+    }
+    all_off(port, entry, &read, expanded, reader);
+    None
+}
+
+/// Reports an input whose stages are all switched off, and where.
+fn all_off(
+    port: &Port<'_>,
+    entry: &Entry,
+    read: &[Named<'_>],
+    expanded: &Expanded<'_>,
+    reader: &mut Reader<'_>,
+) {
+    let places = read.iter().filter_map(|named| {
+        let Named::Port { stage, .. } = named else { return None };
+        let draft = &expanded.drafts[*stage];
+        Some((draft.id(), reader.sources.position(draft.off.as_ref()?)))
+    });
+    let places: Vec<(String, String)> = places.collect();
+    let message = match places.as_slice() {
+        [(id, place)] => format!("the stage `{id}` is switched off at {place}"),
+        several => {
+            let names: Vec<String> = several.iter().map(|(id, place)| format!("`{id}` at {place}")).collect();
+            format!("all of these stages are switched off: {}", names.join(", "))
+        }
+    };
+    let problem = reader.problems.at(&entry.node.origin, message);
+    if !port.required {
+        problem.help(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
+    }
+}
+
+/// Reads `./a/path`, `stage.port/below`, or the empty text.
+fn read_name<'t>(
+    node: &'t Node,
+    draft: &Draft<'_>,
+    expanded: &Expanded<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<Named<'t>> {
+    let origin = &node.origin;
+    let Some(text) = node.as_text() else {
+        let message = format!("expected `stage.port` or a path, found {}", node.type_name());
+        reader.problems.at(origin, message);
+        return None;
+    };
+    if text.is_empty() {
+        return Some(Named::Nothing);
+    }
+    if ["./", "../", "/"].iter().any(|start| text.starts_with(start)) {
+        return Some(Named::Path(text));
+    }
+    let after_label = text.find(']').map_or(0, |end| end + 1);
+    let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
+        let problem = reader.problems.at(origin, format!("`{text}` is neither `stage.port` nor a path"));
+        match expanded.first(text).or_else(|| expanded.by_id(text).map(|index| &expanded.drafts[index])) {
+            Some(Draft { outputs, .. }) if !outputs.is_empty() => {
+                problem.help(format!("did you mean `{text}.{}`?", outputs[0].name))
+            }
+            _ => problem.help("a path starts with `./`, `../` or `/`"),
+        }
+        return None;
+    };
+    let (name, rest) = (&text[..dot], &text[dot + 1..]);
+    let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
+    let stage = find_stage(name, origin, draft, expanded, reader)?;
+    let outputs = &expanded.drafts[stage].outputs;
+    if !outputs.iter().any(|known| known.name == port) {
+        let message = format!("the stage `{name}` has no output `{port}`");
+        reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name.as_str()));
+        return None;
+    }
+    let sub = sub.map(|sub| sub.trim_matches('/')).filter(|sub| !sub.is_empty());
+    Some(Named::Port { stage, port, sub })
+}
+
+/// A stage by its full name, or the repeated stage's item beside the one that asks.
+fn find_stage(
+    name: &str,
+    origin: &Origin,
+    from: &Draft<'_>,
+    expanded: &Expanded<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<usize> {
+    if let Some(found) = expanded.by_id(name).or_else(|| expanded.beside(name, from)) {
+        return Some(found);
+    }
+    if expanded.faulty.contains(name.split('[').next().unwrap_or_default()) {
+        return None;
+    }
+    if let Some(repeated) = expanded.first(name) {
+        let message =
+            format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.base);
+        reader
+            .problems
+            .at(origin, message)
+            .help(format!("name one of its items, such as `{}`", repeated.id()));
+    } else {
+        let id = |draft: &Draft<'_>| if name.contains('[') { draft.id() } else { draft.base.to_owned() };
+        let names: Vec<String> = expanded.drafts.iter().map(id).collect();
+        let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));
+        problem.suggest(name, names.iter().map(String::as_str));
+    }
+    None
+}

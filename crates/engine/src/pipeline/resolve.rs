@@ -1,0 +1,137 @@
+//! Parameters read by their kinds, some of them taken from upstream; references numbered as stages.
+
+use super::env_vars::Env;
+use super::expand::{Draft, Expanded};
+use super::inputs::{self, Connected};
+use super::{Source, StageNode};
+use crate::config::param::{Key, Reader};
+use crate::config::text::Problem;
+use crate::config::tree::{Node, Value};
+
+/// Turns drafts into stages, without those that are switched off; the result is complete only when no problem
+/// was added.
+pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_>) -> Vec<StageNode> {
+    let drafts = &expanded.drafts;
+    let known = reader.problems.list.len();
+    let connected: Vec<_> = drafts.iter().map(|draft| inputs::read(draft, expanded, reader)).collect();
+    // A draft's number among the stages.
+    let places: Vec<usize> = drafts
+        .iter()
+        .scan(0, |next, draft| {
+            let place = *next;
+            *next += usize::from(draft.off.is_none());
+            Some(place)
+        })
+        .collect();
+    let mut stages = Vec::new();
+    for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.off.is_none()) {
+        let Some(written) = with_inherited(index, drafts, &connected, reader) else { continue };
+        let Some(params) = draft.kind.read(&written, reader) else { continue };
+        env.check(draft.kind, &written, &params, reader.problems);
+        check(draft, &params, &connected[index], reader);
+        let mut inputs = connected[index].sources.clone();
+        for source in inputs.values_mut() {
+            if let Source::Port { stage, .. } = source {
+                *stage = places[*stage];
+            }
+        }
+        for (port, path) in draft.kind.sources(&params) {
+            inputs.insert(port, Source::File(path));
+        }
+        stages.push(StageNode {
+            id: draft.id(),
+            base: draft.base.to_owned(),
+            label: draft.label.clone(),
+            kind: draft.kind,
+            params,
+            written,
+            inputs,
+            outputs: draft.outputs.clone(),
+            origin: draft.origin.clone(),
+        });
+    }
+    // A value that a `${…}` could not give is not of a wrong type as well.
+    let new = reader.problems.list.split_off(known);
+    let reported = |problem: &Problem| reader.problems.list.iter().any(|old| old.origin == problem.origin);
+    let new: Vec<Problem> = new.into_iter().filter(|problem| !reported(problem)).collect();
+    reader.problems.list.extend(new);
+    stages
+}
+
+/// Reports what the kind finds wrong between parameters and connected inputs, at the one that it names.
+fn check(draft: &Draft<'_>, params: &serde_json::Value, connected: &Connected, reader: &mut Reader<'_>) {
+    // What could not be read is not missing as well.
+    if !connected.whole {
+        return;
+    }
+    for (name, message) in draft.kind.check(params, &|port| connected.sources.contains_key(port)) {
+        let (key, item) = name.split_once('.').map_or((name.as_str(), None), |(key, item)| (key, Some(item)));
+        let param = draft.params.as_table().and_then(|table| table.entries.get(key));
+        let item = match (param.map(|entry| &entry.node.value), item) {
+            (Some(Value::List(items)), Some(item)) => {
+                item.parse().ok().and_then(|item: usize| items.get(item))
+            }
+            _ => None,
+        };
+        let key = param.or_else(|| draft.inputs.entries.get(&name)).map(|entry| &entry.key);
+        reader.problems.at(item.map(|item| &item.origin).or(key).unwrap_or(draft.origin), message);
+    }
+}
+
+/// The stage's parameters with those that its kind takes from upstream.
+fn with_inherited(
+    index: usize,
+    drafts: &[Draft<'_>],
+    connected: &[Connected],
+    reader: &mut Reader<'_>,
+) -> Option<Node> {
+    let draft = &drafts[index];
+    let mut params = draft.params.clone();
+    for inherit in draft.kind.inherits() {
+        let written = draft.inputs.get(inherit.port).is_some();
+        if written && !connected[index].whole && !connected[index].sources.contains_key(inherit.port) {
+            // The parameter is not missing: what gives it could not be read.
+            return None;
+        }
+        let Some(Source::Port { stage, .. }) = connected[index].sources.get(inherit.port) else { continue };
+        let Some(giver) = giver(*stage, inherit.param, drafts, connected, 0) else { continue };
+        let Value::Table(table) = &mut params.value else { return Some(params) };
+        if let Some(own) = table.entries.get(inherit.param) {
+            let message = format!("`{}` comes from the stage on `{}`", inherit.param, inherit.port);
+            reader.problems.at(&own.key, message).help("remove the key: the two must not differ");
+            return None;
+        }
+        let Some(entry) = giver.params.as_table().and_then(|table| table.entries.get(inherit.param)) else {
+            // Where the giver must have the key, it is told that it is missing there.
+            let required = |key: &Key| key.name == inherit.param && key.default.is_none();
+            if giver.kind.keys().iter().any(required) {
+                return None;
+            }
+            continue;
+        };
+        table.entries.insert(inherit.param.to_owned(), entry.clone());
+    }
+    Some(params)
+}
+
+/// The stage whose own parameter it is: the one upstream, or the one that it inherits from in turn.
+fn giver<'d, 'p>(
+    stage: usize,
+    param: &str,
+    drafts: &'d [Draft<'p>],
+    connected: &[Connected],
+    depth: usize,
+) -> Option<&'d Draft<'p>> {
+    let draft = &drafts[stage];
+    match draft.kind.inherits().iter().find(|inherit| inherit.param == param) {
+        None => draft.kind.keys().iter().any(|key| key.name == param).then_some(draft),
+        Some(inherit) => match connected[stage].sources.get(inherit.port) {
+            // A cycle is reported by the graph; here it only must end.
+            Some(Source::Port { stage, .. }) if depth < drafts.len() => {
+                giver(*stage, param, drafts, connected, depth + 1)
+            }
+            Some(Source::Port { .. }) => None,
+            _ => Some(draft),
+        },
+    }
+}

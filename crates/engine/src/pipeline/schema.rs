@@ -1,0 +1,178 @@
+//! The form of pipeline files and configs as JSON Schema, for editors and for readers that are not this program.
+//!
+//! A schema can't know what a reference leads to, so it takes `${…}` wherever a value may stand, and a loader still
+//! reports what is wrong behind it.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::RunTable;
+use crate::config::param::{self, PLAIN_NAME, Param};
+use crate::kind::{Input, Kind, Registry};
+
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+/// The keys of a pipeline file: name, meaning, form.
+fn file_keys(registry: &Registry) -> Vec<(&'static str, &'static str, Json)> {
+    let defaults = registry.iter().map(|kind| {
+        let mut params = param::table(&kind.keys(), &[]);
+        // What a default leaves out, the stage gives.
+        params.as_object_mut().and_then(|params| params.remove("required"));
+        (kind.name().to_owned(), params)
+    });
+    vec![
+        ("config", "the file that `${…}` refers to, relative to this one", json!({ "type": "string" })),
+        (
+            "include",
+            "files whose stages, defaults and declared variables are part of this pipeline, relative to this one",
+            json!({ "type": "array", "items": { "type": "string" } }),
+        ),
+        (
+            "env",
+            "environment variables whose values count where `${env:NAME}` stands",
+            json!({ "type": "array", "items": { "type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" } }),
+        ),
+        (
+            "defaults",
+            "parameters by kind, for every stage of the kind that does not give its own",
+            json!({ "type": "object", "properties": defaults.collect::<Map<_, _>>(), "additionalProperties": false }),
+        ),
+        (
+            "stages",
+            "the stages by name",
+            json!({
+                "type": "object",
+                "propertyNames": { "pattern": "^[^\\[\\]./]+$" },
+                "additionalProperties": { "$ref": "#/$defs/stage" },
+            }),
+        ),
+    ]
+}
+
+/// The keys of a stage that are the same for every kind.
+fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
+    let condition = json!({ "anyOf": [
+        { "type": "boolean" },
+        { "type": "string", "pattern": "^(not )?\\s*\\$\\{[^{}$]+\\}\\s*$" },
+    ] });
+    let conditions = json!({ "anyOf": [condition, { "type": "array", "minItems": 1, "items": condition }] });
+    let list = json!({ "anyOf": [{ "$ref": "#/$defs/reference" }, { "type": "array" }] });
+    let each = json!({ "type": "object", "minProperties": 1, "additionalProperties": list });
+    vec![
+        (
+            "when",
+            "whether the stage is part of the pipeline: true, false, `${…}`, `not ${…}`, or an array of which one must hold",
+            conditions,
+        ),
+        (
+            "each",
+            "repeats the stage over a list, or over each combination of several: `{ item = \"${a.list}\" }`",
+            each,
+        ),
+    ]
+}
+
+/// The schema of pipeline files on these kinds.
+pub fn pipeline(registry: &Registry) -> Json {
+    let source = json!({ "type": "string" });
+    let mut definitions = properties(stage_keys());
+    definitions.insert(
+        "reference".into(),
+        json!({
+            "description": "a value of the config: `${a.key}`",
+            "type": "string",
+            "pattern": "^\\$\\{[^{}$]+\\}$",
+        }),
+    );
+    definitions.insert(
+        "source".into(),
+        json!({
+            "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; \
+                            or several, of which the first counts that is in the pipeline",
+            "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
+        }),
+    );
+    let stages: Vec<Json> = registry.iter().map(|kind| stage(*kind)).collect();
+    definitions.insert("stage".into(), json!({ "oneOf": stages }));
+    json!({
+        "$schema": DRAFT,
+        "title": "a pipeline of attrflow",
+        "type": "object",
+        "properties": properties(file_keys(registry)),
+        "additionalProperties": false,
+        "$defs": definitions,
+    })
+}
+
+/// The schema of configs: what a run looks for there, and whatever else the pipelines refer to.
+pub fn config() -> Json {
+    let mut run = param::table(&RunTable::keys(), &[]);
+    run["description"] = json!("how to compute; nothing here counts for identity, and the command line wins");
+    // The loader reads this table as it is.
+    let plain = run["properties"].as_object_mut().into_iter().flat_map(Map::values_mut);
+    for key in plain {
+        if let Some(Json::Array(forms)) = key.as_object_mut().and_then(|key| key.remove("anyOf"))
+            && let (Some(Json::Object(form)), Some(key)) = (forms.into_iter().next(), key.as_object_mut())
+        {
+            key.extend(form);
+        }
+    }
+    json!({
+        "$schema": DRAFT,
+        "title": "a config of attrflow's pipelines",
+        "type": "object",
+        "properties": { "run": run },
+    })
+}
+
+/// A stage of one kind.
+fn stage(kind: &dyn Kind) -> Json {
+    let defined =
+        |(key, ..): (&str, &str, Json)| (key.to_owned(), json!({ "$ref": format!("#/$defs/{key}") }));
+    let mut keys: Map<String, Json> = stage_keys().into_iter().map(defined).collect();
+    let given: Vec<&str> = kind.inherits().iter().map(|inherit| inherit.param).collect();
+    let params = param::table(&kind.keys(), &given);
+    let inputs = inputs(kind);
+    let mut required = vec!["kind"];
+    required.extend(params.get("required").map(|_| "params"));
+    required.extend(inputs.get("required").map(|_| "inputs"));
+    keys.insert("kind".into(), json!({ "const": kind.name(), "description": kind.summary() }));
+    keys.insert("params".into(), param::or_reference(params));
+    keys.insert("inputs".into(), inputs);
+    json!({
+        "title": kind.name(),
+        "description": kind.summary(),
+        "type": "object",
+        "properties": keys,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+fn inputs(kind: &dyn Kind) -> Json {
+    if kind.free_inputs() {
+        return json!({
+            "description": format!("files and folders under names of your own: {PLAIN_NAME}"),
+            "type": "object",
+            "propertyNames": { "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$" },
+            "additionalProperties": { "$ref": "#/$defs/source" },
+        });
+    }
+    let port =
+        |port: &Input| (port.name.to_owned(), json!({ "description": port.doc, "$ref": "#/$defs/source" }));
+    let required: Vec<&str> =
+        kind.inputs().iter().filter(|port| port.required).map(|port| port.name).collect();
+    let properties: Map<String, Json> = kind.inputs().iter().map(port).collect();
+    let mut inputs = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    if !required.is_empty() {
+        inputs["required"] = json!(required);
+    }
+    inputs
+}
+
+fn properties(keys: Vec<(&str, &str, Json)>) -> Map<String, Json> {
+    let described = keys.into_iter().map(|(key, doc, mut schema)| {
+        schema["description"] = json!(doc);
+        (key.to_owned(), schema)
+    });
+    described.collect()
+}

@@ -1,0 +1,95 @@
+//! The values that a reference may name, and finding the one that it names.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use super::env_vars::Env;
+use crate::config::text::{Origin, Problems};
+use crate::config::tree::{Node, Table};
+
+/// Stands for any item of a list in a path that was read.
+pub(super) const ANY: &str = "*";
+
+/// One item of a list that a stage is repeated over.
+#[derive(Clone)]
+pub(super) struct Item<'c> {
+    /// What the stage calls it.
+    pub variable: &'c str,
+    /// Its value.
+    pub node: &'c Node,
+    /// The list's path in the config; empty for a list that stands in the stage itself.
+    pub list: &'c str,
+    /// What it is called in the stage's name.
+    pub label: String,
+}
+
+/// The values that a `${…}` may name: the items of a repeated stage first, then the config.
+pub(super) struct Scope<'c, 's> {
+    pub config: &'c Node,
+    pub items: &'s [Item<'c>],
+    /// Paths in the config that were read.
+    pub used: &'s RefCell<BTreeSet<String>>,
+    pub env: &'s Env,
+}
+
+/// The value that a reference names; it counts as read.
+pub(super) fn lookup<'c>(
+    path: &str,
+    origin: &Origin,
+    scope: &Scope<'c, '_>,
+    problems: &mut Problems,
+) -> Option<&'c Node> {
+    let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+    match scope.items.iter().find(|item| item.variable == first) {
+        None => {
+            scope.used.borrow_mut().insert(path.to_owned());
+        }
+        Some(Item { list: "", .. }) => {}
+        Some(Item { list, .. }) => {
+            let read = format!("{list}.{ANY}.{rest}");
+            scope.used.borrow_mut().insert(read.trim_end_matches('.').to_owned());
+        }
+    }
+    find(path, origin, scope, problems)
+}
+
+/// The value that a reference names, or the key that leads nowhere and the table without it.
+pub(super) fn follow<'c, 'p>(
+    path: &'p str,
+    scope: &Scope<'c, '_>,
+) -> Result<&'c Node, (&'p str, Option<&'c Table>)> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    match (scope.items.iter().find(|item| item.variable == first), rest) {
+        (None, _) => scope.config.follow(path),
+        (Some(item), None) => Ok(item.node),
+        (Some(item), Some(rest)) => item.node.follow(rest),
+    }
+}
+
+/// The value that a reference names; one that leads nowhere is reported.
+pub(super) fn find<'c>(
+    path: &str,
+    origin: &Origin,
+    scope: &Scope<'c, '_>,
+    problems: &mut Problems,
+) -> Option<&'c Node> {
+    let first = path.split('.').next().unwrap_or_default();
+    match follow(path, scope) {
+        Ok(node) => Some(node),
+        Err((key, table)) => {
+            let Some(table) = table else {
+                let message =
+                    format!("`${{{path}}}` leads nowhere: what stands before `{key}` is not a table");
+                problems.at(origin, message);
+                return None;
+            };
+            let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
+            let mut names: Vec<&str> = table.keys().collect();
+            if key == first {
+                names.extend(scope.items.iter().map(|item| item.variable));
+            }
+            problem.suggest(key, names);
+            None
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What the cache holds of a kind.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use crate::identity::recipe;
+use crate::store::{Entry, Store};
+
+/// A result of a stage as a whole, and when it was kept.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// What the index says.
+    pub entry: Entry,
+    /// When it was written.
+    pub written: SystemTime,
+}
+
+/// The results of a kind's stages, newest first; a file of the index that cannot be read holds none.
+pub fn of_kind(store: &Store, kind: &str) -> Vec<Kept> {
+    let folder = store.root().join(format!("recipes-v{}", recipe::FORMAT));
+    let below = |folder: PathBuf| fs_err::read_dir(folder).into_iter().flatten().flatten();
+    let files: Vec<PathBuf> =
+        below(folder).flat_map(|folder| below(folder.path())).map(|file| file.path()).collect();
+    // Most files are of other kinds or of units, and reading a text through takes longer than to look for a word.
+    let word = serde_json::to_string(kind).unwrap_or_default().into_bytes();
+    let read = |file: PathBuf| {
+        let text = fs_err::read(&file).ok()?;
+        if !text.windows(word.len()).any(|part| part == word) {
+            return None;
+        }
+        let entry: Entry = serde_json::from_slice(&text).ok()?;
+        let whole = entry.recipe.kind == kind && entry.recipe.unit.is_none();
+        let written = whole.then(|| fs_err::metadata(&file).ok()?.modified().ok()).flatten()?;
+        Some(Kept { entry, written })
+    };
+    let mut kept: Vec<Kept> = files.into_par_iter().filter_map(read).collect();
+    kept.sort_by_key(|kept| std::cmp::Reverse((kept.written, kept.entry.recipe.fingerprint())));
+    kept
+}

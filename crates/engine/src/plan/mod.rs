@@ -1,0 +1,343 @@
+//! What a run would do, stage by stage, and why.
+
+pub mod cached_results;
+pub mod graph;
+mod history;
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::identity::digest::Digest;
+use crate::identity::recipe::{self, Change, Numerics, Recipe};
+use crate::kind::{Inputs, Slice, Unit};
+use crate::pipeline::{Pipeline, Source, StageNode};
+use crate::plan::graph::Graph;
+use crate::provenance::manifest::Outcome;
+use crate::store::{Entry, FilePart, Found, Store, StoreError};
+
+pub use history::{History, Last};
+
+/// Why a stage computes.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Reason {
+    /// No earlier run of this pipeline holds the stage.
+    First,
+    /// The recipe differs from the last run's.
+    Changed {
+        /// Field by field.
+        changes: Vec<Change>,
+    },
+    /// The recipe is the last run's, but its result is not in the cache: removed, or never finished.
+    Missing,
+    /// The recipe is the last run's, in which the stage failed.
+    Failed {
+        /// What it said then.
+        error: String,
+    },
+    /// Its result was adopted, and the files are no longer what they were.
+    Lost {
+        /// What became of them.
+        what: String,
+    },
+    /// The user asked for it.
+    Forced,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::First => f.write_str("never run before"),
+            Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
+            Self::Failed { error } => write!(f, "failed in the last run: {error}"),
+            Self::Lost { what } => f.write_str(what),
+            Self::Forced => f.write_str("forced"),
+            Self::Changed { changes } => {
+                let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
+                f.write_str(&texts.join("; "))
+            }
+        }
+    }
+}
+
+/// What a run would do with a stage.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// Take the cached result.
+    Reuse(Box<Entry>),
+    /// Compute it, from these inputs.
+    Run(Box<Recipe>, Resolved, Reason),
+    /// It reads what is not there yet.
+    Wait {
+        /// The stages that it waits for.
+        upstream: Vec<String>,
+        /// Why it computes whatever they give; `None` where that depends on them.
+        certain: Option<Reason>,
+    },
+    /// It cannot run, for this reason.
+    Fail(String),
+}
+
+/// A stage's input that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// The store could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file or folder outside the store could not be read.
+    #[error("the input `{port}` cannot be read: {error}")]
+    Source {
+        /// The input port.
+        port: String,
+        /// What the file system says, with the path.
+        error: String,
+    },
+    /// A reference below an output leads nowhere.
+    #[error("the input `{port}` reads `{sub}` below the output `{output}`, and nothing stands there")]
+    NoSub {
+        /// The input port.
+        port: String,
+        /// The path below.
+        sub: String,
+        /// `stage.port`.
+        output: String,
+    },
+}
+
+/// The inputs of a stage: digests that count, and paths to read.
+#[derive(Debug, Clone, Default)]
+pub struct Resolved {
+    /// Digests by port.
+    pub digests: BTreeMap<String, Digest>,
+    /// Paths by port.
+    pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// Units whose parts of files are hashed together.
+const MANY: usize = 4096;
+
+/// Judges stages against the store and the last runs.
+pub struct Planner<'a> {
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The cache.
+    pub store: &'a Store,
+    /// How numbers would be computed.
+    pub numerics: &'a Numerics,
+    /// Stages to compute whatever the cache holds.
+    pub forced: &'a [usize],
+    history: OnceCell<History>,
+}
+
+impl<'a> Planner<'a> {
+    /// A planner for one invocation.
+    pub fn new(
+        pipeline: &'a Pipeline,
+        store: &'a Store,
+        numerics: &'a Numerics,
+        forced: &'a [usize],
+    ) -> Self {
+        Self { pipeline, store, numerics, forced, history: OnceCell::new() }
+    }
+
+    /// Digests and paths of a stage's inputs, given the results so far; the stages still missing otherwise.
+    ///
+    /// # Errors
+    /// A source that cannot be read, or a path below an output where nothing stands.
+    pub fn inputs(
+        &self,
+        stage: &StageNode,
+        done: &BTreeMap<usize, Entry>,
+    ) -> Result<Result<Resolved, (Resolved, Vec<String>)>, InputError> {
+        let mut resolved = Resolved::default();
+        let mut missing = Vec::new();
+        for (port, source) in &stage.inputs {
+            let (digest, path) = match source {
+                Source::File(path) => match self.store.source(path) {
+                    Ok(digest) => (digest, path.clone()),
+                    Err(StoreError::Io(error)) => {
+                        return Err(InputError::Source { port: port.clone(), error: error.to_string() });
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                Source::Port { stage: upstream, port: output, sub, .. } => {
+                    let Some(entry) = done.get(upstream) else {
+                        missing.push(self.pipeline.stages[*upstream].id.clone());
+                        continue;
+                    };
+                    let artifact = &entry.outputs[output];
+                    let path = self.store.path(&artifact.digest);
+                    match sub {
+                        None => (artifact.digest, path),
+                        Some(sub) => match self.store.sub(&artifact.digest, sub)? {
+                            Some(digest) => (digest, path.join(sub)),
+                            None => {
+                                let output = format!("{}.{output}", self.pipeline.stages[*upstream].id);
+                                return Err(InputError::NoSub {
+                                    port: port.clone(),
+                                    sub: sub.clone(),
+                                    output,
+                                });
+                            }
+                        },
+                    }
+                }
+            };
+            resolved.digests.insert(port.clone(), digest);
+            resolved.paths.insert(port.clone(), path);
+        }
+        missing.sort();
+        missing.dedup();
+        Ok(if missing.is_empty() { Ok(resolved) } else { Err((resolved, missing)) })
+    }
+
+    /// The recipe of a stage as a whole.
+    pub fn recipe(&self, stage: &StageNode, inputs: &Resolved) -> Recipe {
+        Recipe {
+            kind: stage.kind.name().to_owned(),
+            version: stage.kind.version(),
+            params: stage.kind.identity(&stage.params),
+            inputs: inputs.digests.clone(),
+            numerics: stage.kind.numeric().then(|| self.numerics.clone()),
+            unit: None,
+        }
+    }
+
+    /// The recipe of one unit: of parameters and inputs only what the unit reads.
+    pub fn unit_recipe(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Recipe {
+        self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
+    }
+
+    /// The recipes of units, in order; the parts of files that they read are hashed together.
+    ///
+    /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
+    pub fn unit_recipes(&self, stage: &StageNode, inputs: &Resolved, units: &[Unit]) -> Vec<Recipe> {
+        let merge_only =
+            |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
+        let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
+        let common = Recipe {
+            params: stage.kind.unit_identity(&stage.params),
+            inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
+            ..self.recipe(stage, &Resolved::default())
+        };
+        let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
+        let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
+        // What some of them read may be told by many ranges.
+        for (units, recipes) in units.chunks(MANY).zip(recipes.chunks_mut(MANY)) {
+            if let Err(error) = self.narrow(stage, inputs, units, recipes) {
+                tracing::debug!("{}: inputs count whole: {error:#}", stage.id);
+            }
+        }
+        recipes
+    }
+
+    /// Puts the digests of what units read into their recipes, in place of those of whole files.
+    fn narrow(
+        &self,
+        stage: &StageNode,
+        inputs: &Resolved,
+        units: &[Unit],
+        recipes: &mut [Recipe],
+    ) -> anyhow::Result<()> {
+        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units)?;
+        for (port, digest) in &inputs.digests {
+            let narrowed = recipes.iter_mut().zip(&reads).filter_map(|(recipe, reads)| {
+                // A port that only the merge reads is not in a unit's recipe.
+                let counted = recipe.inputs.get_mut(port)?;
+                let Slice { bytes, layout } = reads.get(port)?;
+                Some((counted, (layout.as_str(), bytes.as_slice())))
+            });
+            let (counted, parts): (Vec<&mut Digest>, Vec<FilePart<'_>>) = narrowed.unzip();
+            let found = self.store.slices(digest, &inputs.paths[port], &parts)?;
+            counted.into_iter().zip(found).for_each(|(counted, slice)| *counted = slice);
+        }
+        Ok(())
+    }
+
+    /// What to do with one stage, given the results so far.
+    ///
+    /// # Errors
+    /// As [`Planner::inputs`], and a damaged index.
+    pub fn judge(&self, index: usize, done: &BTreeMap<usize, Entry>) -> Result<Verdict, InputError> {
+        let stage = &self.pipeline.stages[index];
+        let inputs = match self.inputs(stage, done)? {
+            Ok(inputs) => inputs,
+            Err((known, upstream)) => {
+                let certain = match self.forced.contains(&index) {
+                    true => Some(Reason::Forced),
+                    false => self.certain(stage, &known),
+                };
+                return Ok(Verdict::Wait { upstream, certain });
+            }
+        };
+        let recipe = self.recipe(stage, &inputs);
+        if self.forced.contains(&index) {
+            return Ok(Verdict::Run(Box::new(recipe), inputs, Reason::Forced));
+        }
+        let reason = match self.store.find(&recipe.fingerprint())? {
+            Found::Stands(entry) => {
+                self.store.expect(&entry, stage.outputs.iter().map(|output| output.name.as_str()))?;
+                return Ok(Verdict::Reuse(entry));
+            }
+            Found::Lost(what) => Reason::Lost { what },
+            Found::Nothing => match self.history().last(&stage.id) {
+                None => Reason::First,
+                Some(last) => match (recipe::changes(last.recipe, &recipe), &last.record.error) {
+                    (changes, _) if !changes.is_empty() => Reason::Changed { changes },
+                    (_, Some(error)) if last.record.outcome == Outcome::Failed => {
+                        Reason::Failed { error: error.clone() }
+                    }
+                    _ => Reason::Missing,
+                },
+            },
+        };
+        Ok(Verdict::Run(Box::new(recipe), inputs, reason))
+    }
+
+    /// Why a stage computes although some of its inputs are not known yet, if that is sure.
+    fn certain(&self, stage: &StageNode, known: &Resolved) -> Option<Reason> {
+        let Some(Last { recipe: last, .. }) = self.history().last(&stage.id) else {
+            return Some(Reason::First);
+        };
+        let mut recipe = self.recipe(stage, known);
+        for (port, source) in &stage.inputs {
+            if let (Source::Port { .. }, false, Some(digest)) =
+                (source, recipe.inputs.contains_key(port), last.inputs.get(port))
+            {
+                recipe.inputs.insert(port.clone(), *digest);
+            }
+        }
+        let changes = recipe::changes(last, &recipe);
+        (!changes.is_empty()).then_some(Reason::Changed { changes })
+    }
+
+    /// What the last runs recorded.
+    pub fn history(&self) -> &History {
+        let stages = || self.pipeline.stages.iter().map(|stage| stage.id.as_str());
+        self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), stages()))
+    }
+
+    /// Judges every selected stage without running any.
+    ///
+    /// # Errors
+    /// A damaged index.
+    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Verdict)>, StoreError> {
+        let mut done = BTreeMap::new();
+        let mut verdicts = Vec::new();
+        for &index in graph.order() {
+            let verdict = match self.judge(index, &done) {
+                Err(InputError::Store(error)) => return Err(error),
+                Err(error) => Verdict::Fail(error.to_string()),
+                Ok(verdict) => verdict,
+            };
+            if let Verdict::Reuse(entry) = &verdict {
+                done.insert(index, (**entry).clone());
+            }
+            verdicts.push((index, verdict));
+        }
+        Ok(verdicts)
+    }
+}

@@ -1,0 +1,268 @@
+//! Whether a manifest still tells the truth: every recipe, input, source and stored byte held against it.
+//!
+//! Nothing is taken from memory: bytes are hashed again, whatever their sizes and times say.
+
+mod artifact;
+mod diff;
+mod fault;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::identity::digest::{Digest, Listing};
+use crate::provenance::manifest::{Manifest, Outcome, Reads, StageRecord};
+use crate::store::{self, Store, StoreError};
+
+pub use diff::{Diff, Difference};
+pub use fault::{Fault, Finding};
+
+/// The first form of a manifest that says which stage gave an input.
+const NAMES_GIVERS: u32 = 3;
+
+/// An audit of one manifest against a cache.
+pub struct Audit<'a> {
+    /// The record of a run.
+    pub manifest: &'a Manifest,
+    /// The cache that holds what it names.
+    pub store: &'a Store,
+    /// Whether to go on after the first difference.
+    pub all: bool,
+}
+
+/// What an audit looked at, and what it found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// In the order of the manifest.
+    pub findings: Vec<Finding>,
+    /// Stages that were looked at.
+    pub stages: usize,
+    /// Recipes whose fingerprint was derived again.
+    pub recipes: usize,
+    /// Inputs that were followed to the output or source that gave them.
+    pub inputs: usize,
+    /// Sources that were hashed.
+    pub sources: usize,
+    /// Sources that no longer exist.
+    pub sources_gone: Vec<PathBuf>,
+    /// Artifacts that were hashed.
+    pub artifacts: usize,
+    /// Files in them.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// The first finding that is a difference.
+    pub fn difference(&self) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.fault.differs())
+    }
+}
+
+/// Why an audit ends before its end.
+enum Stop {
+    /// A difference was found, and one is enough.
+    Found,
+    /// The cache cannot be read.
+    Store(StoreError),
+}
+
+impl<E: Into<StoreError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Audit<'_> {
+    /// Checks stage by stage, up to the first difference or all of it.
+    ///
+    /// # Errors
+    /// A cache that cannot be read; what is damaged in it is a finding.
+    pub fn execute(&self) -> Result<Report, StoreError> {
+        let (report, seen, sources) = (Report::default(), BTreeSet::new(), BTreeMap::new());
+        let mut pass = Pass { audit: self, stage: "", report, seen, sources };
+        for (index, record) in self.manifest.stages.iter().enumerate() {
+            pass.stage = &record.stage;
+            match pass.record(record, &self.manifest.stages[..index]) {
+                Ok(()) => {}
+                Err(Stop::Found) => break,
+                Err(Stop::Store(error)) => return Err(error),
+            }
+        }
+        Ok(pass.report)
+    }
+}
+
+/// One way through a manifest.
+struct Pass<'a> {
+    audit: &'a Audit<'a>,
+    /// The stage that is being looked at.
+    stage: &'a str,
+    report: Report,
+    /// Artifacts that were looked at: several stages may give the same.
+    seen: BTreeSet<Digest>,
+    /// Digests of the sources that were hashed.
+    sources: BTreeMap<&'a Path, Digest>,
+}
+
+impl<'a> Pass<'a> {
+    fn record(&mut self, record: &'a StageRecord, before: &[StageRecord]) -> Result<(), Stop> {
+        self.report.stages += 1;
+        let done = matches!(record.outcome, Outcome::Ran | Outcome::Reused);
+        let (Some(recipe), Some(fingerprint)) = (&record.recipe, record.fingerprint) else {
+            return match done || !record.outputs.is_empty() {
+                true => self.found(Fault::Incomplete { what: "recipe or fingerprint".into() }),
+                false => Ok(()),
+            };
+        };
+        let derived = recipe.fingerprint();
+        if derived != fingerprint {
+            self.found(Fault::Fingerprint { recorded: fingerprint, derived })?;
+        }
+        self.report.recipes += 1;
+        for (port, digest) in &recipe.inputs {
+            self.input(record, port, *digest, before)?;
+            self.report.inputs += 1;
+        }
+        if !done {
+            return Ok(());
+        }
+        self.index(record, fingerprint)?;
+        for (port, artifact) in &record.outputs {
+            if self.seen.insert(artifact.digest) {
+                self.artifact(port, artifact)?;
+                self.report.artifacts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a finding; an error once one is enough.
+    fn found(&mut self, fault: Fault) -> Result<(), Stop> {
+        let enough = fault.differs() && !self.audit.all;
+        self.report.findings.push(Finding { stage: self.stage.to_owned(), fault });
+        if enough { Err(Stop::Found) } else { Ok(()) }
+    }
+
+    /// Takes a damaged file of the cache as a finding.
+    fn sound<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, Stop> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(StoreError::Damaged { path, reason }) => {
+                self.found(Fault::Damaged { path, reason })?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Follows an input to what gave it.
+    fn input(
+        &mut self,
+        record: &'a StageRecord,
+        port: &str,
+        digest: Digest,
+        before: &[StageRecord],
+    ) -> Result<(), Stop> {
+        if let Some(path) = record.sources.get(port) {
+            return self.source(path, digest);
+        }
+        if let Some(reads) = record.reads.get(port) {
+            return self.chain(port, digest, reads, before);
+        }
+        if self.audit.manifest.format < NAMES_GIVERS {
+            let outputs = before.iter().flat_map(|record| record.outputs.values());
+            for artifact in outputs {
+                if artifact.digest == digest {
+                    return Ok(());
+                }
+                let listing = self.sound(self.audit.store.listing(&artifact.digest))?.flatten();
+                if listing.is_some_and(|listing| holds(&listing, digest)) {
+                    return Ok(());
+                }
+            }
+        }
+        self.found(Fault::Unexplained { port: port.to_owned(), recorded: digest })
+    }
+
+    /// Holds an input against the output that it names.
+    fn chain(
+        &mut self,
+        port: &str,
+        digest: Digest,
+        reads: &Reads,
+        before: &[StageRecord],
+    ) -> Result<(), Stop> {
+        let giver = before.iter().find(|record| record.stage == reads.stage);
+        let given = giver.and_then(|record| record.outputs.get(&reads.port)).map(|output| output.digest);
+        let found = match (given, &reads.below) {
+            (Some(folder), Some(below)) => {
+                let Some(listing) = self.sound(self.audit.store.listing(&folder))? else { return Ok(()) };
+                let Some(listing) = listing else {
+                    let what = format!("the listing of {}.{}", reads.stage, reads.port);
+                    return self.found(Fault::Gone { what });
+                };
+                listing.sub(below)
+            }
+            (given, _) => given,
+        };
+        if found == Some(digest) {
+            return Ok(());
+        }
+        self.found(Fault::Chain { port: port.to_owned(), recorded: digest, giver: reads.to_string(), found })
+    }
+
+    /// Hashes a source that still exists.
+    fn source(&mut self, path: &'a Path, recorded: Digest) -> Result<(), Stop> {
+        let found = match self.sources.get(path) {
+            Some(found) => *found,
+            None => match store::digest_of(path) {
+                Ok(found) => found,
+                Err(StoreError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    if !self.report.sources_gone.iter().any(|gone| gone == path) {
+                        self.report.sources_gone.push(path.to_path_buf());
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    return self.found(Fault::Unreadable { path: path.to_path_buf(), error });
+                }
+            },
+        };
+        if self.sources.insert(path, found).is_none() {
+            self.report.sources += 1;
+        }
+        match found == recorded {
+            true => Ok(()),
+            false => self.found(Fault::Source { path: path.to_path_buf(), recorded, found }),
+        }
+    }
+
+    /// Holds the outputs against those that the cache has for the recipe.
+    fn index(&mut self, record: &StageRecord, fingerprint: Digest) -> Result<(), Stop> {
+        let Some(entry) = self.sound(self.audit.store.entry(&fingerprint))? else { return Ok(()) };
+        let Some(entry) = entry else {
+            return self.found(Fault::Gone { what: format!("its recipe {}", fingerprint.short()) });
+        };
+        let ports: BTreeSet<&String> = record.outputs.keys().chain(entry.outputs.keys()).collect();
+        for port in ports {
+            let of = |artifacts: &BTreeMap<String, store::Artifact>| artifacts.get(port).map(|a| a.digest);
+            let (recorded, found) = (of(&record.outputs), of(&entry.outputs));
+            if recorded != found {
+                self.found(Fault::Index { port: port.clone(), recorded, found })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file or folder of that digest stands somewhere below a folder.
+fn holds(listing: &Listing, digest: Digest) -> bool {
+    let folders = listing.0.iter().flat_map(|file| Path::new(&file.path).ancestors().skip(1));
+    let folders: BTreeSet<&Path> = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();
+    listing.0.iter().any(|file| file.digest == digest)
+        || folders.iter().any(|folder| listing.sub(&folder.to_string_lossy()) == Some(digest))
+}

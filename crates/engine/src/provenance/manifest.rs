@@ -1,0 +1,263 @@
+//! The record of a run: what ran, from what, to what.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::identity::digest::Digest;
+use crate::identity::recipe::{Numerics, Recipe};
+use crate::store::{Adopted, Artifact};
+
+/// Version of the manifest's form; older ones are read too. 2 added `adopted`, 3 what an audit follows and repeats:
+/// `reads`, `params` and `micro_batch`; 4 `left_out`.
+pub const FORMAT: u32 = 4;
+
+/// The record of one run of one pipeline.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The program that ran.
+    pub attrflow: Program,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline file, as it was given.
+    pub file: PathBuf,
+    /// The `--set` arguments.
+    pub sets: Vec<String>,
+    /// When the run began, UTC, RFC 3339.
+    pub started: String,
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// How numbers were computed.
+    pub numerics: Numerics,
+    /// What did not count for identity but may explain a time.
+    pub conditions: Conditions,
+    /// Stages of the pipeline that the run was not asked for: their last results are as current as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// The stages in the order of the graph.
+    pub stages: Vec<StageRecord>,
+}
+
+/// Which attrflow it was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// The version.
+    pub version: String,
+    /// The commit that it was built from, empty where unknown.
+    pub commit: String,
+}
+
+/// What surrounded a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// Workers at once.
+    pub jobs: usize,
+    /// Threads of each worker.
+    pub threads: usize,
+    /// Devices of the workers.
+    pub devices: Vec<String>,
+    /// Most rows that went through a network at once, which may round otherwise than others; 0 where unknown.
+    #[serde(default)]
+    pub micro_batch: usize,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The result was in the cache.
+    Reused,
+    /// It computed.
+    Ran,
+    /// It failed.
+    Failed,
+    /// A stage that it reads from failed.
+    Blocked,
+    /// The run was stopped before it was done, or begun; units that were done are kept.
+    Interrupted,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecord {
+    /// The stage's name.
+    pub stage: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The recipe's hash; absent where the stage could not start.
+    pub fingerprint: Option<Digest>,
+    /// All that counted.
+    pub recipe: Option<Recipe>,
+    /// The parameters in whole, with what does not count for identity; null where unknown.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub params: Json,
+    /// Outputs of other stages that it reads, by input port.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reads: BTreeMap<String, Reads>,
+    /// Sources outside the store, by input port.
+    pub sources: BTreeMap<String, PathBuf>,
+    /// Outputs by port.
+    pub outputs: BTreeMap<String, Artifact>,
+    /// Where the outputs come from, if the stage never computed them here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+    /// Units that computed in this run.
+    pub units_run: usize,
+    /// Units that were in the cache.
+    pub units_reused: usize,
+    /// Seconds of computing, summed over units; for a reused stage, those of the run that made it.
+    pub seconds: f64,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// An output of another stage, or what stands below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reads {
+    /// The stage that gives it.
+    pub stage: String,
+    /// Its output port.
+    pub port: String,
+    /// The path below, where it is not the whole output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<String>,
+}
+
+impl std::fmt::Display for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.stage, self.port)?;
+        self.below.iter().try_for_each(|below| write!(f, "/{below}"))
+    }
+}
+
+/// How the text of a manifest ends that holds no stages.
+const NO_STAGES: &str = "\"stages\": []\n}";
+
+impl Manifest {
+    /// The stages' records as they stand in the text of a manifest.
+    ///
+    /// # Errors
+    /// None for what was made here: it is plain data.
+    pub fn records(&self) -> std::io::Result<String> {
+        let text =
+            String::from_utf8(serde_json::to_vec_pretty(&Self { stages: Vec::new(), ..self.clone() })?);
+        let whole = String::from_utf8(serde_json::to_vec_pretty(self)?);
+        let (empty, whole) = (text.unwrap_or_default(), whole.unwrap_or_default());
+        let begin = empty.len() - NO_STAGES.len();
+        debug_assert!(empty.ends_with(NO_STAGES), "the stages come last");
+        Ok(whole.get(begin..).unwrap_or_default().to_owned())
+    }
+}
+
+/// Writes a manifest whose records are a text already, see [`Manifest::records`].
+///
+/// # Errors
+/// A write that failed.
+pub fn write_with(folder: &Path, manifest: &Manifest, records: &[u8]) -> std::io::Result<PathBuf> {
+    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
+    let head = text.strip_suffix(NO_STAGES).ok_or_else(|| std::io::Error::other("stages of two sources"))?;
+    write_text(folder, &manifest.started, &[head.as_bytes(), records])
+}
+
+/// Writes a manifest beside those of earlier runs and returns its path.
+///
+/// # Errors
+/// A write that failed.
+pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
+    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
+    write_text(folder, &manifest.started, &[text.as_bytes()])
+}
+
+fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<PathBuf> {
+    fs_err::create_dir_all(folder)?;
+    let readable = Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    text.iter().try_for_each(|part| file.write_all(part))?;
+    file.write_all(b"\n")?;
+    // The name sorts: by the time, and by a number where that is not later than the newest run's. Clocks are set back.
+    let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    let mut number = 0;
+    if let Some(newest) = manifests(folder)
+        .map(|path| stem(&path))
+        .filter(|stem| is_stamp(stem))
+        .max()
+        .filter(|newest| *newest >= stamp)
+    {
+        let (time, count) = newest.split_once('-').unwrap_or((&newest, ""));
+        (stamp, number) = (time.to_owned(), count.parse().unwrap_or(0) + 1);
+    }
+    for number in number.. {
+        let name = if number == 0 { format!("{stamp}.json") } else { format!("{stamp}-{number:04}.json") };
+        let path = folder.join(name);
+        match file.persist_noclobber(&path) {
+            Ok(_) => return Ok(path),
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => file = error.file,
+            Err(error) => return Err(error.error),
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+/// Whether a name is one that [`write`] gives: `20261126T112103.676570Z`, and a number.
+fn is_stamp(name: &str) -> bool {
+    let time = name.split('-').next().unwrap_or(name);
+    time.ends_with('Z') && time.starts_with(|c: char| c.is_ascii_digit()) && time.contains('T')
+}
+
+/// The name of a manifest's file without its ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Reads a manifest.
+///
+/// # Errors
+/// A file that cannot be read, or that holds something else.
+pub fn read(path: &Path) -> std::io::Result<Manifest> {
+    parse(path, &fs_err::read(path)?)
+}
+
+/// The same of bytes that were read from a path.
+///
+/// # Errors
+/// Bytes that are no manifest.
+pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
+    let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
+    let manifest: Manifest =
+        serde_json::from_slice(text).map_err(|error| fault(format!("no manifest: {error}")))?;
+    match manifest.format {
+        ..=FORMAT => Ok(manifest),
+        newer => Err(fault(format!("a manifest of form {newer}, expected at most {FORMAT}"))),
+    }
+}
+
+/// Where the signature of a manifest stands.
+pub fn signature_path(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".minisig");
+    path.into()
+}
+
+/// The manifests in a folder, newest first.
+pub fn list(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = manifests(folder).collect();
+    paths.sort_by_cached_key(|path| std::cmp::Reverse(stem(path)));
+    paths
+}
+
+fn manifests(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let paths = fs_err::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+}

@@ -1,0 +1,430 @@
+//! A manifest as a pipeline again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use crate::config::param::plain_name;
+use crate::config::text::{Origin, Sources, suggestion};
+use crate::config::tree::{Entry, Node, Table, Value};
+use crate::identity::digest::Digest;
+use crate::identity::recipe::Recipe;
+use crate::kind::{Kind, Port, Registry};
+use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
+use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
+use crate::store::{Artifact, Store, StoreError};
+
+/// Why a stage cannot be computed once more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// The run did not come so far as to know what counts for it.
+    #[error("the run did not come to it, so the manifest does not say what it computes")]
+    NoRecipe,
+    /// A name that leads elsewhere than into a folder of its own.
+    #[error("`{name}` is no name that a stage or a pipeline can have")]
+    Name {
+        /// As recorded.
+        name: String,
+    },
+    /// A manifest of an early form.
+    #[error("the manifest holds no parameters for it, as those of forms before 3 do not")]
+    NoParams,
+    /// A kind that this program does not have.
+    #[error("there is no kind `{kind}` here{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
+    Kind {
+        /// As recorded.
+        kind: String,
+        /// The nearest that there is.
+        hint: Option<String>,
+    },
+    /// Parameters that the kind does not take.
+    #[error("its parameters are not what the kind `{kind}` takes now: {why}")]
+    Params {
+        /// The kind.
+        kind: String,
+        /// What is wrong with them.
+        why: String,
+    },
+    /// Two records of one name.
+    #[error("the manifest has more than one record of it")]
+    Twice,
+    /// An input port that the kind does not have, or lacks.
+    #[error("its input `{port}` is {}", if *missing { "missing" } else { "none that the kind has" })]
+    Port {
+        /// The input port.
+        port: String,
+        /// Whether the kind needs it and the record lacks it.
+        missing: bool,
+    },
+    /// An input of which nothing is known but its digest.
+    #[error("the manifest names nothing that gave its input `{port}`")]
+    Unexplained {
+        /// The input port.
+        port: String,
+    },
+    /// A recorded input that the cache no longer holds.
+    #[error("its input `{port}`, {giver}, is not in the cache any more")]
+    Gone {
+        /// The input port.
+        port: String,
+        /// `stage.port`, with the path below.
+        giver: String,
+    },
+    /// An input of a stage that cannot be computed itself.
+    #[error("it reads {giver}, which cannot be computed")]
+    Upstream {
+        /// `stage.port`, with the path below.
+        giver: String,
+    },
+    /// A source of which the recorded bytes are nowhere to be found.
+    #[error(
+        "its source {} ({}) {}",
+        path.display(),
+        digest.short(),
+        if *changed { "holds other bytes now" } else { "is not there" }
+    )]
+    Source {
+        /// Where it was.
+        path: PathBuf,
+        /// What it was.
+        digest: Digest,
+        /// Whether something else is there.
+        changed: bool,
+    },
+}
+
+/// A pipeline made from a manifest.
+pub struct Rebuilt {
+    /// The stages that can be computed.
+    pub pipeline: Pipeline,
+    /// Those that cannot, and why.
+    pub obstacles: Vec<(String, Obstacle)>,
+    /// The text that places in the pipeline lead to; empty, as nobody wrote it.
+    pub sources: Sources,
+}
+
+/// Each of the named stages by itself, on the inputs that `store` holds of the recorded run.
+///
+/// An input that is no longer there is computed too where its stage is among those named.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn replay(
+    manifest: &Manifest,
+    names: &[String],
+    registry: &Registry,
+    store: &Store,
+    root: &Path,
+) -> Result<Rebuilt, StoreError> {
+    let feed = |builder: &Builder<'_>, port: &str, reads: &Reads| {
+        let given = manifest.stages.iter().find(|giver| giver.stage == reads.stage);
+        let artifact = given.and_then(|giver| giver.outputs.get(&reads.port));
+        let stands = |artifact: &Artifact| -> Result<Option<PathBuf>, StoreError> {
+            let path = store.path(&artifact.digest);
+            let below = match &reads.below {
+                None => return Ok(path.exists().then_some(path)),
+                Some(below) => below,
+            };
+            let path = path.join(below);
+            Ok((store.sub(&artifact.digest, below)?.is_some() && path.exists()).then_some(path))
+        };
+        match artifact.map(stands).transpose()?.flatten() {
+            Some(path) => Ok(Source::File(path)),
+            None => {
+                let gone = || Obstacle::Gone { port: port.to_owned(), giver: reads.to_string() };
+                builder.link(reads).ok_or_else(|| gone().into())
+            }
+        }
+    };
+    let of = |record: &&StageRecord| names.contains(&record.stage);
+    Builder::new(manifest, registry, root).build(of, &|path, digest| at_its_place(path, digest), &feed)
+}
+
+/// All stages from the sources alone, which are where they were or below `root`.
+///
+/// # Errors
+/// As [`replay`].
+pub fn recreation(manifest: &Manifest, registry: &Registry, root: &Path) -> Result<Rebuilt, StoreError> {
+    let feed = |builder: &Builder<'_>, _: &str, reads: &Reads| {
+        builder.link(reads).ok_or_else(|| Obstacle::Upstream { giver: reads.to_string() }.into())
+    };
+    let find = |path: &Path, digest: &Digest| elsewhere(path, digest, root);
+    Builder::new(manifest, registry, root).build(|_| true, &find, &feed)
+}
+
+/// The stages that `which` means: `all`, a name (of a repeated stage, all its items), or so many of them, drawn by
+/// `draw`, which gives a number below its argument.
+///
+/// # Errors
+/// A name that no stage has, with the nearest.
+pub fn chosen(
+    manifest: &Manifest,
+    which: &str,
+    mut draw: impl FnMut(usize) -> usize,
+) -> Result<Vec<String>, String> {
+    // Of a stage that gave nothing, there is nothing to compare.
+    let done = manifest.stages.iter().filter(|record| !record.outputs.is_empty());
+    let all: Vec<&String> = done.map(|record| &record.stage).collect();
+    let means = |name: &&&String| **name == which || parts(name).0 == which;
+    let named: Vec<String> = all.iter().filter(means).map(|name| (*name).clone()).collect();
+    match (named.is_empty(), which, which.parse::<usize>()) {
+        (false, ..) => Ok(named),
+        (true, "all", _) => Ok(all.into_iter().cloned().collect()),
+        (true, _, Ok(count)) if count > 0 => {
+            let mut left: Vec<usize> = (0..all.len()).collect();
+            let drawn = (0..count.min(all.len())).map(|_| left.swap_remove(draw(left.len())));
+            let mut drawn: Vec<usize> = drawn.collect();
+            drawn.sort_unstable();
+            Ok(drawn.into_iter().map(|index| all[index].clone()).collect())
+        }
+        _ => {
+            let known = all.iter().map(|name| name.as_str()).chain(["all"]);
+            let hint = suggestion(which, known).map(|hint| format!(": {hint}")).unwrap_or_default();
+            Err(format!(
+                "the manifest has no stage `{which}`{hint}; expected a stage, all, or a number of stages"
+            ))
+        }
+    }
+}
+
+/// A stage's name as that of its table and its item's label: `generate[apple]` as `generate` and `apple`.
+pub fn parts(stage: &str) -> (&str, Option<&str>) {
+    match stage.strip_suffix(']').and_then(|name| name.split_once('[')) {
+        Some((base, label)) => (base, Some(label)),
+        None => (stage, None),
+    }
+}
+
+/// The output ports of a recorded stage; none where they are not known.
+pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
+    let kind =
+        record.recipe.as_ref().and_then(|recipe| registry.iter().find(|kind| kind.name() == recipe.kind));
+    let written = written(&record.params, &Origin { text: 0, span: 0..0 });
+    kind.map(|kind| kind.ports(&written)).unwrap_or_default()
+}
+
+/// Why there is no stage.
+enum Halt {
+    Obstacle(Obstacle),
+    Store(StoreError),
+}
+
+impl From<Obstacle> for Halt {
+    fn from(obstacle: Obstacle) -> Self {
+        Self::Obstacle(obstacle)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Whether a name is that of one folder, and leads nowhere else.
+fn names_a_folder(name: &str) -> bool {
+    let one = matches!(Path::new(name).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]);
+    one && !name.contains('/') && !name.starts_with('.') && !name.chars().any(char::is_control)
+}
+
+/// Where a source is, given its recorded place and digest.
+type Find<'f> = &'f dyn Fn(&Path, &Digest) -> Result<PathBuf, Obstacle>;
+/// What stands on a port that reads another stage.
+type Feed<'f> = &'f dyn Fn(&Builder<'_>, &str, &Reads) -> Result<Source, Halt>;
+
+struct Builder<'a> {
+    manifest: &'a Manifest,
+    registry: &'a Registry,
+    root: &'a Path,
+    /// The place of nothing: of a text that nobody wrote.
+    origin: Origin,
+    sources: Sources,
+    /// How many records each stage has.
+    records: HashMap<&'a str, usize>,
+    nodes: Vec<StageNode>,
+    /// The numbers of the nodes by stage.
+    numbers: HashMap<&'a str, usize>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(manifest: &'a Manifest, registry: &'a Registry, root: &'a Path) -> Self {
+        let mut sources = Sources::default();
+        let text = sources.add("manifest".into(), PathBuf::new(), String::new());
+        let origin = Origin { text, span: 0..0 };
+        let mut records = HashMap::new();
+        for record in &manifest.stages {
+            *records.entry(record.stage.as_str()).or_default() += 1;
+        }
+        let (nodes, numbers) = (Vec::new(), HashMap::new());
+        Self { manifest, registry, root, origin, sources, records, nodes, numbers }
+    }
+
+    fn build(
+        mut self,
+        wanted: impl Fn(&&StageRecord) -> bool,
+        find: Find<'_>,
+        feed: Feed<'_>,
+    ) -> Result<Rebuilt, StoreError> {
+        let mut obstacles = Vec::new();
+        let manifest = self.manifest;
+        if !names_a_folder(&manifest.pipeline) {
+            let obstacle = Obstacle::Name { name: manifest.pipeline.clone() };
+            obstacles.push(("the pipeline".to_owned(), obstacle));
+        }
+        for record in manifest.stages.iter().filter(wanted) {
+            match self.node(record, find, feed) {
+                Ok(node) => {
+                    self.numbers.insert(&record.stage, self.nodes.len());
+                    self.nodes.push(node);
+                }
+                Err(Halt::Store(error)) => return Err(error),
+                Err(Halt::Obstacle(obstacle)) => obstacles.push((record.stage.clone(), obstacle)),
+            }
+        }
+        let Manifest { pipeline, numerics, conditions, .. } = manifest;
+        // Threads and the micro batch may round otherwise, so they are those of the recorded run.
+        let Conditions { threads, micro_batch, .. } = conditions;
+        let run = RunTable {
+            device: numerics.device.clone(),
+            jobs: 0,
+            threads: u32::try_from(*threads).unwrap_or_default(),
+            micro_batch: u32::try_from(*micro_batch).unwrap_or_default(),
+            downloads: DOWNLOADS,
+        };
+        let config = Node { value: Value::Table(Table::default()), origin: self.origin };
+        let pipeline = Pipeline {
+            name: pipeline.clone(),
+            root: self.root.to_path_buf(),
+            stages: self.nodes,
+            off: Vec::new(),
+            run,
+            env: BTreeMap::new(),
+            variables: BTreeMap::new(),
+            config,
+        };
+        Ok(Rebuilt { pipeline, obstacles, sources: self.sources })
+    }
+
+    fn node(&self, record: &StageRecord, find: Find<'_>, feed: Feed<'_>) -> Result<StageNode, Halt> {
+        let (base, label) = parts(&record.stage);
+        let names = [Some(base), label];
+        if let Some(name) = names.into_iter().flatten().find(|name| !names_a_folder(name)) {
+            return Err(Obstacle::Name { name: name.to_owned() }.into());
+        }
+        if self.records[record.stage.as_str()] > 1 {
+            return Err(Obstacle::Twice.into());
+        }
+        let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;
+        if record.params.is_null() {
+            return Err(Obstacle::NoParams.into());
+        }
+        let kind = self.kind(recipe)?;
+        let refused = |why| Obstacle::Params { kind: recipe.kind.clone(), why };
+        kind.takes(&record.params).map_err(refused)?;
+        ports_fit(kind, &record.params, recipe)?;
+        let connected = |port: &str| recipe.inputs.contains_key(port);
+        if let Some((_, fault)) = kind.check(&record.params, &connected).into_iter().next() {
+            return Err(refused(fault).into());
+        }
+        let mut inputs = BTreeMap::new();
+        let mut moved = BTreeMap::new();
+        for (port, digest) in &recipe.inputs {
+            let source = match (record.sources.get(port), record.reads.get(port)) {
+                (Some(path), _) => {
+                    let found = find(path, digest)?;
+                    if found != *path {
+                        moved.insert(path.clone(), found.clone());
+                    }
+                    Source::File(found)
+                }
+                (None, Some(reads)) => feed(self, port, reads)?,
+                (None, None) => return Err(Obstacle::Unexplained { port: port.clone() }.into()),
+            };
+            inputs.insert(port.clone(), source);
+        }
+        let params =
+            if moved.is_empty() { record.params.clone() } else { kind.moved(&record.params, &moved) };
+        let written = written(&params, &self.origin);
+        let outputs = kind.ports(&written);
+        let (base, label) = (base.to_owned(), label.map(str::to_owned));
+        let (id, origin) = (record.stage.clone(), self.origin.clone());
+        Ok(StageNode { id, base, label, kind, params, written, inputs, outputs, origin })
+    }
+
+    fn kind(&self, recipe: &Recipe) -> Result<&'static dyn Kind, Obstacle> {
+        let found = self.registry.iter().find(|kind| kind.name() == recipe.kind);
+        found.copied().ok_or_else(|| {
+            let hint = suggestion(&recipe.kind, self.registry.iter().map(|kind| kind.name()));
+            Obstacle::Kind { kind: recipe.kind.clone(), hint }
+        })
+    }
+
+    /// What another stage of the same pipeline gives.
+    fn link(&self, reads: &Reads) -> Option<Source> {
+        let stage = *self.numbers.get(reads.stage.as_str())?;
+        let gives = self.nodes[stage].outputs.iter().any(|output| output.name == reads.port);
+        let (port, sub) = (reads.port.clone(), reads.below.clone());
+        gives.then(|| Source::Port { stage, port, sub, origin: self.origin.clone() })
+    }
+}
+
+/// Holds the inputs of a record to the ports that its kind has, and needs.
+fn ports_fit(kind: &dyn Kind, params: &Json, recipe: &Recipe) -> Result<(), Obstacle> {
+    let sources: Vec<String> = kind.sources(params).into_iter().map(|(port, _)| port).collect();
+    let known = |port: &String| match kind.free_inputs() {
+        true => plain_name(port),
+        false => sources.contains(port) || kind.inputs().iter().any(|input| input.name == *port),
+    };
+    let needed = kind.inputs().iter().filter(|input| input.required).map(|input| input.name.to_owned());
+    let fault = |port: &String, missing| Obstacle::Port { port: port.clone(), missing };
+    if let Some(port) = recipe.inputs.keys().find(|port| !known(port)) {
+        return Err(fault(port, false));
+    }
+    match needed.chain(sources.iter().cloned()).find(|port| !recipe.inputs.contains_key(port)) {
+        Some(port) => Err(fault(&port, true)),
+        None => Ok(()),
+    }
+}
+
+/// Parameters as if they had been written. What a pipeline cannot hold, a null, is what was not written.
+fn written(params: &Json, origin: &Origin) -> Node {
+    let value = match params {
+        Json::Null => Value::Table(Table::default()),
+        Json::Bool(value) => Value::Bool(*value),
+        Json::Number(number) => match number.as_i64() {
+            Some(value) => Value::Int(value),
+            None => Value::Float(number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => Value::Text(text.clone()),
+        Json::Array(items) => Value::List(items.iter().map(|item| written(item, origin)).collect()),
+        Json::Object(entries) => {
+            let entries = entries.iter().filter(|(_, value)| !value.is_null());
+            let entry = |value| Entry { key: origin.clone(), node: written(value, origin) };
+            Value::Table(Table { entries: entries.map(|(key, value)| (key.clone(), entry(value))).collect() })
+        }
+    };
+    Node { value, origin: origin.clone() }
+}
+
+/// A source where it was, whatever its bytes are now: another recipe tells of them.
+fn at_its_place(path: &Path, digest: &Digest) -> Result<PathBuf, Obstacle> {
+    match path.exists() {
+        true => Ok(path.to_path_buf()),
+        false => Err(Obstacle::Source { path: path.to_path_buf(), digest: *digest, changed: false }),
+    }
+}
+
+/// A source by its bytes: where it was, or at a shorter and shorter end of its path below `root`.
+fn elsewhere(path: &Path, digest: &Digest, root: &Path) -> Result<PathBuf, Obstacle> {
+    let parts: Vec<_> = path.components().collect();
+    let ends = (1..parts.len()).map(|start| root.join(parts[start..].iter().collect::<PathBuf>()));
+    let mut changed = false;
+    for place in std::iter::once(path.to_path_buf()).chain(ends).filter(|place| place.exists()) {
+        if crate::store::digest_of(&place).is_ok_and(|found| found == *digest) {
+            return Ok(place);
+        }
+        changed = true;
+    }
+    Err(Obstacle::Source { path: path.to_path_buf(), digest: *digest, changed })
+}

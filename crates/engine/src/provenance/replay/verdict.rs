@@ -1,0 +1,150 @@
+//! Two records of one stage held against each other.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::identity::digest::{Digest, Listing};
+use crate::identity::recipe::{self, Change};
+use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
+use crate::store::{Artifact, Store, StoreError};
+
+/// What became of a stage that was computed once more.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    /// The stage.
+    pub stage: String,
+    /// How it ended; a stage that was reused computed nothing.
+    pub outcome: Outcome,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What counts now and did not then, such as another libtorch: it may explain other bytes.
+    pub changes: Vec<Change>,
+    /// Whether the recorded run has outputs of it to compare with.
+    pub recorded: bool,
+    /// The outputs that differ.
+    pub differing: Vec<Differing>,
+    /// Seconds of computing in the recorded run, and now.
+    pub seconds: (f64, f64),
+}
+
+/// An output that is not what it was.
+#[derive(Debug, Clone, Serialize)]
+pub struct Differing {
+    /// The output port.
+    pub port: String,
+    /// As recorded; none where there was no such output.
+    pub recorded: Option<Digest>,
+    /// As computed.
+    pub found: Option<Digest>,
+    /// The first file of a folder that differs, by its path below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub below: Option<String>,
+    /// The two files, where both can be read.
+    #[serde(skip)]
+    pub files: Option<(PathBuf, PathBuf)>,
+}
+
+impl Verdict {
+    /// Whether the stage gave the recorded bytes.
+    pub fn same(&self) -> bool {
+        self.done() && self.recorded && self.differing.is_empty()
+    }
+
+    /// Whether it gave anything.
+    pub fn done(&self) -> bool {
+        matches!(self.outcome, Outcome::Ran | Outcome::Reused)
+    }
+}
+
+/// Holds each stage of `now` against its record, in the order of the recorded run.
+///
+/// `then` may still hold the recorded bytes, and `here` holds the new ones.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn verdicts(
+    recorded: &Manifest,
+    then: Option<&Store>,
+    now: &Manifest,
+    here: &Store,
+) -> Result<Vec<Verdict>, StoreError> {
+    let pairs = recorded
+        .stages
+        .iter()
+        .filter_map(|before| Some((before, now.stages.iter().find(|record| record.stage == before.stage)?)));
+    pairs.map(|(before, record)| verdict(before, then, record, here)).collect()
+}
+
+fn verdict(
+    before: &StageRecord,
+    then: Option<&Store>,
+    now: &StageRecord,
+    here: &Store,
+) -> Result<Verdict, StoreError> {
+    let changes = match (&before.recipe, &now.recipe) {
+        (Some(before), Some(now)) => recipe::changes(before, now),
+        _ => Vec::new(),
+    };
+    let mut differing = Vec::new();
+    // A stage that failed then, or does now, has no outputs to hold against each other.
+    if !before.outputs.is_empty() && matches!(now.outcome, Outcome::Ran | Outcome::Reused) {
+        let mut ports: Vec<&String> = before.outputs.keys().chain(now.outputs.keys()).collect();
+        ports.sort();
+        ports.dedup();
+        for port in ports {
+            let (recorded, found) = (before.outputs.get(port), now.outputs.get(port));
+            if recorded.map(|output| output.digest) != found.map(|output| output.digest) {
+                differing.push(difference(port, recorded, then, found, here)?);
+            }
+        }
+    }
+    Ok(Verdict {
+        stage: before.stage.clone(),
+        outcome: now.outcome,
+        error: now.error.clone(),
+        changes,
+        recorded: !before.outputs.is_empty(),
+        differing,
+        seconds: (before.seconds, now.seconds),
+    })
+}
+
+fn difference(
+    port: &str,
+    recorded: Option<&Artifact>,
+    then: Option<&Store>,
+    found: Option<&Artifact>,
+    here: &Store,
+) -> Result<Differing, StoreError> {
+    let mut differing = Differing {
+        port: port.to_owned(),
+        recorded: recorded.map(|output| output.digest),
+        found: found.map(|output| output.digest),
+        below: None,
+        files: None,
+    };
+    let (Some(then), Some(recorded), Some(found)) = (then, recorded, found) else { return Ok(differing) };
+    let (mut old, mut new) = (then.path(&recorded.digest), here.path(&found.digest));
+    if recorded.folder && found.folder {
+        let (Some(a), Some(b)) = (then.listing(&recorded.digest)?, here.listing(&found.digest)?) else {
+            return Ok(differing);
+        };
+        let Some(below) = first(&a, &b) else { return Ok(differing) };
+        (old, new) = (old.join(&below), new.join(&below));
+        differing.below = Some(below);
+    }
+    differing.files = (old.is_file() && new.is_file()).then_some((old, new));
+    Ok(differing)
+}
+
+/// The first path at which two folders differ.
+fn first(a: &Listing, b: &Listing) -> Option<String> {
+    let of = |listing: &Listing, path: &str| {
+        listing.0.iter().find(|file| file.path == path).map(|file| file.digest)
+    };
+    let mut paths: Vec<&String> = a.0.iter().chain(&b.0).map(|file| &file.path).collect();
+    paths.sort();
+    paths.into_iter().find(|path| of(a, path) != of(b, path)).cloned()
+}

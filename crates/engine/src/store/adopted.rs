@@ -1,0 +1,214 @@
+//! Artifacts that stay where they are: files of the user's that stand for a stage's outputs.
+//!
+//! ```text
+//! objects/ab/ab12…          a link to the file; for a folder, a folder of links, one per file, so that what is
+//!                           put beside the files later is no part of the artifact
+//! objects/ab/ab12….adopted  where the file or folder is
+//! ```
+//! The store does not own the bytes, so it looks at them again whenever it is asked for them: a file whose size and
+//! times have moved is hashed anew, and one with other bytes no longer stands for anything.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::file_state::stat::Stat;
+use super::{
+    Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, names, read_json, remove,
+    sync_folder,
+};
+use crate::identity::digest::Digest;
+use crate::identity::recipe::Recipe;
+
+/// When outputs were adopted, and from where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopted {
+    /// UTC, RFC 3339.
+    pub at: String,
+    /// Files and folders by output port.
+    pub paths: BTreeMap<String, PathBuf>,
+}
+
+/// What the file `….adopted` holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    path: PathBuf,
+}
+
+/// What the file system says of a file, or of all files of a folder.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stamp(BTreeMap<String, Stat>);
+
+impl Stamp {
+    /// Looks at what stands at a path.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being looked at.
+    pub fn of(path: &Path) -> Result<Self> {
+        if !fs_err::metadata(path)?.is_dir() {
+            return Ok(Self(BTreeMap::from([(String::new(), Stat::of(path)?)])));
+        }
+        let stats = names(path)?.into_iter().map(|name| Ok((name.clone(), Stat::of(&path.join(name))?)));
+        Ok(Self(stats.collect::<Result<_>>()?))
+    }
+}
+
+/// What became of an adopted file.
+enum Fault {
+    Gone,
+    Changed,
+    Unreadable(String),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Gone => f.write_str("is gone"),
+            Self::Changed => f.write_str("holds other bytes than when it was adopted"),
+            Self::Unreadable(error) => write!(f, "cannot be read: {error}"),
+        }
+    }
+}
+
+impl Store {
+    /// Lets what was lent stand for what the recipe gives.
+    ///
+    /// # Errors
+    /// A write that failed; the entry is then not there.
+    pub fn adopt(
+        &self,
+        recipe: &Recipe,
+        outputs: BTreeMap<String, Artifact>,
+        adopted: Adopted,
+    ) -> Result<Entry> {
+        let adopted = Some(adopted);
+        let mut entry = Entry { recipe: recipe.clone(), outputs, seconds: 0.0, adopted, check: None };
+        self.index(&mut entry)?;
+        Ok(entry)
+    }
+
+    /// Makes the object that leads to a file or folder of the user's.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a write that failed.
+    pub fn lend(&self, path: &Path) -> Result<Artifact> {
+        let metadata = fs_err::metadata(path)?;
+        let (artifact, files) = if metadata.is_dir() {
+            let listing = list(path, &|file| self.stat_digest(file))?;
+            let digest = self.write_listing(&listing)?;
+            (Artifact { digest, size: listing.size(), folder: true }, Some(listing))
+        } else {
+            let digest = self.stat_digest(path)?;
+            (Artifact { digest, size: metadata.len(), folder: false }, None)
+        };
+        let target = self.path(&artifact.digest);
+        if self.adopted(&artifact.digest)?.is_some() {
+            self.disown(&artifact.digest)?;
+        } else if target.exists() {
+            // The store has the bytes themselves, which is better than to know where they are.
+            if digest_of(&target)? == artifact.digest {
+                return Ok(artifact);
+            }
+            remove(&target)?;
+        }
+        let place = Place { path: path.to_path_buf() };
+        let text = serde_json::to_vec(&place).map_err(std::io::Error::from)?;
+        let place = self.place_path(&artifact.digest);
+        self.write(&place, &text)?;
+        // Nothing else tells whether it is whole.
+        fs_err::File::open(&place)?.sync_all()?;
+        let scratch = self.scratch()?;
+        let attempt = scratch.attempt()?;
+        let aside = attempt.path().join("links");
+        match files {
+            None => symlink(path, &aside)?,
+            Some(listing) => link_all(path, &listing, &aside)?,
+        }
+        fs_err::rename(&aside, &target)?;
+        sync_folder(target.parent().unwrap_or(&self.root))?;
+        Ok(artifact)
+    }
+
+    /// Removes what leads to adopted bytes, not the bytes.
+    pub(super) fn disown(&self, digest: &Digest) -> Result<()> {
+        let target = self.path(digest);
+        if fs_err::symlink_metadata(&target).is_ok() {
+            remove(&target)?;
+        }
+        // Last: a crash in between leaves a place without an object, which stands for nothing.
+        Ok(fs_err::remove_file(self.place_path(digest))?)
+    }
+
+    /// Where the bytes of an adopted artifact are; `None` for one that the store owns.
+    ///
+    /// # Errors
+    /// A file of the store that cannot be read.
+    pub fn adopted(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        let place: Option<Place> = read_json(&self.place_path(digest))?;
+        Ok(place.map(|place| place.path))
+    }
+
+    /// What became of an adopted artifact, for people; `None` for one that is as it was, or is not adopted.
+    ///
+    /// # Errors
+    /// A file of the store that cannot be read.
+    pub fn loss(&self, artifact: &Artifact) -> Result<Option<String>> {
+        let Some(path) = self.adopted(&artifact.digest)? else { return Ok(None) };
+        if !artifact.folder {
+            let fault = self.fault(&path, artifact.size, &artifact.digest);
+            return Ok(fault.map(|fault| format!("the adopted file {} {fault}", path.display())));
+        }
+        let Some(Listing(files)) = self.listing(&artifact.digest)? else { return Ok(None) };
+        let faults: Vec<(String, Fault)> = files
+            .par_iter()
+            .filter_map(|file| {
+                let fault = self.fault(&path.join(&file.path), file.size, &file.digest)?;
+                Some((file.path.clone(), fault))
+            })
+            .collect();
+        let count = faults.len();
+        Ok(faults.first().map(|(name, fault)| {
+            let folder = path.display();
+            match count {
+                _ if !path.exists() => format!("the adopted folder {folder} is gone"),
+                1 => format!("of the adopted folder {folder}, {name} {fault}"),
+                _ => {
+                    let total = files.len();
+                    format!(
+                        "of the adopted folder {folder}, {count} of {total} files changed: {name} {fault}"
+                    )
+                }
+            }
+        }))
+    }
+
+    fn fault(&self, file: &Path, size: u64, digest: &Digest) -> Option<Fault> {
+        let found = fs_err::metadata(file).map_err(StoreError::from);
+        match found.and_then(|found| Ok(found.len() == size && self.stat_digest(file)? == *digest)) {
+            Ok(true) => None,
+            Ok(false) => Some(Fault::Changed),
+            Err(StoreError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Some(Fault::Gone),
+            Err(error) => Some(Fault::Unreadable(error.to_string())),
+        }
+    }
+
+    pub(super) fn place_path(&self, digest: &Digest) -> PathBuf {
+        self.beside(digest, ".adopted")
+    }
+}
+
+/// Makes `to` a folder of links to the listed files of `from`.
+fn link_all(from: &Path, listing: &Listing, to: &Path) -> Result<()> {
+    fs_err::create_dir(to)?;
+    for file in &listing.0 {
+        let link = to.join(&file.path);
+        fs_err::create_dir_all(link.parent().unwrap_or(to))?;
+        symlink(from.join(&file.path), &link)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Everything a store holds, one by one; taking it in from elsewhere, and taking it away.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+
+use super::integrity::State;
+use super::{Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
+use crate::identity::digest::Digest;
+use crate::identity::recipe;
+
+/// A file of the index.
+#[derive(Debug)]
+pub struct Indexed {
+    /// The file.
+    pub path: PathBuf,
+    /// When it was written.
+    pub written: SystemTime,
+    /// What it holds, or what is wrong with it.
+    pub content: std::result::Result<(Digest, Entry), String>,
+}
+
+impl Store {
+    /// The folder of the index.
+    pub fn index_folder(&self) -> PathBuf {
+        self.root.join(format!("recipes-v{}", recipe::FORMAT))
+    }
+
+    /// The folder of the objects.
+    pub fn objects_folder(&self) -> PathBuf {
+        self.root.join("objects")
+    }
+
+    /// Every file of the index, by path.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be read; what a file says is not among them.
+    pub fn entries(&self) -> Result<Vec<Indexed>> {
+        let read = |path: PathBuf| {
+            let written = fs_err::metadata(&path)?.modified()?;
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            // From the file itself: what a verification says must hold for it, not for a copy.
+            let content = match (stem.parse::<Digest>(), read_json::<Entry>(&path)) {
+                (Err(reason), _) | (_, Err(StoreError::Damaged { reason, .. })) => Err(reason),
+                (_, Err(error)) => return Err(error),
+                (_, Ok(None)) => Err("it went away while it was read".to_owned()),
+                (Ok(fingerprint), Ok(Some(entry))) => match entry.fault(&fingerprint) {
+                    Some(fault) => Err(fault),
+                    None => Ok((fingerprint, entry)),
+                },
+            };
+            Ok(Indexed { path, written, content })
+        };
+        leaves(&self.index_folder())?.into_par_iter().map(read).collect()
+    }
+
+    /// Removes a fingerprint from the index; its objects stay.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn remove_entry(&self, fingerprint: &Digest) -> Result<()> {
+        gone(fs_err::remove_file(self.entry_path(fingerprint)))
+    }
+
+    /// Makes the removals from the index durable: objects are removed only after that.
+    ///
+    /// # Errors
+    /// A folder that cannot be synced.
+    pub fn sync_index(&self) -> Result<()> {
+        let folder = self.index_folder();
+        if folder.is_dir() {
+            for entry in fs_err::read_dir(&folder)? {
+                sync_folder(&entry?.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an object with what stands beside it; of an adopted one, only what leads to it.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn remove_object(&self, digest: &Digest, scratch: &Scratch) -> Result<()> {
+        if self.adopted(digest)?.is_some() {
+            self.disown(digest)?;
+        } else if fs_err::symlink_metadata(self.path(digest)).is_ok() {
+            // A kill in the middle must not leave a part of a folder under the digest of the whole.
+            let attempt = scratch.attempt()?;
+            fs_err::rename(self.path(digest), attempt.path().join("object"))?;
+        }
+        gone(fs_err::remove_file(self.listing_path(digest)))
+    }
+
+    /// Takes in a file or folder that came from elsewhere, if it is what it must be; it is moved.
+    ///
+    /// # Errors
+    /// Other bytes than expected, told as a text; or a write that failed.
+    pub fn take(&self, path: &Path, expected: &Artifact) -> Result<std::result::Result<(), String>> {
+        // It is stored under what it is: other bytes than expected are an object that nothing names.
+        let found = self.publish(path)?;
+        Ok(match found == *expected {
+            true => Ok(()),
+            false => Err(format!("found {}, expected {}", found.digest, expected.digest)),
+        })
+    }
+
+    /// Whether an artifact is there and is what its name says.
+    ///
+    /// # Errors
+    /// A file of the store that cannot be read.
+    pub fn has(&self, artifact: &Artifact) -> Result<bool> {
+        Ok(self.state(artifact)? == State::Stands)
+    }
+
+    /// Takes in an entry that came from elsewhere; its outputs must stand.
+    ///
+    /// # Errors
+    /// A write that failed.
+    pub fn take_entry(&self, entry: &Entry) -> Result<()> {
+        self.index(&mut entry.clone())
+    }
+}
+
+/// The files two levels below a folder, sorted; none where there is no such folder.
+pub(super) fn leaves(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if !folder.is_dir() {
+        return Ok(files);
+    }
+    for entry in fs_err::read_dir(folder)? {
+        let below = entry?.path();
+        if below.is_dir() {
+            for entry in fs_err::read_dir(&below)? {
+                files.push(entry?.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A removal of what is not there has done what it should.
+pub(super) fn gone(removed: std::io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+impl Entry {
+    /// What is wrong with an entry that came from elsewhere under this name, if anything is.
+    pub fn fault(&self, fingerprint: &Digest) -> Option<String> {
+        let found = self.recipe.fingerprint();
+        if found != *fingerprint {
+            return Some(format!("its recipe has the fingerprint {found}, not that of its name"));
+        }
+        let checked = self.check.is_none_or(|check| check == self.checksum(fingerprint));
+        (!checked).then(|| "its outputs do not have its checksum".to_owned())
+    }
+}

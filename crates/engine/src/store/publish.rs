@@ -1,0 +1,134 @@
+//! Taking what an attempt wrote into the store: moved, hashed once, never copied.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::file_state::tree_stat::Seen;
+use super::integrity::{SMALL, State};
+use super::{Artifact, Entry, Result, Store, StoreError, list, names};
+use crate::identity::digest::{Digest, Listing};
+use crate::identity::recipe::Recipe;
+
+impl Store {
+    /// Takes the outputs that an attempt wrote, and then the entry that names them.
+    ///
+    /// # Errors
+    /// A missing output, or a write that failed; the entry is then not there.
+    pub fn commit(&self, recipe: &Recipe, outputs: &[(String, PathBuf)], seconds: f64) -> Result<Entry> {
+        let mut stored = BTreeMap::new();
+        for (port, path) in outputs {
+            stored.insert(port.clone(), self.publish(path)?);
+        }
+        let mut entry =
+            Entry { recipe: recipe.clone(), outputs: stored, seconds, adopted: None, check: None };
+        self.index(&mut entry)?;
+        Ok(entry)
+    }
+
+    /// Lets a recipe's fingerprint lead to its outputs, which must stand.
+    pub(super) fn index(&self, entry: &mut Entry) -> Result<()> {
+        let fingerprint = entry.recipe.fingerprint();
+        entry.check = Some(entry.checksum(&fingerprint));
+        let text = serde_json::to_vec(entry).map_err(std::io::Error::from)?;
+        self.write(&self.entry_path(&fingerprint), &text)
+    }
+
+    /// Moves a file or folder into the objects.
+    pub(super) fn publish(&self, path: &Path) -> Result<Artifact> {
+        let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Ok(metadata) = fs_err::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
+        let folder = metadata.is_dir();
+        protect(path, folder)?;
+        let Some(seen) = Seen::at(path)? else { return Err(StoreError::MissingOutput(name())) };
+        if seen.size() > SMALL {
+            seen.settle();
+        }
+        let sure = seen.settled();
+        let (artifact, listing) = if folder {
+            let listing = list(path, &|file| Ok(Digest::of_file(file)?))?;
+            (Artifact { digest: listing.digest(), size: listing.size(), folder }, Some(listing))
+        } else {
+            (Artifact { digest: Digest::of_file(path)?, size: metadata.len(), folder }, None)
+        };
+        let target = self.path(&artifact.digest);
+        if fs_err::symlink_metadata(&target).is_ok() || self.place_path(&artifact.digest).exists() {
+            if self.adopted(&artifact.digest)?.is_some() {
+                // Own bytes stand better than those of a file that may change.
+                self.disown(&artifact.digest)?;
+            } else {
+                match self.state(&artifact)? {
+                    State::Stands => return Ok(artifact),
+                    State::Gone => {}
+                    State::Lost(why) => {
+                        tracing::warn!("{why}; it is replaced");
+                        self.quarantine(&artifact, &why)?;
+                    }
+                }
+            }
+        }
+        if let Some(listing) = &listing {
+            self.write_listing(listing)?;
+        }
+        match place(path, &target) {
+            Ok(()) => {}
+            // Another process stored the same bytes a moment ago.
+            Err(_) if target.exists() => return Ok(artifact),
+            Err(error) => return Err(error.into()),
+        }
+        let Some(after) = Seen::at(&target)?.filter(|after| after.same_bytes(&seen)) else {
+            super::remove(&target)?;
+            return Err(StoreError::StillWritten(name()));
+        };
+        let after = match folder {
+            true => after.with(".list", &self.listing_path(&artifact.digest))?,
+            false => after,
+        };
+        self.vouched().put(artifact.digest, &after, sure);
+        Ok(artifact)
+    }
+
+    /// Writes the listing of a folder, and gives the folder's digest.
+    pub(super) fn write_listing(&self, listing: &Listing) -> Result<Digest> {
+        let digest = listing.digest();
+        let text = serde_json::to_vec(listing).map_err(std::io::Error::from)?;
+        self.write(&self.listing_path(&digest), &text)?;
+        Ok(digest)
+    }
+
+    /// Writes a file aside and renames it into place.
+    ///
+    /// Nothing waits for the disk here: whatever is written so shows by itself whether it is whole.
+    ///
+    /// # Errors
+    /// A write that failed; what was there before is then still there.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let aside = self.aside()?;
+        fs_err::write(&aside, bytes)?;
+        Ok(place(&aside, path)?)
+    }
+}
+
+/// Renames a file or folder, into a folder that may have to be made.
+pub(super) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
+    match fs_err::rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs_err::create_dir_all(to.parent().unwrap_or(to))?;
+            fs_err::rename(from, to)
+        }
+        result => result,
+    }
+}
+
+/// Makes a file, or all files of a folder, read-only.
+fn protect(path: &Path, folder: bool) -> Result<()> {
+    let protect = |file: &Path| fs_err::set_permissions(file, Permissions::from_mode(0o444));
+    if !folder {
+        return Ok(protect(path)?);
+    }
+    Ok(names(path)?.par_iter().try_for_each(|name| protect(&path.join(name)))?)
+}

@@ -1,0 +1,372 @@
+//! The results folder: a view of the store for people and their tools.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::symlink;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::file_state::stat::Stat;
+use super::file_state::tree_stat::Seen;
+use super::{Artifact, Result, Store, remove};
+use crate::identity::digest::{Digest, Listed};
+
+/// How the names of what is not yet in place begin.
+const ASIDE: &str = ".attrflow-";
+const RECORD: &str = ".shown.json";
+
+/// `results/PIPELINE/`, and what each path in it shows.
+///
+/// What is shown is recorded with how it looks. A path that looks otherwise is held against the store, so a record
+/// that says what is no longer so, because a run was killed or another one came between, costs a look and misleads
+/// nobody.
+pub struct View {
+    root: PathBuf,
+    shown: BTreeMap<PathBuf, Shown>,
+    /// Paths whose record this run changed.
+    changed: BTreeSet<PathBuf>,
+    swept: bool,
+    /// Whether the file system was found to share no bytes by reflink.
+    no_reflink: bool,
+}
+
+/// What a path shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Shown {
+    /// An artifact, and how it looked.
+    Seen(Digest, Digest),
+    /// An artifact, as earlier versions recorded it.
+    Named(Digest),
+}
+
+impl Shown {
+    fn digest(&self) -> &Digest {
+        match self {
+            Self::Seen(digest, _) | Self::Named(digest) => digest,
+        }
+    }
+}
+
+/// Where an artifact is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The path in the results folder.
+    pub path: PathBuf,
+    /// What had become of it since it was shown last, for people, if anything; it is as it was again.
+    pub mended: Option<Mended>,
+}
+
+/// What had become of something in the results folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// It was gone.
+    Missing,
+    /// It held other bytes.
+    Changed,
+    /// So many files of the folder were gone or held other bytes.
+    Files(usize),
+}
+
+impl std::fmt::Display for Placed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = self.path.display();
+        match self.mended {
+            None => write!(f, "{path} is as it was"),
+            Some(Mended::Missing) => write!(f, "{path} was missing and is restored"),
+            Some(Mended::Changed) => write!(f, "{path} held other bytes than the stage gave and is restored"),
+            Some(Mended::Files(1)) => {
+                write!(f, "{path}: a file in it was missing or changed and is restored")
+            }
+            Some(Mended::Files(count)) => {
+                write!(f, "{path}: {count} files in it were missing or changed and are restored")
+            }
+        }
+    }
+}
+
+impl View {
+    /// The file that says what is shown below `root`.
+    pub fn record_path(root: &Path) -> PathBuf {
+        root.join(RECORD)
+    }
+
+    /// Opens the view at `root`; one without a record counts as empty.
+    pub fn open(root: &Path) -> Self {
+        let shown = record(root);
+        Self { root: root.to_path_buf(), shown, changed: BTreeSet::new(), swept: false, no_reflink: false }
+    }
+
+    /// Makes `path` below the view show an artifact; costs next to nothing where it does already.
+    ///
+    /// An adopted one is shown by a link to where it is.
+    ///
+    /// # Errors
+    /// A write that failed; what the path showed before is then still there.
+    pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<Placed> {
+        let target = self.root.join(path);
+        let link = fs_err::symlink_metadata(&target).ok();
+        let known = self.shown.get(path);
+        let as_before = known.is_some_and(|known| *known.digest() == artifact.digest);
+        // Equal bytes may have been adopted, and computed or adopted from elsewhere later.
+        let leads = match &link {
+            Some(link) if link.is_symlink() => Some(fs_err::read_link(&target)?),
+            _ => None,
+        };
+        let own = leads.is_none() && link.as_ref().is_some_and(|link| link.is_dir() == artifact.folder);
+        // Links of the user's in a shown folder may lead nowhere, which keeps it from being known by its looks.
+        let look = || Seen::at(&target).ok().flatten();
+        let seen = match &link {
+            Some(link) if own && link.is_file() => Some(Seen::of_file(link)),
+            _ if own => look(),
+            _ => None,
+        };
+        if let (Some(Shown::Seen(digest, mark)), Some(seen)) = (known, &seen)
+            && *digest == artifact.digest
+            && *mark == seen.mark()
+            && (!artifact.folder || store.adopted(digest)?.is_none())
+        {
+            return Ok(Placed { path: target, mended: None });
+        }
+        if let Some(place) = store.adopted(&artifact.digest)? {
+            if leads.as_ref() == Some(&place) && target.exists() {
+                if !as_before {
+                    self.note(path, Shown::Named(artifact.digest));
+                }
+                return Ok(Placed { path: target, mended: None });
+            }
+            self.replace(&target, link.is_some(), |_, new| Ok(symlink(place, new)?))?;
+            self.note(path, Shown::Named(artifact.digest));
+            return Ok(Placed { path: target, mended: None });
+        }
+        let object = store.path(&artifact.digest);
+        let wrong = if own { wrong(&target, &object, artifact, store)? } else { Wrong::All };
+        let before = store.look(&object, &artifact.digest)?;
+        let mended = match wrong {
+            Wrong::Nothing => None,
+            Wrong::Some(names) if as_before => {
+                for name in &names {
+                    let present = fs_err::symlink_metadata(target.join(name)).is_ok();
+                    self.replace(&target.join(name), present, |view, new| {
+                        view.link(&object.join(name), new)
+                    })?;
+                }
+                Some(Mended::Files(names.len()))
+            }
+            Wrong::Some(_) | Wrong::All => {
+                self.replace(&target, link.is_some(), |view, new| view.link(&object, new))?;
+                // A link to what was adopted has done its part.
+                let mended = if link.is_some() { Mended::Changed } else { Mended::Missing };
+                (as_before && leads.is_none()).then_some(mended)
+            }
+        };
+        // A hard link changes a time of the object that it shares.
+        if let (Some(before), Some(after)) = (before, store.look(&object, &artifact.digest)?)
+            && before != after
+        {
+            store.vouched().renew(artifact.digest, &before, &after);
+        }
+        let shown = match look() {
+            Some(seen) => Shown::Seen(artifact.digest, seen.mark()),
+            None => Shown::Named(artifact.digest),
+        };
+        if self.shown.get(path) != Some(&shown) {
+            self.note(path, shown);
+        }
+        Ok(Placed { path: target, mended })
+    }
+
+    fn note(&mut self, path: &Path, shown: Shown) {
+        self.shown.insert(path.to_path_buf(), shown);
+        self.changed.insert(path.to_path_buf());
+    }
+
+    /// Puts what `make` makes at a path that may have something.
+    fn replace(
+        &mut self,
+        target: &Path,
+        present: bool,
+        make: impl FnOnce(&mut Self, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let _lock = self.lock()?;
+        self.sweep()?;
+        let aside = |end: &str| self.root.join(format!("{ASIDE}{}{end}", std::process::id()));
+        let (new, old) = (aside("-new"), aside("-old"));
+        // A run that failed in the middle may have left it.
+        if self::present(&new) {
+            remove(&new)?;
+        }
+        make(self, &new)?;
+        if !present && !self::present(target) {
+            return Ok(super::publish::place(&new, target)?);
+        }
+        // A file goes in one step, a folder cannot.
+        if !target.is_dir() && !new.is_dir() && fs_err::rename(&new, target).is_ok() {
+            return Ok(());
+        }
+        fs_err::rename(target, &old)?;
+        fs_err::rename(&new, target)?;
+        remove(&old)
+    }
+
+    /// Removes what is shown at other paths than these: of stages that are renamed or gone.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn keep_only(&mut self, paths: &BTreeSet<PathBuf>) -> Result<()> {
+        if self.shown.keys().all(|path| paths.contains(path)) {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
+        for path in gone {
+            let target = self.root.join(&path);
+            if present(&target) {
+                remove(&target)?;
+            }
+            self.shown.remove(&path);
+            // Folders that hold something else stay.
+            for folder in path.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty()) {
+                if fs_err::remove_dir(self.root.join(folder)).is_err() {
+                    break;
+                }
+            }
+            self.changed.insert(path);
+        }
+        Ok(())
+    }
+
+    /// Keeps the record of what is shown, with what other runs recorded meanwhile.
+    ///
+    /// # Errors
+    /// A write that failed.
+    pub fn save(&mut self) -> Result<()> {
+        if self.changed.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let mut all = record(&self.root);
+        for path in &self.changed {
+            match self.shown.get(path) {
+                Some(shown) => all.insert(path.clone(), shown.clone()),
+                None => all.remove(path),
+            };
+        }
+        let new = self.root.join(format!("{ASIDE}{}-record", std::process::id()));
+        fs_err::write(&new, serde_json::to_vec(&all).map_err(std::io::Error::from)?)?;
+        fs_err::rename(&new, self.root.join(RECORD))?;
+        self.changed.clear();
+        Ok(())
+    }
+
+    /// One run at a time changes a results folder, whichever caches they use.
+    fn lock(&self) -> Result<fs_err::File> {
+        let path = self.root.join(".lock");
+        let file = match fs_err::File::create(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                fs_err::create_dir_all(&self.root)?;
+                fs_err::File::create(&path)?
+            }
+            file => file?,
+        };
+        file.file().lock()?;
+        Ok(file)
+    }
+
+    /// Removes what a killed run left aside; under the lock no other run has anything there.
+    fn sweep(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        for entry in fs_err::read_dir(&self.root)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares the bytes where the file system can (reflink, else hard link), copies them where it cannot.
+    fn link(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if fs_err::metadata(from)?.is_dir() {
+            fs_err::create_dir(to)?;
+            for entry in fs_err::read_dir(from)? {
+                let entry = entry?;
+                self.link(&entry.path(), &to.join(entry.file_name()))?;
+            }
+            return Ok(());
+        }
+        if !self.no_reflink {
+            match reflink_copy::reflink(from, to) {
+                Ok(()) => return Ok(()),
+                Err(_) => self.no_reflink = true,
+            }
+        }
+        if fs_err::hard_link(from, to).is_ok() {
+            return Ok(());
+        }
+        fs_err::copy(from, to)?;
+        Ok(())
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // Of a run that failed: what it showed is recorded all the same, if that can be.
+        let _ = self.save();
+    }
+}
+
+/// What of a path is not what it shows.
+enum Wrong {
+    Nothing,
+    /// These files of a folder.
+    Some(Vec<String>),
+    All,
+}
+
+/// Holds what stands at a path against an artifact, by its bytes where it is not the object itself.
+fn wrong(target: &Path, object: &Path, artifact: &Artifact, store: &Store) -> Result<Wrong> {
+    if !artifact.folder {
+        return Ok(match is_file(target, object, artifact.size, &artifact.digest) {
+            true => Wrong::Nothing,
+            false => Wrong::All,
+        });
+    }
+    let Some(listing) = store.listing(&artifact.digest)? else { return Ok(Wrong::All) };
+    let differs = |file: &&Listed| {
+        !is_file(&target.join(&file.path), &object.join(&file.path), file.size, &file.digest)
+    };
+    let wrong: Vec<String> = listing.0.par_iter().filter(differs).map(|file| file.path.clone()).collect();
+    Ok(match wrong.len() {
+        0 => Wrong::Nothing,
+        _ => Wrong::Some(wrong),
+    })
+}
+
+/// Whether a file is an object's, or holds the same bytes.
+fn is_file(file: &Path, object: &Path, size: u64, digest: &Digest) -> bool {
+    let Ok(link) = fs_err::symlink_metadata(file) else { return false };
+    if !link.is_file() || link.len() != size {
+        return false;
+    }
+    let shared = Stat::of(object).is_ok_and(|stat| stat.same_file(&Stat::from(&link)));
+    shared || Digest::of_file(file).is_ok_and(|found| found == *digest)
+}
+
+/// Whether anything stands at a path, be it a link that leads nowhere.
+fn present(path: &Path) -> bool {
+    fs_err::symlink_metadata(path).is_ok()
+}
+
+fn record(root: &Path) -> BTreeMap<PathBuf, Shown> {
+    let text = fs_err::read(root.join(RECORD)).ok();
+    let mut shown: BTreeMap<PathBuf, Shown> =
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    // What is recorded may be removed: a damaged record must not lead out of the folder, nor to all of it.
+    let below = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    shown.retain(|path, _| below(path) && !path.as_os_str().is_empty());
+    shown
+}

@@ -1,0 +1,66 @@
+//! Which units a stage was cut into: what a stage's fingerprint and those of its units have to do with each other.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Result, Store, read_json};
+use crate::identity::digest::Digest;
+
+/// Version of the form, part of the folder's name.
+const FOLDER: &str = "units-v1";
+
+/// The units of a stage, noted when it begins, so that they are known of a run that is killed too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// The pipeline that was run.
+    pub pipeline: String,
+    /// The stage's name.
+    pub stage: String,
+    /// The fingerprints of its units.
+    pub units: Vec<Digest>,
+}
+
+impl Store {
+    /// Notes the units of the stage with this fingerprint.
+    ///
+    /// # Errors
+    /// A write that failed.
+    pub fn note_cut(&self, fingerprint: &Digest, cut: &Cut) -> Result<()> {
+        let text = serde_json::to_vec(cut).map_err(std::io::Error::from)?;
+        self.write(&self.cut_path(fingerprint), &text)
+    }
+
+    /// All that were noted, with when; one that cannot be read says nothing.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn cuts(&self) -> Result<BTreeMap<Digest, (Cut, SystemTime)>> {
+        let mut cuts = BTreeMap::new();
+        for path in super::inventory::leaves(&self.root.join(FOLDER))? {
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let Some(fingerprint) = stem.and_then(|stem| stem.parse().ok()) else { continue };
+            if let Ok(Some(cut)) = read_json(&path) {
+                let noted = fs_err::metadata(&path)?.modified()?;
+                cuts.insert(fingerprint, (cut, noted));
+            }
+        }
+        Ok(cuts)
+    }
+
+    /// Forgets the units of a stage.
+    ///
+    /// # Errors
+    /// A removal that failed.
+    pub fn forget_cut(&self, fingerprint: &Digest) -> Result<()> {
+        super::inventory::gone(fs_err::remove_file(self.cut_path(fingerprint)))
+    }
+
+    fn cut_path(&self, fingerprint: &Digest) -> PathBuf {
+        let name = fingerprint.to_string();
+        self.root.join(FOLDER).join(&name[..2]).join(format!("{name}.json"))
+    }
+}

@@ -1,0 +1,5 @@
+//! Who computes a task.
+
+pub mod local;
+pub mod measure;
+pub mod serve;

@@ -1,0 +1,164 @@
+//! The worker's loop: tasks in on standard input, replies out on standard output.
+
+use std::any::Any;
+use std::io::{BufRead, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::kind::{Computation, Context, Member, Together, told};
+use crate::worker::local::{Part, Piece, Reply, Setting, Task};
+
+/// Serves tasks until standard input ends, which is when the runner is gone.
+///
+/// With a device that could not be `prepared`, every task fails for that reason.
+pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepared: Result<(), String>) {
+    serve_tasks(computations, setting, prepared, || {});
+}
+
+/// The same, with `on_disconnect` called before the process ends: when the runner is gone, or on a signal that ends it.
+pub fn serve_until(computations: &[&'static dyn Computation], setting: &Setting, on_disconnect: fn()) {
+    // What ends this process while it can still do something must not leave a command behind.
+    if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                on_disconnect();
+                std::process::exit(1);
+            }
+        });
+    }
+    serve_tasks(computations, setting, Ok(()), on_disconnect);
+}
+
+fn serve_tasks(
+    computations: &[&'static dyn Computation],
+    setting: &Setting,
+    prepared: Result<(), String>,
+    on_disconnect: fn(),
+) {
+    tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRunner).init();
+    // The runner shows the message; a trace of it on the terminal would only break the progress lines.
+    std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
+    let (tasks, incoming) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if tasks.send(line).is_err() {
+                break;
+            }
+        }
+        // Whatever is being computed, nobody will take it.
+        on_disconnect();
+        std::process::exit(0);
+    });
+    for line in incoming {
+        let reply = match (&prepared, serde_json::from_str(&line)) {
+            (Err(error), _) => Reply::Failed { error: error.clone() },
+            (_, Ok(task)) => perform(&task, computations, setting),
+            (_, Err(error)) => Reply::Failed { error: format!("the runner sent what is no task: {error}") },
+        };
+        say(&reply);
+    }
+}
+
+fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Setting) -> Reply {
+    let Some(computation) = computations.iter().find(|computation| computation.kind() == task.kind) else {
+        return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
+    };
+    let last = Mutex::new(None::<Instant>);
+    let progress = |piece: usize, done: u64, total: u64| {
+        // Ten lines a second are enough for any eye.
+        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > Duration::from_millis(100)) {
+            *last = Some(Instant::now());
+            say(&Reply::Progress { piece, done, total });
+        }
+    };
+    let finished = |pieces: &[usize]| say(&Reply::Finished { pieces: pieces.to_vec() });
+    let Setting { device, micro_batch, ref downloads, threads, .. } = *setting;
+    let begun = Instant::now();
+    tracing::debug!(
+        "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
+        task.kind
+    );
+    let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
+    let result = catch_unwind(AssertUnwindSafe(|| match task.pieces.as_slice() {
+        [piece] => cx.alone(0, |cx| alone(piece, *computation, cx)),
+        pieces => {
+            computation.run_together(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx)
+        }
+    }));
+    tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
+    match result {
+        Ok(Ok(())) => Reply::Done,
+        Ok(Err(error)) => Reply::Failed { error: told(&error) },
+        Err(panic) => Reply::Failed { error: panic_message(panic.as_ref()) },
+    }
+}
+
+fn alone(piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Piece { params, inputs, part, out } = piece;
+    match part {
+        Part::Whole => computation.run(params, inputs, None, out, cx),
+        Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
+        Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+    }
+}
+
+fn member(piece: &Piece) -> anyhow::Result<Member<'_, Json>> {
+    let Piece { params, inputs, part, out } = piece;
+    let Part::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
+    Ok(Member { params, inputs, unit, out })
+}
+
+/// What a panic says, without libtorch's C++ trace behind it.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the stage panicked");
+    let text = text.split_once("Torch(\"").map_or(text, |(_, torch)| torch);
+    let end = ["\\nException raised from", "\nException raised from"]
+        .iter()
+        .filter_map(|mark| text.find(mark))
+        .min();
+    text[..end.unwrap_or(text.len())].replace("\\n", "\n").replace("\\\"", "\"")
+}
+
+fn say(reply: &Reply) {
+    let line = serde_json::to_string(reply).expect("a reply is plain data");
+    let mut out = std::io::stdout().lock();
+    // Without a reader there is no runner, and the input's end stops this process.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Sends log events to the runner, which owns the terminal.
+struct ToRunner;
+
+impl<S: tracing::Subscriber> Layer<S> for ToRunner {
+    fn on_event(&self, event: &tracing::Event<'_>, _: LayerContext<'_, S>) {
+        let mut text = MessageText::default();
+        event.record(&mut text);
+        say(&Reply::Log { level: event.metadata().level().to_string(), message: text.0 });
+    }
+}
+
+#[derive(Default)]
+struct MessageText(String);
+
+impl tracing::field::Visit for MessageText {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        use std::fmt::Write;
+        // Writing to a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}

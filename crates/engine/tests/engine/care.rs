@@ -1,0 +1,395 @@
+//! The care of a cache: what goes, what stays, and that it never lies.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::Duration;
+
+use attrflow_engine::maintenance::{Done, Inventory, Kept, Pin, Pins, Plan, Policy, What, Why};
+use attrflow_engine::provenance::manifest::{self, Outcome};
+use attrflow_engine::store::Store;
+use jiff::Timestamp;
+
+use crate::project::{Project, files, project};
+use crate::toys::Fault;
+
+pub const POLICY: Policy =
+    Policy { keep_runs: 1, keep_manifests: None, budget: None, units: false, grace: Duration::ZERO };
+
+fn store(project: &Project) -> Store {
+    Store::open(&project.cache).unwrap()
+}
+
+fn plan(project: &Project, policy: &Policy) -> Plan {
+    let store = store(project);
+    Plan::of(&store, &Inventory::of(&store).unwrap(), policy, Timestamp::now()).unwrap()
+}
+
+/// What goes, by name; `+` marks units.
+fn named(plan: &Plan) -> Vec<String> {
+    let mut names: Vec<String> = plan
+        .steps
+        .iter()
+        .map(|step| match &step.what {
+            What::Units { units } => format!("{} +{}", step.name, units.len()),
+            _ => step.name.clone(),
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn carry_out(project: &Project, policy: &Policy, tell: &mut dyn FnMut(Done)) -> Plan {
+    let store = store(project);
+    let alone = store.alone().unwrap().unwrap();
+    let inventory = Inventory::of(&store).unwrap();
+    let plan = Plan::of(&store, &inventory, policy, Timestamp::now()).unwrap();
+    plan.execute(&store, &inventory, &alone, tell).unwrap();
+    plan
+}
+
+fn collect(project: &Project, policy: &Policy) -> Plan {
+    carry_out(project, policy, &mut |_| ())
+}
+
+/// Every entry of the index leads to objects that are what their names say.
+fn truthful(project: &Project) -> usize {
+    let store = store(project);
+    let entries = store.entries().unwrap();
+    for indexed in &entries {
+        let (_, entry) = indexed.content.as_ref().unwrap();
+        for artifact in entry.outputs.values() {
+            assert_eq!(store.verify(&artifact.digest).unwrap(), attrflow_engine::store::Health::Sound);
+        }
+    }
+    entries.len()
+}
+
+#[test]
+fn what_the_last_run_needs_stays_and_what_an_edit_left_behind_goes() {
+    let project = project();
+    project.run(&[]);
+    assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
+    project.run(&["second.text=z"]);
+    let before = files(&project.cache);
+    let found = plan(&project, &POLICY);
+    // `first` is the same in both; the units of the old `lines` go with it.
+    let expected = ["toy/last[one]", "toy/last[two]", "toy/lines", "toy/lines +4", "toy/second"];
+    assert_eq!(named(&found), expected);
+    assert_eq!(files(&project.cache), before, "a plan touches nothing");
+    assert!(found.steps.iter().all(|step| step.used.is_some() && step.seconds.is_some()));
+    assert_eq!(found.frees, found.steps.iter().map(|step| step.frees).sum::<u64>());
+
+    let done = collect(&project, &POLICY);
+    assert_eq!((named(&done), truthful(&project)), (named(&found), 9));
+    assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
+    assert_eq!(project.run(&["second.text=z"]).ran(), [""; 0]);
+    // What went is computed again, and nothing else.
+    assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]", "lines", "second"]);
+    // Two runs, two sets of results.
+    let policy = Policy { keep_runs: 2, ..POLICY };
+    assert_eq!(named(&plan(&project, &policy)), [""; 0]);
+}
+
+#[test]
+fn units_of_a_kept_result_go_only_when_asked_for() {
+    let project = project();
+    project.run(&[]);
+    let kept = plan(&project, &POLICY).kept;
+    assert_eq!((kept[&Why::Run].0, kept[&Why::Units].0, kept.len()), (5, 4, 2));
+    // With them, one more number is one more unit.
+    assert_eq!(project.run(&["count.to=5"]).stage("lines").units_run, 1);
+    let units = Policy { units: true, ..POLICY };
+    let done = collect(&project, &units);
+    assert!(named(&done).contains(&"toy/lines +5".to_owned()), "{:?}", named(&done));
+    assert_eq!(project.run(&["count.to=5"]).ran(), [""; 0]);
+    assert_eq!(project.run(&["count.to=6"]).stage("lines").units_run, 6);
+}
+
+#[test]
+fn a_kill_at_any_point_leaves_no_lie() {
+    for point in 1.. {
+        let project = project();
+        project.run(&["second.text=z"]);
+        let expected = project.results();
+        project.run(&[]);
+        let mut count = 0;
+        let units = Policy { units: true, ..POLICY };
+        let killed = catch_unwind(AssertUnwindSafe(|| {
+            carry_out(&project, &units, &mut |_| {
+                count += 1;
+                assert!(count < point, "killed by the test");
+            });
+        }));
+        truthful(&project);
+        assert_eq!(project.run(&[]).ran(), [""; 0], "the last run was kept");
+        assert_eq!(project.run(&["second.text=z"]).with(Outcome::Failed), [""; 0]);
+        assert_eq!(project.results(), expected);
+        // What was left behind goes the next time.
+        collect(&project, &POLICY);
+        assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
+        if killed.is_ok() {
+            assert!(point > 12, "{point} things went");
+            return;
+        }
+    }
+}
+
+#[test]
+fn nothing_goes_while_a_run_uses_the_cache() {
+    let project = project();
+    project.run(&[]);
+    let store = store(&project);
+    let held = store.in_use(|| panic!("nobody has it alone")).unwrap();
+    assert!(store.alone().unwrap().is_none());
+    let second = store.in_use(|| panic!("runs share it")).unwrap();
+    drop(held);
+    assert!(store.alone().unwrap().is_none());
+    drop(second);
+    let alone = store.alone().unwrap().unwrap();
+    assert!(store.alone().unwrap().is_none());
+    // A run waits, and goes on when it is free.
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| project.run(&["count.to=5"]));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!run.is_finished());
+        drop(alone);
+        let ran = run.join().unwrap();
+        assert_eq!(ran.with(Outcome::Failed), [""; 0]);
+        let waited = format!("{:?}", ran.events);
+        assert!(waited.contains("waiting for `attrflow cache gc` to end"), "{waited}");
+    });
+}
+
+#[test]
+fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
+    let mut project = project();
+    project.run(&[]);
+    // A selection says nothing of the rest.
+    project.run_targets(&["first"]);
+    assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
+
+    project.backend.fault = Some(("number 3".into(), Fault::Fails));
+    project.backend.slots = 1;
+    let ran = project.run(&["say.text=y"]);
+    assert_eq!((ran.with(Outcome::Failed), ran.stage("lines").units_run), (vec!["lines"], 3));
+    collect(&project, &POLICY);
+    let inventory = Inventory::of(&store(&project)).unwrap();
+    let kept = Kept::of(&inventory, &POLICY, Timestamp::now());
+    let there = kept.items.iter().filter(|(found, _)| inventory.items.contains_key(found));
+    assert_eq!(there.filter(|(_, why)| **why == Why::Unfinished).count(), 3);
+    // It goes on where it was, and the results before are there as well.
+    project.backend.fault = None;
+    assert_eq!(project.run(&[]).ran(), [""; 0]);
+    let ran = project.run(&["say.text=y"]);
+    assert_eq!((ran.stage("lines").units_run, ran.stage("lines").units_reused), (1, 3));
+
+    // A stage that the pipeline has no more is nobody's.
+    project.replace("configs/toy.toml", "name = \"two\"\ntext = \"2\"", "name = \"two\"\ntext = \"3\"");
+    project.run(&["say.text=y"]);
+    assert!(named(&plan(&project, &POLICY)).contains(&"toy/last[two]".to_owned()));
+}
+
+#[test]
+fn the_work_of_a_killed_run_is_kept_for_a_while() {
+    let project = project();
+    project.run(&[]);
+    // As if the runner had been killed before it could write what it did.
+    for path in manifest::list(&project.cache.join("runs/toy")) {
+        fs_err::remove_file(path).unwrap();
+    }
+    let week = Policy { grace: Duration::from_secs(7 * 24 * 3600), units: true, ..POLICY };
+    let found = plan(&project, &week);
+    assert_eq!(named(&found), ["toy/lines +4"]);
+    assert_eq!(found.kept[&Why::Recent].0, 5);
+    let store = store(&project);
+    let inventory = Inventory::of(&store).unwrap();
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(8 * 24);
+    let found = Plan::of(&store, &inventory, &week, later).unwrap();
+    assert_eq!(found.steps.len(), 6);
+    // Only the cut knows a name.
+    assert!(named(&found).contains(&"of no recorded run".to_owned()));
+    assert!(named(&found).contains(&"toy/lines".to_owned()));
+}
+
+#[test]
+fn a_budget_frees_what_is_cheapest_to_have_back() {
+    let project = project();
+    for text in ["a", "b", "c"] {
+        project.run(&[&format!("first.text={text}")]);
+    }
+    let all = plan(&project, &POLICY);
+    let results = |plan: &Plan| -> Vec<f64> {
+        let results = plan.steps.iter().filter(|step| matches!(step.what, What::Result { .. }));
+        results.map(|step| step.seconds.unwrap()).collect()
+    };
+    assert!(results(&all).len() > 6 && all.over.is_none());
+    // Everything has the same size here, but the folders.
+    let budget = all.before - all.frees / 2;
+    let half = plan(&project, &Policy { budget: Some(budget), ..POLICY });
+    assert!(half.steps.len() < all.steps.len() && half.before - half.frees <= budget);
+    // Units of whole stages first, and no more than needed.
+    assert!(matches!(half.steps[0].what, What::Units { .. }));
+    assert!(half.before - half.frees + half.steps.last().unwrap().frees > budget);
+    let none = plan(&project, &Policy { budget: Some(u64::MAX), ..POLICY });
+    assert_eq!((none.steps.len(), none.frees), (0, 0));
+    let too_small = plan(&project, &Policy { budget: Some(1), ..POLICY });
+    assert_eq!(too_small.over, Some(too_small.before - too_small.frees - 1));
+    let done = collect(&project, &Policy { budget: Some(budget), ..POLICY });
+    let total = Inventory::of(&store(&project)).unwrap().disk.total().disk;
+    // The folders of what went stay, and one for the work of taking away comes and goes.
+    assert!(total <= budget + 4096, "{total} {budget} {}", done.frees);
+    assert_eq!(project.run(&["first.text=c"]).ran(), [""; 0]);
+}
+
+#[test]
+fn adopted_files_are_never_touched() {
+    let project = project();
+    let mine = project.path("mine.txt");
+    fs_err::write(&mine, "b is mine\n").unwrap();
+    project.run_targets(&["first"]);
+    project.adopt("second", &mine).unwrap();
+    project.run(&[]);
+    project.run(&["second.text=z"]);
+    let budget = Policy { budget: Some(1), ..POLICY };
+    let adopted = |plan: &Plan| plan.steps.iter().filter(|step| step.name == "toy/second").count();
+    // It takes no room, so a budget leaves it.
+    assert_eq!((adopted(&plan(&project, &POLICY)), adopted(&plan(&project, &budget))), (1, 0));
+    collect(&project, &POLICY);
+    assert_eq!(fs_err::read_to_string(&mine).unwrap(), "b is mine\n");
+    assert!(files(&project.cache).iter().all(|path| path.extension().is_none_or(|e| e != "adopted")));
+    // It is computed now.
+    assert!(project.run(&[]).ran().contains(&"second"));
+}
+
+#[test]
+fn pins_keep_results_and_objects() {
+    let project = project();
+    let first = project.run(&[]).manifest;
+    project.run(&["second.text=z"]);
+    let store = store(&project);
+    let pins = Pins::of(&store);
+    let second = first.stages.iter().find(|record| record.stage == "second").unwrap();
+    let lines = first.stages.iter().find(|record| record.stage == "lines").unwrap();
+    let blank = Pin {
+        what: "toy/second".into(),
+        asked: "second".into(),
+        at: "2026-01-01T00:00:00Z".into(),
+        note: "for the paper".into(),
+        results: BTreeSet::from([second.fingerprint.unwrap()]),
+        objects: BTreeSet::new(),
+        manifest: None,
+    };
+    pins.set(&blank).unwrap();
+    let of_object = Pin {
+        what: "object".into(),
+        asked: "object".into(),
+        results: BTreeSet::new(),
+        objects: BTreeSet::from([lines.outputs["lines"].digest]),
+        ..blank.clone()
+    };
+    pins.set(&of_object).unwrap();
+    pins.set(&of_object).unwrap();
+    assert_eq!(pins.list().unwrap().len(), 2);
+    let found = plan(&project, &POLICY);
+    assert_eq!(named(&found), ["toy/last[one]", "toy/last[two]", "toy/lines +4"]);
+    assert_eq!(found.kept[&Why::Pin].0, 1);
+    collect(&project, &POLICY);
+    assert_eq!(truthful(&project), 11);
+    assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]"]);
+    assert_eq!(pins.remove(&of_object.id()[..6]).unwrap(), [of_object]);
+    assert_eq!(pins.remove("second").unwrap(), [blank]);
+    assert_eq!(pins.remove("second").unwrap(), []);
+    // One that says nothing may have kept something.
+    fs_err::write(project.cache.join("pins-v1/x.json"), "{").unwrap();
+    assert!(Inventory::of(&store).unwrap_err().to_string().contains("x.json is damaged"));
+}
+
+#[test]
+fn rubbish_goes_when_it_is_old_and_nobody_holds_it() {
+    let project = project();
+    project.run(&[]);
+    let write = |name: &str| {
+        let path = project.cache.join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, "left behind").unwrap();
+    };
+    let digest = "ab".repeat(32);
+    write(&format!("objects/ab/{digest}"));
+    write("tmp/1-a.lock");
+    write("tmp/1-a/0/part");
+    write("tmp/write-b");
+    write("tmp/2-b.lock");
+    write("quarantine/T-ab.json");
+    write("downloads/k.file");
+    write("downloads/k.json");
+    write("downloads/k.lock");
+    write("downloads/under-way.part");
+    write("downloads/under-way.json");
+    // Alive.
+    let held = fs_err::File::open(project.cache.join("tmp/2-b.lock")).unwrap();
+    held.file().lock().unwrap();
+    let found = plan(&project, &Policy { grace: Duration::from_secs(3600), ..POLICY });
+    assert_eq!(named(&found), ["abababab, which no entry names", "work of runs that were killed"]);
+    let done = collect(&project, &POLICY);
+    assert_eq!(done.steps.len(), 4, "{:?}", named(&done));
+    let left = |name: &str| project.cache.join(name).exists();
+    let gone = ["tmp/1-a", "tmp/1-a.lock", "tmp/write-b", "quarantine/T-ab.json", "downloads/k.file"];
+    assert!(!gone.iter().any(|name| left(name)) && !left(&format!("objects/ab/{digest}")));
+    assert!(left("tmp/2-b.lock") && left("downloads/under-way.part"));
+    drop(held);
+    assert_eq!(truthful(&project), 9);
+}
+
+#[test]
+fn records_of_runs_go_only_when_asked_for() {
+    let project = project();
+    for text in ["a", "b", "c"] {
+        project.run(&[&format!("first.text={text}")]);
+    }
+    let runs = || manifest::list(&project.cache.join("runs/toy")).len();
+    collect(&project, &POLICY);
+    assert_eq!(runs(), 3);
+    collect(&project, &Policy { keep_manifests: Some(2), ..POLICY });
+    assert_eq!(runs(), 2);
+}
+
+#[test]
+fn nothing_goes_where_something_cannot_be_read() {
+    let project = project();
+    project.run(&[]);
+    let refused = || {
+        let store = store(&project);
+        let inventory = Inventory::of(&store).unwrap();
+        Plan::of(&store, &inventory, &POLICY, Timestamp::now()).unwrap_err().to_string()
+    };
+    let entry = project.cache.join("recipes-v1/ab").join(format!("{}.json", "ab".repeat(32)));
+    fs_err::create_dir_all(entry.parent().unwrap()).unwrap();
+    fs_err::write(&entry, "{").unwrap();
+    assert!(refused().contains("ab.json is damaged: "));
+    fs_err::remove_file(&entry).unwrap();
+    let newest = &manifest::list(&project.cache.join("runs/toy"))[0];
+    let text = fs_err::read(newest).unwrap();
+    fs_err::write(newest, "{").unwrap();
+    assert!(refused().contains("no manifest"));
+    fs_err::write(newest, text).unwrap();
+    fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
+    assert!(refused().contains("a newer attrflow wrote it"));
+}
+
+#[test]
+fn what_the_disk_says_is_what_is_told() {
+    let project = project();
+    project.run(&[]);
+    fs_err::write(project.cache.join("downloads"), vec![1; 5000]).unwrap();
+    // Two names for one file.
+    fs_err::hard_link(project.cache.join("downloads"), project.cache.join("other")).unwrap();
+    let disk = Inventory::of(&store(&project)).unwrap().disk;
+    let said = std::process::Command::new("du").args(["-s", "-B1"]).arg(&project.cache).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert_eq!(disk.total().disk.to_string(), said.split('\t').next().unwrap());
+    let lengths: u64 = files(&project.cache).iter().map(|path| fs_err::metadata(path).unwrap().len()).sum();
+    assert_eq!(disk.total().bytes, lengths);
+    let missing = Store::open(Path::new("/nowhere/at/all")).unwrap();
+    assert_eq!(Inventory::of(&missing).unwrap().disk.total().disk, 0);
+}

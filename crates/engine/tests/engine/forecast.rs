@@ -1,0 +1,194 @@
+//! What a run would take, told before it, on toy kinds.
+
+use std::cell::RefCell;
+
+use attrflow_engine::estimate::{Ask, Bench, Circumstances, Forecast, Said, measure};
+use attrflow_engine::explain::{Prediction, Predictor};
+use attrflow_engine::kind::{Context, Device, Downloads, Form, Outlook};
+use attrflow_engine::pipeline;
+use attrflow_engine::plan::graph::Graph;
+use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::store::Store;
+use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
+
+use crate::project::Project;
+use crate::toys::{Count, registry};
+
+const PIPELINE: &str = r#"
+config = "../configs/toy.toml"
+
+[stages.lines]
+kind = "count"
+params = { say = {}, to = "${to}" }
+inputs = { from = "../source.txt" }
+
+[stages.again]
+kind = "count"
+params = { say = {}, to = 6 }
+inputs = { from = "lines.lines" }
+
+[stages.other]
+kind = "count"
+params = { say = { text = "other" } }
+inputs = { from = "lines.lines" }
+
+[stages.echo]
+kind = "echo"
+inputs = { lines = "other.lines" }
+
+[stages.last]
+kind = "count"
+params = { say = {} }
+inputs = { from = "echo.text" }
+"#;
+
+fn project() -> Project {
+    let project = Project::new(PIPELINE, "to = 4\n");
+    project.write("source.txt", "source\n");
+    project
+}
+
+/// Finds what it is told to and keeps account of what it was asked.
+struct Given {
+    found: Result<Vec<Measured>, String>,
+    asked: RefCell<Vec<Ask>>,
+}
+
+impl Bench for Given {
+    fn measure(&self, ask: &Ask) -> Result<Vec<Measured>, String> {
+        self.asked.borrow_mut().push(ask.clone());
+        self.found.clone()
+    }
+}
+
+fn given(found: Result<Vec<Measured>, &str>) -> Given {
+    Given { found: found.map_err(str::to_owned), asked: RefCell::default() }
+}
+
+fn circumstances(threads: usize) -> Circumstances {
+    Circumstances { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into() }
+}
+
+/// Looks at a project with so many threads; the forecast, what was said, and the predictions by stage.
+fn with<T>(
+    project: &Project,
+    threads: usize,
+    bench: Option<&Given>,
+    look: impl Fn(&Forecast, &dyn Fn(&str) -> Option<Prediction>) -> T,
+) -> (Vec<Said>, T) {
+    let (pipeline, _) = pipeline::load(&project.path("pipelines/toy.toml"), &[], &registry())
+        .unwrap_or_else(|(problems, sources)| panic!("{}", problems.render(&sources, false)));
+    let graph = Graph::new(&pipeline).ok().unwrap();
+    let store = Store::open(&project.cache).unwrap();
+    let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
+    let verdicts = planner.all(&graph).unwrap();
+    let mut forecast = Forecast::new(&planner, &verdicts, &circumstances(threads));
+    let mut said = Vec::new();
+    if let Some(bench) = bench {
+        measure(&mut forecast, &planner, bench, &mut |one| said.push(one)).unwrap();
+    }
+    let predictor = Predictor::with(&planner, &forecast);
+    let predict = |name: &str| {
+        let of = |(index, _): &&(usize, Verdict)| pipeline.stages[*index].id == name;
+        let (index, verdict) = verdicts.iter().find(of).unwrap();
+        predictor.predict(&pipeline.stages[*index], verdict).unwrap()
+    };
+    let seen = look(&forecast, &predict);
+    (said, seen)
+}
+
+const FIRST: Measured = Measured { start: 1.0, task: 0.5, step: 2.0, merge: 0.01, host: 1000, device: 7 };
+const SECOND: Measured = Measured { start: 3.0, task: 1.5, step: 4.0, merge: 0.03, host: 3000, device: 5 };
+
+#[test]
+fn forms_go_from_stage_to_stage_before_anything_ran() {
+    with(&project(), 1, None, |forecast, predict| {
+        let lines = forecast.of("lines").unwrap();
+        assert_eq!(
+            lines.inputs.form("from").unwrap(),
+            &Form::Path(lines.inputs.inputs().path("from").to_path_buf())
+        );
+        let again = forecast.of("again").unwrap();
+        assert_eq!(again.inputs.forms["from"], Form::Bytes(400));
+        let predicted = predict("again").unwrap();
+        assert_eq!((predicted.bytes, predicted.disk, predicted.seconds), (Some(600), Some(660), None));
+        // A kind that tells nothing ends what is known.
+        let why = forecast.of("last").unwrap().foreseen.as_ref().unwrap_err();
+        assert_eq!(why, "what stands on `from` is not known before `echo` has run");
+    });
+}
+
+#[test]
+fn what_was_measured_is_kept_for_work_that_is_alike() {
+    let project = project();
+    let bench = given(Ok(vec![FIRST, SECOND]));
+    let seconds = |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| {
+        ["lines", "again", "other", "last"].map(|name| predict(name).unwrap().seconds)
+    };
+    let (said, found) = with(&project, 1, Some(&bench), seconds);
+    // `lines` and `again` differ in how much there is to do alone.
+    let why = "what stands on `from` is not known before `echo` has run".to_owned();
+    let measuring = |name: &str| Said::Measuring(name.into());
+    assert_eq!(said, [measuring("lines"), measuring("other"), Said::Not("last".into(), why)]);
+    assert_eq!(bench.asked.borrow().len(), 2);
+    // The mean of the workers: 1 second a task, 3 a step, and 0.02 for each of 10 bytes a task.
+    assert_eq!(found, [Some(16.8), Some(25.2), Some(16.8), None]);
+    assert_eq!(with(&project, 1, None, seconds).1, found, "kept");
+    assert_eq!(with(&project, 2, None, seconds).1, [None; 4], "measured with other threads");
+    with(&project, 1, None, |_, predict| {
+        let predicted = predict("lines").unwrap();
+        assert_eq!((predicted.host_memory, predicted.device_memory), (Some(3000), Some(7)));
+        assert_eq!((predicted.tasks, predicted.basis.as_str()), (Some(4), "a measurement on this machine"));
+        assert!((predicted.joining - 0.8).abs() < 1e-9, "{predicted:?}");
+    });
+    // Of what is in the cache, nothing is to be done.
+    project.run(&[]);
+    project.write("configs/toy.toml", "to = 6\n");
+    with(&project, 1, None, |forecast, predict| {
+        assert!(forecast.of("again").is_some());
+        let predicted = predict("lines").unwrap();
+        assert_eq!((predicted.tasks, predicted.seconds), (Some(2), Some(9.2)));
+        assert_eq!(predicted.disk, Some(620));
+    });
+}
+
+#[test]
+fn what_cannot_be_measured_is_told_and_not_kept() {
+    let project = project();
+    let bench = given(Err("no room"));
+    let (said, ()) = with(&project, 1, Some(&bench), |_, predict| {
+        assert_eq!(predict("lines").unwrap().seconds, None);
+    });
+    assert!(said.contains(&Said::Not("lines".into(), "no room".into())), "{said:?}");
+    assert!(!project.cache.join("measured-v1").exists());
+    // A file that was damaged is as good as none.
+    let bench = given(Ok(vec![FIRST]));
+    let seconds =
+        |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
+    assert!(with(&project, 1, Some(&bench), seconds).1.is_some());
+    for file in fs_err::read_dir(project.cache.join("measured-v1")).unwrap() {
+        fs_err::write(file.unwrap().path(), "{").unwrap();
+    }
+    assert_eq!(with(&project, 1, None, seconds).1, None);
+}
+
+#[test]
+fn a_trial_does_the_work_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
+    let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &|_, _| {} };
+    let params = serde_json::json!({ "say": { "text": "x", "times": 1 }, "to": 4, "title": "" });
+    let mut inputs = Outlook::default();
+    inputs.forms.insert("from".into(), Form::Bytes(9));
+    let memory = || Memory { host: 5, device: 6 };
+    let measured = measure_one(&Count, &params, &inputs, folder.path(), &cx, &memory).unwrap();
+    assert_eq!((measured.host, measured.device), (5, 6));
+    let Measured { start, task, step, merge, .. } = measured;
+    assert!(
+        [start, task, merge].iter().all(|seconds| (0.0..5.0).contains(seconds)) && step > 0.0,
+        "{measured:?}"
+    );
+    let line = fs_err::read_to_string(folder.path().join("0/out/line")).unwrap();
+    assert_eq!(line, "made up\n0x\n");
+    assert!(folder.path().join("merge-out/folder/lines.txt").is_file());
+}

@@ -1,0 +1,389 @@
+//! Units that read a part of a file, and units that are computed together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::exec::event::Event;
+use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Reads, Slice, Stage, Unit};
+use attrflow_engine::params;
+use attrflow_engine::provenance::manifest::Outcome;
+use attrflow_engine::store::Store;
+use serde_json::{Value as Json, json};
+
+use crate::project::{Project, Ran};
+use crate::toys::Fault;
+
+params! {
+    pub struct Params {
+        letters: String = "ab".to_owned(),
+    }
+}
+impl Validate for Params {}
+
+/// Writes the rows of a table, once for each letter, by blocks of two rows.
+pub struct Rows;
+
+/// Bytes of a row.
+const ROW: usize = 4;
+const BLOCK: usize = 2;
+
+fn span(unit: &Unit) -> (usize, usize, String) {
+    serde_json::from_value(unit.span["rows"].clone()).unwrap()
+}
+
+impl Stage for Rows {
+    type Params = Params;
+    const KIND: &'static str = "rows";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "writes rows";
+    const INPUTS: &'static [Input] =
+        &[Input::new("table", "rows of 4 bytes"), Input::new("word", "text").optional()];
+    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
+
+    fn unit_identity(_: &Params) -> Json {
+        json!({})
+    }
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let rows = fs_err::metadata(inputs.path("table"))?.len() as usize / ROW;
+        let blocks = (0..rows).step_by(BLOCK).map(|start| (start, rows.min(start + BLOCK)));
+        let units = blocks.flat_map(|(start, end)| {
+            params.letters.chars().map(move |letter| Unit {
+                name: format!("{start}..{end} {letter}"),
+                span: json!({ "rows": [start, end, letter] }),
+                steps: (end - start) as u64,
+            })
+        });
+        Ok(Some(units.collect()))
+    }
+
+    fn reads(_: &Params, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+        let read = |unit: &Unit| {
+            let (start, end, _) = span(unit);
+            let bytes = std::iter::once((start * ROW) as u64..(end * ROW) as u64).collect();
+            BTreeMap::from([("table".to_owned(), Slice { bytes, layout: "rows".to_owned() })])
+        };
+        Ok(units.iter().map(read).collect())
+    }
+
+    fn company(_: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        let (start, end, _) = span(unit);
+        Some(format!("{start}..{end} of {}", inputs.path("table").display()))
+    }
+}
+
+impl Compute for Rows {
+    fn run(
+        _: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let (start, end, letter) = span(unit.unwrap());
+        let table = fs_err::read_to_string(inputs.path("table"))?;
+        let word = inputs.get("word").map(fs_err::read_to_string).transpose()?.unwrap_or_default();
+        let rows = &table[start * ROW..end * ROW];
+        anyhow::ensure!(!rows.contains('!') || letter != "b", "row with a mark at {letter}");
+        (cx.progress)(1, (end - start) as u64);
+        Ok(fs_err::write(out.join("line"), format!("{rows} {letter}{word}\n"))?)
+    }
+
+    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+        let lines = parts.iter().map(|part| fs_err::read_to_string(part.join("line")));
+        Ok(fs_err::write(out.join("text.txt"), lines.collect::<Result<String, _>>()?)?)
+    }
+}
+
+const PIPELINE: &str = r#"
+config = "../configs/toy.toml"
+[stages.rows]
+kind = "rows"
+params = { letters = "${letters}" }
+inputs = { table = "../table" }
+"#;
+
+/// Seven rows in four blocks.
+const TABLE: &str = "aaaabbbbccccddddeeeeffffgggg";
+
+fn project(stages: &str) -> Project {
+    let mut project = Project::new(&format!("{PIPELINE}{stages}"), "letters = \"ab\"\n");
+    project.backend.slots = 1;
+    project.write("table", TABLE);
+    // A file that changed a moment ago is read again, not remembered.
+    std::thread::sleep(Duration::from_millis(60));
+    project
+}
+
+/// Units that were computed, sorted.
+fn computed(ran: &Ran) -> Vec<&str> {
+    fn unit(event: &Event) -> Option<&str> {
+        match event {
+            Event::UnitFinished { unit, .. } => Some(unit),
+            _ => None,
+        }
+    }
+    let mut names: Vec<&str> = ran.events.iter().filter_map(unit).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The same results from nothing.
+fn from_nothing(project: &mut Project, sets: &[&str]) -> BTreeMap<String, String> {
+    let another = project.path("another-cache");
+    let cache = std::mem::replace(&mut project.cache, another);
+    let results = {
+        fs_err::remove_dir_all(project.path("results")).unwrap();
+        project.run(sets);
+        project.results()
+    };
+    fs_err::remove_dir_all(&project.cache).unwrap();
+    project.cache = cache;
+    fs_err::remove_dir_all(project.path("results")).unwrap();
+    project.run(sets);
+    results
+}
+
+#[test]
+fn an_edit_computes_the_units_that_read_it() {
+    let mut project = project("");
+    let all = project.run(&[]);
+    assert_eq!(computed(&all).len(), 8);
+    let steps: Vec<(&str, &[&str], &[&str])> = vec![
+        // A letter more, in the config; then as it was.
+        (TABLE, &["letters=\"abc\""], &["0..2 c", "2..4 c", "4..6 c", "6..7 c"]),
+        (TABLE, &[], &[]),
+        // Rows at the end: those of the block that was not full, and new ones.
+        ("aaaabbbbccccddddeeeeffffgggghhhhiiii", &[], &["6..8 a", "6..8 b", "8..9 a", "8..9 b"]),
+        // A row in the middle.
+        ("aaaabbbbccccddddeeeeXfffgggghhhhiiii", &[], &["4..6 a", "4..6 b"]),
+        // A row at the front: all rows are others at their places.
+        ("aaaa", &[], &["0..1 a", "0..1 b"]),
+        ("aaaabbbbccccddddeeeeXfff", &[], &[]),
+        (TABLE, &[], &[]),
+    ];
+    for (table, sets, expected) in steps {
+        project.write("table", table);
+        let ran = project.run(sets);
+        assert_eq!(computed(&ran), expected, "{table} {sets:?}");
+        let results = project.results();
+        assert_eq!(results, from_nothing(&mut project, sets), "{table} {sets:?}");
+    }
+}
+
+#[test]
+fn parts_are_remembered_and_a_damaged_memory_costs_nothing_but_a_read() {
+    let project = project("");
+    project.run(&[]);
+    let memory = project.path("cache/slices-v1");
+    let kept = fs_err::read(&memory).unwrap();
+    // A hash; four parts with key and digest.
+    assert_eq!(kept.len(), 32 + 4 * 64);
+    for wrong in [kept[..40].to_vec(), vec![0; kept.len()], [&kept[..kept.len() - 1], b"x"].concat()] {
+        fs_err::write(&memory, &wrong).unwrap();
+        let ran = project.run(&["letters=\"ba\""]);
+        assert_eq!(computed(&ran), [""; 0]);
+        assert_eq!(ran.ran(), ["rows"]);
+        fs_err::remove_dir_all(project.path("cache/recipes-v1")).unwrap();
+        project.run(&[]);
+        assert_eq!(fs_err::read(&memory).unwrap().len(), kept.len());
+    }
+}
+
+#[test]
+fn a_part_counts_by_its_bytes_and_its_layout_and_not_by_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("cache")).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs_err::write(&path, text).unwrap();
+        (store.source(&path).unwrap(), path)
+    };
+    let part = |(whole, path): &(_, PathBuf), layout: &str, ranges: &[(u64, u64)]| {
+        let ranges: Vec<_> = ranges.iter().map(|(start, end)| *start..*end).collect();
+        store.slices(whole, path, &[(layout, &ranges)]).map(|digests| digests[0])
+    };
+    let (a, b) = (write("a", "0123456789"), write("b", "xx3456xx"));
+    let digest = part(&a, "u8", &[(3, 7)]).unwrap();
+    assert_eq!(part(&b, "u8", &[(2, 6)]).unwrap(), digest);
+    // One range or two, the same bytes follow each other.
+    assert_eq!(part(&a, "u8", &[(3, 4), (4, 7)]).unwrap(), digest);
+    let others = [part(&a, "i8", &[(3, 7)]), part(&a, "u8", &[(3, 6)]), part(&a, "u8", &[(4, 7), (3, 4)])];
+    assert!(others.into_iter().all(|other| other.unwrap() != digest));
+    assert_ne!(part(&a, "u8", &[(0, 10)]).unwrap(), a.0, "a part is no file");
+    let error = part(&a, "u8", &[(8, 11)]).unwrap_err().to_string();
+    assert!(error.contains("/a"), "{error}");
+}
+
+/// A source that changes between its hash and the unit's end must not be taken for what it was.
+#[test]
+fn a_source_that_changes_under_a_unit_fails_it() {
+    let mut project = project("");
+    let other = TABLE.replace("gggg", "hhhh");
+    project.backend.fault = Some(("0..2 a".to_owned(), Fault::Rewrites(project.path("table"), other)));
+    let ran = project.run(&[]);
+    assert_eq!(ran.with(Outcome::Failed), ["rows"]);
+    assert!(ran.stage("rows").error.as_ref().unwrap().contains("changed while it was read"));
+    project.backend.fault = None;
+    let results = {
+        project.run(&[]);
+        project.results()
+    };
+    assert!(results["rows/text.txt"].contains("hhhh a"));
+    assert_eq!(results, from_nothing(&mut project, &[]));
+}
+
+#[test]
+fn a_table_in_the_store_counts_by_parts_too() {
+    let pipeline = r#"
+[stages.make]
+kind = "say"
+params = { text = "x", times = 4 }
+inputs = { a = "../table" }
+[stages.rows]
+kind = "rows"
+inputs = { table = "make.text" }
+"#;
+    let project = Project::new(pipeline, "");
+    project.write("table", TABLE);
+    assert_eq!(computed(&project.run(&[])).len(), 8);
+    project.write("table", &TABLE.replace("eeee", "EEEE"));
+    assert_eq!(computed(&project.run(&[])), ["4..6 a", "4..6 b"]);
+}
+
+const MORE: &str = r#"
+[stages.one]
+kind = "rows"
+inputs = { table = "../table", word = "../one.txt" }
+[stages.two]
+kind = "rows"
+inputs = { table = "../table", word = "../two.txt" }
+"#;
+
+fn of_three() -> Project {
+    let project = project(MORE);
+    project.write("one.txt", "1");
+    project.write("two.txt", "2");
+    project
+}
+
+/// The tasks of units, each as the names of its units.
+fn tasks(ran: &Ran) -> Vec<&str> {
+    ran.tasks.iter().map(String::as_str).filter(|task| !task.ends_with(" merge")).collect()
+}
+
+#[test]
+fn units_of_one_company_are_one_task_across_stages() {
+    let mut project = of_three();
+    let ran = project.run(&[]);
+    let block = |rows: &str| ["rows", "one", "two"].map(|_| format!("{rows} a + {rows} b")).join(" + ");
+    assert_eq!(tasks(&ran), ["0..2", "2..4", "4..6", "6..7"].map(block));
+    assert_eq!(computed(&ran).len(), 24);
+    // Progress adds up for each stage.
+    for stage in ["rows", "one", "two"] {
+        let told = |event: &Event| match event {
+            Event::Progress { stage: of, done, total } if of == stage => Some((*done, *total)),
+            _ => None,
+        };
+        let told: Vec<(u64, u64)> = ran.events.iter().filter_map(told).collect();
+        assert_eq!(told.last(), Some(&(14, 14)), "{stage}");
+        assert!(told.iter().all(|(done, total)| done <= total) && told.is_sorted(), "{told:?}");
+    }
+    let results = project.results();
+    assert_eq!(results, from_nothing(&mut project, &[]));
+    // Only what is missing is computed, together.
+    project.write("two.txt", "3");
+    assert_eq!(
+        tasks(&project.run(&[])),
+        ["0..2 a + 0..2 b", "2..4 a + 2..4 b", "4..6 a + 4..6 b", "6..7 a + 6..7 b"]
+    );
+}
+
+#[test]
+fn several_slots_share_what_waits() {
+    let mut project = of_three();
+    let alone = {
+        project.run(&[]);
+        project.results()
+    };
+    project.cache = project.path("another-cache");
+    project.backend.slots = 3;
+    project.backend.pause = Duration::from_millis(30);
+    let ran = project.run(&[]);
+    assert_eq!(computed(&ran).len(), 24);
+    // The first takes a third of all at most; none of them ends with nothing to do while another has many.
+    assert!(tasks(&ran).iter().all(|task| task.matches('+').count() < 8), "{:?}", tasks(&ran));
+    assert_eq!(ran.starts, 3);
+    assert_eq!(project.results(), alone);
+}
+
+#[test]
+fn a_task_that_fails_is_computed_unit_by_unit_and_blames_one() {
+    let project = of_three();
+    project.write("table", &TABLE.replace("dddd", "ddd!"));
+    let ran = project.run(&[]);
+    for stage in ["rows", "one", "two"] {
+        assert_eq!(ran.stage(stage).error.as_deref(), Some("row with a mark at b"), "{stage}");
+    }
+    let blamed = ran.events.iter().filter_map(|event| match event {
+        Event::StageFailed { unit, .. } => unit.as_deref(),
+        _ => None,
+    });
+    assert_eq!(blamed.collect::<Vec<_>>(), ["2..4 b"; 3]);
+    // What was done before, of any stage, is kept; the same for what was done in the task that failed.
+    project.write("table", TABLE);
+    let again = project.run(&[]);
+    assert!(!computed(&again).contains(&"0..2 a"));
+    assert_eq!(again.ran(), ["one", "rows", "two"]);
+}
+
+#[test]
+fn a_worker_that_dies_with_several_units_costs_the_one_that_kills_it() {
+    let mut project = of_three();
+    project.backend.fault = Some(("4..6 a".to_owned(), Fault::Dies));
+    let ran = project.run(&[]);
+    assert_eq!(ran.with(Outcome::Failed), ["one", "rows", "two"]);
+    project.backend.fault = None;
+    let ran = project.run(&[]);
+    assert!(
+        computed(&ran).iter().all(|unit| unit.starts_with("4..6") || unit.starts_with("6..7")),
+        "{:?}",
+        computed(&ran)
+    );
+    let results = project.results();
+    assert_eq!(results, from_nothing(&mut project, &[]));
+}
+
+/// What another run computes is left to it, and taken from it when it is done.
+#[test]
+fn a_unit_that_another_run_holds_is_waited_for_with_nothing_else_held() {
+    let project = of_three();
+    project.run(&[]);
+    let other = of_three();
+    let store = Store::open(&other.cache).unwrap();
+    let fingerprints = every_second_unit(&project);
+    let locks: Vec<_> = fingerprints.iter().map(|one| store.try_lock(one).unwrap().unwrap()).collect();
+    let results = std::thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            let ran = other.run(&[]);
+            (computed(&ran).len(), other.results())
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        drop(locks);
+        run.join().unwrap()
+    });
+    assert_eq!(results, (24, project.results()));
+}
+
+/// What another run computes; the others are computed meanwhile, in whatever company is left.
+fn every_second_unit(project: &Project) -> Vec<attrflow_engine::identity::digest::Digest> {
+    let store = Store::open(&project.cache).unwrap();
+    let entries = store.entries().unwrap();
+    let all = entries.into_iter().filter_map(|indexed| indexed.content.ok());
+    all.filter(|(_, entry)| entry.recipe.unit.is_some())
+        .map(|(fingerprint, _)| fingerprint)
+        .step_by(2)
+        .collect()
+}

@@ -1,0 +1,335 @@
+//! Toy kinds that write text, and a backend that runs them in this process.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::exec::event::Event;
+use attrflow_engine::kind::{
+    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member,
+    Outlook, Output, Registry, Stage, Together, Trial, Unit, Work,
+};
+use attrflow_engine::params;
+use attrflow_engine::worker::local::{Backend, Part, Piece, Reply, Task, TaskError, Worker};
+use serde_json::{Value as Json, json};
+
+use crate::rows::Rows;
+
+params! {
+    pub struct SayParams {
+        text: String = "hello".to_owned(),
+        times: u32 [1..=9] = 1,
+    }
+}
+impl Validate for SayParams {}
+
+/// Writes a text, after what stands on its inputs.
+pub struct Say;
+
+impl Stage for Say {
+    type Params = SayParams;
+    const KIND: &'static str = "say";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "writes a text";
+    const INPUTS: &'static [Input] =
+        &[Input::new("a", "text").optional(), Input::new("b", "text").optional()];
+    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
+
+    fn accept(
+        params: &SayParams,
+        inputs: &Inputs,
+        outputs: &BTreeMap<String, PathBuf>,
+    ) -> anyhow::Result<()> {
+        let text = fs_err::read_to_string(&outputs["text"])?;
+        let expected = params.text.chars().next().map(String::from).unwrap_or_default();
+        anyhow::ensure!(inputs.0.values().all(|path| path.exists()), "an input is not there");
+        anyhow::ensure!(text.contains(&expected), "found {text:?}, expected a `{expected}` in it");
+        Ok(())
+    }
+}
+
+impl Compute for Say {
+    fn run(
+        params: &SayParams,
+        inputs: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let mut text = String::new();
+        for port in ["a", "b"] {
+            if let Some(path) = inputs.get(port) {
+                text += &fs_err::read_to_string(path)?;
+            }
+        }
+        // The first letter alone, so that a changed parameter can give unchanged bytes.
+        text +=
+            &params.text.chars().next().map(String::from).unwrap_or_default().repeat(params.times as usize);
+        anyhow::ensure!(!params.text.starts_with('!'), "told to fail");
+        if params.text == "nothing" {
+            return Ok(());
+        }
+        Ok(fs_err::write(out.join("text.txt"), text)?)
+    }
+}
+
+params! {
+    pub struct CountParams {
+        say: SayParams,
+        to: u32 = 4,
+        title: String = "".to_owned(),
+    }
+}
+impl Validate for CountParams {}
+
+/// Writes a line per number, each by a unit of its own, and a title above.
+pub struct Count;
+
+impl Stage for Count {
+    type Params = CountParams;
+    const KIND: &'static str = "count";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "writes numbers";
+    const INPUTS: &'static [Input] = &[Input::new("from", "text"), Input::merge("name", "text").optional()];
+    const OUTPUTS: &'static [Output] =
+        &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }];
+
+    fn unit_identity(params: &CountParams) -> Json {
+        json!({ "say": params.say })
+    }
+
+    fn units(params: &CountParams, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        anyhow::ensure!(inputs.path("from").exists(), "nothing to count from");
+        let unit = |n: u32| Unit { name: format!("number {n}"), span: json!({ "n": n }), steps: 1 };
+        Ok(Some((0..params.to).map(unit).collect()))
+    }
+
+    fn foresee(params: &CountParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        inputs.form("from")?;
+        let to = u64::from(params.to);
+        Ok(Foreseen {
+            outputs: [("lines".to_owned(), Form::Bytes(100 * to))].into(),
+            parts: 10 * to,
+            work: Some(Work { steps: to, tasks: to, like: json!(params.say) }),
+        })
+    }
+
+    fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+        anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
+        Ok(())
+    }
+}
+
+impl Compute for Count {
+    fn run(
+        params: &CountParams,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let from = fs_err::read_to_string(inputs.path("from"))?;
+        (cx.progress)(1, 1);
+        let n = &unit.expect("counted by units").span["n"];
+        Ok(fs_err::write(out.join("line"), format!("{from}{n}{}\n", params.say.text))?)
+    }
+
+    fn merge(
+        params: &CountParams,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let mut text = params.title.clone();
+        if let Some(name) = inputs.get("name") {
+            text += &fs_err::read_to_string(name)?;
+        }
+        for part in parts {
+            text += &fs_err::read_to_string(part.join("line"))?;
+        }
+        fs_err::create_dir_all(out.join("folder/sub"))?;
+        fs_err::write(out.join("folder/sub/title.txt"), &params.title)?;
+        Ok(fs_err::write(out.join("folder/lines.txt"), text)?)
+    }
+
+    fn trial(
+        params: &CountParams,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<CountParams>> {
+        let mut inputs = inputs.inputs();
+        if inputs.get("from").is_none() {
+            fs_err::write(folder.join("from"), "made up\n")?;
+            inputs.0.insert("from".into(), folder.join("from"));
+        }
+        // Five steps at most, and two at least.
+        let steps = steps.clamp(2, 5);
+        let unit = Unit { name: "a trial".into(), span: json!({ "n": 0 }), steps };
+        Ok(Trial { params: params.clone(), inputs, unit: Some(unit), steps, merges: true })
+    }
+}
+
+params! {
+    pub struct EchoParams {
+        say: SayParams,
+    }
+}
+impl Validate for EchoParams {}
+
+/// Takes `say` from the stage that it counts after.
+pub struct Echo;
+
+impl Stage for Echo {
+    type Params = EchoParams;
+    const KIND: &'static str = "echo";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "repeats";
+    const NUMERIC: bool = false;
+    const INPUTS: &'static [Input] = &[Input::new("lines", "a folder")];
+    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
+    const INHERITS: &'static [Inherit] = &[Inherit { param: "say", port: "lines" }];
+}
+
+impl Compute for Echo {
+    fn run(
+        params: &EchoParams,
+        _: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        Ok(fs_err::write(out.join("text.txt"), &params.say.text)?)
+    }
+}
+
+pub fn registry() -> Registry {
+    vec![&Say, &Count, &Echo, &Rows]
+}
+
+/// What goes wrong with a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// The worker ends, as after a kill.
+    Dies,
+    /// The task fails and the worker lives on.
+    Fails,
+    /// The worker's own thread in the runner breaks.
+    Panics,
+    /// Before the task, this file gets another text.
+    Rewrites(PathBuf, String),
+}
+
+/// Runs tasks in this process and keeps account of them.
+#[derive(Clone, Default)]
+pub struct InProcess {
+    pub slots: usize,
+    /// The fault of the task of this name, after it wrote a part of its output.
+    pub fault: Option<(String, Fault)>,
+    /// Each unit waits for the next one to be kept, so that they finish in reverse.
+    pub reversed: bool,
+    /// How long every task takes at least.
+    pub pause: Duration,
+    /// Tasks that ran, in the order that they began in.
+    pub log: Arc<Mutex<Vec<String>>>,
+    /// Workers that were started.
+    pub starts: Arc<AtomicUsize>,
+    /// What the run told so far.
+    pub events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl InProcess {
+    fn wait_for(&self, name: &str) {
+        let finished = |event: &Event| matches!(event, Event::UnitFinished { unit, .. } if unit == name);
+        let begun = Instant::now();
+        while !self.events.lock().unwrap().iter().any(finished) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "`{name}` never finished");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Backend for InProcess {
+    fn slots(&self) -> usize {
+        self.slots
+    }
+    fn start(&self, _: usize, _: bool) -> Result<Box<dyn Worker>, TaskError> {
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(Here(self.clone())))
+    }
+}
+
+struct Here(InProcess);
+
+impl Worker for Here {
+    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+        let computations: [&dyn Computation; 4] = [&Say, &Count, &Echo, &Rows];
+        let computation = *computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
+        let name = |piece: &Piece| match &piece.part {
+            Part::Whole => task.kind.clone(),
+            Part::Unit(unit) => unit.name.clone(),
+            Part::Merge(_) => format!("{} merge", task.kind),
+        };
+        let names: Vec<String> = task.pieces.iter().map(name).collect();
+        if let Some((at, fault)) = &self.0.fault
+            && let Some(place) = names.iter().position(|name| name == at)
+        {
+            let half = || fs_err::write(task.pieces[place].out.join("line"), "half-wr").unwrap();
+            match fault {
+                Fault::Dies => {
+                    half();
+                    return Err(TaskError::Died("killed by the test".into()));
+                }
+                Fault::Fails => {
+                    half();
+                    return Err(TaskError::Failed("failed by the test".into()));
+                }
+                Fault::Panics => panic!("told to panic"),
+                Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
+            }
+        }
+        self.0.log.lock().unwrap().push(names.join(" + "));
+        std::thread::sleep(self.0.pause);
+        let said = std::cell::RefCell::new(said);
+        let progress = |piece, done, total| (said.borrow_mut())(Reply::Progress { piece, done, total });
+        let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { pieces: pieces.to_vec() });
+        let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
+        let (device, micro_batch, downloads) = (Device::Cpu, 1, &downloads);
+        let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
+        let result = match task.pieces.as_slice() {
+            [piece] => cx.alone(0, |cx| self.alone(piece, computation, cx)),
+            pieces => {
+                let members = pieces.iter().map(|piece| {
+                    let Piece { params, inputs, part: Part::Unit(unit), out } = piece else {
+                        panic!("no unit")
+                    };
+                    Member { params, inputs, unit, out }
+                });
+                computation.run_together(&members.collect::<Vec<_>>(), &cx)
+            }
+        };
+        result.map_err(|error| TaskError::Failed(format!("{error:#}")))
+    }
+}
+
+impl Here {
+    fn alone(&self, piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Piece { params, inputs, part, out } = piece;
+        match part {
+            Part::Whole => computation.run(params, inputs, None, out, cx),
+            Part::Unit(unit) => {
+                let n = unit.span["n"].as_u64();
+                if let Some(n) = n.filter(|n| self.0.reversed && *n < 3) {
+                    self.0.wait_for(&format!("number {}", n + 1));
+                }
+                computation.run(params, inputs, Some(unit), out, cx)
+            }
+            Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+        }
+    }
+}

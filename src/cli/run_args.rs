@@ -1,0 +1,200 @@
+//! What every command shares that computes: with which workers, and how it is told and stopped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use clap::Args;
+
+use super::failure::Failure;
+use super::project::{Project, cores, devices, program, worker_program};
+use super::signals::{Hear, Signals};
+use crate::io::download::hushed;
+use crate::progress::Reporter;
+use attrflow_engine::exec::event::{Event, Shown};
+use attrflow_engine::exec::noop_cache::Recalled;
+use attrflow_engine::exec::{Again, Run, Stop};
+use attrflow_engine::kind::{Device, Downloads};
+use attrflow_engine::pipeline::{MOST_DOWNLOADS, RunTable};
+use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
+use attrflow_engine::store::Store;
+use attrflow_engine::worker::local::{Processes, Setting};
+
+/// How to compute, never what.
+#[derive(Debug, Args)]
+pub(super) struct How {
+    /// Workers at once on the CPU; on GPUs there is one per device; 0 chooses from the number of cores [default: run.jobs of the config, else 0]
+    #[arg(short, long)]
+    jobs: Option<usize>,
+    /// Threads of each worker; 0 divides the cores among the workers [default: run.threads of the config, else 0]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most; 0 is 128 on
+    /// the CPU, and on a GPU what a short trial finds fastest [default: run.micro_batch of the config, else 0]
+    #[arg(long)]
+    micro_batch: Option<usize>,
+    /// Most files to download at once [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_DOWNLOADS)))]
+    downloads: Option<u32>,
+}
+
+impl How {
+    /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
+    pub fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
+        let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
+        let cpu = devices[0] == Device::Cpu;
+        let wanted = given(self.threads, table.threads);
+        let jobs = match given(self.jobs, table.jobs) {
+            _ if !cpu => devices.len(),
+            0 => (cores() / wanted.max(1)).clamp(1, 8),
+            jobs => jobs,
+        };
+        let threads = if wanted == 0 { (cores() / jobs).max(1) } else { wanted };
+        let micro_batch = match given(self.micro_batch, table.micro_batch) {
+            0 if cpu => 128,
+            rows => rows,
+        };
+        let name = |device: &Device| match device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+        };
+        Conditions { jobs, threads, devices: devices.iter().map(name).collect(), micro_batch }
+    }
+
+    /// The settings of the workers, and what a manifest keeps of them.
+    pub fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
+        let table = &project.pipeline.run;
+        let conditions = self.conditions(table, &project.devices);
+        let Conditions { jobs, threads, micro_batch, .. } = conditions;
+        let device = |slot: usize| project.devices[slot % project.devices.len()];
+        let downloads = Downloads {
+            folder: project.store.root().join("downloads"),
+            lock: project.pipeline.root.join("attrflow.lock"),
+            at_once: self.downloads.unwrap_or(table.downloads) as usize,
+        };
+        let settings = (0..jobs).map(|slot| Setting {
+            device: device(slot),
+            threads,
+            micro_batch,
+            downloads: downloads.clone(),
+            log: log.to_owned(),
+        });
+        (settings.collect(), conditions)
+    }
+}
+
+/// Where a run comes from, for its manifest.
+pub(super) struct Origin<'a> {
+    /// The pipeline file, or the manifest that it is run from.
+    pub file: &'a Path,
+    /// The `--set` arguments.
+    pub sets: &'a [String],
+}
+
+/// A run that is over.
+pub(super) struct Ended {
+    pub manifest: Manifest,
+    /// The manifest's file, where one could be written.
+    pub path: Option<PathBuf>,
+    /// Where the outputs of reused stages show, by stage and port.
+    pub shown: BTreeMap<String, BTreeMap<String, Shown>>,
+}
+
+/// Brings the selected stages of a project up to date. Stages that failed are in the manifest.
+///
+/// # Errors
+/// A cache that cannot be used, workers that are not there, and a signal that ended the run before it was done.
+pub(super) fn execute(
+    project: &Project,
+    forced: &[usize],
+    how: &How,
+    origin: Origin<'_>,
+    reporter: Box<dyn Reporter>,
+    log: &str,
+) -> Result<Ended, Failure> {
+    let (settings, conditions) = how.settings(project, log);
+    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
+    let backend = Processes { program: worker_program()?, front, settings };
+    let reporter = Arc::new(Mutex::new(reporter));
+    let stop = Arc::new(Stop::default());
+    let heard = Arc::new(Mutex::new((None, BTreeMap::new())));
+    let hear: Hear = {
+        let (reporter, heard) = (Arc::clone(&reporter), Arc::clone(&heard));
+        Arc::new(move |event| {
+            let (path, shown) = &mut *heard.lock().expect("no panic under this lock");
+            match &event {
+                Event::RunFinished { manifest, .. } => path.clone_from(manifest),
+                Event::StageReused { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
+                _ => {}
+            }
+            reporter.lock().expect("reporters do not panic").hear(&event);
+        })
+    };
+    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&hear));
+    let run = Run {
+        pipeline: &project.pipeline,
+        graph: &project.graph,
+        store: &project.store,
+        backend: &backend,
+        numerics: &project.numerics,
+        forced,
+        results: project.results.clone(),
+        file: origin.file.to_path_buf(),
+        // The manifest is kept, and meant to be shown.
+        sets: origin.sets.iter().map(|set| hushed(set)).collect(),
+        program: program(),
+        conditions,
+        stop: &stop,
+        emit: &|event| hear(event),
+    };
+    let manifest = run.execute();
+    let interrupted =
+        |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
+    // A signal that came when all was done has changed nothing.
+    if let Some(signal) = signals.heard().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (path, shown) = std::mem::take(&mut *heard.lock().expect("no panic under this lock"));
+    Ok(Ended { manifest: manifest?, path, shown })
+}
+
+/// Tells of a run whose answer is recalled.
+///
+/// # Errors
+/// A cache that cannot be used.
+pub(super) fn repeat(
+    recalled: Recalled,
+    store: &Store,
+    how: &How,
+    device: Option<&str>,
+    origin: Origin<'_>,
+    mut reporter: Box<dyn Reporter>,
+) -> Result<Ended, Failure> {
+    let begun = Instant::now();
+    let devices = devices(device.unwrap_or(&recalled.run.device))?;
+    let conditions = how.conditions(&recalled.run, &devices);
+    let sets = origin.sets.iter().map(|set| hushed(set)).collect();
+    let reporter = std::cell::RefCell::new(&mut reporter);
+    let emit = |event: Event| reporter.borrow_mut().hear(&event);
+    let again = Again {
+        recalled,
+        store,
+        file: origin.file,
+        sets,
+        program: program(),
+        conditions,
+        begun,
+        emit: &emit,
+    };
+    let (manifest, path) = again.execute()?;
+    Ok(Ended { manifest, path, shown: BTreeMap::new() })
+}
+
+/// The stages that failed, as a failure.
+pub(super) fn all_done(manifest: &Manifest) -> Result<(), Failure> {
+    match manifest.stages.iter().filter(|record| record.outcome == Outcome::Failed).count() {
+        0 => Ok(()),
+        failed => Err(Failure::Stages(failed)),
+    }
+}

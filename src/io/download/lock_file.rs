@@ -1,0 +1,276 @@
+//! `attrflow.lock`: what remote addresses gave when they were first downloaded.
+//!
+//! One entry a line, sorted, so that a change of it reads well under version control.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::Permissions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::file_lock::Held;
+
+/// What a remote file was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Size.
+    pub bytes: u64,
+}
+
+/// The contents of a lock file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// The format's version; 0 where nothing was written yet.
+    #[serde(default)]
+    pub version: u32,
+    /// Commits by `datasets/OWNER/REPO@REVISION`.
+    #[serde(default)]
+    pub hub: BTreeMap<String, String>,
+    /// Files by address.
+    #[serde(default)]
+    pub files: BTreeMap<String, Pin>,
+}
+
+const VERSION: u32 = 1;
+const HEAD: &str = "# Written by attrflow: what the pipelines' addresses gave when they were first downloaded.\n\
+                    # To accept what an address gives today, remove its line, and run with --force STAGE if the old bytes are in the cache.\n";
+
+/// A lock file that can't be used, or does not agree.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Somebody edited it into something else.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The lock file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another run pinned other bytes in the meantime.
+    #[error("{}: `{address}` gave sha256 {pinned} to another run a moment ago, and {found} to this one", path.display())]
+    Conflict {
+        /// The lock file.
+        path: PathBuf,
+        /// The address.
+        address: String,
+        /// The digest in the file.
+        pinned: String,
+        /// The digest of this run.
+        found: String,
+    },
+}
+
+impl PinError {
+    /// Whether the lock file stands where this user may not write.
+    pub fn is_read_only(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, PinError::Io(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+}
+
+impl Pins {
+    /// Reads a lock file; one that is not there holds nothing.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no lock file.
+    pub fn read(path: &Path) -> Result<Self, PinError> {
+        let text = match fs_err::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error.into()),
+        };
+        let damaged = |reason: String| PinError::Damaged { path: path.into(), reason };
+        let pins: Self = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        if !text.is_empty() && pins.version != VERSION {
+            return Err(damaged(format!("`version` is {}, expected {VERSION}", pins.version)));
+        }
+        Ok(pins)
+    }
+
+    /// The commit of a repository that the lock file has, or the one that was `found`, which it then has.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn commit(path: &Path, repo: &str, found: &str) -> Result<String, PinError> {
+        let _held = Held::alone(path)?;
+        let mut pins = Self::read(path)?;
+        if let Some(commit) = pins.hub.get(repo) {
+            return Ok(commit.clone());
+        }
+        pins.hub.insert(repo.to_owned(), found.to_owned());
+        pins.write(path)?;
+        Ok(found.to_owned())
+    }
+
+    /// Adds to a lock file, and writes it if that changed it. A commit that another run pinned first stays.
+    ///
+    /// # Errors
+    /// A file that cannot be written; a file of another digest at an address that is pinned.
+    pub fn add_to(self, path: &Path) -> Result<(), PinError> {
+        if self.hub.is_empty() && self.files.is_empty() {
+            return Ok(());
+        }
+        let _held = Held::alone(path)?;
+        let before = Self::read(path)?;
+        let mut pins = before.clone();
+        for (repo, commit) in self.hub {
+            pins.hub.entry(repo).or_insert(commit);
+        }
+        for (address, pin) in self.files {
+            let pinned = pins.files.entry(address.clone()).or_insert_with(|| pin.clone());
+            if *pinned != pin {
+                let (pinned, found) = (pinned.sha256.clone(), pin.sha256);
+                return Err(PinError::Conflict { path: path.into(), address, pinned, found });
+            }
+        }
+        if pins != before {
+            pins.write(path)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the lock file, which must be held.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        // Readable by whom the umask lets: it is meant to be shared.
+        let mut file = tempfile::Builder::new()
+            .prefix(".attrflow.lock-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+        file.write_all(self.text().as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let mut out = format!("{HEAD}version = {VERSION}\n");
+        // Writing to a String cannot fail.
+        if !self.hub.is_empty() {
+            out.push_str("\n[hub]\n");
+            for (repo, commit) in &self.hub {
+                let _ = writeln!(out, "{} = {}", quoted(repo), quoted(commit));
+            }
+        }
+        if !self.files.is_empty() {
+            out.push_str("\n[files]\n");
+            for (address, Pin { sha256, bytes }) in &self.files {
+                let _ =
+                    writeln!(out, "{} = {{ sha256 = {}, bytes = {bytes} }}", quoted(address), quoted(sha256));
+            }
+        }
+        out
+    }
+}
+
+/// The place of an entry for people: `attrflow.lock:7`.
+pub fn place(path: &Path, key: &str) -> String {
+    let text = fs_err::read_to_string(path).unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let start = toml::Value::from(key).to_string();
+    match text.lines().position(|line| line.trim_start().starts_with(&start)) {
+        Some(line) => format!("{name}:{}", line + 1),
+        None => name.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pins(files: &[(&str, &str)]) -> Pins {
+        let pin = |sha256: &str| Pin { sha256: sha256.into(), bytes: 3 };
+        let files = files.iter().map(|(address, sha256)| ((*address).to_owned(), pin(sha256))).collect();
+        Pins { files, ..Pins::default() }
+    }
+
+    #[test]
+    fn entries_are_added_sorted_and_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attrflow.lock");
+        Pins::default().add_to(&path).unwrap();
+        assert!(!path.exists());
+        pins(&[("https://z.example/\"f\"", "ff")]).add_to(&path).unwrap();
+        let mut more = pins(&[("https://a.example/f", "aa")]);
+        more.hub.insert("datasets/o/r@main".into(), "c0".into());
+        more.clone().add_to(&path).unwrap();
+        let text = fs_err::read_to_string(&path).unwrap();
+        let expected = format!(
+            "{HEAD}version = 1\n\n[hub]\n\"datasets/o/r@main\" = \"c0\"\n\n[files]\n\
+             \"https://a.example/f\" = {{ sha256 = \"aa\", bytes = 3 }}\n\
+             'https://z.example/\"f\"' = {{ sha256 = \"ff\", bytes = 3 }}\n"
+        );
+        assert_eq!(text, expected);
+        assert_eq!(place(&path, "https://a.example/f"), "attrflow.lock:9");
+        assert_eq!(place(&path, "https://b.example/f"), "attrflow.lock");
+        more.hub.insert("datasets/o/r@main".into(), "c1".into());
+        more.add_to(&path).unwrap();
+        assert_eq!(Pins::commit(&path, "datasets/o/r@main", "c1").unwrap(), "c0");
+        assert_eq!(fs_err::read_to_string(&path).unwrap(), text, "the first commit stays");
+        let error = pins(&[("https://a.example/f", "bb")]).add_to(&path).unwrap_err().to_string();
+        assert!(error.contains("gave sha256 aa to another run a moment ago, and bb to this one"), "{error}");
+        assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_lock_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attrflow.lock");
+        for (text, reason) in [
+            ("version = 2\n", "`version` is 2, expected 1"),
+            ("[files]\n", "`version` is 0"),
+            ("version = 1\n[other]\n", "unknown field `other`"),
+            ("<<<<<<< HEAD\n", "attrflow.lock"),
+        ] {
+            fs_err::write(&path, text).unwrap();
+            let error = Pins::read(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_lock_file_that_may_not_be_written_is_told_apart() {
+        let of = |kind: io::ErrorKind| PinError::Io(kind.into()).is_read_only();
+        assert!(of(io::ErrorKind::ReadOnlyFilesystem) && of(io::ErrorKind::PermissionDenied));
+        assert!(!of(io::ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn runs_at_once_agree_on_one_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attrflow.lock");
+        let commit = |index: usize| Pins::commit(&path, "datasets/o/r@main", &format!("c{index}")).unwrap();
+        let commits: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|index| scope.spawn(move || commit(index))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let pinned = Pins::read(&path).unwrap().hub.remove("datasets/o/r@main").unwrap();
+        assert_eq!(commits, [pinned.as_str(); 16]);
+    }
+
+    #[test]
+    fn runs_at_once_lose_no_entry() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attrflow.lock");
+        std::thread::scope(|scope| {
+            for index in 0..16 {
+                let path = &path;
+                scope.spawn(move || {
+                    pins(&[(&format!("https://a.example/{index}"), "aa")]).add_to(path).unwrap()
+                });
+            }
+        });
+        assert_eq!(Pins::read(&path).unwrap().files.len(), 16);
+    }
+}

@@ -1,0 +1,223 @@
+//! The folder of downloads: what is under way, and what is finished and not yet used.
+//!
+//! ```text
+//! KEY.part   the bytes so far          KEY.file   a finished file
+//! KEY.json   the note on either        KEY.lock   held while somebody writes or reads them
+//! ```
+//! It outlives runs: whoever asks for the same file goes on where another one was killed.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::state::Note;
+use super::{FetchError, Fetched};
+use crate::io::download::file_lock::Held;
+
+/// How long a download is kept that nobody asks for any more.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// One download's files.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    folder: PathBuf,
+    key: String,
+}
+
+impl Slot {
+    pub fn new(folder: &Path, key: &str) -> Self {
+        Self { folder: folder.into(), key: key.into() }
+    }
+
+    fn path(&self, extension: &str) -> PathBuf {
+        self.folder.join(format!("{}.{extension}", self.key))
+    }
+
+    pub fn part(&self) -> PathBuf {
+        self.path("part")
+    }
+
+    pub fn lock(&self) -> PathBuf {
+        self.path("lock")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.path("file")
+    }
+
+    pub fn note(&self) -> Option<Note> {
+        Note::read(&self.path("json"))
+    }
+
+    pub fn save(&self, note: &Note) -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix("write-").tempfile_in(&self.folder)?;
+        file.write_all(&serde_json::to_vec(note)?)?;
+        file.persist(self.path("json")).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    /// The finished file, if there is one.
+    pub fn finished(&self) -> Option<Fetched> {
+        let fetched = self.note()?.finished?;
+        let size = fs_err::metadata(self.file()).ok()?.len();
+        (size == fetched.bytes).then_some(fetched)
+    }
+
+    /// Keeps the checked part as the finished file.
+    pub fn finish(&self, note: &mut Note, fetched: &Fetched) -> io::Result<()> {
+        note.finished = Some(fetched.clone());
+        self.save(note)?;
+        fs_err::rename(self.part(), self.file())
+    }
+
+    /// Bytes that need not come any more.
+    pub fn bytes(&self) -> u64 {
+        let size = |path| fs_err::metadata(path).map_or(0, |metadata| metadata.len());
+        size(self.file()).max(size(self.part()))
+    }
+
+    /// Drops what is there, all but the lock.
+    pub fn clear(&self) -> io::Result<()> {
+        for path in [self.file(), self.part(), self.path("json")] {
+            match fs_err::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A finished, checked file in the folder of downloads, whose bytes stay while this is held.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it is.
+    pub fetched: Fetched,
+    slot: Slot,
+    keeps: Keeps,
+}
+
+/// What keeps the bytes of a finished file.
+#[derive(Debug)]
+enum Keeps {
+    /// Nobody removes it before this lock is free.
+    Lock(Held),
+    /// A second name, which is nobody else's.
+    Name(PathBuf),
+}
+
+impl Finished {
+    pub(super) fn new(slot: Slot, held: Held, fetched: Fetched) -> Self {
+        Self { fetched, slot, keeps: Keeps::Lock(held) }
+    }
+
+    /// Where it is, for reading.
+    pub fn path(&self) -> PathBuf {
+        match &self.keeps {
+            Keeps::Lock(_) => self.slot.file(),
+            Keeps::Name(path) => path.clone(),
+        }
+    }
+
+    /// Keeps it by a name of its own from now on, where nothing may stand yet, rather than by a lock: of these a
+    /// process can hold no more than files. Where the file system has no second names, the lock stays.
+    pub fn keep_as(self, name: PathBuf) -> Self {
+        match fs_err::hard_link(self.path(), &name) {
+            Ok(()) => Self { keeps: Keeps::Name(name), ..self },
+            Err(_) => self,
+        }
+    }
+
+    /// Gives it a second name, or a copy where the file system has none. It stays until [`Finished::remove`].
+    ///
+    /// # Errors
+    /// Something stands at `target`, or the file system refuses.
+    pub fn place(&self, target: &Path) -> Result<(), FetchError> {
+        if fs_err::hard_link(self.path(), target).is_err() {
+            if !self.path().exists() {
+                return Err(FetchError::Gone { path: self.path() });
+            }
+            reflink_copy::reflink_or_copy(self.path(), target)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", target.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Removes it, unless another process is about to use it too, which then removes it.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remove(self) -> Result<(), FetchError> {
+        let alone = match self.keeps {
+            Keeps::Lock(held) => held.take()?,
+            Keeps::Name(name) => {
+                fs_err::remove_file(name)?;
+                Held::at_once(&self.slot.lock())?
+            }
+        };
+        if let Some(alone) = alone {
+            // Another process may have removed it, begun it again and been killed: its part is for the next one.
+            if self.slot.finished().is_some() {
+                self.slot.clear()?;
+            }
+            alone.remove()?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes downloads that nobody touched for a month.
+pub(super) fn sweep(folder: &Path, now: SystemTime) -> io::Result<()> {
+    let mut old = BTreeSet::new();
+    let mut young = BTreeSet::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        let Some(key) = path.file_stem().map(|key| key.to_string_lossy().into_owned()) else { continue };
+        // Another process may have removed it a moment ago.
+        let Ok(changed) = fs_err::metadata(&path).and_then(|metadata| metadata.modified()) else { continue };
+        let is_old = now.duration_since(changed).is_ok_and(|age| age > KEPT);
+        if key.starts_with("write-") && is_old {
+            let _ = fs_err::remove_file(&path);
+        } else if is_old {
+            old.insert(key);
+        } else {
+            young.insert(key);
+        }
+    }
+    for key in old.difference(&young) {
+        let slot = Slot::new(folder, key);
+        if let Some(alone) = Held::at_once(&slot.lock())? {
+            slot.clear()?;
+            alone.remove()?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_asked_for_in_a_month_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs_err::write(folder.path().join(name), "x").unwrap();
+        ["a.part", "a.json", "a.lock", "b.part", "b.lock", "write-x"].into_iter().for_each(write);
+        let names = || {
+            let entries = fs_err::read_dir(folder.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let days = |days: u64| SystemTime::now() + Duration::from_secs(days * 24 * 3600);
+        sweep(folder.path(), days(29)).unwrap();
+        assert_eq!(names().len(), 6);
+        let held = Held::alone(&folder.path().join("b.lock")).unwrap();
+        sweep(folder.path(), days(31)).unwrap();
+        assert_eq!(names(), ["b.lock", "b.part"]);
+        drop(held);
+        sweep(folder.path(), days(31)).unwrap();
+        assert_eq!(names(), [""; 0]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Filling a partial file from a server, going on where it stopped.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Response, StatusCode, header};
+
+use super::address::shown;
+use super::client::{Attempt, Client, Verb, busy};
+use super::partial::Partial;
+use super::state::Note;
+use super::{FetchError, Progress, Wanted};
+
+/// Which end of a transfer failed: the server may be asked again, a full disk may not.
+enum Stop {
+    Read(io::Error),
+    Write(io::Error),
+    Told,
+}
+
+/// A download in the making.
+pub(super) struct Transfer<'a> {
+    pub client: &'a Client,
+    pub wanted: &'a Wanted,
+    /// Keeps the note beside the partial file, which must happen before the bytes that it speaks of.
+    pub save: &'a dyn Fn(&Note) -> io::Result<()>,
+    pub heard: &'a mut dyn FnMut(Progress),
+}
+
+impl Transfer<'_> {
+    /// Brings what is missing.
+    pub fn run(mut self, partial: &mut Partial, note: &mut Note) -> Result<(), FetchError> {
+        let client = self.client;
+        client.patiently(&self.wanted.url, || self.attempt(partial, note))
+    }
+
+    /// Asks once, for what is missing.
+    fn attempt(&mut self, partial: &mut Partial, note: &mut Note) -> Result<Attempt<()>, FetchError> {
+        let before = partial.bytes();
+        let expected = self.wanted.expected.bytes;
+        if partial.bytes() > 0 && expected == Some(partial.bytes()) {
+            return Ok(Attempt::Complete(())); // all was there, only the renaming was missing
+        }
+        let tells = self.wanted.expected.tells();
+        // Without a digest or a version nothing tells whether two parts are of one file.
+        let joins = tells || note.version.is_some();
+        if !joins || expected.is_some_and(|bytes| bytes < partial.bytes()) {
+            partial.restart()?;
+        }
+        let url = &self.wanted.url;
+        let mut headers = Vec::new();
+        if partial.bytes() > 0 {
+            headers.push((header::RANGE, format!("bytes={}-", partial.bytes())));
+            // A digest tells better than a server whether two parts belong together.
+            if let Some(version) = note.version.as_ref().filter(|_| !tells) {
+                headers.push((header::IF_RANGE, version.clone()));
+            }
+        }
+        let response = match self.client.ask(Verb::Get, url, self.wanted.token.as_ref(), &headers) {
+            Ok(response) => response,
+            Err(unanswered) => return unanswered.again_or_never(url),
+        };
+        let status = response.status();
+        if status == StatusCode::RANGE_NOT_SATISFIABLE
+            && whole_size(&response) == Some(partial.bytes())
+            && joins
+        {
+            return Ok(Attempt::Complete(()));
+        }
+        let version = version(response.headers());
+        let whole = whole_size(&response);
+        let resized = whole.zip(note.total).is_some_and(|(now, before)| now != before);
+        let same = (tells || (version.is_some() && version == note.version)) && !resized;
+        let resumes = status == StatusCode::PARTIAL_CONTENT
+            && partial.bytes() > 0
+            && range_start(&response) == Some(partial.bytes())
+            && same;
+        if status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && !resumes)
+        {
+            partial.restart()?;
+            return Ok(Attempt::again(format!("the server can't go on in the middle ({status})")));
+        }
+        if let Some(again) = busy(&response) {
+            return Ok(again);
+        }
+        if !status.is_success() {
+            return Err(FetchError::Status { url: shown(url), status });
+        }
+        if !resumes {
+            partial.restart()?;
+            let total = length(response.headers());
+            *note = Note { version, total, ..Note::new(self.wanted.name.clone()) };
+            (self.save)(note)?;
+        }
+        let total = length(response.headers()).map(|left| partial.bytes() + left).or(expected);
+        let ended = self.pump(&mut response.into_body().into_reader(), partial, total);
+        // More than ever: a server that always begins anew and always breaks off makes no progress.
+        let progress = partial.bytes() > before;
+        let again = |reason| Ok(Attempt::Again { reason, wait: None, progress });
+        match ended {
+            Ok(()) => match total.filter(|total| *total != partial.bytes()) {
+                Some(total) => again(format!("{} bytes came, expected {total}", partial.bytes())),
+                None => Ok(Attempt::Complete(())),
+            },
+            Err(Stop::Read(error)) => again(error.to_string()),
+            Err(Stop::Write(error)) => Err(error.into()),
+            Err(Stop::Told) => Err(FetchError::Stopped { url: shown(url) }),
+        }
+    }
+
+    fn pump(&mut self, from: &mut dyn Read, partial: &mut Partial, total: Option<u64>) -> Result<(), Stop> {
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            (self.heard)(Progress { done: partial.bytes(), total });
+            if self.client.stopped() {
+                return Err(Stop::Told);
+            }
+            match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => partial.write(&buffer[..n]).map_err(Stop::Write)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Stop::Read(error)),
+            }
+        }
+    }
+}
+
+/// The size of what an answer brings.
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// What `If-Range` takes to join two parts: a strong ETag, or a date that a second write can't share.
+fn version(headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    // A weak tag promises no equal bytes.
+    if let Some(tag) = text(header::ETAG).filter(|tag| !tag.starts_with("W/")) {
+        return Some(tag.to_owned());
+    }
+    let modified = text(header::LAST_MODIFIED)?;
+    let at = |text: &str| httpdate::parse_http_date(text).ok();
+    let age = at(text(header::DATE)?)?.duration_since(at(modified)?).ok()?;
+    (age >= Duration::from_secs(60)).then(|| modified.to_owned())
+}
+
+/// The first byte of a `Content-Range: bytes 100-199/200`.
+fn range_start<T>(response: &Response<T>) -> Option<u64> {
+    content_range(response)?.split('-').next()?.parse().ok()
+}
+
+/// The size in a `Content-Range: bytes */200`.
+fn whole_size<T>(response: &Response<T>) -> Option<u64> {
+    content_range(response)?.split('/').nth(1)?.parse().ok()
+}
+
+fn content_range<T>(response: &Response<T>) -> Option<&str> {
+    response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_a_strong_tag_or_an_old_date() {
+        let of = |pairs: &[(header::HeaderName, &str)]| {
+            version(&pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect())
+        };
+        let now = (header::DATE, "Sun, 06 Nov 1994 08:50:37 GMT");
+        let old = (header::LAST_MODIFIED, "Sun, 06 Nov 1994 08:49:37 GMT");
+        let fresh = (header::LAST_MODIFIED, "Sun, 06 Nov 1994 08:49:38 GMT");
+        assert_eq!(of(&[(header::ETAG, "\"v1\""), now.clone(), old.clone()]).as_deref(), Some("\"v1\""));
+        assert_eq!(of(&[(header::ETAG, "W/\"v1\"")]), None);
+        assert_eq!(of(&[now.clone(), old.clone()]).as_deref(), Some(old.1));
+        assert_eq!(of(&[old]), None, "without the server's clock nothing is old");
+        assert_eq!(of(&[now, fresh]), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! Images in 8-bit RGB: read, crop, to and from the range that the VAE works in, write.
+//!
+//! Follows Pillow, torchvision and diffusers to the byte for PNG; a JPEG decoder is free in its
+//! rounding, so that a JPEG's pixels may differ from libjpeg's by a level or two.
+
+pub mod contact_sheet;
+pub mod resize;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ::image::codecs::jpeg::JpegEncoder;
+use ::image::{DynamicImage, ImageBuffer, ImageReader, Pixel, Rgb, RgbImage};
+
+pub use resize::shorter_side as resize_shorter_side;
+
+/// Why an image could not be read, written or cropped.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The bytes are not a PNG or JPEG that can be decoded.
+    #[error("{}: not a readable PNG or JPEG image: {source}", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder met.
+        source: ::image::ImageError,
+    },
+    /// The image could not be written.
+    #[error("{}: the image can't be written: {source}", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// What the encoder met.
+        source: ::image::ImageError,
+    },
+    /// The crop is larger than the image.
+    #[error("crop of {size}x{size} pixels from an image of {width}x{height}")]
+    Crop {
+        /// Side of the square wanted.
+        size: u32,
+        /// Width of the image.
+        width: u32,
+        /// Height of the image.
+        height: u32,
+    },
+}
+
+/// Reads a PNG or JPEG, told apart by content, as RGB.
+///
+/// Grayscale is repeated, a palette looked up, alpha dropped without blending, 16 bits cut to eight; EXIF
+/// orientation is not applied. All as Pillow's `Image.open(path).convert("RGB")`.
+pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
+    let path = path.as_ref();
+    let decode = |source| ImageError::Decode { path: path.into(), source };
+    let bytes = fs_err::read(path)?;
+    let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
+    let image = reader.decode().map_err(decode)?;
+    // The library rounds 16 bits to the nearest of 8; Pillow keeps the upper byte, but of pure gray the lower,
+    // with everything above 255 white.
+    let upper = |value: u16| (value >> 8) as u8;
+    Ok(match image {
+        DynamicImage::ImageRgb8(rgb) => rgb,
+        DynamicImage::ImageLuma16(deep) => repack(&deep, |[gray]| [gray.min(255) as u8; 3]),
+        DynamicImage::ImageLumaA16(deep) => repack(&deep, |[gray, _]| [upper(gray); 3]),
+        DynamicImage::ImageRgb16(deep) => repack(&deep, |rgb| rgb.map(upper)),
+        DynamicImage::ImageRgba16(deep) => repack(&deep, |[r, g, b, _]| [r, g, b].map(upper)),
+        other => other.into_rgb8(),
+    })
+}
+
+/// Converts pixels of `N` channels of 16 bits.
+fn repack<P: Pixel<Subpixel = u16>, const N: usize>(
+    deep: &ImageBuffer<P, Vec<u16>>,
+    convert: impl Fn([u16; N]) -> [u8; 3],
+) -> RgbImage {
+    let (pixels, _) = deep.as_raw().as_chunks::<N>();
+    let mut out = RgbImage::new(deep.width(), deep.height());
+    for (to, from) in out.pixels_mut().zip(pixels) {
+        to.0 = convert(*from);
+    }
+    out
+}
+
+/// Cuts a square out of the middle; an odd margin is split as torchvision's `CenterCrop` splits it.
+pub fn center_crop(rgb: &RgbImage, size: u32) -> Result<RgbImage, ImageError> {
+    let (width, height) = rgb.dimensions();
+    if width < size || height < size {
+        return Err(ImageError::Crop { size, width, height });
+    }
+    // Python rounds halves to even: a margin of 1 begins at 0, one of 3 at 2.
+    let begin = |length: u32| (f64::from(length - size) / 2.0).round_ties_even() as u32;
+    Ok(::image::imageops::crop_imm(rgb, begin(width), begin(height), size, size).to_image())
+}
+
+/// Channel, row, column order in [-1, 1], `[3, H, W]`, mirrored left-right if `flip`.
+pub fn to_unit(rgb: &RgbImage, flip: bool) -> Vec<f32> {
+    let unit = |value: u8| (f32::from(value) / 255.0 - 0.5) / 0.5;
+    let mut out = Vec::with_capacity(rgb.as_raw().len());
+    for channel in 0..3 {
+        for row in rgb.rows() {
+            let row = row.map(|pixel| unit(pixel.0[channel]));
+            if flip { out.extend(row.rev()) } else { out.extend(row) }
+        }
+    }
+    out
+}
+
+/// The inverse of [`to_unit`], for `[3, height, width]` values that may lie outside [-1, 1].
+///
+/// # Panics
+/// If there are not `3 * height * width` values.
+pub fn from_unit(chw: &[f32], width: u32, height: u32) -> RgbImage {
+    let plane = width as usize * height as usize;
+    assert_eq!(chw.len(), 3 * plane, "values of an image of 3 x {height} x {width}");
+    let byte = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    RgbImage::from_fn(width, height, |x, y| {
+        let at = (y * width + x) as usize;
+        Rgb([chw[at], chw[at + plane], chw[at + 2 * plane]].map(byte))
+    })
+}
+
+/// Writes a PNG. Equal pixels give equal bytes.
+pub fn save_png(rgb: &RgbImage, path: impl AsRef<Path>) -> Result<(), ImageError> {
+    let path = path.as_ref();
+    let mut bytes = io::Cursor::new(Vec::new());
+    rgb.write_to(&mut bytes, ::image::ImageFormat::Png)
+        .map_err(|source| ImageError::Encode { path: path.into(), source })?;
+    Ok(fs_err::write(path, bytes.into_inner())?)
+}
+
+/// Writes a JPEG of quality 90.
+pub fn save_jpeg(rgb: &RgbImage, path: impl AsRef<Path>) -> Result<(), ImageError> {
+    const QUALITY: u8 = 90;
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, QUALITY)
+        .encode_image(rgb)
+        .map_err(|source| ImageError::Encode { path: path.into(), source })?;
+    Ok(fs_err::write(path, bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, (3 * x + 7 * y) as u8]))
+    }
+
+    #[test]
+    fn a_png_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        save_png(&ramp(30, 20), &path).unwrap();
+        assert_eq!(load_rgb(&path).unwrap(), ramp(30, 20));
+    }
+
+    #[test]
+    fn a_jpeg_comes_back_nearly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        // Smooth, as far as the 8 bits of its first channels go.
+        let rgb = RgbImage::from_fn(64, 48, |x, y| Rgb([2 * x as u8, 3 * y as u8, (x + y) as u8]));
+        save_jpeg(&rgb, &path).unwrap();
+        let back = load_rgb(&path).unwrap();
+        assert_eq!(back.dimensions(), (64, 48));
+        let errors = rgb.as_raw().iter().zip(back.as_raw()).map(|(a, b)| u32::from(a.abs_diff(*b)));
+        assert!(errors.clone().max().unwrap() < 40 && errors.sum::<u32>() < 5 * 3 * 64 * 48);
+    }
+
+    #[test]
+    fn unit_range_comes_back_and_mirrors() {
+        let rgb = ramp(16, 256);
+        let chw = to_unit(&rgb, false);
+        assert_eq!((chw[0], chw[16 * 256 + 255 * 16]), (-1.0, 1.0)); // red of (0, 0), green of (0, 255)
+        assert_eq!(from_unit(&chw, 16, 256), rgb);
+        let mirrored = from_unit(&to_unit(&rgb, true), 16, 256);
+        assert_eq!(mirrored, ::image::imageops::flip_horizontal(&rgb));
+        assert_eq!(from_unit(&[-3.0, 9.0, 0.0], 1, 1).as_raw(), &[0, 255, 128]);
+    }
+
+    #[test]
+    fn odd_margins_go_where_python_puts_them() {
+        assert_eq!(center_crop(&ramp(11, 10), 10).unwrap()[(0, 0)].0[0], 0);
+        assert_eq!(center_crop(&ramp(13, 10), 10).unwrap()[(0, 0)].0[0], 2);
+        assert_eq!(center_crop(&ramp(10, 14), 10).unwrap()[(0, 0)].0[1], 2);
+        let error = center_crop(&ramp(10, 9), 10).unwrap_err().to_string();
+        assert_eq!(error, "crop of 10x10 pixels from an image of 10x9");
+    }
+
+    #[test]
+    fn a_file_that_is_no_image_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        fs_err::write(&path, "<html>not found</html>").unwrap();
+        let error = load_rgb(&path).unwrap_err().to_string();
+        assert!(error.contains("a.png: not a readable PNG or JPEG image"), "{error}");
+    }
+}

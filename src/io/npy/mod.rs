@@ -1,0 +1,241 @@
+//! An open `.npy` array, read a range of rows or values at a time.
+//!
+//! A row is everything behind the first axis, in C order. Text embeddings are tens of gigabytes, so a file
+//! is never loaded whole. Nor is it mapped: the pages of a map count as this process's memory until the system takes
+//! them back, and a file that is cut short under a map ends the process. Blocks read at their place cost about a tenth
+//! of the speed and keep memory flat. What is read is converted to the type asked for.
+//! Format: NumPy enhancement proposal 1 (`numpy.lib.format`), little-endian.
+
+pub mod header;
+pub mod writer;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bytemuck::Pod;
+use fs_err::os::unix::fs::FileExt as _;
+use half::f16;
+use half::slice::HalfFloatSliceExt as _;
+
+pub use header::{Dtype, Header, NpyError};
+
+const _: () = assert!(cfg!(target_endian = "little"), "the files' bytes are taken as they are");
+
+/// Bytes that are read at once and stay in the processor's cache until they are converted.
+const BLOCK: usize = 256 << 10;
+
+/// An open array. Threads can share it: reading moves no position.
+#[derive(Debug)]
+pub struct Npy {
+    path: PathBuf,
+    header: Header,
+    file: fs_err::File,
+}
+
+impl Npy {
+    /// Opens the file and checks header and length.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, NpyError> {
+        let path = path.as_ref();
+        let mut file = fs_err::File::open(path)?;
+        let header = Header::read(path, &mut file)?;
+        Ok(Self { path: path.into(), header, file })
+    }
+
+    /// Header and length check alone.
+    pub fn header(path: impl AsRef<Path>) -> Result<Header, NpyError> {
+        let path = path.as_ref();
+        Header::read(path, &mut fs_err::File::open(path)?)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lengths of the axes.
+    pub fn shape(&self) -> &[usize] {
+        &self.header.shape
+    }
+
+    /// The element type in the file.
+    pub fn dtype(&self) -> Dtype {
+        self.header.dtype
+    }
+
+    /// Length of the first axis; a scalar has one row.
+    pub fn rows(&self) -> usize {
+        self.header.shape.first().copied().unwrap_or(1)
+    }
+
+    /// Elements of one row.
+    pub fn row_len(&self) -> usize {
+        self.header.shape.iter().skip(1).product()
+    }
+
+    /// Refuses an array of another shape; `None` stands for any length.
+    pub fn expect_shape(&self, expected: &[Option<usize>]) -> Result<(), NpyError> {
+        let found = self.shape();
+        let fits = |(&n, want): (&usize, &Option<usize>)| want.is_none_or(|want| want == n);
+        if found.len() == expected.len() && found.iter().zip(expected).all(fits) {
+            return Ok(());
+        }
+        let axes: Vec<_> = expected.iter().map(|n| n.map_or("_".to_owned(), |n| n.to_string())).collect();
+        let expected = format!("[{}]", axes.join(", "));
+        Err(NpyError::Shape { path: self.path.clone(), found: found.to_vec(), expected })
+    }
+
+    /// Replaces the content of `out` by the rows, `[rows, row_len]` in C order, from any float type.
+    pub fn read_f32(&self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), NpyError> {
+        let values = self.values(rows)?;
+        out.clear();
+        out.resize(values.len(), 0.0);
+        self.read_f32_at(values.start, out)
+    }
+
+    /// Fills `out` with the values from number `start` on, counted in C order, from any float type.
+    pub fn read_f32_at(&self, start: usize, out: &mut [f32]) -> Result<(), NpyError> {
+        match self.dtype() {
+            Dtype::F16 => self.read(start, out, |block: &[f16], out| block.convert_to_f32_slice(out)),
+            Dtype::F32 => self.read(start, out, |block: &[f32], out| out.copy_from_slice(block)),
+            Dtype::F64 => self.read(start, out, |block: &[f64], out| convert(block, out, |x| x as f32)),
+            Dtype::I32 | Dtype::I64 => Err(self.wrong_dtype("a float type")),
+        }
+    }
+
+    /// Fills `out` with the values from number `start` on, counted in C order, of a file of that type.
+    ///
+    /// # Errors
+    /// As [`Self::read_f32_at`]; or the file is of another type.
+    pub fn read_f16_at(&self, start: usize, out: &mut [f16]) -> Result<(), NpyError> {
+        match self.dtype() {
+            Dtype::F16 => self.read(start, out, |block: &[f16], out| out.copy_from_slice(block)),
+            _ => Err(self.wrong_dtype("float16")),
+        }
+    }
+
+    /// Replaces the content of `out` by the rows, `[rows, row_len]` in C order, from any integer type.
+    pub fn read_i64(&self, rows: Range<usize>, out: &mut Vec<i64>) -> Result<(), NpyError> {
+        let values = self.values(rows)?;
+        out.clear();
+        out.resize(values.len(), 0);
+        match self.dtype() {
+            Dtype::I32 => self.read(values.start, out, |block: &[i32], out| convert(block, out, i64::from)),
+            Dtype::I64 => self.read(values.start, out, |block: &[i64], out| out.copy_from_slice(block)),
+            Dtype::F16 | Dtype::F32 | Dtype::F64 => Err(self.wrong_dtype("an integer type")),
+        }
+    }
+
+    /// All values of a float array with one axis.
+    ///
+    /// # Errors
+    /// A file that can't be read, or holds an array of another shape or type.
+    pub fn vector(path: impl AsRef<Path>) -> Result<Vec<f32>, NpyError> {
+        let npy = Self::open(path)?;
+        npy.expect_shape(&[None])?;
+        let mut values = Vec::new();
+        npy.read_f32(0..npy.rows(), &mut values)?;
+        Ok(values)
+    }
+
+    /// Where in the file values stand that follow each other in C order; nowhere in one piece in Fortran order.
+    pub fn place(&self, values: Range<usize>) -> Option<Range<u64>> {
+        let byte = |value: usize| (self.header.offset + value * self.header.dtype.size()) as u64;
+        (!self.header.fortran).then(|| byte(values.start)..byte(values.end))
+    }
+
+    fn wrong_dtype(&self, expected: &str) -> NpyError {
+        NpyError::Dtype { path: self.path.clone(), found: self.dtype(), expected: expected.into() }
+    }
+
+    /// The numbers of the values of some rows.
+    fn values(&self, rows: Range<usize>) -> Result<Range<usize>, NpyError> {
+        if rows.start > rows.end || rows.end > self.rows() {
+            return Err(NpyError::Rows { path: self.path.clone(), range: rows, rows: self.rows() });
+        }
+        Ok(rows.start * self.row_len()..rows.end * self.row_len())
+    }
+
+    /// Fills `out` from value `start` on, a block of the file's type at a time.
+    fn read<T: Pod, O>(
+        &self,
+        start: usize,
+        out: &mut [O],
+        convert: impl Fn(&[T], &mut [O]),
+    ) -> Result<(), NpyError> {
+        let (end, count): (usize, usize) = (start + out.len(), self.header.shape.iter().product());
+        if end > count {
+            let row = |value: usize| value / self.row_len().max(1);
+            let range = row(start)..row(end - 1) + 1;
+            return Err(NpyError::Rows { path: self.path.clone(), range, rows: self.rows() });
+        }
+        if self.header.fortran {
+            convert(&self.gather(start..end)?, out);
+            return Ok(());
+        }
+        let mut block = vec![T::zeroed(); out.len().min(BLOCK / size_of::<T>())];
+        let mut next = start;
+        for out in out.chunks_mut(block.len().max(1)) {
+            let block = &mut block[..out.len()];
+            self.fill(block, next)?;
+            convert(block, out);
+            next += out.len();
+        }
+        Ok(())
+    }
+
+    /// Reads consecutive values of the file.
+    fn fill<T: Pod>(&self, values: &mut [T], index: usize) -> Result<(), NpyError> {
+        let offset = (self.header.offset + index * size_of::<T>()) as u64;
+        self.file.read_exact_at(bytemuck::cast_slice_mut(values), offset).map_err(|error| {
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                return error.into();
+            }
+            // The length was right when the file was opened.
+            let found = self.file.metadata().map_or(0, |metadata| metadata.len());
+            self.header.wrong_length(&self.path, found)
+        })
+    }
+
+    /// Values of a file in Fortran order, in C order. There, the same place in consecutive rows is consecutive.
+    fn gather<T: Pod>(&self, values: Range<usize>) -> Result<Vec<T>, NpyError> {
+        let row_len = self.row_len();
+        let mut out = vec![T::zeroed(); values.len()];
+        let mut run = Vec::new();
+        for within in 0..row_len {
+            // The rows whose value `within` is among those asked for.
+            let row = |value: usize| value.saturating_sub(within).div_ceil(row_len);
+            let rows = row(values.start)..row(values.end);
+            if rows.is_empty() {
+                continue;
+            }
+            run.resize(rows.len(), T::zeroed());
+            self.fill(&mut run, self.fortran_index(rows.start, within))?;
+            for (row, value) in rows.zip(&run) {
+                out[row * row_len + within - values.start] = *value;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Where the value stands in the file that C order calls the `within`-th of a row.
+    fn fortran_index(&self, row: usize, mut within: usize) -> usize {
+        let mut stride: usize = self.header.shape.iter().product();
+        let mut index = row;
+        for &n in self.header.shape.iter().skip(1).rev() {
+            stride /= n;
+            index += within % n * stride;
+            within /= n;
+        }
+        index
+    }
+}
+
+fn convert<T: Copy, O>(block: &[T], out: &mut [O], convert: impl Fn(T) -> O) {
+    for (out, value) in out.iter_mut().zip(block) {
+        *out = convert(*value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! What can be wrong with a file of tensors.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::io::torch::pickle::PickleError;
+
+/// Why tensors could not be read or written. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message says what its fields are")]
+pub enum TorchFileError {
+    /// The operating system refused; fs-err puts the path into the message.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(
+        "{}: not a file that torch.save wrote: it begins with {found}, expected a zip archive or the legacy form",
+        path.display()
+    )]
+    Format { path: PathBuf, found: String },
+    #[error("{}: not a readable zip archive: {source}", path.display())]
+    Zip { path: PathBuf, source: zip::result::ZipError },
+    /// An archive, but not as torch lays it out.
+    #[error("{}: {found}, expected {expected}", path.display())]
+    Archive { path: PathBuf, found: String, expected: String },
+    #[error("{}: {source}", path.display())]
+    Pickle { path: PathBuf, source: PickleError },
+    #[error("{}: a file of a big-endian machine, expected little-endian", path.display())]
+    BigEndian { path: PathBuf },
+    /// The dict holds dicts: which one is meant is not for us to guess.
+    #[error("{}: tensors lie below the keys {}, expected a dict from names to tensors; save the one meant by itself",
+        path.display(), keys.join(", "))]
+    Nested {
+        path: PathBuf,
+        /// All keys, each with what it holds.
+        keys: Vec<String>,
+    },
+    #[error("{}: holds {found}, expected a dict from names to tensors", path.display())]
+    Content { path: PathBuf, found: String },
+    #[error("{}: tensor `{tensor}`: {found}, expected {expected}", path.display())]
+    Tensor { path: PathBuf, tensor: String, found: String, expected: String },
+    #[error("{}: storage `{storage}`: {found}, expected {expected}", path.display())]
+    Storage { path: PathBuf, storage: String, found: String, expected: String },
+    #[error("{}: damaged at tensor `{tensor}`: checksum {found:08x}, expected {expected:08x}", path.display())]
+    Checksum { path: PathBuf, tensor: String, found: u32, expected: u32 },
+}

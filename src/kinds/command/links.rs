@@ -1,0 +1,75 @@
+//! The folders beside a command's outputs: for its inputs, and for what it writes for itself.
+//!
+//! Making and removing them costs more than a small command does, so a worker hands them from one command on to the next.
+//! They are moved, not shared: what is in a command's folder is its alone.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::Context;
+
+use super::{INPUTS, TMP};
+use attrflow_engine::kind::Inputs;
+
+/// Where this worker keeps them between two commands.
+static KEPT: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+fn kept() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
+    KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Lays out the empty folder `out`.
+pub(super) fn lay_out(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
+    let kept = kept().take();
+    let bring = |name: &str| -> anyhow::Result<()> {
+        let moved = kept.as_ref().is_some_and(|kept| fs_err::rename(kept.join(name), out.join(name)).is_ok());
+        if !moved {
+            fs_err::create_dir(out.join(name))?;
+        }
+        Ok(())
+    };
+    bring(TMP)?;
+    bring(INPUTS)?;
+    for (name, path) in &inputs.0 {
+        let link = out.join(INPUTS).join(name);
+        symlink(path, &link).with_context(|| format!("cannot make the link {}", link.display()))?;
+    }
+    Ok(())
+}
+
+/// Takes the folders away again, where nothing was left in them but the inputs.
+pub(super) fn take_away(inputs: &Inputs, out: &Path) {
+    let Some(around) = out.parent() else { return };
+    let place = around.join(format!("kept-{}", std::process::id()));
+    let emptied = || -> std::io::Result<bool> {
+        // A command can have put anything in their place, and nothing may be removed behind a link.
+        for name in [INPUTS, TMP] {
+            let found = fs_err::symlink_metadata(out.join(name))?;
+            if !found.is_dir() || found.permissions().mode() & 0o700 != 0o700 {
+                return Ok(false);
+            }
+        }
+        for name in inputs.0.keys() {
+            if !fs_err::symlink_metadata(out.join(INPUTS).join(name))?.is_symlink() {
+                return Ok(false);
+            }
+        }
+        for name in inputs.0.keys() {
+            fs_err::remove_file(out.join(INPUTS).join(name))?;
+        }
+        let empty = |name: &str| Ok::<_, std::io::Error>(fs_err::read_dir(out.join(name))?.next().is_none());
+        Ok(empty(INPUTS)? && empty(TMP)?)
+    };
+    if !emptied().unwrap_or(false) {
+        return;
+    }
+    if !place.is_dir() && fs_err::create_dir(&place).is_err() {
+        return;
+    }
+    // What cannot be moved goes with the attempt, and is made anew for the next command.
+    let moved = [TMP, INPUTS].map(|name| fs_err::rename(out.join(name), place.join(name)).is_ok());
+    if moved.contains(&true) {
+        *kept() = Some(place);
+    }
+}

@@ -1,0 +1,173 @@
+//! A program of the user's own as a stage: its inputs and outputs are declared, its environment is allowed.
+//!
+//! It runs in a folder of its own, in which it finds its inputs as `inputs/NAME`, whatever they are called elsewhere,
+//! and leaves its outputs. Only names that count for identity are ever seen by it: the same recipe gives the
+//! same bytes in another folder or on another machine, as far as the program lets it.
+
+mod links;
+mod outputs;
+mod process;
+mod template;
+mod variable;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json, json};
+
+use attrflow_engine::config::param::{PLAIN_NAME, Validate, plain_name};
+use attrflow_engine::config::text::suggestion;
+use attrflow_engine::config::tree::Node;
+use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Port, Stage, Unit};
+use attrflow_engine::params;
+use template::{Argument, Piece};
+use variable::{Counted, Variable};
+
+pub use process::{adopt_orphans, end_all};
+
+/// In the command's folder: links to its inputs, and where it may leave what nobody needs.
+const INPUTS: &str = "inputs";
+const TMP: &str = "tmp";
+
+params! {
+    /// Parameters of `command`.
+    pub struct Params {
+        /// The program and its arguments, without a shell; a program's name is looked up on the PATH. `{input.NAME}`
+        /// stands for the path of an input (`inputs/NAME`, for a folder with a `/` behind it), `{output.NAME}` for the
+        /// name of an output's file, `{param.KEY}` for a value of `values`; a brace itself is written twice. The
+        /// program itself does not count: declare a script of yours as an input, `["python3", "{input.script}"]`.
+        argv: Vec<Argument>,
+        /// The output ports, and the name of the file or folder that the command leaves on each in the folder that it
+        /// starts in. Nothing else is taken from there. An output holds files and folders, no links.
+        outputs: BTreeMap<String, String>,
+        /// Values of your own, of any type. The command finds them as a JSON object in the variable ATTRFLOW_PARAMS, and
+        /// argv can name them.
+        values: Map<String, Json> = Map::new(),
+        /// Variables of the environment that are passed on, and do not count. PATH and HOME always are; LANG is C.UTF-8
+        /// and TMPDIR a folder that goes with the stage; all others are taken away.
+        env: Vec<Variable> = Vec::new(),
+        /// Variables that are passed on and whose values count: another value runs the stage again. They are kept in
+        /// recipes and manifests, so name no secrets here.
+        env_counted: Option<Counted> = None,
+    }
+}
+
+impl Validate for Params {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        if self.argv.first().is_none_or(|program| program.0.is_empty()) {
+            faults.push(("argv", "`argv` names no program, expected one and its arguments".to_owned()));
+        }
+        if self.outputs.is_empty() {
+            let message = "`outputs` is empty, expected at least one `name = \"file\"`: nothing else is kept";
+            faults.push(("outputs", message.to_owned()));
+        }
+        let mut seen = BTreeMap::new();
+        for (port, file) in &self.outputs {
+            if !plain_name(port) {
+                faults.push(("outputs", format!("`{port}` is no name of an output: expected {PLAIN_NAME}")));
+            }
+            if !plain_name(file) {
+                let message =
+                    format!("the output `{port}` is `{file}`, expected a file's name: {PLAIN_NAME}");
+                faults.push(("outputs", message));
+            } else if [INPUTS, TMP].contains(&file.as_str()) {
+                faults.push(("outputs", format!("the output `{port}` cannot be `{file}`, which is in use")));
+            }
+            if let Some(other) = seen.insert(file, port) {
+                faults.push(("outputs", format!("the outputs `{other}` and `{port}` are both `{file}`")));
+            }
+        }
+        faults
+    }
+}
+
+impl Params {
+    /// The variables whose values count, with these.
+    fn counted(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
+        self.env_counted.iter().flat_map(|counted| &counted.0)
+    }
+
+    /// The value at a dotted path.
+    fn value(&self, path: &str) -> Option<&Json> {
+        let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+        let value = self.values.get(first)?;
+        rest.map_or(Some(value), |rest| rest.split('.').try_fold(value, |value, key| value.get(key)))
+    }
+}
+
+/// See the module.
+pub struct Command;
+
+impl Stage for Command {
+    type Params = Params;
+    const KIND: &'static str = "command";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "a program of your own, on declared inputs and outputs";
+    const INPUTS: &'static [Input] = &[];
+    const OUTPUTS: &'static [Output] = &[];
+    const NUMERIC: bool = false;
+    const LIGHT: bool = true;
+    const FREE_INPUTS: bool = true;
+
+    fn ports(written: &Node) -> Vec<Port> {
+        let outputs = written.as_table().and_then(|params| params.get("outputs")?.as_table());
+        let entries = outputs.iter().flat_map(|outputs| &outputs.entries);
+        let file = |node: &Node| node.as_text().unwrap_or_default().to_owned();
+        entries.map(|(name, entry)| Port { name: name.clone(), file: file(&entry.node) }).collect()
+    }
+
+    fn identity(params: &Params) -> Json {
+        let Params { argv, outputs, values, env: _, env_counted } = params;
+        let env_counted =
+            env_counted.as_ref().map(|counted| &counted.0).filter(|counted| !counted.is_empty());
+        json!({ "argv": argv, "outputs": outputs, "values": values, "env_counted": env_counted })
+    }
+
+    fn variables(params: &Params) -> BTreeMap<String, Option<String>> {
+        params.counted().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        for (index, argument) in params.argv.iter().enumerate() {
+            for piece in argument.pieces().unwrap_or_default() {
+                let fault = match piece {
+                    Piece::Input(name) if !connected(name) => {
+                        Some(format!("`{{input.{name}}}`: the stage has no input `{name}`"))
+                    }
+                    Piece::Output(name) if !params.outputs.contains_key(name) => {
+                        let hint = suggestion(name, params.outputs.keys().map(String::as_str));
+                        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                        Some(format!("`{{output.{name}}}`: the stage has no output `{name}`{hint}"))
+                    }
+                    Piece::Param(path) if params.value(path).is_none() => {
+                        let hint = suggestion(path, params.values.keys().map(String::as_str));
+                        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                        Some(format!("`{{param.{path}}}`: there is no `{path}` in `values`{hint}"))
+                    }
+                    _ => None,
+                };
+                faults.extend(fault.map(|fault| (format!("argv.{index}"), fault)));
+            }
+        }
+        faults
+    }
+
+    /// Only the command knows what it gives, so that files are taken as they are.
+    fn accept(_: &Params, _: &Inputs, _: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+impl Compute for Command {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        process::run(params, inputs, out)
+    }
+}

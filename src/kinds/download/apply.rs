@@ -1,0 +1,155 @@
+//! Everything into its place in the output folder.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+use super::plan::{Item, Remote, Volume};
+use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
+use crate::io::download::{FetchError, Finished, sha256};
+
+/// Bytes downloaded, and bytes of archives unpacked.
+pub(super) struct Steps<'a> {
+    pub done: u64,
+    pub total: u64,
+    pub say: &'a dyn Fn(u64, u64),
+}
+
+impl Steps<'_> {
+    /// Shows work under way.
+    pub fn at(&self, more: u64) {
+        (self.say)((self.done + more).min(self.total), self.total);
+    }
+
+    pub fn add(&mut self, more: u64) {
+        self.done += more;
+        self.at(0);
+    }
+}
+
+/// The size of a local file; none where it can't be read, which its use will tell.
+pub(super) fn length(path: &Path) -> u64 {
+    fs_err::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// Takes one step; `finished` holds the remote files that are still in the folder of downloads.
+pub(super) fn put(
+    item: &Item<'_>,
+    out: &Path,
+    finished: &mut [Option<Finished>],
+    remotes: &[Remote],
+    steps: &mut Steps<'_>,
+) -> anyhow::Result<()> {
+    match item {
+        Item::Folder(from, to) => copy_folder(from, &out.join(to))?,
+        Item::Copy(from, expected, to) => {
+            let target = free(out, to)?;
+            reflink_copy::reflink_or_copy(from, &target)
+                .with_context(|| format!("{}: can't be copied", from.display()))?;
+            if let Some(expected) = expected {
+                same(from, &target, expected)?;
+            }
+        }
+        Item::Place(remote, to) => {
+            let target = free(out, to)?;
+            finished[*remote].as_ref().context("a file has one place")?.place(&target)?;
+        }
+        Item::Unpack(volumes, to) => unpack(volumes, &out.join(to), finished, remotes, steps)?,
+    }
+    Ok(())
+}
+
+/// The path below the output folder, where nothing stands yet.
+fn free(out: &Path, to: &Path) -> anyhow::Result<PathBuf> {
+    let target = out.join(to);
+    ensure!(!target.exists(), "two files would become `{}`", to.display());
+    fs_err::create_dir_all(target.parent().context("a file has a folder")?)?;
+    Ok(target)
+}
+
+/// Checks the bytes at `path`, which came from `origin`.
+fn same(origin: &Path, path: &Path, expected: &str) -> Result<(), FetchError> {
+    let (found, _) = sha256(path)?;
+    if found.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    let (origin, found) = (origin.display().to_string(), format!("sha256 {found}"));
+    Err(FetchError::Digest { origin, found, expected: expected.to_owned() })
+}
+
+/// Unpacks from where the volumes are, and removes those that were downloaded.
+fn unpack(
+    volumes: &[Volume<'_>],
+    target: &Path,
+    finished: &mut [Option<Finished>],
+    remotes: &[Remote],
+    steps: &mut Steps<'_>,
+) -> anyhow::Result<()> {
+    let mut paths = Vec::new();
+    for volume in volumes {
+        paths.push(match volume {
+            Volume::Local(path, expected) => {
+                if let Some(expected) = expected {
+                    same(path, path, expected)?;
+                }
+                path.to_path_buf()
+            }
+            Volume::Remote(remote) => {
+                finished[*remote].as_ref().context("an archive is unpacked once")?.path()
+            }
+        });
+    }
+    let size = paths.iter().map(|path| length(path)).sum::<u64>();
+    let mut heard = |done: u64, declared: u64| {
+        let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
+        steps.at(u64::try_from(part).unwrap_or(u64::MAX));
+    };
+    let unpacked = unpack_volumes(&paths, target, Limits::default(), &mut heard);
+    // What was no archive, and has no digest that says it should have been another file, must come again.
+    let useless = match &unpacked {
+        Ok(_) => true,
+        Err(ArchiveError::Unknown { .. } | ArchiveError::Unreadable { .. } | ArchiveError::Size { .. }) => {
+            volumes.iter().all(|volume| match volume {
+                Volume::Local(..) => false,
+                Volume::Remote(remote) => !remotes[*remote].wanted.expected.tells(),
+            })
+        }
+        Err(_) => false,
+    };
+    for volume in volumes.iter().filter(|_| useless) {
+        if let Volume::Remote(remote) = volume
+            && let Some(file) = finished[*remote].take()
+        {
+            file.remove()?;
+        }
+    }
+    unpacked.map_err(|error| named(error, volumes, remotes))?;
+    steps.add(size);
+    Ok(())
+}
+
+/// The error with the address of an archive that was downloaded: its path says nothing.
+fn named(error: ArchiveError, volumes: &[Volume<'_>], remotes: &[Remote]) -> anyhow::Error {
+    match volumes.first() {
+        Some(Volume::Remote(remote)) => {
+            anyhow::Error::new(error).context(remotes[*remote].wanted.name.clone())
+        }
+        _ => error.into(),
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs_err::create_dir_all(to)?;
+    for entry in fs_err::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if fs_err::metadata(entry.path())?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            ensure!(!target.exists(), "two files would become `{}`", target.display());
+            reflink_copy::reflink_or_copy(entry.path(), &target)
+                .with_context(|| format!("{}: can't be copied", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}

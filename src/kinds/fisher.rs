@@ -1,0 +1,205 @@
+//! The diagonal of the Fisher information: how much each weight matters to the training data.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::shared::arrays::{TrainingSet, count_images};
+use super::shared::check_outputs::Outputs;
+use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
+use super::shared::select::Select;
+use super::shared::{arrays, check_outputs, expected, ranges, tensors};
+use crate::io::torch::Dtype;
+use crate::method::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
+use crate::method::schedule::NoiseSchedule;
+use crate::method::selection::Selection;
+use crate::models::unet::Use;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+};
+use attrflow_engine::{choice, params};
+use serde_json::json;
+
+choice! {
+    /// Which rows share a caption.
+    pub enum Draw {
+        /// All rows of a batch: as published.
+        Batch = "batch",
+        /// None: every row draws its own.
+        Row = "row",
+    }
+}
+
+choice! {
+    /// Which mean is taken.
+    pub enum Weight {
+        /// The mean of batch means, so that rows of a short last batch count more: as published.
+        Batch = "batch",
+        /// The mean over rows.
+        Row = "row",
+    }
+}
+
+params! {
+    /// Parameters of `fisher`.
+    pub struct Params {
+        /// Passes over the latents.
+        epochs: u32 [1..=10_000] = 5,
+        /// Rows per batch.
+        batch_size: u32 [1..=100_000] = 32,
+        /// Seed of timesteps, captions and noise.
+        seed: u32 = 0,
+        /// `batch`: one caption index for all rows of a batch, as published, though each was meant to draw its own;
+        /// `row`: one for each row.
+        caption_draw: Draw = Draw::Batch,
+        /// `batch`: mean of batch means, as published, in which the rows of a short last batch count more; `row`: mean
+        /// over rows.
+        weighting: Weight = Weight::Batch,
+        /// The weights to compute it for; must hold those that `unlearn` changes.
+        select: Select = Select(Selection::All),
+    }
+}
+
+impl Validate for Params {}
+
+impl Params {
+    fn spec(&self) -> FisherSpec {
+        FisherSpec {
+            epochs: self.epochs as usize,
+            batch_size: self.batch_size as usize,
+            seed: self.seed.into(),
+            caption_draw: match self.caption_draw {
+                Draw::Batch => CaptionDraw::Batch,
+                Draw::Row => CaptionDraw::Row,
+            },
+            weighting: match self.weighting {
+                Weight::Batch => Weighting::Batch,
+                Weight::Row => Weighting::Row,
+            },
+            selection: self.select.0.clone(),
+        }
+    }
+}
+
+/// See the module.
+pub struct Fisher;
+
+/// What a unit's sums are to be divided by, kept beside them.
+const WEIGHT: &str = "weight";
+/// The number of training images, which `unlearn` needs.
+pub(super) const IMAGES: &str = "images";
+
+impl Stage for Fisher {
+    type Params = Params;
+    const KIND: &'static str = "fisher";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the diagonal Fisher information of the model's weights";
+    const INPUTS: &'static [Input] = &[
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
+        Input::new("latents", "float [2N, C, H, W]"),
+        Input::new("text_embeddings", "float [N, captions, L, D]"),
+    ];
+    const OUTPUTS: &'static [Output] = &[Output {
+        name: "fisher",
+        file: "fisher.safetensors",
+        doc: "float64 by weight name; the number of images N in its metadata",
+    }];
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let (latents, _) = arrays::open(inputs)?;
+        Ok(Some(cut(params, latents.rows())))
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let (latents, texts) = expected::arrays(inputs)?;
+        let rows = latents.shape[0];
+        let units = cut(params, rows);
+        let sums = expected::chosen(inputs, &params.select.0, 8)?;
+        let Params { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = params;
+        let like = json!({
+            "batch_size": rows.min(*batch_size as usize),
+            "caption_draw": caption_draw,
+            "select": select,
+            "unet": expected::config(inputs, "unet")?,
+            "latent": &latents.shape[1..],
+            "text": &texts.shape[1..],
+            "stored": [latents.bytes, texts.bytes],
+        });
+        Ok(Foreseen {
+            parts: units.len() as u64 * sums.bytes().unwrap_or_default(),
+            outputs: [("fisher".to_owned(), sums)].into(),
+            work: Some(Work {
+                steps: units.iter().map(|unit| unit.steps).sum(),
+                tasks: units.len() as u64,
+                like,
+            }),
+        })
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::weights(&outputs["fisher"], inputs, &params.select.0, &[Dtype::F64, Dtype::F32])
+    }
+}
+
+fn cut(params: &Params, latents: usize) -> Vec<Unit> {
+    ranges::units("batches", params.spec().batches(latents), 1)
+}
+
+impl Compute for Fisher {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let batches = ranges::range(unit, "batches")?;
+        let total = batches.len() as u64;
+        let sum = with_unet(inputs, None, cx.device, Use::Gradients, |unet| {
+            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+            let set = TrainingSet::open(inputs, unet)?;
+            let mut progress = |done| (cx.progress)(done as u64, total);
+            let (data, spec) = (set.data()?, params.spec());
+            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.rows_at_once(), &mut progress)?)
+        })?;
+        tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
+    }
+
+    fn merge(
+        _: &Params,
+        inputs: &Inputs,
+        parts: &[PathBuf],
+        out: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let mut total = FisherSum::default();
+        for part in parts {
+            let file = part.join("sums.safetensors");
+            let weight = tensors::metadata(&file, WEIGHT)?.and_then(|text| text.parse().ok());
+            let weight = weight.ok_or_else(|| anyhow::anyhow!("{}: no weight", file.display()))?;
+            total.add(FisherSum { sums: tensors::read(&file)?, weight });
+        }
+        let mean: BTreeMap<_, _> = total.mean();
+        let images = count_images(inputs)?.to_string();
+        tensors::write(&out.join("fisher.safetensors"), &mean, Some((IMAGES, images)))
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (latents, texts) = expected::arrays(inputs)?;
+        let mut given = inputs.inputs();
+        // An epoch over one batch, as often as there are steps.
+        let rows = latents.shape[0].min(params.batch_size as usize);
+        let params = Params { epochs: steps as u32, ..params.clone() };
+        expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
+        let unit = Unit { name: "a trial".into(), span: json!({ "batches": [0, steps] }), steps };
+        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: true })
+    }
+}

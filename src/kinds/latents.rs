@@ -1,0 +1,286 @@
+//! Images and captions as the network sees them: latents and text embeddings.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use tch::{Device, Tensor};
+
+use super::shared::arrays::values;
+use super::shared::check_outputs::Outputs;
+use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE};
+use super::shared::{check_outputs, device, expected, ranges};
+use crate::io::captions::coco::{Captions, Item};
+use crate::io::image::resize::shorter_side;
+use crate::io::image::{center_crop, load_rgb, to_unit};
+use crate::io::npy::Dtype;
+use crate::io::npy::writer::{self, NpyWriter};
+use crate::method::noise::{Draws, derived_seed};
+use crate::models::text::clip::TextEncoder;
+use crate::models::text::tokenizer::Tokenizer;
+use crate::models::vae::Vae;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    Compute, Context, Foreseen, Form, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+};
+use attrflow_engine::{choice, params};
+use serde_json::json;
+
+choice! {
+    /// Which latent stands for an image.
+    pub enum Posterior {
+        /// A draw from the autoencoder's distribution, as in training.
+        Sample = "sample",
+        /// Its mode.
+        Mode = "mode",
+    }
+}
+
+choice! {
+    /// How text embeddings are stored.
+    pub enum Precision {
+        /// Four bytes a number.
+        Float32 = "float32",
+        /// Two bytes a number, as published.
+        Float16 = "float16",
+    }
+}
+
+impl Precision {
+    fn dtype(self) -> Dtype {
+        match self {
+            Precision::Float32 => Dtype::F32,
+            Precision::Float16 => Dtype::F16,
+        }
+    }
+}
+
+params! {
+    /// Parameters of `latents`.
+    pub struct Params {
+        /// Side of the square images in pixels: the shorter side is resized to it, the middle cut out.
+        pixels: u32 [8..=4096] = 128,
+        /// Captions per image: the first ones.
+        captions: u32 [1..=1000] = 5,
+        /// `sample`: a draw from the posterior, as in training; `mode`: its mode.
+        posterior: Posterior = Posterior::Sample,
+        /// Seed of the posterior's draws; each image and mirror image has its own stream.
+        seed: u32 = 0,
+        /// How text embeddings are stored.
+        text_precision: Precision = Precision::Float32,
+    }
+}
+
+impl Validate for Params {}
+
+/// See the module.
+pub struct Latents;
+
+const PLAIN: &str = "plain.npy";
+const FLIPPED: &str = "flipped.npy";
+const TEXTS: &str = "text_embeddings.npy";
+
+impl Stage for Latents {
+    type Params = Params;
+    const KIND: &'static str = "latents";
+    const VERSION: u32 = 2;
+    const SUMMARY: &'static str = "training images and captions as latents and text embeddings";
+    const INPUTS: &'static [Input] = &[
+        Input::new("images", "the folder of training images"),
+        Input::new("captions", "a captions file in COCO's layout"),
+        VAE,
+        TEXT_ENCODER,
+        TOKENIZER,
+    ];
+    const OUTPUTS: &'static [Output] = &[
+        Output {
+            name: "latents",
+            file: "latents.npy",
+            doc: "float32 [2N, C, H, W]: images, then mirror images",
+        },
+        Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
+    ];
+
+    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
+        captions.check_files(inputs.path("images"))?;
+        Ok(Some(cut(captions.items.len())))
+    }
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let Params { pixels, captions, posterior: _, seed: _, text_precision } = params;
+        let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
+        let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
+        let [length, width] = expected::text(inputs)?;
+        let texts = vec![images, *captions as usize, length, width];
+        let outputs = [
+            ("latents", Form::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
+            ("text_embeddings", Form::Array { shape: texts, bytes: text_precision.dtype().size() }),
+        ];
+        let like = json!({
+            "pixels": pixels,
+            "captions": captions,
+            "precision": text_precision,
+            "images": images,
+            "vae": expected::config(inputs, "vae")?,
+            "text_encoder": expected::config(inputs, "text_encoder")?,
+        });
+        Ok(Foreseen {
+            parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
+            outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
+            work: Some(Work { steps: images as u64, tasks: cut(images).len() as u64, like }),
+        })
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::training_set(inputs, params.captions as usize, params.text_precision.dtype(), outputs)
+    }
+}
+
+fn cut(images: usize) -> Vec<Unit> {
+    ranges::units("images", images, 8)
+}
+
+impl Compute for Latents {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        unit: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let range = ranges::range(unit, "images")?;
+        let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
+        let items = &captions.items[range.clone()];
+        let device = device::torch(cx.device);
+        let _no_grad = tch::no_grad_guard();
+        let total = range.len() as u64;
+        write_latents(params, inputs, items, range.start, device, out, &|done| (cx.progress)(done, total))?;
+        write_texts(params, inputs, items, device, out)
+    }
+
+    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+        let each = |name: &str| parts.iter().map(|part| part.join(name)).collect::<Vec<_>>();
+        let latents = [each(PLAIN), each(FLIPPED)].concat();
+        writer::concat(&latents, out.join("latents.npy"))?;
+        writer::concat(&each(TEXTS), out.join(TEXTS))?;
+        Ok(())
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let captions = Captions::read(inputs.path("captions")?, params.captions as usize)?;
+        let count = captions.items.len().min(steps as usize);
+        let mut given = inputs.inputs();
+        if given.get("images").is_none() {
+            let names = captions.items[..count].iter().map(|item| item.file_name.as_str());
+            expected::make_images(&mut given, names, params.pixels, folder)?;
+        }
+        let (span, steps) = (json!({ "images": [0, count] }), count as u64);
+        let unit = Some(Unit { name: "a trial".into(), span, steps });
+        Ok(Trial { params: params.clone(), inputs: given, unit, steps, merges: true })
+    }
+}
+
+/// Encodes each image and its mirror image, one at a time so that the batch changes no number.
+fn write_latents(
+    params: &Params,
+    inputs: &Inputs,
+    items: &[Item],
+    first: usize,
+    device: Device,
+    out: &Path,
+    progress: &dyn Fn(u64),
+) -> anyhow::Result<()> {
+    let vae = Vae::load(inputs.path("vae"), device)?;
+    let side = i64::from(params.pixels);
+    let mut writers: [Option<NpyWriter>; 2] = [None, None];
+    for (place, item) in items.iter().enumerate() {
+        let path = inputs.path("images").join(&item.file_name);
+        let rgb = load_rgb(&path)?;
+        let rgb = center_crop(&shorter_side(&rgb, params.pixels), params.pixels)
+            .with_context(|| path.display().to_string())?;
+        for (flip, writer) in writers.iter_mut().enumerate() {
+            let pixels = to_unit(&rgb, flip == 1);
+            let pixels = Tensor::from_slice(&pixels).view([1, 3, side, side]).to_device(device);
+            let posterior = vae.encode(&pixels);
+            let latent = match params.posterior {
+                Posterior::Mode => posterior.mode(),
+                Posterior::Sample => {
+                    let place = [i64::from(params.seed), (first + place) as i64, flip as i64];
+                    let mut draws = Draws::seeded(derived_seed("posterior", &place));
+                    posterior.sample(&draws.normal(&posterior.mode().size(), Device::Cpu).to_device(device))
+                }
+            };
+            let latent = latent * vae.scaling_factor(); // [1, C, H, W]
+            let numbers = values(&latent);
+            if let Some(at) = numbers.iter().position(|number| !number.is_finite()) {
+                anyhow::bail!("{}: its latent holds {} at {at}", path.display(), numbers[at]);
+            }
+            let writer = match writer {
+                Some(writer) => writer,
+                None => {
+                    let size = latent.size();
+                    let shape: Vec<usize> =
+                        [items.len() as i64].iter().chain(&size[1..]).map(|&n| n as usize).collect();
+                    writer.insert(NpyWriter::create(out.join([PLAIN, FLIPPED][flip]), Dtype::F32, &shape)?)
+                }
+            };
+            writer.write_f32(&numbers)?;
+        }
+        progress(place as u64 + 1);
+    }
+    for writer in writers.into_iter().flatten() {
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+/// Encodes the captions of each image together.
+fn write_texts(
+    params: &Params,
+    inputs: &Inputs,
+    items: &[Item],
+    device: Device,
+    out: &Path,
+) -> anyhow::Result<()> {
+    let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
+    let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
+    let dtype = params.text_precision.dtype();
+    let mut writer = None;
+    for item in items {
+        let texts = embed(&tokenizer, &encoder, &item.captions, device)?; // [captions, L, D]
+        let writer = match &mut writer {
+            Some(writer) => writer,
+            None => {
+                let size = texts.size();
+                let shape: Vec<usize> =
+                    [items.len() as i64].iter().chain(&size).map(|&n| n as usize).collect();
+                writer.insert(NpyWriter::create(out.join(TEXTS), dtype, &shape)?)
+            }
+        };
+        writer.write_f32(&values(&texts))?;
+    }
+    match writer {
+        Some(writer) => Ok(writer.finish()?),
+        None => anyhow::bail!("no images in this unit"),
+    }
+}
+
+/// The embeddings of some captions, [captions, L, D].
+pub(super) fn embed(
+    tokenizer: &Tokenizer,
+    encoder: &TextEncoder,
+    captions: &[String],
+    device: Device,
+) -> anyhow::Result<Tensor> {
+    let mut ids = Vec::new();
+    for caption in captions {
+        ids.push(Tensor::from_slice(&tokenizer.encode(caption)?)); // [L]
+    }
+    Ok(encoder.forward(&Tensor::stack(&ids, 0).to_device(device)))
+}

@@ -1,0 +1,310 @@
+//! The loss pass with noise per image, in units of one block of images at one timestep.
+//!
+//! With such noise a row's loss depends on its own image, caption and timestep alone. So a unit counts the rows that it
+//! reads and nothing of the others: more timesteps or more images compute what is new, and an image that changed
+//! computes its own block.
+
+use std::iter::once;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::precision_check;
+use super::{LossParams, Piece, Products};
+use crate::io::npy::writer::{self, NpyWriter};
+use crate::io::npy::{Dtype, Npy};
+use crate::kinds::shared::arrays::{self, TrainingSet};
+use crate::kinds::shared::network::with_unet;
+use crate::method::blocks::Block;
+use crate::method::loss::LossPass;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow_engine::kind::{Inputs, Reads, Slice, Together, Unit};
+
+/// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
+/// enough that a changed image computes little again. It must not depend on how many images there are, or more of
+/// them would move the bounds of all blocks; another number is another unit for every row.
+const BLOCK: usize = 128;
+
+/// Images whose rows are computed in float32 as well: the first of a block.
+const SAMPLE: usize = 1;
+
+/// The file that a unit writes: float32 [images, captions].
+const ROWS: &str = "rows.npy";
+
+/// What a unit covers.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Span {
+    images: [usize; 2],
+    flipped: bool,
+    timestep: i64,
+}
+
+impl Span {
+    fn of(unit: &Unit) -> anyhow::Result<Self> {
+        Self::deserialize(&unit.span).context("a unit of another kind")
+    }
+
+    /// The latents of the block, given the number of images.
+    fn latents(&self, images: usize) -> Range<usize> {
+        let first = if self.flipped { images } else { 0 };
+        first + self.images[0]..first + self.images[1]
+    }
+}
+
+/// The part of the parameters that a unit depends on: which timesteps there are besides its own is not among them.
+pub(crate) fn unit_identity(params: &LossParams) -> Json {
+    let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
+    let mut counts = json!({ "captions": captions, "seed": seed, "noise": noise });
+    precision.count(&mut counts);
+    counts
+}
+
+/// The timesteps of the pass.
+pub(crate) fn timesteps(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<i64>> {
+    let spec = params.spec();
+    let train_timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+    spec.validate(train_timesteps)?;
+    Ok(spec.timesteps(train_timesteps))
+}
+
+/// A unit for each timestep of each block, in the order of the latents.
+pub(crate) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -> anyhow::Result<Vec<Unit>> {
+    let (latents, texts) = arrays;
+    let (images, timesteps) = (texts.rows(), timesteps(params, inputs)?);
+    let mut units = Vec::new();
+    for flipped in [false, true].into_iter().take(latents.rows() / images.max(1)) {
+        for start in (0..images).step_by(BLOCK) {
+            let end = images.min(start + BLOCK);
+            for &timestep in &timesteps {
+                let mirror = if flipped { "mirror " } else { "" };
+                units.push(Unit {
+                    name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
+                    span: json!(Span { images: [start, end], flipped, timestep }),
+                    steps: (end - start) as u64,
+                });
+            }
+        }
+    }
+    Ok(units)
+}
+
+/// How many tasks the blocks of so many latents come to where each is one.
+pub(crate) fn tasks(latents: usize) -> usize {
+    latents.div_ceil(BLOCK)
+}
+
+/// What a unit of the first images at the first timestep covers.
+pub(crate) fn trial(images: usize) -> Json {
+    json!(Span { images: [0, images], flipped: false, timestep: 0 })
+}
+
+/// The rows that each unit reads, by port.
+pub(crate) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    let (latents, texts) = arrays::open(inputs)?;
+    let (images, captions) = (texts.rows(), params.captions as usize);
+    let of = |unit: &Unit| {
+        let span = Span::of(unit)?;
+        let latent = slice(&latents, &latents.shape()[1..], once(span.latents(images)), latents.row_len());
+        // Of an image's captions, the first ones; where that is all of them, the rows follow each other.
+        let (all, length) = (texts.shape()[1], texts.row_len() / texts.shape()[1].max(1));
+        let [start, end] = span.images;
+        let row = [&[captions], &texts.shape()[2..]].concat();
+        let text = match captions == all {
+            true => slice(&texts, &row, once(start * all..end * all), length),
+            false => slice(&texts, &row, (start..end).map(|i| i * all..i * all + captions), length),
+        };
+        let ports = [("latents", latent), ("text_embeddings", text)];
+        Ok(ports.into_iter().filter_map(|(port, slice)| Some((port.to_owned(), slice?))).collect())
+    };
+    units.iter().map(of).collect()
+}
+
+/// Ranges of pieces of `length` values as a slice; none of an array in Fortran order, where they lie scattered.
+fn slice(
+    npy: &Npy,
+    row: &[usize],
+    pieces: impl Iterator<Item = Range<usize>>,
+    length: usize,
+) -> Option<Slice> {
+    let bytes = pieces.map(|some| npy.place(some.start * length..some.end * length));
+    Some(Slice { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
+}
+
+/// What the units of one block share: its rows and its noise, whatever the timestep and the network's weights.
+pub(crate) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
+    let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
+    let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
+    // All that counts for the units, so that nothing that is shared can differ.
+    Some(json!([images, flipped, unit_identity(params), read]).to_string())
+}
+
+/// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its
+/// timesteps.
+pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
+    let spans = pieces.iter().map(|piece| Span::of(piece.unit)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (first, Piece { params, inputs, .. }) = spans.first().zip(pieces.first()).context("no unit")?;
+    let mut timesteps: Vec<i64> = spans.iter().map(|span| span.timestep).collect();
+    timesteps.sort_unstable();
+    timesteps.dedup();
+    let mut networks: Vec<(Option<&Path>, Vec<usize>)> = Vec::new();
+    for (index, Piece { weights, .. }) in pieces.iter().enumerate() {
+        match networks.iter_mut().find(|(known, _)| known == weights) {
+            Some((_, units)) => units.push(index),
+            None => networks.push((*weights, vec![index])),
+        }
+    }
+    let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
+    let mut block: Option<Block> = None;
+    for (weights, units) in networks {
+        let (timesteps, losses) =
+            with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
+                let set = TrainingSet::open(inputs, unet)?;
+                let data = set.data()?;
+                // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
+                let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+                let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
+                let block = match &block {
+                    Some(block) => block,
+                    None => {
+                        let latents: Vec<usize> = first.latents(data.images()).collect();
+                        block.insert(pass.block(&latents, &timesteps)?)
+                    }
+                };
+                let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
+                let mut progress = |place: usize, images: usize| {
+                    let index = units[place];
+                    (cx.progress)(index, images as u64, pieces[index].unit.steps);
+                };
+                let losses = pass.of_units(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
+                let shape = [first.images[1] - first.images[0], params.captions as usize];
+                for (place, &index) in units.iter().enumerate() {
+                    let rows = arrays::values(&losses.select(2, place as i64));
+                    writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
+                }
+                Ok((timesteps, losses))
+            })?;
+        // Of the first block alone: a second network for each block would cost more than the block.
+        let guarded = params.precision != Products::Fp32 && first.images[0] == 0;
+        if let (true, Some(block)) = (guarded, &block) {
+            let (network, found) = ((*inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
+            precision_check::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
+                pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
+            })?;
+        }
+        (cx.finished)(&units);
+    }
+    Ok(())
+}
+
+/// Joins the rows of the units into the file `out`, float32 [2N]: a mean over timesteps, then over captions.
+///
+/// Summed in float64 and rounded once, row by row, so that a block's neighbours change no bit.
+pub(crate) fn merge(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    join(params, inputs, parts, out, |_| Vec::new(), |rows| vec![mean(rows.into_iter())])
+}
+
+/// Joins the rows of the units into the file `out`, float32 [2N, ..]: for each image what `values` makes of its captions'
+/// losses at each timestep, of the shape that `each` gives for so many timesteps.
+pub(crate) fn join(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+    each: impl FnOnce(usize) -> Vec<usize>,
+    values: impl Fn(Vec<&[f32]>) -> Vec<f32>,
+) -> anyhow::Result<()> {
+    let (latents, _) = arrays::open(inputs)?;
+    let (timesteps, captions) = (timesteps(params, inputs)?.len(), params.captions as usize);
+    let shape = [vec![latents.rows()], each(timesteps)].concat();
+    let mut writer = NpyWriter::create(out, Dtype::F32, &shape)?;
+    for block in parts.chunks(timesteps) {
+        let rows = read(block, captions)?;
+        let images = rows.first().map_or(0, Vec::len) / captions;
+        for image in 0..images {
+            let own = image * captions..(image + 1) * captions;
+            let losses = rows.iter().map(|row| &row[own.clone()]).collect();
+            writer.write_f32(&values(losses))?;
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+/// The rows of the units of one block, by timestep: [images, captions] each.
+fn read(parts: &[PathBuf], captions: usize) -> anyhow::Result<Vec<Vec<f32>>> {
+    let rows = parts.iter().map(|part| {
+        let npy = Npy::open(part.join(ROWS))?;
+        npy.expect_shape(&[None, Some(captions)])?;
+        let mut rows = Vec::new();
+        npy.read_f32(0..npy.rows(), &mut rows)?;
+        Ok(rows)
+    });
+    rows.collect()
+}
+
+/// An image's loss from its captions' losses at each timestep: a mean over timesteps, then over captions.
+pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>) -> f32 {
+    let (mut sums, mut timesteps) = (Vec::new(), 0.0);
+    for row in rows {
+        sums.resize(row.len(), 0.0);
+        sums.iter_mut().zip(row).for_each(|(sum, loss)| *sum += f64::from(*loss));
+        timesteps += 1.0;
+    }
+    (sums.iter().map(|sum| sum / timesteps).sum::<f64>() / sums.len() as f64) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::loss_pass::Noise;
+    use crate::kinds::loss_pass::per_timestep;
+
+    /// Three images with two captions each, at two timesteps: a mean over timesteps, then over captions.
+    #[test]
+    fn units_are_joined_in_the_order_of_the_latents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        writer::write_f32(path("latents"), &[6, 1, 1, 1], &[0.0; 6]).unwrap();
+        writer::write_f32(path("texts"), &[3, 2, 1, 1], &[0.0; 6]).unwrap();
+        let scheduler = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/model/scheduler");
+        let ports =
+            [("latents", path("latents")), ("text_embeddings", path("texts")), ("scheduler", scheduler)];
+        let inputs = Inputs(ports.map(|(port, path)| (port.to_owned(), path)).into());
+        let (noise, precision) = (Noise::Image, Products::Fp32);
+        let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: 1, precision };
+        let units = units(&params, &inputs, &arrays::open(&inputs).unwrap()).unwrap();
+        let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+        let expected = ["images 0..3 at timestep 0", "images 0..3 at timestep 500"];
+        assert_eq!(
+            names,
+            [expected.map(String::from), expected.map(|name| format!("mirror {name}"))].concat()
+        );
+        let parts = [0.0f32, 8.0, 100.0, 200.0].map(|first| {
+            let part = path(&first.to_string());
+            fs_err::create_dir(&part).unwrap();
+            let rows: Vec<f32> = (0..6).map(|row| first + row as f32).collect();
+            writer::write_f32(part.join(ROWS), &[3, 2], &rows).unwrap();
+            part
+        });
+        merge(&params, &inputs, &parts, &path("out")).unwrap();
+        assert_eq!(Npy::vector(path("out")).unwrap(), [4.5, 6.5, 8.5, 150.5, 152.5, 154.5]);
+        // The same at each timestep.
+        per_timestep::merge(&params, &inputs, &parts, &path("timesteps")).unwrap();
+        let npy = Npy::open(path("timesteps")).unwrap();
+        let mut found = Vec::new();
+        npy.read_f32(0..6, &mut found).unwrap();
+        assert_eq!(npy.shape(), [6, 2]);
+        let [plain, mirrored] =
+            [[0.5, 8.5, 2.5, 10.5, 4.5, 12.5], [100.5, 200.5, 102.5, 202.5, 104.5, 204.5]];
+        assert_eq!(found, [plain, mirrored].concat());
+    }
+}

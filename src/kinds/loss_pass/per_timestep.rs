@@ -1,0 +1,25 @@
+//! The losses at each timestep beside their means, for whoever goes on from single timesteps.
+
+use std::path::{Path, PathBuf};
+
+use super::LossParams;
+use super::per_image;
+use attrflow_engine::kind::Inputs;
+
+/// Joins the rows of the units into the file `out`, float32 [2N, T]: a mean over captions.
+///
+/// Summed in float64 and rounded once, as the means over all are.
+pub(crate) fn merge(
+    params: &LossParams,
+    inputs: &Inputs,
+    parts: &[PathBuf],
+    out: &Path,
+) -> anyhow::Result<()> {
+    let at_each = |rows: Vec<&[f32]>| rows.into_iter().map(|row| mean(row) as f32).collect();
+    per_image::join(params, inputs, parts, out, |timesteps| vec![timesteps], at_each)
+}
+
+/// The mean of an image's losses at one timestep, or of others.
+pub(crate) fn mean(values: &[f32]) -> f64 {
+    values.iter().copied().map(f64::from).sum::<f64>() / values.len() as f64
+}

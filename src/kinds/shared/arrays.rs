@@ -1,0 +1,175 @@
+//! Arrays in files as the rows that the method reads.
+
+use std::cell::RefCell;
+
+use anyhow::Context as _;
+use bytemuck::Zeroable;
+use tch::{Device, Kind, Tensor};
+
+use crate::io::npy::{Dtype, Npy, NpyError};
+use crate::method::autotune::micro_batch;
+use crate::method::data::{DataSet, Rows};
+use crate::method::error::DataError;
+use crate::method::schedule::NoiseSchedule;
+use crate::models::unet::{Precision, UNet};
+use attrflow_engine::kind::Inputs;
+
+/// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
+pub struct NpyRows {
+    npy: Npy,
+    /// Rows in one entry of the first dimension.
+    inner: usize,
+    shape: Vec<i64>,
+}
+
+impl NpyRows {
+    /// Takes the first `leading` dimensions together as the rows: 1 for latents, 2 for text embeddings.
+    #[must_use]
+    pub fn new(npy: Npy, leading: usize) -> Self {
+        let inner = npy.shape()[1..leading].iter().product();
+        let shape = npy.shape()[leading..].iter().map(|&size| size as i64).collect();
+        Self { npy, inner, shape }
+    }
+
+    /// The values of some rows; `read` fills a slice from a place in the file on.
+    fn values<T: Zeroable + Copy>(
+        &self,
+        rows: &[usize],
+        read: impl Fn(usize, &mut [T]) -> Result<(), NpyError>,
+    ) -> Result<Vec<T>, NpyError> {
+        let length = self.npy.row_len() / self.inner;
+        let mut values = vec![T::zeroed(); rows.len() * length];
+        let mut rest = values.as_mut_slice();
+        // Rows that follow each other in the file are read at once.
+        for run in rows.chunk_by(|row, next| row + 1 == *next) {
+            let (some, others) = rest.split_at_mut(run.len() * length);
+            read(run[0] * length, some)?;
+            rest = others;
+        }
+        Ok(values)
+    }
+}
+
+impl Rows for NpyRows {
+    fn len(&self) -> usize {
+        self.npy.rows() * self.inner
+    }
+
+    fn read(&self, rows: &[usize]) -> Result<Tensor, DataError> {
+        let shape = [&[rows.len() as i64], self.shape.as_slice()].concat();
+        // Short floats stay short until they are where the network is: they are half the bytes to move.
+        let values = match self.npy.dtype() {
+            Dtype::F16 => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f16_at(at, out))?),
+            _ => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f32_at(at, out))?),
+        };
+        Ok(values.f_view(shape.as_slice())?)
+    }
+
+    fn shared(&self) -> Option<&(dyn Rows + Sync)> {
+        Some(self)
+    }
+}
+
+/// Opens the arrays on `latents` and `text_embeddings`, and refuses those that are not of one data set.
+///
+/// # Errors
+/// The file, what was found and what was expected.
+pub(crate) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
+    let latents = Npy::open(inputs.path("latents"))?;
+    let texts = Npy::open(inputs.path("text_embeddings"))?;
+    for npy in [&latents, &texts] {
+        npy.expect_shape(&[None, None, None, None])?;
+        let found = npy.dtype();
+        let float = matches!(found, Dtype::F16 | Dtype::F32 | Dtype::F64);
+        anyhow::ensure!(float, "{}: dtype {found}, expected a float type", npy.path().display());
+    }
+    let (found, images) = (latents.rows(), texts.rows());
+    anyhow::ensure!(
+        found == images || found == 2 * images,
+        "{}: {found} latents, expected {images} or {} (with mirror images), for {} has {images} rows",
+        latents.path().display(),
+        2 * images,
+        texts.path().display()
+    );
+    Ok((latents, texts))
+}
+
+/// Refuses arrays that the network cannot read.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn expect_fit(latents: &Npy, texts: &Npy, unet: &UNet) -> anyhow::Result<()> {
+    let config = unet.config();
+    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
+    latents.expect_shape(&[None, channels, None, None]).context("the latents do not fit the network")?;
+    texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")
+}
+
+/// The training set on `latents` and `text_embeddings`, checked against the network that reads it.
+pub(crate) struct TrainingSet {
+    latents: NpyRows,
+    texts: NpyRows,
+    captions: usize,
+}
+
+impl TrainingSet {
+    /// Opens the arrays.
+    ///
+    /// # Errors
+    /// As [`open`] and [`expect_fit`].
+    pub fn open(inputs: &Inputs, unet: &UNet) -> anyhow::Result<Self> {
+        let (latents, texts) = open(inputs)?;
+        expect_fit(&latents, &texts, unet)?;
+        let captions = texts.shape()[1];
+        Ok(Self { latents: NpyRows::new(latents, 1), texts: NpyRows::new(texts, 2), captions })
+    }
+
+    /// The rows as the method reads them.
+    ///
+    /// # Errors
+    /// Numbers of rows that do not fit each other.
+    pub fn data(&self) -> anyhow::Result<DataSet<'_>> {
+        Ok(DataSet::new(&self.latents, &self.texts, self.captions)?)
+    }
+}
+
+impl TrainingSet {
+    /// How many rows to send through the network at once: those given, else what is fastest here. `times` rows share a text.
+    pub fn rows_at_once(&self, unet: &UNet, schedule: &NoiseSchedule, times: usize, given: usize) -> usize {
+        /// A network of so many parameters, in which precision, with rows that share texts so.
+        type Looks = (usize, Precision, usize);
+        thread_local! {
+            /// What the trial found.
+            static FOUND: RefCell<Vec<(Looks, usize)>> = const { RefCell::new(Vec::new()) };
+        }
+        if given > 0 {
+            return given;
+        }
+        let key = (unet.parameters().values().map(Tensor::numel).sum(), unet.precision(), times);
+        let known =
+            FOUND.with_borrow(|found| found.iter().find(|(known, _)| *known == key).map(|(_, rows)| *rows));
+        known.unwrap_or_else(|| {
+            let rows = micro_batch(unet, schedule, &self.latents.shape, &self.texts.shape, times);
+            FOUND.with_borrow_mut(|found| found.push((key, rows)));
+            rows
+        })
+    }
+}
+
+/// The number of training images, from the header of the text embeddings [N, captions, L, D].
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn count_images(inputs: &Inputs) -> anyhow::Result<usize> {
+    Ok(open(inputs)?.1.rows())
+}
+
+/// A tensor's values in row-major order.
+pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
+    let flat = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
+    Vec::try_from(flat).expect("a flat float32 tensor on the CPU")
+}
+
+#[cfg(test)]
+#[path = "arrays_tests.rs"]
+mod tests;

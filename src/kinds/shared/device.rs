@@ -1,0 +1,150 @@
+//! The device that a worker computes on, and what must be set before it does.
+
+use std::path::Path;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use crate::models::unet::{Precision, Use};
+use attrflow_engine::kind::Device;
+
+/// The device in libtorch's terms.
+pub fn torch(device: Device) -> tch::Device {
+    match device {
+        Device::Cpu => tch::Device::Cpu,
+        Device::Cuda(index) => tch::Device::Cuda(index),
+    }
+}
+
+/// Sets the number of threads and makes the device usable.
+///
+/// # Errors
+/// A GPU that libtorch cannot use, and why.
+pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    tch::set_num_interop_threads(1);
+    check_version()?;
+    let Device::Cuda(index) = device else { return Ok(()) };
+    load_cuda()?;
+    allow_tf32(false);
+    tch::Cuda::cudnn_set_benchmark(false);
+    let found = tch::Cuda::device_count();
+    choose(index);
+    if !tch::Cuda::is_available() || index as i64 >= found {
+        return Err(format!(
+            "cuda:{index} cannot be used: libtorch sees {found} CUDA devices; \
+             see `attrflow doctor`, or compute with --device cpu"
+        ));
+    }
+    Ok(())
+}
+
+/// The process set to what a network is used for, until this is dropped: no other task must find it so.
+#[must_use]
+pub struct Suited(());
+
+impl Drop for Suited {
+    fn drop(&mut self) {
+        set(Use::Passes(Precision::Fp32));
+    }
+}
+
+/// Sets the process to what a network is used for.
+pub fn suit(purpose: Use) -> Suited {
+    set(purpose);
+    Suited(())
+}
+
+fn set(purpose: Use) {
+    allow_tf32(purpose.precision() == Precision::Tf32);
+    // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
+    // a difference must not be rounded in two ways; gradients are a quarter faster.
+    tch::Cuda::cudnn_set_benchmark(purpose == Use::Gradients);
+}
+
+/// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.
+///
+/// libtorch lets convolutions do so unless it is told otherwise, and `tch` has no word for it: these are the functions
+/// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
+pub fn allow_tf32(allow: bool) {
+    let set = || -> Result<(), libloading::Error> {
+        let library = Library::this();
+        // SAFETY: the types are those of ATen/Context.h: a method takes its object first, and the object is static.
+        unsafe {
+            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
+            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
+            library.get::<Set>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")?(context, allow);
+            library.get::<Set>(b"_ZN2at7Context17setAllowTF32CuDNNEb\0")?(context, allow);
+        }
+        Ok(())
+    };
+    if let Err(error) = set() {
+        tracing::warn!("libtorch cannot be told which precision to use on GPUs: {error}");
+    }
+}
+
+/// Refuses another libtorch than the one that every fingerprint names.
+fn check_version() -> Result<(), String> {
+    let built = env!("ATTRFLOW_LIBTORCH_VERSION");
+    let Some(library) = library() else { return Ok(()) };
+    let package = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    // The wheel says its version in a line of Python, an archive in a file of its own; elsewhere nothing tells.
+    let texts = ["version.py", "build-version"].map(|name| fs_err::read_to_string(package.join(name)).ok());
+    match texts.into_iter().flatten().next() {
+        Some(text) if !text.contains(built) => Err(format!(
+            "{library} is another version than {built}, which this program was built with; \
+             build it again, or unset LD_LIBRARY_PATH"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Loads the CUDA part of libtorch, which announces itself to the rest.
+///
+/// Nothing calls into it by name, so the linker would leave it out; and a machine without a GPU need not spend
+/// the time and memory that it takes.
+///
+/// # Errors
+/// What the dynamic loader says.
+pub fn load_cuda() -> Result<(), String> {
+    // SAFETY: the library's initialisers register CUDA kernels with libtorch and rely on nothing of ours.
+    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    let library = library.map_err(|error| error.to_string())?;
+    // It stays until the process ends: kernels that it registered may be called at any time.
+    std::mem::forget(library);
+    Ok(())
+}
+
+/// The file that libtorch was loaded from.
+pub fn library() -> Option<String> {
+    let maps = fs_err::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
+    line.find('/').map(|start| line[start..].to_owned())
+}
+
+/// Makes a device this thread's own: what is not told otherwise goes to it, as the kernels that are not libtorch's.
+fn choose(index: usize) -> bool {
+    type SetDevice = unsafe extern "C" fn(i32) -> i32;
+    // The libraries that `load_cuda` loaded are found among those of the process itself.
+    // SAFETY: the function has this form in every release of the CUDA runtime; libtorch calls it itself whenever it computes.
+    unsafe {
+        let set = Library::this().get::<SetDevice>("cudaSetDevice").map(|set| *set);
+        set.is_ok_and(|set| set(i32::try_from(index).unwrap_or_default()) == 0)
+    }
+}
+
+/// Bytes of the device's memory that are taken, by this process and others; 0 on the CPU and where the runtime does not tell.
+///
+/// libtorch keeps what it once took of a device, so at the end this is the most that there was.
+pub fn taken(device: Device) -> u64 {
+    let Device::Cuda(index) = device else { return 0 };
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the function has this form in every release of the CUDA runtime, and writes to the two numbers alone.
+    let told = choose(index)
+        && unsafe {
+            let info = Library::this().get::<MemGetInfo>("cudaMemGetInfo").map(|info| *info);
+            info.is_ok_and(|info| info(&raw mut free, &raw mut total) == 0)
+        };
+    if told { total.saturating_sub(free) as u64 } else { 0 }
+}

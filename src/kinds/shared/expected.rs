@@ -1,0 +1,229 @@
+//! What stages tell of their inputs and outputs before those are there, and inputs made up for a measurement.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use image::RgbImage;
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use super::tensors;
+use crate::io::image::{save_jpeg, save_png};
+use crate::io::npy::writer::NpyWriter;
+use crate::io::npy::{Dtype, Npy};
+use crate::io::tensor_file::TensorFile;
+use crate::method::selection::Selection;
+use crate::models::weights::checkpoint;
+use attrflow_engine::kind::{Form, Inputs, Outlook};
+
+/// An array of a training set, or of queries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Array {
+    /// Lengths of its axes.
+    pub shape: Vec<usize>,
+    /// Bytes of a number.
+    pub bytes: usize,
+}
+
+/// The array on a port: from its header, or as it will be.
+pub(crate) fn array(inputs: &Outlook, port: &str) -> anyhow::Result<Array> {
+    let found = match inputs.form(port)? {
+        Form::Array { shape, bytes } => Array { shape: shape.clone(), bytes: *bytes },
+        Form::Path(path) => {
+            let header = Npy::header(path)?;
+            Array { bytes: header.dtype.size(), shape: header.shape }
+        }
+        Form::Bytes(_) => anyhow::bail!("the shape of what stands on `{port}` is not known"),
+    };
+    anyhow::ensure!(found.shape.len() == 4, "`{port}` has {} axes, expected 4", found.shape.len());
+    Ok(found)
+}
+
+/// The arrays on `latents` [rows, C, H, W] and `text_embeddings` [N, captions, L, D].
+pub(crate) fn arrays(inputs: &Outlook) -> anyhow::Result<(Array, Array)> {
+    Ok((array(inputs, "latents")?, array(inputs, "text_embeddings")?))
+}
+
+/// A `config.json` that stands in the folder on a port: what the time of a step depends on.
+pub(crate) fn config(inputs: &Outlook, port: &str) -> anyhow::Result<Json> {
+    let file = inputs.path(port)?.join("config.json");
+    let text = fs_err::read_to_string(&file)?;
+    serde_json::from_str(&text).with_context(|| file.display().to_string())
+}
+
+/// The shape [C, side, side] of the latent of a square image, from the autoencoder's configuration.
+pub(crate) fn latent(inputs: &Outlook, pixels: usize) -> anyhow::Result<[usize; 3]> {
+    let scale = scale(inputs)?;
+    let channels = config(inputs, "vae")?["latent_channels"].as_u64().unwrap_or(4);
+    Ok([channels as usize, pixels / scale, pixels / scale])
+}
+
+/// Pixels of an image to a side of a latent.
+pub(crate) fn scale(inputs: &Outlook) -> anyhow::Result<usize> {
+    let blocks = config(inputs, "vae")?["block_out_channels"].as_array().map_or(0, Vec::len);
+    anyhow::ensure!(blocks > 0, "the configuration on `vae` has no `block_out_channels`");
+    Ok(1 << (blocks - 1))
+}
+
+/// The shape [L, D] of a text, from the configurations of tokenizer and text encoder.
+pub(crate) fn text(inputs: &Outlook) -> anyhow::Result<[usize; 2]> {
+    let file = inputs.path("tokenizer")?.join("tokenizer_config.json");
+    let tokenizer: Json =
+        serde_json::from_slice(&fs_err::read(&file)?).with_context(|| file.display().to_string())?;
+    let encoder = config(inputs, "text_encoder")?;
+    let number = |config: &Json, key: &str| {
+        let found = config[key].as_u64().map(|number| number as usize);
+        found.with_context(|| format!("the configuration of the texts has no `{key}`"))
+    };
+    Ok([number(&tokenizer, "model_max_length")?, number(&encoder, "hidden_size")?])
+}
+
+/// The tensors of the network on `unet` that are chosen, in a file of so many bytes a number.
+pub(crate) fn chosen(inputs: &Outlook, selection: &Selection, bytes: u64) -> anyhow::Result<Form> {
+    /// What names a tensor in the header of a file, about.
+    const NAME: u64 = 150;
+    let network = network(inputs)?;
+    let headers = network.headers().iter().filter(|header| selection.matches(&header.name));
+    let sizes = headers.map(|header| header.shape.iter().product::<usize>() as u64 * bytes + NAME);
+    Ok(Form::Bytes(sizes.sum()))
+}
+
+fn network(inputs: &Outlook) -> anyhow::Result<TensorFile> {
+    let checkpoint = match inputs.connected("checkpoint") {
+        true => Some(inputs.path("checkpoint")?),
+        false => None,
+    };
+    Ok(TensorFile::open(checkpoint::of(inputs.path("unet")?, checkpoint)?)?)
+}
+
+/// Puts an array of `rows` rows, shaped and stored as `like`, on a port.
+///
+/// Its numbers look like those of a normal distribution: zeros would be multiplied faster by some.
+fn make_array(
+    inputs: &mut Inputs,
+    port: &str,
+    like: &Array,
+    rows: usize,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let dtype = if like.bytes == 2 { Dtype::F16 } else { Dtype::F32 };
+    let path = folder.join(format!("{port}.npy"));
+    let shape = [&[rows], &like.shape[1..]].concat();
+    let row: usize = like.shape[1..].iter().product();
+    let mut writer = NpyWriter::create(&path, dtype, &shape)?;
+    for at in 0..rows {
+        let values: Vec<f32> = (0..row).map(|place| normal_like(at * row + place)).collect();
+        writer.write_f32(&values)?;
+    }
+    writer.finish()?;
+    inputs.0.insert(port.to_owned(), path);
+    Ok(())
+}
+
+/// Puts arrays of `rows` rows on `latents` and `text_embeddings`, unless both are there; whether it did.
+pub(crate) fn make_arrays(
+    inputs: &mut Inputs,
+    [latents, texts]: [&Array; 2],
+    rows: usize,
+    folder: &Path,
+) -> anyhow::Result<bool> {
+    let missing = ["latents", "text_embeddings"].iter().any(|port| inputs.get(port).is_none());
+    if missing {
+        make_array(inputs, "latents", latents, rows, folder)?;
+        make_array(inputs, "text_embeddings", texts, rows, folder)?;
+    }
+    Ok(missing)
+}
+
+/// A number that looks drawn, without a generator: no result depends on it.
+fn normal_like(place: usize) -> f32 {
+    let uniform = |step: f64| (place as f64 * step).fract() - 0.5;
+    (2.4 * (uniform(0.618_033_988_749) + uniform(0.754_877_666_247) + uniform(0.569_840_290_998))) as f32
+}
+
+/// Puts a file with the chosen tensors of the network on a port: as they are, or all ones in float64.
+pub(crate) fn make_weights(
+    inputs: &mut Inputs,
+    port: &str,
+    selection: &Selection,
+    ones: Option<(&str, String)>,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let file = checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
+    let mut tensors = checkpoint::read(&file)?;
+    tensors.retain(|name, _| selection.matches(name));
+    for tensor in tensors.values_mut() {
+        *tensor = match ones {
+            Some(_) => tensor.to_kind(tch::Kind::Double).ones_like(),
+            None => tensor.to_kind(tch::Kind::Float),
+        };
+    }
+    let path = folder.join(format!("{port}.safetensors"));
+    tensors::write(&path, &tensors, ones)?;
+    inputs.0.insert(port.to_owned(), path);
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Sizes {
+    images: Vec<Size>,
+}
+
+#[derive(Deserialize)]
+struct Size {
+    width: Option<u32>,
+    height: Option<u32>,
+}
+
+/// Puts a folder with made-up images of these names on the port `images`, as large as the captions file says; else as large
+/// as photographs are beside what networks see.
+pub(crate) fn make_images<'a>(
+    inputs: &mut Inputs,
+    names: impl Iterator<Item = &'a str>,
+    pixels: u32,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let text = fs_err::read(inputs.path("captions"))?;
+    let sizes: Vec<Size> =
+        serde_json::from_slice::<Sizes>(&text).map(|sizes| sizes.images).unwrap_or_default();
+    let images = folder.join("images");
+    for (place, name) in names.enumerate() {
+        let said = sizes.get(place).and_then(|size| Some((size.width?, size.height?)));
+        let (width, height) = said.unwrap_or((pixels * 4, pixels * 3));
+        let shade = |x: u32, y: u32, by: u32| (x.wrapping_mul(by) ^ y.wrapping_mul(by + 5)) as u8;
+        let image = RgbImage::from_fn(width.max(1), height.max(1), |x, y| {
+            image::Rgb([shade(x, y, 3), shade(x, y, 7), shade(x, y, 11)])
+        });
+        let path: PathBuf = images.join(name);
+        fs_err::create_dir_all(path.parent().unwrap_or(&images))?;
+        match path.extension().is_some_and(|ending| ending == "png") {
+            true => save_png(&image, &path)?,
+            false => save_jpeg(&image, &path)?,
+        }
+    }
+    inputs.0.insert("images".to_owned(), images);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_numbers_are_spread_like_drawn_ones() {
+        let values: Vec<f64> = (0..10_000).map(|place| f64::from(normal_like(place))).collect();
+        let mean = values.iter().sum::<f64>() / 1e4;
+        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 1e4;
+        assert!(mean.abs() < 0.05 && (0.5..2.0).contains(&variance), "{mean} {variance}");
+    }
+
+    #[test]
+    fn arrays_are_made_as_they_will_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let like = Array { shape: vec![900, 5, 7, 8], bytes: 2 };
+        let mut inputs = Inputs::default();
+        make_array(&mut inputs, "text_embeddings", &like, 3, folder.path()).unwrap();
+        let header = Npy::header(inputs.path("text_embeddings")).unwrap();
+        assert_eq!((header.shape, header.dtype), (vec![3, 5, 7, 8], Dtype::F16));
+    }
+}

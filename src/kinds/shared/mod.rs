@@ -1,0 +1,10 @@
+//! What stage kinds have in common.
+
+pub mod arrays;
+pub mod check_outputs;
+pub mod device;
+pub mod expected;
+pub mod network;
+pub mod ranges;
+pub mod select;
+pub mod tensors;

@@ -1,0 +1,35 @@
+//! Ranges as units of work.
+
+use std::ops::Range;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use attrflow_engine::kind::Unit;
+
+/// Few enough that a unit is worth its start, many enough that little is lost when a run is cut off.
+const UNITS: usize = 32;
+
+/// Cuts `0..count` of `what` into at most 32 even units whose bounds are multiples of `grain`.
+pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
+    let grains = count.div_ceil(grain);
+    let size = grains.div_ceil(UNITS).max(1) * grain;
+    let starts = (0..count).step_by(size);
+    starts
+        .map(|start| {
+            let end = count.min(start + size);
+            Unit {
+                name: format!("{what} {start}..{end}"),
+                span: json!({ what: [start, end] }),
+                steps: (end - start) as u64,
+            }
+        })
+        .collect()
+}
+
+/// The range that a unit covers.
+pub(crate) fn range(unit: Option<&Unit>, what: &str) -> anyhow::Result<Range<usize>> {
+    let span = &unit.context("this kind is computed by units")?.span[what];
+    let [start, end]: [usize; 2] = serde_json::from_value(span.clone()).context("a unit of another kind")?;
+    Ok(start..end)
+}

@@ -1,0 +1,89 @@
+//! Named tensors in safetensors files, with the element types that they have.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::Context as _;
+use safetensors::tensor::{Dtype, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use crate::io::tensor_file::TensorFile;
+use crate::models::weights::checkpoint;
+
+/// Writes float32 or float64 tensors and one metadata entry (more would have no fixed order).
+pub(crate) fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: Option<(&str, String)>,
+) -> anyhow::Result<()> {
+    let bytes: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let tensor = tensor.to_device(Device::Cpu).contiguous();
+            let dtype = match tensor.kind() {
+                Kind::Float => Dtype::F32,
+                Kind::Double => Dtype::F64,
+                kind => anyhow::bail!("`{name}` is {kind:?}, expected float32 or float64"),
+            };
+            let mut data = vec![0; tensor.numel() * dtype.bitsize() / 8];
+            tensor.f_copy_data_u8(&mut data, tensor.numel())?;
+            Ok((name, dtype, tensor.size().iter().map(|&size| size as usize).collect(), data))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let views: Vec<(&String, TensorView<'_>)> = bytes
+        .iter()
+        .map(|(name, dtype, shape, data)| Ok((*name, TensorView::new(*dtype, shape.clone(), data)?)))
+        .collect::<anyhow::Result<_>>()?;
+    let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
+    safetensors::serialize_to_file(views, metadata, path).with_context(|| path.display().to_string())
+}
+
+/// Reads float32 or float64 tensors, as they are, to the CPU; also from a file that `torch.save` wrote.
+pub(crate) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
+    let tensors = checkpoint::read(path)?;
+    for (name, tensor) in &tensors {
+        let kind = tensor.kind();
+        anyhow::ensure!(
+            matches!(kind, Kind::Float | Kind::Double),
+            "{}: `{name}` is {kind:?}, expected float32 or float64",
+            path.display()
+        );
+    }
+    Ok(tensors)
+}
+
+/// Reads one metadata entry, `None` where the file has no such key; a file of torch has none at all.
+pub(crate) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>> {
+    Ok(TensorFile::open(path)?.metadata(key).map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch").join(name)
+    }
+
+    #[test]
+    fn published_fisher_information_is_read_like_our_own() {
+        let published = read(&golden("fisher.pt")).unwrap();
+        assert_eq!(published["0.weight"].size(), [3, 5]);
+        assert_eq!(published["0.weight"].kind(), Kind::Double);
+        assert_eq!(metadata(&golden("fisher.pt"), "images").unwrap(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("fisher");
+        write(&own, &published, Some(("images", "7".to_owned()))).unwrap();
+        assert_eq!(metadata(&own, "images").unwrap().as_deref(), Some("7"));
+        let again = read(&own).unwrap();
+        assert!(published.iter().all(|(name, tensor)| again[name].equal(tensor)));
+    }
+
+    #[test]
+    fn other_element_types_are_named() {
+        let error = read(&golden("kinds.pt")).unwrap_err().to_string();
+        assert!(error.ends_with("kinds.pt: `bfloat16` is BFloat16, expected float32 or float64"), "{error}");
+    }
+}

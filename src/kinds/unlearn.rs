@@ -1,0 +1,201 @@
+//! One step that raises the loss on a generated image, scaled by the Fisher information.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::fisher::IMAGES;
+use super::shared::arrays::NpyRows;
+use super::shared::check_outputs::Outputs;
+use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::shared::select::Select;
+use super::shared::{arrays, check_outputs, device, expected, tensors};
+use crate::io::torch::Dtype;
+use crate::method::data::{Rows, place};
+use crate::method::error::MathError;
+use crate::method::schedule::NoiseSchedule;
+use crate::method::selection::Selection;
+use crate::method::unlearn::{UnlearnSpec, Unlearning};
+use crate::models::unet::Use;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+};
+use attrflow_engine::params;
+use serde_json::json;
+
+params! {
+    /// Parameters of `unlearn`.
+    pub struct Params {
+        /// Steps of gradient ascent.
+        steps: u32 [1..=10_000] = 1,
+        /// Batches whose gradients make up a step.
+        grad_accum_steps: u32 [1..=1_000_000] = 625,
+        /// Rows per batch, at distinct timesteps.
+        batch_size: u32 [1..=1000] = 80,
+        /// Learning rate.
+        lr: f64 = 0.01,
+        /// Seed of timesteps and noise.
+        seed: u32 = 0,
+        /// Added to the Fisher information, which can hold zeros: with 0, as published, a zero is refused.
+        damping: f64 = 0.0,
+        /// The weights that change.
+        select: Select = Select(Selection::CrossAttnKv),
+        /// Which row of `latents` and `text_embeddings` is the query.
+        index: u32 = 0,
+        /// Training images N, for Fisher information that does not carry the number itself, as the published file;
+        /// where it does, another number is refused.
+        images: Option<u32> = None,
+    }
+}
+
+impl Validate for Params {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        if self.damping >= 0.0 {
+            return Vec::new();
+        }
+        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
+    }
+}
+
+/// See the module.
+pub struct Unlearn;
+
+impl Stage for Unlearn {
+    type Params = Params;
+    const KIND: &'static str = "unlearn";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "the weights after unlearning one image";
+    const INPUTS: &'static [Input] = &[
+        UNET,
+        CHECKPOINT,
+        SCHEDULER,
+        Input::new("fisher", "float64 by weight name (safetensors or torch)"),
+        Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
+        Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
+    ];
+    const OUTPUTS: &'static [Output] = &[Output {
+        name: "weights",
+        file: "unlearned.safetensors",
+        doc: "float32 by weight name, only those that changed",
+    }];
+
+    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+        let (latents, texts) = expected::arrays(inputs)?;
+        let Params { steps, grad_accum_steps, batch_size, select, .. } = params;
+        let like = json!({
+            "batch_size": batch_size,
+            "select": select,
+            "unet": expected::config(inputs, "unet")?,
+            "latent": &latents.shape[1..],
+            "text": &texts.shape[2..],
+        });
+        let steps = u64::from(*steps) * u64::from(*grad_accum_steps);
+        Ok(Foreseen {
+            outputs: [("weights".to_owned(), expected::chosen(inputs, &select.0, 4)?)].into(),
+            parts: 0,
+            work: Some(Work { steps, tasks: 1, like }),
+        })
+    }
+
+    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::weights(&outputs["weights"], inputs, &params.select.0, &[Dtype::F32])
+    }
+}
+
+impl Compute for Unlearn {
+    fn run(
+        params: &Params,
+        inputs: &Inputs,
+        _: Option<&Unit>,
+        out: &Path,
+        cx: &Context<'_>,
+    ) -> anyhow::Result<()> {
+        let (latents, texts) = arrays::open(inputs)?;
+        let (index, rows) = (params.index as usize, texts.rows());
+        anyhow::ensure!(
+            index < rows,
+            "`index` is {index}, expected less than {rows}, the rows of {}",
+            texts.path().display()
+        );
+        let _suited = device::suit(Use::Gradients);
+        let unet = load_unet(inputs, cx.device, Use::Gradients)?;
+        arrays::expect_fit(&latents, &texts, &unet)?;
+        let first_caption = index * texts.shape()[1];
+        let device = device::torch(cx.device);
+        let read = |rows: NpyRows, row| match rows.read(&[row]) {
+            Ok(values) => Ok(place(&values, device)),
+            Err(error) => Err(anyhow::anyhow!(error)),
+        };
+        let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
+        let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
+
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let fisher = tensors::read(inputs.path("fisher"))?;
+        let spec = UnlearnSpec {
+            steps: params.steps as usize,
+            grad_accum_steps: params.grad_accum_steps as usize,
+            batch_size: params.batch_size as usize,
+            lr: params.lr,
+            seed: params.seed.into(),
+            damping: (params.damping > 0.0).then_some(params.damping),
+            selection: params.select.0.clone(),
+        };
+        let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
+        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.rows_at_once())?
+            .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
+            .map_err(|error| with_file(error, inputs.path("fisher")))?;
+        tensors::write(&out.join("unlearned.safetensors"), &changed, None)
+    }
+
+    fn trial(
+        params: &Params,
+        inputs: &Outlook,
+        steps: u64,
+        folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial<Params>> {
+        let (latents, texts) = expected::arrays(inputs)?;
+        let mut given = inputs.inputs();
+        let steps = steps.min(1_000_000);
+        let mut params = Params { steps: 1, grad_accum_steps: steps as u32, ..params.clone() };
+        if expected::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
+            params.index = 0;
+        }
+        if given.get("fisher").is_none() {
+            params.images = None;
+            let images = Some((IMAGES, "100".to_owned()));
+            expected::make_weights(&mut given, "fisher", &params.select.0, images, folder)?;
+        }
+        Ok(Trial { params, inputs: given, unit: None, steps, merges: false })
+    }
+}
+
+/// Names the query, or the file where it is the Fisher information that does not fit.
+fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
+    use MathError::{FisherShape, LossNotFinite, NoFisher, ZeroFisher};
+    match error {
+        LossNotFinite { timestep, value, .. } => {
+            anyhow::anyhow!("the loss of the query at timestep {timestep} is {value}")
+        }
+        NoFisher { .. } | FisherShape { .. } | ZeroFisher { .. } => {
+            anyhow::Error::new(error).context(fisher.display().to_string())
+        }
+        error => error.into(),
+    }
+}
+
+fn images(params: &Params, inputs: &Inputs) -> anyhow::Result<usize> {
+    let path = inputs.path("fisher");
+    let text = tensors::metadata(path, IMAGES)?;
+    let counted: Option<usize> = text.and_then(|text| text.parse().ok());
+    match (counted, params.images.map(|images| images as usize)) {
+        (Some(counted), Some(images)) if counted != images => anyhow::bail!(
+            "`images` is {images}, expected {counted} or no key: that many {} was computed from",
+            path.display()
+        ),
+        (counted, images) => counted.or(images).with_context(|| {
+            format!("{}: no number of images in its metadata; set `images`", path.display())
+        }),
+    }
+}

@@ -1,0 +1,61 @@
+//! How many rows to send through a network at once: what is fastest here, found by trying.
+
+use std::time::Instant;
+
+use tch::{Device, Kind, Tensor};
+
+use super::diffusion_loss::losses;
+use super::micro_batches::unless_exhausted;
+use super::noise::Draws;
+use super::schedule::NoiseSchedule;
+use crate::models::unet::UNet;
+
+/// What is tried, in rows.
+const TRIED: [i64; 5] = [500, 1000, 2000, 4000, 8000];
+
+/// A larger number must be faster by this factor: it costs memory, and a device that is shared some of its speed.
+const WORTH: f64 = 1.03;
+
+/// The number of rows with which loss passes go fastest on the network's device, at most what its memory holds.
+///
+/// Latents are [C, H, W], texts [L, D], and `times` rows share a text. It takes about a second on a large GPU. Which number
+/// comes out changes no result beyond rounding; on a CPU, where results repeat bit for bit, it must not be used.
+pub fn micro_batch(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    latent: &[i64],
+    text: &[i64],
+    times: usize,
+) -> usize {
+    let device = unet.device();
+    let rate = |rows: i64| {
+        let texts = (rows / times as i64).max(1);
+        let rows = texts * times as i64;
+        let mut draws = Draws::seeded(0);
+        let noise = draws.normal(&[&[rows], latent].concat(), device);
+        let text = draws.normal(&[&[texts], text].concat(), device);
+        drop(draws);
+        let timesteps = Tensor::arange(times as i64, (Kind::Int64, device));
+        let pass = || {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let texts = unet.encode(&text);
+            // A number that is asked for waits for all that was to be done.
+            losses(unet, schedule, [&noise, &noise], &timesteps, &texts).sum(Kind::Float).double_value(&[])
+        };
+        pass();
+        let begun = Instant::now();
+        pass();
+        rows as f64 / begun.elapsed().as_secs_f64()
+    };
+    let (mut best, mut fastest) = (TRIED[0] / 2, 0.0);
+    for rows in TRIED {
+        match unless_exhausted(|| rate(rows)) {
+            Some(rate) if rate > fastest * WORTH => (best, fastest) = (rows, rate),
+            _ => break,
+        }
+    }
+    if let Device::Cuda(_) = device {
+        tracing::debug!("{best} rows at once: {fastest:.0} rows a second in a trial");
+    }
+    best as usize
+}

@@ -1,0 +1,133 @@
+//! The loss pass with noise per image: any latents at any timesteps, whatever others are computed.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Tensor};
+
+use super::diffusion_loss::{check, losses};
+use super::error::MathError;
+use super::loss::LossPass;
+use super::micro_batches::in_slices;
+use super::noise::{NoiseMode, image_noise};
+
+/// A block of images as any number of models see it: read and drawn once, kept on the CPU.
+pub struct Block {
+    /// Its latents among all, in any order.
+    images: Vec<usize>,
+    /// Each latent once for every caption: [pairs, C, H, W].
+    latents: Tensor,
+    /// [pairs, L, D].
+    texts: Tensor,
+    /// By timestep, [pairs, C, H, W].
+    noise: BTreeMap<i64, Tensor>,
+}
+
+impl Block {
+    /// Its first images alone.
+    pub fn first(&self, images: usize) -> Block {
+        let count = images.min(self.images.len());
+        let pairs = self.latents.size()[0] / self.images.len() as i64 * count as i64;
+        let some = |x: &Tensor| x.narrow(0, 0, pairs);
+        Block {
+            images: self.images[..count].to_vec(),
+            latents: some(&self.latents),
+            texts: some(&self.texts),
+            noise: self.noise.iter().map(|(timestep, noise)| (*timestep, some(noise))).collect(),
+        }
+    }
+}
+
+/// Images that are read and drawn at once where any number is asked for, so that memory does not grow with it.
+const AT_ONCE: usize = 128;
+
+impl LossPass<'_> {
+    /// Reads a block of images and draws its noise at some timesteps, for any number of models, in image mode.
+    ///
+    /// # Errors
+    /// The data can't be read; or the noise is drawn by the batch.
+    pub fn block(&self, images: &[usize], timesteps: &[i64]) -> Result<Block, MathError> {
+        if self.spec.noise != NoiseMode::Image {
+            let rule = "must be \"image\" for losses at single timesteps";
+            return Err(MathError::parameter("noise", "\"batch\"", rule));
+        }
+        let captions = self.spec.captions;
+        let pairs: Vec<_> = images.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
+        let latents = self.data.latents(images, Device::Cpu)?; // [images, C, H, W]
+        let shape = [&[captions as i64], &latents.size()[1..]].concat();
+        let noise = timesteps.iter().map(|timestep| {
+            let draw = |&row: &usize| {
+                let image = self.data.original(row);
+                image_noise(self.spec.seed, image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
+            };
+            (*timestep, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
+        });
+        Ok(Block {
+            noise: noise.collect(),
+            latents: latents.repeat_interleave_self_int(captions as i64, 0, None), // [pairs, C, H, W]
+            texts: self.data.texts(&pairs, Device::Cpu)?,                          // [pairs, L, D]
+            images: images.to_vec(),
+        })
+    }
+
+    /// The losses [images, captions, timesteps] of a block at some of its timesteps, on the CPU.
+    ///
+    /// A pass through the network holds rows of one timestep, so that with the same micro batch neither the choice of timesteps
+    /// nor what other models are measured changes a bit. `progress` hears of which timestep (its place) how many images are done.
+    ///
+    /// # Errors
+    /// A loss is not finite.
+    pub fn of_units(
+        &self,
+        block: &Block,
+        timesteps: &[i64],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor, MathError> {
+        let (device, captions) = (self.unet.device(), self.spec.captions);
+        let pairs = block.images.len() * captions;
+        let parts = in_slices(pairs, self.micro_batch, |pair, most| {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
+            // What depends on the texts alone is the same at all timesteps.
+            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts)));
+            let mut at_each = Vec::new();
+            for (place, &timestep) in timesteps.iter().enumerate() {
+                let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps(&[timestep]));
+                let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts);
+                let losses = losses.to_device(Device::Cpu); // [most]
+                check(&losses, |row| (block.images[(pair + row) / captions], timestep))?;
+                at_each.push(losses);
+                progress(place, (pair + most) / captions);
+            }
+            Ok::<_, MathError>((most, Tensor::stack(&at_each, 1))) // [most, timesteps]
+        });
+        let parts = parts.map_err(|error| self.data.named(error))?;
+        let shape = [block.images.len() as i64, captions as i64, timesteps.len() as i64];
+        Ok(Tensor::cat(&parts, 0).view(shape))
+    }
+
+    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, in image mode, on the CPU.
+    ///
+    /// `progress` hears how many pairs of image and timestep are done.
+    ///
+    /// # Errors
+    /// As [`LossPass::block`] and [`LossPass::of_units`].
+    pub fn rows_of_images(
+        &self,
+        images: &[usize],
+        timesteps: &[i64],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Tensor, MathError> {
+        let (mut parts, mut done) = (Vec::new(), 0);
+        for some in images.chunks(AT_ONCE) {
+            let block = self.block(some, timesteps)?;
+            let mut at_each = vec![0; timesteps.len()];
+            let mut heard = |place: usize, images: usize| {
+                at_each[place] = images;
+                progress(done + at_each.iter().sum::<usize>());
+            };
+            parts.push(self.of_units(&block, timesteps, &mut heard)?);
+            done += some.len() * timesteps.len();
+        }
+        Ok(Tensor::cat(&parts, 0))
+    }
+}

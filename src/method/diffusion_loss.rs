@@ -1,0 +1,86 @@
+//! The training objective, a row at a time: how well the network tells the noise from the latent.
+//!
+//! A row is a latent, a timestep, a draw of noise and a text. Shapes: B rows, latents [C, H, W], K texts [L, D].
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::error::MathError;
+use super::schedule::NoiseSchedule;
+use crate::models::unet::UNet;
+use crate::models::unet::attention::Texts;
+
+/// Rows for one pass through the network, all on its device.
+pub struct DenoisingRows {
+    /// Clean latents [B, C, H, W].
+    pub latents: Tensor,
+    /// Standard normal noise [B, C, H, W].
+    pub noise: Tensor,
+    /// Timesteps [B], int64.
+    pub timesteps: Tensor,
+    /// Texts [K, L, D], each for B/K consecutive rows.
+    pub texts: Tensor,
+}
+
+impl DenoisingRows {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.latents.size()[0] as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The loss of each row, see [`losses`]. [B]
+    pub fn losses(&self, unet: &UNet, schedule: &NoiseSchedule) -> Tensor {
+        let texts = unet.encode(&self.texts);
+        losses(unet, schedule, [&self.latents, &self.noise], &self.timesteps, &texts)
+    }
+
+    /// Some of the rows; they must have a text each, or all the same.
+    pub fn slice(&self, rows: Range<usize>) -> DenoisingRows {
+        let narrow = |x: &Tensor| x.narrow(0, rows.start as i64, rows.len() as i64);
+        let texts = self.texts.size()[0] as usize;
+        assert!(texts == 1 || texts == self.len(), "rows can be cut out only where no text is shared");
+        DenoisingRows {
+            latents: narrow(&self.latents),
+            noise: narrow(&self.noise),
+            timesteps: narrow(&self.timesteps),
+            texts: if texts == 1 { self.texts.shallow_clone() } else { narrow(&self.texts) },
+        }
+    }
+}
+
+/// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of (eps_theta - eps)^2. [B]
+///
+/// Latents and noise are [B, C, H, W], timesteps [T] and the K texts as [`UNet::denoise`] takes them.
+pub fn losses(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    [latents, noise]: [&Tensor; 2],
+    timesteps: &Tensor,
+    texts: &Texts,
+) -> Tensor {
+    let repeats = latents.size()[0] / timesteps.size()[0];
+    let xt = schedule.add_noise(latents, noise, &timesteps.repeat([repeats])); // [B, C, H, W]
+    let epsilon = unet.denoise(&xt, timesteps, texts); // [B, C, H, W]
+    (epsilon - noise).square().mean_dim([1i64, 2, 3].as_slice(), false, None)
+}
+
+/// Checks losses (in any shape, row after row) for NaN and infinity; `place` tells a row's image and timestep.
+///
+/// # Errors
+/// The first loss that is not finite.
+pub fn check(losses: &Tensor, place: impl Fn(usize) -> (usize, i64)) -> Result<(), MathError> {
+    // One number crosses from the device, unless something is wrong.
+    if losses.isfinite().all().int64_value(&[]) == 1 {
+        return Ok(());
+    }
+    let wrong = losses.flatten(0, -1).isfinite().logical_not().nonzero().int64_value(&[0, 0]);
+    let (image, timestep) = place(wrong as usize);
+    let value = losses.flatten(0, -1).double_value(&[wrong]);
+    Err(MathError::LossNotFinite { image, mirrored: false, timestep, value })
+}

@@ -1,0 +1,58 @@
+//! What can go wrong in the method.
+
+use crate::models::weights::config::ModelError;
+
+/// An error of the method: a parameter out of range, or a number that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message says what its fields are")]
+pub enum MathError {
+    #[error("`{key}` is {found}: {rule}")]
+    Parameter { key: &'static str, found: String, rule: String },
+    #[error("{what} has {found} rows, expected {expected}")]
+    Rows { what: &'static str, found: usize, expected: String },
+    #[error("cannot read rows of the data set")]
+    Data(#[source] DataError),
+    #[error(
+        "the loss of image {image}{} at timestep {timestep} is {value}",
+        if *mirrored { " (mirrored)" } else { "" }
+    )]
+    LossNotFinite { image: usize, mirrored: bool, timestep: i64, value: f64 },
+    #[error("the influence of image {image} is {value}")]
+    InfluenceNotFinite { image: usize, value: f32 },
+    #[error(
+        "the rise in loss of image {image}{} at the timestep of place {place} is {value}",
+        if *mirrored { " (mirrored)" } else { "" }
+    )]
+    DifferenceNotFinite { image: usize, mirrored: bool, place: usize, value: f64 },
+    #[error("the latents of row {row} are not finite after the step at timestep {timestep}")]
+    LatentsNotFinite { row: usize, timestep: i64 },
+    #[error("`{parameter}` holds values that are not finite: {what}")]
+    ParameterNotFinite { parameter: String, what: &'static str },
+    #[error(
+        "the Fisher information of `{parameter}` is zero in {zeros} of {count} places, \
+         so that the step there is not finite; set `damping` to go on"
+    )]
+    ZeroFisher { parameter: String, zeros: i64, count: i64 },
+    #[error(
+        "the Fisher information has no `{parameter}`, which `select` names: compute it with a `select` that holds it"
+    )]
+    NoFisher { parameter: String },
+    #[error(
+        "the Fisher information of `{parameter}` has the shape {found:?}, the parameter has {expected:?}"
+    )]
+    FisherShape { parameter: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error("`select` is {selection}, which no weight of the model has in its name")]
+    NothingSelected { selection: String },
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Any error of whoever provides the data.
+pub type DataError = Box<dyn std::error::Error + Send + Sync>;
+
+impl MathError {
+    /// The error for a parameter that breaks a rule.
+    pub fn parameter(key: &'static str, found: impl ToString, rule: impl Into<String>) -> MathError {
+        MathError::Parameter { key, found: found.to_string(), rule: rule.into() }
+    }
+}

@@ -1,0 +1,226 @@
+//! The diagonal of the empirical Fisher information: how much each parameter matters to the training set.
+//!
+//! The mean over rows (a latent, a timestep, a caption, noise) of the squared gradient of the row's loss. The
+//! work is a sequence of batches, numbered through all epochs; each has its own seed, so that any range of them
+//! can be computed alone, and the sums of ranges add up.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::data::DataSet;
+use super::diffusion_loss::{DenoisingRows, check};
+use super::error::MathError;
+use super::micro_batches::in_slices;
+use super::noise::{Draws, derived_seed};
+use super::per_sample::sums_of_squares;
+use super::schedule::NoiseSchedule;
+use super::selection::Selection;
+use crate::models::unet::UNet;
+
+/// Which rows share a drawn caption.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptionDraw {
+    /// All rows of a batch: the index is drawn once, as in the published code.
+    #[default]
+    Batch,
+    /// None: each row draws its own.
+    Row,
+}
+
+/// What counts as much as what in the mean.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// Batches: the short last one counts as much as a full one, as in the published code.
+    #[default]
+    Batch,
+    /// Rows: a plain mean.
+    Row,
+}
+
+/// What the numbers depend on, besides model and data.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FisherSpec {
+    /// Passes over the latents.
+    pub epochs: usize,
+    /// Rows a batch.
+    pub batch_size: usize,
+    /// Seed of timesteps, captions and noise.
+    pub seed: i64,
+    /// Which rows share a caption.
+    pub caption_draw: CaptionDraw,
+    /// Which mean is taken.
+    pub weighting: Weighting,
+    /// For which parameters.
+    pub selection: Selection,
+}
+
+impl FisherSpec {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// One of them is zero.
+    pub fn validate(&self) -> Result<(), MathError> {
+        for (key, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
+            if value == 0 {
+                return Err(MathError::parameter(key, value, "must be at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many batches all epochs over `latents` rows have.
+    pub fn batches(&self, latents: usize) -> usize {
+        self.epochs * latents.div_ceil(self.batch_size)
+    }
+
+    /// The latents of a batch; every epoch goes through them in the same order.
+    pub fn rows_of(&self, batch: usize, latents: usize) -> Range<usize> {
+        let start = batch % latents.div_ceil(self.batch_size) * self.batch_size;
+        start..latents.min(start + self.batch_size)
+    }
+}
+
+/// A part of the mean: sums of squared gradients, and what they are to be divided by.
+#[derive(Default)]
+pub struct FisherSum {
+    /// By parameter, in float64 on the network's device.
+    pub sums: BTreeMap<String, Tensor>,
+    /// Batches, or rows, according to the weighting.
+    pub weight: f64,
+}
+
+impl FisherSum {
+    /// Adds another part.
+    pub fn add(&mut self, other: FisherSum) {
+        self.weight += other.weight;
+        for (name, sum) in other.sums {
+            self.sums.entry(name).and_modify(|own| *own += &sum).or_insert(sum);
+        }
+    }
+
+    /// The Fisher diagonal, by parameter in float64.
+    pub fn mean(self) -> BTreeMap<String, Tensor> {
+        self.sums.into_iter().map(|(name, sum)| (name, sum / self.weight)).collect()
+    }
+}
+
+/// Computes a range of batches; `micro_batch` rows go through the network at once.
+///
+/// `progress` hears how many batches are done.
+///
+/// # Errors
+/// A parameter is out of range, nothing is selected, the data can't be read, or a loss or a gradient is not finite.
+pub fn fisher_range(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    data: DataSet<'_>,
+    spec: &FisherSpec,
+    batches: Range<usize>,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<FisherSum, MathError> {
+    spec.validate()?;
+    spec.selection.of(unet.parameters().keys())?;
+    let (mut total, first) = (FisherSum::default(), batches.start);
+    for batch in batches {
+        let images = spec.rows_of(batch, data.latents_len());
+        let rows = draw(schedule, data, spec, batch, images.clone(), unet.device())?;
+        let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
+        let slices = in_slices(rows.len(), micro_batch, |row, most| {
+            let some = row..row + most;
+            let sums =
+                squared_gradients(unet, schedule, &rows.slice(some), &spec.selection, images.start + row)?;
+            // Summed at once: the sums of many slices would take what the slices were cut for.
+            sum.add(FisherSum { sums, weight: 0.0 });
+            Ok::<_, MathError>((most, ()))
+        });
+        slices.map_err(|error| data.named(error))?;
+        match spec.weighting {
+            Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
+            Weighting::Row => sum.weight = rows.len() as f64,
+        }
+        total.add(sum);
+        progress(batch + 1 - first);
+    }
+    for (parameter, sum) in &total.sums {
+        if sum.isfinite().all().int64_value(&[]) == 0 {
+            let what = "its squared gradients";
+            return Err(MathError::ParameterNotFinite { parameter: parameter.clone(), what });
+        }
+    }
+    Ok(total)
+}
+
+/// The rows of a batch. The CPU draws, in this order, timesteps, captions, noise: the same on every device.
+fn draw(
+    schedule: &NoiseSchedule,
+    data: DataSet<'_>,
+    spec: &FisherSpec,
+    batch: usize,
+    images: Range<usize>,
+    device: Device,
+) -> Result<DenoisingRows, MathError> {
+    let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
+    let (count, captions) = (images.len() as i64, data.captions() as i64);
+    let mut draws = Draws::seeded(derived_seed("fisher", &[spec.seed, batch as i64]));
+    let timesteps = draws.below(schedule.train_timesteps(), count);
+    let drawn = match spec.caption_draw {
+        CaptionDraw::Batch => draws.below(captions, 1).repeat([count]),
+        CaptionDraw::Row => draws.below(captions, count),
+    };
+    let noise = draws.normal(&latents.size(), Device::Cpu);
+    drop(draws);
+    let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
+    let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
+    let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
+    Ok(DenoisingRows { latents, noise, timesteps, texts: data.texts(&pairs, device)? })
+}
+
+/// The sums over rows of the squared gradients of each row's loss, by parameter in float64.
+///
+/// Every row needs a text of its own (the network would share keys and values otherwise). `first_image` is the
+/// image of the first row in an error.
+///
+/// # Errors
+/// A loss is not finite.
+pub fn squared_gradients(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    rows: &DenoisingRows,
+    selection: &Selection,
+    first_image: usize,
+) -> Result<BTreeMap<String, Tensor>, MathError> {
+    assert_eq!(rows.texts.size()[0] as usize, rows.len(), "each row needs a text of its own");
+    let chosen = selection.clone();
+    unet.tape().record(move |name| chosen.matches(name));
+    let losses = tch::with_grad(|| rows.losses(unet, schedule)); // [B]
+    let taps = unet.tape().take();
+    check(&losses, |row| (first_image + row, rows.timesteps.int64_value(&[row as i64])))?;
+    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    // Each row's output depends on that row alone, so the gradient of the sum holds every row's own.
+    let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
+    Ok(tch::no_grad(|| taps.iter().zip(&grads).flat_map(|(tap, grad)| sums_of_squares(tap, grad)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_goes_through_all_rows_in_order() {
+        for (latents, batch_size) in [(10, 4), (8, 4), (3, 5)] {
+            let selection = Selection::All;
+            let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
+            let spec = FisherSpec { epochs: 3, batch_size, seed: 0, caption_draw, weighting, selection };
+            let rows: Vec<usize> =
+                (0..spec.batches(latents)).flat_map(|b| spec.rows_of(b, latents)).collect();
+            assert_eq!(rows, (0..latents).cycle().take(3 * latents).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The loss pass: every training image's loss, averaged over timesteps and captions.
+//!
+//! A row is (image, caption, timestep), the timestep fastest. Pretrained and unlearned model must see the same
+//! noise, so both passes take the same [`LossSpec`].
+
+use std::ops::Range;
+use std::sync::mpsc::sync_channel;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use super::data::{DataSet, Loaded, place};
+use super::diffusion_loss::{DenoisingRows, check, losses};
+use super::error::MathError;
+use super::micro_batches::in_slices;
+use super::noise::{NoiseMode, batch_noise, image_noise};
+use super::schedule::NoiseSchedule;
+use crate::models::unet::UNet;
+use crate::models::unet::attention::Texts;
+
+/// What the numbers of a loss pass depend on, besides model and data.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossSpec {
+    /// Rows (images x captions x timesteps) that share a draw of noise. In image mode it changes no number.
+    pub batch_size: usize,
+    /// Timesteps an image, evenly spaced from 0.
+    pub time_samples: usize,
+    /// Captions an image.
+    pub captions: usize,
+    /// Seed of the noise.
+    pub seed: i64,
+    /// Where the noise comes from.
+    pub noise: NoiseMode,
+}
+
+impl LossSpec {
+    /// Checks the numbers against each other and a model of `train_timesteps` timesteps.
+    ///
+    /// # Errors
+    /// The first rule that is broken. Each stands for a silent mistake: a timestep too many, a batch of another
+    /// size than was asked for, or of no image at all.
+    pub fn validate(&self, train_timesteps: i64) -> Result<(), MathError> {
+        let zero = |key| Err(MathError::parameter(key, 0, "must be at least 1"));
+        if self.time_samples == 0 {
+            return zero("time_samples");
+        }
+        if self.captions == 0 {
+            return zero("captions");
+        }
+        if train_timesteps % self.time_samples as i64 != 0 {
+            let rule = format!(
+                "must divide the model's {train_timesteps} timesteps, or there would be one too many"
+            );
+            return Err(MathError::parameter("time_samples", self.time_samples, rule));
+        }
+        let an_image = self.captions * self.time_samples;
+        let rule = format!(
+            "must be a multiple of captions x time_samples = {} x {} = {an_image} rows, those of an image",
+            self.captions, self.time_samples
+        );
+        if self.batch_size == 0 || !self.batch_size.is_multiple_of(an_image) {
+            return Err(MathError::parameter("batch_size", self.batch_size, rule));
+        }
+        Ok(())
+    }
+
+    /// Images that share a batch.
+    pub fn images_per_batch(&self) -> usize {
+        self.batch_size / self.captions / self.time_samples
+    }
+
+    /// How many batches `images` fill, the last one perhaps not whole.
+    pub fn batches(&self, images: usize) -> usize {
+        images.div_ceil(self.images_per_batch())
+    }
+
+    /// The images of a batch.
+    pub fn images_of(&self, batch: usize, images: usize) -> Range<usize> {
+        let size = self.images_per_batch();
+        (batch * size).min(images)..((batch + 1) * size).min(images)
+    }
+
+    /// The timesteps: 0, s, 2s, ...
+    pub fn timesteps(&self, train_timesteps: i64) -> Vec<i64> {
+        let samples = self.time_samples as i64;
+        (0..samples).map(|i| i * (train_timesteps / samples)).collect()
+    }
+}
+
+/// A model about to be measured on a data set.
+pub struct LossPass<'a> {
+    pub(super) unet: &'a UNet,
+    pub(super) schedule: &'a NoiseSchedule,
+    pub(super) data: DataSet<'a>,
+    pub(super) spec: &'a LossSpec,
+    pub(super) micro_batch: usize,
+}
+
+impl<'a> LossPass<'a> {
+    /// `micro_batch` rows go through the network at once; it changes no number beyond rounding.
+    ///
+    /// # Errors
+    /// The numbers of `spec` don't fit the model's timesteps or the data's captions.
+    pub fn new(
+        unet: &'a UNet,
+        schedule: &'a NoiseSchedule,
+        data: DataSet<'a>,
+        spec: &'a LossSpec,
+        micro_batch: usize,
+    ) -> Result<LossPass<'a>, MathError> {
+        spec.validate(schedule.train_timesteps())?;
+        if spec.captions > data.captions() {
+            let rule = format!("the data has {} captions an image", data.captions());
+            return Err(MathError::parameter("captions", spec.captions, rule));
+        }
+        Ok(LossPass { unet, schedule, data, spec, micro_batch })
+    }
+
+    /// The losses of the images of a range of batches: a mean over timesteps, then over captions.
+    ///
+    /// `progress` hears how many images are done after each batch.
+    ///
+    /// # Errors
+    /// The data can't be read, or a loss is not finite.
+    pub fn of_batches(
+        &self,
+        batches: Range<usize>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<f32>, MathError> {
+        let images_of = |batch| self.spec.images_of(batch, self.data.latents_len());
+        let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
+        self.each_loaded(batches, &mut |batch, loaded| {
+            let rows = self.rows(batch, &loaded, None)?; // [images, captions, timesteps]
+            let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
+            losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
+            progress(images_of(batch).end - first);
+            Ok(())
+        })?;
+        Ok(losses)
+    }
+
+    /// Does something with each batch's rows: while it does, another thread reads those of the next one.
+    fn each_loaded(
+        &self,
+        batches: Range<usize>,
+        work: &mut dyn FnMut(usize, Loaded) -> Result<(), MathError>,
+    ) -> Result<(), MathError> {
+        let (captions, device, count) = (self.spec.captions, self.unet.device(), self.data.latents_len());
+        let Some(data) = self.data.shared() else {
+            return batches.into_iter().try_for_each(|batch| {
+                let loaded = self.data.load(self.spec.images_of(batch, count), captions);
+                work(batch, loaded.map_err(MathError::Data)?)
+            });
+        };
+        std::thread::scope(|scope| {
+            // One waits while one is read: memory for two beside the one in work.
+            let (sender, receiver) = sync_channel(1);
+            let spec = self.spec;
+            scope.spawn(move || {
+                for batch in batches {
+                    let loaded = data.load(spec.images_of(batch, count), captions, device);
+                    // Nobody listens any more once the work has failed.
+                    if sender.send((batch, loaded)).is_err() {
+                        break;
+                    }
+                }
+            });
+            receiver.into_iter().try_for_each(|(batch, loaded)| work(batch, loaded.map_err(MathError::Data)?))
+        })
+    }
+
+    /// The losses [images, captions, timesteps] of the images of a batch, on the CPU.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn rows_of_batch(&self, batch: usize) -> Result<Tensor, MathError> {
+        self.some_rows(batch, None)
+    }
+
+    /// The losses [pairs, 1, timesteps] of some pairs of image and caption of a batch, numbered from 0 with the caption fastest.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn pairs_of_batch(&self, batch: usize, pairs: Range<usize>) -> Result<Tensor, MathError> {
+        self.some_rows(batch, Some(pairs))
+    }
+
+    /// The same losses as [`LossPass::rows_of_batch`], a row at a time, each with a text of its own: what the fast way is held to.
+    ///
+    /// # Errors
+    /// As [`LossPass::of_batches`].
+    pub fn rows_of_batch_simply(&self, batch: usize) -> Result<Tensor, MathError> {
+        let device = self.unet.device();
+        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let shape = self.data.latents(&[images.start], device)?.size();
+        let noise = self.noise(&images, &timesteps, batch, &shape[1..]); // [rows, C, H, W]
+        let (mut losses, mut row) = (Vec::new(), 0);
+        for image in images.clone() {
+            for caption in 0..captions {
+                for timestep in &timesteps {
+                    let rows = DenoisingRows {
+                        latents: self.data.latents(&[image], device)?,
+                        noise: noise.narrow(0, row, 1),
+                        timesteps: self.timesteps(&[*timestep]),
+                        texts: self.data.texts(&[(image, caption)], device)?,
+                    };
+                    losses.push(rows.losses(self.unet, self.schedule).detach());
+                    row += 1;
+                }
+            }
+        }
+        let shape = [images.len() as i64, captions as i64, timesteps.len() as i64];
+        Ok(Tensor::cat(&losses, 0).to_device(Device::Cpu).view(shape))
+    }
+
+    fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+        let images = self.spec.images_of(batch, self.data.latents_len());
+        let loaded = self.data.load(images, self.spec.captions).map_err(MathError::Data)?;
+        self.rows(batch, &loaded, pairs)
+    }
+
+    /// The losses [images, captions, timesteps] of a batch on the CPU, or [pairs, 1, timesteps] of some of its pairs.
+    ///
+    /// The device works through all slices before it is asked for a number, and so never waits.
+    fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+        let device = self.unet.device();
+        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
+        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let (latents, texts) = (place(&loaded.latents, device), place(&loaded.texts, device));
+        let noise = self.noise(&images, &timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
+        let (all, times) = (images.len() * captions, timesteps.len());
+        let some = pairs.clone().unwrap_or(0..all);
+        let mut encoded: Option<(Range<usize>, Texts)> = None;
+        let parts = in_slices(some.len() * times, self.micro_batch, |row, most| {
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let (pairs, some_times) = slice(row, most, some.len(), times);
+            let pairs = some.start + pairs.start..some.start + pairs.end;
+            // The slices of one pair follow each other.
+            let texts = match &encoded {
+                Some((known, texts)) if *known == pairs => texts,
+                _ => {
+                    // Not both at once: memory may have run out for the last ones.
+                    encoded = None;
+                    let texts = self.unet.encode(&narrow(&texts, &pairs));
+                    &encoded.insert((pairs.clone(), texts)).1
+                }
+            };
+            let (count, each) = (pairs.len() * some_times.len(), some_times.len() as i64);
+            let first = pairs.start * times + some_times.start;
+            let noise = narrow(&noise, &(first..first + count)); // [rows, C, H, W]
+            let images: Vec<i64> = pairs.map(|pair| (pair / captions) as i64).collect();
+            let images = Tensor::from_slice(&images).to_device(device);
+            let latents = latents.index_select(0, &images).repeat_interleave_self_int(each, 0, None);
+            let timesteps = self.timesteps(&timesteps[some_times]);
+            let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, texts);
+            Ok::<_, MathError>((count, losses))
+        });
+        let losses = Tensor::cat(&parts?, 0).to_device(Device::Cpu);
+        let place_of = |row: usize| {
+            let row = some.start * times + row;
+            (images.start + row / times / captions, timesteps[row % times])
+        };
+        check(&losses, place_of).map_err(|error| self.data.named(error))?;
+        let [first, second] = if pairs.is_some() { [some.len(), 1] } else { [images.len(), captions] };
+        Ok(losses.view([first as i64, second as i64, times as i64]))
+    }
+
+    pub(super) fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+        Tensor::from_slice(timesteps).to_device(self.unet.device())
+    }
+
+    /// The noise of all rows of some images, on the network's device.
+    fn noise(&self, images: &Range<usize>, timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
+        let (seed, device, captions) = (self.spec.seed, self.unet.device(), self.spec.captions as i64);
+        match self.spec.noise {
+            NoiseMode::Batch => {
+                let rows = images.len() as i64 * captions * timesteps.len() as i64;
+                batch_noise(seed, batch, &[&[rows], latent].concat(), device)
+            }
+            NoiseMode::Image => {
+                let shape = [&[captions], latent].concat();
+                let draw = |image| image_noise(seed, self.data.original(image), timesteps, &shape, device);
+                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
+                Tensor::cat(&noise, 0).flatten(0, 1)
+            }
+        }
+    }
+}
+
+fn narrow(x: &Tensor, rows: &Range<usize>) -> Tensor {
+    x.narrow(0, rows.start as i64, rows.len() as i64)
+}
+
+/// The next slice from `row` on: pairs of image and caption, and which of their timesteps.
+///
+/// It holds whole pairs, which share a text, as long as one fits into `most` rows; else a part of one pair.
+fn slice(row: usize, most: usize, groups: usize, times: usize) -> (Range<usize>, Range<usize>) {
+    let (group, time) = (row / times, row % times);
+    if time == 0 && most >= times {
+        (group..groups.min(group + most / times), 0..times)
+    } else {
+        (group..group + 1, time..times.min(time + most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_image_once() {
+        let spec =
+            LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 0, noise: NoiseMode::Batch };
+        for images in 0..12 {
+            let found: Vec<usize> =
+                (0..spec.batches(images)).flat_map(|b| spec.images_of(b, images)).collect();
+            assert_eq!(found, (0..images).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn timesteps_start_at_zero_and_stay_below_the_end() {
+        let spec =
+            LossSpec { batch_size: 20, time_samples: 20, captions: 1, seed: 0, noise: NoiseMode::Batch };
+        let timesteps = spec.timesteps(1000);
+        assert_eq!((timesteps.len(), timesteps[0], timesteps[1], timesteps[19]), (20, 0, 50, 950));
+    }
+
+    #[test]
+    fn slices_follow_each_other_and_never_split_several_texts() {
+        for (most, groups, times) in [(1, 6, 4), (3, 6, 4), (4, 6, 4), (11, 6, 4), (100, 6, 4), (2, 5, 1)] {
+            let mut row = 0;
+            while row < groups * times {
+                let (some, part) = slice(row, most, groups, times);
+                assert_eq!(row, some.start * times + part.start);
+                assert!(some.len() == 1 || part == (0..times));
+                let count = some.len() * part.len();
+                assert!(count > 0 && count <= most);
+                row += count;
+            }
+            assert_eq!(row, groups * times);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Drawing images: from noise to latents, step by step, under guidance of a text.
+//!
+//! Ancestral sampling (Ho et al. 2020, algorithm 2) with classifier-free guidance (Ho and Salimans 2022, arXiv
+//! 2207.12598): e = e_uncond + scale (e_text - e_uncond).
+
+use std::convert::Infallible;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use super::error::MathError;
+use super::micro_batches::in_slices;
+use super::noise::{Draws, drawing_noise};
+use super::schedule::NoiseSchedule;
+use crate::models::unet::UNet;
+
+/// What a drawing depends on, besides model, texts and random numbers.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleSpec {
+    /// Denoising steps.
+    pub steps: usize,
+    /// How far to go from the prediction without the text toward, and beyond, the one with it.
+    pub guidance_scale: f64,
+    /// Latents [C, H, W] that a batch draws noise for; fewer texts use the first of them. Without effect where each
+    /// text has its own noise.
+    pub batch_size: usize,
+}
+
+/// Draws latents [n, C, H, W] for texts `cond` [n, L, D], n being at most the batch size.
+///
+/// `uncond` [1, L, D] is the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
+/// then a tensor of that shape at each step with t > 0; it goes on from batch to batch. Published scripts fill a
+/// short batch up with zero texts and cut it afterwards: computing its rows only comes to the same.
+///
+/// `micro_batch` rows go through the network at once. `progress` hears how many steps are done.
+///
+/// # Errors
+/// There are too many steps or texts, the configuration gives no latent size, or a latent is not finite.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is of its own kind, and a bundle would be unpacked at once"
+)]
+pub fn sample(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    cond: &Tensor,
+    uncond: &Tensor,
+    spec: &SampleSpec,
+    draws: &mut Draws,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tensor, MathError> {
+    let shape = batch_shape(unet, spec)?;
+    let count = cond.size()[0];
+    if count > shape[0] {
+        let expected = format!("at most the batch size {}", shape[0]);
+        return Err(MathError::Rows { what: "texts", found: count as usize, expected });
+    }
+    let mut noise = |_| draws.normal(&shape, Device::Cpu).narrow(0, 0, count);
+    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+}
+
+/// Draws latents [n, C, H, W] for texts `cond` [n, L, D] at the places `first`, `first + 1`, …, each from random
+/// numbers of its own: neither the other texts nor the batch size change a drawing.
+///
+/// # Errors
+/// As [`sample`].
+#[expect(clippy::too_many_arguments, reason = "as for `sample`")]
+pub fn sample_each(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    cond: &Tensor,
+    uncond: &Tensor,
+    spec: &SampleSpec,
+    seed: i64,
+    first: usize,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tensor, MathError> {
+    let shape = batch_shape(unet, spec)?;
+    let mut noise = |timestep| {
+        let places = first..first + cond.size()[0] as usize;
+        let drawn: Vec<Tensor> =
+            places.map(|place| drawing_noise(seed, place, timestep, &shape[1..])).collect();
+        Tensor::stack(&drawn, 0)
+    };
+    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+}
+
+/// The way back from noise; `noise` gives the initial latents [n, C, H, W], asked for as those of the timestep past
+/// the last, then what the step at each timestep adds.
+#[expect(clippy::too_many_arguments, reason = "as for `sample`")]
+fn denoise(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    cond: &Tensor,
+    uncond: &Tensor,
+    spec: &SampleSpec,
+    noise: &mut dyn FnMut(i64) -> Tensor,
+    micro_batch: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Tensor, MathError> {
+    let timesteps = schedule.timesteps(spec.steps)?;
+    let mut noise = |timestep| noise(timestep).to_device(unet.device());
+    let mut x = noise(schedule.train_timesteps()); // [n, C, H, W]
+    for (i, &t) in timesteps.iter().enumerate() {
+        let epsilon = guided(unet, &x, t, cond, uncond, spec.guidance_scale, micro_batch);
+        let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
+        x = schedule.step(&x, &epsilon, t, timesteps.get(i + 1).copied(), noise.as_ref());
+        check(&x, t)?;
+        progress(i + 1);
+    }
+    Ok(x)
+}
+
+/// Passes over the random numbers of one batch, so that a later one can be drawn alone.
+///
+/// # Errors
+/// As [`sample`].
+pub fn skip_batch(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    spec: &SampleSpec,
+    draws: &mut Draws,
+) -> Result<(), MathError> {
+    let shape = batch_shape(unet, spec)?;
+    let noisy =
+        schedule.timesteps(spec.steps)?.into_iter().filter(|&t| NoiseSchedule::draws_noise(t)).count();
+    for _ in 0..=noisy {
+        let _ = draws.normal(&shape, Device::Cpu);
+    }
+    Ok(())
+}
+
+fn batch_shape(unet: &UNet, spec: &SampleSpec) -> Result<Vec<i64>, MathError> {
+    let rule = "the model's config.json must give the size of its latents";
+    let latent =
+        unet.config().latent_shape().ok_or_else(|| MathError::parameter("sample_size", "missing", rule))?;
+    Ok([&[spec.batch_size as i64], latent.as_slice()].concat())
+}
+
+/// The noise prediction under guidance, [n, C, H, W].
+fn guided(
+    unet: &UNet,
+    x: &Tensor,
+    t: i64,
+    cond: &Tensor,
+    uncond: &Tensor,
+    scale: f64,
+    micro_batch: usize,
+) -> Tensor {
+    let parts = in_slices(x.size()[0] as usize, micro_batch, |row, most| {
+        let some = |x: &Tensor| x.narrow(0, row as i64, most as i64);
+        let xt = some(x);
+        let timesteps = Tensor::full([most as i64], t, (tch::Kind::Int64, x.device()));
+        let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+        // Two passes: the empty text is one text for all rows, and its keys are computed once.
+        let without = unet.forward(&xt, &timesteps, uncond);
+        let with = unet.forward(&xt, &timesteps, &some(cond));
+        Ok::<_, Infallible>((most, &without + (with - &without) * scale))
+    });
+    let Ok(parts) = parts;
+    Tensor::cat(&parts, 0)
+}
+
+/// Stops at the first latent that is not finite: the rest of the drawing would be wasted.
+fn check(x: &Tensor, timestep: i64) -> Result<(), MathError> {
+    let finite = x.isfinite();
+    if finite.all().int64_value(&[]) == 1 {
+        return Ok(());
+    }
+    let row = finite.logical_not().nonzero().int64_value(&[0, 0]) as usize;
+    Err(MathError::LatentsNotFinite { row, timestep })
+}

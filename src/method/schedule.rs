@@ -1,0 +1,185 @@
+//! The forward process and one step back: how much noise a timestep stands for.
+//!
+//! Ho et al. 2020 (arXiv 2006.11239), with the numbers of diffusers' `DDPMScheduler` to the last bit: everything
+//! is float32, as there. Shapes: latents and noise [B, C, H, W], timesteps [B] int64.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use super::error::MathError;
+use crate::models::weights::config::{self, Guard, ModelError};
+
+/// What `DDPMScheduler` could compute but this crate does not.
+const GUARDS: &[Guard] = &[
+    Guard("beta_schedule", &["\"linear\"", "\"scaled_linear\""]),
+    Guard("prediction_type", &["\"epsilon\""]),
+    Guard("rescale_betas_zero_snr", &["false"]),
+    Guard("thresholding", &["false"]),
+    Guard("timestep_spacing", &["\"leading\""]),
+    Guard("trained_betas", &["null"]),
+    Guard("variance_type", &["\"fixed_small\""]),
+];
+
+/// The keys of `scheduler_config.json` that matter here, with the defaults of `DDPMScheduler`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "named and documented by diffusers' DDPMScheduler")]
+pub struct ScheduleConfig {
+    pub num_train_timesteps: i64,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub beta_schedule: BetaSchedule,
+    pub clip_sample: bool,
+    pub clip_sample_range: f64,
+    pub steps_offset: i64,
+}
+
+/// How beta grows from its start to its end.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// In a straight line.
+    Linear,
+    /// Its square root does.
+    ScaledLinear,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> ScheduleConfig {
+        ScheduleConfig {
+            num_train_timesteps: 1000,
+            beta_start: 1e-4,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            steps_offset: 0,
+        }
+    }
+}
+
+impl ScheduleConfig {
+    /// Reads `scheduler_config.json` from a folder in the diffusers layout; no number is computed.
+    ///
+    /// # Errors
+    /// As [`NoiseSchedule::load`].
+    pub fn load(folder: &Path) -> Result<ScheduleConfig, ModelError> {
+        let file = folder.join("scheduler_config.json");
+        let config: ScheduleConfig = config::read(&file, GUARDS)?;
+        if config.num_train_timesteps < 1 {
+            return Err(config::unsupported(
+                &file,
+                "num_train_timesteps",
+                config.num_train_timesteps,
+                "1 or more",
+            ));
+        }
+        Ok(config)
+    }
+}
+
+/// The share of signal that is left at each timestep.
+pub struct NoiseSchedule {
+    config: ScheduleConfig,
+    alphas_cumprod: Tensor,
+}
+
+impl NoiseSchedule {
+    /// Reads `scheduler_config.json` from a folder in the diffusers layout.
+    ///
+    /// # Errors
+    /// The file can't be read, or asks for what is not supported.
+    pub fn load(folder: &Path) -> Result<NoiseSchedule, ModelError> {
+        ScheduleConfig::load(folder).map(NoiseSchedule::new)
+    }
+
+    /// The schedule of a configuration.
+    pub fn new(config: ScheduleConfig) -> NoiseSchedule {
+        let float = (Kind::Float, Device::Cpu);
+        let line = |start: f64, end: f64| Tensor::linspace(start, end, config.num_train_timesteps, float);
+        let betas = match config.beta_schedule {
+            BetaSchedule::Linear => line(config.beta_start, config.beta_end),
+            BetaSchedule::ScaledLinear => line(config.beta_start.sqrt(), config.beta_end.sqrt()).square(),
+        };
+        let alphas_cumprod = (1f64 - betas).cumprod(0, None::<Kind>);
+        NoiseSchedule { config, alphas_cumprod }
+    }
+
+    /// The number of timesteps that the model was trained with, T.
+    pub fn train_timesteps(&self) -> i64 {
+        self.config.num_train_timesteps
+    }
+
+    /// Products of 1 - beta up to each timestep: [T] float32 on the CPU.
+    pub fn alphas_cumprod(&self) -> &Tensor {
+        &self.alphas_cumprod
+    }
+
+    /// Moves clean latents forward: sqrt(a_t) x0 + sqrt(1 - a_t) eps, a_t being `alphas_cumprod` at t.
+    pub fn add_noise(&self, x0: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Tensor {
+        let a = self.alphas_cumprod.to_device(x0.device()).index_select(0, timesteps).view([-1, 1, 1, 1]);
+        a.sqrt() * x0 + (1f64 - a).sqrt() * noise // [B, C, H, W]
+    }
+
+    /// The timesteps of a drawing in `steps` steps, falling, evenly spaced and ending at the offset ("leading").
+    ///
+    /// # Errors
+    /// There are no steps, or more than the model was trained with.
+    pub fn timesteps(&self, steps: usize) -> Result<Vec<i64>, MathError> {
+        let (train, offset) = (self.config.num_train_timesteps, self.config.steps_offset);
+        let stride = i64::try_from(steps).ok().filter(|&steps| steps > 0).map_or(0, |steps| train / steps);
+        let timesteps: Vec<i64> = (0..steps as i64).rev().map(|i| i * stride + offset).collect();
+        if stride == 0 || timesteps[0] >= train {
+            return Err(MathError::parameter(
+                "steps",
+                steps,
+                format!("must be from 1 to {}", train - offset),
+            ));
+        }
+        Ok(timesteps)
+    }
+
+    /// One step back (Ho et al. 2020, equations 6 and 7) from `x` at `t`, where `previous` is the timestep that
+    /// comes next in the drawing, none after the last.
+    ///
+    /// `noise` is what [`NoiseSchedule::draws_noise`] asks for, of the shape of `x`.
+    pub fn step(
+        &self,
+        x: &Tensor,
+        epsilon: &Tensor,
+        t: i64,
+        previous: Option<i64>,
+        noise: Option<&Tensor>,
+    ) -> Tensor {
+        let a = self.at(t);
+        let a_prev = previous.map_or(1.0, |t| self.at(t));
+        let (alpha, beta) = (a / a_prev, 1.0 - a / a_prev);
+        let mut x0 = (x - epsilon * scalar((1.0 - a).sqrt())) / scalar(a.sqrt()); // [B, C, H, W]
+        if self.config.clip_sample {
+            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range);
+        }
+        let toward_x0 = a_prev.sqrt() * beta / (1.0 - a);
+        let toward_x = alpha.sqrt() * (1.0 - a_prev) / (1.0 - a);
+        let mean = x0 * scalar(toward_x0) + x * scalar(toward_x);
+        match noise {
+            Some(noise) => mean + noise * scalar(((1.0 - a_prev) / (1.0 - a) * beta).max(1e-20).sqrt()),
+            None => mean,
+        }
+    }
+
+    /// Whether the step at `t` adds noise.
+    pub fn draws_noise(t: i64) -> bool {
+        t > 0
+    }
+
+    fn at(&self, t: i64) -> f32 {
+        self.alphas_cumprod.double_value(&[t]) as f32
+    }
+}
+
+/// A float32 number as tch takes scalars; the arithmetic before was done in float32, as diffusers does it.
+fn scalar(value: f32) -> f64 {
+    f64::from(value)
+}

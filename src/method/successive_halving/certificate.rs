@@ -1,0 +1,46 @@
+//! What a random sample of the discarded says of all of them.
+
+use super::special_functions::ln_choose;
+
+/// The most of `population` that can belong, if `found` of a uniform sample of `drawn` without replacement do: an upper
+/// bound that holds with at least the given confidence, whatever the population is.
+///
+/// Clopper and Pearson's construction (1934) on the hypergeometric distribution, for a sample is drawn without
+/// replacement: never above their bound for the binomial one, and exactly `found` where all were drawn.
+pub fn most(population: usize, drawn: usize, found: usize, confidence: f64) -> usize {
+    let error = 1.0 - confidence;
+    // As many as were found belong, and as many as were drawn besides do not.
+    let (mut low, mut high) = (found, population - (drawn - found));
+    // The more belong, the less likely so few are found: the last number that is not too unlikely.
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if at_most(population, middle, drawn, found) > error {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
+
+/// The probability that a sample of `drawn` holds at most `found` of the `belonging`.
+fn at_most(population: usize, belonging: usize, drawn: usize, found: usize) -> f64 {
+    let others = population - belonging;
+    let all = ln_choose(population, drawn);
+    let chance = |x: usize| (ln_choose(belonging, x) + ln_choose(others, drawn - x) - all).exp();
+    (drawn.saturating_sub(others)..=found.min(belonging).min(drawn)).map(chance).sum()
+}
+
+/// How many of `population` must be drawn, none of which belongs, to bound those that do by `belonging`.
+pub fn sample_for(population: usize, belonging: usize, confidence: f64) -> usize {
+    let (mut low, mut high) = (0, population);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if most(population, middle, 0, confidence) <= belonging {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}

@@ -1,0 +1,268 @@
+//! Unlearning a generated image: a step up its loss, weighed so that what matters to the training set stays.
+//!
+//! Wang et al. 2024, section 4: p += lr * grad / (N F), F being the Fisher diagonal and N the number of training
+//! images. The sign is plus: the image's loss goes up.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::diffusion_loss::{DenoisingRows, check};
+use super::error::MathError;
+use super::micro_batches::in_slices;
+use super::noise::{Draws, derived_seed};
+use super::schedule::NoiseSchedule;
+use super::selection::Selection;
+use crate::models::unet::UNet;
+
+/// What the numbers depend on, besides model, query and Fisher diagonal.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnlearnSpec {
+    /// Steps of the parameters.
+    pub steps: usize,
+    /// Batches whose gradients make up a step.
+    pub grad_accum_steps: usize,
+    /// Rows a batch, at distinct timesteps.
+    pub batch_size: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Seed of timesteps and noise.
+    pub seed: i64,
+    /// Added to the Fisher diagonal, so that zeros in it don't divide.
+    pub damping: Option<f64>,
+    /// Which parameters move.
+    pub selection: Selection,
+}
+
+impl UnlearnSpec {
+    /// Checks the numbers against a model of `train_timesteps` timesteps.
+    ///
+    /// # Errors
+    /// The first one out of range.
+    pub fn validate(&self, train_timesteps: i64) -> Result<(), MathError> {
+        let counts = [
+            ("steps", self.steps),
+            ("grad_accum_steps", self.grad_accum_steps),
+            ("batch_size", self.batch_size),
+        ];
+        for (key, value) in counts {
+            if value == 0 {
+                return Err(MathError::parameter(key, value, "must be at least 1"));
+            }
+        }
+        if self.batch_size as i64 > train_timesteps {
+            let rule = format!("its timesteps are distinct, and the model has {train_timesteps}");
+            return Err(MathError::parameter("batch_size", self.batch_size, rule));
+        }
+        if !self.lr.is_finite() {
+            return Err(MathError::parameter("lr", self.lr, "must be finite"));
+        }
+        match self.damping {
+            Some(damping) if !(damping > 0.0 && damping.is_finite()) => {
+                Err(MathError::parameter("damping", damping, "must be positive and finite, or left out"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A model about to unlearn one generated image. The network's parameters are changed in place.
+pub struct Unlearning<'a> {
+    unet: &'a UNet,
+    schedule: &'a NoiseSchedule,
+    latent: Tensor,
+    text: Tensor,
+    spec: &'a UnlearnSpec,
+    chosen: Vec<String>,
+    micro_batch: usize,
+}
+
+impl<'a> Unlearning<'a> {
+    /// The query is a latent [C, H, W] and its text [L, D].
+    ///
+    /// # Errors
+    /// A parameter is out of range, or nothing is selected.
+    pub fn new(
+        unet: &'a UNet,
+        schedule: &'a NoiseSchedule,
+        latent: &Tensor,
+        text: &Tensor,
+        spec: &'a UnlearnSpec,
+        micro_batch: usize,
+    ) -> Result<Unlearning<'a>, MathError> {
+        spec.validate(schedule.train_timesteps())?;
+        let chosen = spec.selection.of(unet.parameters().keys())?;
+        let place = |x: &Tensor| x.to_kind(Kind::Float).to_device(unet.device()).unsqueeze(0);
+        Ok(Unlearning { unet, schedule, latent: place(latent), text: place(text), spec, chosen, micro_batch })
+    }
+
+    /// All steps; returns the changed parameters in float32.
+    ///
+    /// `fisher` is the Fisher diagonal by parameter in float64, `images` the number N of training images
+    /// (without mirror images). `progress` hears how many batches are done.
+    ///
+    /// # Errors
+    /// The Fisher diagonal doesn't fit the parameters or holds zeros, or a number is not finite.
+    pub fn run(
+        &self,
+        fisher: &BTreeMap<String, Tensor>,
+        images: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<BTreeMap<String, Tensor>, MathError> {
+        self.check_fisher(fisher)?;
+        for step in 0..self.spec.steps {
+            let done = step * self.spec.grad_accum_steps;
+            let batches = 0..self.spec.grad_accum_steps;
+            let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
+            self.apply(&gradient, fisher, images)?;
+        }
+        Ok(self.changed())
+    }
+
+    /// The sum over a range of a step's batches of the gradient of the mean loss, in float64.
+    ///
+    /// Each batch has its own seed, so that the sums of ranges add up.
+    ///
+    /// # Errors
+    /// A loss is not finite.
+    pub fn gradient(
+        &self,
+        step: usize,
+        batches: Range<usize>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<BTreeMap<String, Tensor>, MathError> {
+        let (mut total, mut next) = (BTreeMap::new(), batches.start);
+        // As many whole batches at once as the device has room for: small passes leave most of a GPU idle.
+        let at_once = (self.micro_batch / self.spec.batch_size).max(1);
+        while next < batches.end {
+            let some = next..batches.end.min(next + at_once);
+            next = some.end;
+            let rows: Vec<DenoisingRows> = some.map(|batch| self.draw(step, batch)).collect();
+            add(&mut total, self.gradient_of_batches(&rows)?);
+            progress(next - batches.start);
+        }
+        Ok(total)
+    }
+
+    /// The rows of a batch: distinct timesteps and noise. The CPU draws, in this order: the same on every device.
+    pub fn draw(&self, step: usize, batch: usize) -> DenoisingRows {
+        let (count, device) = (self.spec.batch_size as i64, self.unet.device());
+        let mut shape = self.latent.size();
+        shape[0] = count;
+        let mut draws = Draws::seeded(derived_seed("unlearn", &[self.spec.seed, step as i64, batch as i64]));
+        let timesteps = draws.permutation(self.schedule.train_timesteps()).narrow(0, 0, count);
+        let noise = draws.normal(&shape, Device::Cpu);
+        self.rows(timesteps.to_device(device), noise.to_device(device))
+    }
+
+    /// The query at given timesteps [B] with given noise [B, C, H, W].
+    pub fn rows(&self, timesteps: Tensor, noise: Tensor) -> DenoisingRows {
+        let latents = self.latent.expand(noise.size(), false);
+        DenoisingRows { latents, noise, timesteps, texts: self.text.shallow_clone() }
+    }
+
+    /// The gradient of the mean loss over `rows`, by chosen parameter in float64.
+    ///
+    /// # Errors
+    /// A loss is not finite.
+    pub fn gradient_of(&self, rows: &DenoisingRows) -> Result<BTreeMap<String, Tensor>, MathError> {
+        self.gradient_of_batches(std::slice::from_ref(rows))
+    }
+
+    /// The sum of the gradients of the mean losses over batches of the same size.
+    fn gradient_of_batches(&self, batches: &[DenoisingRows]) -> Result<BTreeMap<String, Tensor>, MathError> {
+        let size = batches[0].len();
+        let together = |part: fn(&DenoisingRows) -> &Tensor| {
+            Tensor::cat(&batches.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        let rows = &DenoisingRows {
+            latents: together(|rows| &rows.latents),
+            noise: together(|rows| &rows.noise),
+            timesteps: together(|rows| &rows.timesteps),
+            texts: batches[0].texts.shallow_clone(),
+        };
+        // Only the chosen parameters require grad, so there is no graph below the first of them.
+        let parameters: Vec<Tensor> =
+            self.chosen.iter().map(|name| self.unet.parameters()[name].set_requires_grad(true)).collect();
+        let mut total = BTreeMap::new();
+        let slices = in_slices(rows.len(), self.micro_batch, |row, most| {
+            let some = rows.slice(row..row + most);
+            let losses = tch::with_grad(|| some.losses(self.unet, self.schedule));
+            check(&losses, |row| (0, some.timesteps.int64_value(&[row as i64])))?;
+            let mean = losses.sum(Kind::Float) / size as f64;
+            let grads = Tensor::run_backward(&[mean], &parameters, false, false);
+            let doubles = grads.iter().map(|grad| grad.to_kind(Kind::Double));
+            // Summed at once: the gradients of many slices would take what the slices were cut for.
+            add(&mut total, self.chosen.iter().cloned().zip(doubles).collect());
+            Ok::<_, MathError>((most, ()))
+        });
+        for parameter in &parameters {
+            let _ = parameter.set_requires_grad(false);
+        }
+        slices?;
+        Ok(total)
+    }
+
+    /// Moves the parameters: p += lr * gradient / (N F) / grad_accum_steps, in float64, rounded to float32.
+    ///
+    /// # Errors
+    /// As [`Unlearning::run`].
+    pub fn apply(
+        &self,
+        gradient: &BTreeMap<String, Tensor>,
+        fisher: &BTreeMap<String, Tensor>,
+        images: usize,
+    ) -> Result<(), MathError> {
+        self.check_fisher(fisher)?;
+        for name in &self.chosen {
+            let parameter = &self.unet.parameters()[name];
+            let fisher = fisher[name].to_device(parameter.device()).to_kind(Kind::Double);
+            let fisher = fisher + self.spec.damping.unwrap_or(0.0);
+            let step =
+                &gradient[name] * self.spec.lr / (fisher * images as f64) / self.spec.grad_accum_steps as f64;
+            // Checked as it is stored: what is finite in float64 may not be in float32.
+            let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
+            if moved.isfinite().all().int64_value(&[]) == 0 {
+                let what = "after the step";
+                return Err(MathError::ParameterNotFinite { parameter: name.clone(), what });
+            }
+            tch::no_grad(|| parameter.shallow_clone().copy_(&moved));
+            self.unet.tape().parameters_changed();
+        }
+        Ok(())
+    }
+
+    /// Copies of the chosen parameters as they are now.
+    pub fn changed(&self) -> BTreeMap<String, Tensor> {
+        self.chosen.iter().map(|name| (name.clone(), self.unet.parameters()[name].copy())).collect()
+    }
+
+    fn check_fisher(&self, fisher: &BTreeMap<String, Tensor>) -> Result<(), MathError> {
+        for name in &self.chosen {
+            let (parameter, expected) = (name.clone(), self.unet.parameters()[name].size());
+            let Some(values) = fisher.get(name) else { return Err(MathError::NoFisher { parameter }) };
+            if values.size() != expected {
+                return Err(MathError::FisherShape { parameter, found: values.size(), expected });
+            }
+            if values.isfinite().all().int64_value(&[]) == 0 {
+                let what = "its Fisher information";
+                return Err(MathError::ParameterNotFinite { parameter, what });
+            }
+            let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
+            if zeros > 0 && self.spec.damping.is_none() {
+                return Err(MathError::ZeroFisher { parameter, zeros, count: values.numel() as i64 });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds `part` to `total`, parameter by parameter.
+fn add(total: &mut BTreeMap<String, Tensor>, part: BTreeMap<String, Tensor>) {
+    for (name, grad) in part {
+        total.entry(name).and_modify(|sum| *sum += &grad).or_insert(grad);
+    }
+}

@@ -1,0 +1,213 @@
+//! The transformer inside a UNet block: self attention, cross attention to the text, feed forward.
+//!
+//! Shapes: B rows, C channels, S = H*W positions, K texts of L tokens of width D. Names as in diffusers'
+//! `Transformer2DModel` and `BasicTransformerBlock`.
+
+use tch::{Kind, Tensor};
+
+use super::block_context::{Common, TextMaps, split};
+use crate::models::layers::{self, Conv2d, GroupNorm, LayerNorm, Linear, Stacked};
+use crate::models::weights::Scope;
+
+/// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
+///
+/// Queries [K, T, C] in any grouping of rows, keys and values [K, heads, L, C/heads]; returns [K, T, C].
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    let (q, no_mask) = (split(q, k.size()[1]), None::<Tensor>);
+    let y = Tensor::scaled_dot_product_attention(&q, k, v, no_mask, 0.0, false, None, false);
+    y.transpose(1, 2).flatten(2, 3)
+}
+
+/// Attention of an image's positions to each other.
+struct SelfAttention {
+    heads: i64,
+    to_qkv: Stacked,
+    to_out: Linear,
+}
+
+impl SelfAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> SelfAttention {
+        let to_qkv = Stacked::new(scope, &["to_q", "to_k", "to_v"], width, width, &common.tape);
+        let to_out = Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape);
+        SelfAttention { heads, to_qkv, to_out }
+    }
+
+    /// [B, S, C] to the same shape.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let qkv = self.to_qkv.forward(x); // 3 x [B, S, C]
+        let y = attend(&qkv[0], &split(&qkv[1], self.heads), &split(&qkv[2], self.heads));
+        self.to_out.forward(&y)
+    }
+}
+
+/// What a network reads of K texts: keys and values for each of its cross attentions, in their order.
+pub struct Texts {
+    keys_values: Vec<[Tensor; 2]>,
+    count: i64,
+}
+
+impl Texts {
+    /// Texts [K, L, D] as layers with these maps read them, of type `kind`.
+    pub(super) fn new(maps: &[TextMaps], texts: &Tensor, kind: Kind) -> Texts {
+        let keys_values = maps.iter().map(|maps| maps.forward(texts, kind)).collect();
+        Texts { keys_values, count: texts.size()[0] }
+    }
+
+    /// How many texts there are.
+    pub fn count(&self) -> i64 {
+        self.count
+    }
+
+    /// Some of the texts.
+    pub fn narrow(&self, start: i64, count: i64) -> Texts {
+        let narrow = |pair: &[Tensor; 2]| [0, 1].map(|i| pair[i].narrow(0, start, count));
+        Texts { keys_values: self.keys_values.iter().map(narrow).collect(), count }
+    }
+}
+
+/// Attention of an image's positions to a text.
+struct CrossAttention {
+    /// Which of the network's cross attentions it is.
+    place: usize,
+    to_q: Linear,
+    to_out: Linear,
+}
+
+impl CrossAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> CrossAttention {
+        // In the weights' own precision: unlearning moves these weights, by less than a shorter type can tell.
+        let exact = |name| Linear::exact(&scope.sub(name), common.text_width, width, false, &common.tape);
+        let maps = TextMaps { heads, to_k: exact("to_k"), to_v: exact("to_v") };
+        let mut all = common.text_maps.borrow_mut();
+        all.push(maps);
+        CrossAttention {
+            place: all.len() - 1,
+            to_q: Linear::new(&scope.sub("to_q"), width, width, false, &common.tape),
+            to_out: Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape),
+        }
+    }
+
+    /// [B, S, C] and K texts to [B, S, C]; row r sees text r / (B/K).
+    ///
+    /// The queries of the rows that share a text are laid end to end and attend together, so that keys and values are
+    /// kept, and read, once for each text.
+    fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+        let [k, v] = &texts.keys_values[self.place];
+        let (rows, _, width) = x.size3().expect("tokens have three dimensions");
+        let q = self.to_q.forward(x);
+        if q.requires_grad() && q.device().is_cuda() {
+            // A graph's way back through one long attention would keep a few of a GPU's processors busy: a row each.
+            let each = |x: &Tensor| x.repeat_interleave_self_int(rows / texts.count, 0, None);
+            return self.to_out.forward(&attend(&q, &each(k), &each(v)));
+        }
+        let q = q.view([texts.count, -1, width]); // [K, B/K*S, C]
+        self.to_out.forward(&attend(&q, k, v).view(x.size().as_slice())) // [B, S, C]
+    }
+}
+
+/// Two linear maps around a gated GELU (Shazeer 2020, arXiv 2002.05202).
+struct FeedForward {
+    project: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    fn new(scope: &Scope<'_>, width: i64, common: &Common) -> FeedForward {
+        // The inner width is four times the outer; the first map makes it and its gate in one.
+        let project = Linear::new(&scope.sub("net.0.proj"), width, 8 * width, true, &common.tape);
+        FeedForward { project, out: Linear::new(&scope.sub("net.2"), 4 * width, width, true, &common.tape) }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.out.forward(&layers::gated_gelu(&self.project.forward(x))) // [B, S, C]
+    }
+}
+
+/// One layer of the transformer: three residual branches, each normalised at its entry.
+struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: SelfAttention,
+    norm2: LayerNorm,
+    attn2: CrossAttention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl TransformerBlock {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> TransformerBlock {
+        let norm = |name| LayerNorm::new(&scope.sub(name), width, 1e-5, &common.tape);
+        TransformerBlock {
+            norm1: norm("norm1"),
+            attn1: SelfAttention::new(&scope.sub("attn1"), width, heads, common),
+            norm2: norm("norm2"),
+            attn2: CrossAttention::new(&scope.sub("attn2"), width, heads, common),
+            norm3: norm("norm3"),
+            ff: FeedForward::new(&scope.sub("ff"), width, common),
+        }
+    }
+
+    /// [B, S, C], which is used up, to the same shape.
+    fn forward(&self, x: Tensor, texts: &Texts) -> Tensor {
+        let h = self.attn1.forward(&self.norm1.forward(&x));
+        let (x, h) = self.norm2.after(x, &h);
+        let (x, h) = self.norm3.after(x, &self.attn2.forward(&h, texts));
+        layers::sum(x, &self.ff.forward(&h))
+    }
+}
+
+/// The map between image channels and transformer width: a 1x1 convolution or, the same thing, a linear map.
+enum Projection {
+    Conv(Conv2d),
+    Linear(Linear),
+}
+
+impl Projection {
+    fn new(scope: &Scope<'_>, channels: i64, common: &Common) -> Projection {
+        if common.linear_projection {
+            Projection::Linear(Linear::new(scope, channels, channels, true, &common.tape))
+        } else {
+            Projection::Conv(Conv2d::new(scope, channels, channels, 1, &common.tape))
+        }
+    }
+
+    /// Tokens [B, S, C] to the same shape.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Projection::Conv(conv) => conv.forward_tokens(x),
+            Projection::Linear(linear) => linear.forward(x),
+        }
+    }
+}
+
+/// A transformer over the positions of an image, with a residual connection around it.
+pub struct Transformer2d {
+    norm: GroupNorm,
+    proj_in: Projection,
+    blocks: Vec<TransformerBlock>,
+    proj_out: Projection,
+}
+
+impl Transformer2d {
+    /// `layers` transformer blocks of `heads` heads over `channels` channels.
+    pub fn new(scope: &Scope<'_>, channels: i64, heads: i64, layers: i64, common: &Common) -> Transformer2d {
+        let blocks = scope.sub("transformer_blocks");
+        Transformer2d {
+            // Not the UNet's own epsilon: diffusers fixes this one.
+            norm: GroupNorm::new(&scope.sub("norm"), common.groups, channels, 1e-6, &common.tape),
+            proj_in: Projection::new(&scope.sub("proj_in"), channels, common),
+            blocks: (0..layers)
+                .map(|i| TransformerBlock::new(&blocks.sub(i), channels, heads, common))
+                .collect(),
+            proj_out: Projection::new(&scope.sub("proj_out"), channels, common),
+        }
+    }
+
+    /// [B, C, H, W] and K texts to [B, C, H, W].
+    pub fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+        let mut h = self.proj_in.forward(&layers::tokens(&self.norm.forward(x))); // [B, S, C]
+        for block in &self.blocks {
+            h = block.forward(h, texts);
+        }
+        layers::sum(layers::image(&self.proj_out.forward(&h), &x.size()), x) // [B, C, H, W]
+    }
+}

@@ -1,0 +1,96 @@
+//! Reads a model's `config.json` and refuses what this crate would compute differently.
+//!
+//! Keys that we don't know are allowed, since the Hugging Face libraries add some with every release. Those
+//! that would change the computation are listed as [`Guard`]s by each model.
+
+use std::fmt::{self, Display, Formatter};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// What can be wrong with a model's folder.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message says what its fields are")]
+pub enum ModelError {
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    #[error("{}: no checkpoint, looked for {names}", folder.display())]
+    NoCheckpoint { folder: PathBuf, names: String },
+    #[error(transparent)]
+    Tensors(#[from] crate::io::tensor_file::TensorFileError),
+    #[error("{}: {faults}", file.display())]
+    Keys { file: PathBuf, faults: super::KeyFaults },
+    #[error("{}: {source}", file.display())]
+    Config { file: PathBuf, source: serde_json::Error },
+    #[error("{}: `{key}` is {found}, supported: {supported}", file.display())]
+    Unsupported { file: PathBuf, key: String, found: String, supported: String },
+}
+
+/// A key whose value selects what is computed, with the values (as JSON) that are built in.
+///
+/// An absent key passes: it stands for the library's default, which must be among the supported values.
+pub struct Guard(pub &'static str, pub &'static [&'static str]);
+
+/// Reads `file` into `T` and checks it against `guards`.
+///
+/// # Errors
+/// The file can't be read, isn't the JSON that `T` describes, or holds a value that is not supported.
+pub fn read<T: DeserializeOwned>(file: &Path, guards: &[Guard]) -> Result<T, ModelError> {
+    let text = fs_err::read_to_string(file)?;
+    let config = |source| ModelError::Config { file: file.to_owned(), source };
+    let value: Value = serde_json::from_str(&text).map_err(config)?;
+    for Guard(key, supported) in guards {
+        if let Some(found) = value.get(key)
+            && !supported.iter().any(|text| same(found, text))
+        {
+            return Err(unsupported(file, key, found, &supported.join(", ")));
+        }
+    }
+    // Parsed from the text, not from the value, so that an error has a line and a column.
+    serde_json::from_str(&text).map_err(config)
+}
+
+/// The error for a value that is not built in.
+pub fn unsupported(file: &Path, key: &str, found: impl ToString, supported: &str) -> ModelError {
+    let (found, supported) = (found.to_string(), supported.to_owned());
+    ModelError::Unsupported { file: file.to_owned(), key: key.to_owned(), found, supported }
+}
+
+/// Whether a value equals the one that `text` writes, 1 and 1.0 being the same number.
+fn same(found: &Value, text: &str) -> bool {
+    match (found.as_f64(), text.parse::<f64>()) {
+        (Some(number), Ok(supported)) => number == supported,
+        _ => serde_json::from_str::<Value>(text).is_ok_and(|supported| *found == supported),
+    }
+}
+
+/// A value for all blocks, or one a block, as diffusers' configurations allow.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum PerBlock {
+    /// The same for all blocks.
+    One(i64),
+    /// A value a block, from the finest resolution to the coarsest.
+    Each(Vec<i64>),
+}
+
+impl Display for PerBlock {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            PerBlock::One(value) => write!(f, "{value}"),
+            PerBlock::Each(values) => write!(f, "{values:?}"),
+        }
+    }
+}
+
+impl PerBlock {
+    /// The values of `blocks` blocks, or nothing if the list has another length.
+    pub fn of(&self, blocks: usize) -> Option<Vec<i64>> {
+        match self {
+            PerBlock::One(value) => Some(vec![*value; blocks]),
+            PerBlock::Each(values) => (values.len() == blocks).then(|| values.clone()),
+        }
+    }
+}

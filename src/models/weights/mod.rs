@@ -1,0 +1,270 @@
+//! A checkpoint's tensors, each to be taken once, by the names that the checkpoint gives them.
+//!
+//! A model takes what it needs while it is built; [`Weights::finish`] then lists everything that did not fit in
+//! one error: a file for another model differs in many keys, and the first one alone seldom shows why.
+
+pub mod checkpoint;
+pub mod config;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor};
+
+use config::ModelError;
+
+/// How many keys of each kind an error shows before it says how many more there are.
+const SHOWN: usize = 8;
+
+/// The tensors of a file in any format of [`checkpoint::read`], by name, floats as float32 on `device`.
+///
+/// # Errors
+/// See [`checkpoint::read`].
+pub fn read(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    Ok(widened(checkpoint::read(file)?, device))
+}
+
+fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {
+    let widen = |tensor: Tensor| {
+        let tensor = tensor.to_device(device);
+        let float = matches!(tensor.kind(), Kind::Double | Kind::Half | Kind::BFloat16);
+        if float { tensor.to_kind(Kind::Float) } else { tensor }
+    };
+    stored.into_iter().map(|(name, tensor)| (name, widen(tensor))).collect()
+}
+
+/// A checkpoint's tensors, each to be taken once.
+pub struct Weights {
+    file: PathBuf,
+    /// Whether every tensor that is asked for is there, and zero.
+    blank: bool,
+    form: Form,
+    state: RefCell<State>,
+}
+
+/// How layers keep the tensors that they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Convolutions' weights with the channels lying together in memory, as the images will.
+    pub channels_last: bool,
+    /// Products in this type instead of the tensors' own; normalisations stay in float32.
+    pub products: Option<Kind>,
+}
+
+#[derive(Default)]
+struct State {
+    left: BTreeMap<String, Tensor>,
+    taken: BTreeMap<String, Tensor>,
+    faults: KeyFaults,
+}
+
+impl Weights {
+    /// Reads a checkpoint onto `device`; half precision is widened to float32.
+    ///
+    /// # Errors
+    /// See [`checkpoint::read`].
+    pub fn load(file: &Path, device: Device) -> Result<Weights, ModelError> {
+        Ok(Weights::named(file, read(file, device)?))
+    }
+
+    /// Tensors that did not come from a file, as in tests.
+    pub fn new(tensors: BTreeMap<String, Tensor>) -> Weights {
+        Weights::named(Path::new("(memory)"), tensors)
+    }
+
+    /// Tensors read in another way; `file` stands in the errors.
+    pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
+        let state = RefCell::new(State { left: tensors, ..State::default() });
+        Weights { file: file.to_owned(), blank: false, form: Form::default(), state }
+    }
+
+    /// The same tensors, to be kept in another form.
+    pub fn in_form(self, form: Form) -> Weights {
+        Weights { form, ..self }
+    }
+
+    /// Zeros of whatever name and shape a model asks for: its form without a checkpoint.
+    pub fn blank() -> Weights {
+        Weights { blank: true, ..Weights::new(BTreeMap::new()) }
+    }
+
+    /// The top of the checkpoint, where names have no prefix.
+    pub fn root(&self) -> Scope<'_> {
+        Scope { weights: self, path: String::new() }
+    }
+
+    /// Drops a tensor that the network has no use for, such as a stored table of positions, if it is there.
+    pub fn ignore(&self, name: &str) {
+        self.state.borrow_mut().left.remove(name);
+    }
+
+    /// The tensors that were taken, by full name.
+    ///
+    /// # Errors
+    /// One error with all keys that were wanted but missing, found but not taken, or of another shape.
+    pub fn finish(self) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let State { left, taken, mut faults } = self.state.into_inner();
+        faults.unexpected.extend(left.into_keys());
+        if faults.is_empty() { Ok(taken) } else { Err(ModelError::Keys { file: self.file, faults }) }
+    }
+
+    fn take(&self, name: String, shape: &[i64], lay: impl FnOnce(Tensor) -> Tensor) -> Tensor {
+        let mut state = self.state.borrow_mut();
+        let tensor = match state.left.remove(&name) {
+            Some(tensor) if tensor.size() == shape => tensor,
+            // A stand-in of the wanted shape lets the building go on, so that the other faults are found too.
+            Some(tensor) => {
+                state.faults.misshaped.push((name.clone(), tensor.size(), shape.to_vec()));
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+            }
+            None => {
+                if !self.blank {
+                    state.faults.missing.push(name.clone());
+                }
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+            }
+        };
+        let tensor = lay(tensor);
+        state.taken.insert(name, tensor.shallow_clone());
+        tensor
+    }
+}
+
+/// A place in a checkpoint's names: `scope.sub("down_blocks").sub(0)`.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    path: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The place one dot further down.
+    pub fn sub(&self, name: impl Display) -> Scope<'a> {
+        Scope { weights: self.weights, path: self.name(name) }
+    }
+
+    /// The full name of `name` here.
+    pub fn name(&self, name: impl Display) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The path from the root, such as `down_blocks.0.resnets.1.conv1`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The tensor `name`, which must have the given shape; a fault is told by [`Weights::finish`].
+    pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
+        self.weights.take(self.name(name), shape, |tensor| tensor)
+    }
+
+    /// The same for a convolution's weight [O, I, k, k], laid as the model's form asks.
+    pub fn take_filters(&self, name: impl Display, shape: &[i64]) -> Tensor {
+        let together = |tensor: Tensor| {
+            // A new dense tensor [O, k, k, I], seen as [O, I, k, k].
+            if self.weights.form.channels_last && tensor.dim() == 4 {
+                tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+            } else {
+                tensor
+            }
+        };
+        self.weights.take(self.name(name), shape, together)
+    }
+
+    /// The tensors `name` of several places below, each of this shape, as parts of one that holds them one after the other.
+    ///
+    /// The parts are the model's parameters: what is written into one is in the whole.
+    pub fn take_stacked(&self, places: &[&str], name: &str, shape: &[i64]) -> (Vec<Tensor>, Tensor) {
+        let found: Vec<Tensor> = places.iter().map(|place| self.sub(place).take(name, shape)).collect();
+        // A stand-in for what the file lacks is on the CPU.
+        let device = found.iter().map(Tensor::device).find(|device| device.is_cuda()).unwrap_or(Device::Cpu);
+        let whole = Tensor::cat(&found.iter().map(|tensor| tensor.to_device(device)).collect::<Vec<_>>(), 0);
+        let part = |index: usize| whole.narrow(0, index as i64 * shape[0], shape[0]);
+        let parts: Vec<Tensor> = (0..places.len()).map(part).collect();
+        for (place, part) in places.iter().zip(&parts) {
+            let name = self.sub(place).name(name);
+            self.weights.state.borrow_mut().taken.insert(name, part.shallow_clone());
+        }
+        (parts, whole)
+    }
+
+    /// A tensor as products take it: itself, not a copy, unless the model's form asks for another type.
+    pub fn for_products(&self, tensor: &Tensor) -> Tensor {
+        match self.weights.form.products {
+            Some(kind) => tensor.to_kind(kind),
+            None => tensor.shallow_clone(),
+        }
+    }
+}
+
+/// Puts the tensors of the file `changed` in place of those of `tensors`.
+///
+/// # Errors
+/// A name or a shape that `tensors` does not have.
+pub(super) fn replace(
+    tensors: &mut BTreeMap<String, Tensor>,
+    changed: BTreeMap<String, Tensor>,
+    file: &Path,
+) -> Result<(), ModelError> {
+    let mut faults = KeyFaults::default();
+    for (name, tensor) in changed {
+        match tensors.get_mut(&name) {
+            Some(old) if old.size() == tensor.size() => *old = tensor,
+            Some(old) => faults.misshaped.push((name, tensor.size(), old.size())),
+            None => faults.unexpected.push(name),
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(ModelError::Keys { file: file.to_owned(), faults }) }
+}
+
+/// The keys of a checkpoint that do not fit the model.
+#[derive(Debug, Default)]
+pub struct KeyFaults {
+    /// Wanted by the model, not in the file.
+    pub missing: Vec<String>,
+    /// In the file, not wanted by the model.
+    pub unexpected: Vec<String>,
+    /// Name, shape found, shape wanted.
+    pub misshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
+}
+
+impl KeyFaults {
+    fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
+    }
+}
+
+impl Display for KeyFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the tensors do not fit the configuration")?;
+        let missing = self.missing.iter().map(|name| match nearest(name, &self.unexpected) {
+            Some(found) => format!("{name} (the file has {found})"),
+            None => name.clone(),
+        });
+        let misshaped = self
+            .misshaped
+            .iter()
+            .map(|(name, found, wanted)| format!("{name} {found:?}, expected {wanted:?}"));
+        list(f, "missing", missing)?;
+        list(f, "of another shape", misshaped)?;
+        list(f, "unexpected", self.unexpected.iter().cloned())
+    }
+}
+
+/// Writes `; 12 missing: a, b, … and 4 more`, or nothing for none.
+fn list(f: &mut fmt::Formatter<'_>, what: &str, items: impl ExactSizeIterator<Item = String>) -> fmt::Result {
+    let count = items.len();
+    if count == 0 {
+        return Ok(());
+    }
+    write!(f, "; {count} {what}: {}", items.take(SHOWN).collect::<Vec<_>>().join(", "))?;
+    if count > SHOWN { write!(f, " and {} more", count - SHOWN) } else { Ok(()) }
+}
+
+/// The most similar of `names`, if it looks like a variant of `name` rather than another tensor.
+fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
+    let similarity = |other: &String| strsim::normalized_levenshtein(name, other);
+    names.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b))).filter(|best| similarity(best) > 0.8)
+}

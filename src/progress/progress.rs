@@ -1,0 +1,255 @@
+//! Live progress on a terminal, and the summary that ends every run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+
+use super::bars::BARS;
+use super::log::log;
+use super::{Reporter, Table, duration, print, short_path};
+use attrflow_engine::exec::event::{Event, Shown};
+
+/// Shows nothing but failures and the summary.
+pub struct Quiet {
+    summary: Option<Summary>,
+}
+
+impl Quiet {
+    /// Leaves the summary to the caller.
+    pub fn without_summary() -> Self {
+        Self { summary: None }
+    }
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self { summary: Some(Summary::default()) }
+    }
+}
+
+impl Reporter for Quiet {
+    fn hear(&mut self, event: &Event) {
+        log(event, false);
+        if let Some(line) = trouble(event) {
+            complain(&line);
+        }
+        if let Some(summary) = &mut self.summary {
+            summary.hear(event);
+        }
+    }
+}
+
+/// One bar per running stage, with rate and time left.
+pub struct Live {
+    bars: MultiProgress,
+    running: BTreeMap<String, ProgressBar>,
+    summary: Option<Summary>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let bars = BARS.get_or_init(MultiProgress::new).clone();
+        Self { bars, running: BTreeMap::new(), summary: Some(Summary::default()) }
+    }
+}
+
+/// How a bar looks: waiting for a worker, working without a known end, on its way.
+const WAITING: &str = "{prefix:>24} waits for a worker";
+const WORKING: &str = "{prefix:>24} {spinner} {elapsed}";
+const MOVING: &str = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {rate}  {eta} left";
+
+fn style(form: &str) -> ProgressStyle {
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A line that can't be written is not shown.
+        let _ = write!(out, "{:.1}/s", state.per_sec());
+    };
+    ProgressStyle::with_template(form).expect("the template is well formed").with_key("rate", rate)
+}
+
+impl Live {
+    /// Leaves the summary to the caller.
+    pub fn without_summary() -> Self {
+        Self { summary: None, ..Self::default() }
+    }
+
+    fn end(&mut self, stage: &str) {
+        if let Some(bar) = self.running.remove(stage) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        // The bars are drawn on standard error; without a terminal there are none.
+        let _ = self.bars.println(text);
+    }
+
+    fn begin(&mut self, stage: &str, steps: u64) {
+        let bar = self.bars.add(ProgressBar::new(steps));
+        bar.set_style(style(WAITING));
+        bar.set_prefix(stage.to_owned());
+        bar.tick();
+        self.running.insert(stage.to_owned(), bar);
+    }
+
+    /// The first unit of a stage starts the clock of its bar.
+    fn work(&mut self, stage: &str) {
+        let Some(bar) = self.running.get(stage) else { return };
+        if bar.position() == 0 {
+            bar.set_style(style(if bar.length() == Some(0) { WORKING } else { MOVING }));
+            bar.reset();
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+    }
+
+    fn progress(&mut self, stage: &str, done: u64, total: u64) {
+        let Some(bar) = self.running.get(stage) else { return };
+        if bar.length() != Some(total) {
+            bar.set_length(total);
+            bar.set_style(style(MOVING));
+        }
+        bar.set_position(done);
+    }
+}
+
+impl Reporter for Live {
+    fn hear(&mut self, event: &Event) {
+        log(event, true);
+        match event {
+            Event::RunStarted { pipeline, jobs, threads, devices, .. } => {
+                let devices = devices.join(", ");
+                let (jobs, threads) = (count(*jobs, "worker"), count(*threads, "thread"));
+                self.line(&format!("{pipeline} on {devices}: {jobs}, {threads} each"));
+            }
+            Event::StageStarted { stage, reason, units, units_reused, steps } => {
+                self.line(&format!("  run {stage}: {reason}"));
+                if *units_reused > 0 {
+                    self.line(&format!("      {units_reused} of {units} units are already there"));
+                }
+                self.begin(stage, *steps);
+            }
+            Event::UnitStarted { stage, .. } => self.work(stage),
+            Event::Progress { stage, done, total } => self.progress(stage, *done, *total),
+            Event::StageFinished { stage, seconds, .. } => {
+                self.end(stage);
+                self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
+            }
+            // Another run computed what this one waited for.
+            Event::StageFailed { stage, .. } | Event::StageReused { stage, .. } => self.end(stage),
+            Event::RunFinished { .. } => {
+                // Nothing to do if the terminal is gone.
+                let _ = self.bars.clear();
+            }
+            _ => {}
+        }
+        if let Some(line) = trouble(event) {
+            self.line(&line);
+        }
+        if let Some(summary) = &mut self.summary {
+            summary.hear(event);
+        }
+    }
+}
+
+/// `1 worker`, `2 workers`.
+fn count(number: usize, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What a user must see whatever the form of the report.
+fn trouble(event: &Event) -> Option<String> {
+    match event {
+        Event::StageFailed { stage, unit, error } => {
+            let unit = unit.as_ref().map(|unit| format!(", {unit}")).unwrap_or_default();
+            Some(format!("error: stage `{stage}`{unit}: {error}"))
+        }
+        Event::Stopping { now: false, working: 0 } => Some("stopping: nothing new begins".into()),
+        Event::Stopping { now: false, working } => {
+            let (units, it) = (count(*working, "unit"), if *working == 1 { "it" } else { "them" });
+            Some(format!("stopping: finishing {units} first; interrupt once more to stop now and lose {it}"))
+        }
+        Event::Stopping { now: true, .. } => Some("stopping now".into()),
+        Event::Log { level, message } => Some(format!("{}: {message}", level.to_lowercase())),
+        _ => None,
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
+fn complain(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Gathers one row per stage and prints them when the run is over.
+#[derive(Default)]
+struct Summary {
+    rows: Vec<[String; 4]>,
+    /// Stages that were reused; the first of them have rows.
+    reused: usize,
+}
+
+/// So many reused stages are listed; of more, what did run could not be found among them.
+const LISTED: usize = 50;
+const REUSED: &str = "reused";
+
+impl Summary {
+    fn hear(&mut self, event: &Event) {
+        let row = match event {
+            Event::StageReused { adopted: None, .. } if self.reused >= LISTED => {
+                self.reused += 1;
+                return;
+            }
+            Event::StageReused { stage, outputs, adopted } => {
+                self.reused += usize::from(adopted.is_none());
+                let word = if adopted.is_some() { "adopted" } else { REUSED };
+                [stage.clone(), word.into(), String::new(), place(outputs)]
+            }
+            Event::StageFinished { stage, seconds, outputs } => {
+                [stage.clone(), "ran".into(), duration(*seconds), place(outputs)]
+            }
+            Event::StageFailed { stage, .. } => {
+                [stage.clone(), "failed".into(), String::new(), String::new()]
+            }
+            Event::StageBlocked { stage, by } => {
+                [stage.clone(), "blocked".into(), String::new(), format!("needs {by}")]
+            }
+            Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest } => {
+                let mut table = Table::new(&["stage", "", "computing", "results"]);
+                let unlisted = self.reused > LISTED;
+                let listed = self.rows.drain(..).filter(|row| !unlisted || row[1] != REUSED);
+                let listed: Vec<[String; 4]> = listed.collect();
+                let none = listed.is_empty();
+                listed.into_iter().for_each(|row| table.row(row));
+                let table = if none { String::new() } else { format!("{table}\n") };
+                let mut text = format!("{table}{ran} ran, {reused} reused");
+                if unlisted {
+                    text.push_str(" (not listed; `attrflow status` lists all)");
+                }
+                for (count, word) in [(failed, "failed"), (blocked, "blocked"), (interrupted, "interrupted")]
+                {
+                    if *count > 0 {
+                        text.push_str(&format!(", {count} {word}"));
+                    }
+                }
+                text.push_str(&format!(" in {}", duration(*seconds)));
+                if let Some(manifest) = manifest {
+                    text.push_str(&format!("; manifest {}", short_path(manifest)));
+                }
+                print(&format!("{text}\n"));
+                return;
+            }
+            _ => return,
+        };
+        self.rows.push(row);
+    }
+}
+
+/// The folder that holds all outputs of a stage.
+fn place(outputs: &BTreeMap<String, Shown>) -> String {
+    let paths: Vec<&PathBuf> = outputs.values().map(|shown| &shown.path).collect();
+    match paths.as_slice() {
+        [one] => short_path(one),
+        [first, ..] => short_path(first.parent().unwrap_or(Path::new(""))),
+        [] => String::new(),
+    }
+}

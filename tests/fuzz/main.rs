@@ -1,0 +1,97 @@
+//! Mutated pipelines of the real kinds and mutated inputs: whatever a file holds, it is read or refused, without a panic
+//! or a hang.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../../crates/engine/tests/engine/fuzzing.rs"]
+mod fuzzing;
+#[path = "../../crates/engine/tests/engine/mutation.rs"]
+mod mutation;
+
+use std::path::{Path, PathBuf};
+
+use attrflow::io::archive::{self, Limits};
+use attrflow::io::captions::list;
+use attrflow::io::compare::compare;
+use attrflow::io::download::lock_file;
+use attrflow::io::torch::pickle::Pickle;
+use attrflow::io::{Captions, Npy, TensorFile, image};
+use attrflow_engine::store::digest_of;
+
+use fuzzing::{Seed, Target, copy, files, seed};
+use mutation::Mutator;
+
+/// What binary headers are made of.
+const BINARY: &[&str] = &[
+    "\0\0\0\0",
+    "\u{7f}\u{7f}\u{7f}\u{7f}",
+    "(4294967296,)",
+    "(-1,)",
+    "()",
+    "'<f4'",
+    "18446744073709551615",
+    "PK\u{3}\u{4}",
+    "]",
+    "(",
+    ".",
+];
+
+/// What comes from elsewhere: arrays, tensors, pickles, captions, pictures, archives.
+fn inputs(folder: &Path) -> Target<'_> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let small = |path: &PathBuf| fs_err::metadata(path).unwrap().len() < 40_000;
+    let mut seeds: Vec<Seed> =
+        files(&golden).into_iter().filter(small).map(|path| seed(&golden, path)).collect();
+    let mut header =
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }".to_vec();
+    header.resize(127, b' ');
+    header.push(b'\n');
+    header.resize(128 + 24, 1);
+    seeds.push(Seed { path: "a.npy".into(), bytes: header });
+    let captions =
+        br#"{"images":[{"id":1,"file_name":"a.png"}],"annotations":[{"image_id":1,"caption":"a","id":2}]}"#;
+    seeds.push(Seed { path: "captions.json".into(), bytes: captions.to_vec() });
+    seeds.push(Seed { path: "zip".into(), bytes: zipped() });
+    assert!(seeds.len() > 30, "{}", seeds.len());
+    let read = move |seed: &Seed, bytes: &[u8], _: &mut Mutator| {
+        let path = folder.join("input");
+        fs_err::write(&path, bytes).unwrap();
+        fs_err::write(folder.join("whole"), &seed.bytes).unwrap();
+        let _ = compare(&path, &folder.join("whole"));
+        if let Ok(npy) = Npy::open(&path) {
+            let _ = npy.read_f32(0..npy.rows().min(9), &mut Vec::new());
+            let _ = npy.read_i64(0..npy.rows().min(9), &mut Vec::new());
+        }
+        if let Ok(file) = TensorFile::open(&path) {
+            file.headers().iter().for_each(|header| drop(file.bytes(header)));
+        }
+        if let Ok((pickle, end)) = Pickle::read(bytes) {
+            assert!(end <= bytes.len());
+            pickle.dict(pickle.root());
+        }
+        let _ = (Captions::read(&path, 1), Captions::read_all(&path), list::read(&path));
+        let _ = (image::load_rgb(&path), lock_file::Pins::read(&path), digest_of(&path));
+        let _ = archive::unpack(&path, folder.join("unpacked"), Limits { bytes: 1 << 20, ratio: 200 });
+        let _ = fs_err::remove_dir_all(folder.join("unpacked"));
+    };
+    Target { name: "inputs", seeds, snippets: BINARY, read: Box::new(read) }
+}
+
+fn zipped() -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file("folder/a.txt", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.write_all(b"text").unwrap();
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn whatever_a_file_holds_is_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let below = ["pipelines", "inputs"].map(|name| folder.path().join(name));
+    below.iter().for_each(|folder| fs_err::create_dir_all(folder).unwrap());
+    for name in ["pipelines", "configs"] {
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(name), &below[0].join(name));
+    }
+    let targets = [fuzzing::pipelines(&below[0], attrflow::kinds::kinds()), inputs(&below[1])];
+    fuzzing::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
+}
