@@ -122,7 +122,7 @@ fn defaults_fill_what_a_stage_leaves_out() {
 #[test]
 fn declared_variables_count_and_are_kept() {
     let loaded = load(&project(PIPELINE, CONFIG), &[]);
-    assert_eq!(params(&loaded, "turned[7,2]")["text"], "attrflow");
+    assert_eq!(params(&loaded, "turned[7,2]")["text"], "attrflow-engine");
     assert_eq!(
         loaded.env.iter().collect::<Vec<_>>(),
         [(&"CARGO_PKG_NAME".to_owned(), &"attrflow".to_owned())]
