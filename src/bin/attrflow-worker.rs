@@ -4,7 +4,7 @@
 
 use attrflow::cli::{DoctorReport, MEASURE, serve_measurement};
 use attrflow::kinds::shared::device;
-use attrflow_engine::worker::local::Setting;
+use attrflow_engine::worker::local::WorkerConfig;
 use attrflow_engine::worker::measure::{Memory, peak_memory};
 use attrflow_engine::worker::serve::serve;
 
@@ -16,7 +16,7 @@ fn main() -> Result<(), String> {
     }
     let measures = argument == MEASURE;
     let argument = if measures { std::env::args().nth(2).unwrap_or_default() } else { argument };
-    let setting: Setting = serde_json::from_str(&argument)
+    let setting: WorkerConfig = serde_json::from_str(&argument)
         .map_err(|_| "this program is started by `attrflow`, not by hand".to_owned())?;
     let prepared = device::prepare(setting.device, setting.threads);
     if measures {

@@ -39,7 +39,7 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let named = manifests::open(&args.manifest, args.cache.as_deref())?;
     let cache = manifests::cache(&named.path, args.cache.as_deref())?;
     let store = Store::open(&cache)?;
-    let _use = store.in_use(|| {})?;
+    let _use = store.shared_lock(|| {})?;
     let outputs = outputs(&named.manifest, &store, &|record, port| place(record, port, registry))?;
     if outputs.is_empty() {
         return Err(Failure::Refused(format!("{} records no results", named.path.display())));

@@ -11,7 +11,7 @@ use crate::export::{self, Batch, ExportError, State};
 use crate::progress::{Table, print, short_path, size};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::StageNode;
-use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::store::Entry;
 
 #[derive(Debug, ClapArgs)]
@@ -81,7 +81,7 @@ impl<'a> Results<'a> {
         let mut stale = Vec::new();
         for (index, verdict) in verdicts {
             match verdict {
-                Verdict::Reuse(entry) => _ = done.insert(index, *entry),
+                Action::Cached(entry) => _ = done.insert(index, *entry),
                 _ if wanted(&index) => stale.push(project.pipeline.stages[index].id.clone()),
                 _ => {}
             }

@@ -12,7 +12,7 @@ use crate::progress::print;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::{self, Pipeline, Source, StageNode};
 use attrflow_engine::plan::graph;
-use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::provenance::manifest::{self, Outcome};
 
 #[derive(Debug, ClapArgs)]
@@ -94,7 +94,7 @@ fn downstream(project: &Project, changed: BTreeSet<usize>) -> BTreeSet<usize> {
     let mut touched = changed;
     for &index in project.graph.order() {
         if touched.contains(&index) {
-            touched.extend(project.graph.readers(index));
+            touched.extend(project.graph.dependents(index));
         }
     }
     touched
@@ -122,11 +122,11 @@ fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) 
             drawing.vertices.len() - 1
         });
         let state = match verdict {
-            Verdict::Reuse(_) => State::Reuse,
-            Verdict::Fail(_) => State::Failed,
+            Action::Cached(_) => State::Reuse,
+            Action::InvalidInput(_) => State::Failed,
             _ if failed.contains(stage.id.as_str()) => State::Failed,
-            Verdict::Wait { certain: None, .. } => State::Wait,
-            Verdict::Run(..) | Verdict::Wait { .. } => State::Run,
+            Action::Pending { certain: None, .. } => State::Wait,
+            Action::Run(..) | Action::Pending { .. } => State::Run,
         };
         let column = State::ALL.iter().position(|known| *known == state).unwrap_or_default();
         drawing.vertices[number].counts[column] += 1;

@@ -15,7 +15,7 @@ use attrflow_engine::estimate::{Ask, Bench, Circumstances, Forecast, Said, measu
 use attrflow_engine::kind::{Computation, Context, told};
 use attrflow_engine::plan::Planner;
 use attrflow_engine::provenance::manifest::Conditions;
-use attrflow_engine::worker::local::{Setting, heavy};
+use attrflow_engine::worker::local::{WorkerConfig, heavy};
 use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
 use attrflow_engine::worker::serve::panic_message;
 
@@ -73,7 +73,7 @@ pub(super) fn measure(
     let (settings, _) = how.settings(project, log);
     let scratch = project.store.scratch()?;
     // What is read of the cache must not be taken away meanwhile.
-    let _use = project.store.in_use(|| {})?;
+    let _use = project.store.shared_lock(|| {})?;
     let attempt = scratch.attempt()?;
     let bench = Workers { program: worker_program()?, settings, folder: attempt.path().to_path_buf() };
     let mut said = |said: Said| {
@@ -90,14 +90,14 @@ pub(super) fn measure(
 /// Worker processes that measure at the same time.
 struct Workers {
     program: PathBuf,
-    settings: Vec<Setting>,
+    settings: Vec<WorkerConfig>,
     folder: PathBuf,
 }
 
 impl Bench for Workers {
     fn measure(&self, ask: &Ask) -> Result<Vec<Measured>, String> {
         let folders = (0..self.settings.len()).map(|slot| self.folder.join(slot.to_string()));
-        let work: Vec<(&Setting, PathBuf)> = self.settings.iter().zip(folders).collect();
+        let work: Vec<(&WorkerConfig, PathBuf)> = self.settings.iter().zip(folders).collect();
         std::thread::scope(|scope| {
             let threads: Vec<_> =
                 work.iter().map(|(setting, folder)| scope.spawn(|| self.one(ask, setting, folder))).collect();
@@ -108,7 +108,7 @@ impl Bench for Workers {
 }
 
 impl Workers {
-    fn one(&self, ask: &Ask, setting: &Setting, folder: &Path) -> Result<Measured, String> {
+    fn one(&self, ask: &Ask, setting: &WorkerConfig, folder: &Path) -> Result<Measured, String> {
         fs_err::create_dir_all(folder).map_err(|error| error.to_string())?;
         let begun = Instant::now();
         let answer = self.answer(&Order { ask: ask.clone(), folder: folder.to_path_buf() }, setting);
@@ -123,7 +123,7 @@ impl Workers {
         }
     }
 
-    fn answer(&self, order: &Order, setting: &Setting) -> Result<Answer, String> {
+    fn answer(&self, order: &Order, setting: &WorkerConfig) -> Result<Answer, String> {
         let broke = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.display());
         let setting = serde_json::to_string(setting).expect("a setting is plain data");
         let mut child = heavy(&self.program)
@@ -151,7 +151,7 @@ impl Workers {
 /// Measures what standard input says and writes what was found to standard output.
 pub fn serve_measurement(
     computations: &[&'static dyn Computation],
-    setting: &Setting,
+    setting: &WorkerConfig,
     prepared: Result<(), String>,
     memory: &dyn Fn() -> Memory,
 ) {
@@ -173,7 +173,7 @@ pub fn serve_measurement(
 fn perform(
     order: &Order,
     computations: &[&'static dyn Computation],
-    setting: &Setting,
+    setting: &WorkerConfig,
     memory: &dyn Fn() -> Memory,
 ) -> Result<Measured, String> {
     let Order { ask: Ask { kind, params, inputs }, folder } = order;
@@ -181,7 +181,7 @@ fn perform(
         .iter()
         .find(|computation| computation.kind() == kind)
         .ok_or_else(|| format!("this worker does not know the stage kind `{kind}`"))?;
-    let Setting { device, micro_batch, ref downloads, .. } = *setting;
+    let WorkerConfig { device, micro_batch, ref downloads, .. } = *setting;
     let cx = Context { device, micro_batch, downloads, progress: &|_, _| {} };
     let found =
         catch_unwind(AssertUnwindSafe(|| measure_one(*computation, params, inputs, folder, &cx, memory)));

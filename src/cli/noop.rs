@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::project::{Settings, nvidia_driver};
 use attrflow_engine::exec::noop_cache::{Question, Recalled};
 use attrflow_engine::pipeline;
-use attrflow_engine::store::{InUse, Store};
+use attrflow_engine::store::{SharedLock, Store};
 
 /// What a run of these arguments asks; `None` where it cannot be put.
 pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> Option<Question> {
@@ -41,12 +41,12 @@ pub(super) fn recall_in_use(
     question: &Question,
     file: &Path,
     settings: &Settings,
-) -> Result<Option<(Recalled, Store, InUse)>, Failure> {
+) -> Result<Option<(Recalled, Store, SharedLock)>, Failure> {
     let Some(cache) = cache(file, settings) else { return Ok(None) };
     let store = Store::open(&cache)?;
     if !question.noted(&store) {
         return Ok(None);
     }
-    let in_use = store.in_use(|| tracing::info!("waiting for `attrflow cache gc` to end"))?;
+    let in_use = store.shared_lock(|| tracing::info!("waiting for `attrflow cache gc` to end"))?;
     Ok(question.recall(&store).map(|recalled| (recalled, store, in_use)))
 }

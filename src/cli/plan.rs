@@ -20,7 +20,7 @@ use attrflow_engine::explain::{Prediction, Predictor, place};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::graph;
-use attrflow_engine::plan::{Planner, Reason, Verdict};
+use attrflow_engine::plan::{Action, Planner, Reason};
 use attrflow_engine::store::Adopted;
 
 #[derive(Debug, ClapArgs)]
@@ -248,7 +248,7 @@ fn time(predicted: &Prediction) -> String {
 }
 
 /// A stage's line for programs.
-fn line(verdict: &Verdict, node: &StageNode, verb: &str, sources: &Sources) -> Json {
+fn line(verdict: &Action, node: &StageNode, verb: &str, sources: &Sources) -> Json {
     let places = |reason: &Reason| match reason {
         Reason::Changed { changes } => {
             let places = changes
@@ -260,17 +260,17 @@ fn line(verdict: &Verdict, node: &StageNode, verb: &str, sources: &Sources) -> J
     };
     let stage = &node.id;
     match verdict {
-        Verdict::Run(_, _, reason) => {
+        Action::Run(_, _, reason) => {
             json!({ "stage": stage, "verdict": verb, "why": reason, "places": places(reason) })
         }
-        Verdict::Wait { upstream, certain } => json!({
+        Action::Pending { upstream, certain } => json!({
             "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain,
             "places": certain.as_ref().map(places)
         }),
-        Verdict::Reuse(entry) => json!({
+        Action::Cached(entry) => json!({
             "stage": stage, "verdict": verb, "outputs": entry.outputs, "adopted": entry.adopted
         }),
-        Verdict::Fail(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
+        Action::InvalidInput(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
     }
 }
 
@@ -289,19 +289,19 @@ fn told(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
     texts.collect::<Vec<_>>().join("; ")
 }
 
-fn words(verdict: &Verdict, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
+fn words(verdict: &Action, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
     match verdict {
-        Verdict::Reuse(entry) => match &entry.adopted {
+        Action::Cached(entry) => match &entry.adopted {
             Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
             None => (0, "reuse", made_in(entry.seconds)),
         },
-        Verdict::Run(_, _, reason) => (RUNS, "run", told(reason, node, sources)),
-        Verdict::Wait { upstream, certain: None } => {
+        Action::Run(_, _, reason) => (RUNS, "run", told(reason, node, sources)),
+        Action::Pending { upstream, certain: None } => {
             (2, "run if", format!("{} changes its output", upstream.join(" or ")))
         }
-        Verdict::Wait { upstream, certain: Some(reason) } => {
+        Action::Pending { upstream, certain: Some(reason) } => {
             (RUNS, "run", format!("{}, after {}", told(reason, node, sources), upstream.join(", ")))
         }
-        Verdict::Fail(error) => (3, "fail", error.clone()),
+        Action::InvalidInput(error) => (3, "fail", error.clone()),
     }
 }

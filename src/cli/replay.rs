@@ -113,7 +113,7 @@ pub(super) struct Replay<'a> {
 /// Computes stages once more in a clean store, each from its recorded inputs, and compares bytes.
 pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<(), Failure> {
     let manifest = &ask.named.manifest;
-    let _use = ask.store.in_use(|| {})?;
+    let _use = ask.store.shared_lock(|| {})?;
     let clean = Clean::new(ask.store)?;
     let rebuilt = replay::replay(manifest, ask.names, registry, ask.store, clean.path())?;
     let obstacles = rebuilt.obstacles;

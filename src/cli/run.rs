@@ -91,7 +91,7 @@ fn note(question: &Question, project: &Project, ended: &Ended) {
     let Ended { manifest, shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
     let noted = store
-        .in_use(|| {})
+        .shared_lock(|| {})
         .and_then(|_use| question.note(&Found { store, pipeline, texts, view, manifest, shown }));
     if let Err(error) = noted {
         tracing::warn!("not noted for the next run: {error}");

@@ -14,12 +14,12 @@ use crate::io::download::hushed;
 use crate::progress::Reporter;
 use attrflow_engine::exec::event::{Event, Shown};
 use attrflow_engine::exec::noop_cache::Recalled;
-use attrflow_engine::exec::{Again, Run, Stop};
+use attrflow_engine::exec::{CachedRun, Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MOST_DOWNLOADS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
 use attrflow_engine::store::Store;
-use attrflow_engine::worker::local::{Processes, Setting};
+use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
 
 /// How to compute, never what.
 #[derive(Debug, Args)]
@@ -63,7 +63,7 @@ impl How {
     }
 
     /// The settings of the workers, and what a manifest keeps of them.
-    pub fn settings(&self, project: &Project, log: &str) -> (Vec<Setting>, Conditions) {
+    pub fn settings(&self, project: &Project, log: &str) -> (Vec<WorkerConfig>, Conditions) {
         let table = &project.pipeline.run;
         let conditions = self.conditions(table, &project.devices);
         let Conditions { jobs, threads, micro_batch, .. } = conditions;
@@ -73,7 +73,7 @@ impl How {
             lock: project.pipeline.root.join("attrflow.lock"),
             at_once: self.downloads.unwrap_or(table.downloads) as usize,
         };
-        let settings = (0..jobs).map(|slot| Setting {
+        let settings = (0..jobs).map(|slot| WorkerConfig {
             device: device(slot),
             threads,
             micro_batch,
@@ -115,9 +115,9 @@ pub(super) fn execute(
 ) -> Result<Ended, Failure> {
     let (settings, conditions) = how.settings(project, log);
     let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
-    let backend = Processes { program: worker_program()?, front, settings };
+    let backend = LocalBackend { program: worker_program()?, front, settings };
     let reporter = Arc::new(Mutex::new(reporter));
-    let stop = Arc::new(Stop::default());
+    let stop = Arc::new(Cancel::default());
     let heard = Arc::new(Mutex::new((None, BTreeMap::new())));
     let hear: Hear = {
         let (reporter, heard) = (Arc::clone(&reporter), Arc::clone(&heard));
@@ -177,7 +177,7 @@ pub(super) fn repeat(
     let sets = origin.sets.iter().map(|set| hushed(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);
     let emit = |event: Event| reporter.borrow_mut().hear(&event);
-    let again = Again {
+    let again = CachedRun {
         recalled,
         store,
         file: origin.file,

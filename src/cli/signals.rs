@@ -9,7 +9,7 @@ use signal_hook::iterator;
 
 use super::failure::{Failure, exit_code};
 use attrflow_engine::exec::event::Event;
-use attrflow_engine::exec::{Haste, Stop};
+use attrflow_engine::exec::{Cancel, CancelMode};
 
 /// Takes events from any thread.
 pub(super) type Hear = Arc<dyn Fn(Event) + Send + Sync>;
@@ -28,7 +28,7 @@ impl Signals {
     ///
     /// The first SIGINT lets the run finish what it is at. A second one, SIGTERM and SIGHUP end it now: of a terminal that
     /// is closed, or of a scheduler that kills what does not end soon.
-    pub fn watch(stop: Arc<Stop>, hear: Hear) -> Self {
+    pub fn watch(stop: Arc<Cancel>, hear: Hear) -> Self {
         let first = Arc::new(AtomicI32::new(0));
         // Without them a signal ends the program as it ends any other.
         let Ok(mut signals) = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
@@ -40,12 +40,12 @@ impl Signals {
             for signal in signals.forever() {
                 let earlier = noted.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_err();
                 let now = earlier || signal != SIGINT;
-                if stop.asked() == Some(Haste::Now) {
+                if stop.mode() == Some(CancelMode::Kill) {
                     // Said three times: whatever the run is at, it can be left. The cache is whole at any moment.
                     std::process::exit(exit_code(&Failure::Interrupted(noted.load(Ordering::SeqCst))));
                 }
                 let working = stop.working();
-                stop.ask(if now { Haste::Now } else { Haste::Finish });
+                stop.request(if now { CancelMode::Kill } else { CancelMode::Drain });
                 if now {
                     let noted = Arc::clone(&noted);
                     std::thread::spawn(move || {

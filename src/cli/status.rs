@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::project::ProjectArgs;
 use crate::progress::{Table, print, short_path, size};
 use attrflow_engine::kind::Registry;
-use attrflow_engine::plan::{Planner, Reason, Verdict};
+use attrflow_engine::plan::{Action, Planner, Reason};
 use attrflow_engine::provenance::manifest::{self, Outcome};
 
 #[derive(Debug, ClapArgs)]
@@ -55,18 +55,18 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let stage = &project.pipeline.stages[*index];
         let folder = project.results.join(stage.folder());
         let (state, entry) = match verdict {
-            Verdict::Reuse(entry) if entry.adopted.is_some() => ("adopted", Some(entry)),
-            Verdict::Reuse(entry) => ("up to date", Some(entry)),
-            Verdict::Run(_, _, Reason::First) => ("never run", None),
-            Verdict::Run(_, _, Reason::Failed { .. }) => ("failed", None),
-            Verdict::Run(_, _, Reason::Missing) if interrupted(&stage.id) => ("unfinished", None),
-            Verdict::Run(_, _, Reason::Missing) => ("removed", None),
-            Verdict::Run(_, _, Reason::Lost { .. }) => ("changed outside", None),
-            Verdict::Run(..) => ("out of date", None),
-            Verdict::Wait { certain: None, .. } => ("waits", None),
-            Verdict::Wait { certain: Some(Reason::First), .. } => ("never run", None),
-            Verdict::Wait { .. } => ("out of date", None),
-            Verdict::Fail(_) => ("cannot run", None),
+            Action::Cached(entry) if entry.adopted.is_some() => ("adopted", Some(entry)),
+            Action::Cached(entry) => ("up to date", Some(entry)),
+            Action::Run(_, _, Reason::First) => ("never run", None),
+            Action::Run(_, _, Reason::Failed { .. }) => ("failed", None),
+            Action::Run(_, _, Reason::Missing) if interrupted(&stage.id) => ("unfinished", None),
+            Action::Run(_, _, Reason::Missing) => ("removed", None),
+            Action::Run(_, _, Reason::Modified { .. }) => ("changed outside", None),
+            Action::Run(..) => ("out of date", None),
+            Action::Pending { certain: None, .. } => ("waits", None),
+            Action::Pending { certain: Some(Reason::First), .. } => ("never run", None),
+            Action::Pending { .. } => ("out of date", None),
+            Action::InvalidInput(_) => ("cannot run", None),
         };
         states.insert(state);
         let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());

@@ -41,7 +41,7 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
     // Held from before the plan, so that it is still true when it is carried out.
     let alone = match args.yes {
         false => None,
-        true => match store.alone()? {
+        true => match store.exclusive_lock()? {
             Some(alone) => Some(alone),
             None => {
                 let message = "the cache is in use by a run, or by another gc: try again when that has ended";

@@ -85,8 +85,8 @@ fn when(time: Timestamp) -> String {
 }
 
 /// Keeps what is looked at from being taken away meanwhile.
-fn in_use(store: &Store) -> Result<attrflow_engine::store::InUse, Failure> {
-    Ok(store.in_use(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?)
+fn in_use(store: &Store) -> Result<attrflow_engine::store::SharedLock, Failure> {
+    Ok(store.shared_lock(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?)
 }
 
 /// `1 unit`, `2 units`.

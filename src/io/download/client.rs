@@ -63,7 +63,7 @@ pub(super) enum Verb {
 /// What became of one attempt that did not end in an error.
 pub(super) enum Attempt<T> {
     Complete(T),
-    Again {
+    CachedRun {
         reason: String,
         /// What the server asks to wait at least.
         wait: Option<Duration>,
@@ -74,7 +74,7 @@ pub(super) enum Attempt<T> {
 
 impl<T> Attempt<T> {
     pub fn again(reason: impl Into<String>) -> Self {
-        Attempt::Again { reason: reason.into(), wait: None, progress: false }
+        Attempt::CachedRun { reason: reason.into(), wait: None, progress: false }
     }
 }
 
@@ -174,7 +174,7 @@ impl Client {
         loop {
             let (reason, wait, progress) = match attempt()? {
                 Attempt::Complete(done) => return Ok(done),
-                Attempt::Again { reason, wait, progress } => (reason, wait, progress),
+                Attempt::CachedRun { reason, wait, progress } => (reason, wait, progress),
             };
             failures = if progress { 1 } else { failures + 1 };
             let wait = wait.unwrap_or_default();
@@ -237,7 +237,7 @@ pub(super) fn busy<B, T>(response: &Response<B>) -> Option<Attempt<T>> {
         return None;
     }
     let reason = format!("the server answered {status}");
-    Some(Attempt::Again { reason, wait: retry_after(response), progress: false })
+    Some(Attempt::CachedRun { reason, wait: retry_after(response), progress: false })
 }
 
 /// `Retry-After` in seconds or as a date.

@@ -96,7 +96,7 @@ impl Transfer<'_> {
         let ended = self.pump(&mut response.into_body().into_reader(), partial, total);
         // More than ever: a server that always begins anew and always breaks off makes no progress.
         let progress = partial.bytes() > before;
-        let again = |reason| Ok(Attempt::Again { reason, wait: None, progress });
+        let again = |reason| Ok(Attempt::CachedRun { reason, wait: None, progress });
         match ended {
             Ok(()) => match total.filter(|total| *total != partial.bytes()) {
                 Some(total) => again(format!("{} bytes came, expected {total}", partial.bytes())),

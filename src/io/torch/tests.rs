@@ -208,14 +208,14 @@ fn what_is_written_is_what_was_checked_with_python() {
 #[derive(Debug, Clone)]
 enum Damage {
     Byte(prop::sample::Index, u8),
-    Cut(prop::sample::Index),
+    UnitIndex(prop::sample::Index),
     Copy(prop::sample::Index, prop::sample::Index, usize),
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
         8 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Damage::Byte(at, byte)),
-        1 => any::<prop::sample::Index>().prop_map(Damage::Cut),
+        1 => any::<prop::sample::Index>().prop_map(Damage::UnitIndex),
         2 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1usize..40)
             .prop_map(|(from, to, length)| Damage::Copy(from, to, length)),
     ]
@@ -236,7 +236,7 @@ proptest! {
             let length = bytes.len().max(1);
             match damage {
                 Damage::Byte(at, byte) => if let Some(old) = bytes.get_mut(at.index(length)) { *old = byte },
-                Damage::Cut(at) => bytes.truncate(at.index(length)),
+                Damage::UnitIndex(at) => bytes.truncate(at.index(length)),
                 Damage::Copy(from, to, count) => {
                     let (from, to) = (from.index(length), to.index(length));
                     let count = count.min(bytes.len().saturating_sub(from.max(to)));

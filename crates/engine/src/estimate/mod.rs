@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::kind::{Foreseen, Form, Outlook, told};
 use crate::pipeline::{Source, StageNode};
-use crate::plan::{Planner, Verdict};
+use crate::plan::{Action, Planner};
 use crate::store::Entry;
 use crate::worker::measure::Measured;
 
@@ -66,19 +66,19 @@ pub struct Forecast {
 
 impl Forecast {
     /// Outlines every stage that does not just reuse a result; the verdicts are in the order of the graph.
-    pub fn new(planner: &Planner<'_>, verdicts: &[(usize, Verdict)], circumstances: &Circumstances) -> Self {
+    pub fn new(planner: &Planner<'_>, verdicts: &[(usize, Action)], circumstances: &Circumstances) -> Self {
         let kept = Kept::of(planner.store);
         let mut reused: BTreeMap<usize, &Entry> = BTreeMap::new();
         let mut outlines: BTreeMap<usize, Outline> = BTreeMap::new();
         for (index, verdict) in verdicts {
             let node = &planner.pipeline.stages[*index];
             let inputs = match verdict {
-                Verdict::Reuse(entry) => {
+                Action::Cached(entry) => {
                     reused.insert(*index, entry);
                     continue;
                 }
-                Verdict::Fail(_) => continue,
-                Verdict::Run(_, inputs, _) => Outlook {
+                Action::InvalidInput(_) => continue,
+                Action::Run(_, inputs, _) => Outlook {
                     forms: inputs
                         .paths
                         .iter()
@@ -86,7 +86,7 @@ impl Forecast {
                         .collect(),
                     unknown: BTreeMap::new(),
                 },
-                Verdict::Wait { .. } => outlook(planner, node, &reused, &outlines),
+                Action::Pending { .. } => outlook(planner, node, &reused, &outlines),
             };
             let foreseen = node.kind.foresee(&node.params, &inputs).map_err(|error| told(&error));
             let key = foreseen.as_ref().ok().and_then(|foreseen| foreseen.work.as_ref()).map(|work| Key {

@@ -10,7 +10,7 @@ use crate::estimate::{Forecast, Outline};
 use crate::kind::{Inputs, Unit};
 use crate::pipeline::StageNode;
 use crate::plan::cached_results::{self, Kept};
-use crate::plan::{Planner, Reason, Resolved, Verdict};
+use crate::plan::{Action, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Outcome, StageRecord};
 use crate::store::StoreError;
 
@@ -82,11 +82,11 @@ impl<'p> Predictor<'p> {
     ///
     /// # Errors
     /// A damaged index.
-    pub fn predict(&self, stage: &StageNode, verdict: &Verdict) -> Result<Option<Prediction>, StoreError> {
+    pub fn predict(&self, stage: &StageNode, verdict: &Action) -> Result<Option<Prediction>, StoreError> {
         let (mut prediction, left) = match verdict {
-            Verdict::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
-            Verdict::Wait { .. } => (self.whole(stage, None), None),
-            Verdict::Reuse(_) | Verdict::Fail(_) => return Ok(None),
+            Action::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
+            Action::Pending { .. } => (self.whole(stage, None), None),
+            Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
             foretell(&mut prediction, outline, left);
@@ -98,7 +98,7 @@ impl<'p> Predictor<'p> {
     fn run(
         &self,
         stage: &StageNode,
-        inputs: &Resolved,
+        inputs: &ResolvedInputs,
         forced: bool,
     ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
         // Inputs that cannot be cut into units make the run fail; a prediction has nothing to say to that.
@@ -128,7 +128,12 @@ impl<'p> Predictor<'p> {
     }
 
     /// Seconds that a cached unit took.
-    fn unit(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Result<Option<f64>, StoreError> {
+    fn unit(
+        &self,
+        stage: &StageNode,
+        inputs: &ResolvedInputs,
+        unit: &Unit,
+    ) -> Result<Option<f64>, StoreError> {
         let recipe = self.planner.unit_recipe(stage, inputs, unit);
         Ok(self.planner.store.lookup(&recipe.fingerprint())?.map(|entry| entry.seconds))
     }

@@ -7,8 +7,8 @@ use crate::identity::recipe::Numerics;
 use crate::kind::{self, Inputs};
 use crate::pipeline::{Pipeline, Source};
 use crate::plan::graph::Graph;
-use crate::plan::{InputError, Planner, Resolved, Verdict};
-use crate::store::{Adopted, Entry, Found, Stamp, Store, StoreError};
+use crate::plan::{Action, InputError, Planner, ResolvedInputs};
+use crate::store::{Adopted, AdoptedStat, Entry, Lookup, Store, StoreError};
 
 /// Why files do not become a stage's outputs. Nothing is recorded then.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +102,7 @@ impl Adoption<'_> {
     /// # Errors
     /// See [`AdoptError`].
     pub fn execute(&self) -> Result<Entry, AdoptError> {
-        let _use = self.store.in_use(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?;
+        let _use = self.store.shared_lock(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?;
         let node = &self.pipeline.stages[self.stage];
         let planner = Planner::new(self.pipeline, self.store, self.numerics, &[]);
         let inputs = self.inputs(&planner)?;
@@ -111,7 +111,7 @@ impl Adoption<'_> {
         let _lock = self.store.lock(&fingerprint, || {
             tracing::warn!("waiting for another run that computes {}", fingerprint.short());
         })?;
-        if let (Found::Stands(entry), false) = (self.store.find(&fingerprint)?, self.force) {
+        if let (Lookup::Hit(entry), false) = (self.store.find(&fingerprint)?, self.force) {
             let how = match &entry.adopted {
                 Some(adopted) => format!("was adopted at {}", adopted.at),
                 None => format!("was computed in {:.1} s", entry.seconds),
@@ -121,12 +121,12 @@ impl Adoption<'_> {
         let paths = self.paths.iter().map(|(port, path)| Ok((port.clone(), self.real(path)?)));
         let paths: BTreeMap<String, PathBuf> = paths.collect::<Result<_, AdoptError>>()?;
         // What is checked must be what is recorded, and hashing takes its time.
-        let stamps = || paths.values().map(|path| Stamp::of(path)).collect::<Result<Vec<_>, _>>();
+        let stamps = || paths.values().map(|path| AdoptedStat::of(path)).collect::<Result<Vec<_>, _>>();
         let before = stamps()?;
         let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::told(&error) };
         node.kind.accept(&node.params, &Inputs(inputs.paths), &paths).map_err(refused)?;
         self.read_below(&paths)?;
-        let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.lend(path)?)));
+        let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.link_source(path)?)));
         let outputs = outputs.collect::<Result<_, StoreError>>()?;
         let after = stamps()?;
         let changed = before.iter().zip(&after).position(|(before, after)| before != after);
@@ -140,7 +140,7 @@ impl Adoption<'_> {
     }
 
     /// What the stage reads, all of which must be there.
-    fn inputs(&self, planner: &Planner<'_>) -> Result<Resolved, AdoptError> {
+    fn inputs(&self, planner: &Planner<'_>) -> Result<ResolvedInputs, AdoptError> {
         let id = &self.pipeline.stages[self.stage].id;
         let fault = |error| match error {
             InputError::Store(error) => AdoptError::Store(error),
@@ -149,9 +149,9 @@ impl Adoption<'_> {
         let mut done = BTreeMap::new();
         let mut upstream = Vec::new();
         for &index in self.graph.order().iter().filter(|index| **index != self.stage) {
-            match planner.judge(index, &done).map_err(fault)? {
-                Verdict::Reuse(entry) => _ = done.insert(index, *entry),
-                Verdict::Run(..) | Verdict::Wait { .. } | Verdict::Fail(_) => {
+            match planner.decide(index, &done).map_err(fault)? {
+                Action::Cached(entry) => _ = done.insert(index, *entry),
+                Action::Run(..) | Action::Pending { .. } | Action::InvalidInput(_) => {
                     upstream.push(self.pipeline.stages[index].id.clone());
                 }
             }

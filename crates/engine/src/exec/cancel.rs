@@ -6,45 +6,45 @@ use std::sync::{Mutex, MutexGuard};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::messages::Report;
+use super::messages::Message;
 
 /// How soon a run is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Haste {
+pub enum CancelMode {
     /// Nothing new begins; the units that run are finished and kept.
-    Finish,
+    Drain,
     /// The workers are killed, and with them what they are at.
-    Now,
+    Kill,
 }
 
 /// Lets a run be stopped from another thread; what is asked for stays asked for.
 #[derive(Default)]
-pub struct Stop(Mutex<State>);
+pub struct Cancel(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    asked: Option<Haste>,
+    asked: Option<CancelMode>,
     /// Who has to hear of it.
-    wake: Vec<Sender<Report>>,
+    wake: Vec<Sender<Message>>,
     /// Tasks at work, and the process group of each that has one.
     working: BTreeMap<u64, Option<u32>>,
     count: u64,
 }
 
-impl Stop {
+impl Cancel {
     /// Asks a run to end; asking again can only make it end sooner.
-    pub fn ask(&self, haste: Haste) {
+    pub fn request(&self, haste: CancelMode) {
         let mut state = self.state();
         state.asked = state.asked.max(Some(haste));
-        if haste == Haste::Now {
+        if haste == CancelMode::Kill {
             state.working.values().flatten().copied().for_each(kill);
         }
         // A run that is over hears nothing more.
-        state.wake.retain(|wake| wake.send(Report::Stop).is_ok());
+        state.wake.retain(|wake| wake.send(Message::Stop).is_ok());
     }
 
     /// What was asked for.
-    pub fn asked(&self) -> Option<Haste> {
+    pub fn mode(&self) -> Option<CancelMode> {
         self.state().asked
     }
 
@@ -54,9 +54,9 @@ impl Stop {
     }
 
     /// Tells a run as soon as it is asked to end, be it that it was before.
-    pub(super) fn listen(&self, wake: Sender<Report>) {
+    pub(super) fn listen(&self, wake: Sender<Message>) {
         let mut state = self.state();
-        if state.asked.is_none() || wake.send(Report::Stop).is_ok() {
+        if state.asked.is_none() || wake.send(Message::Stop).is_ok() {
             state.wake.push(wake);
         }
     }
@@ -67,7 +67,7 @@ impl Stop {
         state.count += 1;
         let key = state.count;
         state.working.insert(key, group);
-        if state.asked == Some(Haste::Now) {
+        if state.asked == Some(CancelMode::Kill) {
             group.into_iter().for_each(kill);
         }
         Working(self, key)
@@ -79,7 +79,7 @@ impl Stop {
 }
 
 /// A task at work.
-pub(super) struct Working<'a>(&'a Stop, u64);
+pub(super) struct Working<'a>(&'a Cancel, u64);
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {

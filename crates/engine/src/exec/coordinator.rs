@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Run;
-use super::messages::Report;
-use super::queue::{Common, Job, Queue};
+use super::messages::Message;
+use super::queue::{Job, Queue, StageContext};
 use super::state::Work;
 use super::worker_slots::PART;
 use crate::exec::event::{Event, Shown};
 use crate::identity::recipe::Recipe;
 use crate::kind::{self, Inputs, Unit};
-use crate::plan::{InputError, Planner, Reason, Resolved, Verdict};
+use crate::plan::{Action, InputError, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Conditions, Outcome, StageRecord};
-use crate::store::{Cut, Entry, Found, Mended, StoreError, View};
-use crate::worker::local::{Part, Reply};
+use crate::store::{Entry, Lookup, Repair, StoreError, UnitIndex, View};
+use crate::worker::local::{Reply, Step};
 
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
@@ -26,7 +26,7 @@ pub(super) struct Coordinator<'a> {
     /// Results of the stages that are done.
     pub(super) done: BTreeMap<usize, Entry>,
     /// Stages that run.
-    pub(super) works: BTreeMap<usize, Work>,
+    pub(super) running: BTreeMap<usize, Work>,
     pub(super) records: BTreeMap<usize, StageRecord>,
     /// Jobs that wait or run.
     pub(super) jobs: usize,
@@ -44,7 +44,7 @@ impl<'a> Coordinator<'a> {
             planner: Planner::new(run.pipeline, run.store, run.numerics, run.forced),
             view: View::open(&run.results),
             done: BTreeMap::new(),
-            works: BTreeMap::new(),
+            running: BTreeMap::new(),
             records: BTreeMap::new(),
             jobs: 0,
             waited: None,
@@ -68,31 +68,31 @@ impl<'a> Coordinator<'a> {
             if self.stopped() {
                 break;
             }
-            self.try_start(stage)?;
+            self.start_if_ready(stage)?;
         }
         Ok(())
     }
 
     /// Takes a report from a slot.
-    pub fn hear(&mut self, report: Report) -> Result<(), StoreError> {
+    pub fn handle(&mut self, report: Message) -> Result<(), StoreError> {
         match report {
-            Report::Began(stage, unit) => self.began(stage, unit),
-            Report::Said(stage, unit, reply) => self.said(stage, unit, reply),
-            Report::Done(stage, unit, entry, seconds) => {
+            Message::Started(stage, unit) => self.on_started(stage, unit),
+            Message::Reply(stage, unit, reply) => self.on_reply(stage, unit, reply),
+            Message::Done(stage, unit, entry, seconds) => {
                 self.jobs -= 1;
                 match unit {
                     Some(unit) => self.unit_done(stage, unit, *entry, seconds),
                     None => self.stage_done(stage, *entry, seconds)?,
                 }
             }
-            Report::Failed(stage, unit, error) => {
+            Message::Failed(stage, unit, error) => {
                 self.jobs -= 1;
                 self.fail(stage, unit, error);
             }
-            Report::Waits(stage, unit) => self.waits(stage, unit),
-            Report::Dropped => self.jobs -= 1,
-            Report::Stop => self.jobs -= self.queue.clear(),
-            Report::Broken(error) => return Err(error),
+            Message::LockWait(stage, unit) => self.on_lock_wait(stage, unit),
+            Message::Dropped => self.jobs -= 1,
+            Message::Stop => self.jobs -= self.queue.clear(),
+            Message::StoreFailed(error) => return Err(error),
         }
         Ok(())
     }
@@ -108,18 +108,18 @@ impl<'a> Coordinator<'a> {
     /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
     ///
     /// Whether it was reused: its readers may then start too.
-    fn try_start(&mut self, stage: usize) -> Result<bool, StoreError> {
-        if self.stopped() || self.records.contains_key(&stage) || self.works.contains_key(&stage) {
+    fn start_if_ready(&mut self, stage: usize) -> Result<bool, StoreError> {
+        if self.stopped() || self.records.contains_key(&stage) || self.running.contains_key(&stage) {
             return Ok(false);
         }
-        match self.planner.judge(stage, &self.done) {
-            Ok(Verdict::Wait { .. }) => {}
-            Ok(Verdict::Reuse(entry)) => {
+        match self.planner.decide(stage, &self.done) {
+            Ok(Action::Pending { .. }) => {}
+            Ok(Action::Cached(entry)) => {
                 self.reuse(stage, *entry)?;
                 return Ok(true);
             }
-            Ok(Verdict::Run(recipe, inputs, reason)) => self.start(stage, *recipe, inputs, reason)?,
-            Ok(Verdict::Fail(error)) => self.fail(stage, None, error),
+            Ok(Action::Run(recipe, inputs, reason)) => self.start(stage, *recipe, inputs, reason)?,
+            Ok(Action::InvalidInput(error)) => self.fail(stage, None, error),
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => self.fail(stage, None, error.to_string()),
         }
@@ -127,12 +127,12 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Tries the stages that waited for this one, and in turn those that waited for one now reused.
-    fn wake_readers(&mut self, stage: usize) -> Result<(), StoreError> {
+    fn start_dependents(&mut self, stage: usize) -> Result<(), StoreError> {
         let graph = self.run.graph;
-        let mut next: BTreeSet<usize> = graph.readers(stage).collect();
+        let mut next: BTreeSet<usize> = graph.dependents(stage).collect();
         while let Some(reader) = next.pop_first() {
-            if self.try_start(reader)? {
-                next.extend(graph.readers(reader));
+            if self.start_if_ready(reader)? {
+                next.extend(graph.dependents(reader));
             }
         }
         Ok(())
@@ -158,12 +158,12 @@ impl<'a> Coordinator<'a> {
         &mut self,
         stage: usize,
         recipe: Recipe,
-        inputs: Resolved,
+        inputs: ResolvedInputs,
         reason: Reason,
     ) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
         // Whoever counted on the files must hear of it, whatever the form of the report.
-        if let Reason::Lost { what } = &reason {
+        if let Reason::Modified { what } = &reason {
             let message = format!("{what}; `{}` is computed instead", node.id);
             self.emit(Event::Log { level: "WARN".into(), message });
         }
@@ -171,9 +171,9 @@ impl<'a> Coordinator<'a> {
         let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
         let jobs = match units {
             Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
-            Ok(None) => vec![self.whole(stage, Part::Whole, &work)],
+            Ok(None) => vec![self.whole(stage, Step::Whole, &work)],
             Err(error) => {
-                self.works.insert(stage, work);
+                self.running.insert(stage, work);
                 self.fail(stage, None, kind::told(&error));
                 return Ok(());
             }
@@ -188,7 +188,7 @@ impl<'a> Coordinator<'a> {
         let merge_now = jobs.is_empty();
         self.jobs += jobs.len();
         self.queue.extend(jobs);
-        self.works.insert(stage, work);
+        self.running.insert(stage, work);
         if merge_now {
             self.merge(stage);
         }
@@ -207,13 +207,13 @@ impl<'a> Coordinator<'a> {
             fingerprints.push(recipe.fingerprint());
             let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
             if let Some(entry) = &entry {
-                self.run.store.expect(entry, [PART])?;
+                self.run.store.require(entry, [PART])?;
             }
             match &entry {
                 Some(_) => work.units_reused += 1,
                 None => {
                     work.progress.total += unit.steps;
-                    let (part, common) = (Part::Unit(unit.clone()), Arc::clone(&common));
+                    let (part, common) = (Step::Unit(unit.clone()), Arc::clone(&common));
                     jobs.push(Job { common, unit: Some(index), part, recipe, company, spent: 0.0 });
                 }
             }
@@ -221,17 +221,17 @@ impl<'a> Coordinator<'a> {
             work.entries.push(entry);
         }
         let pipeline = self.run.pipeline.name.clone();
-        let cut = Cut { pipeline, stage: node.id.clone(), units: fingerprints };
-        self.run.store.note_cut(&work.recipe.fingerprint(), &cut)?;
+        let cut = UnitIndex { pipeline, stage: node.id.clone(), units: fingerprints };
+        self.run.store.write_unit_index(&work.recipe.fingerprint(), &cut)?;
         Ok(jobs)
     }
 
     /// The result of a unit, if it stands.
     fn look_up(&self, stage: &str, unit: &Unit, recipe: &Recipe) -> Result<Option<Entry>, StoreError> {
         match self.run.store.find(&recipe.fingerprint())? {
-            Found::Stands(entry) => Ok(Some(*entry)),
-            Found::Nothing => Ok(None),
-            Found::Lost(what) => {
+            Lookup::Hit(entry) => Ok(Some(*entry)),
+            Lookup::Miss => Ok(None),
+            Lookup::Invalid(what) => {
                 let message = format!("{what}; {} of `{stage}` is computed instead", unit.name);
                 self.emit(Event::Log { level: "WARN".into(), message });
                 Ok(None)
@@ -239,9 +239,9 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn common(&self, stage: usize, work: &Work) -> Common {
+    fn common(&self, stage: usize, work: &Work) -> StageContext {
         let node = &self.run.pipeline.stages[stage];
-        Common {
+        StageContext {
             stage,
             kind: node.kind,
             outputs: node.outputs.clone(),
@@ -255,7 +255,7 @@ impl<'a> Coordinator<'a> {
     }
 
     /// A stage of one piece, or what joins its units.
-    fn whole(&self, stage: usize, part: Part, work: &Work) -> Job {
+    fn whole(&self, stage: usize, part: Step, work: &Work) -> Job {
         Job {
             common: Arc::new(self.common(stage, work)),
             unit: None,
@@ -271,17 +271,17 @@ impl<'a> Coordinator<'a> {
         if self.stopped() {
             return;
         }
-        let work = &self.works[&stage];
+        let work = &self.running[&stage];
         let parts =
             work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
-        let job = self.whole(stage, Part::Merge(parts.collect()), work);
+        let job = self.whole(stage, Step::Merge(parts.collect()), work);
         self.queue.push_first(job);
         self.jobs += 1;
     }
 
     /// Whether nothing new may begin.
     fn stopped(&self) -> bool {
-        self.run.stop.asked().is_some()
+        self.run.stop.mode().is_some()
     }
 
     /// The records of stages that were not done when the run was stopped.
@@ -290,7 +290,7 @@ impl<'a> Coordinator<'a> {
             if self.records.contains_key(&stage) {
                 continue;
             }
-            let work = self.works.remove(&stage);
+            let work = self.running.remove(&stage);
             let record = self.record(stage, work.as_ref().map(|work| &work.recipe));
             let mut record = StageRecord { outcome: Outcome::Interrupted, ..record };
             if let Some(work) = work {
@@ -302,27 +302,27 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Says that another run is waited for, not more than once a minute.
-    fn waits(&mut self, stage: usize, unit: Option<usize>) {
+    fn on_lock_wait(&mut self, stage: usize, unit: Option<usize>) {
         if self.waited.is_some_and(|waited| waited.elapsed() < Duration::from_secs(60)) {
             return;
         }
         self.waited = Some(Instant::now());
         let unit =
-            self.works.get(&stage).zip(unit).map(|(work, unit)| format!(", {}", work.units[unit].name));
+            self.running.get(&stage).zip(unit).map(|(work, unit)| format!(", {}", work.units[unit].name));
         let message =
             format!("waiting for another run that computes `{}`{}", self.id(stage), unit.unwrap_or_default());
         self.emit(Event::Log { level: "INFO".into(), message });
     }
 
-    fn began(&self, stage: usize, unit: Option<usize>) {
-        let unit = self.works.get(&stage).zip(unit).map(|(work, unit)| work.units[unit].name.clone());
+    fn on_started(&self, stage: usize, unit: Option<usize>) {
+        let unit = self.running.get(&stage).zip(unit).map(|(work, unit)| work.units[unit].name.clone());
         self.emit(Event::UnitStarted { stage: self.id(stage), unit });
     }
 
-    fn said(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {
+    fn on_reply(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {
         match reply {
             Reply::Progress { done, total, .. } => {
-                let Some(work) = self.works.get_mut(&stage) else { return };
+                let Some(work) = self.running.get_mut(&stage) else { return };
                 // A merge has no steps of its own among the units'.
                 if unit.is_none() && !work.units.is_empty() {
                     return;
@@ -338,7 +338,7 @@ impl<'a> Coordinator<'a> {
     fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, took: Option<f64>) {
         let seconds = took.unwrap_or_default();
         // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
-        let Some(work) = self.works.get_mut(&stage) else {
+        let Some(work) = self.running.get_mut(&stage) else {
             if let Some(record) = self.records.get_mut(&stage) {
                 record.units_run += usize::from(took.is_some());
                 record.units_reused += usize::from(took.is_none());
@@ -362,15 +362,15 @@ impl<'a> Coordinator<'a> {
 
     fn stage_done(&mut self, stage: usize, entry: Entry, took: Option<f64>) -> Result<(), StoreError> {
         // Another run computed all of it while this one waited.
-        if took.is_none() && self.works.get(&stage).is_some_and(|work| work.units_run == 0) {
-            self.works.remove(&stage);
+        if took.is_none() && self.running.get(&stage).is_some_and(|work| work.units_run == 0) {
+            self.running.remove(&stage);
             self.reuse(stage, entry)?;
-            return self.wake_readers(stage);
+            return self.start_dependents(stage);
         }
         let seconds = took.unwrap_or_default();
         let outputs = self.show(stage, &entry)?;
         let record = self.record(stage, Some(&entry.recipe));
-        let Some(work) = self.works.remove(&stage) else { return Ok(()) };
+        let Some(work) = self.running.remove(&stage) else { return Ok(()) };
         let seconds = work.seconds + seconds;
         let units_run = if work.units.is_empty() { 1 } else { work.units_run };
         self.emit(Event::StageFinished { stage: self.id(stage), seconds, outputs });
@@ -379,7 +379,7 @@ impl<'a> Coordinator<'a> {
         let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
         self.records.insert(stage, StageRecord { outputs, adopted, ..record });
         self.done.insert(stage, entry);
-        self.wake_readers(stage)
+        self.start_dependents(stage)
     }
 
     /// Brings the results folder up to date for one stage.
@@ -391,7 +391,7 @@ impl<'a> Coordinator<'a> {
             let placed = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
             if let Some(mended) = placed.mended {
                 // Bytes that are replaced may have been someone's.
-                let level = if mended == Mended::Missing { "INFO" } else { "WARN" };
+                let level = if mended == Repair::Missing { "INFO" } else { "WARN" };
                 self.emit(Event::Log { level: level.into(), message: placed.to_string() });
             }
             let path = placed.path;

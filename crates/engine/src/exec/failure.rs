@@ -34,7 +34,7 @@ impl Coordinator<'_> {
     pub(super) fn fail(&mut self, stage: usize, unit: Option<usize>, error: String) {
         let error = self.told(stage, error);
         self.jobs -= self.queue.cancel(stage);
-        let work = self.works.remove(&stage);
+        let work = self.running.remove(&stage);
         // A second unit of the same stage failed: the first told it.
         if self.records.contains_key(&stage) {
             return;
@@ -49,18 +49,18 @@ impl Coordinator<'_> {
         }
         let record = StageRecord { outcome: Outcome::Failed, error: Some(error), ..record };
         self.records.insert(stage, record);
-        self.block_readers(stage, stage);
+        self.block_dependents(stage, stage);
     }
 
-    fn block_readers(&mut self, stage: usize, cause: usize) {
-        for reader in self.run.graph.readers(stage) {
+    fn block_dependents(&mut self, stage: usize, cause: usize) {
+        for reader in self.run.graph.dependents(stage) {
             if self.records.contains_key(&reader) {
                 continue;
             }
             self.emit(Event::StageBlocked { stage: self.id(reader), by: self.id(cause) });
             let record = StageRecord { outcome: Outcome::Blocked, ..self.record(reader, None) };
             self.records.insert(reader, record);
-            self.block_readers(reader, cause);
+            self.block_dependents(reader, cause);
         }
     }
 }

@@ -23,9 +23,9 @@ use crate::plan::graph::Graph;
 use crate::provenance::manifest::{Conditions, Manifest, Program};
 use crate::store::{Store, StoreError};
 use crate::worker::local::Backend;
-pub use cancel::{Haste, Stop};
+pub use cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
-pub use noop_run::Again;
+pub use noop_run::CachedRun;
 use queue::Queue;
 use worker_slots::{Reports, Slot};
 
@@ -54,7 +54,7 @@ pub struct Run<'a> {
     /// Workers, threads and devices, for the manifest.
     pub conditions: Conditions,
     /// Ends the run before it is done.
-    pub stop: &'a Stop,
+    pub stop: &'a Cancel,
     /// Hears what happens.
     pub emit: &'a dyn Fn(Event),
 }
@@ -68,14 +68,14 @@ impl Run<'_> {
     /// # Errors
     /// A store that cannot be read or written.
     pub fn execute(&self) -> Result<Manifest, StoreError> {
-        let _use = self.store.in_use(|| {
+        let _use = self.store.shared_lock(|| {
             let message = "waiting for `attrflow cache gc` to end".to_owned();
             (self.emit)(Event::Log { level: "INFO".into(), message });
         })?;
-        self.bring().map_err(|error| self.store.told(error))
+        self.run_jobs().map_err(|error| self.store.with_free_space(error))
     }
 
-    fn bring(&self) -> Result<Manifest, StoreError> {
+    fn run_jobs(&self) -> Result<Manifest, StoreError> {
         let queue = Queue::new(self.backend.slots());
         let mut coordinator = Coordinator::new(self, &queue);
         coordinator.begin()?;
@@ -94,7 +94,7 @@ impl Run<'_> {
                 drop(reports);
                 while coordinator.busy() {
                     let report = incoming.recv().expect("slots live as long as the queue is open");
-                    coordinator.hear(report)?;
+                    coordinator.handle(report)?;
                 }
                 Ok::<(), StoreError>(())
             })?;

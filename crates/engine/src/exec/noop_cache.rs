@@ -16,7 +16,7 @@ use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::{Pipeline, RunTable, Source};
 use crate::provenance::manifest::{Manifest, Outcome};
-use crate::store::{Look, Store, StoreError, Watch};
+use crate::store::{FollowLinks, Snapshot, Store, StoreError};
 
 /// The folder of what is recalled; another form gets another name.
 const FOLDER: &str = "recall-v1";
@@ -128,7 +128,7 @@ impl Question {
         let records = records.len();
         let recalled: Recalled = serde_json::from_slice(head).ok()?;
         let set = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
-        if !recalled.variables.iter().all(set) || !Watch::unchanged(watch) {
+        if !recalled.variables.iter().all(set) || !Snapshot::unchanged(watch) {
             return None;
         }
         Some(Recalled { records, bytes, ..recalled })
@@ -171,7 +171,7 @@ impl Question {
     }
 
     /// How everything looks that the answer rests on; `None` where it cannot be recalled.
-    fn watch(&self, found: &Found<'_>) -> Option<Watch> {
+    fn watch(&self, found: &Found<'_>) -> Option<Snapshot> {
         let Found { store, pipeline, texts, view, manifest, shown } = found;
         // With a clock that jumped meanwhile, times tell nothing.
         let (began, since) = self.asked;
@@ -185,25 +185,25 @@ impl Question {
             return None;
         }
         let before = began.checked_sub(TICK)?.duration_since(UNIX_EPOCH).ok()?.as_nanos() as i128;
-        let mut watch = Watch::default();
+        let mut watch = Snapshot::default();
         // What is no plain file, such as a pipe, does not look otherwise when it says something else.
         let plain = |text: &PathBuf| fs_err::metadata(text).is_ok_and(|found| found.is_file());
         let mut texts = texts.iter().map(PathBuf::as_path).chain([*view]);
         let mut all =
-            found.texts.iter().all(plain) && texts.all(|text| watch.add(Look::Through, text, before));
+            found.texts.iter().all(plain) && texts.all(|text| watch.add(FollowLinks::Through, text, before));
         for stage in &pipeline.stages {
             let files = stage.inputs.values().filter_map(|source| match source {
                 Source::File(path) => Some(path),
                 Source::Port { .. } => None,
             });
             for file in files {
-                all = all && watch.add(Look::Through, file, before);
+                all = all && watch.add(FollowLinks::Through, file, before);
             }
         }
         for record in &manifest.stages {
-            all = all && watch.add(Look::Through, &store.entry_path(&record.fingerprint?), before);
+            all = all && watch.add(FollowLinks::Through, &store.entry_path(&record.fingerprint?), before);
             for (port, artifact) in &record.outputs {
-                let look = if artifact.folder { Look::Through } else { Look::Name };
+                let look = if artifact.folder { FollowLinks::Through } else { FollowLinks::Name };
                 let place = &shown.get(&record.stage)?.get(port)?.path;
                 // Equal bytes may have been adopted for another stage.
                 let linked = fs_err::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
@@ -214,7 +214,7 @@ impl Question {
                     && watch.add(look, &store.path(&artifact.digest), before)
                     && watch.add(look, place, before)
                     && (!artifact.folder
-                        || watch.add(Look::Through, &store.listing_path(&artifact.digest), before));
+                        || watch.add(FollowLinks::Through, &store.listing_path(&artifact.digest), before));
             }
         }
         all.then_some(watch)

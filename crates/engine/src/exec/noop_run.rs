@@ -9,7 +9,7 @@ use crate::provenance::manifest::{self, Conditions, FORMAT, Manifest, Program};
 use crate::store::{Store, StoreError};
 
 /// What surrounds the run.
-pub struct Again<'a> {
+pub struct CachedRun<'a> {
     /// The answer.
     pub recalled: Recalled,
     /// The cache.
@@ -28,7 +28,7 @@ pub struct Again<'a> {
     pub emit: &'a dyn Fn(Event),
 }
 
-impl Again<'_> {
+impl CachedRun<'_> {
     /// Tells of each stage, and writes the manifest. The one returned holds no stages: they stand in its file alone.
     ///
     /// # Errors

@@ -8,12 +8,12 @@ use serde_json::Value as Json;
 
 use crate::identity::recipe::Recipe;
 use crate::kind::{Inputs, Kind, Port};
-use crate::plan::Resolved;
+use crate::plan::ResolvedInputs;
 use crate::store::Artifact;
-use crate::worker::local::Part;
+use crate::worker::local::Step;
 
 /// What all jobs of a stage have in common.
-pub(super) struct Common {
+pub(super) struct StageContext {
     /// Index of the stage.
     pub stage: usize,
     pub kind: &'static dyn Kind,
@@ -22,7 +22,7 @@ pub(super) struct Common {
     pub params: Json,
     pub inputs: Inputs,
     /// What stands on its input ports, whole, and where.
-    pub resolved: Resolved,
+    pub resolved: ResolvedInputs,
     /// What it reads outside the store, by port.
     pub sources: BTreeMap<String, PathBuf>,
     /// What it reads in the store, by port.
@@ -33,10 +33,10 @@ pub(super) struct Common {
 
 /// A task with what is needed to keep its result.
 pub(super) struct Job {
-    pub common: Arc<Common>,
+    pub common: Arc<StageContext>,
     /// Index of the unit, `None` for the whole or the merge.
     pub unit: Option<usize>,
-    pub part: Part,
+    pub part: Step,
     pub recipe: Recipe,
     /// What it shares with the jobs that it is worth computing together with.
     pub company: Option<String>,

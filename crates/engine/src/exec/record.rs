@@ -80,9 +80,9 @@ impl Coordinator<'_> {
             }
             result => result,
         };
-        keep("results of stages that are gone", self.view.keep_only(&shown))?;
+        keep("results of stages that are gone", self.view.prune(&shown))?;
         keep("how the results look", self.view.save())?;
-        keep("what was learnt about files", self.run.store.keep_learnt())?;
+        keep("what was learnt about files", self.run.store.flush_file_state())?;
         let mut records = std::mem::take(&mut self.records);
         let selected: BTreeSet<usize> = self.run.graph.order().iter().copied().collect();
         let names = self.run.pipeline.stages.iter().enumerate();

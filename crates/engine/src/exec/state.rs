@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::identity::recipe::Recipe;
 use crate::kind::Unit;
-use crate::plan::Resolved;
+use crate::plan::ResolvedInputs;
 use crate::store::Entry;
 
 /// A stage that has begun and not ended.
 pub(super) struct Work {
     pub recipe: Recipe,
-    pub inputs: Resolved,
+    pub inputs: ResolvedInputs,
     pub forced: bool,
     /// Empty for a stage of one piece.
     pub units: Vec<Unit>,
@@ -24,7 +24,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub fn new(recipe: Recipe, inputs: Resolved, forced: bool) -> Self {
+    pub fn new(recipe: Recipe, inputs: ResolvedInputs, forced: bool) -> Self {
         Self {
             recipe,
             inputs,

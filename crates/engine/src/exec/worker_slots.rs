@@ -5,26 +5,26 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SendError, Sender};
 use std::time::{Duration, Instant};
 
-use super::cancel::{Haste, Stop};
-use super::messages::Report;
+use super::cancel::{Cancel, CancelMode};
+use super::messages::Message;
 use super::queue::{Job, Queue};
 use crate::kind::Unit;
-use crate::store::{Attempt, Entry, Found, Lock, Scratch, Store, StoreError};
-use crate::worker::local::{Backend, Part, Piece, Reply, Task, TaskError, Worker};
+use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError};
+use crate::worker::local::{Backend, Piece, Reply, Step, TaskBatch, TaskError, Worker};
 
 /// Where a slot reports to, and hears that the run is to stop.
 pub(super) struct Reports<'a> {
-    pub to: Sender<Report>,
-    pub stop: &'a Stop,
+    pub to: Sender<Message>,
+    pub stop: &'a Cancel,
 }
 
 impl Reports<'_> {
-    fn send(&self, report: Report) -> Result<(), SendError<Report>> {
+    fn send(&self, report: Message) -> Result<(), SendError<Message>> {
         self.to.send(report)
     }
 
     /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
-    fn say(&self, report: Report) {
+    fn say(&self, report: Message) {
         let _ = self.send(report);
     }
 }
@@ -48,7 +48,7 @@ enum JobError {
 /// A result, and the seconds that it took; none where another run had computed it.
 type Outcome = Result<(Entry, Option<f64>), JobError>;
 /// An error is that the coordinator is gone, and the slot has nobody to work for.
-type Sent = Result<(), SendError<Report>>;
+type Sent = Result<(), SendError<Message>>;
 
 /// A job that a slot has to bring to an end.
 struct Held {
@@ -119,7 +119,7 @@ impl<'a> Slot<'a> {
         let mut at_once = held.len();
         while !held.is_empty() {
             let Err(error) = self.compute(held, at_once) else { continue };
-            let stopped = self.reports.stop.asked().is_some();
+            let stopped = self.reports.stop.mode().is_some();
             let stage = held[0].job.common.stage;
             if at_once == 1 {
                 self.end(held.remove(0), Err(error))?;
@@ -139,20 +139,20 @@ impl<'a> Slot<'a> {
     fn end(&self, held: Held, outcome: Outcome) -> Sent {
         let (stage, unit) = (held.job.common.stage, held.job.unit);
         self.reports.send(match outcome {
-            Ok((entry, seconds)) => Report::Done(stage, unit, Box::new(entry), seconds),
-            Err(JobError::Store(error)) if !error.is_the_stage() => Report::Broken(error),
-            Err(JobError::Stopped) => Report::Dropped,
+            Ok((entry, seconds)) => Message::Done(stage, unit, Box::new(entry), seconds),
+            Err(JobError::Store(error)) if !error.is_the_stage() => Message::StoreFailed(error),
+            Err(JobError::Stopped) => Message::Dropped,
             // What was killed did not fail.
-            Err(JobError::Task(TaskError::Died(_))) if self.reports.stop.asked() == Some(Haste::Now) => {
-                Report::Dropped
+            Err(JobError::Task(TaskError::Died(_))) if self.reports.stop.mode() == Some(CancelMode::Kill) => {
+                Message::Dropped
             }
-            Err(error) => Report::Failed(stage, unit, error.to_string()),
+            Err(error) => Message::Failed(stage, unit, error.to_string()),
         })
     }
 
     /// Takes hold of a job's fingerprint if nobody has it; why it cannot be had shows when it is waited for.
     fn try_lock(&self, job: &Job) -> Option<Lock> {
-        let stopped = self.reports.stop.asked().is_some();
+        let stopped = self.reports.stop.mode().is_some();
         (!stopped).then(|| self.store.try_lock(&job.recipe.fingerprint()).ok().flatten()).flatten()
     }
 
@@ -160,13 +160,13 @@ impl<'a> Slot<'a> {
     fn lock(&self, job: &Job) -> Result<Lock, JobError> {
         let fingerprint = job.recipe.fingerprint();
         loop {
-            if self.reports.stop.asked().is_some() {
+            if self.reports.stop.mode().is_some() {
                 return Err(JobError::Stopped);
             }
             if let Some(lock) = self.store.try_lock(&fingerprint)? {
                 return Ok(lock);
             }
-            self.reports.say(Report::Waits(job.common.stage, job.unit));
+            self.reports.say(Message::LockWait(job.common.stage, job.unit));
             // A lock that is waited for in one call would hold up a run that is to stop.
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -179,9 +179,9 @@ impl<'a> Slot<'a> {
         }
         let fingerprint = job.recipe.fingerprint();
         match self.store.find(&fingerprint)? {
-            Found::Stands(entry) => return Ok(Some(*entry)),
-            Found::Lost(_) => self.store.clear(&fingerprint)?,
-            Found::Nothing => {}
+            Lookup::Hit(entry) => return Ok(Some(*entry)),
+            Lookup::Invalid(_) => self.store.evict(&fingerprint)?,
+            Lookup::Miss => {}
         }
         Ok(None)
     }
@@ -194,13 +194,13 @@ impl<'a> Slot<'a> {
             None => self.backend.start(self.number, light)?,
         };
         let mut running = Running { open: Vec::new(), since: Instant::now(), sound: true };
-        let mut task = Task { kind: held[0].job.common.kind.name().to_owned(), pieces: Vec::new() };
+        let mut task = TaskBatch { kind: held[0].job.common.kind.name().to_owned(), tasks: Vec::new() };
         for Held { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
                 Some(attempt) => attempt,
                 None => self.scratch.attempt()?,
             };
-            task.pieces.push(Piece {
+            task.tasks.push(Piece {
                 params: job.common.params.clone(),
                 inputs: job.common.inputs.clone(),
                 part: job.part.clone(),
@@ -208,21 +208,21 @@ impl<'a> Slot<'a> {
             });
             running.open.push((running.open.len(), attempt));
             if !std::mem::replace(begun, true) {
-                self.reports.say(Report::Began(job.common.stage, job.unit));
+                self.reports.say(Message::Started(job.common.stage, job.unit));
             }
         }
         running.since = Instant::now();
         let working = self.reports.stop.enter(worker.group());
         let first = (held[0].job.common.stage, held[0].job.unit);
         let result = worker.run(&task, &mut |reply| match reply {
-            Reply::Finished { pieces } => self.keep(&pieces, &mut running, held),
+            Reply::Finished { tasks } => self.keep(&tasks, &mut running, held),
             Reply::Progress { piece, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == piece);
                 if let Some(Held { job, .. }) = place.and_then(|place| held.get(place)) {
-                    self.reports.say(Report::Said(job.common.stage, job.unit, reply));
+                    self.reports.say(Message::Reply(job.common.stage, job.unit, reply));
                 }
             }
-            reply => self.reports.say(Report::Said(first.0, first.1, reply)),
+            reply => self.reports.say(Message::Reply(first.0, first.1, reply)),
         });
         drop(working);
         if result.is_ok() {
@@ -267,13 +267,13 @@ impl<'a> Slot<'a> {
         }
         // The same for what the store holds or leads to.
         for (port, artifact) in &common.upstream {
-            if let Some(what) = self.store.harm(artifact)? {
+            if let Some(what) = self.store.find_damage(artifact)? {
                 return Err(JobError::Lost { port: port.clone(), what });
             }
         }
         let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
         // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
-        self.spare.extend(self.scratch.again(attempt));
+        self.spare.extend(self.scratch.recycle(attempt));
         let kept = begun.elapsed().as_secs_f64();
         let fingerprint = job.recipe.fingerprint().short();
         let kind = common.kind.name();
@@ -297,8 +297,8 @@ pub(super) const PART: &str = "part";
 
 fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
     match job.part {
-        Part::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
-        Part::Whole | Part::Merge(_) => {
+        Step::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Step::Whole | Step::Merge(_) => {
             let outputs = job.common.outputs.iter();
             outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
         }

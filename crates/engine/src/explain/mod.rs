@@ -22,7 +22,7 @@ use crate::identity::recipe::{self, Change};
 use crate::kind::Inputs;
 use crate::pipeline::Source as Feed;
 use crate::plan::graph::Graph;
-use crate::plan::{InputError, Last, Planner, Resolved, Verdict};
+use crate::plan::{Action, InputError, Last, Planner, ResolvedInputs};
 use crate::store::{Entry, StoreError};
 
 /// One field of a recipe.
@@ -79,9 +79,9 @@ pub struct Explanation {
 }
 
 /// The results of the stages that need not run.
-pub fn standing(verdicts: &[(usize, Verdict)]) -> BTreeMap<usize, Entry> {
+pub fn standing(verdicts: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
     let standing = verdicts.iter().filter_map(|(index, verdict)| match verdict {
-        Verdict::Reuse(entry) => Some((*index, (**entry).clone())),
+        Action::Cached(entry) => Some((*index, (**entry).clone())),
         _ => None,
     });
     standing.collect()
@@ -106,7 +106,7 @@ pub fn explain(
 fn one(
     planner: &Planner<'_>,
     index: usize,
-    verdict: &Verdict,
+    verdict: &Action,
     done: &BTreeMap<usize, Entry>,
     sources: &Sources,
 ) -> Result<Explanation, StoreError> {
@@ -114,7 +114,7 @@ fn one(
     let inputs = match planner.inputs(stage, done) {
         Ok(Ok(inputs) | Err((inputs, _))) => inputs,
         Err(InputError::Store(error)) => return Err(error),
-        Err(_) => Resolved::default(),
+        Err(_) => ResolvedInputs::default(),
     };
     let recipe = planner.recipe(stage, &inputs);
     let last = planner.history().last(&stage.id);
@@ -149,20 +149,20 @@ fn one(
     let fields =
         names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
     let (word, why) = match verdict {
-        Verdict::Reuse(entry) if entry.adopted.is_some() => ("reuse", "it was adopted".to_owned()),
-        Verdict::Reuse(_) => ("reuse", "a result of this recipe is in the cache".to_owned()),
-        Verdict::Run(_, _, reason) => ("run", reason.to_string()),
-        Verdict::Wait { upstream, certain: Some(reason) } => {
+        Action::Cached(entry) if entry.adopted.is_some() => ("reuse", "it was adopted".to_owned()),
+        Action::Cached(_) => ("reuse", "a result of this recipe is in the cache".to_owned()),
+        Action::Run(_, _, reason) => ("run", reason.to_string()),
+        Action::Pending { upstream, certain: Some(reason) } => {
             ("run", format!("{reason}; after {}", upstream.join(", ")))
         }
-        Verdict::Wait { upstream, certain: None } => {
+        Action::Pending { upstream, certain: None } => {
             ("wait", format!("it runs if {} gives other bytes than before", upstream.join(" or ")))
         }
-        Verdict::Fail(error) => ("fail", error.clone()),
+        Action::InvalidInput(error) => ("fail", error.clone()),
     };
     let predicted = Predictor::new(planner).predict(stage, verdict)?;
     let units = match verdict {
-        Verdict::Reuse(_) => units(planner, index, &inputs)?,
+        Action::Cached(_) => units(planner, index, &inputs)?,
         _ => predicted.as_ref().and_then(|predicted| predicted.units),
     };
     Ok(Explanation {
@@ -179,7 +179,7 @@ fn one(
 }
 
 /// How many units of a stage are in the cache.
-fn units(planner: &Planner<'_>, index: usize, inputs: &Resolved) -> Result<Option<Units>, StoreError> {
+fn units(planner: &Planner<'_>, index: usize, inputs: &ResolvedInputs) -> Result<Option<Units>, StoreError> {
     let stage = &planner.pipeline.stages[index];
     let Some(units) = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten() else {
         return Ok(None);
@@ -196,7 +196,7 @@ fn input(
     planner: &Planner<'_>,
     index: usize,
     port: &str,
-    inputs: &Resolved,
+    inputs: &ResolvedInputs,
     done: &BTreeMap<usize, Entry>,
     last: Option<Last<'_>>,
 ) -> Result<Input, StoreError> {

@@ -11,7 +11,7 @@ use crate::identity::digest::Digest;
 use crate::identity::recipe::{self, Change};
 use crate::pipeline::Source as Feed;
 use crate::plan::cached_results::{self, Kept};
-use crate::plan::{Last, Planner, Resolved};
+use crate::plan::{Last, Planner, ResolvedInputs};
 use crate::store::{Entry, StoreError};
 
 /// How many of the nearest results are followed to what their inputs ask for.
@@ -139,7 +139,7 @@ impl Search<'_> {
         let stage = &planner.pipeline.stages[index];
         let known = match planner.inputs(stage, self.done) {
             Ok(Ok(inputs) | Err((inputs, _))) => inputs,
-            Err(_) => Resolved::default(),
+            Err(_) => ResolvedInputs::default(),
         };
         let recipe = planner.recipe(stage, &known);
         let name = stage.kind.name();

@@ -10,7 +10,7 @@ use super::orphans;
 use super::policy::{Policy, Step, What};
 use super::retention::{Kept, Why};
 use crate::identity::digest::Digest;
-use crate::store::{Alone, Store, StoreError};
+use crate::store::{ExclusiveLock, Store, StoreError};
 
 /// What goes and what stays.
 #[derive(Debug, Serialize)]
@@ -127,7 +127,7 @@ impl Plan {
         &self,
         store: &Store,
         inventory: &Inventory,
-        _alone: &Alone,
+        _alone: &ExclusiveLock,
         tell: &mut dyn FnMut(Done),
     ) -> Result<Done, StoreError> {
         let mut done = Done::default();
@@ -141,7 +141,7 @@ impl Plan {
         for (stage, cut) in &inventory.cuts {
             let left = |unit: &Digest| inventory.items.contains_key(unit) && !gone.contains(unit);
             if !cut.units.iter().any(left) {
-                store.forget_cut(stage)?;
+                store.remove_unit_index(stage)?;
             }
         }
         let rest = inventory.items.iter().filter(|(fingerprint, _)| !gone.contains(*fingerprint));

@@ -11,7 +11,7 @@ use super::disk::{Disk, Space};
 use super::pins::{Pin, Pins};
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::{self, Manifest};
-use crate::store::{Cut, Entry, Store, StoreError};
+use crate::store::{Entry, Store, StoreError, UnitIndex};
 
 /// A stage of a pipeline, as a run named it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -73,7 +73,7 @@ pub struct Inventory {
     /// Manifests that cannot be read, and why.
     pub unread: Vec<String>,
     /// Which units the stages have.
-    pub cuts: BTreeMap<Digest, Cut>,
+    pub cuts: BTreeMap<Digest, UnitIndex>,
     /// What is pinned.
     pub pins: Vec<Pin>,
 }
@@ -112,7 +112,7 @@ impl Inventory {
             }
         }
         name_results(&mut items, &runs);
-        let cuts = store.cuts()?;
+        let cuts = store.unit_indexes()?;
         name_units(&mut items, &cuts);
         let cuts = cuts.into_iter().map(|(fingerprint, (cut, _))| (fingerprint, cut)).collect();
         let (disk, pins) = (Disk::of(store)?, Pins::of(store).list()?);
@@ -167,7 +167,7 @@ fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<
 }
 
 /// Gives units the name of their stage; a run that cut the stage used them.
-fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (Cut, SystemTime)>) {
+fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (UnitIndex, SystemTime)>) {
     for (stage, (cut, noted)) in cuts {
         let known = items.get(stage).map(|item| (item.name.clone(), item.recorded));
         let recorded = known.as_ref().is_some_and(|(_, recorded)| *recorded);

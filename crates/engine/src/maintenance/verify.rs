@@ -83,7 +83,7 @@ impl Verify<'_> {
                 None => Artifact { digest, size: 0, folder: self.store.path(&digest).is_dir() },
             };
             // The next run says so and computes the stage, or finds the files again, on a disk that is not there now.
-            if let Some(loss) = self.store.loss(&artifact)? {
+            if let Some(loss) = self.store.adoption_change(&artifact)? {
                 checked.lost.push(loss);
                 continue;
             }

@@ -55,7 +55,7 @@ impl Graph {
     }
 
     /// The selected stages that read an output of `stage`.
-    pub fn readers(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
+    pub fn dependents(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
         let readers = self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node]);
         readers.filter(|reader| self.selected[*reader])
     }

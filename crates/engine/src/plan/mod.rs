@@ -16,7 +16,7 @@ use crate::kind::{Inputs, Slice, Unit};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::Outcome;
-use crate::store::{Entry, FilePart, Found, Store, StoreError};
+use crate::store::{Entry, FilePart, Lookup, Store, StoreError};
 
 pub use history::{History, Last};
 
@@ -39,7 +39,7 @@ pub enum Reason {
         error: String,
     },
     /// Its result was adopted, and the files are no longer what they were.
-    Lost {
+    Modified {
         /// What became of them.
         what: String,
     },
@@ -53,7 +53,7 @@ impl std::fmt::Display for Reason {
             Self::First => f.write_str("never run before"),
             Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
             Self::Failed { error } => write!(f, "failed in the last run: {error}"),
-            Self::Lost { what } => f.write_str(what),
+            Self::Modified { what } => f.write_str(what),
             Self::Forced => f.write_str("forced"),
             Self::Changed { changes } => {
                 let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
@@ -65,20 +65,20 @@ impl std::fmt::Display for Reason {
 
 /// What a run would do with a stage.
 #[derive(Debug, Clone)]
-pub enum Verdict {
+pub enum Action {
     /// Take the cached result.
-    Reuse(Box<Entry>),
+    Cached(Box<Entry>),
     /// Compute it, from these inputs.
-    Run(Box<Recipe>, Resolved, Reason),
+    Run(Box<Recipe>, ResolvedInputs, Reason),
     /// It reads what is not there yet.
-    Wait {
+    Pending {
         /// The stages that it waits for.
         upstream: Vec<String>,
         /// Why it computes whatever they give; `None` where that depends on them.
         certain: Option<Reason>,
     },
     /// It cannot run, for this reason.
-    Fail(String),
+    InvalidInput(String),
 }
 
 /// A stage's input that cannot be had.
@@ -109,7 +109,7 @@ pub enum InputError {
 
 /// The inputs of a stage: digests that count, and paths to read.
 #[derive(Debug, Clone, Default)]
-pub struct Resolved {
+pub struct ResolvedInputs {
     /// Digests by port.
     pub digests: BTreeMap<String, Digest>,
     /// Paths by port.
@@ -151,8 +151,8 @@ impl<'a> Planner<'a> {
         &self,
         stage: &StageNode,
         done: &BTreeMap<usize, Entry>,
-    ) -> Result<Result<Resolved, (Resolved, Vec<String>)>, InputError> {
-        let mut resolved = Resolved::default();
+    ) -> Result<Result<ResolvedInputs, (ResolvedInputs, Vec<String>)>, InputError> {
+        let mut resolved = ResolvedInputs::default();
         let mut missing = Vec::new();
         for (port, source) in &stage.inputs {
             let (digest, path) = match source {
@@ -195,7 +195,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The recipe of a stage as a whole.
-    pub fn recipe(&self, stage: &StageNode, inputs: &Resolved) -> Recipe {
+    pub fn recipe(&self, stage: &StageNode, inputs: &ResolvedInputs) -> Recipe {
         Recipe {
             kind: stage.kind.name().to_owned(),
             version: stage.kind.version(),
@@ -207,21 +207,21 @@ impl<'a> Planner<'a> {
     }
 
     /// The recipe of one unit: of parameters and inputs only what the unit reads.
-    pub fn unit_recipe(&self, stage: &StageNode, inputs: &Resolved, unit: &Unit) -> Recipe {
+    pub fn unit_recipe(&self, stage: &StageNode, inputs: &ResolvedInputs, unit: &Unit) -> Recipe {
         self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
     }
 
     /// The recipes of units, in order; the parts of files that they read are hashed together.
     ///
     /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
-    pub fn unit_recipes(&self, stage: &StageNode, inputs: &Resolved, units: &[Unit]) -> Vec<Recipe> {
+    pub fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
             |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
         let common = Recipe {
             params: stage.kind.unit_identity(&stage.params),
             inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
-            ..self.recipe(stage, &Resolved::default())
+            ..self.recipe(stage, &ResolvedInputs::default())
         };
         let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
         let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
@@ -238,7 +238,7 @@ impl<'a> Planner<'a> {
     fn narrow(
         &self,
         stage: &StageNode,
-        inputs: &Resolved,
+        inputs: &ResolvedInputs,
         units: &[Unit],
         recipes: &mut [Recipe],
     ) -> anyhow::Result<()> {
@@ -261,7 +261,7 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// As [`Planner::inputs`], and a damaged index.
-    pub fn judge(&self, index: usize, done: &BTreeMap<usize, Entry>) -> Result<Verdict, InputError> {
+    pub fn decide(&self, index: usize, done: &BTreeMap<usize, Entry>) -> Result<Action, InputError> {
         let stage = &self.pipeline.stages[index];
         let inputs = match self.inputs(stage, done)? {
             Ok(inputs) => inputs,
@@ -270,20 +270,20 @@ impl<'a> Planner<'a> {
                     true => Some(Reason::Forced),
                     false => self.certain(stage, &known),
                 };
-                return Ok(Verdict::Wait { upstream, certain });
+                return Ok(Action::Pending { upstream, certain });
             }
         };
         let recipe = self.recipe(stage, &inputs);
         if self.forced.contains(&index) {
-            return Ok(Verdict::Run(Box::new(recipe), inputs, Reason::Forced));
+            return Ok(Action::Run(Box::new(recipe), inputs, Reason::Forced));
         }
         let reason = match self.store.find(&recipe.fingerprint())? {
-            Found::Stands(entry) => {
-                self.store.expect(&entry, stage.outputs.iter().map(|output| output.name.as_str()))?;
-                return Ok(Verdict::Reuse(entry));
+            Lookup::Hit(entry) => {
+                self.store.require(&entry, stage.outputs.iter().map(|output| output.name.as_str()))?;
+                return Ok(Action::Cached(entry));
             }
-            Found::Lost(what) => Reason::Lost { what },
-            Found::Nothing => match self.history().last(&stage.id) {
+            Lookup::Invalid(what) => Reason::Modified { what },
+            Lookup::Miss => match self.history().last(&stage.id) {
                 None => Reason::First,
                 Some(last) => match (recipe::changes(last.recipe, &recipe), &last.record.error) {
                     (changes, _) if !changes.is_empty() => Reason::Changed { changes },
@@ -294,11 +294,11 @@ impl<'a> Planner<'a> {
                 },
             },
         };
-        Ok(Verdict::Run(Box::new(recipe), inputs, reason))
+        Ok(Action::Run(Box::new(recipe), inputs, reason))
     }
 
     /// Why a stage computes although some of its inputs are not known yet, if that is sure.
-    fn certain(&self, stage: &StageNode, known: &Resolved) -> Option<Reason> {
+    fn certain(&self, stage: &StageNode, known: &ResolvedInputs) -> Option<Reason> {
         let Some(Last { recipe: last, .. }) = self.history().last(&stage.id) else {
             return Some(Reason::First);
         };
@@ -324,16 +324,16 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// A damaged index.
-    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Verdict)>, StoreError> {
+    pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Action)>, StoreError> {
         let mut done = BTreeMap::new();
         let mut verdicts = Vec::new();
         for &index in graph.order() {
-            let verdict = match self.judge(index, &done) {
+            let verdict = match self.decide(index, &done) {
                 Err(InputError::Store(error)) => return Err(error),
-                Err(error) => Verdict::Fail(error.to_string()),
+                Err(error) => Action::InvalidInput(error.to_string()),
                 Ok(verdict) => verdict,
             };
-            if let Verdict::Reuse(entry) = &verdict {
+            if let Action::Cached(entry) = &verdict {
                 done.insert(index, (**entry).clone());
             }
             verdicts.push((index, verdict));

@@ -42,9 +42,9 @@ struct Place {
 
 /// What the file system says of a file, or of all files of a folder.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stamp(BTreeMap<String, Stat>);
+pub struct AdoptedStat(BTreeMap<String, Stat>);
 
-impl Stamp {
+impl AdoptedStat {
     /// Looks at what stands at a path.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     /// A file that cannot be read, or a write that failed.
-    pub fn lend(&self, path: &Path) -> Result<Artifact> {
+    pub fn link_source(&self, path: &Path) -> Result<Artifact> {
         let metadata = fs_err::metadata(path)?;
         let (artifact, files) = if metadata.is_dir() {
             let listing = list(path, &|file| self.stat_digest(file))?;
@@ -108,7 +108,7 @@ impl Store {
         };
         let target = self.path(&artifact.digest);
         if self.adopted(&artifact.digest)?.is_some() {
-            self.disown(&artifact.digest)?;
+            self.unadopt(&artifact.digest)?;
         } else if target.exists() {
             // The store has the bytes themselves, which is better than to know where they are.
             if digest_of(&target)? == artifact.digest {
@@ -135,7 +135,7 @@ impl Store {
     }
 
     /// Removes what leads to adopted bytes, not the bytes.
-    pub(super) fn disown(&self, digest: &Digest) -> Result<()> {
+    pub(super) fn unadopt(&self, digest: &Digest) -> Result<()> {
         let target = self.path(digest);
         if fs_err::symlink_metadata(&target).is_ok() {
             remove(&target)?;
@@ -157,7 +157,7 @@ impl Store {
     ///
     /// # Errors
     /// A file of the store that cannot be read.
-    pub fn loss(&self, artifact: &Artifact) -> Result<Option<String>> {
+    pub fn adoption_change(&self, artifact: &Artifact) -> Result<Option<String>> {
         let Some(path) = self.adopted(&artifact.digest)? else { return Ok(None) };
         if !artifact.folder {
             let fault = self.fault(&path, artifact.size, &artifact.digest);

@@ -24,7 +24,7 @@ const WRITE: &str = "write-";
 
 impl Store {
     /// A path for a file on its way to its place, swept if its writer dies before it is there.
-    pub(super) fn aside(&self) -> Result<PathBuf> {
+    pub(super) fn temp_path(&self) -> Result<PathBuf> {
         let mut aside = self.aside.lock().expect("no panic under this lock");
         let scratch = match &mut *aside {
             Some(scratch) => scratch,
@@ -110,7 +110,7 @@ impl Scratch {
     /// the run, such as outputs of which the store had the bytes already.
     ///
     /// Some file systems make new files the slower the more were removed a moment ago.
-    pub fn again(&self, attempt: Attempt) -> Option<Attempt> {
+    pub fn recycle(&self, attempt: Attempt) -> Option<Attempt> {
         for entry in fs_err::read_dir(&attempt.folder).ok()? {
             let path = entry.ok()?.path();
             let small =

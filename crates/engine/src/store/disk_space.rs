@@ -5,7 +5,7 @@ use super::{Store, StoreError};
 impl Store {
     /// An error with the room that is left, where that is what it is about.
     #[must_use]
-    pub fn told(&self, error: StoreError) -> StoreError {
+    pub fn with_free_space(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
                 StoreError::Full { error: error.to_string(), root: self.root.clone(), free: self.free() }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::integrity::State;
+use super::integrity::Integrity;
 use super::{Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
 use crate::identity::digest::Digest;
 use crate::identity::recipe;
@@ -53,7 +53,7 @@ impl Store {
             };
             Ok(Indexed { path, written, content })
         };
-        leaves(&self.index_folder())?.into_par_iter().map(read).collect()
+        sharded_files(&self.index_folder())?.into_par_iter().map(read).collect()
     }
 
     /// Removes a fingerprint from the index; its objects stay.
@@ -61,7 +61,7 @@ impl Store {
     /// # Errors
     /// A removal that failed.
     pub fn remove_entry(&self, fingerprint: &Digest) -> Result<()> {
-        gone(fs_err::remove_file(self.entry_path(fingerprint)))
+        ignore_missing(fs_err::remove_file(self.entry_path(fingerprint)))
     }
 
     /// Makes the removals from the index durable: objects are removed only after that.
@@ -84,13 +84,13 @@ impl Store {
     /// A removal that failed.
     pub fn remove_object(&self, digest: &Digest, scratch: &Scratch) -> Result<()> {
         if self.adopted(digest)?.is_some() {
-            self.disown(digest)?;
+            self.unadopt(digest)?;
         } else if fs_err::symlink_metadata(self.path(digest)).is_ok() {
             // A kill in the middle must not leave a part of a folder under the digest of the whole.
             let attempt = scratch.attempt()?;
             fs_err::rename(self.path(digest), attempt.path().join("object"))?;
         }
-        gone(fs_err::remove_file(self.listing_path(digest)))
+        ignore_missing(fs_err::remove_file(self.listing_path(digest)))
     }
 
     /// Takes in a file or folder that came from elsewhere, if it is what it must be; it is moved.
@@ -111,7 +111,7 @@ impl Store {
     /// # Errors
     /// A file of the store that cannot be read.
     pub fn has(&self, artifact: &Artifact) -> Result<bool> {
-        Ok(self.state(artifact)? == State::Stands)
+        Ok(self.state(artifact)? == Integrity::Ok)
     }
 
     /// Takes in an entry that came from elsewhere; its outputs must stand.
@@ -124,7 +124,7 @@ impl Store {
 }
 
 /// The files two levels below a folder, sorted; none where there is no such folder.
-pub(super) fn leaves(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn sharded_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     if !folder.is_dir() {
         return Ok(files);
@@ -142,7 +142,7 @@ pub(super) fn leaves(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A removal of what is not there has done what it should.
-pub(super) fn gone(removed: std::io::Result<()>) -> Result<()> {
+pub(super) fn ignore_missing(removed: std::io::Result<()>) -> Result<()> {
     match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),

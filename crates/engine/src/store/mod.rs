@@ -44,17 +44,17 @@ use serde::{Deserialize, Serialize};
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::recipe::{self, Recipe};
 
-pub use adopted::{Adopted, Stamp};
+pub use adopted::{Adopted, AdoptedStat};
 pub use attempts::{Attempt, Scratch};
 pub use file_state::byte_ranges::FilePart;
-pub use file_state::snapshot::{Look, Watch};
-use integrity::State;
+pub use file_state::snapshot::{FollowLinks, Snapshot};
+use integrity::Integrity;
 pub use inventory::Indexed;
 pub use lock::Lock;
 pub use quarantine::{Health, Note};
-pub use results_view::{Mended, Placed, View};
-pub use store_lock::{Alone, InUse};
-pub use unit_index::Cut;
+pub use results_view::{Placement, Repair, View};
+pub use store_lock::{ExclusiveLock, SharedLock};
+pub use unit_index::UnitIndex;
 
 /// A store that cannot be used, or a write into it that failed.
 #[derive(Debug, thiserror::Error)]
@@ -147,22 +147,22 @@ impl Entry {
 
 /// What the index knows of a fingerprint.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum Lookup {
     /// No result, or one of which something is no longer there.
-    Nothing,
+    Miss,
     /// A result, and all its outputs stand.
-    Stands(Box<Entry>),
+    Hit(Box<Entry>),
     /// A result whose adopted files are gone or have changed: what happened, for people.
-    Lost(String),
+    Invalid(String),
 }
 
 /// The cache of a project.
 pub struct Store {
     root: PathBuf,
     stat: Mutex<file_state::stat::StatCache>,
-    vouched: Mutex<file_state::verified::Vouched>,
-    packed: Mutex<file_state::index_pack::Packed>,
-    slices: Mutex<file_state::byte_ranges::Slices>,
+    vouched: Mutex<file_state::verified::VerifiedObjects>,
+    packed: Mutex<file_state::index_pack::IndexPack>,
+    slices: Mutex<file_state::byte_ranges::ByteRangeDigests>,
     /// Where files wait that are on their way to their place; made by the first.
     aside: Mutex<Option<Scratch>>,
 }
@@ -175,9 +175,9 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)?;
         let stat = Mutex::new(file_state::stat::StatCache::open(root.join("stat-v1.json")));
-        let vouched = Mutex::new(file_state::verified::Vouched::open(root.join("vouched-v1")));
-        let packed = Mutex::new(file_state::index_pack::Packed::open(root.join("packed-v1")));
-        let slices = Mutex::new(file_state::byte_ranges::Slices::open(root.join("slices-v1")));
+        let vouched = Mutex::new(file_state::verified::VerifiedObjects::open(root.join("vouched-v1")));
+        let packed = Mutex::new(file_state::index_pack::IndexPack::open(root.join("packed-v1")));
+        let slices = Mutex::new(file_state::byte_ranges::ByteRangeDigests::open(root.join("slices-v1")));
         Ok(Self { root, stat, vouched, packed, slices, aside: Mutex::new(None) })
     }
 
@@ -210,8 +210,8 @@ impl Store {
     /// An index file that cannot be read.
     pub fn lookup(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
         match self.find(fingerprint)? {
-            Found::Stands(entry) => Ok(Some(*entry)),
-            Found::Nothing | Found::Lost(_) => Ok(None),
+            Lookup::Hit(entry) => Ok(Some(*entry)),
+            Lookup::Miss | Lookup::Invalid(_) => Ok(None),
         }
     }
 
@@ -219,22 +219,22 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::lookup`].
-    pub fn find(&self, fingerprint: &Digest) -> Result<Found> {
+    pub fn find(&self, fingerprint: &Digest) -> Result<Lookup> {
         let entry = match self.entry(fingerprint) {
             Ok(Some(entry)) => entry,
-            Ok(None) => return Ok(Found::Nothing),
+            Ok(None) => return Ok(Lookup::Miss),
             // An index that was cut short by a power cut leads nowhere, and costs no more than its own entry.
-            Err(error @ StoreError::Damaged { .. }) => return Ok(Found::Lost(error.to_string())),
+            Err(error @ StoreError::Damaged { .. }) => return Ok(Lookup::Invalid(error.to_string())),
             Err(error) => return Err(error),
         };
         for artifact in entry.outputs.values() {
             match self.state(artifact)? {
-                State::Stands => {}
-                State::Gone => return Ok(Found::Nothing),
-                State::Lost(why) => return Ok(Found::Lost(why)),
+                Integrity::Ok => {}
+                Integrity::Missing => return Ok(Lookup::Miss),
+                Integrity::Invalid(why) => return Ok(Lookup::Invalid(why)),
             }
         }
-        Ok(Found::Stands(Box::new(entry)))
+        Ok(Lookup::Hit(Box::new(entry)))
     }
 
     /// What the index says of a fingerprint, whether or not the outputs stand.
@@ -272,7 +272,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Damaged`], for the first that is not there.
-    pub fn expect<'p>(&self, entry: &Entry, ports: impl IntoIterator<Item = &'p str>) -> Result<()> {
+    pub fn require<'p>(&self, entry: &Entry, ports: impl IntoIterator<Item = &'p str>) -> Result<()> {
         match ports.into_iter().find(|port| !entry.outputs.contains_key(*port)) {
             None => Ok(()),
             Some(port) => {
@@ -327,7 +327,7 @@ impl Store {
         if let Some(digest) = self.stat.lock().expect("no panic under this lock").get(file, &key) {
             return Ok(digest);
         }
-        let settled = key.settled();
+        let settled = key.past_racy_window();
         let digest = Digest::of_file(file)?;
         if settled {
             self.stat.lock().expect("no panic under this lock").put(file, key, digest);
@@ -340,15 +340,15 @@ impl Store {
     /// # Errors
     /// A write that failed for another reason than that the cache is read-only.
     pub fn save_stat(&self) -> Result<()> {
-        self.keep_learnt().or_else(|error| if error.is_read_only() { Ok(()) } else { Err(error) })
+        self.flush_file_state().or_else(|error| if error.is_read_only() { Ok(()) } else { Err(error) })
     }
 
     /// The same, which a read-only cache is an error for.
     ///
     /// # Errors
     /// A write that failed.
-    pub fn keep_learnt(&self) -> Result<()> {
-        self.save_vouched()?;
+    pub fn flush_file_state(&self) -> Result<()> {
+        self.save_verified()?;
         let packed = self.packed.lock().expect("no panic under this lock").changed();
         let slices = self.slices.lock().expect("no panic under this lock").changed();
         for (file, bytes) in [packed, slices].into_iter().flatten() {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::file_state::tree_stat::Seen;
-use super::integrity::{SMALL, State};
+use super::file_state::tree_stat::TreeStat;
+use super::integrity::{Integrity, SMALL};
 use super::{Artifact, Entry, Result, Store, StoreError, list, names};
 use crate::identity::digest::{Digest, Listing};
 use crate::identity::recipe::Recipe;
@@ -44,11 +44,11 @@ impl Store {
         let Ok(metadata) = fs_err::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
         let folder = metadata.is_dir();
         protect(path, folder)?;
-        let Some(seen) = Seen::at(path)? else { return Err(StoreError::MissingOutput(name())) };
+        let Some(seen) = TreeStat::at(path)? else { return Err(StoreError::MissingOutput(name())) };
         if seen.size() > SMALL {
-            seen.settle();
+            seen.wait_past_racy_window();
         }
-        let sure = seen.settled();
+        let sure = seen.past_racy_window();
         let (artifact, listing) = if folder {
             let listing = list(path, &|file| Ok(Digest::of_file(file)?))?;
             (Artifact { digest: listing.digest(), size: listing.size(), folder }, Some(listing))
@@ -59,12 +59,12 @@ impl Store {
         if fs_err::symlink_metadata(&target).is_ok() || self.place_path(&artifact.digest).exists() {
             if self.adopted(&artifact.digest)?.is_some() {
                 // Own bytes stand better than those of a file that may change.
-                self.disown(&artifact.digest)?;
+                self.unadopt(&artifact.digest)?;
             } else {
                 match self.state(&artifact)? {
-                    State::Stands => return Ok(artifact),
-                    State::Gone => {}
-                    State::Lost(why) => {
+                    Integrity::Ok => return Ok(artifact),
+                    Integrity::Missing => {}
+                    Integrity::Invalid(why) => {
                         tracing::warn!("{why}; it is replaced");
                         self.quarantine(&artifact, &why)?;
                     }
@@ -80,7 +80,7 @@ impl Store {
             Err(_) if target.exists() => return Ok(artifact),
             Err(error) => return Err(error.into()),
         }
-        let Some(after) = Seen::at(&target)?.filter(|after| after.same_bytes(&seen)) else {
+        let Some(after) = TreeStat::at(&target)?.filter(|after| after.same_bytes(&seen)) else {
             super::remove(&target)?;
             return Err(StoreError::StillWritten(name()));
         };
@@ -88,7 +88,7 @@ impl Store {
             true => after.with(".list", &self.listing_path(&artifact.digest))?,
             false => after,
         };
-        self.vouched().put(artifact.digest, &after, sure);
+        self.verified().put(artifact.digest, &after, sure);
         Ok(artifact)
     }
 
@@ -107,7 +107,7 @@ impl Store {
     /// # Errors
     /// A write that failed; what was there before is then still there.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let aside = self.aside()?;
+        let aside = self.temp_path()?;
         fs_err::write(&aside, bytes)?;
         Ok(place(&aside, path)?)
     }

@@ -94,7 +94,7 @@ impl Store {
     pub fn quarantine(&self, artifact: &Artifact, why: &str) -> Result<Option<PathBuf>> {
         let digest = &artifact.digest;
         if self.adopted(digest)?.is_some() {
-            self.disown(digest)?;
+            self.unadopt(digest)?;
             return Ok(None);
         }
         let folder = self.root.join("quarantine");

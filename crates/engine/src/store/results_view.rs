@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::file_state::stat::Stat;
-use super::file_state::tree_stat::Seen;
+use super::file_state::tree_stat::TreeStat;
 use super::{Artifact, Result, Store, remove};
 use crate::identity::digest::{Digest, Listed};
 
@@ -36,7 +36,7 @@ pub struct View {
 #[serde(untagged)]
 enum Shown {
     /// An artifact, and how it looked.
-    Seen(Digest, Digest),
+    TreeStat(Digest, Digest),
     /// An artifact, as earlier versions recorded it.
     Named(Digest),
 }
@@ -44,23 +44,23 @@ enum Shown {
 impl Shown {
     fn digest(&self) -> &Digest {
         match self {
-            Self::Seen(digest, _) | Self::Named(digest) => digest,
+            Self::TreeStat(digest, _) | Self::Named(digest) => digest,
         }
     }
 }
 
 /// Where an artifact is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct Placement {
     /// The path in the results folder.
     pub path: PathBuf,
     /// What had become of it since it was shown last, for people, if anything; it is as it was again.
-    pub mended: Option<Mended>,
+    pub mended: Option<Repair>,
 }
 
 /// What had become of something in the results folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mended {
+pub enum Repair {
     /// It was gone.
     Missing,
     /// It held other bytes.
@@ -69,17 +69,17 @@ pub enum Mended {
     Files(usize),
 }
 
-impl std::fmt::Display for Placed {
+impl std::fmt::Display for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let path = self.path.display();
         match self.mended {
             None => write!(f, "{path} is as it was"),
-            Some(Mended::Missing) => write!(f, "{path} was missing and is restored"),
-            Some(Mended::Changed) => write!(f, "{path} held other bytes than the stage gave and is restored"),
-            Some(Mended::Files(1)) => {
+            Some(Repair::Missing) => write!(f, "{path} was missing and is restored"),
+            Some(Repair::Changed) => write!(f, "{path} held other bytes than the stage gave and is restored"),
+            Some(Repair::Files(1)) => {
                 write!(f, "{path}: a file in it was missing or changed and is restored")
             }
-            Some(Mended::Files(count)) => {
+            Some(Repair::Files(count)) => {
                 write!(f, "{path}: {count} files in it were missing or changed and are restored")
             }
         }
@@ -104,7 +104,7 @@ impl View {
     ///
     /// # Errors
     /// A write that failed; what the path showed before is then still there.
-    pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<Placed> {
+    pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<Placement> {
         let target = self.root.join(path);
         let link = fs_err::symlink_metadata(&target).ok();
         let known = self.shown.get(path);
@@ -116,29 +116,29 @@ impl View {
         };
         let own = leads.is_none() && link.as_ref().is_some_and(|link| link.is_dir() == artifact.folder);
         // Links of the user's in a shown folder may lead nowhere, which keeps it from being known by its looks.
-        let look = || Seen::at(&target).ok().flatten();
+        let look = || TreeStat::at(&target).ok().flatten();
         let seen = match &link {
-            Some(link) if own && link.is_file() => Some(Seen::of_file(link)),
+            Some(link) if own && link.is_file() => Some(TreeStat::of_file(link)),
             _ if own => look(),
             _ => None,
         };
-        if let (Some(Shown::Seen(digest, mark)), Some(seen)) = (known, &seen)
+        if let (Some(Shown::TreeStat(digest, mark)), Some(seen)) = (known, &seen)
             && *digest == artifact.digest
-            && *mark == seen.mark()
+            && *mark == seen.stat_hash()
             && (!artifact.folder || store.adopted(digest)?.is_none())
         {
-            return Ok(Placed { path: target, mended: None });
+            return Ok(Placement { path: target, mended: None });
         }
         if let Some(place) = store.adopted(&artifact.digest)? {
             if leads.as_ref() == Some(&place) && target.exists() {
                 if !as_before {
                     self.note(path, Shown::Named(artifact.digest));
                 }
-                return Ok(Placed { path: target, mended: None });
+                return Ok(Placement { path: target, mended: None });
             }
             self.replace(&target, link.is_some(), |_, new| Ok(symlink(place, new)?))?;
             self.note(path, Shown::Named(artifact.digest));
-            return Ok(Placed { path: target, mended: None });
+            return Ok(Placement { path: target, mended: None });
         }
         let object = store.path(&artifact.digest);
         let wrong = if own { wrong(&target, &object, artifact, store)? } else { Wrong::All };
@@ -152,12 +152,12 @@ impl View {
                         view.link(&object.join(name), new)
                     })?;
                 }
-                Some(Mended::Files(names.len()))
+                Some(Repair::Files(names.len()))
             }
             Wrong::Some(_) | Wrong::All => {
                 self.replace(&target, link.is_some(), |view, new| view.link(&object, new))?;
                 // A link to what was adopted has done its part.
-                let mended = if link.is_some() { Mended::Changed } else { Mended::Missing };
+                let mended = if link.is_some() { Repair::Changed } else { Repair::Missing };
                 (as_before && leads.is_none()).then_some(mended)
             }
         };
@@ -165,16 +165,16 @@ impl View {
         if let (Some(before), Some(after)) = (before, store.look(&object, &artifact.digest)?)
             && before != after
         {
-            store.vouched().renew(artifact.digest, &before, &after);
+            store.verified().renew(artifact.digest, &before, &after);
         }
         let shown = match look() {
-            Some(seen) => Shown::Seen(artifact.digest, seen.mark()),
+            Some(seen) => Shown::TreeStat(artifact.digest, seen.stat_hash()),
             None => Shown::Named(artifact.digest),
         };
         if self.shown.get(path) != Some(&shown) {
             self.note(path, shown);
         }
-        Ok(Placed { path: target, mended })
+        Ok(Placement { path: target, mended })
     }
 
     fn note(&mut self, path: &Path, shown: Shown) {
@@ -214,7 +214,7 @@ impl View {
     ///
     /// # Errors
     /// A removal that failed.
-    pub fn keep_only(&mut self, paths: &BTreeSet<PathBuf>) -> Result<()> {
+    pub fn prune(&mut self, paths: &BTreeSet<PathBuf>) -> Result<()> {
         if self.shown.keys().all(|path| paths.contains(path)) {
             return Ok(());
         }

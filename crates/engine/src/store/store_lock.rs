@@ -7,14 +7,14 @@ use super::{Result, Store};
 
 /// Keeps what a store holds from being taken away; let go when dropped, or when the process ends in any way.
 #[must_use]
-pub struct InUse {
+pub struct SharedLock {
     /// `None` where nothing can be written, so that nothing can be taken away either.
     _file: Option<fs_err::File>,
 }
 
 /// Has a store to itself.
 #[must_use]
-pub struct Alone {
+pub struct ExclusiveLock {
     _file: fs_err::File,
 }
 
@@ -24,7 +24,7 @@ impl Store {
     ///
     /// # Errors
     /// A lock file that cannot be made although the folder can be written to.
-    pub fn in_use(&self, waiting: impl FnOnce()) -> Result<InUse> {
+    pub fn shared_lock(&self, waiting: impl FnOnce()) -> Result<SharedLock> {
         let path = self.use_path();
         let opened = fs_err::create_dir_all(&self.root)
             .and_then(|()| fs_err::OpenOptions::new().create(true).append(true).open(&path));
@@ -36,7 +36,7 @@ impl Store {
                 // A reader without the right to write still keeps others from taking away.
                 match fs_err::File::open(&path) {
                     Ok(file) => file,
-                    Err(_) => return Ok(InUse { _file: None }),
+                    Err(_) => return Ok(SharedLock { _file: None }),
                 }
             }
             Err(error) => return Err(error.into()),
@@ -45,17 +45,17 @@ impl Store {
             waiting();
             file.file().lock_shared()?;
         }
-        Ok(InUse { _file: Some(file) })
+        Ok(SharedLock { _file: Some(file) })
     }
 
     /// Has the store alone, `None` if anybody uses it.
     ///
     /// # Errors
     /// A lock file that cannot be made.
-    pub fn alone(&self) -> Result<Option<Alone>> {
+    pub fn exclusive_lock(&self) -> Result<Option<ExclusiveLock>> {
         fs_err::create_dir_all(&self.root)?;
         let file = fs_err::OpenOptions::new().create(true).append(true).open(self.use_path())?;
-        Ok(file.file().try_lock().is_ok().then_some(Alone { _file: file }))
+        Ok(file.file().try_lock().is_ok().then_some(ExclusiveLock { _file: file }))
     }
 
     fn use_path(&self) -> PathBuf {

@@ -15,7 +15,7 @@ const FOLDER: &str = "units-v1";
 /// The units of a stage, noted when it begins, so that they are known of a run that is killed too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cut {
+pub struct UnitIndex {
     /// The pipeline that was run.
     pub pipeline: String,
     /// The stage's name.
@@ -29,18 +29,18 @@ impl Store {
     ///
     /// # Errors
     /// A write that failed.
-    pub fn note_cut(&self, fingerprint: &Digest, cut: &Cut) -> Result<()> {
+    pub fn write_unit_index(&self, fingerprint: &Digest, cut: &UnitIndex) -> Result<()> {
         let text = serde_json::to_vec(cut).map_err(std::io::Error::from)?;
-        self.write(&self.cut_path(fingerprint), &text)
+        self.write(&self.unit_index_path(fingerprint), &text)
     }
 
     /// All that were noted, with when; one that cannot be read says nothing.
     ///
     /// # Errors
     /// A folder that cannot be read.
-    pub fn cuts(&self) -> Result<BTreeMap<Digest, (Cut, SystemTime)>> {
+    pub fn unit_indexes(&self) -> Result<BTreeMap<Digest, (UnitIndex, SystemTime)>> {
         let mut cuts = BTreeMap::new();
-        for path in super::inventory::leaves(&self.root.join(FOLDER))? {
+        for path in super::inventory::sharded_files(&self.root.join(FOLDER))? {
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let Some(fingerprint) = stem.and_then(|stem| stem.parse().ok()) else { continue };
             if let Ok(Some(cut)) = read_json(&path) {
@@ -55,11 +55,11 @@ impl Store {
     ///
     /// # Errors
     /// A removal that failed.
-    pub fn forget_cut(&self, fingerprint: &Digest) -> Result<()> {
-        super::inventory::gone(fs_err::remove_file(self.cut_path(fingerprint)))
+    pub fn remove_unit_index(&self, fingerprint: &Digest) -> Result<()> {
+        super::inventory::ignore_missing(fs_err::remove_file(self.unit_index_path(fingerprint)))
     }
 
-    fn cut_path(&self, fingerprint: &Digest) -> PathBuf {
+    fn unit_index_path(&self, fingerprint: &Digest) -> PathBuf {
         let name = fingerprint.to_string();
         self.root.join(FOLDER).join(&name[..2]).join(format!("{name}.json"))
     }

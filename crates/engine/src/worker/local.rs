@@ -1,6 +1,6 @@
 //! Workers: what runs a task, and the line protocol to one in a process of its own.
 //!
-//! The runner writes one JSON line per [`Task`]; the worker answers with [`Reply`] lines, the last of which is
+//! The runner writes one JSON line per [`TaskBatch`]; the worker answers with [`Reply`] lines, the last of which is
 //! `Done` or `Failed`. When the runner is gone, the worker's input ends and so does the worker, with all that it started.
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,11 +16,11 @@ use crate::kind::{Device, Downloads, Inputs, Unit};
 
 /// Work of one kind: one piece, or several units that are computed together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Task {
+pub struct TaskBatch {
     /// The stage kind.
     pub kind: String,
     /// What to do; more than one only where all are units.
-    pub pieces: Vec<Piece>,
+    pub tasks: Vec<Piece>,
 }
 
 /// One piece of work.
@@ -31,7 +31,7 @@ pub struct Piece {
     /// The paths on its input ports.
     pub inputs: Inputs,
     /// What of the stage to do.
-    pub part: Part,
+    pub part: Step,
     /// The empty folder to write into.
     pub out: PathBuf,
 }
@@ -39,7 +39,7 @@ pub struct Piece {
 /// What of a stage a piece is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub enum Step {
     /// All of it.
     Whole,
     /// One unit.
@@ -71,7 +71,7 @@ pub enum Reply {
     /// Some pieces are done, whatever becomes of the others.
     Finished {
         /// Their numbers.
-        pieces: Vec<usize>,
+        tasks: Vec<usize>,
     },
     /// The task is done, with all of its pieces.
     Done,
@@ -102,7 +102,7 @@ pub trait Worker {
     ///
     /// # Errors
     /// Why there is no result.
-    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError>;
+    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError>;
     /// The process group that it works in, to be killed where it must end at once.
     fn group(&self) -> Option<u32> {
         None
@@ -122,7 +122,7 @@ pub trait Backend: Sync {
 
 /// How a worker process is told to compute; nothing here may change a result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Setting {
+pub struct WorkerConfig {
     /// Where.
     pub device: Device,
     /// With how many threads.
@@ -139,16 +139,16 @@ pub struct Setting {
 pub const LIGHT_WORKER: &str = "--light-worker";
 
 /// Workers as processes of their own: what crashes or eats all memory is one task, not the run.
-pub struct Processes {
+pub struct LocalBackend {
     /// The worker program.
     pub program: PathBuf,
     /// The front program, which is the light worker when it gets [`LIGHT_WORKER`] and a setting.
     pub front: PathBuf,
     /// One setting per slot.
-    pub settings: Vec<Setting>,
+    pub settings: Vec<WorkerConfig>,
 }
 
-impl Backend for Processes {
+impl Backend for LocalBackend {
     fn slots(&self) -> usize {
         self.settings.len()
     }
@@ -214,10 +214,10 @@ impl Process {
     }
 
     /// Why it died, in the middle of a task.
-    fn died(&mut self, task: &Task) -> TaskError {
+    fn died(&mut self, task: &TaskBatch) -> TaskError {
         let _ = self.child.kill();
         if self.light {
-            task.pieces.iter().for_each(|piece| end_below(&piece.out));
+            task.tasks.iter().for_each(|piece| end_below(&piece.out));
         }
         match self.child.wait() {
             // What the dynamic loader ends with when a library is missing.
@@ -235,7 +235,7 @@ impl Worker for Process {
         Some(self.child.id())
     }
 
-    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let line = serde_json::to_string(task).expect("a task is plain data");
         if self.tell(&line).is_err() {
             return Err(self.died(task));

@@ -15,17 +15,21 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::kind::{Computation, Context, Member, Together, told};
-use crate::worker::local::{Part, Piece, Reply, Setting, Task};
+use crate::worker::local::{Piece, Reply, Step, TaskBatch, WorkerConfig};
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
 ///
 /// With a device that could not be `prepared`, every task fails for that reason.
-pub fn serve(computations: &[&'static dyn Computation], setting: &Setting, prepared: Result<(), String>) {
+pub fn serve(
+    computations: &[&'static dyn Computation],
+    setting: &WorkerConfig,
+    prepared: Result<(), String>,
+) {
     serve_tasks(computations, setting, prepared, || {});
 }
 
 /// The same, with `on_disconnect` called before the process ends: when the runner is gone, or on a signal that ends it.
-pub fn serve_until(computations: &[&'static dyn Computation], setting: &Setting, on_disconnect: fn()) {
+pub fn serve_until(computations: &[&'static dyn Computation], setting: &WorkerConfig, on_disconnect: fn()) {
     // What ends this process while it can still do something must not leave a command behind.
     if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         std::thread::spawn(move || {
@@ -40,7 +44,7 @@ pub fn serve_until(computations: &[&'static dyn Computation], setting: &Setting,
 
 fn serve_tasks(
     computations: &[&'static dyn Computation],
-    setting: &Setting,
+    setting: &WorkerConfig,
     prepared: Result<(), String>,
     on_disconnect: fn(),
 ) {
@@ -69,7 +73,7 @@ fn serve_tasks(
     }
 }
 
-fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Setting) -> Reply {
+fn perform(task: &TaskBatch, computations: &[&'static dyn Computation], setting: &WorkerConfig) -> Reply {
     let Some(computation) = computations.iter().find(|computation| computation.kind() == task.kind) else {
         return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
     };
@@ -82,15 +86,15 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
             say(&Reply::Progress { piece, done, total });
         }
     };
-    let finished = |pieces: &[usize]| say(&Reply::Finished { pieces: pieces.to_vec() });
-    let Setting { device, micro_batch, ref downloads, threads, .. } = *setting;
+    let finished = |pieces: &[usize]| say(&Reply::Finished { tasks: pieces.to_vec() });
+    let WorkerConfig { device, micro_batch, ref downloads, threads, .. } = *setting;
     let begun = Instant::now();
     tracing::debug!(
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
         task.kind
     );
     let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
-    let result = catch_unwind(AssertUnwindSafe(|| match task.pieces.as_slice() {
+    let result = catch_unwind(AssertUnwindSafe(|| match task.tasks.as_slice() {
         [piece] => cx.alone(0, |cx| alone(piece, *computation, cx)),
         pieces => {
             computation.run_together(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx)
@@ -107,15 +111,15 @@ fn perform(task: &Task, computations: &[&'static dyn Computation], setting: &Set
 fn alone(piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
     let Piece { params, inputs, part, out } = piece;
     match part {
-        Part::Whole => computation.run(params, inputs, None, out, cx),
-        Part::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
-        Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+        Step::Whole => computation.run(params, inputs, None, out, cx),
+        Step::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
+        Step::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
     }
 }
 
 fn member(piece: &Piece) -> anyhow::Result<Member<'_, Json>> {
     let Piece { params, inputs, part, out } = piece;
-    let Part::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
+    let Step::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
     Ok(Member { params, inputs, unit, out })
 }
 

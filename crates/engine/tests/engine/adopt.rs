@@ -88,7 +88,7 @@ fn a_folder_stands_with_the_files_that_it_had() {
         "of the adopted folder {}, deep/er/more.txt holds other bytes than when it was adopted",
         folder.display()
     );
-    assert_eq!(reason(&ran, "lines"), Some(Reason::Lost { what: told.clone() }));
+    assert_eq!(reason(&ran, "lines"), Some(Reason::Modified { what: told.clone() }));
     assert_eq!(warnings(&ran), [format!("{told}; `lines` is computed instead")]);
     assert_eq!(ran.ran(), ["last[one]", "last[two]", "lines"]);
     // What the run wrote is its own, and the user's folder is untouched.
@@ -120,7 +120,7 @@ fn what_became_of_a_file_is_noticed_and_told() {
         project.run(&[]);
         edit(&file);
         let ran = project.run(&[]);
-        let Some(Reason::Lost { what: told }) = reason(&ran, "second") else {
+        let Some(Reason::Modified { what: told }) = reason(&ran, "second") else {
             panic!("{what}: {ran:?}", ran = ran.tasks)
         };
         assert!(told.starts_with(&format!("the adopted file {} {what}", file.display())), "{told}");

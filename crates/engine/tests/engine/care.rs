@@ -41,7 +41,7 @@ fn named(plan: &Plan) -> Vec<String> {
 
 fn carry_out(project: &Project, policy: &Policy, tell: &mut dyn FnMut(Done)) -> Plan {
     let store = store(project);
-    let alone = store.alone().unwrap().unwrap();
+    let alone = store.exclusive_lock().unwrap().unwrap();
     let inventory = Inventory::of(&store).unwrap();
     let plan = Plan::of(&store, &inventory, policy, Timestamp::now()).unwrap();
     plan.execute(&store, &inventory, &alone, tell).unwrap();
@@ -140,14 +140,14 @@ fn nothing_goes_while_a_run_uses_the_cache() {
     let project = project();
     project.run(&[]);
     let store = store(&project);
-    let held = store.in_use(|| panic!("nobody has it alone")).unwrap();
-    assert!(store.alone().unwrap().is_none());
-    let second = store.in_use(|| panic!("runs share it")).unwrap();
+    let held = store.shared_lock(|| panic!("nobody has it alone")).unwrap();
+    assert!(store.exclusive_lock().unwrap().is_none());
+    let second = store.shared_lock(|| panic!("runs share it")).unwrap();
     drop(held);
-    assert!(store.alone().unwrap().is_none());
+    assert!(store.exclusive_lock().unwrap().is_none());
     drop(second);
-    let alone = store.alone().unwrap().unwrap();
-    assert!(store.alone().unwrap().is_none());
+    let alone = store.exclusive_lock().unwrap().unwrap();
+    assert!(store.exclusive_lock().unwrap().is_none());
     // A run waits, and goes on when it is free.
     std::thread::scope(|scope| {
         let run = scope.spawn(|| project.run(&["count.to=5"]));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use attrflow_engine::exec::{Haste, Stop};
+use attrflow_engine::exec::{Cancel, CancelMode};
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
 
@@ -75,7 +75,7 @@ const EDITS: &[(&str, usize, Edit)] = &[
 /// What happens to the first run, and the stages that the second then ideally runs.
 const FAULTS: &[(&str, usize, Edit)] = &[
     ("the first worker dies", 7, |p| p.backend.fault = Some(("say".into(), Fault::Dies))),
-    ("interrupted after the second stage", 5, |p| (p.interrupt, p.haste) = (Some(6), Haste::Finish)),
+    ("interrupted after the second stage", 5, |p| (p.interrupt, p.haste) = (Some(6), CancelMode::Drain)),
     ("a dead run's lock", 7, |p| {
         let store = Store::open(&p.cache).unwrap();
         let fingerprint = chain().run(&[]).stage("data").fingerprint.unwrap();
@@ -122,7 +122,7 @@ fn every_fault_costs_what_it_must_and_nothing_else() {
         fault(&mut project);
         let first = project.run(&[]);
         assert!(first.ran().len() < NAMES.len(), "{what}: nothing went wrong");
-        (project.interrupt, project.stop, project.backend.fault) = (None, Stop::default(), None);
+        (project.interrupt, project.stop, project.backend.fault) = (None, Cancel::default(), None);
         held(what, *ideal, &mut project);
     }
 }

@@ -7,7 +7,7 @@ use attrflow_engine::explain::{Prediction, Predictor};
 use attrflow_engine::kind::{Context, Device, Downloads, Form, Outlook};
 use attrflow_engine::pipeline;
 use attrflow_engine::plan::graph::Graph;
-use attrflow_engine::plan::{Planner, Verdict};
+use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::store::Store;
 use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
 
@@ -89,7 +89,7 @@ fn with<T>(
     }
     let predictor = Predictor::with(&planner, &forecast);
     let predict = |name: &str| {
-        let of = |(index, _): &&(usize, Verdict)| pipeline.stages[*index].id == name;
+        let of = |(index, _): &&(usize, Action)| pipeline.stages[*index].id == name;
         let (index, verdict) = verdicts.iter().find(of).unwrap();
         predictor.predict(&pipeline.stages[*index], verdict).unwrap()
     };

@@ -94,7 +94,7 @@ fn store(folder: &Path) -> Target<'_> {
             }
             for artifact in manifest.stages.iter().flat_map(|record| record.outputs.values()) {
                 let _ = (
-                    store.loss(artifact),
+                    store.adoption_change(artifact),
                     store.listing(&artifact.digest),
                     store.sub(&artifact.digest, "sub/title.txt"),
                 );

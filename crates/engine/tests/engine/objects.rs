@@ -9,7 +9,7 @@ use attrflow_engine::store::{Health, Store};
 use crate::project::{Project, Ran, files, flip, project};
 
 /// Two runs, so that every object is vouched for by how it looks.
-fn settled() -> (Project, Ran) {
+fn past_racy_window() -> (Project, Ran) {
     let project = project();
     let ran = project.run(&[]);
     std::thread::sleep(Duration::from_millis(120));
@@ -29,7 +29,7 @@ fn set_time(file: &Path, time: SystemTime) {
 
 #[test]
 fn a_flipped_byte_of_an_object_is_found_and_its_stage_alone_runs() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let before = project.results();
     let file = object(&project, &ran, "second", "text");
     let right = fs_err::read(&file).unwrap();
@@ -54,7 +54,7 @@ fn a_flipped_byte_of_an_object_is_found_and_its_stage_alone_runs() {
 
 #[test]
 fn a_flipped_byte_in_a_folder_of_the_cache_is_found() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let before = project.results();
     flip(&object(&project, &ran, "lines", "lines").join("lines.txt"));
     let mended = project.run(&[]);
@@ -66,7 +66,7 @@ fn a_flipped_byte_in_a_folder_of_the_cache_is_found() {
 
 #[test]
 fn a_flipped_byte_of_a_unit_is_found_when_the_unit_is_needed() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let unit = files(&project.path("cache/objects")).into_iter().find(|path| path.ends_with("line")).unwrap();
     flip(&unit);
     // Nothing reads it as long as the stage stands.
@@ -79,7 +79,7 @@ fn a_flipped_byte_of_a_unit_is_found_when_the_unit_is_needed() {
 
 #[test]
 fn a_damaged_or_missing_listing_is_found() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let listing = PathBuf::from(format!("{}.list", object(&project, &ran, "lines", "lines").display()));
     for text in ["", "[]"] {
         fs_err::write(&listing, text).unwrap();
@@ -92,7 +92,7 @@ fn a_damaged_or_missing_listing_is_found() {
 
 #[test]
 fn a_changed_result_is_restored_and_told() {
-    let (project, _) = settled();
+    let (project, _) = past_racy_window();
     let before = project.results();
     let inner = project.path("results/toy/lines/folder/lines.txt");
     let replace = |path: &Path, text: &str| {
@@ -127,7 +127,7 @@ fn a_changed_result_is_restored_and_told() {
 /// Written through a hard link, a result takes its object along.
 #[test]
 fn a_result_that_is_overwritten_in_place_is_mended_in_the_cache_too() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let before = project.results();
     flip(&project.path("results/toy/first/text.txt"));
     let object = object(&project, &ran, "first", "text");
@@ -143,7 +143,7 @@ fn a_result_that_is_overwritten_in_place_is_mended_in_the_cache_too() {
 /// A touch costs a hash, and nothing else.
 #[test]
 fn a_touched_object_or_result_runs_nothing() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     for time in [SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(1 << 30)] {
         for file in [object(&project, &ran, "first", "text"), project.path("results/toy/second/text.txt")] {
             set_time(&file, time);
@@ -177,7 +177,7 @@ fn no_file_time_makes_a_changed_source_look_unchanged() {
 
 #[test]
 fn a_damaged_or_missing_record_of_looks_costs_a_look_at_the_bytes() {
-    let (project, _) = settled();
+    let (project, _) = past_racy_window();
     let file = project.path("cache/vouched-v1");
     let good = fs_err::read(&file).unwrap();
     assert!(good.len() >= 64 * 5, "{}", good.len());
@@ -192,7 +192,7 @@ fn a_damaged_or_missing_record_of_looks_costs_a_look_at_the_bytes() {
 /// The pack of index files misleads nobody: not when it is damaged, and not when an index file is gone or another.
 #[test]
 fn a_damaged_or_outdated_pack_costs_time_alone() {
-    let (project, ran) = settled();
+    let (project, ran) = past_racy_window();
     let pack = project.path("cache/packed-v1");
     let good = fs_err::read(&pack).unwrap();
     for bad in [Vec::new(), vec![255; 300], good[..good.len() - 9].to_vec()] {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use attrflow_engine::exec::adopt::Adoption;
 use attrflow_engine::exec::event::Event;
-use attrflow_engine::exec::{Haste, Run, Stop};
+use attrflow_engine::exec::{Cancel, CancelMode, Run};
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::pipeline;
 use attrflow_engine::plan::graph::{self, Graph};
@@ -25,10 +25,10 @@ pub struct Project {
     pub backend: InProcess,
     pub numerics: Numerics,
     pub conditions: Conditions,
-    pub stop: Stop,
+    pub stop: Cancel,
     /// After how many events a run is asked to stop.
     pub interrupt: Option<usize>,
-    pub haste: Haste,
+    pub haste: CancelMode,
 }
 
 /// What a run did.
@@ -88,9 +88,9 @@ impl Project {
                 deterministic: true,
             },
             conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()], micro_batch: 1 },
-            stop: Stop::default(),
+            stop: Cancel::default(),
             interrupt: None,
-            haste: Haste::Finish,
+            haste: CancelMode::Drain,
         };
         project.write("pipelines/toy.toml", pipeline);
         project.write("configs/toy.toml", config);
@@ -176,7 +176,7 @@ impl Project {
             emit: &|event| {
                 let mut events = backend.events.lock().unwrap();
                 if self.interrupt == Some(events.len()) {
-                    self.stop.ask(self.haste);
+                    self.stop.request(self.haste);
                 }
                 events.push(event);
             },

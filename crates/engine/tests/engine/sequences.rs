@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attrflow_engine::exec::{Haste, Stop};
+use attrflow_engine::exec::{Cancel, CancelMode};
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
@@ -121,7 +121,7 @@ impl World {
                 self.project.interrupt = Some(*events);
                 self.run();
                 self.project.interrupt = None;
-                self.project.stop = Stop::default();
+                self.project.stop = Cancel::default();
             }
             Step::Die(task) => {
                 self.project.backend.fault = Some((TASKS[*task].into(), Fault::Dies));
@@ -193,7 +193,7 @@ fn any_sequence_of_edits_kills_and_reruns_ends_as_a_clean_run() {
 
 #[test]
 fn a_run_that_is_interrupted_at_any_event_keeps_what_was_done() {
-    for haste in [Haste::Finish, Haste::Now] {
+    for haste in [CancelMode::Drain, CancelMode::Kill] {
         for events in 0..30 {
             let mut project = project();
             project.haste = haste;
@@ -202,7 +202,7 @@ fn a_run_that_is_interrupted_at_any_event_keeps_what_was_done() {
             let stages = ran.manifest.stages.len();
             assert_eq!(stages, 5, "every stage is in the manifest");
             assert_eq!(ran.ran().len() + ran.with(Outcome::Interrupted).len(), stages);
-            (project.interrupt, project.stop) = (None, Stop::default());
+            (project.interrupt, project.stop) = (None, Cancel::default());
             let rest = project.run(&[]);
             // Nothing twice, and nothing that was begun and not kept.
             let (done, all) = (ran.tasks.len() + rest.tasks.len(), 9);

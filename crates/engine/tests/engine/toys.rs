@@ -13,7 +13,7 @@ use attrflow_engine::kind::{
     Outlook, Output, Registry, Stage, Together, Trial, Unit, Work,
 };
 use attrflow_engine::params;
-use attrflow_engine::worker::local::{Backend, Part, Piece, Reply, Task, TaskError, Worker};
+use attrflow_engine::worker::local::{Backend, Piece, Reply, Step, TaskBatch, TaskError, Worker};
 use serde_json::{Value as Json, json};
 
 use crate::rows::Rows;
@@ -267,19 +267,19 @@ impl Backend for InProcess {
 struct Here(InProcess);
 
 impl Worker for Here {
-    fn run(&mut self, task: &Task, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let computations: [&dyn Computation; 4] = [&Say, &Count, &Echo, &Rows];
         let computation = *computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
         let name = |piece: &Piece| match &piece.part {
-            Part::Whole => task.kind.clone(),
-            Part::Unit(unit) => unit.name.clone(),
-            Part::Merge(_) => format!("{} merge", task.kind),
+            Step::Whole => task.kind.clone(),
+            Step::Unit(unit) => unit.name.clone(),
+            Step::Merge(_) => format!("{} merge", task.kind),
         };
-        let names: Vec<String> = task.pieces.iter().map(name).collect();
+        let names: Vec<String> = task.tasks.iter().map(name).collect();
         if let Some((at, fault)) = &self.0.fault
             && let Some(place) = names.iter().position(|name| name == at)
         {
-            let half = || fs_err::write(task.pieces[place].out.join("line"), "half-wr").unwrap();
+            let half = || fs_err::write(task.tasks[place].out.join("line"), "half-wr").unwrap();
             match fault {
                 Fault::Dies => {
                     half();
@@ -297,15 +297,15 @@ impl Worker for Here {
         std::thread::sleep(self.0.pause);
         let said = std::cell::RefCell::new(said);
         let progress = |piece, done, total| (said.borrow_mut())(Reply::Progress { piece, done, total });
-        let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { pieces: pieces.to_vec() });
+        let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
         let (device, micro_batch, downloads) = (Device::Cpu, 1, &downloads);
         let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
-        let result = match task.pieces.as_slice() {
+        let result = match task.tasks.as_slice() {
             [piece] => cx.alone(0, |cx| self.alone(piece, computation, cx)),
             pieces => {
                 let members = pieces.iter().map(|piece| {
-                    let Piece { params, inputs, part: Part::Unit(unit), out } = piece else {
+                    let Piece { params, inputs, part: Step::Unit(unit), out } = piece else {
                         panic!("no unit")
                     };
                     Member { params, inputs, unit, out }
@@ -321,15 +321,15 @@ impl Here {
     fn alone(&self, piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
         let Piece { params, inputs, part, out } = piece;
         match part {
-            Part::Whole => computation.run(params, inputs, None, out, cx),
-            Part::Unit(unit) => {
+            Step::Whole => computation.run(params, inputs, None, out, cx),
+            Step::Unit(unit) => {
                 let n = unit.span["n"].as_u64();
                 if let Some(n) = n.filter(|n| self.0.reversed && *n < 3) {
                     self.0.wait_for(&format!("number {}", n + 1));
                 }
                 computation.run(params, inputs, Some(unit), out, cx)
             }
-            Part::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+            Step::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
         }
     }
 }

@@ -29,7 +29,7 @@ const BLOCK: usize = 1 << 20;
 pub type FilePart<'a> = (&'a str, &'a [Range<u64>]);
 
 /// Digests of parts by key, read on first use.
-pub(crate) struct Slices {
+pub(crate) struct ByteRangeDigests {
     file: PathBuf,
     kept: Option<HashMap<Digest, Digest>>,
     /// Those that this process asked for.
@@ -38,7 +38,7 @@ pub(crate) struct Slices {
     fresh: bool,
 }
 
-impl Slices {
+impl ByteRangeDigests {
     pub fn open(file: PathBuf) -> Self {
         Self { file, kept: None, used: HashMap::new(), fresh: false }
     }
@@ -124,7 +124,7 @@ impl Store {
         Ok(keys.iter().filter_map(|key| known[key]).collect())
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, Slices> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, ByteRangeDigests> {
         self.slices.lock().expect("no panic under this lock")
     }
 

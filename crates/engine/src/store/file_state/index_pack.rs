@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::tree_stat::Seen;
+use super::tree_stat::TreeStat;
 use crate::identity::digest::Digest;
 
 const HEAD: usize = 32 + 32 + 4;
@@ -18,7 +18,7 @@ const HEAD: usize = 32 + 32 + 4;
 const MOST_BYTES: usize = 16 << 20;
 
 /// Index files by fingerprint.
-pub(crate) struct Packed {
+pub(crate) struct IndexPack {
     file: PathBuf,
     bytes: Vec<u8>,
     known: Option<HashMap<Digest, (Digest, Range<usize>)>>,
@@ -26,21 +26,21 @@ pub(crate) struct Packed {
     fresh: Vec<(Digest, Digest, Vec<u8>)>,
 }
 
-impl Packed {
+impl IndexPack {
     pub fn open(file: PathBuf) -> Self {
         Self { file, bytes: Vec::new(), known: None, fresh: Vec::new() }
     }
 
     /// What the index file at a path holds, and whether the pack says so; nothing where there is no such file.
     pub fn read(&mut self, fingerprint: &Digest, path: &Path) -> std::io::Result<Option<(Vec<u8>, bool)>> {
-        let Some(seen) = Seen::at(path)? else { return Ok(None) };
-        let mark = seen.mark();
+        let Some(seen) = TreeStat::at(path)? else { return Ok(None) };
+        let mark = seen.stat_hash();
         self.load();
         let known = self.known.as_ref().and_then(|known| known.get(fingerprint));
         if let Some((_, range)) = known.filter(|(known, _)| *known == mark) {
             return Ok(Some((self.bytes[range.clone()].to_vec(), true)));
         }
-        let settled = seen.settled();
+        let settled = seen.past_racy_window();
         let bytes = match fs_err::read(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes?,

@@ -52,7 +52,7 @@ impl Stat {
 
     /// Whether the file is still enough for its digest to be remembered; to be asked before it is hashed, for a
     /// change within the same tick leaves the same times.
-    pub fn settled(&self) -> bool {
+    pub fn past_racy_window(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
         now - self.ctime_ns > RACY_NS
     }

@@ -16,12 +16,12 @@ const MANY: usize = 256;
 
 /// The files of an object and what their inodes say; no byte of them was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct TreeStat {
     /// One file without a name, or the files of a folder by path.
     files: Vec<(String, Stat)>,
 }
 
-impl Seen {
+impl TreeStat {
     /// Looks at a file or folder; `None` where nothing is. What links lead to is looked at.
     pub fn at(path: &Path) -> std::io::Result<Option<Self>> {
         match fs_err::metadata(path) {
@@ -57,13 +57,13 @@ impl Seen {
     }
 
     /// A hash of it all: equal marks are equal looks.
-    pub fn mark(&self) -> Digest {
-        mark(self.files.iter().map(|(name, stat)| (name.as_str(), stat)))
+    pub fn stat_hash(&self) -> Digest {
+        stat_hash(self.files.iter().map(|(name, stat)| (name.as_str(), stat)))
     }
 
-    /// The mark of [`Seen::of_file`], without keeping what was seen.
-    pub fn mark_of_file(found: &Metadata) -> Digest {
-        mark([("", &Stat::from(found))])
+    /// The mark of [`TreeStat::of_file`], without keeping what was seen.
+    pub fn stat_hash_of_file(found: &Metadata) -> Digest {
+        stat_hash([("", &Stat::from(found))])
     }
 
     /// Bytes of all files.
@@ -92,12 +92,12 @@ impl Seen {
     }
 
     /// Whether a later change will show, so that what is hashed from now on can be vouched for by this look.
-    pub fn settled(&self) -> bool {
+    pub fn past_racy_window(&self) -> bool {
         self.age() > RACY_NS
     }
 
     /// Waits for that; a clock that was set back makes it give up.
-    pub fn settle(&self) {
+    pub fn wait_past_racy_window(&self) {
         let missing = RACY_NS - self.age();
         if (0..=RACY_NS).contains(&missing) {
             std::thread::sleep(std::time::Duration::from_nanos(missing as u64 + 1_000_000));
@@ -105,7 +105,7 @@ impl Seen {
     }
 }
 
-fn mark<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
+fn stat_hash<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for (name, stat) in files {
         hasher.update(&(name.len() as u64).to_le_bytes());

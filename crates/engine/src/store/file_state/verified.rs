@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::tree_stat::Seen;
+use super::tree_stat::TreeStat;
 use crate::identity::digest::Digest;
 
 const HALF: usize = 32;
@@ -17,7 +17,7 @@ const RECORD: usize = 2 * HALF;
 
 /// What is known of an object that was hashed by this process.
 #[derive(Debug, Clone)]
-pub(crate) struct Voucher {
+pub(crate) struct VerifiedStat {
     pub mark: Digest,
     pub size: u64,
     /// Whether a change since it was hashed would show; if not, it is worth nothing to a later process.
@@ -25,21 +25,21 @@ pub(crate) struct Voucher {
 }
 
 /// Marks by digest.
-pub(crate) struct Vouched {
+pub(crate) struct VerifiedObjects {
     file: PathBuf,
     kept: Option<Vec<u8>>,
-    fresh: HashMap<Digest, Voucher>,
+    fresh: HashMap<Digest, VerifiedStat>,
     /// Objects found to be damaged: how they looked then, and what was found.
     bad: HashMap<Digest, (Digest, String)>,
 }
 
-impl Vouched {
+impl VerifiedObjects {
     pub fn open(file: PathBuf) -> Self {
         Self { file, kept: None, fresh: HashMap::new(), bad: HashMap::new() }
     }
 
     /// Whether an object that looks like this was hashed, and was what its name says.
-    pub fn knows(&mut self, digest: &Digest, mark: &Digest) -> bool {
+    pub fn is_verified(&mut self, digest: &Digest, mark: &Digest) -> bool {
         match self.fresh.get(digest) {
             Some(voucher) => voucher.mark == *mark,
             None => self.kept(digest).is_some_and(|kept| kept == mark.0),
@@ -66,22 +66,22 @@ impl Vouched {
 
     /// Notes an object that was hashed.
     ///
-    /// `sure`: it had been still for long enough before that, see [`Seen::settled`].
-    pub fn put(&mut self, digest: Digest, seen: &Seen, sure: bool) {
+    /// `sure`: it had been still for long enough before that, see [`TreeStat::past_racy_window`].
+    pub fn put(&mut self, digest: Digest, seen: &TreeStat, sure: bool) {
         self.bad.remove(&digest);
-        self.fresh.insert(digest, Voucher { mark: seen.mark(), size: seen.size(), sure });
+        self.fresh.insert(digest, VerifiedStat { mark: seen.stat_hash(), size: seen.size(), sure });
     }
 
     /// Takes a new look for the old one, after a change that left the bytes alone.
-    pub fn renew(&mut self, digest: Digest, before: &Seen, after: &Seen) {
-        if before.same_bytes(after) && self.knows(&digest, &before.mark()) {
+    pub fn renew(&mut self, digest: Digest, before: &TreeStat, after: &TreeStat) {
+        if before.same_bytes(after) && self.is_verified(&digest, &before.stat_hash()) {
             let sure = self.fresh.get(&digest).is_none_or(|voucher| voucher.sure);
             self.put(digest, after, sure);
         }
     }
 
     /// Remembers what was found wrong, so that it is not hashed again as long as it looks the same.
-    pub fn accuse(&mut self, digest: Digest, mark: Digest, why: String) {
+    pub fn mark_invalid(&mut self, digest: Digest, mark: Digest, why: String) {
         self.fresh.remove(&digest);
         self.bad.insert(digest, (mark, why));
     }
@@ -92,7 +92,7 @@ impl Vouched {
     }
 
     /// What this process learnt and has not kept yet.
-    pub fn fresh(&self) -> Vec<(Digest, Voucher)> {
+    pub fn fresh(&self) -> Vec<(Digest, VerifiedStat)> {
         self.fresh.iter().map(|(digest, voucher)| (*digest, voucher.clone())).collect()
     }
 
