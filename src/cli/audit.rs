@@ -11,10 +11,10 @@ use super::manifests;
 use super::project::Settings;
 use super::replay::{Replay, chosen, replay};
 use super::run_args::How;
-use super::sign::{Signer, told, verify};
+use super::sign::{Signer, describe, verify};
 use crate::progress::{duration, print, short_path, size};
 use attrflow_engine::kind::Registry;
-use attrflow_engine::provenance::audit::{Audit, Finding, Report};
+use attrflow_engine::provenance::audit::{Audit, AuditReport, Finding};
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
@@ -94,13 +94,13 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
     match signer {
         None => Ok(()),
         Some(signer) => {
-            signer.sign(&named.path, &named.bytes, &named.manifest).map(|path| told(&path, args.json))
+            signer.sign(&named.path, &named.bytes, &named.manifest).map(|path| describe(&path, args.json))
         }
     }
 }
 
 /// A difference is one; what is gone keeps an audit from saying that there is none.
-fn verdict(report: &Report) -> Result<(), Failure> {
+fn verdict(report: &AuditReport) -> Result<(), Failure> {
     match (report.difference(), report.findings.len()) {
         (Some(_), _) => Err(Failure::Different("the audit found a difference".into())),
         (None, 0) => Ok(()),
@@ -111,7 +111,7 @@ fn verdict(report: &Report) -> Result<(), Failure> {
     }
 }
 
-fn show(report: &Report, all: bool, path: &Path, seconds: f64) {
+fn show(report: &AuditReport, all: bool, path: &Path, seconds: f64) {
     let line = |finding: &Finding| print(&format!("{}: {}\n", finding.stage, finding.fault));
     match (all, report.difference()) {
         (false, Some(first)) => line(first),
@@ -120,7 +120,7 @@ fn show(report: &Report, all: bool, path: &Path, seconds: f64) {
     for path in &report.sources_gone {
         print(&format!("the source {} no longer exists, and was not checked\n", short_path(path)));
     }
-    let Report { stages, recipes, inputs, sources, artifacts, files, bytes, .. } = report;
+    let AuditReport { stages, recipes, inputs, sources, artifacts, files, bytes, .. } = report;
     print(&format!(
         "{}: checked {stages} stages, {recipes} recipes, {inputs} inputs, {sources} sources, \
          {artifacts} artifacts of {files} files ({}) in {}\n",

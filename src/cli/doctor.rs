@@ -19,7 +19,7 @@ pub(super) struct Args {
 
 /// What a worker sees when asked with `--doctor`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// Where libtorch was loaded from.
     pub library: Option<String>,
     /// Why the CUDA part of libtorch could not be loaded, if so.
@@ -42,7 +42,7 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
         .arg("--doctor")
         .output()
         .map_err(|error| Failure::Missing(format!("{}: {error}", program.display())))?;
-    let report: Option<Report> = serde_json::from_slice(&output.stdout).ok();
+    let report: Option<DoctorReport> = serde_json::from_slice(&output.stdout).ok();
     let Some(report) = report.filter(|_| output.status.success()) else {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(Failure::Missing(format!(
@@ -79,7 +79,7 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &DoctorReport) -> String {
     let commit = match env!("ATTRFLOW_COMMIT") {
         "" => String::new(),
         commit => format!(" ({commit})"),

@@ -30,14 +30,14 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
             text += &serde_json::to_string(explanation).expect("an explanation is plain data");
             text.push('\n');
         } else {
-            text += &told(explanation);
+            text += &describe(explanation);
         }
     }
     print(&text);
     Ok(())
 }
 
-fn told(explanation: &Explanation) -> String {
+fn describe(explanation: &Explanation) -> String {
     let Explanation { stage, kind, verdict, why, fields, uncounted, since, units, predicted } = explanation;
     let mut text = format!("{stage}, of the kind {kind}: {verdict}, {why}\n");
     let mut table = Table::new(&["", "counts", "value", "from"]);
@@ -95,7 +95,7 @@ fn change_of(field: &Field) -> String {
     }
     if let Some(input) = &field.input {
         text += &format!("      reads {}\n", described(input));
-        for (word, files) in input.files.iter().flat_map(attrflow_engine::explain::Changed::lists) {
+        for (word, files) in input.files.iter().flat_map(attrflow_engine::explain::FileChanges::lists) {
             const SHOWN: usize = 8;
             let more = files.len().saturating_sub(SHOWN);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 use super::failure::Failure;
 use super::project::{Project, cores, worker_program};
 use super::run_args::How;
-use attrflow_engine::estimate::{Ask, Bench, Circumstances, Forecast, Said, measure as measure_all};
-use attrflow_engine::kind::{Computation, Context, told};
+use attrflow_engine::estimate::{
+    Forecast, MachineProfile, MeasureBackend, MeasureEvent, MeasureRequest, measure as measure_all,
+};
+use attrflow_engine::kind::{Computation, Context, describe};
 use attrflow_engine::plan::Planner;
 use attrflow_engine::provenance::manifest::Conditions;
 use attrflow_engine::worker::local::{WorkerConfig, heavy};
-use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
+use attrflow_engine::worker::measure::{CostModel, Memory, measure as measure_one};
 use attrflow_engine::worker::serve::panic_message;
 
 /// Makes the worker program measure once and end.
@@ -25,7 +27,7 @@ pub const MEASURE: &str = "--measure";
 /// What a measuring worker is told.
 #[derive(Serialize, Deserialize)]
 struct Order {
-    ask: Ask,
+    ask: MeasureRequest,
     /// An empty folder.
     folder: PathBuf,
 }
@@ -35,12 +37,12 @@ struct Order {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     /// What it found, and the seconds that it took for that.
-    Found(Measured, f64),
+    Found(CostModel, f64),
     Failed(String),
 }
 
 /// Under what a run with these conditions would compute.
-pub(super) fn circumstances(conditions: &Conditions) -> Circumstances {
+pub(super) fn circumstances(conditions: &Conditions) -> MachineProfile {
     let Conditions { jobs, threads, devices, micro_batch } = conditions;
     let cpu = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -56,7 +58,7 @@ pub(super) fn circumstances(conditions: &Conditions) -> Circumstances {
         models.sort();
         hardware += &format!(", {}", models.join(", "));
     }
-    Circumstances { jobs: *jobs, threads: *threads, micro_batch: *micro_batch, hardware }
+    MachineProfile { jobs: *jobs, threads: *threads, micro_batch: *micro_batch, hardware }
 }
 
 /// Measures all that the forecast outlines, and tells on standard error what is at it and what could not be measured.
@@ -76,10 +78,10 @@ pub(super) fn measure(
     let _use = project.store.shared_lock(|| {})?;
     let attempt = scratch.attempt()?;
     let bench = Workers { program: worker_program()?, settings, folder: attempt.path().to_path_buf() };
-    let mut said = |said: Said| {
+    let mut said = |said: MeasureEvent| {
         let line = match said {
-            Said::Measuring(stage) => format!("measuring {stage}"),
-            Said::Not(stage, why) => format!("{stage} is not measured: {why}"),
+            MeasureEvent::Measuring(stage) => format!("measuring {stage}"),
+            MeasureEvent::Not(stage, why) => format!("{stage} is not measured: {why}"),
         };
         // Nobody may be there to read it.
         let _ = writeln!(std::io::stderr(), "{line}");
@@ -94,8 +96,8 @@ struct Workers {
     folder: PathBuf,
 }
 
-impl Bench for Workers {
-    fn measure(&self, ask: &Ask) -> Result<Vec<Measured>, String> {
+impl MeasureBackend for Workers {
+    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String> {
         let folders = (0..self.settings.len()).map(|slot| self.folder.join(slot.to_string()));
         let work: Vec<(&WorkerConfig, PathBuf)> = self.settings.iter().zip(folders).collect();
         std::thread::scope(|scope| {
@@ -108,7 +110,7 @@ impl Bench for Workers {
 }
 
 impl Workers {
-    fn one(&self, ask: &Ask, setting: &WorkerConfig, folder: &Path) -> Result<Measured, String> {
+    fn one(&self, ask: &MeasureRequest, setting: &WorkerConfig, folder: &Path) -> Result<CostModel, String> {
         fs_err::create_dir_all(folder).map_err(|error| error.to_string())?;
         let begun = Instant::now();
         let answer = self.answer(&Order { ask: ask.clone(), folder: folder.to_path_buf() }, setting);
@@ -117,7 +119,7 @@ impl Workers {
         let _ = fs_err::remove_dir_all(folder);
         match answer? {
             Answer::Found(measured, busy) => {
-                Ok(Measured { start: measured.start + (seconds - busy).max(0.0), ..measured })
+                Ok(CostModel { start: measured.start + (seconds - busy).max(0.0), ..measured })
             }
             Answer::Failed(why) => Err(why),
         }
@@ -175,8 +177,8 @@ fn perform(
     computations: &[&'static dyn Computation],
     setting: &WorkerConfig,
     memory: &dyn Fn() -> Memory,
-) -> Result<Measured, String> {
-    let Order { ask: Ask { kind, params, inputs }, folder } = order;
+) -> Result<CostModel, String> {
+    let Order { ask: MeasureRequest { kind, params, inputs }, folder } = order;
     let computation = computations
         .iter()
         .find(|computation| computation.kind() == kind)
@@ -186,7 +188,7 @@ fn perform(
     let found =
         catch_unwind(AssertUnwindSafe(|| measure_one(*computation, params, inputs, folder, &cx, memory)));
     match found {
-        Ok(found) => found.map_err(|error| told(&error)),
+        Ok(found) => found.map_err(|error| describe(&error)),
         Err(panic) => Err(panic_message(panic.as_ref())),
     }
 }

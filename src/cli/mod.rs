@@ -40,7 +40,7 @@ use attrflow_engine::worker::local::LIGHT_WORKER;
 use attrflow_engine::worker::serve::serve_until;
 
 pub use attrflow_engine::worker::serve::serve;
-pub use doctor::Report as DoctorReport;
+pub use doctor::AuditReport as DoctorReport;
 pub use failure::{Failure, exit_code};
 pub use measure::{MEASURE, serve_measurement};
 

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
 use super::project::{Settings, nvidia_driver};
-use attrflow_engine::exec::noop_cache::{Question, Recalled};
+use attrflow_engine::exec::noop_cache::{NoopKey, NoopRun};
 use attrflow_engine::pipeline;
 use attrflow_engine::store::{SharedLock, Store};
 
 /// What a run of these arguments asks; `None` where it cannot be put.
-pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> Option<Question> {
+pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
     let Settings { sets, device, cache: _ } = settings;
     let cache = std::path::absolute(cache(file, settings)?).ok()?;
     let program = fs_err::metadata(std::env::current_exe().ok()?).ok()?;
@@ -23,7 +23,7 @@ pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> 
         format!("{} sets", sets.len()),
     ];
     parts.extend(sets.iter().chain(targets).cloned());
-    Question::new(file, &parts)
+    NoopKey::new(file, &parts)
 }
 
 fn cache(file: &Path, settings: &Settings) -> Option<PathBuf> {
@@ -31,17 +31,17 @@ fn cache(file: &Path, settings: &Settings) -> Option<PathBuf> {
 }
 
 /// The answer, and the cache that it is about.
-pub(super) fn recall(question: &Question, file: &Path, settings: &Settings) -> Option<(Recalled, Store)> {
+pub(super) fn recall(question: &NoopKey, file: &Path, settings: &Settings) -> Option<(NoopRun, Store)> {
     let store = Store::open(&cache(file, settings)?).ok()?;
     Some((question.recall(&store)?, store))
 }
 
 /// The same for a run, which keeps what it found from being taken away: looked at only once nobody is about to.
 pub(super) fn recall_in_use(
-    question: &Question,
+    question: &NoopKey,
     file: &Path,
     settings: &Settings,
-) -> Result<Option<(Recalled, Store, SharedLock)>, Failure> {
+) -> Result<Option<(NoopRun, Store, SharedLock)>, Failure> {
     let Some(cache) = cache(file, settings) else { return Ok(None) };
     let store = Store::open(&cache)?;
     if !question.noted(&store) {

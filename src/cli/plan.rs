@@ -15,7 +15,7 @@ use super::run_args::How;
 use crate::progress::{Table, duration, print, short_path, size};
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::Forecast;
-use attrflow_engine::exec::noop_cache::{Recalled, Stage};
+use attrflow_engine::exec::noop_cache::{NoopRun, Stage};
 use attrflow_engine::explain::{Prediction, Predictor, place};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::StageNode;
@@ -59,7 +59,7 @@ pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Fa
 }
 
 /// The same for an answer that is recalled: every stage is reused.
-fn show_recalled(recalled: &Recalled, as_json: bool) {
+fn show_recalled(recalled: &NoopRun, as_json: bool) {
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
     for Stage { stage, seconds, outputs } in &recalled.stages {
@@ -163,7 +163,7 @@ pub(super) fn show(
             if maybe > 0 {
                 text += &format!("; at most {} more if outputs change", totals[1]);
             }
-            text += &need.told();
+            text += &need.describe();
             const SHOWN: usize = 3;
             let more = if bases.len() > SHOWN {
                 format!(" and {} more", bases.len() - SHOWN)
@@ -280,7 +280,7 @@ fn places(adopted: &Adopted) -> String {
 }
 
 /// A reason, with the place of each changed value.
-fn told(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
+fn describe(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
     let Reason::Changed { changes } = reason else { return reason.to_string() };
     let texts = changes.iter().map(|change| match place(node, &change.field, sources) {
         Some(place) => format!("{change} ({place})"),
@@ -295,12 +295,12 @@ fn words(verdict: &Action, node: &StageNode, sources: &Sources) -> (usize, &'sta
             Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
             None => (0, "reuse", made_in(entry.seconds)),
         },
-        Action::Run(_, _, reason) => (RUNS, "run", told(reason, node, sources)),
+        Action::Run(_, _, reason) => (RUNS, "run", describe(reason, node, sources)),
         Action::Pending { upstream, certain: None } => {
             (2, "run if", format!("{} changes its output", upstream.join(" or ")))
         }
         Action::Pending { upstream, certain: Some(reason) } => {
-            (RUNS, "run", format!("{}, after {}", told(reason, node, sources), upstream.join(", ")))
+            (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), upstream.join(", ")))
         }
         Action::InvalidInput(error) => (3, "fail", error.clone()),
     }

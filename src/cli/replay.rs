@@ -13,7 +13,9 @@ use crate::io::compare::compare;
 use crate::progress::{self, duration, print, short_path};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::provenance::manifest::{Manifest, Outcome};
-use attrflow_engine::provenance::replay::{self, Differing, Obstacle, Rebuilt, Verdict, verdicts};
+use attrflow_engine::provenance::replay::{
+    self, ArrayDiff, RebuiltPipeline, ReplayError, ReplayOutcome, outcomes,
+};
 use attrflow_engine::store::{Attempt, Scratch, Store, StoreError};
 
 /// A manifest to be created again, here.
@@ -44,12 +46,12 @@ impl Recreation {
 
     /// Says whether the recorded bytes came out.
     pub fn compare(&self, now: &Manifest, as_json: bool) -> Result<(), Failure> {
-        let found = verdicts(&self.named.manifest, self.then.as_ref(), now, &self.project.store)?;
+        let found = outcomes(&self.named.manifest, self.then.as_ref(), now, &self.project.store)?;
         if as_json {
             found.iter().for_each(|verdict| print(&format!("{}\n", line(verdict))));
         }
         let done = || found.iter().filter(|verdict| verdict.done());
-        let differ: Vec<&Verdict> = done().filter(|verdict| !verdict.same()).collect();
+        let differ: Vec<&ReplayOutcome> = done().filter(|verdict| !verdict.same()).collect();
         if !as_json {
             let reused = done().filter(|verdict| verdict.outcome == Outcome::Reused).count();
             let (same, all) = (done().count() - differ.len(), found.len());
@@ -58,7 +60,7 @@ impl Recreation {
             let path = short_path(&self.named.path);
             print(&format!("\n{path}: {same} of {all} stages gave the recorded bytes{reused}\n"));
             if let Some((first, others)) = differ.split_first() {
-                print(&format!("first difference: {}", told(first)));
+                print(&format!("first difference: {}", describe(first)));
                 let others: Vec<&str> = others.iter().map(|verdict| verdict.stage.as_str()).collect();
                 if !others.is_empty() {
                     print(&format!("behind it: {}\n", others.join(", ")));
@@ -74,15 +76,16 @@ impl Recreation {
 }
 
 /// Refuses what cannot be created again as a whole, before anything runs.
-fn refuse(rebuilt: &Rebuilt, targets: &[String]) -> Result<(), Failure> {
+fn refuse(rebuilt: &RebuiltPipeline, targets: &[String]) -> Result<(), Failure> {
     let lacks = |name: &String| {
         let missing = rebuilt.obstacles.iter().map(|(stage, _)| stage);
         missing.into_iter().any(|stage| stage == name || replay::parts(stage).0 == name)
     };
     // What the recorded run did not come to is no part of what it gave.
-    let missing = rebuilt.obstacles.iter().filter(|(_, obstacle)| *obstacle != Obstacle::NoRecipe);
+    let missing = rebuilt.obstacles.iter().filter(|(_, obstacle)| *obstacle != ReplayError::NoRecipe);
     let missing: Vec<String> = missing.map(|(stage, obstacle)| format!("\n  {stage}: {obstacle}")).collect();
-    let names_elsewhere = rebuilt.obstacles.iter().any(|(_, fault)| matches!(fault, Obstacle::Name { .. }));
+    let names_elsewhere =
+        rebuilt.obstacles.iter().any(|(_, fault)| matches!(fault, ReplayError::Name { .. }));
     let whole = !targets.is_empty() && !names_elsewhere && !targets.iter().any(lacks);
     match whole || missing.is_empty() {
         true if rebuilt.pipeline.stages.is_empty() => {
@@ -95,7 +98,7 @@ fn refuse(rebuilt: &Rebuilt, targets: &[String]) -> Result<(), Failure> {
 
 /// The stages that `--replay` means: one, all, or so many drawn by chance.
 pub(super) fn chosen(manifest: &Manifest, which: &str) -> Result<Vec<String>, Failure> {
-    replay::chosen(manifest, which, draw).map_err(Failure::Usage)
+    replay::selected(manifest, which, draw).map_err(Failure::Usage)
 }
 
 /// What an audit is asked to compute once more.
@@ -124,7 +127,7 @@ pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<
         let project = settings.project(rebuilt.pipeline, rebuilt.sources, &[], results)?;
         let origin = Origin { file: &ask.named.path, sets: &[] };
         let now = execute(&project, &[], ask.how, origin, progress::progress(), log)?;
-        found = verdicts(manifest, Some(ask.store), &now.manifest, &project.store)?;
+        found = outcomes(manifest, Some(ask.store), &now.manifest, &project.store)?;
         // Before the clean store goes, with one of the files that differ.
         found.iter().for_each(|verdict| show(verdict, ask.as_json));
     }
@@ -134,8 +137,8 @@ pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<
             false => print(&format!("not replayed: {stage}: {obstacle}\n")),
         }
     }
-    let count = |test: fn(&Verdict) -> bool| found.iter().filter(|verdict| test(verdict)).count();
-    let (same, failed) = (count(Verdict::same), count(|verdict| !verdict.done()));
+    let count = |test: fn(&ReplayOutcome) -> bool| found.iter().filter(|verdict| test(verdict)).count();
+    let (same, failed) = (count(ReplayOutcome::same), count(|verdict| !verdict.done()));
     if !ask.as_json {
         print(&format!(
             "replayed {} of {} stages: {same} gave the same bytes\n",
@@ -151,7 +154,7 @@ pub(super) fn replay(ask: Replay<'_>, registry: &Registry, log: &str) -> Result<
     }
 }
 
-fn show(verdict: &Verdict, as_json: bool) {
+fn show(verdict: &ReplayOutcome, as_json: bool) {
     if as_json {
         print(&format!("{}\n", line(verdict)));
         return;
@@ -159,13 +162,13 @@ fn show(verdict: &Verdict, as_json: bool) {
     match (&verdict.error, verdict.done()) {
         (Some(error), false) => print(&format!("not replayed: {}: it failed: {error}\n", verdict.stage)),
         (None, false) => print(&format!("not replayed: {}: a stage that it reads failed\n", verdict.stage)),
-        (_, true) => print(&format!("replayed {}", told(verdict))),
+        (_, true) => print(&format!("replayed {}", describe(verdict))),
     }
 }
 
 /// A verdict in a line, and below it what differs.
-fn told(verdict: &Verdict) -> String {
-    let Verdict { stage, changes, differing, seconds: (then, now), .. } = verdict;
+fn describe(verdict: &ReplayOutcome) -> String {
+    let ReplayOutcome { stage, changes, differing, seconds: (then, now), .. } = verdict;
     let word = if differing.is_empty() { "the same bytes" } else { "other bytes" };
     let mut text = format!("{stage}: {word}, {} then and {} now\n", duration(*then), duration(*now));
     for change in changes {
@@ -186,13 +189,13 @@ fn told(verdict: &Verdict) -> String {
 }
 
 /// How the two files of an output differ, as far as they can be read.
-fn values(output: &Differing) -> Option<String> {
+fn values(output: &ArrayDiff) -> Option<String> {
     let (recorded, found) = output.files.as_ref()?;
     Some(compare(recorded, found).map_or_else(|error| error.to_string(), |compared| compared.to_string()))
 }
 
 /// A verdict for programs.
-fn line(verdict: &Verdict) -> serde_json::Value {
+fn line(verdict: &ReplayOutcome) -> serde_json::Value {
     let mut line = json!(verdict);
     line["replay"] = verdict.stage.clone().into();
     line["same"] = verdict.same().into();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::project::Project;
 use crate::io::disk_space;
 use crate::progress::{duration, size};
-use attrflow_engine::estimate::{Job, Outline, wall};
+use attrflow_engine::estimate::{Job, StageEstimate, wall};
 use attrflow_engine::explain::Prediction;
 use attrflow_engine::pipeline::{Source, StageNode};
 use attrflow_engine::provenance::manifest::Conditions;
@@ -46,7 +46,13 @@ impl Need {
     }
 
     /// Adds a stage that runs; those that it reads come before it.
-    pub fn add(&mut self, index: usize, node: &StageNode, predicted: &Prediction, known: Option<&Outline>) {
+    pub fn add(
+        &mut self,
+        index: usize,
+        node: &StageNode,
+        predicted: &Prediction,
+        known: Option<&StageEstimate>,
+    ) {
         let upstream = node.inputs.values().filter_map(|source| match source {
             Source::Port { stage, .. } => self.places.get(stage).copied(),
             Source::File(_) => None,
@@ -84,7 +90,7 @@ impl Need {
     }
 
     /// Lines for people, each behind a line break.
-    pub fn told(&self) -> String {
+    pub fn describe(&self) -> String {
         let mut text = String::new();
         let Self { wall_seconds, workers, host_memory, device_memory, disk, .. } = self;
         if *wall_seconds > 0.0 {

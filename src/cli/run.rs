@@ -9,9 +9,9 @@ use super::noop::{question, recall_in_use};
 use super::project::{Project, Settings};
 use super::replay;
 use super::run_args::{Ended, How, Origin, all_done, execute, repeat};
-use super::sign::{Signer, told};
+use super::sign::{Signer, describe};
 use crate::progress;
-use attrflow_engine::exec::noop_cache::{Found, Question};
+use attrflow_engine::exec::noop_cache::{Found, NoopKey};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::graph;
 use attrflow_engine::store::View;
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
 }
 
 /// Lets the next run recall this one. What keeps it from that is no fault of this run.
-fn note(question: &Question, project: &Project, ended: &Ended) {
+fn note(question: &NoopKey, project: &Project, ended: &Ended) {
     let Project { store, pipeline, sources, results, .. } = project;
     let Ended { manifest, shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
@@ -104,5 +104,5 @@ fn sign(signer: Option<&Signer>, ended: &Ended, as_json: bool) -> Result<(), Fai
         return Err(Failure::Refused("the manifest could not be kept, so there is nothing to sign".into()));
     };
     let bytes = fs_err::read(path).map_err(|error| Failure::Refused(error.to_string()))?;
-    signer.sign(path, &bytes, &ended.manifest).map(|signature| told(&signature, as_json))
+    signer.sign(path, &bytes, &ended.manifest).map(|signature| describe(&signature, as_json))
 }

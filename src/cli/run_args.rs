@@ -12,8 +12,8 @@ use super::project::{Project, cores, devices, program, worker_program};
 use super::signals::{Hear, Signals};
 use crate::io::download::hushed;
 use crate::progress::Reporter;
-use attrflow_engine::exec::event::{Event, Shown};
-use attrflow_engine::exec::noop_cache::Recalled;
+use attrflow_engine::exec::event::{Event, PlacedArtifact};
+use attrflow_engine::exec::noop_cache::NoopRun;
 use attrflow_engine::exec::{CachedRun, Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MOST_DOWNLOADS, RunTable};
@@ -98,7 +98,7 @@ pub(super) struct Ended {
     /// The manifest's file, where one could be written.
     pub path: Option<PathBuf>,
     /// Where the outputs of reused stages show, by stage and port.
-    pub shown: BTreeMap<String, BTreeMap<String, Shown>>,
+    pub shown: BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
 }
 
 /// Brings the selected stages of a project up to date. Stages that failed are in the manifest.
@@ -125,7 +125,7 @@ pub(super) fn execute(
             let (path, shown) = &mut *heard.lock().expect("no panic under this lock");
             match &event {
                 Event::RunFinished { manifest, .. } => path.clone_from(manifest),
-                Event::StageReused { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
+                Event::StageCached { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
                 _ => {}
             }
             reporter.lock().expect("reporters do not panic").hear(&event);
@@ -164,7 +164,7 @@ pub(super) fn execute(
 /// # Errors
 /// A cache that cannot be used.
 pub(super) fn repeat(
-    recalled: Recalled,
+    recalled: NoopRun,
     store: &Store,
     how: &How,
     device: Option<&str>,

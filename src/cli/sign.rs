@@ -39,7 +39,7 @@ impl Signer {
 }
 
 /// Says where a signature was written.
-pub(super) fn told(signature: &Path, as_json: bool) {
+pub(super) fn describe(signature: &Path, as_json: bool) {
     match as_json {
         true => print(&format!("{}\n", json!({ "signature": signature }))),
         false => print(&format!("signed: {}\n", short_path(signature))),

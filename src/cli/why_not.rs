@@ -6,7 +6,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::project::{StageArgs, named};
 use crate::progress::{duration, print};
-use attrflow_engine::explain::{Edit, Near, nearest, standing};
+use attrflow_engine::explain::{Edit, NearestHit, cached_entries, nearest};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::Planner;
 
@@ -22,7 +22,7 @@ pub(super) struct Args {
 pub(super) fn why_not(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.of.open(registry)?;
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let done = standing(&planner.all(&project.graph)?);
+    let done = cached_entries(&planner.all(&project.graph)?);
     for index in named(&args.of, &project)? {
         let stage = &project.pipeline.stages[index];
         let hit = done.contains_key(&index);
@@ -34,13 +34,13 @@ pub(super) fn why_not(args: &Args, registry: &Registry) -> Result<(), Failure> {
         print(&match near {
             _ if hit => format!("{}: its result is in the cache already\n", stage.id),
             None => format!("{}: the cache has no result of the kind {}\n", stage.id, stage.kind.name()),
-            Some(near) => told(&stage.id, &near),
+            Some(near) => describe(&stage.id, &near),
         });
     }
     Ok(())
 }
 
-fn told(stage: &str, near: &Near) -> String {
+fn describe(stage: &str, near: &NearestHit) -> String {
     let count = near.edits.len();
     let mut text = format!(
         "{stage}: {count} edit{} from a result of {} UTC that took {} of computing\n",

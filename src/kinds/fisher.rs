@@ -15,7 +15,7 @@ use crate::method::selection::Selection;
 use crate::models::unet::Use;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -112,13 +112,13 @@ impl Stage for Fisher {
         Ok(Some(cut(params, latents.rows())))
     }
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let rows = latents.shape[0];
         let units = cut(params, rows);
         let sums = expected::chosen(inputs, &params.select.0, 8)?;
         let Params { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = params;
-        let like = json!({
+        let cost_key = json!({
             "batch_size": rows.min(*batch_size as usize),
             "caption_draw": caption_draw,
             "select": select,
@@ -127,13 +127,13 @@ impl Stage for Fisher {
             "text": &texts.shape[1..],
             "stored": [latents.bytes, texts.bytes],
         });
-        Ok(Foreseen {
+        Ok(Estimate {
             parts: units.len() as u64 * sums.bytes().unwrap_or_default(),
             outputs: [("fisher".to_owned(), sums)].into(),
-            work: Some(Work {
+            work: Some(WorkSize {
                 steps: units.iter().map(|unit| unit.steps).sum(),
                 tasks: units.len() as u64,
-                like,
+                cost_key,
             }),
         })
     }
@@ -162,7 +162,15 @@ impl Compute for Fisher {
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| (cx.progress)(done as u64, total);
             let (data, spec) = (set.data()?, params.spec());
-            Ok(fisher_range(unet, &schedule, data, &spec, batches, cx.rows_at_once(), &mut progress)?)
+            Ok(fisher_range(
+                unet,
+                &schedule,
+                data,
+                &spec,
+                batches,
+                cx.effective_micro_batch(),
+                &mut progress,
+            )?)
         })?;
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }
@@ -188,7 +196,7 @@ impl Compute for Fisher {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
@@ -199,7 +207,7 @@ impl Compute for Fisher {
         let rows = latents.shape[0].min(params.batch_size as usize);
         let params = Params { epochs: steps as u32, ..params.clone() };
         expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
-        let unit = Unit { name: "a trial".into(), span: json!({ "batches": [0, steps] }), steps };
+        let unit = Unit { name: "a trial".into(), range: json!({ "batches": [0, steps] }), steps };
         Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: true })
     }
 }

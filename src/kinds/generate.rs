@@ -26,7 +26,8 @@ use crate::models::unet::{Precision, Use};
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Form, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit,
+    WorkSize,
 };
 use attrflow_engine::{choice, params};
 
@@ -140,7 +141,7 @@ impl Stage for Generate {
         Ok(Some(cut(params, &captions(params, inputs.get(CAPTIONS))?)))
     }
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let file = if inputs.connected(CAPTIONS) { Some(inputs.path(CAPTIONS)?) } else { None };
         let count = captions(params, file)?.len();
         let [length, width] = expected::text(inputs)?;
@@ -150,12 +151,12 @@ impl Stage for Generate {
         let scale = expected::scale(inputs)?;
         let outputs = [
             // A picture takes no more than its pixels, and a little besides.
-            (IMAGES, Form::Bytes((count * (3 * high * wide * scale * scale + 100)) as u64)),
-            ("latents", Form::Array { shape: vec![count, channels, high, wide], bytes: 4 }),
-            ("text_embeddings", Form::Array { shape: vec![count, 1, length, width], bytes: 4 }),
+            (IMAGES, ArtifactShape::Bytes((count * (3 * high * wide * scale * scale + 100)) as u64)),
+            ("latents", ArtifactShape::Array { shape: vec![count, channels, high, wide], bytes: 4 }),
+            ("text_embeddings", ArtifactShape::Array { shape: vec![count, 1, length, width], bytes: 4 }),
         ];
         let batch = count.min(params.batch_size as usize);
-        let like = json!({
+        let cost_key = json!({
             "captions": batch,
             "noise": params.noise,
             "unet": expected::config(inputs, "unet")?,
@@ -163,10 +164,10 @@ impl Stage for Generate {
             "text_encoder": expected::config(inputs, "text_encoder")?,
         });
         let tasks = count.div_ceil(batch.max(1)) as u64;
-        Ok(Foreseen {
+        Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(Work { steps: tasks * u64::from(params.steps), tasks, like }),
+            work: Some(WorkSize { steps: tasks * u64::from(params.steps), tasks, cost_key }),
         })
     }
 
@@ -179,8 +180,8 @@ fn cut(params: &Params, captions: &[String]) -> Vec<Unit> {
     let size = params.batch_size as usize;
     let unit = |(batch, captions): (usize, &[String])| {
         let (first, end) = (batch * size, batch * size + captions.len());
-        let span = json!({ "first": first, "captions": captions });
-        Unit { name: format!("captions {first}..{end}"), span, steps: params.steps.into() }
+        let range = json!({ "first": first, "captions": captions });
+        Unit { name: format!("captions {first}..{end}"), range, steps: params.steps.into() }
     };
     captions.chunks(size).enumerate().map(unit).collect()
 }
@@ -193,12 +194,12 @@ impl Compute for Generate {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
-        let span = &unit.context("this kind is computed by units")?.span;
-        let first: usize = serde_json::from_value(span["first"].clone())?;
-        let captions: Vec<String> = serde_json::from_value(span[CAPTIONS].clone())?;
+        let range = &unit.context("this kind is computed by units")?.range;
+        let first: usize = serde_json::from_value(range["first"].clone())?;
+        let captions: Vec<String> = serde_json::from_value(range[CAPTIONS].clone())?;
         let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
-        let (with, without) = texts(inputs, &captions, device, cx.rows_at_once())?; // [n, L, D], [1, L, D]
+        let (with, without) = texts(inputs, &captions, device, cx.effective_micro_batch())?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
         let latents = draw(params, inputs, &with, &without, first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;
@@ -222,7 +223,7 @@ impl Compute for Generate {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         _: &Path,
         _: &Context<'_>,
@@ -280,15 +281,23 @@ fn draw(
     let total = u64::from(params.steps);
     let progress = &mut |done| (cx.progress)(done as u64, total);
     let latents = match params.noise {
-        Noise::Image => {
-            sample_each(&unet, &schedule, with, without, &spec, seed, first, cx.rows_at_once(), progress)
-        }
+        Noise::Image => sample_each(
+            &unet,
+            &schedule,
+            with,
+            without,
+            &spec,
+            seed,
+            first,
+            cx.effective_micro_batch(),
+            progress,
+        ),
         Noise::Batch => {
             let mut draws = Draws::seeded(seed);
             for _ in 0..first / spec.batch_size {
                 skip_batch(&unet, &schedule, &spec, &mut draws)?;
             }
-            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.rows_at_once(), progress)
+            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.effective_micro_batch(), progress)
         }
     };
     latents.map_err(|error| match error {
@@ -311,7 +320,7 @@ fn decode(
     fs_err::create_dir(folder)?;
     let vae = Vae::load(inputs.path("vae"), device::torch(cx.device))?;
     let count = latents.size()[0] as usize;
-    in_slices(count, cx.rows_at_once().min(DECODED), |row, most| {
+    in_slices(count, cx.effective_micro_batch().min(DECODED), |row, most| {
         let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
         let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
         let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);

@@ -22,8 +22,8 @@ use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::Node;
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Form, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage,
-    Together, Trial, Unit, Work,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Member, Output, Port,
+    Stage, Together, Trial, Unit, UnitInputs, WorkSize,
 };
 use attrflow_engine::params;
 
@@ -132,39 +132,41 @@ impl Stage for Influence {
         }
     }
 
-    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    fn unit_inputs(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
         match params.candidates {
-            None => loss_pass::reads(&params.loss, inputs, units),
-            Some(_) => Ok(vec![Reads::new(); units.len()]),
+            None => loss_pass::unit_inputs(&params.loss, inputs, units),
+            Some(_) => Ok(vec![UnitInputs::new(); units.len()]),
         }
     }
 
-    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    fn batch_key(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
         match params.candidates {
-            None => loss_pass::company(&params.loss, inputs, unit),
+            None => loss_pass::batch_key(&params.loss, inputs, unit),
             Some(_) => None,
         }
     }
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
-        let mut foreseen = loss_pass::foresee(&params.loss, inputs)?;
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let mut foreseen = loss_pass::estimate(&params.loss, inputs)?;
         let images = expected::array(inputs, "text_embeddings")?.shape[0];
-        let array = |bytes| Form::Array { shape: vec![images], bytes };
+        let array = |bytes| ArtifactShape::Array { shape: vec![images], bytes };
         // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
         let (line, cell) = (120, 40_000);
         let rows = u64::from(params.top).min(images as u64);
         foreseen.outputs.insert("influence".into(), array(4));
         foreseen.outputs.insert("rank".into(), array(8));
-        foreseen.outputs.insert("table".into(), Form::Bytes(rows * line));
-        foreseen.outputs.insert("top".into(), Form::Bytes(rows * line * 4));
-        foreseen.outputs.insert("picture".into(), Form::Bytes(u64::from(params.pictured + 1) * cell));
+        foreseen.outputs.insert("table".into(), ArtifactShape::Bytes(rows * line));
+        foreseen.outputs.insert("top".into(), ArtifactShape::Bytes(rows * line * 4));
+        foreseen
+            .outputs
+            .insert("picture".into(), ArtifactShape::Bytes(u64::from(params.pictured + 1) * cell));
         if params.candidates.is_some() {
             // What is left out depends on the scores: all that is certain is that no more than a full pass is computed.
-            foreseen.work = foreseen.work.map(|work| Work { tasks: 1, ..work });
+            foreseen.work = foreseen.work.map(|work| WorkSize { tasks: 1, ..work });
             let losses = foreseen.outputs["losses"].clone();
             foreseen.parts = losses.bytes().unwrap_or_default();
             // Most of the report is the index of each image that is exact, of which there may be as many.
-            foreseen.outputs.insert("candidates".into(), Form::Bytes(2_000 + images as u64 * 12));
+            foreseen.outputs.insert("candidates".into(), ArtifactShape::Bytes(2_000 + images as u64 * 12));
         }
         Ok(foreseen)
     }
@@ -192,10 +194,10 @@ impl Compute for Influence {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         let unit = unit.context("this kind is computed by units")?;
-        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
+        cx.together(|cx| Self::run_batch(&[Member { params, inputs, unit, out }], cx))
     }
 
-    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+    fn run_batch(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
         if members.iter().any(|member| member.params.candidates.is_some()) {
             for (index, member) in members.iter().enumerate() {
                 let Member { params, inputs, unit: _, out } = *member;
@@ -255,7 +257,7 @@ impl Compute for Influence {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,

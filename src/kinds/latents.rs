@@ -20,7 +20,8 @@ use crate::models::text::tokenizer::Tokenizer;
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Form, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit,
+    WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -106,17 +107,17 @@ impl Stage for Latents {
         Ok(Some(cut(captions.items.len())))
     }
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let Params { pixels, captions, posterior: _, seed: _, text_precision } = params;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
         let texts = vec![images, *captions as usize, length, width];
         let outputs = [
-            ("latents", Form::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
-            ("text_embeddings", Form::Array { shape: texts, bytes: text_precision.dtype().size() }),
+            ("latents", ArtifactShape::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
+            ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_precision.dtype().size() }),
         ];
-        let like = json!({
+        let cost_key = json!({
             "pixels": pixels,
             "captions": captions,
             "precision": text_precision,
@@ -124,10 +125,10 @@ impl Stage for Latents {
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
         });
-        Ok(Foreseen {
+        Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(Work { steps: images as u64, tasks: cut(images).len() as u64, like }),
+            work: Some(WorkSize { steps: images as u64, tasks: cut(images).len() as u64, cost_key }),
         })
     }
 
@@ -168,7 +169,7 @@ impl Compute for Latents {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
@@ -181,7 +182,7 @@ impl Compute for Latents {
             expected::make_images(&mut given, names, params.pixels, folder)?;
         }
         let (span, steps) = (json!({ "images": [0, count] }), count as u64);
-        let unit = Some(Unit { name: "a trial".into(), span, steps });
+        let unit = Some(Unit { name: "a trial".into(), range, steps });
         Ok(Trial { params: params.clone(), inputs: given, unit, steps, merges: true })
     }
 }

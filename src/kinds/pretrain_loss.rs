@@ -14,8 +14,8 @@ use crate::io::npy::Dtype;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::{Node, Value};
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Form, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage, Together,
-    Trial, Unit,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Member, Output, Port, Stage,
+    Together, Trial, Unit, UnitInputs,
 };
 use attrflow_engine::params;
 
@@ -92,19 +92,19 @@ impl Stage for PretrainLoss {
         loss_pass::units(&params.loss, inputs).map(Some)
     }
 
-    fn reads(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
-        loss_pass::reads(&params.loss, inputs, units)
+    fn unit_inputs(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
+        loss_pass::unit_inputs(&params.loss, inputs, units)
     }
 
-    fn company(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
-        loss_pass::company(&params.loss, inputs, unit)
+    fn batch_key(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        loss_pass::batch_key(&params.loss, inputs, unit)
     }
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
-        let mut foreseen = loss_pass::foresee(&params.loss, inputs)?;
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let mut foreseen = loss_pass::estimate(&params.loss, inputs)?;
         if params.timesteps {
             let shape = vec![expected::array(inputs, "latents")?.shape[0], params.loss.time_samples as usize];
-            foreseen.outputs.insert(TIMESTEPS.into(), Form::Array { shape, bytes: 4 });
+            foreseen.outputs.insert(TIMESTEPS.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(foreseen)
     }
@@ -128,10 +128,10 @@ impl Compute for PretrainLoss {
         cx: &Context<'_>,
     ) -> anyhow::Result<()> {
         let unit = unit.context("this kind is computed by units")?;
-        cx.together(|cx| Self::run_together(&[Member { params, inputs, unit, out }], cx))
+        cx.together(|cx| Self::run_batch(&[Member { params, inputs, unit, out }], cx))
     }
 
-    fn run_together(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+    fn run_batch(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
         let pieces = members.iter().map(|member| {
             let Member { params, inputs, unit, out } = *member;
             loss_pass::Piece { params: &params.loss, inputs, unit, out, weights: None }
@@ -154,7 +154,7 @@ impl Compute for PretrainLoss {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,

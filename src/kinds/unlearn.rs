@@ -19,7 +19,7 @@ use crate::method::unlearn::{UnlearnSpec, Unlearning};
 use crate::models::unet::Use;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Foreseen, Input, Inputs, Outlook, Output, Stage, Trial, Unit, Work,
+    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
 };
 use attrflow_engine::params;
 use serde_json::json;
@@ -80,10 +80,10 @@ impl Stage for Unlearn {
         doc: "float32 by weight name, only those that changed",
     }];
 
-    fn foresee(params: &Params, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let Params { steps, grad_accum_steps, batch_size, select, .. } = params;
-        let like = json!({
+        let cost_key = json!({
             "batch_size": batch_size,
             "select": select,
             "unet": expected::config(inputs, "unet")?,
@@ -91,10 +91,10 @@ impl Stage for Unlearn {
             "text": &texts.shape[2..],
         });
         let steps = u64::from(*steps) * u64::from(*grad_accum_steps);
-        Ok(Foreseen {
+        Ok(Estimate {
             outputs: [("weights".to_owned(), expected::chosen(inputs, &select.0, 4)?)].into(),
             parts: 0,
-            work: Some(Work { steps, tasks: 1, like }),
+            work: Some(WorkSize { steps, tasks: 1, cost_key }),
         })
     }
 
@@ -142,7 +142,7 @@ impl Compute for Unlearn {
             selection: params.select.0.clone(),
         };
         let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
-        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.rows_at_once())?
+        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.effective_micro_batch())?
             .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
             .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
@@ -150,7 +150,7 @@ impl Compute for Unlearn {
 
     fn trial(
         params: &Params,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,

@@ -10,7 +10,7 @@ use attrflow_engine::exec::event::Event;
 /// shows anyway.
 pub fn log(event: &Event, live: bool) {
     match event {
-        Event::StageReused { stage, outputs, .. } => {
+        Event::StageCached { stage, outputs, .. } => {
             let digests: Vec<String> = outputs
                 .iter()
                 .map(|(port, shown)| format!("{port} is {}", shown.artifact.digest.short()))

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use super::bars::BARS;
 use super::log::log;
 use super::{Reporter, Table, duration, print, short_path};
-use attrflow_engine::exec::event::{Event, Shown};
+use attrflow_engine::exec::event::{Event, PlacedArtifact};
 
 /// Shows nothing but failures and the summary.
 pub struct Quiet {
@@ -136,7 +136,7 @@ impl Reporter for Live {
                 self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
             }
             // Another run computed what this one waited for.
-            Event::StageFailed { stage, .. } | Event::StageReused { stage, .. } => self.end(stage),
+            Event::StageFailed { stage, .. } | Event::StageCached { stage, .. } => self.end(stage),
             Event::RunFinished { .. } => {
                 // Nothing to do if the terminal is gone.
                 let _ = self.bars.clear();
@@ -195,11 +195,11 @@ const REUSED: &str = "reused";
 impl Summary {
     fn hear(&mut self, event: &Event) {
         let row = match event {
-            Event::StageReused { adopted: None, .. } if self.reused >= LISTED => {
+            Event::StageCached { adopted: None, .. } if self.reused >= LISTED => {
                 self.reused += 1;
                 return;
             }
-            Event::StageReused { stage, outputs, adopted } => {
+            Event::StageCached { stage, outputs, adopted } => {
                 self.reused += usize::from(adopted.is_none());
                 let word = if adopted.is_some() { "adopted" } else { REUSED };
                 [stage.clone(), word.into(), String::new(), place(outputs)]
@@ -245,7 +245,7 @@ impl Summary {
 }
 
 /// The folder that holds all outputs of a stage.
-fn place(outputs: &BTreeMap<String, Shown>) -> String {
+fn place(outputs: &BTreeMap<String, PlacedArtifact>) -> String {
     let paths: Vec<&PathBuf> = outputs.values().map(|shown| &shown.path).collect();
     match paths.as_slice() {
         [one] => short_path(one),

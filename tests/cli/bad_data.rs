@@ -32,9 +32,9 @@ inputs = { images = "../images", captions = "../captions.json", vae = "../model/
 const UNET: &str = "model/unet/diffusion_pytorch_model.safetensors";
 
 /// Small files of the right form, each read by a stage that stands alone in its pipeline.
-struct Bench(Project);
+struct MeasureBackend(Project);
 
-impl Bench {
+impl MeasureBackend {
     fn new() -> Self {
         let project = Project::finished();
         copy(&Path::new(DEMO).join("model"), &project.path("model"));
@@ -91,7 +91,7 @@ impl Bench {
         self.0.write(file, good);
     }
 
-    /// As [`Bench::with`], for a text that is replaced.
+    /// As [`MeasureBackend::with`], for a text that is replaced.
     fn edited(&self, file: &str, from: &str, to: &str, pipeline: &str, parts: &[&str]) {
         let damage = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
@@ -100,7 +100,7 @@ impl Bench {
         self.with(file, damage, pipeline, parts);
     }
 
-    /// As [`Bench::with`] for parameters, without a file in the message.
+    /// As [`MeasureBackend::with`] for parameters, without a file in the message.
     fn asked(&self, pipeline: &str, from: &str, to: &str, parts: &[&str]) {
         let file = format!("pipelines/{pipeline}.toml");
         let good = fs_err::read(self.0.path(&file)).unwrap();
@@ -154,7 +154,7 @@ fn tensors(
 
 #[test]
 fn what_is_right_runs() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     for pipeline in ["loss", "unlearn", "latents"] {
         let ran = bench.0.attrflow(["run", &format!("pipelines/{pipeline}.toml")]);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{pipeline}");
@@ -163,7 +163,7 @@ fn what_is_right_runs() {
 
 #[test]
 fn arrays_that_do_not_fit_are_named() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     bench.with(
         "latents.npy",
         short(5),
@@ -214,7 +214,7 @@ fn arrays_that_do_not_fit_are_named() {
 
 #[test]
 fn a_number_that_is_none_is_named_by_image_and_timestep() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let nan = |latent: usize| {
         move |mut bytes: Vec<u8>| {
             let at = bytes.len() - (12 - latent) * 4096 + 40;
@@ -238,7 +238,7 @@ fn a_number_that_is_none_is_named_by_image_and_timestep() {
 
 #[test]
 fn weights_that_do_not_fit_are_named() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let first = "conv_in.bias";
     let at = |list: &[(String, Dtype, Vec<usize>, Vec<u8>)]| {
         list.iter().position(|(name, ..)| name == first).unwrap()
@@ -287,7 +287,7 @@ fn weights_that_do_not_fit_are_named() {
 
 #[test]
 fn a_fisher_information_that_does_not_fit_is_named() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let fisher = "fisher.safetensors";
     let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let zeros = format!("`{name}` is zero in 2 of 2048 places");
@@ -327,7 +327,7 @@ fn a_fisher_information_that_does_not_fit_is_named() {
 
 #[test]
 fn images_and_captions_that_cannot_be_read_are_named() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let (captions, image) = ("captions.json", "images/000003.png");
     bench.with(
         captions,
@@ -369,7 +369,7 @@ fn images_and_captions_that_cannot_be_read_are_named() {
 
 #[test]
 fn files_that_must_not_be_brought_are_refused() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let get = |file: &str| {
         bench.0.write(
             "pipelines/get.toml",

@@ -14,13 +14,13 @@ const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
 const LATER: &str = "ffeeddccbbaa99887766554433221100ffeeddcc";
 
 /// A project of one stage that downloads.
-struct Bench {
+struct MeasureBackend {
     folder: TempDir,
     endpoint: String,
     token: Option<&'static str>,
 }
 
-impl Bench {
+impl MeasureBackend {
     fn new(hub: &Server) -> Self {
         let bench = Self { folder: tempfile::tempdir().unwrap(), endpoint: hub.url(""), token: None };
         fs_err::create_dir(bench.root().join("pipelines")).unwrap();
@@ -126,7 +126,7 @@ fn a_killed_download_goes_on_where_it_was() {
     let content = bytes(400_000, 7);
     let slow = Fault::Slow { chunk: 4000, pause: Duration::from_millis(20) };
     let server = Server::new().file("/big", content.clone()).fault("/big", slow);
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     bench.get(&[&format!("from = \"{}\"", server.url("/big"))]);
     let begun = Instant::now();
     let mut run = bench.start(&[]);
@@ -167,7 +167,7 @@ fn a_hub_folder_and_the_volumes_that_a_star_fits() {
             ("mscoco/parts/x.7z.002", two),
         ],
     );
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     bench.get(&[
         "from = \"hf://datasets/o/r/mscoco/sample\"",
         "from = \"hf://datasets/o/r/mscoco/sample/\", to = \"again\"",
@@ -208,7 +208,7 @@ fn what_servers_do_wrong_is_mended() {
         .file("/two", two.clone())
         .fault("/two", Fault::Status { code: 503, retry_after: Some(1), times: 1 })
         .fault("/two", Fault::NoLength);
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let from = |path: &str| {
         format!(
             "from = \"{}\", sha256 = \"{}\"",
@@ -231,7 +231,7 @@ fn wrong_bytes_leave_nothing() {
         COMMIT,
         &[("x.bin", b"abc")],
     );
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let wrong = "0".repeat(64);
     let (one, two) = (server.url("/one?key=hush"), server.url("/two"));
     bench.get(&[&format!("from = \"{two}\""), &format!("from = \"{one}\", sha256 = \"{wrong}\"")]);
@@ -260,7 +260,7 @@ fn what_an_address_gave_first_is_held() {
         COMMIT,
         &[("x.bin", b"first"), ("y.txt", b"y")],
     );
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let (url, hub) = (server.url("/f"), "hf://datasets/o/r/");
     bench.get(&[&format!("from = \"{url}\""), &format!("from = \"{hub}\"")]);
     bench.run();
@@ -302,7 +302,7 @@ fn a_token_reaches_the_hub_alone() {
         .hub_dataset("o/r", COMMIT, &[("x.bin", b"large"), ("y.txt", b"small")])
         .cdn(&cdn)
         .token("hf_do_not_tell");
-    let mut bench = Bench::new(&hub);
+    let mut bench = MeasureBackend::new(&hub);
     bench.get(&["from = \"hf://datasets/o/r\", to = \"all\""]);
     bench.fails(&["hf://datasets/o/r@main: the Hub answered 401", "private or gated: set HF_TOKEN"]);
     bench.token = Some("hf_do_not_tell");
@@ -324,7 +324,7 @@ fn a_token_reaches_the_hub_alone() {
 #[test]
 fn the_secrets_of_an_address_are_kept_nowhere() {
     let server = Server::new().file("/f", b"first");
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let signed = |signature: &str| {
         let address = server.url(&format!("/f?X-Amz-Signature={signature}&X-Amz-Date=1"));
         let address = address.replace("http://", "http://me:hush@");
@@ -352,7 +352,7 @@ fn what_has_no_room_is_not_begun() {
         .file("/huge", b"small")
         .fault("/huge", Fault::Claims(3_000_000_000_000_000_000))
         .file("/f", b"f");
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     bench.get(&[&format!("from = \"{}\"", server.url("/f")), &format!("from = \"{}\"", server.url("/huge"))]);
     bench.fails(&["no room to download: ", "cache/downloads: 3.00 EB are needed, ", " are free"]);
     assert!(server.ranges("/huge").is_empty() && server.ranges("/f").is_empty());
@@ -366,7 +366,7 @@ fn files_come_at_once_and_land_in_order() {
     for (index, path) in paths.iter().enumerate() {
         server = server.file(path, bytes(5000, index)).fault(path, slow.clone());
     }
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let from: Vec<String> = paths.iter().map(|path| format!("from = \"{}\"", server.url(path))).collect();
     let from: Vec<&str> = from.iter().map(String::as_str).collect();
     bench.get(&from);
@@ -393,7 +393,7 @@ fn an_archive_that_came_is_not_downloaded_again() {
     for (index, volume) in volumes.iter().enumerate() {
         server.put(&format!("/x.7z.00{}", index + 1), volume.clone());
     }
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     let from = |path: &str| format!("from = \"{}\", unpack = true", server.url(path));
     let taken = "from = \"../taken\", to = \"sample\"";
     fs_err::write(bench.root().join("taken"), "x").unwrap();
@@ -413,7 +413,7 @@ fn an_archive_that_came_is_not_downloaded_again() {
 fn two_runs_share_a_download() {
     let slow = Fault::Slow { chunk: 1000, pause: Duration::from_millis(20) };
     let server = Server::new().file("/f", bytes(50_000, 3)).fault("/f", slow);
-    let bench = Bench::new(&server);
+    let bench = MeasureBackend::new(&server);
     bench.get(&[&format!("from = \"{}\"", server.url("/f"))]);
     let mut first = bench.start(&[]);
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();

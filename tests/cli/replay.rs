@@ -33,12 +33,12 @@ params = { argv = ["cp", "{input.array}", "{output.array}"], outputs = { array =
 "#;
 
 /// A project of that pipeline in a folder of its own.
-struct Bench {
+struct MeasureBackend {
     _folder: TempDir,
     root: PathBuf,
 }
 
-impl Bench {
+impl MeasureBackend {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = fs_err::canonicalize(folder.path()).unwrap().join("project");
@@ -104,7 +104,7 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
 
 #[test]
 fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     bench.hide(&[0.0, 1.0, 2.0, 3.0, 5.0, 5.5]);
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
@@ -149,7 +149,7 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
 
 #[test]
 fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let moved = tempfile::tempdir().unwrap();
     let manifest = moved.path().join("manifest.json");
     fs_err::copy(bench.manifest(), &manifest).unwrap();
@@ -179,7 +179,7 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
 
 #[test]
 fn manifests_that_say_too_little_or_too_much_are_refused() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let whole = fs_err::read_to_string(bench.manifest()).unwrap();
     let file = bench.root.join("edited.json");
     let edited = |edit: &dyn Fn(&mut Json)| {
@@ -259,7 +259,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
 
 #[test]
 fn a_stage_that_gave_nothing_then_is_not_the_same_now() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     fs_err::rename(bench.root.join("hidden.npy"), bench.root.join("away.npy")).unwrap();
     let ran = bench.attrflow(&["run", "pipelines/p.toml", "--device", "cpu", "--force", "array"]);
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -272,7 +272,7 @@ fn a_stage_that_gave_nothing_then_is_not_the_same_now() {
 
 #[test]
 fn manifests_are_signed_and_the_signature_is_held_against_them() {
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let write = |name: &str, text: String| fs_err::write(bench.root.join(name), text).unwrap();
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     write("key", pair.sk.to_box(None).unwrap().into_string());

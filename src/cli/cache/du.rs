@@ -51,7 +51,7 @@ pub(super) fn du(args: &Args, store: &Store) -> Result<(), Failure> {
     if rest != Space::default() {
         rows.push((String::new(), "objects without an entry", rest));
     }
-    rows.extend(inventory.disk.rooms.iter().map(|(room, space)| (String::new(), told(room), *space)));
+    rows.extend(inventory.disk.rooms.iter().map(|(room, space)| (String::new(), describe(room), *space)));
     rows.push((String::new(), "total", inventory.disk.total()));
     let heading = match args.by {
         By::Pipeline => "pipeline",
@@ -83,7 +83,7 @@ fn group(by: By, item: &Item) -> String {
     }
 }
 
-fn told(room: &'static str) -> &'static str {
+fn describe(room: &'static str) -> &'static str {
     match room {
         "runs" => "records of runs",
         "index" => "index and folders",

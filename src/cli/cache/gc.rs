@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{count, when};
 use crate::cli::failure::Failure;
 use crate::progress::{Table, duration, print, size};
-use attrflow_engine::maintenance::{Inventory, Plan, Policy, Step, What, Why};
+use attrflow_engine::maintenance::{Inventory, Plan, Policy, Removal, RetainReason, Target};
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
@@ -117,10 +117,10 @@ fn show(plan: &Plan, args: &Args) {
     }
     for (why, (number, disk)) in &plan.kept {
         let things = count(*number, "result or unit", "results and units");
-        print(&format!("kept: {things}, {}: {}\n", size(*disk), told(*why, args)));
+        print(&format!("kept: {things}, {}: {}\n", size(*disk), describe(*why, args)));
     }
     if let Some(over) = plan.over {
-        let units = plan.kept.get(&Why::Units).map_or(0, |(_, disk)| *disk);
+        let units = plan.kept.get(&RetainReason::Units).map_or(0, |(_, disk)| *disk);
         let more = match units {
             0 => "keep fewer runs, or unpin something".to_owned(),
             units => format!("--units would free {} more", size(units)),
@@ -133,32 +133,32 @@ fn show(plan: &Plan, args: &Args) {
 }
 
 /// Units whose joined result stands are no work lost.
-fn is_result(step: &Step) -> bool {
-    matches!(step.what, What::Result { .. })
+fn is_result(step: &Removal) -> bool {
+    matches!(step.what, Target::Result { .. })
 }
 
-fn what(step: &Step) -> String {
+fn what(step: &Removal) -> String {
     match &step.what {
-        What::Result { fingerprint } => format!("result {}", fingerprint.short()),
-        What::Units { units } => format!("{}, joined", count(units.len(), "unit", "units")),
-        What::Stray { .. } => "object".into(),
-        What::Scratch => "work folders".into(),
-        What::Files { paths } => count(paths.len(), "file", "files"),
-        What::Manifest { .. } => "manifest".into(),
+        Target::Result { fingerprint } => format!("result {}", fingerprint.short()),
+        Target::Units { units } => format!("{}, joined", count(units.len(), "unit", "units")),
+        Target::Stray { .. } => "object".into(),
+        Target::Scratch => "work folders".into(),
+        Target::Files { paths } => count(paths.len(), "file", "files"),
+        Target::Manifest { .. } => "manifest".into(),
     }
 }
 
-fn told(why: Why, args: &Args) -> String {
+fn describe(why: RetainReason, args: &Args) -> String {
     match why {
-        Why::Run if args.keep_runs == 1 => "the last run of each pipeline needs them".into(),
-        Why::Run => format!("the last {} runs of each pipeline need them", args.keep_runs),
-        Why::Pin => "pinned".into(),
-        Why::Unfinished => "a failed run goes on from them".into(),
-        Why::Recent => {
+        RetainReason::Run if args.keep_runs == 1 => "the last run of each pipeline needs them".into(),
+        RetainReason::Run => format!("the last {} runs of each pipeline need them", args.keep_runs),
+        RetainReason::Pin => "pinned".into(),
+        RetainReason::Unfinished => "a failed run goes on from them".into(),
+        RetainReason::Recent => {
             let age = count(args.grace as usize, "day", "days");
             format!("no finished run names them, and they are younger than {age} (--grace)")
         }
-        Why::Units => {
+        RetainReason::Units => {
             "units of kept results: no run needs them, but an edit may; --units takes them away".into()
         }
     }

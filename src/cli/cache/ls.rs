@@ -90,7 +90,7 @@ pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
             when(row.used),
             duration(row.seconds),
             row.fingerprint.map(|found| found.short()).unwrap_or_default(),
-            row.pins.iter().map(|pin| told(pin)).collect::<Vec<_>>().join("; "),
+            row.pins.iter().map(|pin| describe(pin)).collect::<Vec<_>>().join("; "),
         ]);
     }
     print(&table.to_string());
@@ -106,7 +106,7 @@ pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
     ));
     // Of objects alone: no row is theirs.
     for pin in inventory.pins.iter().filter(|pin| pin.results.is_empty()) {
-        print(&format!("pinned {}: {}\n", pin.what, told(pin)));
+        print(&format!("pinned {}: {}\n", pin.what, describe(pin)));
     }
     for (path, reason) in &inventory.damaged {
         tracing::warn!("{} is damaged: {reason}; `attrflow cache verify` puts it aside", path.display());
@@ -128,7 +128,7 @@ impl Args {
 }
 
 /// A pin's id and note.
-fn told(pin: &Pin) -> String {
+fn describe(pin: &Pin) -> String {
     let note = if pin.note.is_empty() { String::new() } else { format!(" ({})", pin.note) };
     format!("{}{note}", pin.id())
 }
@@ -143,7 +143,7 @@ fn rows<'a>(inventory: &'a Inventory, chosen: &[(&'a Digest, &'a Item)], each: b
             groups.entry((item.stages.last().copied(), name)).or_default().push((fingerprint, item));
             continue;
         }
-        let what = match (&item.entry.adopted, item.is_unit(), inventory.stands(fingerprint)) {
+        let what = match (&item.entry.adopted, item.is_unit(), inventory.exists(fingerprint)) {
             (_, _, false) => "not whole",
             (Some(_), ..) => "adopted",
             (None, true, _) => "unit",
@@ -164,7 +164,7 @@ fn rows<'a>(inventory: &'a Inventory, chosen: &[(&'a Digest, &'a Item)], each: b
         let mut counted = BTreeSet::new();
         let mut space = Space::default();
         units.iter().for_each(|(_, item)| space += inventory.space(item, &mut counted));
-        let joined = stage.is_some_and(|stage| inventory.stands(&stage));
+        let joined = stage.is_some_and(|stage| inventory.exists(&stage));
         let of = if joined { "" } else { ", unfinished" };
         let mut pins: Vec<&Pin> = units.iter().flat_map(|(found, _)| inventory.pinned(found)).collect();
         pins.dedup();
@@ -190,7 +190,7 @@ fn line(inventory: &Inventory, fingerprint: &Digest, item: &Item) {
         "stage": item.name.as_ref().map(|name| &name.stage), "kind": item.entry.recipe.kind,
         "unit": item.entry.recipe.unit, "bytes": space.bytes, "disk": space.disk, "used": item.used.to_string(),
         "seconds": item.entry.seconds, "adopted": item.entry.adopted, "outputs": item.entry.outputs,
-        "whole": inventory.stands(fingerprint), "pins": pins,
+        "whole": inventory.exists(fingerprint), "pins": pins,
     });
     print(&format!("{line}\n"));
 }

@@ -55,7 +55,7 @@ pub(super) fn pin(args: &Args, store: &Store) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("`{what}` gave nothing that could be kept")));
     }
     Pins::of(store).set(&pin)?;
-    let missing = pin.results.iter().filter(|found| !inventory.stands(found)).count();
+    let missing = pin.results.iter().filter(|found| !inventory.exists(found)).count();
     if missing > 0 {
         let results = count(missing, "result is", "results are");
         tracing::warn!("{results} not in the cache any more: the pin keeps what is left");

@@ -90,7 +90,7 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
     }
     let remote = Remote::open(&args.remote, true)?;
     let bar = bar("sending", true);
-    let progress = |done, total| moved(&bar, done, total);
+    let progress = |done, total| relocated(&bar, done, total);
     let push = Push { store, entries, manifests: records, again: args.again, progress: &progress };
     let mut pushed = push.execute(&remote)?;
     bar.finish_and_clear();
@@ -118,7 +118,7 @@ pub(super) fn pull(args: &PullArgs, store: &Store) -> Result<(), Failure> {
     })?;
     let _use = in_use(store)?;
     let bar = bar("bringing", true);
-    let progress = |done, total| moved(&bar, done, total);
+    let progress = |done, total| relocated(&bar, done, total);
     let pulled = Pull { store, pipeline, back, all: args.all, progress: &progress }.execute(&remote)?;
     bar.finish_and_clear();
     let Pulled { brought, bytes, entries, there, manifests, refused } = &pulled;
@@ -157,7 +157,7 @@ pub(super) fn bar(what: &'static str, bytes: bool) -> ProgressBar {
     bar
 }
 
-fn moved(bar: &ProgressBar, done: u64, total: u64) {
+fn relocated(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_length(total);
     bar.set_position(done);
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{count, in_use};
 use crate::cli::failure::Failure;
 use crate::progress::{duration, print, short_path, size};
-use attrflow_engine::maintenance::{Checked, Name, Verify};
+use attrflow_engine::maintenance::{Owner, Verify, VerifySummary};
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
@@ -42,7 +42,7 @@ pub(super) fn verify(args: &Args, store: &Store) -> Result<(), Failure> {
     }
 }
 
-fn lines(checked: &Checked, seconds: f64) {
+fn lines(checked: &VerifySummary, seconds: f64) {
     for damage in &checked.damage {
         print(&format!("{}\n", json!(damage)));
     }
@@ -52,7 +52,7 @@ fn lines(checked: &Checked, seconds: f64) {
     print(&format!("{line}\n"));
 }
 
-fn show(checked: &Checked, seconds: f64) {
+fn show(checked: &VerifySummary, seconds: f64) {
     for damage in &checked.damage {
         let place = match &damage.moved {
             Some(to) => format!("now {}", short_path(to)),
@@ -81,6 +81,6 @@ fn show(checked: &Checked, seconds: f64) {
     }
 }
 
-fn list<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
+fn list<'a>(names: impl IntoIterator<Item = &'a Owner>) -> String {
     names.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -11,12 +11,12 @@ const CONTENT: &[u8] = b"the quick brown fox jumps over the lazy dog";
 const SHA256: &str = "05c6e08f1d9fdafa03147fcb8f82f124c76d2f70e3d989dc8aadb5e7d7450bec";
 
 /// A folder of downloads, and a client without much patience.
-struct Bench {
+struct MeasureBackend {
     folder: tempfile::TempDir,
     client: Client,
 }
 
-impl Bench {
+impl MeasureBackend {
     fn new() -> Self {
         let patience =
             Patience { attempts: 3, pause: Duration::from_millis(1), longest: Duration::from_secs(2) };
@@ -58,7 +58,7 @@ fn tag() -> String {
 #[test]
 fn a_download_arrives_is_placed_and_goes() {
     let server = Server::new().file("/f", CONTENT);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let wanted = known(&server.url("/f"));
     let finished = bench.fetch(&wanted).unwrap();
     assert_eq!(finished.fetched, Fetched { bytes: 43, sha256: SHA256.into(), blob: None });
@@ -79,7 +79,7 @@ fn a_download_arrives_is_placed_and_goes() {
 #[test]
 fn a_download_kept_by_a_name_outlives_its_removal_by_another() {
     let server = Server::new().file("/f", CONTENT);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let wanted = known(&server.url("/f"));
     let elsewhere = tempfile::tempdir().unwrap();
     let kept = bench.fetch(&wanted).unwrap().keep_as(elsewhere.path().join("0"));
@@ -97,9 +97,9 @@ fn a_download_kept_by_a_name_outlives_its_removal_by_another() {
 
 #[test]
 fn a_wrong_address_is_final() {
-    let bench = Bench {
+    let bench = MeasureBackend {
         client: Client::new(Patience { pause: Duration::from_secs(3600), ..Patience::default() }),
-        ..Bench::new()
+        ..MeasureBackend::new()
     };
     assert!(bench.fetch(&Wanted::at("http://", None)).unwrap_err().starts_with("http://: "));
     let secret = bench.fetch(&Wanted::at("http://me:pass@/x?key=abc", None)).unwrap_err();
@@ -118,7 +118,7 @@ fn a_server_error_is_asked_again_when_the_server_says() {
         .fault("/later", status(429, Some(3), 1))
         .file("/never", CONTENT)
         .fault("/never", status(503, None, 9));
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let begun = std::time::Instant::now();
     bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
@@ -142,7 +142,7 @@ fn a_server_error_is_asked_again_when_the_server_says() {
 #[test]
 fn a_wrong_digest_leaves_nothing() {
     let server = Server::new().file("/f", CONTENT);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let url = server.url("/f");
     let error = bench.fetch(&Wanted::at(&url, Some("00ff".into()))).unwrap_err();
     assert_eq!(error, format!("{url}: sha256 {SHA256}, expected 00ff"));
@@ -161,7 +161,7 @@ fn a_wrong_digest_leaves_nothing() {
 fn an_old_part_is_continued_where_something_tells_that_it_belongs() {
     let server = Server::new().file("/f", CONTENT);
     let url = server.url("/f");
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let fetch = |wanted: &Wanted, bytes: &[u8], version: Option<&str>| {
         bench.leave(wanted, bytes, version);
         server.forget();
@@ -188,7 +188,7 @@ fn an_old_part_is_continued_where_something_tells_that_it_belongs() {
 #[test]
 fn bytes_from_before_a_power_cut_are_not_trusted() {
     let server = Server::new().file("/f", CONTENT);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let wanted = Wanted::at(&server.url("/f"), None);
     bench.leave(&wanted, &CONTENT[..9], Some(&tag()));
     let slot = Slot::new(bench.folder.path(), &wanted.key());
@@ -200,7 +200,7 @@ fn bytes_from_before_a_power_cut_are_not_trusted() {
 #[test]
 fn a_server_without_ranges_is_read_from_the_start() {
     let server = Server::new().file("/f", CONTENT).fault("/f", Fault::NoRanges);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     bench.leave(&known(&server.url("/f")), &CONTENT[..9], None);
     assert_eq!(bench.fetch(&known(&server.url("/f"))).unwrap().fetched.bytes, 43);
     // One that always begins anew and always breaks off is given up.
@@ -212,7 +212,7 @@ fn a_server_without_ranges_is_read_from_the_start() {
 #[test]
 fn a_dropped_connection_goes_on_where_it_stopped() {
     let server = Server::new().file("/f", CONTENT).fault("/f", Fault::Drop { after: 9, times: 4 });
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let finished = bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap();
     assert_eq!(finished.fetched.sha256, SHA256);
     let ranges = [None, some("bytes=9-"), some("bytes=18-"), some("bytes=27-"), some("bytes=36-")];
@@ -223,7 +223,7 @@ fn a_dropped_connection_goes_on_where_it_stopped() {
 #[test]
 fn a_file_that_changes_in_between_is_read_anew() {
     let server = Server::new().file("/f", b"old old old").fault("/f", Fault::Drop { after: 9, times: 1 });
-    let bench = Bench { client: Client::new(Patience::default()), ..Bench::new() };
+    let bench = MeasureBackend { client: Client::new(Patience::default()), ..MeasureBackend::new() };
     let wanted = Wanted::at(&server.url("/f"), None);
     let finished = std::thread::scope(|scope| {
         let fetch = scope.spawn(|| bench.fetch(&wanted));
@@ -243,7 +243,7 @@ fn two_files_are_not_joined_where_nothing_tells_them_apart() {
     for (old, new) in [(&CONTENT[..12], CONTENT), (CONTENT, &CONTENT.to_ascii_uppercase())] {
         let server = Server::new().file("/f", old).fault("/f", Fault::NoTag);
         let server = server.fault("/f", Fault::Drop { after: 9, times: 1 });
-        let bench = Bench { client: Client::new(patience), ..Bench::new() };
+        let bench = MeasureBackend { client: Client::new(patience), ..MeasureBackend::new() };
         let wanted = Wanted::at(&server.url("/f"), None);
         let finished = std::thread::scope(|scope| {
             let fetch = scope.spawn(|| bench.fetch(&wanted));
@@ -261,7 +261,7 @@ fn two_files_are_not_joined_where_nothing_tells_them_apart() {
 #[test]
 fn a_file_of_another_size_is_not_gone_on_with() {
     let server = Server::new().file("/f", CONTENT);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let wanted = known(&server.url("/f"));
     bench.leave(&wanted, b"other one", None);
     let slot = Slot::new(bench.folder.path(), &wanted.key());
@@ -276,7 +276,7 @@ fn a_file_of_another_size_is_not_gone_on_with() {
 fn who_comes_second_takes_what_the_first_one_finished() {
     let slow = Fault::Slow { chunk: 9, pause: Duration::from_millis(50) };
     let server = Server::new().file("/f", CONTENT).fault("/f", slow);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let wanted = Wanted::at(&server.url("/f"), None);
     let barrier = Barrier::new(4);
     let fetch = || {
@@ -297,7 +297,7 @@ fn a_redirect_takes_the_range_along_and_leaves_the_token() {
     let cdn = Server::new();
     let hash = "1".repeat(40);
     let hub = Server::new().hub_model("o/r", &hash, &[("big.bin", CONTENT)]).cdn(&cdn).token("hf_secret");
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let mut wanted = known(&hub.url(&format!("/o/r/resolve/{hash}/big.bin")));
     assert!(bench.fetch(&wanted).unwrap_err().ends_with("the server answered 401 Unauthorized"));
     wanted.token = Some(Token::new("hf_secret".into(), hub.url("")));
@@ -312,7 +312,7 @@ fn a_redirect_takes_the_range_along_and_leaves_the_token() {
 #[test]
 fn a_size_is_asked_for_or_known() {
     let server = Server::new().file("/f", CONTENT).file("/g", CONTENT).fault("/g", Fault::NoLength);
-    let bench = Bench::new();
+    let bench = MeasureBackend::new();
     let fetcher = Fetcher::new(&bench.client, bench.folder.path()).unwrap();
     let size = |path: &str| fetcher.size(&Wanted::at(&server.url(path), None));
     assert_eq!((size("/f"), size("/g"), size("/none")), (Some(43), None, None));

@@ -71,7 +71,7 @@ pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Resul
     let status = end(&mut child)?;
     let said = said?;
     if !status.success() {
-        bail!("`{}` ended with {status}{}", argv[0], said.told());
+        bail!("`{}` ended with {status}{}", argv[0], said.describe());
     }
     outputs::check(&params.outputs, out).with_context(|| format!("`{}` ended well", argv[0]))?;
     links::take_away(inputs, out);
@@ -282,7 +282,7 @@ impl Said {
     }
 
     /// The last lines, for a message.
-    fn told(&self) -> String {
+    fn describe(&self) -> String {
         match self.last.len() {
             0 => "; it wrote nothing".to_owned(),
             _ => self

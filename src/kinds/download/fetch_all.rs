@@ -132,7 +132,7 @@ fn fetch(
                     Some(repo) if matches!(error, FetchError::Status { .. }) => {
                         planner.hub.explain(repo, error).into()
                     }
-                    _ => planner.told(error, *check),
+                    _ => planner.describe(error, *check),
                 });
             }
             Err(_) => {}

@@ -188,7 +188,7 @@ impl Stage for Download {
             .collect()
     }
 
-    fn moved(mut params: Params, places: &BTreeMap<PathBuf, PathBuf>) -> Params {
+    fn relocated(mut params: Params, places: &BTreeMap<PathBuf, PathBuf>) -> Params {
         for file in &mut params.files {
             if let Some(place) = file.from.local().and_then(|path| places.get(path)) {
                 file.from = Location(place.to_string_lossy().into_owned());
@@ -222,7 +222,7 @@ impl Stage for Download {
     }
 
     /// What comes as it is lies where it comes from, until it is brought.
-    fn already(params: &Params, _: &str, below: Option<&str>) -> Option<PathBuf> {
+    fn source_path(params: &Params, _: &str, below: Option<&str>) -> Option<PathBuf> {
         let below = Path::new(below?);
         let found = params.files.iter().filter(|file| !file.unpack).find_map(|file| {
             let target: PathBuf =

@@ -192,7 +192,7 @@ impl Planner<'_> {
             if let Some(there) = wanted.expected.sha256.filter(|there| !there.eq_ignore_ascii_case(known)) {
                 let (origin, found) = (wanted.name, format!("the Hub has a file of sha256 {there}"));
                 let expected = known.to_owned();
-                return Err(self.told(FetchError::Digest { origin, found, expected }, check));
+                return Err(self.describe(FetchError::Digest { origin, found, expected }, check));
             }
             wanted.expected.sha256 = Some(known.to_ascii_lowercase());
         }
@@ -204,7 +204,7 @@ impl Planner<'_> {
     }
 
     /// The error with what the lock file has to do with it.
-    pub fn told(&self, error: FetchError, check: Check) -> anyhow::Error {
+    pub fn describe(&self, error: FetchError, check: Check) -> anyhow::Error {
         match &error {
             FetchError::Digest { origin, .. } if check == Check::Pinned => {
                 let place = place(self.lock, origin);

@@ -19,7 +19,9 @@ use crate::method::noise::NoiseMode;
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{Precision, Use};
 use attrflow_engine::config::param::Validate;
-use attrflow_engine::kind::{Context, Foreseen, Form, Inputs, Outlook, Reads, Together, Unit, Work};
+use attrflow_engine::kind::{
+    ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Together, Unit, UnitInputs, WorkSize,
+};
 use attrflow_engine::{choice, params};
 
 choice! {
@@ -158,18 +160,22 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
 }
 
 /// The rows that units read; a unit of batches counts the whole arrays, which it may read at any place.
-pub(crate) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+pub(crate) fn unit_inputs(
+    params: &LossParams,
+    inputs: &Inputs,
+    units: &[Unit],
+) -> anyhow::Result<Vec<UnitInputs>> {
     match params.noise {
-        Noise::Batch => Ok(vec![Reads::new(); units.len()]),
-        Noise::Image => per_image::reads(params, inputs, units),
+        Noise::Batch => Ok(vec![UnitInputs::new(); units.len()]),
+        Noise::Image => per_image::unit_inputs(params, inputs, units),
     }
 }
 
 /// Which units are computed together.
-pub(crate) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     match params.noise {
         Noise::Batch => None,
-        Noise::Image => per_image::company(params, inputs, unit),
+        Noise::Image => per_image::batch_key(params, inputs, unit),
     }
 }
 
@@ -179,16 +185,16 @@ fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
 }
 
 /// The pass over all latents, and its losses on the port `losses`.
-pub(crate) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
+pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
     let (latents, texts) = expected::arrays(inputs)?;
     let rows = latents.shape[0];
-    let losses = Form::Array { shape: vec![rows], bytes: 4 };
+    let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
         Noise::Batch => (rows, cut(params, rows).len()),
         Noise::Image => (rows * params.time_samples as usize, per_image::tasks(rows)),
     };
     let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
-    let like = json!({
+    let cost_key = json!({
         "loss": [time_samples, captions, batch_size],
         "noise": noise,
         "precision": precision,
@@ -197,7 +203,7 @@ pub(crate) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<F
         "text": &texts.shape[1..],
         "stored": [latents.bytes, texts.bytes],
     });
-    Ok(Foreseen {
+    Ok(Estimate {
         // Each unit's file has a header of its own.
         parts: match params.noise {
             Noise::Batch => tasks as u64 * 128 + rows as u64 * 4,
@@ -206,7 +212,7 @@ pub(crate) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<F
             }
         },
         outputs: [("losses".to_owned(), losses)].into(),
-        work: Some(Work { steps: steps as u64, tasks: tasks as u64, like }),
+        work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key }),
     })
 }
 
@@ -216,7 +222,7 @@ pub(crate) fn foresee(params: &LossParams, inputs: &Outlook) -> anyhow::Result<F
 /// batch has images.
 pub(crate) fn trial(
     params: &LossParams,
-    inputs: &Outlook,
+    inputs: &ExpectedInputs,
     steps: u64,
     folder: &Path,
     cx: &Context<'_>,
@@ -224,7 +230,7 @@ pub(crate) fn trial(
     let (latents, texts) = expected::arrays(inputs)?;
     let whole = params.spec().images_per_batch();
     let an_image = (params.captions * params.time_samples) as usize;
-    let fewest = (2 * cx.rows_at_once()).div_ceil(an_image);
+    let fewest = (2 * cx.effective_micro_batch()).div_ceil(an_image);
     let batch = match params.noise {
         Noise::Image => 1,
         Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
@@ -238,11 +244,11 @@ pub(crate) fn trial(
     let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
     expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
-    let span = match params.noise {
+    let range = match params.noise {
         Noise::Image => per_image::trial(rows),
         Noise::Batch => json!({ "latents": [0, rows] }),
     };
-    Ok((params, given, Unit { name: "a trial".into(), span, steps: rows as u64 }))
+    Ok((params, given, Unit { name: "a trial".into(), range, steps: rows as u64 }))
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
@@ -293,7 +299,7 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let total = range.len() as u64;
     let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
-        let micro_batch = set.rows_at_once(unet, &schedule, spec.time_samples, cx.micro_batch);
+        let micro_batch = set.effective_micro_batch(unet, &schedule, spec.time_samples, cx.micro_batch);
         let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
         let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
         let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));

@@ -21,7 +21,7 @@ use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
 use crate::method::loss::LossPass;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow_engine::kind::{Inputs, Reads, Slice, Together, Unit};
+use attrflow_engine::kind::{ByteRanges, Inputs, Together, Unit, UnitInputs};
 
 /// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
 /// enough that a changed image computes little again. It must not depend on how many images there are, or more of
@@ -45,7 +45,7 @@ struct Span {
 
 impl Span {
     fn of(unit: &Unit) -> anyhow::Result<Self> {
-        Self::deserialize(&unit.span).context("a unit of another kind")
+        Self::deserialize(&unit.range).context("a unit of another kind")
     }
 
     /// The latents of the block, given the number of images.
@@ -83,7 +83,7 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -
                 let mirror = if flipped { "mirror " } else { "" };
                 units.push(Unit {
                     name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
-                    span: json!(Span { images: [start, end], flipped, timestep }),
+                    range: json!(Span { images: [start, end], flipped, timestep }),
                     steps: (end - start) as u64,
                 });
             }
@@ -103,7 +103,11 @@ pub(crate) fn trial(images: usize) -> Json {
 }
 
 /// The rows that each unit reads, by port.
-pub(crate) fn reads(params: &LossParams, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+pub(crate) fn unit_inputs(
+    params: &LossParams,
+    inputs: &Inputs,
+    units: &[Unit],
+) -> anyhow::Result<Vec<UnitInputs>> {
     let (latents, texts) = arrays::open(inputs)?;
     let (images, captions) = (texts.rows(), params.captions as usize);
     let of = |unit: &Unit| {
@@ -129,13 +133,13 @@ fn slice(
     row: &[usize],
     pieces: impl Iterator<Item = Range<usize>>,
     length: usize,
-) -> Option<Slice> {
+) -> Option<ByteRanges> {
     let bytes = pieces.map(|some| npy.place(some.start * length..some.end * length));
-    Some(Slice { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
+    Some(ByteRanges { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
 }
 
 /// What the units of one block share: its rows and its noise, whatever the timestep and the network's weights.
-pub(crate) fn company(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
+pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
@@ -166,7 +170,7 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
                 // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
-                let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+                let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
                 let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
                 let block = match &block {
                     Some(block) => block,

@@ -114,7 +114,7 @@ pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Un
     let latents = arrays::open(inputs)?.0.rows();
     pretrained(loss, inputs, latents)?;
     let steps = (latents * loss.time_samples as usize) as u64;
-    Ok(vec![Unit { name: "candidates".into(), span: json!({ "latents": [0, latents] }), steps }])
+    Ok(vec![Unit { name: "candidates".into(), range: json!({ "latents": [0, latents] }), steps }])
 }
 
 /// The losses at each timestep before the unlearning: float32 [2N, T].
@@ -140,7 +140,7 @@ pub(crate) fn run(
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;
         // As in a full pass, rows of one timestep go through the network together.
-        let micro_batch = set.rows_at_once(unet, &schedule, 1, cx.micro_batch);
+        let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
         let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
         let (images, latents, timesteps) = (data.images(), data.latents_len(), spec.time_samples);
         let population = Population { images, views: latents / images.max(1), timesteps };

@@ -135,7 +135,13 @@ impl TrainingSet {
 
 impl TrainingSet {
     /// How many rows to send through the network at once: those given, else what is fastest here. `times` rows share a text.
-    pub fn rows_at_once(&self, unet: &UNet, schedule: &NoiseSchedule, times: usize, given: usize) -> usize {
+    pub fn effective_micro_batch(
+        &self,
+        unet: &UNet,
+        schedule: &NoiseSchedule,
+        times: usize,
+        given: usize,
+    ) -> usize {
         /// A network of so many parameters, in which precision, with rows that share texts so.
         type Looks = (usize, Precision, usize);
         thread_local! {

@@ -14,7 +14,7 @@ use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
 use crate::method::selection::Selection;
 use crate::models::weights::checkpoint;
-use attrflow_engine::kind::{Form, Inputs, Outlook};
+use attrflow_engine::kind::{ArtifactShape, ExpectedInputs, Inputs};
 
 /// An array of a training set, or of queries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,47 +26,47 @@ pub(crate) struct Array {
 }
 
 /// The array on a port: from its header, or as it will be.
-pub(crate) fn array(inputs: &Outlook, port: &str) -> anyhow::Result<Array> {
-    let found = match inputs.form(port)? {
-        Form::Array { shape, bytes } => Array { shape: shape.clone(), bytes: *bytes },
-        Form::Path(path) => {
+pub(crate) fn array(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Array> {
+    let found = match inputs.shape(port)? {
+        ArtifactShape::Array { shape, bytes } => Array { shape: shape.clone(), bytes: *bytes },
+        ArtifactShape::Path(path) => {
             let header = Npy::header(path)?;
             Array { bytes: header.dtype.size(), shape: header.shape }
         }
-        Form::Bytes(_) => anyhow::bail!("the shape of what stands on `{port}` is not known"),
+        ArtifactShape::Bytes(_) => anyhow::bail!("the shape of what stands on `{port}` is not known"),
     };
     anyhow::ensure!(found.shape.len() == 4, "`{port}` has {} axes, expected 4", found.shape.len());
     Ok(found)
 }
 
 /// The arrays on `latents` [rows, C, H, W] and `text_embeddings` [N, captions, L, D].
-pub(crate) fn arrays(inputs: &Outlook) -> anyhow::Result<(Array, Array)> {
+pub(crate) fn arrays(inputs: &ExpectedInputs) -> anyhow::Result<(Array, Array)> {
     Ok((array(inputs, "latents")?, array(inputs, "text_embeddings")?))
 }
 
 /// A `config.json` that stands in the folder on a port: what the time of a step depends on.
-pub(crate) fn config(inputs: &Outlook, port: &str) -> anyhow::Result<Json> {
+pub(crate) fn config(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Json> {
     let file = inputs.path(port)?.join("config.json");
     let text = fs_err::read_to_string(&file)?;
     serde_json::from_str(&text).with_context(|| file.display().to_string())
 }
 
 /// The shape [C, side, side] of the latent of a square image, from the autoencoder's configuration.
-pub(crate) fn latent(inputs: &Outlook, pixels: usize) -> anyhow::Result<[usize; 3]> {
+pub(crate) fn latent(inputs: &ExpectedInputs, pixels: usize) -> anyhow::Result<[usize; 3]> {
     let scale = scale(inputs)?;
     let channels = config(inputs, "vae")?["latent_channels"].as_u64().unwrap_or(4);
     Ok([channels as usize, pixels / scale, pixels / scale])
 }
 
 /// Pixels of an image to a side of a latent.
-pub(crate) fn scale(inputs: &Outlook) -> anyhow::Result<usize> {
+pub(crate) fn scale(inputs: &ExpectedInputs) -> anyhow::Result<usize> {
     let blocks = config(inputs, "vae")?["block_out_channels"].as_array().map_or(0, Vec::len);
     anyhow::ensure!(blocks > 0, "the configuration on `vae` has no `block_out_channels`");
     Ok(1 << (blocks - 1))
 }
 
 /// The shape [L, D] of a text, from the configurations of tokenizer and text encoder.
-pub(crate) fn text(inputs: &Outlook) -> anyhow::Result<[usize; 2]> {
+pub(crate) fn text(inputs: &ExpectedInputs) -> anyhow::Result<[usize; 2]> {
     let file = inputs.path("tokenizer")?.join("tokenizer_config.json");
     let tokenizer: Json =
         serde_json::from_slice(&fs_err::read(&file)?).with_context(|| file.display().to_string())?;
@@ -79,16 +79,20 @@ pub(crate) fn text(inputs: &Outlook) -> anyhow::Result<[usize; 2]> {
 }
 
 /// The tensors of the network on `unet` that are chosen, in a file of so many bytes a number.
-pub(crate) fn chosen(inputs: &Outlook, selection: &Selection, bytes: u64) -> anyhow::Result<Form> {
+pub(crate) fn chosen(
+    inputs: &ExpectedInputs,
+    selection: &Selection,
+    bytes: u64,
+) -> anyhow::Result<ArtifactShape> {
     /// What names a tensor in the header of a file, about.
     const NAME: u64 = 150;
     let network = network(inputs)?;
     let headers = network.headers().iter().filter(|header| selection.matches(&header.name));
     let sizes = headers.map(|header| header.shape.iter().product::<usize>() as u64 * bytes + NAME);
-    Ok(Form::Bytes(sizes.sum()))
+    Ok(ArtifactShape::Bytes(sizes.sum()))
 }
 
-fn network(inputs: &Outlook) -> anyhow::Result<TensorFile> {
+fn network(inputs: &ExpectedInputs) -> anyhow::Result<TensorFile> {
     let checkpoint = match inputs.connected("checkpoint") {
         true => Some(inputs.path("checkpoint")?),
         false => None,

@@ -20,7 +20,7 @@ pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
             let end = count.min(start + size);
             Unit {
                 name: format!("{what} {start}..{end}"),
-                span: json!({ what: [start, end] }),
+                range: json!({ what: [start, end] }),
                 steps: (end - start) as u64,
             }
         })
@@ -29,7 +29,7 @@ pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
 
 /// The range that a unit covers.
 pub(crate) fn range(unit: Option<&Unit>, what: &str) -> anyhow::Result<Range<usize>> {
-    let span = &unit.context("this kind is computed by units")?.span[what];
+    let span = &unit.context("this kind is computed by units")?.range[what];
     let [start, end]: [usize; 2] = serde_json::from_value(span.clone()).context("a unit of another kind")?;
     Ok(start..end)
 }

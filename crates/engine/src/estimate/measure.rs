@@ -3,35 +3,35 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Forecast, Kept, Outline};
-use crate::kind::Outlook;
+use super::{CostCache, Forecast, StageEstimate};
+use crate::kind::ExpectedInputs;
 use crate::plan::Planner;
 use crate::store::StoreError;
-use crate::worker::measure::Measured;
+use crate::worker::measure::CostModel;
 
 /// What a worker is asked to measure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Ask {
+pub struct MeasureRequest {
     /// The stage kind.
     pub kind: String,
     /// Its parameters.
     pub params: Json,
     /// What stands on its inputs, or will.
-    pub inputs: Outlook,
+    pub inputs: ExpectedInputs,
 }
 
 /// Measures with as many workers at once as a run would have: they share the machine's memory and its bandwidth.
-pub trait Bench {
+pub trait MeasureBackend {
     /// What each of the workers found.
     ///
     /// # Errors
     /// Why one of them found nothing.
-    fn measure(&self, ask: &Ask) -> Result<Vec<Measured>, String>;
+    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String>;
 }
 
 /// What is told while stages are measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum MeasureEvent {
     /// A stage is being measured.
     Measuring(String),
     /// It could not be, and why.
@@ -45,16 +45,16 @@ pub enum Said {
 pub fn measure(
     forecast: &mut Forecast,
     planner: &Planner<'_>,
-    bench: &dyn Bench,
-    said: &mut dyn FnMut(Said),
+    bench: &dyn MeasureBackend,
+    said: &mut dyn FnMut(MeasureEvent),
 ) -> Result<(), StoreError> {
-    let mut kept = Kept::of(planner.store);
+    let mut kept = CostCache::of(planner.store);
     let mut fresh = Vec::new();
     for outline in forecast.outlines.values_mut() {
         let node = &planner.pipeline.stages[outline.stage];
         let key = match &outline.foreseen {
             Err(why) => {
-                said(Said::Not(node.id.clone(), why.clone()));
+                said(MeasureEvent::Not(node.id.clone(), why.clone()));
                 continue;
             }
             Ok(_) => match &outline.key {
@@ -67,8 +67,12 @@ pub fn measure(
             outline.measured = *found;
             continue;
         }
-        said(Said::Measuring(node.id.clone()));
-        let ask = Ask { kind: key.kind.clone(), params: node.params.clone(), inputs: outline.inputs.clone() };
+        said(MeasureEvent::Measuring(node.id.clone()));
+        let ask = MeasureRequest {
+            kind: key.kind.clone(),
+            params: node.params.clone(),
+            inputs: outline.inputs.clone(),
+        };
         outline.measured = match bench.measure(&ask).map(|found| together(&found)) {
             Ok(Some(measured)) => {
                 kept.keep(&key, measured)?;
@@ -76,21 +80,21 @@ pub fn measure(
             }
             Ok(None) => None,
             Err(why) => {
-                said(Said::Not(node.id.clone(), why));
+                said(MeasureEvent::Not(node.id.clone(), why));
                 None
             }
         };
-        let Outline { measured, .. } = outline;
+        let StageEstimate { measured, .. } = outline;
         fresh.push((key, *measured));
     }
     Ok(())
 }
 
 /// The mean of times, and the most memory.
-fn together(found: &[Measured]) -> Option<Measured> {
-    let mean = |of: fn(&Measured) -> f64| found.iter().map(of).sum::<f64>() / found.len() as f64;
-    let most = |of: fn(&Measured) -> u64| found.iter().map(of).max();
-    Some(Measured {
+fn together(found: &[CostModel]) -> Option<CostModel> {
+    let mean = |of: fn(&CostModel) -> f64| found.iter().map(of).sum::<f64>() / found.len() as f64;
+    let most = |of: fn(&CostModel) -> u64| found.iter().map(of).max();
+    Some(CostModel {
         start: mean(|one| one.start),
         task: mean(|one| one.task),
         step: mean(|one| one.step),

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::Circumstances;
+use super::MachineProfile;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::store::{Store, StoreError};
-use crate::worker::measure::Measured;
+use crate::worker::measure::CostModel;
 
 /// The folder of the cache; its version changes with the form of the files and with what a key means.
 const FOLDER: &str = "measured-v1";
@@ -28,7 +28,7 @@ pub struct Key {
     /// libtorch, the class of device, and the precision.
     pub numerics: Numerics,
     /// Workers, threads, rows at once, and the machine.
-    pub circumstances: Circumstances,
+    pub circumstances: MachineProfile,
 }
 
 impl Key {
@@ -42,29 +42,29 @@ impl Key {
 #[derive(Serialize)]
 struct Written<'a> {
     key: &'a Key,
-    measured: Measured,
+    measured: CostModel,
 }
 
 #[derive(Deserialize)]
 struct Read {
-    measured: Measured,
+    measured: CostModel,
 }
 
 /// The measurements of a cache.
-pub struct Kept<'s> {
+pub struct CostCache<'s> {
     store: &'s Store,
     /// Most caches have none, and are asked once.
     any: bool,
 }
 
-impl<'s> Kept<'s> {
+impl<'s> CostCache<'s> {
     /// Those of this store.
     pub fn of(store: &'s Store) -> Self {
         Self { store, any: store.root().join(FOLDER).is_dir() }
     }
 
     /// What was measured; a file that cannot be read is as good as none.
-    pub fn find(&self, key: &Key) -> Option<Measured> {
+    pub fn find(&self, key: &Key) -> Option<CostModel> {
         let bytes = fs_err::read(self.place(key)).ok().filter(|_| self.any)?;
         serde_json::from_slice::<Read>(&bytes).ok().map(|read| read.measured)
     }
@@ -73,7 +73,7 @@ impl<'s> Kept<'s> {
     ///
     /// # Errors
     /// A cache that cannot be written.
-    pub fn keep(&mut self, key: &Key, measured: Measured) -> Result<(), StoreError> {
+    pub fn keep(&mut self, key: &Key, measured: CostModel) -> Result<(), StoreError> {
         let text =
             serde_json::to_vec_pretty(&Written { key, measured }).expect("a measurement is plain data");
         self.store.write(&self.place(key), &text)?;

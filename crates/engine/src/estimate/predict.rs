@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::estimate::{Forecast, Outline};
+use crate::estimate::{Forecast, StageEstimate};
 use crate::kind::{Inputs, Unit};
 use crate::pipeline::StageNode;
-use crate::plan::cached_results::{self, Kept};
+use crate::plan::cached_results::{self, CachedResult};
 use crate::plan::{Action, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Outcome, StageRecord};
 use crate::store::StoreError;
@@ -61,7 +61,7 @@ struct Known {
 /// Predicts from manifests and, where they know nothing of a stage, from all results of its kind.
 pub struct Predictor<'p> {
     planner: &'p Planner<'p>,
-    kinds: RefCell<HashMap<&'static str, Rc<Vec<Kept>>>>,
+    kinds: RefCell<HashMap<&'static str, Rc<Vec<CachedResult>>>>,
     /// Records of earlier runs by stage, and by the name of a repeated one; newest first.
     records: OnceCell<HashMap<&'p str, Vec<&'p StageRecord>>>,
     forecast: Option<&'p Forecast>,
@@ -195,7 +195,7 @@ impl<'p> Predictor<'p> {
 
 /// Puts what was measured, and what follows from shapes, in place of what earlier runs took; `left` are the tasks and steps that
 /// are not in the cache yet.
-fn foretell(prediction: &mut Prediction, outline: &Outline, left: Option<(u64, u64)>) {
+fn foretell(prediction: &mut Prediction, outline: &StageEstimate, left: Option<(u64, u64)>) {
     let Ok(foreseen) = &outline.foreseen else { return };
     if let Some(bytes) = foreseen.bytes() {
         prediction.bytes = Some(bytes);

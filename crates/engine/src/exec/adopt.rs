@@ -123,7 +123,7 @@ impl Adoption<'_> {
         // What is checked must be what is recorded, and hashing takes its time.
         let stamps = || paths.values().map(|path| AdoptedStat::of(path)).collect::<Result<Vec<_>, _>>();
         let before = stamps()?;
-        let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::told(&error) };
+        let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::describe(&error) };
         node.kind.accept(&node.params, &Inputs(inputs.paths), &paths).map_err(refused)?;
         self.read_below(&paths)?;
         let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.link_source(path)?)));

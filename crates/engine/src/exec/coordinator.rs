@@ -9,7 +9,7 @@ use super::messages::Message;
 use super::queue::{Job, Queue, StageContext};
 use super::state::Work;
 use super::worker_slots::PART;
-use crate::exec::event::{Event, Shown};
+use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::recipe::Recipe;
 use crate::kind::{self, Inputs, Unit};
 use crate::plan::{Action, InputError, Planner, Reason, ResolvedInputs};
@@ -141,7 +141,7 @@ impl<'a> Coordinator<'a> {
     fn reuse(&mut self, stage: usize, entry: Entry) -> Result<(), StoreError> {
         let outputs = self.show(stage, &entry)?;
         let adopted = entry.adopted.clone();
-        self.emit(Event::StageReused { stage: self.id(stage), outputs, adopted });
+        self.emit(Event::StageCached { stage: self.id(stage), outputs, adopted });
         let record = StageRecord {
             outcome: Outcome::Reused,
             seconds: entry.seconds,
@@ -174,7 +174,7 @@ impl<'a> Coordinator<'a> {
             Ok(None) => vec![self.whole(stage, Step::Whole, &work)],
             Err(error) => {
                 self.running.insert(stage, work);
-                self.fail(stage, None, kind::told(&error));
+                self.fail(stage, None, kind::describe(&error));
                 return Ok(());
             }
         };
@@ -202,7 +202,7 @@ impl<'a> Coordinator<'a> {
         let mut jobs = Vec::new();
         let mut fingerprints = Vec::new();
         let recipes = self.planner.unit_recipes(node, &work.inputs, &units);
-        let companies = node.kind.company(&node.params, &common.inputs, &units);
+        let companies = node.kind.batch_key(&node.params, &common.inputs, &units);
         for (index, ((unit, recipe), company)) in units.into_iter().zip(recipes).zip(companies).enumerate() {
             fingerprints.push(recipe.fingerprint());
             let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
@@ -383,7 +383,7 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Brings the results folder up to date for one stage.
-    fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, Shown>, StoreError> {
+    fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, PlacedArtifact>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let mut shown = BTreeMap::new();
         for port in &node.outputs {
@@ -395,7 +395,7 @@ impl<'a> Coordinator<'a> {
                 self.emit(Event::Log { level: level.into(), message: placed.to_string() });
             }
             let path = placed.path;
-            shown.insert(port.name.clone(), Shown { artifact: artifact.clone(), path });
+            shown.insert(port.name.clone(), PlacedArtifact { artifact: artifact.clone(), path });
         }
         Ok(shown)
     }

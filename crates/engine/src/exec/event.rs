@@ -26,11 +26,11 @@ pub enum Event {
         devices: Vec<String>,
     },
     /// A stage's result was in the cache.
-    StageReused {
+    StageCached {
         /// The stage.
         stage: String,
         /// Its outputs by port.
-        outputs: BTreeMap<String, Shown>,
+        outputs: BTreeMap<String, PlacedArtifact>,
         /// Where the outputs come from, if they were adopted.
         #[serde(skip_serializing_if = "Option::is_none")]
         adopted: Option<Adopted>,
@@ -80,7 +80,7 @@ pub enum Event {
         /// Seconds of computing, summed over its units of this run.
         seconds: f64,
         /// Its outputs by port.
-        outputs: BTreeMap<String, Shown>,
+        outputs: BTreeMap<String, PlacedArtifact>,
     },
     /// A stage failed; nothing of the failed unit is kept.
     StageFailed {
@@ -133,7 +133,7 @@ pub enum Event {
 
 /// An output and where people find it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Shown {
+pub struct PlacedArtifact {
     /// The bytes.
     #[serde(flatten)]
     pub artifact: Artifact,

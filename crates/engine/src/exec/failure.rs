@@ -8,7 +8,7 @@ use crate::provenance::manifest::{Outcome, StageRecord};
 impl Coordinator<'_> {
     /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
     /// behind them; and how full a full disk is.
-    fn told(&self, stage: usize, mut error: String) -> String {
+    fn describe(&self, stage: usize, mut error: String) -> String {
         for source in self.run.pipeline.stages[stage].inputs.values() {
             let Source::Port { stage: upstream, port, .. } = source else { continue };
             let Some(artifact) = self.done.get(upstream).and_then(|entry| entry.outputs.get(port)) else {
@@ -32,7 +32,7 @@ impl Coordinator<'_> {
 
     /// Notes a failure, drops what is left of the stage, and blocks what needs it.
     pub(super) fn fail(&mut self, stage: usize, unit: Option<usize>, error: String) {
-        let error = self.told(stage, error);
+        let error = self.describe(stage, error);
         self.jobs -= self.queue.cancel(stage);
         let work = self.running.remove(&stage);
         // A second unit of the same stage failed: the first told it.

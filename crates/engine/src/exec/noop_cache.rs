@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::event::Shown;
+use crate::exec::event::PlacedArtifact;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::{Pipeline, RunTable, Source};
@@ -24,7 +24,7 @@ const FOLDER: &str = "recall-v1";
 const TICK: Duration = Duration::from_millis(50);
 
 /// What was asked: everything that the answer depends on and that is no file.
-pub struct Question {
+pub struct NoopKey {
     key: Digest,
     /// The pipeline's name, under which the last answer stands.
     name: String,
@@ -34,7 +34,7 @@ pub struct Question {
 
 /// The answer: every stage is reused.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Recalled {
+pub struct NoopRun {
     /// The pipeline's name.
     pub pipeline: String,
     /// How to compute.
@@ -54,7 +54,7 @@ pub struct Recalled {
     records: usize,
 }
 
-impl Recalled {
+impl NoopRun {
     /// The stages' records as a manifest holds them.
     pub fn records(&self) -> &[u8] {
         &self.bytes[self.bytes.len() - self.records..]
@@ -69,7 +69,7 @@ pub struct Stage {
     /// Seconds that it took to compute.
     pub seconds: f64,
     /// Its outputs by port.
-    pub outputs: BTreeMap<String, Shown>,
+    pub outputs: BTreeMap<String, PlacedArtifact>,
 }
 
 /// What a run found.
@@ -85,10 +85,10 @@ pub struct Found<'a> {
     /// The record of the run.
     pub manifest: &'a Manifest,
     /// Where the outputs of reused stages show, by stage and port.
-    pub shown: &'a BTreeMap<String, BTreeMap<String, Shown>>,
+    pub shown: &'a BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
 }
 
-impl Question {
+impl NoopKey {
     /// What is asked of a pipeline file; `parts` are the arguments that count, and the program itself.
     pub fn new(file: &Path, parts: &[String]) -> Option<Self> {
         let file = std::path::absolute(file).ok()?;
@@ -113,7 +113,7 @@ impl Question {
     }
 
     /// The answer of an earlier run, if it was asked the same and nothing looks otherwise.
-    pub fn recall(&self, store: &Store) -> Option<Recalled> {
+    pub fn recall(&self, store: &Store) -> Option<NoopRun> {
         let bytes = fs_err::read(self.file(store)).ok()?;
         let (key, rest) = bytes.split_first_chunk::<32>()?;
         if *key != self.key.0 {
@@ -126,12 +126,12 @@ impl Question {
         }
         let [watch, head, records] = parts(rest)?;
         let records = records.len();
-        let recalled: Recalled = serde_json::from_slice(head).ok()?;
+        let recalled: NoopRun = serde_json::from_slice(head).ok()?;
         let set = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
         if !recalled.variables.iter().all(set) || !Snapshot::unchanged(watch) {
             return None;
         }
-        Some(Recalled { records, bytes, ..recalled })
+        Some(NoopRun { records, bytes, ..recalled })
     }
 
     /// Notes the answer of a run, if it is one that can be recalled.
@@ -146,7 +146,7 @@ impl Question {
             seconds: record.seconds,
             outputs: shown.get(&record.stage).cloned().unwrap_or_default(),
         });
-        let head = Recalled {
+        let head = NoopRun {
             pipeline: manifest.pipeline.clone(),
             run: pipeline.run.clone(),
             numerics: manifest.numerics.clone(),

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::exec::event::Event;
-use crate::exec::noop_cache::{Recalled, Stage};
+use crate::exec::noop_cache::{NoopRun, Stage};
 use crate::provenance::manifest::{self, Conditions, FORMAT, Manifest, Program};
 use crate::store::{Store, StoreError};
 
 /// What surrounds the run.
 pub struct CachedRun<'a> {
     /// The answer.
-    pub recalled: Recalled,
+    pub recalled: NoopRun,
     /// The cache.
     pub store: &'a Store,
     /// The pipeline file, for the manifest.
@@ -40,7 +40,7 @@ impl CachedRun<'_> {
         let (pipeline, stages) = (recalled.pipeline.clone(), recalled.stages.len());
         emit(Event::RunStarted { pipeline, stages, jobs, threads, devices });
         for Stage { stage, outputs, .. } in std::mem::take(&mut recalled.stages) {
-            emit(Event::StageReused { stage, outputs, adopted: None });
+            emit(Event::StageCached { stage, outputs, adopted: None });
         }
         let seconds = begun.elapsed().as_secs_f64();
         let manifest = Manifest {

@@ -111,7 +111,7 @@ impl Queue {
             jobs = self.wake.wait(jobs).expect("no panic under this lock");
         };
         let held = hold(&job);
-        let company = if held.is_some() { self.company(&job, &mut jobs.0, hold) } else { Vec::new() };
+        let company = if held.is_some() { self.batch_key(&job, &mut jobs.0, hold) } else { Vec::new() };
         Some(std::iter::once((job, held)).chain(company).collect())
     }
 
@@ -119,7 +119,7 @@ impl Queue {
     /// what another run computes is waited for when it is its turn, with nothing else held.
     ///
     /// No more than a slot's share of all that waits, or the others would have nothing to do.
-    fn company<T>(
+    fn batch_key<T>(
         &self,
         job: &Job,
         waiting: &mut VecDeque<Box<Job>>,

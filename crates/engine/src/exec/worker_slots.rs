@@ -10,7 +10,7 @@ use super::messages::Message;
 use super::queue::{Job, Queue};
 use crate::kind::Unit;
 use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError};
-use crate::worker::local::{Backend, Piece, Reply, Step, TaskBatch, TaskError, Worker};
+use crate::worker::local::{Backend, Reply, Step, Task, TaskBatch, TaskError, Worker};
 
 /// Where a slot reports to, and hears that the run is to stop.
 pub(super) struct Reports<'a> {
@@ -51,7 +51,7 @@ type Outcome = Result<(Entry, Option<f64>), JobError>;
 type Sent = Result<(), SendError<Message>>;
 
 /// A job that a slot has to bring to an end.
-struct Held {
+struct LockedJob {
     job: Box<Job>,
     /// Keeps others from computing it; none while it is waited for.
     lock: Option<Lock>,
@@ -89,10 +89,10 @@ impl<'a> Slot<'a> {
     pub fn serve(mut self) {
         // Without waiting for any: two runs that each hold what the other waits for would wait for ever.
         while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
-            let held = jobs.into_iter().map(|(job, lock)| Held { job, lock, begun: false });
-            let mut held: Vec<Held> = held.collect();
+            let held = jobs.into_iter().map(|(job, lock)| LockedJob { job, lock, begun: false });
+            let mut held: Vec<LockedJob> = held.collect();
             // A job that got lost would be waited for without end.
-            let brought = catch_unwind(AssertUnwindSafe(|| self.bring(&mut held))).unwrap_or(Ok(()));
+            let brought = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(()));
             let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
             if brought.and(rest).is_err() {
                 return;
@@ -101,7 +101,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Brings a job to its end, together with those that keep it company; what is then left in `held` got lost.
-    fn bring(&mut self, held: &mut Vec<Held>) -> Sent {
+    fn run_to_end(&mut self, held: &mut Vec<LockedJob>) -> Sent {
         if held[0].lock.is_none() {
             match self.lock(&held[0].job) {
                 Ok(lock) => held[0].lock = Some(lock),
@@ -127,8 +127,8 @@ impl<'a> Slot<'a> {
                 tracing::debug!("{error}; what is left of {at_once} units is computed one by one");
             }
             // Of a stage that failed, nothing more is begun. Which of several units is at fault shows when each is alone.
-            let over = |held: &mut Held| stopped || (at_once == 1 && held.job.common.stage == stage);
-            let over: Vec<Held> = held.extract_if(.., over).collect();
+            let over = |held: &mut LockedJob| stopped || (at_once == 1 && held.job.common.stage == stage);
+            let over: Vec<LockedJob> = held.extract_if(.., over).collect();
             over.into_iter().try_for_each(|held| self.end(held, Err(JobError::Stopped)))?;
             at_once = 1;
         }
@@ -136,7 +136,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Reports how a job ended, and lets go of its lock.
-    fn end(&self, held: Held, outcome: Outcome) -> Sent {
+    fn end(&self, held: LockedJob, outcome: Outcome) -> Sent {
         let (stage, unit) = (held.job.common.stage, held.job.unit);
         self.reports.send(match outcome {
             Ok((entry, seconds)) => Message::Done(stage, unit, Box::new(entry), seconds),
@@ -187,7 +187,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Computes the first `count` jobs as one task. Those that are done leave `held`, however the task ends.
-    fn compute(&mut self, held: &mut Vec<Held>, count: usize) -> Result<(), JobError> {
+    fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
         let light = held[0].job.common.kind.light();
         let mut worker = match self.workers[usize::from(light)].take() {
             Some(worker) => worker,
@@ -195,12 +195,12 @@ impl<'a> Slot<'a> {
         };
         let mut running = Running { open: Vec::new(), since: Instant::now(), sound: true };
         let mut task = TaskBatch { kind: held[0].job.common.kind.name().to_owned(), tasks: Vec::new() };
-        for Held { job, begun, .. } in &mut held[..count] {
+        for LockedJob { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
                 Some(attempt) => attempt,
                 None => self.scratch.attempt()?,
             };
-            task.tasks.push(Piece {
+            task.tasks.push(Task {
                 params: job.common.params.clone(),
                 inputs: job.common.inputs.clone(),
                 part: job.part.clone(),
@@ -218,7 +218,7 @@ impl<'a> Slot<'a> {
             Reply::Finished { tasks } => self.keep(&tasks, &mut running, held),
             Reply::Progress { piece, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == piece);
-                if let Some(Held { job, .. }) = place.and_then(|place| held.get(place)) {
+                if let Some(LockedJob { job, .. }) = place.and_then(|place| held.get(place)) {
                     self.reports.say(Message::Reply(job.common.stage, job.unit, reply));
                 }
             }
@@ -238,7 +238,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes what the task wrote for some of its pieces, and reports them.
-    fn keep(&mut self, pieces: &[usize], running: &mut Running, held: &mut Vec<Held>) {
+    fn keep(&mut self, pieces: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
         let now = Instant::now();
         let among = |(piece, _): &(usize, Attempt)| pieces.contains(piece);
         let count = running.open.iter().filter(|open| among(open)).count();

@@ -10,7 +10,7 @@ use crate::store::{self, Store, StoreError};
 
 /// Files below a folder that are not as they were.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Changed {
+pub struct FileChanges {
     /// Those that were not there.
     pub new: Vec<String>,
     /// Those that are no longer there.
@@ -24,7 +24,7 @@ pub struct Changed {
 /// A list of files with its name, for listings.
 pub type Listed<'c> = (&'static str, &'c [String]);
 
-impl Changed {
+impl FileChanges {
     /// The lists that hold anything.
     pub fn lists(&self) -> impl Iterator<Item = Listed<'_>> {
         let Self { new, gone, changed, newer } = self;
@@ -41,7 +41,7 @@ pub(super) fn changed(
     before: &Digest,
     now: &Digest,
     sub: Option<&str>,
-) -> Result<Option<Changed>, StoreError> {
+) -> Result<Option<FileChanges>, StoreError> {
     let (Some(before), Some(now)) = (store.listing(before)?, store.listing(now)?) else { return Ok(None) };
     let below = |path: &str| match sub {
         None => Some(path.to_owned()),
@@ -57,12 +57,12 @@ pub(super) fn changed(
     let differs = |(name, digest): &(&String, &Digest)| before.get(*name).is_some_and(|old| old != *digest);
     let changed = now.iter().filter(differs).map(|(name, _)| name.clone()).collect();
     let found =
-        Changed { new: missing(&now, &before), gone: missing(&before, &now), changed, newer: Vec::new() };
-    Ok((found != Changed::default()).then_some(found))
+        FileChanges { new: missing(&now, &before), gone: missing(&before, &now), changed, newer: Vec::new() };
+    Ok((found != FileChanges::default()).then_some(found))
 }
 
 /// The files of a folder outside the store that were written after a run began; `None` for a file.
-pub(super) fn newer(folder: &Path, started: &str) -> Option<Changed> {
+pub(super) fn newer(folder: &Path, started: &str) -> Option<FileChanges> {
     let started: std::time::SystemTime = started.parse::<jiff::Timestamp>().ok()?.into();
     if !folder.is_dir() {
         return None;
@@ -70,5 +70,5 @@ pub(super) fn newer(folder: &Path, started: &str) -> Option<Changed> {
     let written = |name: &String| fs_err::metadata(folder.join(name)).and_then(|file| file.modified());
     let names = store::names(folder).ok()?.into_iter();
     let newer: Vec<String> = names.filter(|name| written(name).is_ok_and(|time| time > started)).collect();
-    (!newer.is_empty()).then(|| Changed { newer, ..Changed::default() })
+    (!newer.is_empty()).then(|| FileChanges { newer, ..FileChanges::default() })
 }

@@ -12,9 +12,9 @@ use serde::Serialize;
 
 pub use crate::estimate::predict::{Prediction, Predictor, Units};
 pub use blame::Blame;
-pub use file_changes::{Changed, Listed};
-pub use nearest_hit::{Edit, Near, nearest};
-pub use source_location::{Place, config_key, place};
+pub use file_changes::{FileChanges, Listed};
+pub use nearest_hit::{Edit, NearestHit, nearest};
+pub use source_location::{Location, config_key, place};
 
 use crate::config::text::Sources;
 use crate::identity::digest::Digest;
@@ -35,7 +35,7 @@ pub struct Field {
     /// What changed, if it did.
     pub change: Option<Change>,
     /// Where a parameter is written.
-    pub place: Option<Place>,
+    pub place: Option<Location>,
     /// Who changed that line last; only of what changed.
     pub blame: Option<Blame>,
     /// What an input reads.
@@ -52,7 +52,7 @@ pub struct Input {
     /// When a source was last written, UTC.
     pub written: Option<String>,
     /// The files below that differ from the last run's, where the input changed and is a folder.
-    pub files: Option<Changed>,
+    pub files: Option<FileChanges>,
 }
 
 /// All there is to say of a stage.
@@ -79,7 +79,7 @@ pub struct Explanation {
 }
 
 /// The results of the stages that need not run.
-pub fn standing(verdicts: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
+pub fn cached_entries(verdicts: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
     let standing = verdicts.iter().filter_map(|(index, verdict)| match verdict {
         Action::Cached(entry) => Some((*index, (**entry).clone())),
         _ => None,
@@ -98,7 +98,7 @@ pub fn explain(
     sources: &Sources,
 ) -> Result<Vec<Explanation>, StoreError> {
     let verdicts = planner.all(graph)?;
-    let done = standing(&verdicts);
+    let done = cached_entries(&verdicts);
     let wanted = verdicts.iter().filter(|(index, _)| stages.contains(index));
     wanted.map(|(index, verdict)| one(planner, *index, verdict, &done, sources)).collect()
 }
@@ -131,7 +131,7 @@ fn one(
         let port = stage.inputs.keys().find(|port| name == format!("inputs.{}", recipe::key_name(port)));
         let input =
             port.map(|port| input(planner, index, port, &inputs, done, last.filter(|_| change.is_some())));
-        let blame = change.as_ref().and(place.as_ref()).and_then(Place::blame);
+        let blame = change.as_ref().and(place.as_ref()).and_then(Location::blame);
         Ok(Field { field: name, value, change, place, blame, input: input.transpose()? })
     };
     let mut names: Vec<(String, Option<String>)> =

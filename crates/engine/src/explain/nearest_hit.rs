@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::source_location::{Place, config_key, place};
+use super::source_location::{Location, config_key, place};
 use super::{reads, time_of};
 use crate::config::text::Sources;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{self, Change};
 use crate::pipeline::Source as Feed;
-use crate::plan::cached_results::{self, Kept};
+use crate::plan::cached_results::{self, CachedResult};
 use crate::plan::{Last, Planner, ResolvedInputs};
 use crate::store::{Entry, StoreError};
 
@@ -32,7 +32,7 @@ pub enum Edit {
         /// The key as `--set` takes it, if the config gives it.
         key: Option<String>,
         /// Where it is written.
-        place: Option<Place>,
+        place: Option<Location>,
     },
     /// An input whose bytes must be others.
     Input {
@@ -88,7 +88,7 @@ impl std::fmt::Display for Edit {
 
 /// A result in the cache and what leads to it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Near {
+pub struct NearestHit {
     /// Its fingerprint.
     pub fingerprint: Digest,
     /// What to change; none if the result is already what a run would take.
@@ -108,10 +108,10 @@ pub fn nearest(
     index: usize,
     done: &BTreeMap<usize, Entry>,
     sources: &Sources,
-) -> Result<Option<Near>, StoreError> {
+) -> Result<Option<NearestHit>, StoreError> {
     let mut search = Search { planner, done, sources, kinds: BTreeMap::new() };
     let found = search.best(index, &|_| true, 0)?;
-    Ok(found.map(|(kept, edits)| Near {
+    Ok(found.map(|(kept, edits)| NearestHit {
         fingerprint: kept.entry.recipe.fingerprint(),
         edits,
         computed: time_of(kept.written),
@@ -124,7 +124,7 @@ struct Search<'s> {
     done: &'s BTreeMap<usize, Entry>,
     sources: &'s Sources,
     /// What the index holds, by kind.
-    kinds: BTreeMap<&'static str, Vec<Kept>>,
+    kinds: BTreeMap<&'static str, Vec<CachedResult>>,
 }
 
 impl Search<'_> {
@@ -134,7 +134,7 @@ impl Search<'_> {
         index: usize,
         fits: &dyn Fn(&Entry) -> bool,
         depth: usize,
-    ) -> Result<Option<(Kept, Vec<Edit>)>, StoreError> {
+    ) -> Result<Option<(CachedResult, Vec<Edit>)>, StoreError> {
         let planner = self.planner;
         let stage = &planner.pipeline.stages[index];
         let known = match planner.inputs(stage, self.done) {
@@ -144,12 +144,12 @@ impl Search<'_> {
         let recipe = planner.recipe(stage, &known);
         let name = stage.kind.name();
         let kept = self.kinds.entry(name).or_insert_with(|| cached_results::of_kind(planner.store, name));
-        let mut near: Vec<(usize, usize, Kept)> = Vec::new();
+        let mut near: Vec<(usize, usize, CachedResult)> = Vec::new();
         for (age, kept) in kept.iter().enumerate().filter(|(_, kept)| fits(&kept.entry)) {
             near.push((recipe::changes(&recipe, &kept.entry.recipe).len(), age, kept.clone()));
         }
         near.sort_by_key(|(distance, age, _)| (*distance, *age));
-        let mut best: Option<(Kept, Vec<Edit>)> = None;
+        let mut best: Option<(CachedResult, Vec<Edit>)> = None;
         let mut followed = 0;
         for (_, _, kept) in near {
             if followed == FOLLOWED {

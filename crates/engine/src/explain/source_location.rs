@@ -13,7 +13,7 @@ use crate::pipeline::{Pipeline, StageNode};
 /// Where the value of a parameter comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "from", rename_all = "snake_case")]
-pub enum Place {
+pub enum Location {
     /// A line of the pipeline or of its config.
     File {
         /// The file, as it was given.
@@ -30,7 +30,7 @@ pub enum Place {
     Default,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File { file, line } => write!(f, "{}:{line}", file.display()),
@@ -40,7 +40,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-impl Place {
+impl Location {
     /// Who changed the line last, where git knows.
     pub fn blame(&self) -> Option<Blame> {
         match self {
@@ -96,10 +96,10 @@ fn follow<'n>(node: &'n Node, rest: &str) -> Way<'n> {
 }
 
 /// Where a field of the stage's recipe is written, such as `params.loss.seed`; `None` for one that is no parameter.
-pub fn place(stage: &StageNode, field: &str, sources: &Sources) -> Option<Place> {
+pub fn place(stage: &StageNode, field: &str, sources: &Sources) -> Option<Location> {
     Some(match origin(stage, field)? {
-        Some(origin) => Place::of(origin, sources),
-        None => Place::Default,
+        Some(origin) => Location::of(origin, sources),
+        None => Location::Default,
     })
 }
 

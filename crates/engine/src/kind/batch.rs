@@ -10,7 +10,7 @@ use super::{Context, Device, Downloads, Inputs, Unit};
 ///
 /// Where the part stands in the file does not count: rows that move because others were put before them are the same rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
+pub struct ByteRanges {
     /// The bytes, in the order that they are read in.
     pub bytes: Vec<Range<u64>>,
     /// What they are read as, such as element type and shape of a row: equal bytes of another layout are other values.
@@ -18,7 +18,7 @@ pub struct Slice {
 }
 
 /// What a unit reads of its inputs, by port; all of a port that is not named.
-pub type Reads = BTreeMap<String, Slice>;
+pub type UnitInputs = BTreeMap<String, ByteRanges>;
 
 /// One of several units that are computed together.
 pub struct Member<'a, P> {
@@ -58,7 +58,7 @@ impl Together<'_> {
 
 impl Context<'_> {
     /// The micro batch for a kind that does not choose one by itself.
-    pub fn rows_at_once(&self) -> usize {
+    pub fn effective_micro_batch(&self) -> usize {
         /// Keeps a large GPU busy with any network of this crate.
         const ROWS: usize = 1024;
         if self.micro_batch == 0 { ROWS } else { self.micro_batch }

@@ -7,8 +7,8 @@ use serde::Deserialize as _;
 use serde_json::Value as Json;
 
 use super::{
-    Compute, Context, Foreseen, Inherit, Input, Inputs, Member, Outlook, Output, Port, Reads, Stage,
-    Together, Trial, Unit, to_json,
+    Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Member, Output, Port, Stage,
+    Together, Trial, Unit, UnitInputs, to_json,
 };
 use crate::config::param::{Key, Param, Reader};
 use crate::config::tree::Node;
@@ -49,9 +49,9 @@ pub trait Kind: Sync {
     ///
     /// # Errors
     /// What is wrong with them.
-    fn takes(&self, params: &Json) -> Result<(), String>;
-    /// [`Stage::moved`].
-    fn moved(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json;
+    fn check_json(&self, params: &Json) -> Result<(), String>;
+    /// [`Stage::relocated`].
+    fn relocated(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json;
     /// [`Stage::identity`].
     fn identity(&self, params: &Json) -> Json;
     /// Whether two forms of parameters make the same stage, but for what stands on its inputs; a form that is
@@ -70,20 +70,20 @@ pub trait Kind: Sync {
     /// # Errors
     /// As there.
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>>;
-    /// [`Stage::reads`].
+    /// [`Stage::unit_inputs`].
     ///
     /// # Errors
     /// As there.
-    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>>;
-    /// [`Stage::company`], of each of the units.
-    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>>;
-    /// [`Stage::foresee`].
+    fn unit_inputs(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>>;
+    /// [`Stage::batch_key`], of each of the units.
+    fn batch_key(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>>;
+    /// [`Stage::estimate`].
     ///
     /// # Errors
     /// As there.
-    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen>;
-    /// [`Stage::already`].
-    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf>;
+    fn estimate(&self, params: &Json, inputs: &ExpectedInputs) -> anyhow::Result<Estimate>;
+    /// [`Stage::source_path`].
+    fn source_path(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf>;
     /// [`Stage::accept`].
     ///
     /// # Errors
@@ -136,12 +136,12 @@ impl<S: Stage> Kind for S {
     fn sources(&self, params: &Json) -> Vec<(String, PathBuf)> {
         S::sources(&from_json::<S>(params))
     }
-    fn takes(&self, params: &Json) -> Result<(), String> {
+    fn check_json(&self, params: &Json) -> Result<(), String> {
         let params = S::Params::deserialize(params).map_err(|error| error.to_string())?;
         params.faults().into_iter().next().map_or(Ok(()), Err)
     }
-    fn moved(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json {
-        to_json(&S::moved(from_json::<S>(params), places))
+    fn relocated(&self, params: &Json, places: &BTreeMap<PathBuf, PathBuf>) -> Json {
+        to_json(&S::relocated(from_json::<S>(params), places))
     }
     fn identity(&self, params: &Json) -> Json {
         S::identity(&from_json::<S>(params))
@@ -169,18 +169,18 @@ impl<S: Stage> Kind for S {
     fn units(&self, params: &Json, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         S::units(&from_json::<S>(params), inputs)
     }
-    fn reads(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
-        S::reads(&from_json::<S>(params), inputs, units)
+    fn unit_inputs(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
+        S::unit_inputs(&from_json::<S>(params), inputs, units)
     }
-    fn company(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>> {
+    fn batch_key(&self, params: &Json, inputs: &Inputs, units: &[Unit]) -> Vec<Option<String>> {
         let params = from_json::<S>(params);
-        units.iter().map(|unit| S::company(&params, inputs, unit)).collect()
+        units.iter().map(|unit| S::batch_key(&params, inputs, unit)).collect()
     }
-    fn foresee(&self, params: &Json, inputs: &Outlook) -> anyhow::Result<Foreseen> {
-        S::foresee(&from_json::<S>(params), inputs)
+    fn estimate(&self, params: &Json, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        S::estimate(&from_json::<S>(params), inputs)
     }
-    fn already(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf> {
-        S::already(&from_json::<S>(params), port, below)
+    fn source_path(&self, params: &Json, port: &str, below: Option<&str>) -> Option<PathBuf> {
+        S::source_path(&from_json::<S>(params), port, below)
     }
     fn accept(
         &self,
@@ -208,11 +208,11 @@ pub trait Computation: Sync {
         out: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
-    /// [`Compute::run_together`].
+    /// [`Compute::run_batch`].
     ///
     /// # Errors
     /// As there.
-    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()>;
+    fn run_batch(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()>;
     /// [`Compute::merge`].
     ///
     /// # Errors
@@ -232,7 +232,7 @@ pub trait Computation: Sync {
     fn trial(
         &self,
         params: &Json,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,
@@ -253,13 +253,13 @@ impl<C: Compute> Computation for C {
     ) -> anyhow::Result<()> {
         C::run(&from_json::<C>(params), inputs, unit, out, cx)
     }
-    fn run_together(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()> {
+    fn run_batch(&self, members: &[Member<'_, Json>], cx: &Together<'_>) -> anyhow::Result<()> {
         let params: Vec<C::Params> = members.iter().map(|member| from_json::<C>(member.params)).collect();
         let typed = params.iter().zip(members).map(|(params, member)| {
             let Member { params: _, inputs, unit, out } = *member;
             Member { params, inputs, unit, out }
         });
-        C::run_together(&typed.collect::<Vec<_>>(), cx)
+        C::run_batch(&typed.collect::<Vec<_>>(), cx)
     }
     fn merge(
         &self,
@@ -274,7 +274,7 @@ impl<C: Compute> Computation for C {
     fn trial(
         &self,
         params: &Json,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,

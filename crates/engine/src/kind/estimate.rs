@@ -14,7 +14,7 @@ use super::{Inputs, Unit};
 /// What stands on a port, or will stand there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Form {
+pub enum ArtifactShape {
     /// It is there already, or its bytes are.
     Path(PathBuf),
     /// An array in a file of its own.
@@ -28,7 +28,7 @@ pub enum Form {
     Bytes(u64),
 }
 
-impl Form {
+impl ArtifactShape {
     /// The bytes that it will take; `None` for what is there, and takes none.
     pub fn bytes(&self) -> Option<u64> {
         /// What stands before the numbers of an array.
@@ -46,20 +46,20 @@ impl Form {
 
 /// What is known of a stage's input ports before they are all there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outlook {
+pub struct ExpectedInputs {
     /// The forms that are known, by port.
-    pub forms: BTreeMap<String, Form>,
+    pub shapes: BTreeMap<String, ArtifactShape>,
     /// The connected ports of which nothing is known, with the stage that must run first.
     pub unknown: BTreeMap<String, String>,
 }
 
-impl Outlook {
+impl ExpectedInputs {
     /// What stands on a connected port.
     ///
     /// # Errors
     /// Nothing is known of it; which stage must run first.
-    pub fn form(&self, port: &str) -> anyhow::Result<&Form> {
-        self.forms.get(port).ok_or_else(|| match self.unknown.get(port) {
+    pub fn shape(&self, port: &str) -> anyhow::Result<&ArtifactShape> {
+        self.shapes.get(port).ok_or_else(|| match self.unknown.get(port) {
             Some(stage) => anyhow::anyhow!("what stands on `{port}` is not known before `{stage}` has run"),
             None => anyhow::anyhow!("the input `{port}` is not connected"),
         })
@@ -70,21 +70,21 @@ impl Outlook {
     /// # Errors
     /// It is not there yet; which stage must run first, if that is known.
     pub fn path(&self, port: &str) -> anyhow::Result<&Path> {
-        match self.form(port)? {
-            Form::Path(path) => Ok(path),
+        match self.shape(port)? {
+            ArtifactShape::Path(path) => Ok(path),
             _ => anyhow::bail!("what stands on `{port}` is not there yet"),
         }
     }
 
     /// Whether something stands on the port, or will.
     pub fn connected(&self, port: &str) -> bool {
-        self.forms.contains_key(port) || self.unknown.contains_key(port)
+        self.shapes.contains_key(port) || self.unknown.contains_key(port)
     }
 
     /// The ports on which there is something already, as a kind's inputs.
     pub fn inputs(&self) -> Inputs {
-        let paths = self.forms.iter().filter_map(|(port, form)| match form {
-            Form::Path(path) => Some((port.clone(), path.clone())),
+        let paths = self.shapes.iter().filter_map(|(port, form)| match form {
+            ArtifactShape::Path(path) => Some((port.clone(), path.clone())),
             _ => None,
         });
         Inputs(paths.collect())
@@ -93,33 +93,33 @@ impl Outlook {
 
 /// What a stage comes to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Foreseen {
+pub struct Estimate {
     /// The forms of its outputs, by port, as far as they are known.
-    pub outputs: BTreeMap<String, Form>,
+    pub outputs: BTreeMap<String, ArtifactShape>,
     /// Bytes of all its units' parts together, which the cache keeps beside the outputs.
     pub parts: u64,
     /// What it computes; `None` for a kind that is not measured.
-    pub work: Option<Work>,
+    pub work: Option<WorkSize>,
 }
 
-impl Foreseen {
+impl Estimate {
     /// Bytes of the outputs together; `None` where that of one is not known.
     pub fn bytes(&self) -> Option<u64> {
-        let sizes: Option<Vec<u64>> = self.outputs.values().map(Form::bytes).collect();
+        let sizes: Option<Vec<u64>> = self.outputs.values().map(ArtifactShape::bytes).collect();
         sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.iter().sum())
     }
 }
 
 /// An amount of work.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Work {
+pub struct WorkSize {
     /// Steps, in the sense of [`Unit::steps`].
     pub steps: u64,
     /// Tasks that it is cut into: each has a cost of its own besides its steps.
     pub tasks: u64,
     /// All of parameters, networks and shapes that the time of a step and the memory depend on: work that is alike is measured
     /// once.
-    pub like: Json,
+    pub cost_key: Json,
 }
 
 /// A small piece of a stage's real work.

@@ -18,9 +18,9 @@ use serde_json::Value as Json;
 use crate::config::param::{Param, Validate};
 use crate::config::tree::Node;
 
-pub use batch::{Member, Reads, Slice, Together};
+pub use batch::{ByteRanges, Member, Together, UnitInputs};
 pub use erased::{Computation, Kind};
-pub use estimate::{Foreseen, Form, Outlook, Trial, Work};
+pub use estimate::{ArtifactShape, Estimate, ExpectedInputs, Trial, WorkSize};
 
 /// An input port of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +109,7 @@ pub struct Unit {
     /// What it covers, for people: `batches 0..8`.
     pub name: String,
     /// What it covers, for the kind; part of the unit's identity.
-    pub span: Json,
+    pub range: Json,
     /// Amount of work, in steps that the kind reports progress in.
     pub steps: u64,
 }
@@ -185,7 +185,7 @@ pub trait Stage: Sync + 'static {
     }
 
     /// The parameters with local files and folders of [`Stage::sources`] at other places: by what they name now.
-    fn moved(params: Self::Params, _places: &BTreeMap<PathBuf, PathBuf>) -> Self::Params {
+    fn relocated(params: Self::Params, _places: &BTreeMap<PathBuf, PathBuf>) -> Self::Params {
         params
     }
 
@@ -232,13 +232,17 @@ pub trait Stage: Sync + 'static {
     ///
     /// # Errors
     /// Inputs that cannot be read; they then count whole.
-    fn reads(_params: &Self::Params, _inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
-        Ok(vec![Reads::new(); units.len()])
+    fn unit_inputs(
+        _params: &Self::Params,
+        _inputs: &Inputs,
+        units: &[Unit],
+    ) -> anyhow::Result<Vec<UnitInputs>> {
+        Ok(vec![UnitInputs::new(); units.len()])
     }
 
     /// What a unit shares with others that it is worth computing together with, of this stage or of others of the
-    /// kind: units of equal keys may become one task, see [`Compute::run_together`].
-    fn company(_params: &Self::Params, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
+    /// kind: units of equal keys may become one task, see [`Compute::run_batch`].
+    fn batch_key(_params: &Self::Params, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
         None
     }
 
@@ -249,12 +253,12 @@ pub trait Stage: Sync + 'static {
     ///
     /// # Errors
     /// Which input is not known well enough, and what must run first; inputs that cannot be used.
-    fn foresee(_params: &Self::Params, _inputs: &Outlook) -> anyhow::Result<Foreseen> {
-        Ok(Foreseen::default())
+    fn estimate(_params: &Self::Params, _inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        Ok(Estimate::default())
     }
 
     /// Where what will stand on an output port, or at a path below it, lies already: for a kind that brings files as they are.
-    fn already(_params: &Self::Params, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
+    fn source_path(_params: &Self::Params, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
         None
     }
 
@@ -289,14 +293,14 @@ pub trait Compute: Stage {
         cx: &Context<'_>,
     ) -> anyhow::Result<()>;
 
-    /// Computes several units of one company, see [`Stage::company`], each into its own empty folder.
+    /// Computes several units of one company, see [`Stage::batch_key`], each into its own empty folder.
     ///
     /// Each must give the bytes that it gives alone, whatever its company. Nothing is lost where this fails: what is
     /// not finished then is computed unit by unit.
     ///
     /// # Errors
     /// As [`Compute::run`].
-    fn run_together(members: &[Member<'_, Self::Params>], cx: &Together<'_>) -> anyhow::Result<()> {
+    fn run_batch(members: &[Member<'_, Self::Params>], cx: &Together<'_>) -> anyhow::Result<()> {
         for (index, member) in members.iter().enumerate() {
             let Member { params, inputs, unit, out } = *member;
             cx.alone(index, |cx| Self::run(params, inputs, Some(unit), out, cx))?;
@@ -324,10 +328,10 @@ pub trait Compute: Stage {
     /// Inputs of which only the form is known are made up, in files below `folder`, and no longer than the trial needs.
     ///
     /// # Errors
-    /// As [`Stage::foresee`], and files that cannot be written.
+    /// As [`Stage::estimate`], and files that cannot be written.
     fn trial(
         _params: &Self::Params,
-        _inputs: &Outlook,
+        _inputs: &ExpectedInputs,
         _steps: u64,
         _folder: &Path,
         _cx: &Context<'_>,
@@ -337,7 +341,7 @@ pub trait Compute: Stage {
 }
 
 /// An error with its causes, outermost first. A cause that the message before it ends with is not said again.
-pub fn told(error: &anyhow::Error) -> String {
+pub fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

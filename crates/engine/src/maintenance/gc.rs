@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::inventory::{Inventory, Item};
 use super::orphans;
-use super::policy::{Policy, Step, What};
-use super::retention::{Kept, Why};
+use super::policy::{Policy, Removal, Target};
+use super::retention::{RetainReason, Retained};
 use crate::identity::digest::Digest;
 use crate::store::{ExclusiveLock, Store, StoreError};
 
@@ -16,20 +16,20 @@ use crate::store::{ExclusiveLock, Store, StoreError};
 #[derive(Debug, Serialize)]
 pub struct Plan {
     /// In the order that it goes in.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Removal>,
     /// Bytes of the disk that the cache takes now.
     pub before: u64,
     /// Bytes that the steps free.
     pub frees: u64,
     /// What stays of results and units: how many, and what they take.
-    pub kept: BTreeMap<Why, (usize, u64)>,
+    pub kept: BTreeMap<RetainReason, (usize, u64)>,
     /// Bytes above the budget after all steps.
     pub over: Option<u64>,
 }
 
 /// What was taken away so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Done {
+pub struct GcSummary {
     /// Entries of the index.
     pub entries: usize,
     /// Objects.
@@ -40,7 +40,7 @@ pub struct Done {
 struct References(BTreeMap<Digest, usize>);
 
 impl References {
-    fn of(inventory: &Inventory, kept: &Kept) -> Self {
+    fn of(inventory: &Inventory, kept: &Retained) -> Self {
         let mut counts: BTreeMap<Digest, usize> = kept.objects.iter().map(|digest| (*digest, 1)).collect();
         for item in inventory.items.values() {
             digests(item).into_iter().for_each(|digest| *counts.entry(digest).or_default() += 1);
@@ -76,13 +76,13 @@ impl Plan {
         now: Timestamp,
     ) -> Result<Self, StoreError> {
         orphans::readable(store, inventory)?;
-        let kept = Kept::of(inventory, policy, now);
+        let kept = Retained::of(inventory, policy, now);
         let mut references = References::of(inventory, &kept);
         let mut steps = orphans::steps(store, inventory, policy, now)?;
         for (digest, space) in &inventory.disk.objects {
             if references.0.get(digest).is_none_or(|count| *count == 0) {
                 let name = format!("{}, which no entry names", digest.short());
-                steps.push(Step::rubbish(What::Stray { digest: *digest }, name, space.disk));
+                steps.push(Removal::orphan(Target::Stray { digest: *digest }, name, space.disk));
             }
         }
         let (units, mut results) = candidates(inventory, &kept);
@@ -108,7 +108,7 @@ impl Plan {
             if policy.budget.is_some() && adopted {
                 continue;
             }
-            let step = Step::results(group, inventory, &mut references);
+            let step = Removal::results(group, inventory, &mut references);
             frees += step.frees;
             steps.push(step);
         }
@@ -128,9 +128,9 @@ impl Plan {
         store: &Store,
         inventory: &Inventory,
         _alone: &ExclusiveLock,
-        tell: &mut dyn FnMut(Done),
-    ) -> Result<Done, StoreError> {
-        let mut done = Done::default();
+        tell: &mut dyn FnMut(GcSummary),
+    ) -> Result<GcSummary, StoreError> {
+        let mut done = GcSummary::default();
         let gone: BTreeSet<Digest> = self.steps.iter().flat_map(|step| step.what.entries()).collect();
         for fingerprint in &gone {
             store.remove_entry(fingerprint)?;
@@ -149,7 +149,7 @@ impl Plan {
         named.extend(inventory.pins.iter().flat_map(|pin| &pin.objects));
         let of_gone = gone.iter().filter_map(|found| inventory.items.get(found)).flat_map(digests);
         let strays = self.steps.iter().filter_map(|step| match step.what {
-            What::Stray { digest } => Some(digest),
+            Target::Stray { digest } => Some(digest),
             _ => None,
         });
         let objects: BTreeSet<Digest> =
@@ -163,8 +163,8 @@ impl Plan {
         }
         for step in &self.steps {
             match &step.what {
-                What::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
-                What::Manifest { path } => orphans::remove(path)?,
+                Target::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
+                Target::Manifest { path } => orphans::remove(path)?,
                 _ => {}
             }
         }
@@ -173,14 +173,14 @@ impl Plan {
 }
 
 /// Units of whole stages, by stage, and everything else that no rule keeps.
-fn candidates(inventory: &Inventory, kept: &Kept) -> (BTreeMap<Digest, Vec<Digest>>, Vec<Digest>) {
+fn candidates(inventory: &Inventory, kept: &Retained) -> (BTreeMap<Digest, Vec<Digest>>, Vec<Digest>) {
     let mut units: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
     let mut results = Vec::new();
     for (fingerprint, item) in &inventory.items {
         if kept.items.contains_key(fingerprint) || digests(item).iter().any(|d| kept.objects.contains(d)) {
             continue;
         }
-        match item.stages.iter().find(|stage| inventory.stands(stage)) {
+        match item.stages.iter().find(|stage| inventory.exists(stage)) {
             Some(stage) if item.is_unit() => units.entry(*stage).or_default().push(*fingerprint),
             _ => results.push(*fingerprint),
         }
@@ -188,10 +188,11 @@ fn candidates(inventory: &Inventory, kept: &Kept) -> (BTreeMap<Digest, Vec<Diges
     (units, results)
 }
 
-fn totals(inventory: &Inventory, kept: &Kept) -> BTreeMap<Why, (usize, u64)> {
+fn totals(inventory: &Inventory, kept: &Retained) -> BTreeMap<RetainReason, (usize, u64)> {
     let mut counted = BTreeSet::new();
-    let mut totals: BTreeMap<Why, (usize, u64)> = BTreeMap::new();
-    let mut order: Vec<(&Why, &Digest)> = kept.items.iter().map(|(found, why)| (why, found)).collect();
+    let mut totals: BTreeMap<RetainReason, (usize, u64)> = BTreeMap::new();
+    let mut order: Vec<(&RetainReason, &Digest)> =
+        kept.items.iter().map(|(found, why)| (why, found)).collect();
     order.sort();
     for (why, fingerprint) in order {
         let Some(item) = inventory.items.get(fingerprint) else { continue };
@@ -202,7 +203,7 @@ fn totals(inventory: &Inventory, kept: &Kept) -> BTreeMap<Why, (usize, u64)> {
     totals
 }
 
-impl What {
+impl Target {
     fn entries(&self) -> Vec<Digest> {
         match self {
             Self::Result { fingerprint } => vec![*fingerprint],
@@ -212,8 +213,8 @@ impl What {
     }
 }
 
-impl Step {
-    pub(super) fn rubbish(what: What, name: String, frees: u64) -> Self {
+impl Removal {
+    pub(super) fn orphan(what: Target, name: String, frees: u64) -> Self {
         Self { what, name, kind: String::new(), frees, used: None, seconds: None }
     }
 
@@ -224,7 +225,7 @@ impl Step {
         let sizes = free.iter().filter_map(|digest| inventory.disk.objects.get(digest));
         let first = items[0];
         let name = first.name.as_ref().map_or("of no recorded run".into(), ToString::to_string);
-        let unit = first.is_unit() && first.stages.iter().any(|stage| inventory.stands(stage));
+        let unit = first.is_unit() && first.stages.iter().any(|stage| inventory.exists(stage));
         Self {
             name,
             kind: first.entry.recipe.kind.clone(),
@@ -232,8 +233,8 @@ impl Step {
             used: items.iter().map(|item| item.used).max(),
             seconds: Some(items.iter().map(|item| item.entry.seconds).sum()),
             what: match unit {
-                true => What::Units { units: group },
-                false => What::Result { fingerprint: group[0] },
+                true => Target::Units { units: group },
+                false => Target::Result { fingerprint: group[0] },
             },
         }
     }

@@ -15,14 +15,14 @@ use crate::store::{Entry, Store, StoreError, UnitIndex};
 
 /// A stage of a pipeline, as a run named it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Name {
+pub struct Owner {
     /// The pipeline.
     pub pipeline: String,
     /// The stage.
     pub stage: String,
 }
 
-impl std::fmt::Display for Name {
+impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.pipeline, self.stage)
     }
@@ -30,7 +30,7 @@ impl std::fmt::Display for Name {
 
 /// A run that left a manifest.
 #[derive(Debug)]
-pub struct Past {
+pub struct RunUse {
     /// The file.
     pub path: PathBuf,
     /// What it says.
@@ -43,7 +43,7 @@ pub struct Item {
     /// What the index says.
     pub entry: Entry,
     /// The stage that had it last; `None` where no run says.
-    pub name: Option<Name>,
+    pub name: Option<Owner>,
     /// When a run last took it or made it.
     pub used: Timestamp,
     /// Whether a manifest names it, or a stage that it is a unit of.
@@ -69,7 +69,7 @@ pub struct Inventory {
     /// What the files take.
     pub disk: Disk,
     /// The runs of each pipeline, newest first.
-    pub runs: BTreeMap<String, Vec<Past>>,
+    pub runs: BTreeMap<String, Vec<RunUse>>,
     /// Manifests that cannot be read, and why.
     pub unread: Vec<String>,
     /// Which units the stages have.
@@ -93,7 +93,7 @@ impl Inventory {
                 let mut past = Vec::new();
                 for path in manifest::list(&pipeline.path()) {
                     match manifest::read(&path) {
-                        Ok(manifest) => past.push(Past { path, manifest }),
+                        Ok(manifest) => past.push(RunUse { path, manifest }),
                         Err(error) => unread.push(error.to_string()),
                     }
                 }
@@ -141,7 +141,7 @@ impl Inventory {
     }
 
     /// Whether a result's stage or unit stands whole, as far as names tell.
-    pub fn stands(&self, fingerprint: &Digest) -> bool {
+    pub fn exists(&self, fingerprint: &Digest) -> bool {
         self.items.get(fingerprint).is_some_and(|item| {
             item.entry.outputs.values().all(|artifact| self.disk.objects.contains_key(&artifact.digest))
         })
@@ -149,15 +149,15 @@ impl Inventory {
 }
 
 /// Gives results the name that the newest run had for them, and the time of that run.
-fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<Past>>) {
+fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<RunUse>>) {
     for (pipeline, past) in runs {
-        for Past { manifest, .. } in past {
+        for RunUse { manifest, .. } in past {
             let at: Option<Timestamp> = manifest.started.parse().ok();
             for record in &manifest.stages {
                 let Some(item) = record.fingerprint.and_then(|found| items.get_mut(&found)) else { continue };
                 let later = at.is_some_and(|at| at > item.used);
                 if later || item.name.is_none() {
-                    item.name = Some(Name { pipeline: pipeline.clone(), stage: record.stage.clone() });
+                    item.name = Some(Owner { pipeline: pipeline.clone(), stage: record.stage.clone() });
                 }
                 item.recorded = true;
                 item.used = item.used.max(at.unwrap_or(item.used));
@@ -172,7 +172,7 @@ fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (UnitI
         let known = items.get(stage).map(|item| (item.name.clone(), item.recorded));
         let recorded = known.as_ref().is_some_and(|(_, recorded)| *recorded);
         let noted = stamp(*noted);
-        let name = Name { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() };
+        let name = Owner { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() };
         let name = known.and_then(|(name, _)| name).unwrap_or(name);
         for unit in &cut.units {
             let Some(item) = items.get_mut(unit) else { continue };
@@ -189,7 +189,7 @@ fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (UnitI
         if let Some(item) = items.get_mut(stage)
             && item.name.is_none()
         {
-            item.name = Some(Name { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() });
+            item.name = Some(Owner { pipeline: cut.pipeline.clone(), stage: cut.stage.clone() });
         }
     }
 }

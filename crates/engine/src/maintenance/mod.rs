@@ -11,9 +11,9 @@ mod retention;
 mod verify;
 
 pub use disk::{Disk, Space};
-pub use gc::{Done, Plan};
-pub use inventory::{Inventory, Item, Name, Past};
+pub use gc::{GcSummary, Plan};
+pub use inventory::{Inventory, Item, Owner, RunUse};
 pub use pins::{Pin, Pins};
-pub use policy::{Policy, Step, What};
-pub use retention::{Kept, Why};
-pub use verify::{Checked, Damage, Verify};
+pub use policy::{Policy, Removal, Target};
+pub use retention::{RetainReason, Retained};
+pub use verify::{Corruption, Verify, VerifySummary};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 
 use super::inventory::Inventory;
-use super::policy::{Policy, Step, What};
+use super::policy::{Policy, Removal, Target};
 use crate::identity::recipe;
 use crate::provenance::manifest;
 use crate::store::{Store, StoreError};
@@ -38,11 +38,11 @@ pub(super) fn steps(
     inventory: &Inventory,
     policy: &Policy,
     now: Timestamp,
-) -> Result<Vec<Step>, StoreError> {
+) -> Result<Vec<Removal>, StoreError> {
     let mut steps = Vec::new();
     let scratch: u64 = dead(&store.root().join("tmp"))?.iter().map(|path| blocks(path)).sum();
     if scratch > 0 {
-        steps.push(Step::rubbish(What::Scratch, "work of runs that were killed".into(), scratch));
+        steps.push(Removal::orphan(Target::Scratch, "work of runs that were killed".into(), scratch));
     }
     let old = |path: &Path| {
         let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
@@ -51,7 +51,7 @@ pub(super) fn steps(
     };
     for path in below(&store.root().join("quarantine"))?.into_iter().filter(|path| old(path)) {
         let (name, frees) = (format!("damaged {}", name(&path)), blocks(&path));
-        steps.push(Step::rubbish(What::Files { paths: vec![path] }, name, frees));
+        steps.push(Removal::orphan(Target::Files { paths: vec![path] }, name, frees));
     }
     let mut downloads: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in below(&store.root().join("downloads"))? {
@@ -64,7 +64,7 @@ pub(super) fn steps(
         if finished && paths.iter().filter(|path| !name(path).ends_with(".lock")).all(|path| old(path)) {
             let frees = paths.iter().map(|path| blocks(path)).sum();
             let name = format!("finished download {key}");
-            steps.push(Step::rubbish(What::Files { paths }, name, frees));
+            steps.push(Removal::orphan(Target::Files { paths }, name, frees));
         }
     }
     let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
@@ -78,7 +78,7 @@ pub(super) fn steps(
             }
             let path = run.path.clone();
             let (name, frees) = (format!("record of {pipeline}/{}", name(&path)), blocks(&path));
-            steps.push(Step::rubbish(What::Manifest { path }, name, frees));
+            steps.push(Removal::orphan(Target::Manifest { path }, name, frees));
         }
     }
     Ok(steps)
@@ -141,7 +141,7 @@ fn blocks(path: &Path) -> u64 {
 }
 
 /// Moves a file of the index out of the way, beside the damaged objects.
-pub(super) fn set_aside(store: &Store, path: &Path) -> Result<PathBuf, StoreError> {
+pub(super) fn quarantine_file(store: &Store, path: &Path) -> Result<PathBuf, StoreError> {
     let folder = store.root().join("quarantine");
     fs_err::create_dir_all(&folder)?;
     let at = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");

@@ -26,7 +26,7 @@ pub struct Policy {
 /// What a step takes away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
-pub enum What {
+pub enum Target {
     /// The result of a stage, or of a unit whose stage is unfinished.
     Result {
         /// Its fingerprint.
@@ -58,10 +58,10 @@ pub enum What {
 
 /// One thing that goes.
 #[derive(Debug, Clone, Serialize)]
-pub struct Step {
+pub struct Removal {
     /// What it is.
     #[serde(flatten)]
-    pub what: What,
+    pub what: Target,
     /// `PIPELINE/STAGE`, or what else tells it.
     pub name: String,
     /// The stage kind; empty for what is no result.

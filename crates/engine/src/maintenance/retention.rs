@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::inventory::{Inventory, Past};
+use super::inventory::{Inventory, RunUse};
 use super::policy::Policy;
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::Outcome;
@@ -13,7 +13,7 @@ use crate::provenance::manifest::Outcome;
 /// Why something is kept; the first that holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Why {
+pub enum RetainReason {
     /// One of the last runs of a pipeline has it.
     Run,
     /// It is pinned.
@@ -28,14 +28,14 @@ pub enum Why {
 
 /// What is kept, and why.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub struct Retained {
     /// By fingerprint.
-    pub items: BTreeMap<Digest, Why>,
+    pub items: BTreeMap<Digest, RetainReason>,
     /// Pinned objects.
     pub objects: BTreeSet<Digest>,
 }
 
-impl Kept {
+impl Retained {
     /// What a policy keeps of what a store holds.
     pub fn of(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Self {
         let mut kept = Self::default();
@@ -45,19 +45,19 @@ impl Kept {
             }
         }
         for pin in &inventory.pins {
-            pin.results.iter().for_each(|found| kept.add(*found, Why::Pin));
+            pin.results.iter().for_each(|found| kept.add(*found, RetainReason::Pin));
             kept.objects.extend(&pin.objects);
         }
         let young = |used: Timestamp| now.duration_since(used).as_secs() < policy.grace.as_secs() as i64;
         for (fingerprint, item) in &inventory.items {
-            let joined = item.stages.iter().any(|stage| inventory.stands(stage));
+            let joined = item.stages.iter().any(|stage| inventory.exists(stage));
             let of_kept = item.stages.iter().any(|stage| kept.items.contains_key(stage));
             if item.is_unit() && joined && of_kept {
                 if !policy.units {
-                    kept.add(*fingerprint, Why::Units);
+                    kept.add(*fingerprint, RetainReason::Units);
                 }
             } else if !item.recorded && !joined && young(item.used) {
-                kept.add(*fingerprint, Why::Recent);
+                kept.add(*fingerprint, RetainReason::Recent);
             }
         }
         kept
@@ -65,31 +65,31 @@ impl Kept {
 
     /// Keeps what the first of these runs needs. For what it was not asked for, or did not come to, the last result
     /// before it still counts.
-    fn run(&mut self, inventory: &Inventory, past: &[Past]) {
+    fn run(&mut self, inventory: &Inventory, past: &[RunUse]) {
         let Some((run, before)) = past.split_first() else { return };
         let manifest = &run.manifest;
         let mut without: BTreeSet<&str> = manifest.left_out.iter().map(String::as_str).collect();
         for record in &manifest.stages {
             if matches!(record.outcome, Outcome::Ran | Outcome::Reused) {
-                record.fingerprint.iter().for_each(|found| self.add(*found, Why::Run));
+                record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));
                 continue;
             }
             without.insert(&record.stage);
             let cut = record.fingerprint.and_then(|found| inventory.cuts.get(&found));
-            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, Why::Unfinished));
+            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, RetainReason::Unfinished));
         }
         for run in before {
             for record in &run.manifest.stages {
                 if matches!(record.outcome, Outcome::Ran | Outcome::Reused)
                     && without.remove(record.stage.as_str())
                 {
-                    record.fingerprint.iter().for_each(|found| self.add(*found, Why::Run));
+                    record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));
                 }
             }
         }
     }
 
-    fn add(&mut self, fingerprint: Digest, why: Why) {
+    fn add(&mut self, fingerprint: Digest, why: RetainReason) {
         let known = self.items.entry(fingerprint).or_insert(why);
         *known = why.min(*known);
     }

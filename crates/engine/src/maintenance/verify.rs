@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::inventory::{Inventory, Name};
+use super::inventory::{Inventory, Owner};
 use super::orphans;
 use crate::identity::digest::Digest;
 use crate::store::{Artifact, Health, Store, StoreError};
 
 /// One thing that is not what its name says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
+pub struct Corruption {
     /// What it is: `object` or `index`.
     pub part: &'static str,
     /// The object, or the file of the index.
@@ -23,14 +23,14 @@ pub struct Damage {
     /// What is wrong, for people.
     pub why: String,
     /// The results that it belongs to, by the names that runs gave them, and whether a unit's.
-    pub of: BTreeSet<Name>,
+    pub of: BTreeSet<Owner>,
     /// Where it was put; `None` for what leads to a user's file.
     pub moved: Option<PathBuf>,
 }
 
 /// What a verification looked at, and what it found.
 #[derive(Debug, Default, Serialize)]
-pub struct Checked {
+pub struct VerifySummary {
     /// Objects that were read.
     pub objects: usize,
     /// Their bytes.
@@ -38,13 +38,13 @@ pub struct Checked {
     /// Entries of the index.
     pub entries: usize,
     /// What was damaged, and is now out of the way.
-    pub damage: Vec<Damage>,
+    pub damage: Vec<Corruption>,
     /// What became of files that stand for results and are not the cache's own.
     pub lost: Vec<String>,
     /// Stages that lost a result by it: the next run computes them.
-    pub rebuilds: BTreeSet<Name>,
+    pub rebuilds: BTreeSet<Owner>,
     /// Stages with a result of which something was not there before: removed, or found damaged earlier.
-    pub incomplete: BTreeSet<Name>,
+    pub incomplete: BTreeSet<Owner>,
 }
 
 /// A verification of a whole store.
@@ -60,12 +60,12 @@ impl Verify<'_> {
     ///
     /// # Errors
     /// What cannot be read or moved.
-    pub fn execute(&self) -> Result<Checked, StoreError> {
+    pub fn execute(&self) -> Result<VerifySummary, StoreError> {
         let inventory = Inventory::of(self.store)?;
-        let mut checked = Checked { entries: inventory.items.len(), ..Checked::default() };
+        let mut checked = VerifySummary { entries: inventory.items.len(), ..VerifySummary::default() };
         let mut incomplete: BTreeSet<Digest> = BTreeSet::new();
         for (fingerprint, item) in &inventory.items {
-            if !inventory.stands(fingerprint) {
+            if !inventory.exists(fingerprint) {
                 incomplete.insert(*fingerprint);
                 checked.incomplete.extend(item.name.clone().filter(|_| !item.is_unit()));
             }
@@ -99,14 +99,20 @@ impl Verify<'_> {
                     }
                 }
             }
-            checked.damage.push(Damage { part: "object", path, why, of, moved });
+            checked.damage.push(Corruption { part: "object", path, why, of, moved });
         }
         for (path, why) in &inventory.damaged {
-            let moved = orphans::set_aside(self.store, path)?;
+            let moved = orphans::quarantine_file(self.store, path)?;
             let of = self.named_in_runs(&inventory, path);
             checked.rebuilds.extend(of.iter().cloned());
             let why = why.clone();
-            checked.damage.push(Damage { part: "index", path: path.clone(), why, of, moved: Some(moved) });
+            checked.damage.push(Corruption {
+                part: "index",
+                path: path.clone(),
+                why,
+                of,
+                moved: Some(moved),
+            });
         }
         Ok(checked)
     }
@@ -114,14 +120,14 @@ impl Verify<'_> {
     /// Whether it is a unit whose joined result stands.
     fn spared(&self, inventory: &Inventory, fingerprint: &Digest) -> bool {
         let item = &inventory.items[fingerprint];
-        item.is_unit() && item.stages.iter().any(|stage| inventory.stands(stage))
+        item.is_unit() && item.stages.iter().any(|stage| inventory.exists(stage))
     }
 
     /// Reads all objects, many at once.
     fn health(
         &self,
         inventory: &Inventory,
-        checked: &mut Checked,
+        checked: &mut VerifySummary,
     ) -> Result<Vec<(Digest, Health)>, StoreError> {
         let objects: Vec<(Digest, u64)> =
             inventory.disk.objects.iter().map(|(digest, space)| (*digest, space.bytes)).collect();
@@ -142,14 +148,14 @@ impl Verify<'_> {
     }
 
     /// The stages that a damaged file of the index was for, as far as the runs' records tell.
-    fn named_in_runs(&self, inventory: &Inventory, path: &std::path::Path) -> BTreeSet<Name> {
+    fn named_in_runs(&self, inventory: &Inventory, path: &std::path::Path) -> BTreeSet<Owner> {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let Ok(fingerprint) = stem.parse::<Digest>() else { return BTreeSet::new() };
         let mut names = BTreeSet::new();
         for (pipeline, past) in &inventory.runs {
             for record in past.iter().flat_map(|run| &run.manifest.stages) {
                 if record.fingerprint == Some(fingerprint) {
-                    names.insert(Name { pipeline: pipeline.clone(), stage: record.stage.clone() });
+                    names.insert(Owner { pipeline: pipeline.clone(), stage: record.stage.clone() });
                 }
             }
         }

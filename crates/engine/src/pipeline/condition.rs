@@ -7,15 +7,15 @@ use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Node, Value};
 
 /// What the `when` of a stage comes to.
-pub(super) enum Switch {
+pub(super) enum Condition {
     /// The stage is part of the pipeline.
     On,
     /// It is not; where the value stands that says so.
-    Off(Origin),
+    DisabledStage(Origin),
 }
 
 /// Reads a `when`: a condition, or an array of which one must hold; `None` after a fault was reported.
-pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<Switch> {
+pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<Condition> {
     let conditions = match &node.value {
         Value::List(items) => items.as_slice(),
         _ => std::slice::from_ref(node),
@@ -27,10 +27,10 @@ pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) 
     let read: Vec<_> = conditions.iter().map(|item| condition(item, scope, problems)).collect();
     let read = read.into_iter().collect::<Option<Vec<_>>>()?;
     if read.iter().any(|(holds, _)| *holds) {
-        return Some(Switch::On);
+        return Some(Condition::On);
     }
     // One value is what a user has to change; where several are off, only the array names them all.
-    Some(Switch::Off(match read.as_slice() {
+    Some(Condition::DisabledStage(match read.as_slice() {
         [(_, origin)] => origin.clone(),
         _ => node.origin.clone(),
     }))

@@ -17,7 +17,7 @@ use crate::kind::Kind;
 const MARK: &str = "env:";
 
 /// A variable that is not declared, and the text that it gave.
-pub(super) type Loose = (String, String);
+pub(super) type UndeclaredVar = (String, String);
 
 /// The environment as a pipeline reads it.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub(super) struct Env {
     /// All variables that were asked for, with what they are.
     asked: RefCell<BTreeMap<String, Option<String>>>,
     /// Values that hold the text of a variable that is not declared: by text, first byte, and the value itself.
-    loose: RefCell<BTreeMap<(usize, usize, String), Vec<Loose>>>,
+    loose: RefCell<BTreeMap<(usize, usize, String), Vec<UndeclaredVar>>>,
 }
 
 impl Env {
@@ -67,7 +67,7 @@ impl Env {
         reference: &str,
         origin: &Origin,
         problems: &mut Problems,
-    ) -> Option<(String, Option<Loose>)> {
+    ) -> Option<(String, Option<UndeclaredVar>)> {
         let reference = reference.strip_prefix(MARK)?;
         let (name, default) =
             reference.split_once(":-").map_or((reference, None), |(name, default)| (name, Some(default)));
@@ -108,7 +108,7 @@ impl Env {
     }
 
     /// Notes that a value holds the texts of variables that are not declared.
-    pub fn mark(&self, node: &Node, loose: Vec<Loose>) {
+    pub fn mark(&self, node: &Node, loose: Vec<UndeclaredVar>) {
         if !loose.is_empty()
             && let Some(key) = key(node)
         {
@@ -117,7 +117,7 @@ impl Env {
     }
 
     /// The variables, not declared, whose text a value holds.
-    pub fn loose(&self, node: &Node) -> Vec<Loose> {
+    pub fn loose(&self, node: &Node) -> Vec<UndeclaredVar> {
         let all = self.loose.borrow();
         if all.is_empty() {
             return Vec::new();
@@ -149,7 +149,7 @@ impl Env {
         }
     }
 
-    fn inside(&self, text: &str, origin: &Origin, problems: &mut Problems) -> (String, Vec<Loose>) {
+    fn inside(&self, text: &str, origin: &Origin, problems: &mut Problems) -> (String, Vec<UndeclaredVar>) {
         let (mut out, mut loose, mut rest) = (String::new(), Vec::new(), text);
         while let Some(start) = rest.find("${env:") {
             let Some(length) = rest[start..].find('}') else {

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
-use super::condition::{self, Switch};
-use super::env_vars::{Env, Loose};
+use super::condition::{self, Condition};
+use super::env_vars::{Env, UndeclaredVar};
 use super::files::Parts;
 use super::items;
 use super::only_keys;
@@ -72,7 +72,7 @@ impl<'p> Expanded<'p> {
 
     /// Of a repeated stage, the item that another stage means: the one over the same items of the same lists, or
     /// over items of the same names where both are repeated over one list.
-    pub fn beside(&self, base: &str, from: &Draft<'_>) -> Option<usize> {
+    pub fn same_item(&self, base: &str, from: &Draft<'_>) -> Option<usize> {
         let first = self.first(base)?;
         let same = |item: &Item<'_>| {
             let mut of_list = from.items.iter().filter(|other| other.list == item.list);
@@ -144,7 +144,7 @@ fn stage<'p>(
     for repetition in items::repetitions(table, scope, problems) {
         let scope = Scope { items: &repetition.items, ..*scope };
         let switch =
-            table.get("when").map_or(Some(Switch::On), |node| condition::read(node, &scope, problems));
+            table.get("when").map_or(Some(Condition::On), |node| condition::read(node, &scope, problems));
         let inputs = table.get("inputs").map(|node| replace(node, &scope, problems));
         let params = table.get("params").map(|node| replace(node, &scope, problems));
         let empty = Node { value: Value::Table(Table::default()), origin: entry.key.clone() };
@@ -157,8 +157,8 @@ fn stage<'p>(
             None => Table::default(),
         };
         let off = match switch {
-            Some(Switch::On) => None,
-            Some(Switch::Off(origin)) => Some(origin),
+            Some(Condition::On) => None,
+            Some(Condition::DisabledStage(origin)) => Some(origin),
             None => continue,
         };
         let mut params = params.unwrap_or(empty);
@@ -241,7 +241,7 @@ fn interpolate(
     origin: &Origin,
     scope: &Scope<'_, '_>,
     problems: &mut Problems,
-) -> (String, Vec<Loose>) {
+) -> (String, Vec<UndeclaredVar>) {
     let mut out = String::new();
     let mut loose = Vec::new();
     let mut rest = text;

@@ -209,7 +209,7 @@ fn find_stage(
     expanded: &Expanded<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<usize> {
-    if let Some(found) = expanded.by_id(name).or_else(|| expanded.beside(name, from)) {
+    if let Some(found) = expanded.by_id(name).or_else(|| expanded.same_item(name, from)) {
         return Some(found);
     }
     if expanded.faulty.contains(name.split('[').next().unwrap_or_default()) {

@@ -67,7 +67,7 @@ pub struct Pipeline {
     /// The stages, repeated ones written out, in file order.
     pub stages: Vec<StageNode>,
     /// The stages that are switched off.
-    pub off: Vec<Off>,
+    pub off: Vec<DisabledStage>,
     /// The config's `[run]` table: how to compute, never what.
     pub run: RunTable,
     /// The environment variables that the pipeline declares and refers to, with their values: they count.
@@ -136,7 +136,7 @@ impl StageNode {
 }
 
 /// A stage that its `when` keeps out of the pipeline.
-pub struct Off {
+pub struct DisabledStage {
     /// As [`StageNode::id`].
     pub id: String,
     /// As [`StageNode::base`].
@@ -208,9 +208,9 @@ fn read(
     let run = RunTable::read(run, &mut reader);
     let off = expanded.drafts.iter().filter_map(|draft| {
         let place = sources.position(draft.off.as_ref()?);
-        Some(Off { id: draft.id(), base: draft.base.to_owned(), place })
+        Some(DisabledStage { id: draft.id(), base: draft.base.to_owned(), place })
     });
-    let off: Vec<Off> = off.collect();
+    let off: Vec<DisabledStage> = off.collect();
     if problems.is_empty() && nodes.is_empty() && !off.is_empty() {
         problems.at(expanded.drafts[0].origin, "every stage is switched off by its `when`");
     }

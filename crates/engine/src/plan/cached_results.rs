@@ -10,7 +10,7 @@ use crate::store::{Entry, Store};
 
 /// A result of a stage as a whole, and when it was kept.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct CachedResult {
     /// What the index says.
     pub entry: Entry,
     /// When it was written.
@@ -18,7 +18,7 @@ pub struct Kept {
 }
 
 /// The results of a kind's stages, newest first; a file of the index that cannot be read holds none.
-pub fn of_kind(store: &Store, kind: &str) -> Vec<Kept> {
+pub fn of_kind(store: &Store, kind: &str) -> Vec<CachedResult> {
     let folder = store.root().join(format!("recipes-v{}", recipe::FORMAT));
     let below = |folder: PathBuf| fs_err::read_dir(folder).into_iter().flatten().flatten();
     let files: Vec<PathBuf> =
@@ -33,9 +33,9 @@ pub fn of_kind(store: &Store, kind: &str) -> Vec<Kept> {
         let entry: Entry = serde_json::from_slice(&text).ok()?;
         let whole = entry.recipe.kind == kind && entry.recipe.unit.is_none();
         let written = whole.then(|| fs_err::metadata(&file).ok()?.modified().ok()).flatten()?;
-        Some(Kept { entry, written })
+        Some(CachedResult { entry, written })
     };
-    let mut kept: Vec<Kept> = files.into_par_iter().filter_map(read).collect();
+    let mut kept: Vec<CachedResult> = files.into_par_iter().filter_map(read).collect();
     kept.sort_by_key(|kept| std::cmp::Reverse((kept.written, kept.entry.recipe.fingerprint())));
     kept
 }

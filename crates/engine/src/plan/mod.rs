@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{self, Change, Numerics, Recipe};
-use crate::kind::{Inputs, Slice, Unit};
+use crate::kind::{ByteRanges, Inputs, Unit};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::Outcome;
@@ -223,7 +223,7 @@ impl<'a> Planner<'a> {
             inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
             ..self.recipe(stage, &ResolvedInputs::default())
         };
-        let of = |unit: &Unit| Recipe { unit: Some(unit.span.clone()), ..common.clone() };
+        let of = |unit: &Unit| Recipe { unit: Some(unit.range.clone()), ..common.clone() };
         let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
         // What some of them read may be told by many ranges.
         for (units, recipes) in units.chunks(MANY).zip(recipes.chunks_mut(MANY)) {
@@ -242,12 +242,12 @@ impl<'a> Planner<'a> {
         units: &[Unit],
         recipes: &mut [Recipe],
     ) -> anyhow::Result<()> {
-        let reads = stage.kind.reads(&stage.params, &Inputs(inputs.paths.clone()), units)?;
+        let reads = stage.kind.unit_inputs(&stage.params, &Inputs(inputs.paths.clone()), units)?;
         for (port, digest) in &inputs.digests {
             let narrowed = recipes.iter_mut().zip(&reads).filter_map(|(recipe, reads)| {
                 // A port that only the merge reads is not in a unit's recipe.
                 let counted = recipe.inputs.get_mut(port)?;
-                let Slice { bytes, layout } = reads.get(port)?;
+                let ByteRanges { bytes, layout } = reads.get(port)?;
                 Some((counted, (layout.as_str(), bytes.as_slice())))
             });
             let (counted, parts): (Vec<&mut Digest>, Vec<FilePart<'_>>) = narrowed.unzip();

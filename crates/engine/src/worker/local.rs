@@ -20,12 +20,12 @@ pub struct TaskBatch {
     /// The stage kind.
     pub kind: String,
     /// What to do; more than one only where all are units.
-    pub tasks: Vec<Piece>,
+    pub tasks: Vec<Task>,
 }
 
 /// One piece of work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Piece {
+pub struct Task {
     /// The stage's parameters.
     pub params: Json,
     /// The paths on its input ports.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::kind::{Computation, Context, Outlook};
+use crate::kind::{Computation, Context, ExpectedInputs};
 
 /// Seconds that a trial should take to tell the time of a step apart from what a task takes besides.
 const ENOUGH: f64 = 3.0;
@@ -18,7 +18,7 @@ const LARGEST: f64 = 4096.0;
 /// What a worker found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Measured {
+pub struct CostModel {
     /// Seconds from a worker's start to its first task, with what that takes more than later ones.
     pub start: f64,
     /// Seconds that a task takes besides its steps, such as for loading a network.
@@ -61,11 +61,11 @@ pub fn peak_memory() -> u64 {
 pub fn measure(
     computation: &dyn Computation,
     params: &Json,
-    inputs: &Outlook,
+    inputs: &ExpectedInputs,
     folder: &Path,
     cx: &Context<'_>,
     memory: &dyn Fn() -> Memory,
-) -> anyhow::Result<Measured> {
+) -> anyhow::Result<CostModel> {
     let mut parts: Vec<PathBuf> = Vec::new();
     let mut run = |wanted: u64| -> anyhow::Result<(u64, f64)> {
         let place = folder.join(parts.len().to_string());
@@ -97,7 +97,7 @@ pub fn measure(
     let step = if more.0 > few && slope > 0.0 { slope } else { more.1 / more.0 as f64 };
     let merge = join(computation, params, inputs, folder, &parts, cx)?;
     let Memory { host, device } = memory();
-    Ok(Measured {
+    Ok(CostModel {
         start: (cold - warm).max(0.0),
         task: (warm - step * few as f64).max(0.0),
         step,
@@ -111,7 +111,7 @@ pub fn measure(
 fn join(
     computation: &dyn Computation,
     params: &Json,
-    inputs: &Outlook,
+    inputs: &ExpectedInputs,
     folder: &Path,
     parts: &[PathBuf],
     cx: &Context<'_>,

@@ -14,8 +14,8 @@ use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::kind::{Computation, Context, Member, Together, told};
-use crate::worker::local::{Piece, Reply, Step, TaskBatch, WorkerConfig};
+use crate::kind::{Computation, Context, Member, Together, describe};
+use crate::worker::local::{Reply, Step, Task, TaskBatch, WorkerConfig};
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
 ///
@@ -96,20 +96,18 @@ fn perform(task: &TaskBatch, computations: &[&'static dyn Computation], setting:
     let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
     let result = catch_unwind(AssertUnwindSafe(|| match task.tasks.as_slice() {
         [piece] => cx.alone(0, |cx| alone(piece, *computation, cx)),
-        pieces => {
-            computation.run_together(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx)
-        }
+        pieces => computation.run_batch(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx),
     }));
     tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
     match result {
         Ok(Ok(())) => Reply::Done,
-        Ok(Err(error)) => Reply::Failed { error: told(&error) },
+        Ok(Err(error)) => Reply::Failed { error: describe(&error) },
         Err(panic) => Reply::Failed { error: panic_message(panic.as_ref()) },
     }
 }
 
-fn alone(piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
-    let Piece { params, inputs, part, out } = piece;
+fn alone(piece: &Task, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Task { params, inputs, part, out } = piece;
     match part {
         Step::Whole => computation.run(params, inputs, None, out, cx),
         Step::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
@@ -117,8 +115,8 @@ fn alone(piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyh
     }
 }
 
-fn member(piece: &Piece) -> anyhow::Result<Member<'_, Json>> {
-    let Piece { params, inputs, part, out } = piece;
+fn member(piece: &Task) -> anyhow::Result<Member<'_, Json>> {
+    let Task { params, inputs, part, out } = piece;
     let Step::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
     Ok(Member { params, inputs, unit, out })
 }

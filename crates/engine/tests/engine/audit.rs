@@ -4,20 +4,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use attrflow_engine::identity::digest::Digest;
-use attrflow_engine::provenance::audit::{Audit, Diff, Difference, Fault, Report};
+use attrflow_engine::provenance::audit::{Audit, AuditReport, Diff, Difference, Mismatch};
 use attrflow_engine::provenance::manifest::{self, Manifest, Reads};
 use attrflow_engine::store::Store;
 use serde_json::{Value as Json, json};
 
 use crate::project::{Project, flip, project};
 
-fn audit(project: &Project, manifest: &Manifest, all: bool) -> Report {
+fn audit(project: &Project, manifest: &Manifest, all: bool) -> AuditReport {
     let store = Store::open(&project.cache).unwrap();
     Audit { manifest, store: &store, all }.execute().unwrap()
 }
 
 /// All findings, as stage and fault.
-fn faults(project: &Project, manifest: &Manifest) -> Vec<(String, Fault)> {
+fn faults(project: &Project, manifest: &Manifest) -> Vec<(String, Mismatch)> {
     let findings = audit(project, manifest, true).findings;
     findings.into_iter().map(|finding| (finding.stage, finding.fault)).collect()
 }
@@ -68,7 +68,7 @@ fn a_changed_byte_is_found_whatever_size_and_times_say() {
     let path = object(&project, &digest);
     flip(&path);
     let found = Digest::of_file(&path).unwrap();
-    let expected = Fault::Bytes { port: "text".into(), path, recorded: digest, found };
+    let expected = Mismatch::Bytes { port: "text".into(), path, recorded: digest, found };
     assert_eq!(faults(&project, &manifest), [("second".into(), expected)]);
 
     // In a folder it is named below it; a file more and one less are told apart.
@@ -79,12 +79,15 @@ fn a_changed_byte_is_found_whatever_size_and_times_say() {
     fs_err::remove_file(folder.join("sub/title.txt")).unwrap();
     fs_err::write(folder.join("more.txt"), "more").unwrap();
     let found = faults(&project, &manifest);
-    let of_lines: Vec<&Fault> =
+    let of_lines: Vec<&Mismatch> =
         found.iter().filter(|(stage, _)| stage == "lines").map(|(_, fault)| fault).collect();
     let port = || "lines".to_owned();
-    assert_eq!(of_lines[0], &Fault::Files { port: port(), path: folder.join("more.txt"), extra: true });
-    assert!(matches!(of_lines[1], Fault::Bytes { path, .. } if *path == folder.join("lines.txt")));
-    assert_eq!(of_lines[2], &Fault::Files { port: port(), path: folder.join("sub/title.txt"), extra: false });
+    assert_eq!(of_lines[0], &Mismatch::Files { port: port(), path: folder.join("more.txt"), extra: true });
+    assert!(matches!(of_lines[1], Mismatch::Bytes { path, .. } if *path == folder.join("lines.txt")));
+    assert_eq!(
+        of_lines[2],
+        &Mismatch::Files { port: port(), path: folder.join("sub/title.txt"), extra: false }
+    );
     assert_eq!((of_lines.len(), found.len()), (3, 4));
 
     // Without `all`, the first difference ends it.
@@ -116,7 +119,7 @@ fn a_source_with_other_bytes_is_named() {
     let found = faults(&project, &manifest);
     assert_eq!(found.len(), 1);
     assert!(
-        matches!(&found[0], (stage, Fault::Source { path, .. }) if stage == "first" && *path == project.path("source.txt")),
+        matches!(&found[0], (stage, Mismatch::Source { path, .. }) if stage == "first" && *path == project.path("source.txt")),
         "{found:?}"
     );
 }
@@ -183,7 +186,8 @@ fn a_manifest_of_an_older_form_is_followed_by_digest() {
     assert_eq!(faults(&project, &old(None)), []);
     let found = faults(&project, &old(Some(&"0".repeat(64))));
     assert!(
-        matches!(found[0].1, Fault::Fingerprint { .. }) && matches!(found[1].1, Fault::Unexplained { .. })
+        matches!(found[0].1, Mismatch::Fingerprint { .. })
+            && matches!(found[1].1, Mismatch::Unexplained { .. })
     );
 
     // One of a newer form is not guessed at.
@@ -210,13 +214,12 @@ fn adopted_files_and_folders_are_hashed_where_they_are() {
 
     flip(&project.path("mine/sub/a.txt"));
     let found = faults(&project, &manifest);
-    let named =
-        |fault: &Fault| matches!(fault, Fault::Bytes { path, .. } if *path == project.path("mine/sub/a.txt"));
+    let named = |fault: &Mismatch| matches!(fault, Mismatch::Bytes { path, .. } if *path == project.path("mine/sub/a.txt"));
     assert!(found.len() == 1 && found[0].0 == "lines" && named(&found[0].1), "{found:?}");
     fs_err::remove_file(project.path("mine/sub/a.txt")).unwrap();
     let found = faults(&project, &manifest);
     let path = project.path("mine/sub/a.txt");
-    assert_eq!(found, [("lines".into(), Fault::Files { port: "lines".into(), path, extra: false })]);
+    assert_eq!(found, [("lines".into(), Mismatch::Files { port: "lines".into(), path, extra: false })]);
     fs_err::remove_dir_all(project.path("mine")).unwrap();
     let found = faults(&project, &manifest);
     let told = found[0].1.to_string();

@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-use attrflow_engine::maintenance::{Done, Inventory, Kept, Pin, Pins, Plan, Policy, What, Why};
+use attrflow_engine::maintenance::{
+    GcSummary, Inventory, Pin, Pins, Plan, Policy, RetainReason, Retained, Target,
+};
 use attrflow_engine::provenance::manifest::{self, Outcome};
 use attrflow_engine::store::Store;
 use jiff::Timestamp;
@@ -31,7 +33,7 @@ fn named(plan: &Plan) -> Vec<String> {
         .steps
         .iter()
         .map(|step| match &step.what {
-            What::Units { units } => format!("{} +{}", step.name, units.len()),
+            Target::Units { units } => format!("{} +{}", step.name, units.len()),
             _ => step.name.clone(),
         })
         .collect();
@@ -39,7 +41,7 @@ fn named(plan: &Plan) -> Vec<String> {
     names
 }
 
-fn carry_out(project: &Project, policy: &Policy, tell: &mut dyn FnMut(Done)) -> Plan {
+fn carry_out(project: &Project, policy: &Policy, tell: &mut dyn FnMut(GcSummary)) -> Plan {
     let store = store(project);
     let alone = store.exclusive_lock().unwrap().unwrap();
     let inventory = Inventory::of(&store).unwrap();
@@ -96,7 +98,7 @@ fn units_of_a_kept_result_go_only_when_asked_for() {
     let project = project();
     project.run(&[]);
     let kept = plan(&project, &POLICY).kept;
-    assert_eq!((kept[&Why::Run].0, kept[&Why::Units].0, kept.len()), (5, 4, 2));
+    assert_eq!((kept[&RetainReason::Run].0, kept[&RetainReason::Units].0, kept.len()), (5, 4, 2));
     // With them, one more number is one more unit.
     assert_eq!(project.run(&["count.to=5"]).stage("lines").units_run, 1);
     let units = Policy { units: true, ..POLICY };
@@ -175,9 +177,9 @@ fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
     assert_eq!((ran.with(Outcome::Failed), ran.stage("lines").units_run), (vec!["lines"], 3));
     collect(&project, &POLICY);
     let inventory = Inventory::of(&store(&project)).unwrap();
-    let kept = Kept::of(&inventory, &POLICY, Timestamp::now());
+    let kept = Retained::of(&inventory, &POLICY, Timestamp::now());
     let there = kept.items.iter().filter(|(found, _)| inventory.items.contains_key(found));
-    assert_eq!(there.filter(|(_, why)| **why == Why::Unfinished).count(), 3);
+    assert_eq!(there.filter(|(_, why)| **why == RetainReason::Unfinished).count(), 3);
     // It goes on where it was, and the results before are there as well.
     project.backend.fault = None;
     assert_eq!(project.run(&[]).ran(), [""; 0]);
@@ -201,7 +203,7 @@ fn the_work_of_a_killed_run_is_kept_for_a_while() {
     let week = Policy { grace: Duration::from_secs(7 * 24 * 3600), units: true, ..POLICY };
     let found = plan(&project, &week);
     assert_eq!(named(&found), ["toy/lines +4"]);
-    assert_eq!(found.kept[&Why::Recent].0, 5);
+    assert_eq!(found.kept[&RetainReason::Recent].0, 5);
     let store = store(&project);
     let inventory = Inventory::of(&store).unwrap();
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(8 * 24);
@@ -220,7 +222,7 @@ fn a_budget_frees_what_is_cheapest_to_have_back() {
     }
     let all = plan(&project, &POLICY);
     let results = |plan: &Plan| -> Vec<f64> {
-        let results = plan.steps.iter().filter(|step| matches!(step.what, What::Result { .. }));
+        let results = plan.steps.iter().filter(|step| matches!(step.what, Target::Result { .. }));
         results.map(|step| step.seconds.unwrap()).collect()
     };
     assert!(results(&all).len() > 6 && all.over.is_none());
@@ -229,7 +231,7 @@ fn a_budget_frees_what_is_cheapest_to_have_back() {
     let half = plan(&project, &Policy { budget: Some(budget), ..POLICY });
     assert!(half.steps.len() < all.steps.len() && half.before - half.frees <= budget);
     // Units of whole stages first, and no more than needed.
-    assert!(matches!(half.steps[0].what, What::Units { .. }));
+    assert!(matches!(half.steps[0].what, Target::Units { .. }));
     assert!(half.before - half.frees + half.steps.last().unwrap().frees > budget);
     let none = plan(&project, &Policy { budget: Some(u64::MAX), ..POLICY });
     assert_eq!((none.steps.len(), none.frees), (0, 0));
@@ -293,7 +295,7 @@ fn pins_keep_results_and_objects() {
     assert_eq!(pins.list().unwrap().len(), 2);
     let found = plan(&project, &POLICY);
     assert_eq!(named(&found), ["toy/last[one]", "toy/last[two]", "toy/lines +4"]);
-    assert_eq!(found.kept[&Why::Pin].0, 1);
+    assert_eq!(found.kept[&RetainReason::Pin].0, 1);
     collect(&project, &POLICY);
     assert_eq!(truthful(&project), 11);
     assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]"]);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use attrflow_engine::explain::{
-    Edit, Explanation, Near, Place, Prediction, Predictor, explain, nearest, standing,
+    Edit, Explanation, Location, NearestHit, Prediction, Predictor, cached_entries, explain, nearest,
 };
 use attrflow_engine::pipeline;
 use attrflow_engine::plan::Planner;
@@ -16,11 +16,11 @@ use crate::toys::registry;
 /// What is said of one stage.
 struct Told {
     explanation: Explanation,
-    near: Option<Near>,
+    near: Option<NearestHit>,
     predicted: BTreeMap<String, Prediction>,
 }
 
-fn told(project: &Project, sets: &[&str], stage: &str) -> Told {
+fn describe(project: &Project, sets: &[&str], stage: &str) -> Told {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let (pipeline, sources) =
         pipeline::load(&project.path("pipelines/toy.toml"), &sets, &registry()).ok().unwrap();
@@ -30,7 +30,7 @@ fn told(project: &Project, sets: &[&str], stage: &str) -> Told {
     let index = pipeline.stages.iter().position(|node| node.id == stage).unwrap();
     let explanation = explain(&planner, &graph, &[index], &sources).unwrap().remove(0);
     let verdicts = planner.all(&graph).unwrap();
-    let near = nearest(&planner, index, &standing(&verdicts), &sources).unwrap();
+    let near = nearest(&planner, index, &cached_entries(&verdicts), &sources).unwrap();
     let predictor = Predictor::new(&planner);
     let predicted = verdicts.iter().filter_map(|(index, verdict)| {
         let node = &pipeline.stages[*index];
@@ -40,7 +40,7 @@ fn told(project: &Project, sets: &[&str], stage: &str) -> Told {
     Told { explanation, near, predicted }
 }
 
-fn place_of(told: &Told, field: &str) -> Option<Place> {
+fn place_of(told: &Told, field: &str) -> Option<Location> {
     let found = told.explanation.fields.iter().find(|found| found.field == field);
     found.unwrap_or_else(|| panic!("no {field}")).place.clone()
 }
@@ -49,11 +49,11 @@ fn place_of(told: &Told, field: &str) -> Option<Place> {
 fn values_know_where_they_are_written() {
     let project = project();
     project.run(&[]);
-    let of = told(&project, &["say.text=y"], "lines");
-    assert_eq!(place_of(&of, "params.say.text"), Some(Place::Set { key: "say.text".into() }));
-    assert_eq!(place_of(&of, "params.say.times"), Some(Place::Default));
+    let of = describe(&project, &["say.text=y"], "lines");
+    assert_eq!(place_of(&of, "params.say.text"), Some(Location::Set { key: "say.text".into() }));
+    assert_eq!(place_of(&of, "params.say.times"), Some(Location::Default));
     let file = project.path("configs/toy.toml");
-    assert_eq!(place_of(&of, "params.to"), Some(Place::File { file, line: 13 }));
+    assert_eq!(place_of(&of, "params.to"), Some(Location::File { file, line: 13 }));
     assert_eq!(place_of(&of, "kind"), None);
     assert_eq!(of.explanation.verdict, "run");
     let changes = of.explanation.fields.iter().filter(|field| field.change.is_some());
@@ -72,7 +72,7 @@ fn a_changed_folder_is_told_file_by_file() {
     project.run(&[]);
     project.replace("pipelines/toy.toml", "\"T\"", "\"U\"");
     project.run_targets(&["lines"]);
-    let of = told(&project, &[], "echo");
+    let of = describe(&project, &[], "echo");
     let field = of.explanation.fields.iter().find(|field| field.field == "inputs.lines").unwrap();
     let files = field.input.as_ref().unwrap().files.as_ref().unwrap();
     assert_eq!(files.changed, ["lines.txt", "sub/title.txt"]);
@@ -84,14 +84,14 @@ fn the_nearest_result_is_the_one_with_the_fewest_edits_at_their_source() {
     let project = project();
     project.run(&[]);
     project.run(&["second.text=c", "count.to=3"]);
-    let of = told(&project, &["second.text=d", "count.to=3"], "lines");
+    let of = describe(&project, &["second.text=d", "count.to=3"], "lines");
     let edits = of.near.unwrap().edits;
     let [Edit::Param { stage, key, change, .. }] = edits.as_slice() else { panic!("{edits:?}") };
     assert_eq!((stage.as_str(), key.as_deref()), ("second", Some("second.text")));
     assert_eq!((change.old.as_deref(), change.new.as_deref()), (Some("\"d\""), Some("\"c\"")));
 
     project.write("source.txt", "other\n");
-    let edits = told(&project, &[], "first").near.unwrap().edits;
+    let edits = describe(&project, &[], "first").near.unwrap().edits;
     let [Edit::Input { port, run, .. }] = edits.as_slice() else { panic!("{edits:?}") };
     assert_eq!(port, "a");
     assert!(run.is_some(), "the last run read it so");
@@ -100,17 +100,17 @@ fn the_nearest_result_is_the_one_with_the_fewest_edits_at_their_source() {
 #[test]
 fn predictions_count_the_units_that_are_missing() {
     let project = project();
-    let of = told(&project, &[], "first");
+    let of = describe(&project, &[], "first");
     assert!(of.predicted["first"].seconds.is_none(), "nothing has run");
     assert!(of.near.is_none());
     let ran = project.run(&[]);
-    let of = told(&project, &["count.to=6"], "lines");
+    let of = describe(&project, &["count.to=6"], "lines");
     let predicted = &of.predicted["lines"];
     let units = predicted.units.unwrap();
     assert_eq!((units.cached, units.total), (4, 6));
     assert_eq!(predicted.basis, "its 4 cached units");
     assert_eq!(predicted.bytes, ran.stage("lines").outputs.values().map(|artifact| artifact.size).next());
-    let of = told(&project, &["second.text=c"], "second");
+    let of = describe(&project, &["second.text=c"], "second");
     assert_eq!(of.predicted["second"].basis, "the last run of second");
     assert_eq!(of.predicted["second"].seconds, Some(ran.stage("second").seconds));
     assert_eq!(of.predicted.keys().collect::<Vec<_>>(), ["last[one]", "last[two]", "lines", "second"]);
@@ -121,7 +121,7 @@ fn inputs_that_are_not_known_yet_are_no_change() {
     let project = project();
     project.run(&[]);
     // All that `second` reads is computed anew.
-    let of = told(&project, &["first.times=3"], "second");
+    let of = describe(&project, &["first.times=3"], "second");
     let names: Vec<&str> = of.explanation.fields.iter().map(|field| field.field.as_str()).collect();
     assert!(names.contains(&"inputs.a") && !names.contains(&"inputs"), "{names:?}");
     assert!(of.explanation.fields.iter().all(|field| field.change.is_none()), "{:?}", of.explanation);

@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 
-use attrflow_engine::estimate::{Ask, Bench, Circumstances, Forecast, Said, measure};
+use attrflow_engine::estimate::{
+    Forecast, MachineProfile, MeasureBackend, MeasureEvent, MeasureRequest, measure,
+};
 use attrflow_engine::explain::{Prediction, Predictor};
-use attrflow_engine::kind::{Context, Device, Downloads, Form, Outlook};
+use attrflow_engine::kind::{ArtifactShape, Context, Device, Downloads, ExpectedInputs};
 use attrflow_engine::pipeline;
 use attrflow_engine::plan::graph::Graph;
 use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::store::Store;
-use attrflow_engine::worker::measure::{Measured, Memory, measure as measure_one};
+use attrflow_engine::worker::measure::{CostModel, Memory, measure as measure_one};
 
 use crate::project::Project;
 use crate::toys::{Count, registry};
@@ -50,23 +52,23 @@ fn project() -> Project {
 
 /// Finds what it is told to and keeps account of what it was asked.
 struct Given {
-    found: Result<Vec<Measured>, String>,
-    asked: RefCell<Vec<Ask>>,
+    found: Result<Vec<CostModel>, String>,
+    asked: RefCell<Vec<MeasureRequest>>,
 }
 
-impl Bench for Given {
-    fn measure(&self, ask: &Ask) -> Result<Vec<Measured>, String> {
+impl MeasureBackend for Given {
+    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String> {
         self.asked.borrow_mut().push(ask.clone());
         self.found.clone()
     }
 }
 
-fn given(found: Result<Vec<Measured>, &str>) -> Given {
+fn given(found: Result<Vec<CostModel>, &str>) -> Given {
     Given { found: found.map_err(str::to_owned), asked: RefCell::default() }
 }
 
-fn circumstances(threads: usize) -> Circumstances {
-    Circumstances { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into() }
+fn circumstances(threads: usize) -> MachineProfile {
+    MachineProfile { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into() }
 }
 
 /// Looks at a project with so many threads; the forecast, what was said, and the predictions by stage.
@@ -75,7 +77,7 @@ fn with<T>(
     threads: usize,
     bench: Option<&Given>,
     look: impl Fn(&Forecast, &dyn Fn(&str) -> Option<Prediction>) -> T,
-) -> (Vec<Said>, T) {
+) -> (Vec<MeasureEvent>, T) {
     let (pipeline, _) = pipeline::load(&project.path("pipelines/toy.toml"), &[], &registry())
         .unwrap_or_else(|(problems, sources)| panic!("{}", problems.render(&sources, false)));
     let graph = Graph::new(&pipeline).ok().unwrap();
@@ -97,19 +99,19 @@ fn with<T>(
     (said, seen)
 }
 
-const FIRST: Measured = Measured { start: 1.0, task: 0.5, step: 2.0, merge: 0.01, host: 1000, device: 7 };
-const SECOND: Measured = Measured { start: 3.0, task: 1.5, step: 4.0, merge: 0.03, host: 3000, device: 5 };
+const FIRST: CostModel = CostModel { start: 1.0, task: 0.5, step: 2.0, merge: 0.01, host: 1000, device: 7 };
+const SECOND: CostModel = CostModel { start: 3.0, task: 1.5, step: 4.0, merge: 0.03, host: 3000, device: 5 };
 
 #[test]
 fn forms_go_from_stage_to_stage_before_anything_ran() {
     with(&project(), 1, None, |forecast, predict| {
         let lines = forecast.of("lines").unwrap();
         assert_eq!(
-            lines.inputs.form("from").unwrap(),
-            &Form::Path(lines.inputs.inputs().path("from").to_path_buf())
+            lines.inputs.shape("from").unwrap(),
+            &ArtifactShape::Path(lines.inputs.inputs().path("from").to_path_buf())
         );
         let again = forecast.of("again").unwrap();
-        assert_eq!(again.inputs.forms["from"], Form::Bytes(400));
+        assert_eq!(again.inputs.shapes["from"], ArtifactShape::Bytes(400));
         let predicted = predict("again").unwrap();
         assert_eq!((predicted.bytes, predicted.disk, predicted.seconds), (Some(600), Some(660), None));
         // A kind that tells nothing ends what is known.
@@ -128,8 +130,8 @@ fn what_was_measured_is_kept_for_work_that_is_alike() {
     let (said, found) = with(&project, 1, Some(&bench), seconds);
     // `lines` and `again` differ in how much there is to do alone.
     let why = "what stands on `from` is not known before `echo` has run".to_owned();
-    let measuring = |name: &str| Said::Measuring(name.into());
-    assert_eq!(said, [measuring("lines"), measuring("other"), Said::Not("last".into(), why)]);
+    let measuring = |name: &str| MeasureEvent::Measuring(name.into());
+    assert_eq!(said, [measuring("lines"), measuring("other"), MeasureEvent::Not("last".into(), why)]);
     assert_eq!(bench.asked.borrow().len(), 2);
     // The mean of the workers: 1 second a task, 3 a step, and 0.02 for each of 10 bytes a task.
     assert_eq!(found, [Some(16.8), Some(25.2), Some(16.8), None]);
@@ -159,7 +161,7 @@ fn what_cannot_be_measured_is_told_and_not_kept() {
     let (said, ()) = with(&project, 1, Some(&bench), |_, predict| {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
-    assert!(said.contains(&Said::Not("lines".into(), "no room".into())), "{said:?}");
+    assert!(said.contains(&MeasureEvent::Not("lines".into(), "no room".into())), "{said:?}");
     assert!(!project.cache.join("measured-v1").exists());
     // A file that was damaged is as good as none.
     let bench = given(Ok(vec![FIRST]));
@@ -178,12 +180,12 @@ fn a_trial_does_the_work_itself() {
     let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
     let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &|_, _| {} };
     let params = serde_json::json!({ "say": { "text": "x", "times": 1 }, "to": 4, "title": "" });
-    let mut inputs = Outlook::default();
-    inputs.forms.insert("from".into(), Form::Bytes(9));
+    let mut inputs = ExpectedInputs::default();
+    inputs.shapes.insert("from".into(), ArtifactShape::Bytes(9));
     let memory = || Memory { host: 5, device: 6 };
     let measured = measure_one(&Count, &params, &inputs, folder.path(), &cx, &memory).unwrap();
     assert_eq!((measured.host, measured.device), (5, 6));
-    let Measured { start, task, step, merge, .. } = measured;
+    let CostModel { start, task, step, merge, .. } = measured;
     assert!(
         [start, task, merge].iter().all(|seconds| (0.0..5.0).contains(seconds)) && step > 0.0,
         "{measured:?}"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
-use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Reads, Slice, Stage, Unit};
+use attrflow_engine::kind::{ByteRanges, Compute, Context, Input, Inputs, Output, Stage, Unit, UnitInputs};
 use attrflow_engine::params;
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
@@ -30,7 +30,7 @@ const ROW: usize = 4;
 const BLOCK: usize = 2;
 
 fn span(unit: &Unit) -> (usize, usize, String) {
-    serde_json::from_value(unit.span["rows"].clone()).unwrap()
+    serde_json::from_value(unit.range["rows"].clone()).unwrap()
 }
 
 impl Stage for Rows {
@@ -52,23 +52,23 @@ impl Stage for Rows {
         let units = blocks.flat_map(|(start, end)| {
             params.letters.chars().map(move |letter| Unit {
                 name: format!("{start}..{end} {letter}"),
-                span: json!({ "rows": [start, end, letter] }),
+                range: json!({ "rows": [start, end, letter] }),
                 steps: (end - start) as u64,
             })
         });
         Ok(Some(units.collect()))
     }
 
-    fn reads(_: &Params, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<Reads>> {
+    fn unit_inputs(_: &Params, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
         let read = |unit: &Unit| {
             let (start, end, _) = span(unit);
             let bytes = std::iter::once((start * ROW) as u64..(end * ROW) as u64).collect();
-            BTreeMap::from([("table".to_owned(), Slice { bytes, layout: "rows".to_owned() })])
+            BTreeMap::from([("table".to_owned(), ByteRanges { bytes, layout: "rows".to_owned() })])
         };
         Ok(units.iter().map(read).collect())
     }
 
-    fn company(_: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    fn batch_key(_: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
         let (start, end, _) = span(unit);
         Some(format!("{start}..{end} of {}", inputs.path("table").display()))
     }

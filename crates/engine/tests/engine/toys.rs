@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::{
-    Computation, Compute, Context, Device, Downloads, Foreseen, Form, Inherit, Input, Inputs, Member,
-    Outlook, Output, Registry, Stage, Together, Trial, Unit, Work,
+    ArtifactShape, Computation, Compute, Context, Device, Downloads, Estimate, ExpectedInputs, Inherit,
+    Input, Inputs, Member, Output, Registry, Stage, Together, Trial, Unit, WorkSize,
 };
 use attrflow_engine::params;
-use attrflow_engine::worker::local::{Backend, Piece, Reply, Step, TaskBatch, TaskError, Worker};
+use attrflow_engine::worker::local::{Backend, Reply, Step, Task, TaskBatch, TaskError, Worker};
 use serde_json::{Value as Json, json};
 
 use crate::rows::Rows;
@@ -103,17 +103,17 @@ impl Stage for Count {
 
     fn units(params: &CountParams, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         anyhow::ensure!(inputs.path("from").exists(), "nothing to count from");
-        let unit = |n: u32| Unit { name: format!("number {n}"), span: json!({ "n": n }), steps: 1 };
+        let unit = |n: u32| Unit { name: format!("number {n}"), range: json!({ "n": n }), steps: 1 };
         Ok(Some((0..params.to).map(unit).collect()))
     }
 
-    fn foresee(params: &CountParams, inputs: &Outlook) -> anyhow::Result<Foreseen> {
-        inputs.form("from")?;
+    fn estimate(params: &CountParams, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        inputs.shape("from")?;
         let to = u64::from(params.to);
-        Ok(Foreseen {
-            outputs: [("lines".to_owned(), Form::Bytes(100 * to))].into(),
+        Ok(Estimate {
+            outputs: [("lines".to_owned(), ArtifactShape::Bytes(100 * to))].into(),
             parts: 10 * to,
-            work: Some(Work { steps: to, tasks: to, like: json!(params.say) }),
+            work: Some(WorkSize { steps: to, tasks: to, cost_key: json!(params.say) }),
         })
     }
 
@@ -133,7 +133,7 @@ impl Compute for Count {
     ) -> anyhow::Result<()> {
         let from = fs_err::read_to_string(inputs.path("from"))?;
         (cx.progress)(1, 1);
-        let n = &unit.expect("counted by units").span["n"];
+        let n = &unit.expect("counted by units").range["n"];
         Ok(fs_err::write(out.join("line"), format!("{from}{n}{}\n", params.say.text))?)
     }
 
@@ -158,7 +158,7 @@ impl Compute for Count {
 
     fn trial(
         params: &CountParams,
-        inputs: &Outlook,
+        inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
@@ -170,7 +170,7 @@ impl Compute for Count {
         }
         // Five steps at most, and two at least.
         let steps = steps.clamp(2, 5);
-        let unit = Unit { name: "a trial".into(), span: json!({ "n": 0 }), steps };
+        let unit = Unit { name: "a trial".into(), range: json!({ "n": 0 }), steps };
         Ok(Trial { params: params.clone(), inputs, unit: Some(unit), steps, merges: true })
     }
 }
@@ -270,7 +270,7 @@ impl Worker for Here {
     fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let computations: [&dyn Computation; 4] = [&Say, &Count, &Echo, &Rows];
         let computation = *computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
-        let name = |piece: &Piece| match &piece.part {
+        let name = |piece: &Task| match &piece.part {
             Step::Whole => task.kind.clone(),
             Step::Unit(unit) => unit.name.clone(),
             Step::Merge(_) => format!("{} merge", task.kind),
@@ -305,12 +305,12 @@ impl Worker for Here {
             [piece] => cx.alone(0, |cx| self.alone(piece, computation, cx)),
             pieces => {
                 let members = pieces.iter().map(|piece| {
-                    let Piece { params, inputs, part: Step::Unit(unit), out } = piece else {
+                    let Task { params, inputs, part: Step::Unit(unit), out } = piece else {
                         panic!("no unit")
                     };
                     Member { params, inputs, unit, out }
                 });
-                computation.run_together(&members.collect::<Vec<_>>(), &cx)
+                computation.run_batch(&members.collect::<Vec<_>>(), &cx)
             }
         };
         result.map_err(|error| TaskError::Failed(format!("{error:#}")))
@@ -318,12 +318,12 @@ impl Worker for Here {
 }
 
 impl Here {
-    fn alone(&self, piece: &Piece, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
-        let Piece { params, inputs, part, out } = piece;
+    fn alone(&self, piece: &Task, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { params, inputs, part, out } = piece;
         match part {
             Step::Whole => computation.run(params, inputs, None, out, cx),
             Step::Unit(unit) => {
-                let n = unit.span["n"].as_u64();
+                let n = unit.range["n"].as_u64();
                 if let Some(n) = n.filter(|n| self.0.reversed && *n < 3) {
                     self.0.wait_for(&format!("number {}", n + 1));
                 }

@@ -2,17 +2,17 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use attrflow_engine::maintenance::{Checked, Verify};
+use attrflow_engine::maintenance::{Verify, VerifySummary};
 use attrflow_engine::store::Store;
 
 use crate::project::{Project, flip, project};
 
-fn verify(project: &Project) -> Checked {
+fn verify(project: &Project) -> VerifySummary {
     let store = Store::open(&project.cache).unwrap();
     Verify { store: &store, progress: &|done, total| assert!(done <= total) }.execute().unwrap()
 }
 
-fn named(checked: &Checked) -> Vec<String> {
+fn named(checked: &VerifySummary) -> Vec<String> {
     checked.rebuilds.iter().map(ToString::to_string).collect()
 }
 

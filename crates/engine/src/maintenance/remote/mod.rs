@@ -174,7 +174,7 @@ impl Remote {
     async fn greet(&self) -> Result<()> {
         let above = Path::from_iter(self.root.parts().take(self.root.parts_count() - 1));
         let above = Some(above).filter(|above| above.parts_count() > 0);
-        let found = self.store.list_with_delimiter(above.as_ref()).await.map_err(|e| self.told(e))?;
+        let found = self.store.list_with_delimiter(above.as_ref()).await.map_err(|e| self.describe(e))?;
         let names = found.common_prefixes.iter().filter_map(|path| path.filename());
         let forms: Vec<&str> = names.filter(|name| name.starts_with("attrflow-v")).collect();
         let own = format!("attrflow-v{FORMAT}");
@@ -189,9 +189,9 @@ impl Remote {
     /// The bytes at a path, `None` where nothing is.
     async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         match self.store.get(path).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(|error| self.told(error))?.to_vec())),
+            Ok(found) => Ok(Some(found.bytes().await.map_err(|error| self.describe(error))?.to_vec())),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.told(error)),
+            Err(error) => Err(self.describe(error)),
         }
     }
 
@@ -200,19 +200,19 @@ impl Remote {
         match self.store.head(path).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.told(error)),
+            Err(error) => Err(self.describe(error)),
         }
     }
 
     async fn write(&self, path: &Path, bytes: Vec<u8>) -> Result<()> {
-        self.store.put(path, bytes.into()).await.map_err(|error| self.told(error))?;
+        self.store.put(path, bytes.into()).await.map_err(|error| self.describe(error))?;
         Ok(())
     }
 
     /// The names of what is below a folder, sorted.
     async fn names(&self, folder: &Path) -> Result<Vec<Path>> {
         let listed = self.store.list(Some(folder)).map_ok(|meta| meta.location);
-        let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.told(error))?;
+        let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.describe(error))?;
         paths.sort();
         Ok(paths)
     }
@@ -222,7 +222,7 @@ impl Remote {
     }
 
     /// Says what an error of the library means for whoever gave the address.
-    fn told(&self, error: object_store::Error) -> RemoteError {
+    fn describe(&self, error: object_store::Error) -> RemoteError {
         use object_store::Error as E;
         let address = self.address.clone();
         let text = error.to_string();

@@ -320,7 +320,7 @@ async fn fetch(
     let found = match remote.store.get(&path).await {
         Ok(found) => found,
         Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{path} is not there"))),
-        Err(error) => return Err(remote.told(error)),
+        Err(error) => return Err(remote.describe(error)),
     };
     if found.meta.size != size {
         return Ok(Some(format!("{path} has {} bytes, expected {size}", found.meta.size)));
@@ -331,7 +331,7 @@ async fn fetch(
     let mut file = fs_err::File::create_new(to)?;
     let mut hasher = blake3::Hasher::new();
     let mut bytes = found.into_stream();
-    while let Some(piece) = bytes.try_next().await.map_err(|error| remote.told(error))? {
+    while let Some(piece) = bytes.try_next().await.map_err(|error| remote.describe(error))? {
         hasher.update(&piece);
         file.write_all(&piece)?;
         tell(piece.len() as u64);

@@ -186,12 +186,12 @@ async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
         remote.write(&path, first).await?;
         return Ok(None);
     }
-    let mut upload = remote.store.put_multipart(&path).await.map_err(|error| remote.told(error))?;
+    let mut upload = remote.store.put_multipart(&path).await.map_err(|error| remote.describe(error))?;
     let sent = parts(remote, upload.as_mut(), first, &mut reader, &mut hasher).await;
     let found = Digest::from(hasher.finalize());
     match sent {
         Ok(()) if found == file.digest => {
-            upload.complete().await.map_err(|error| remote.told(error))?;
+            upload.complete().await.map_err(|error| remote.describe(error))?;
             Ok(None)
         }
         sent => {
@@ -213,7 +213,7 @@ async fn parts(
     let mut next = first;
     while !next.is_empty() {
         let payload = PutPayload::from(next);
-        upload.put_part(payload).await.map_err(|error| remote.told(error))?;
+        upload.put_part(payload).await.map_err(|error| remote.describe(error))?;
         next = piece(reader)?;
         hasher.update(&next);
     }

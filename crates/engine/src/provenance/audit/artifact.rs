@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{Fault, Pass, Stop};
+use super::{Mismatch, Pass, Stop};
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::store::{self, Artifact};
 
@@ -21,7 +21,7 @@ impl Pass<'_> {
         let place = place.unwrap_or_else(|| object.clone());
         if !object.exists() || !place.exists() {
             let of = if adopted { format!(", adopted from {},", place.display()) } else { String::new() };
-            return self.found(Fault::Gone { what: format!("its output `{port}`{of}") });
+            return self.found(Mismatch::Gone { what: format!("its output `{port}`{of}") });
         }
         let size = match artifact.folder {
             true => self.folder(port, artifact, &object, &place, adopted)?,
@@ -31,7 +31,7 @@ impl Pass<'_> {
             }
         };
         if size != artifact.size {
-            self.found(Fault::Size { port: port.to_owned(), recorded: artifact.size, found: size })?;
+            self.found(Mismatch::Size { port: port.to_owned(), recorded: artifact.size, found: size })?;
         }
         Ok(())
     }
@@ -48,19 +48,19 @@ impl Pass<'_> {
         let store = self.audit.store;
         let Some(listing) = self.sound(store.listing(&artifact.digest))? else { return Ok(artifact.size) };
         let Some(listing) = listing else {
-            self.found(Fault::Gone { what: format!("the listing of its output `{port}`") })?;
+            self.found(Mismatch::Gone { what: format!("the listing of its output `{port}`") })?;
             return Ok(artifact.size);
         };
         if listing.digest() != artifact.digest {
             let (recorded, found) = (artifact.digest, listing.digest());
             let path = store.listing_path(&artifact.digest);
-            self.found(Fault::Bytes { port: port.to_owned(), path, recorded, found })?;
+            self.found(Mismatch::Bytes { port: port.to_owned(), path, recorded, found })?;
         }
         // What stands beside adopted files is no part of the artifact.
         if !adopted {
             let listed: BTreeSet<&str> = listing.0.iter().map(|file| file.path.as_str()).collect();
             for name in store::names(object)?.iter().filter(|name| !listed.contains(name.as_str())) {
-                self.found(Fault::Files { port: port.to_owned(), path: object.join(name), extra: true })?;
+                self.found(Mismatch::Files { port: port.to_owned(), path: object.join(name), extra: true })?;
             }
         }
         let Listing(files) = &listing;
@@ -82,13 +82,13 @@ impl Pass<'_> {
                     self.report.files += 1;
                     self.report.bytes += bytes;
                     if found != recorded {
-                        self.found(Fault::Bytes { port, path, recorded, found })?;
+                        self.found(Mismatch::Bytes { port, path, recorded, found })?;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    self.found(Fault::Files { port, path, extra: false })?;
+                    self.found(Mismatch::Files { port, path, extra: false })?;
                 }
-                Err(error) => self.found(Fault::Unreadable { path, error: error.to_string() })?,
+                Err(error) => self.found(Mismatch::Unreadable { path, error: error.to_string() })?,
             }
         }
         Ok(())

@@ -13,13 +13,13 @@ pub struct Finding {
     pub stage: String,
     /// What it is.
     #[serde(flatten)]
-    pub fault: Fault,
+    pub fault: Mismatch,
 }
 
 /// What is wrong with a part of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "fault", rename_all = "snake_case")]
-pub enum Fault {
+pub enum Mismatch {
     /// The fingerprint is not that of the recipe.
     #[error("the recipe has the fingerprint {derived}, and the manifest says {recorded}")]
     Fingerprint {
@@ -134,7 +134,7 @@ pub enum Fault {
     },
 }
 
-impl Fault {
+impl Mismatch {
     /// Whether it is a difference; what is gone or cannot be read is only left unchecked.
     pub fn differs(&self) -> bool {
         !matches!(self, Self::Gone { .. } | Self::Unreadable { .. })

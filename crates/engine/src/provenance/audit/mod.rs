@@ -16,7 +16,7 @@ use crate::provenance::manifest::{Manifest, Outcome, Reads, StageRecord};
 use crate::store::{self, Store, StoreError};
 
 pub use diff::{Diff, Difference};
-pub use fault::{Fault, Finding};
+pub use fault::{Finding, Mismatch};
 
 /// The first form of a manifest that says which stage gave an input.
 const NAMES_GIVERS: u32 = 3;
@@ -33,7 +33,7 @@ pub struct Audit<'a> {
 
 /// What an audit looked at, and what it found.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     /// In the order of the manifest.
     pub findings: Vec<Finding>,
     /// Stages that were looked at.
@@ -54,7 +54,7 @@ pub struct Report {
     pub bytes: u64,
 }
 
-impl Report {
+impl AuditReport {
     /// The first finding that is a difference.
     pub fn difference(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.fault.differs())
@@ -80,8 +80,8 @@ impl Audit<'_> {
     ///
     /// # Errors
     /// A cache that cannot be read; what is damaged in it is a finding.
-    pub fn execute(&self) -> Result<Report, StoreError> {
-        let (report, seen, sources) = (Report::default(), BTreeSet::new(), BTreeMap::new());
+    pub fn execute(&self) -> Result<AuditReport, StoreError> {
+        let (report, seen, sources) = (AuditReport::default(), BTreeSet::new(), BTreeMap::new());
         let mut pass = Pass { audit: self, stage: "", report, seen, sources };
         for (index, record) in self.manifest.stages.iter().enumerate() {
             pass.stage = &record.stage;
@@ -100,7 +100,7 @@ struct Pass<'a> {
     audit: &'a Audit<'a>,
     /// The stage that is being looked at.
     stage: &'a str,
-    report: Report,
+    report: AuditReport,
     /// Artifacts that were looked at: several stages may give the same.
     seen: BTreeSet<Digest>,
     /// Digests of the sources that were hashed.
@@ -113,13 +113,13 @@ impl<'a> Pass<'a> {
         let done = matches!(record.outcome, Outcome::Ran | Outcome::Reused);
         let (Some(recipe), Some(fingerprint)) = (&record.recipe, record.fingerprint) else {
             return match done || !record.outputs.is_empty() {
-                true => self.found(Fault::Incomplete { what: "recipe or fingerprint".into() }),
+                true => self.found(Mismatch::Incomplete { what: "recipe or fingerprint".into() }),
                 false => Ok(()),
             };
         };
         let derived = recipe.fingerprint();
         if derived != fingerprint {
-            self.found(Fault::Fingerprint { recorded: fingerprint, derived })?;
+            self.found(Mismatch::Fingerprint { recorded: fingerprint, derived })?;
         }
         self.report.recipes += 1;
         for (port, digest) in &recipe.inputs {
@@ -140,7 +140,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Takes a finding; an error once one is enough.
-    fn found(&mut self, fault: Fault) -> Result<(), Stop> {
+    fn found(&mut self, fault: Mismatch) -> Result<(), Stop> {
         let enough = fault.differs() && !self.audit.all;
         self.report.findings.push(Finding { stage: self.stage.to_owned(), fault });
         if enough { Err(Stop::Found) } else { Ok(()) }
@@ -151,7 +151,7 @@ impl<'a> Pass<'a> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(StoreError::Damaged { path, reason }) => {
-                self.found(Fault::Damaged { path, reason })?;
+                self.found(Mismatch::Damaged { path, reason })?;
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -184,7 +184,7 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        self.found(Fault::Unexplained { port: port.to_owned(), recorded: digest })
+        self.found(Mismatch::Unexplained { port: port.to_owned(), recorded: digest })
     }
 
     /// Holds an input against the output that it names.
@@ -202,7 +202,7 @@ impl<'a> Pass<'a> {
                 let Some(listing) = self.sound(self.audit.store.listing(&folder))? else { return Ok(()) };
                 let Some(listing) = listing else {
                     let what = format!("the listing of {}.{}", reads.stage, reads.port);
-                    return self.found(Fault::Gone { what });
+                    return self.found(Mismatch::Gone { what });
                 };
                 listing.sub(below)
             }
@@ -211,7 +211,12 @@ impl<'a> Pass<'a> {
         if found == Some(digest) {
             return Ok(());
         }
-        self.found(Fault::Chain { port: port.to_owned(), recorded: digest, giver: reads.to_string(), found })
+        self.found(Mismatch::Chain {
+            port: port.to_owned(),
+            recorded: digest,
+            giver: reads.to_string(),
+            found,
+        })
     }
 
     /// Hashes a source that still exists.
@@ -228,7 +233,7 @@ impl<'a> Pass<'a> {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    return self.found(Fault::Unreadable { path: path.to_path_buf(), error });
+                    return self.found(Mismatch::Unreadable { path: path.to_path_buf(), error });
                 }
             },
         };
@@ -237,7 +242,7 @@ impl<'a> Pass<'a> {
         }
         match found == recorded {
             true => Ok(()),
-            false => self.found(Fault::Source { path: path.to_path_buf(), recorded, found }),
+            false => self.found(Mismatch::Source { path: path.to_path_buf(), recorded, found }),
         }
     }
 
@@ -245,14 +250,14 @@ impl<'a> Pass<'a> {
     fn index(&mut self, record: &StageRecord, fingerprint: Digest) -> Result<(), Stop> {
         let Some(entry) = self.sound(self.audit.store.entry(&fingerprint))? else { return Ok(()) };
         let Some(entry) = entry else {
-            return self.found(Fault::Gone { what: format!("its recipe {}", fingerprint.short()) });
+            return self.found(Mismatch::Gone { what: format!("its recipe {}", fingerprint.short()) });
         };
         let ports: BTreeSet<&String> = record.outputs.keys().chain(entry.outputs.keys()).collect();
         for port in ports {
             let of = |artifacts: &BTreeMap<String, store::Artifact>| artifacts.get(port).map(|a| a.digest);
             let (recorded, found) = (of(&record.outputs), of(&entry.outputs));
             if recorded != found {
-                self.found(Fault::Index { port: port.clone(), recorded, found })?;
+                self.found(Mismatch::Index { port: port.clone(), recorded, found })?;
             }
         }
         Ok(())

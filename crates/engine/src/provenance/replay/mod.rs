@@ -7,5 +7,5 @@
 mod rebuild;
 mod verdict;
 
-pub use rebuild::{Obstacle, Rebuilt, chosen, parts, ports, recreation, replay};
-pub use verdict::{Differing, Verdict, verdicts};
+pub use rebuild::{RebuiltPipeline, ReplayError, parts, ports, recreation, replay, selected};
+pub use verdict::{ArrayDiff, ReplayOutcome, outcomes};

@@ -17,7 +17,7 @@ use crate::store::{Artifact, Store, StoreError};
 
 /// Why a stage cannot be computed once more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Obstacle {
+pub enum ReplayError {
     /// The run did not come so far as to know what counts for it.
     #[error("the run did not come to it, so the manifest does not say what it computes")]
     NoRecipe,
@@ -95,11 +95,11 @@ pub enum Obstacle {
 }
 
 /// A pipeline made from a manifest.
-pub struct Rebuilt {
+pub struct RebuiltPipeline {
     /// The stages that can be computed.
     pub pipeline: Pipeline,
     /// Those that cannot, and why.
-    pub obstacles: Vec<(String, Obstacle)>,
+    pub obstacles: Vec<(String, ReplayError)>,
     /// The text that places in the pipeline lead to; empty, as nobody wrote it.
     pub sources: Sources,
 }
@@ -116,7 +116,7 @@ pub fn replay(
     registry: &Registry,
     store: &Store,
     root: &Path,
-) -> Result<Rebuilt, StoreError> {
+) -> Result<RebuiltPipeline, StoreError> {
     let feed = |builder: &Builder<'_>, port: &str, reads: &Reads| {
         let given = manifest.stages.iter().find(|giver| giver.stage == reads.stage);
         let artifact = given.and_then(|giver| giver.outputs.get(&reads.port));
@@ -132,7 +132,7 @@ pub fn replay(
         match artifact.map(stands).transpose()?.flatten() {
             Some(path) => Ok(Source::File(path)),
             None => {
-                let gone = || Obstacle::Gone { port: port.to_owned(), giver: reads.to_string() };
+                let gone = || ReplayError::Gone { port: port.to_owned(), giver: reads.to_string() };
                 builder.link(reads).ok_or_else(|| gone().into())
             }
         }
@@ -145,9 +145,13 @@ pub fn replay(
 ///
 /// # Errors
 /// As [`replay`].
-pub fn recreation(manifest: &Manifest, registry: &Registry, root: &Path) -> Result<Rebuilt, StoreError> {
+pub fn recreation(
+    manifest: &Manifest,
+    registry: &Registry,
+    root: &Path,
+) -> Result<RebuiltPipeline, StoreError> {
     let feed = |builder: &Builder<'_>, _: &str, reads: &Reads| {
-        builder.link(reads).ok_or_else(|| Obstacle::Upstream { giver: reads.to_string() }.into())
+        builder.link(reads).ok_or_else(|| ReplayError::Upstream { giver: reads.to_string() }.into())
     };
     let find = |path: &Path, digest: &Digest| elsewhere(path, digest, root);
     Builder::new(manifest, registry, root).build(|_| true, &find, &feed)
@@ -158,7 +162,7 @@ pub fn recreation(manifest: &Manifest, registry: &Registry, root: &Path) -> Resu
 ///
 /// # Errors
 /// A name that no stage has, with the nearest.
-pub fn chosen(
+pub fn selected(
     manifest: &Manifest,
     which: &str,
     mut draw: impl FnMut(usize) -> usize,
@@ -206,13 +210,13 @@ pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
 
 /// Why there is no stage.
 enum Halt {
-    Obstacle(Obstacle),
+    ReplayError(ReplayError),
     Store(StoreError),
 }
 
-impl From<Obstacle> for Halt {
-    fn from(obstacle: Obstacle) -> Self {
-        Self::Obstacle(obstacle)
+impl From<ReplayError> for Halt {
+    fn from(obstacle: ReplayError) -> Self {
+        Self::ReplayError(obstacle)
     }
 }
 
@@ -229,7 +233,7 @@ fn names_a_folder(name: &str) -> bool {
 }
 
 /// Where a source is, given its recorded place and digest.
-type Find<'f> = &'f dyn Fn(&Path, &Digest) -> Result<PathBuf, Obstacle>;
+type Find<'f> = &'f dyn Fn(&Path, &Digest) -> Result<PathBuf, ReplayError>;
 /// What stands on a port that reads another stage.
 type Feed<'f> = &'f dyn Fn(&Builder<'_>, &str, &Reads) -> Result<Source, Halt>;
 
@@ -265,11 +269,11 @@ impl<'a> Builder<'a> {
         wanted: impl Fn(&&StageRecord) -> bool,
         find: Find<'_>,
         feed: Feed<'_>,
-    ) -> Result<Rebuilt, StoreError> {
+    ) -> Result<RebuiltPipeline, StoreError> {
         let mut obstacles = Vec::new();
         let manifest = self.manifest;
         if !names_a_folder(&manifest.pipeline) {
-            let obstacle = Obstacle::Name { name: manifest.pipeline.clone() };
+            let obstacle = ReplayError::Name { name: manifest.pipeline.clone() };
             obstacles.push(("the pipeline".to_owned(), obstacle));
         }
         for record in manifest.stages.iter().filter(wanted) {
@@ -279,7 +283,7 @@ impl<'a> Builder<'a> {
                     self.nodes.push(node);
                 }
                 Err(Halt::Store(error)) => return Err(error),
-                Err(Halt::Obstacle(obstacle)) => obstacles.push((record.stage.clone(), obstacle)),
+                Err(Halt::ReplayError(obstacle)) => obstacles.push((record.stage.clone(), obstacle)),
             }
         }
         let Manifest { pipeline, numerics, conditions, .. } = manifest;
@@ -303,25 +307,25 @@ impl<'a> Builder<'a> {
             variables: BTreeMap::new(),
             config,
         };
-        Ok(Rebuilt { pipeline, obstacles, sources: self.sources })
+        Ok(RebuiltPipeline { pipeline, obstacles, sources: self.sources })
     }
 
     fn node(&self, record: &StageRecord, find: Find<'_>, feed: Feed<'_>) -> Result<StageNode, Halt> {
         let (base, label) = parts(&record.stage);
         let names = [Some(base), label];
         if let Some(name) = names.into_iter().flatten().find(|name| !names_a_folder(name)) {
-            return Err(Obstacle::Name { name: name.to_owned() }.into());
+            return Err(ReplayError::Name { name: name.to_owned() }.into());
         }
         if self.records[record.stage.as_str()] > 1 {
-            return Err(Obstacle::Twice.into());
+            return Err(ReplayError::Twice.into());
         }
-        let recipe = record.recipe.as_ref().ok_or(Obstacle::NoRecipe)?;
+        let recipe = record.recipe.as_ref().ok_or(ReplayError::NoRecipe)?;
         if record.params.is_null() {
-            return Err(Obstacle::NoParams.into());
+            return Err(ReplayError::NoParams.into());
         }
         let kind = self.kind(recipe)?;
-        let refused = |why| Obstacle::Params { kind: recipe.kind.clone(), why };
-        kind.takes(&record.params).map_err(refused)?;
+        let refused = |why| ReplayError::Params { kind: recipe.kind.clone(), why };
+        kind.check_json(&record.params).map_err(refused)?;
         ports_fit(kind, &record.params, recipe)?;
         let connected = |port: &str| recipe.inputs.contains_key(port);
         if let Some((_, fault)) = kind.check(&record.params, &connected).into_iter().next() {
@@ -339,12 +343,12 @@ impl<'a> Builder<'a> {
                     Source::File(found)
                 }
                 (None, Some(reads)) => feed(self, port, reads)?,
-                (None, None) => return Err(Obstacle::Unexplained { port: port.clone() }.into()),
+                (None, None) => return Err(ReplayError::Unexplained { port: port.clone() }.into()),
             };
             inputs.insert(port.clone(), source);
         }
         let params =
-            if moved.is_empty() { record.params.clone() } else { kind.moved(&record.params, &moved) };
+            if moved.is_empty() { record.params.clone() } else { kind.relocated(&record.params, &moved) };
         let written = written(&params, &self.origin);
         let outputs = kind.ports(&written);
         let (base, label) = (base.to_owned(), label.map(str::to_owned));
@@ -352,11 +356,11 @@ impl<'a> Builder<'a> {
         Ok(StageNode { id, base, label, kind, params, written, inputs, outputs, origin })
     }
 
-    fn kind(&self, recipe: &Recipe) -> Result<&'static dyn Kind, Obstacle> {
+    fn kind(&self, recipe: &Recipe) -> Result<&'static dyn Kind, ReplayError> {
         let found = self.registry.iter().find(|kind| kind.name() == recipe.kind);
         found.copied().ok_or_else(|| {
             let hint = suggestion(&recipe.kind, self.registry.iter().map(|kind| kind.name()));
-            Obstacle::Kind { kind: recipe.kind.clone(), hint }
+            ReplayError::Kind { kind: recipe.kind.clone(), hint }
         })
     }
 
@@ -370,14 +374,14 @@ impl<'a> Builder<'a> {
 }
 
 /// Holds the inputs of a record to the ports that its kind has, and needs.
-fn ports_fit(kind: &dyn Kind, params: &Json, recipe: &Recipe) -> Result<(), Obstacle> {
+fn ports_fit(kind: &dyn Kind, params: &Json, recipe: &Recipe) -> Result<(), ReplayError> {
     let sources: Vec<String> = kind.sources(params).into_iter().map(|(port, _)| port).collect();
     let known = |port: &String| match kind.free_inputs() {
         true => plain_name(port),
         false => sources.contains(port) || kind.inputs().iter().any(|input| input.name == *port),
     };
     let needed = kind.inputs().iter().filter(|input| input.required).map(|input| input.name.to_owned());
-    let fault = |port: &String, missing| Obstacle::Port { port: port.clone(), missing };
+    let fault = |port: &String, missing| ReplayError::Port { port: port.clone(), missing };
     if let Some(port) = recipe.inputs.keys().find(|port| !known(port)) {
         return Err(fault(port, false));
     }
@@ -408,15 +412,15 @@ fn written(params: &Json, origin: &Origin) -> Node {
 }
 
 /// A source where it was, whatever its bytes are now: another recipe tells of them.
-fn at_its_place(path: &Path, digest: &Digest) -> Result<PathBuf, Obstacle> {
+fn at_its_place(path: &Path, digest: &Digest) -> Result<PathBuf, ReplayError> {
     match path.exists() {
         true => Ok(path.to_path_buf()),
-        false => Err(Obstacle::Source { path: path.to_path_buf(), digest: *digest, changed: false }),
+        false => Err(ReplayError::Source { path: path.to_path_buf(), digest: *digest, changed: false }),
     }
 }
 
 /// A source by its bytes: where it was, or at a shorter and shorter end of its path below `root`.
-fn elsewhere(path: &Path, digest: &Digest, root: &Path) -> Result<PathBuf, Obstacle> {
+fn elsewhere(path: &Path, digest: &Digest, root: &Path) -> Result<PathBuf, ReplayError> {
     let parts: Vec<_> = path.components().collect();
     let ends = (1..parts.len()).map(|start| root.join(parts[start..].iter().collect::<PathBuf>()));
     let mut changed = false;
@@ -426,5 +430,5 @@ fn elsewhere(path: &Path, digest: &Digest, root: &Path) -> Result<PathBuf, Obsta
         }
         changed = true;
     }
-    Err(Obstacle::Source { path: path.to_path_buf(), digest: *digest, changed })
+    Err(ReplayError::Source { path: path.to_path_buf(), digest: *digest, changed })
 }

@@ -11,7 +11,7 @@ use crate::store::{Artifact, Store, StoreError};
 
 /// What became of a stage that was computed once more.
 #[derive(Debug, Clone, Serialize)]
-pub struct Verdict {
+pub struct ReplayOutcome {
     /// The stage.
     pub stage: String,
     /// How it ended; a stage that was reused computed nothing.
@@ -24,14 +24,14 @@ pub struct Verdict {
     /// Whether the recorded run has outputs of it to compare with.
     pub recorded: bool,
     /// The outputs that differ.
-    pub differing: Vec<Differing>,
+    pub differing: Vec<ArrayDiff>,
     /// Seconds of computing in the recorded run, and now.
     pub seconds: (f64, f64),
 }
 
 /// An output that is not what it was.
 #[derive(Debug, Clone, Serialize)]
-pub struct Differing {
+pub struct ArrayDiff {
     /// The output port.
     pub port: String,
     /// As recorded; none where there was no such output.
@@ -46,7 +46,7 @@ pub struct Differing {
     pub files: Option<(PathBuf, PathBuf)>,
 }
 
-impl Verdict {
+impl ReplayOutcome {
     /// Whether the stage gave the recorded bytes.
     pub fn same(&self) -> bool {
         self.done() && self.recorded && self.differing.is_empty()
@@ -64,25 +64,25 @@ impl Verdict {
 ///
 /// # Errors
 /// A store that cannot be read.
-pub fn verdicts(
+pub fn outcomes(
     recorded: &Manifest,
     then: Option<&Store>,
     now: &Manifest,
     here: &Store,
-) -> Result<Vec<Verdict>, StoreError> {
+) -> Result<Vec<ReplayOutcome>, StoreError> {
     let pairs = recorded
         .stages
         .iter()
         .filter_map(|before| Some((before, now.stages.iter().find(|record| record.stage == before.stage)?)));
-    pairs.map(|(before, record)| verdict(before, then, record, here)).collect()
+    pairs.map(|(before, record)| outcome(before, then, record, here)).collect()
 }
 
-fn verdict(
+fn outcome(
     before: &StageRecord,
     then: Option<&Store>,
     now: &StageRecord,
     here: &Store,
-) -> Result<Verdict, StoreError> {
+) -> Result<ReplayOutcome, StoreError> {
     let changes = match (&before.recipe, &now.recipe) {
         (Some(before), Some(now)) => recipe::changes(before, now),
         _ => Vec::new(),
@@ -100,7 +100,7 @@ fn verdict(
             }
         }
     }
-    Ok(Verdict {
+    Ok(ReplayOutcome {
         stage: before.stage.clone(),
         outcome: now.outcome,
         error: now.error.clone(),
@@ -117,8 +117,8 @@ fn difference(
     then: Option<&Store>,
     found: Option<&Artifact>,
     here: &Store,
-) -> Result<Differing, StoreError> {
-    let mut differing = Differing {
+) -> Result<ArrayDiff, StoreError> {
+    let mut differing = ArrayDiff {
         port: port.to_owned(),
         recorded: recorded.map(|output| output.digest),
         found: found.map(|output| output.digest),
