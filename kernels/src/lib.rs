@@ -35,7 +35,7 @@ pub struct Affine<'a> {
 
 /// Images whose channels are those of `first` [B, S, C1], then those of `second` [B, S, C2].
 #[derive(Clone, Copy, Debug)]
-pub struct Joined<'a> {
+pub struct ConcatInput<'a> {
     /// The values and C1.
     pub first: (&'a [f32], usize),
     /// The values and C2, which may be none.
@@ -50,7 +50,7 @@ pub struct Joined<'a> {
 /// If the lengths do not fit each other.
 #[expect(clippy::too_many_arguments, reason = "the operands of one step")]
 pub fn group_norm(
-    x: Joined<'_>,
+    x: ConcatInput<'_>,
     shift: Option<&[f32]>,
     affine: Affine<'_>,
     groups: usize,

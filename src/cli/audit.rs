@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::manifests;
 use super::project::Settings;
 use super::replay::{Replay, chosen, replay};
-use super::run_args::How;
+use super::run_args::RunArgs;
 use super::sign::{Signer, describe, verify};
 use crate::progress::{duration, print, short_path, size};
 use attrflow_engine::kind::Registry;
@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
     #[command(flatten)]
-    how: How,
+    how: RunArgs,
     /// Where to replay: auto, cpu, cuda, or a list such as cuda:0,cuda:1 [default: as recorded]
     #[arg(long)]
     device: Option<String>,

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use super::plan::took;
+use super::plan::format_estimate;
 use super::project::{StageArgs, named};
 use crate::progress::{Table, print, short_path, size};
 use attrflow_engine::explain::{Explanation, Field, Input, explain as explained};
@@ -69,7 +69,7 @@ fn describe(explanation: &Explanation) -> String {
         text += &format!("\nunits: {} of {} are cached\n", units.cached, units.total);
     }
     if let Some(predicted) = predicted {
-        text += &format!("\ntakes {}, by {}\n", took(predicted), predicted.basis);
+        text += &format!("\ntakes {}, by {}\n", format_estimate(predicted), predicted.basis);
     }
     text.push('\n');
     text

@@ -40,7 +40,7 @@ pub enum Failure {
     Different(String),
     /// A signature that does not hold.
     #[error("{0}")]
-    Unsound(String),
+    InvalidSignature(String),
     /// Something in the cache was damaged and is put aside; what it is was told.
     #[error("{0}")]
     Damaged(String),
@@ -54,7 +54,7 @@ pub fn exit_code(failure: &Failure) -> i32 {
     match failure {
         Failure::Stages(_) | Failure::Missing(_) | Failure::Refused(_) => STAGE_FAILED,
         Failure::Pipeline(..) | Failure::Usage(_) => USAGE,
-        Failure::Different(_) | Failure::Unsound(_) => DIFFERENT,
+        Failure::Different(_) | Failure::InvalidSignature(_) => DIFFERENT,
         Failure::Damaged(_) | Failure::Store(_) => CACHE,
         Failure::Interrupted(signal) => SIGNALLED + signal,
     }

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use super::failure::Failure;
 use super::project::{Project, ProjectArgs};
-use crate::progress::drawing::{self, Drawing, State, Vertex};
+use crate::progress::drawing::{self, Drawing, GraphNode, State};
 use crate::progress::print;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::{self, Pipeline, Source, StageNode};
@@ -118,7 +118,7 @@ fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) 
         let name = if full { &stage.id } else { &stage.base };
         let number = *boxes.entry(name.as_str()).or_insert_with(|| {
             let (name, kind) = (name.clone(), stage.kind.name().to_owned());
-            drawing.vertices.push(Vertex { name, kind, counts: [0; 4], touched: 0 });
+            drawing.vertices.push(GraphNode { name, kind, counts: [0; 4], touched: 0 });
             drawing.vertices.len() - 1
         });
         let state = match verdict {

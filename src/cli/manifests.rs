@@ -15,7 +15,7 @@ pub(super) struct Named {
 
 /// Reads a manifest by its path, or as `[PIPELINE:]last[~N]` among the runs of a cache.
 pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
-    let path = match back(name) {
+    let path = match nth_last(name) {
         Some((pipeline, back)) if !Path::new(name).exists() => {
             nth(pipeline, back, cache.unwrap_or(Path::new("cache")))?
         }
@@ -49,7 +49,7 @@ pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failur
 }
 
 /// `demo:last~2` as the pipeline, if it is named, and how many runs back.
-pub(super) fn back(name: &str) -> Option<(Option<&str>, usize)> {
+pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
     let (pipeline, run) = name.rsplit_once(':').map_or((None, name), |(pipeline, run)| (Some(pipeline), run));
     let rest = run.strip_prefix("last")?;
     let back = if rest.is_empty() { 0 } else { rest.strip_prefix('~')?.parse().ok()? };

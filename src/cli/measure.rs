@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use super::project::{Project, cores, worker_program};
-use super::run_args::How;
+use super::run_args::RunArgs;
 use attrflow_engine::estimate::{
     Forecast, MachineProfile, MeasureBackend, MeasureEvent, MeasureRequest, measure as measure_all,
 };
@@ -69,7 +69,7 @@ pub(super) fn measure(
     project: &Project,
     planner: &Planner<'_>,
     forecast: &mut Forecast,
-    how: &How,
+    how: &RunArgs,
     log: &str,
 ) -> Result<(), Failure> {
     let (settings, _) = how.settings(project, log);

@@ -40,7 +40,7 @@ use attrflow_engine::worker::local::LIGHT_WORKER;
 use attrflow_engine::worker::serve::serve_until;
 
 pub use attrflow_engine::worker::serve::serve;
-pub use doctor::AuditReport as DoctorReport;
+pub use doctor::DoctorReport;
 pub use failure::{Failure, exit_code};
 pub use measure::{MEASURE, serve_measurement};
 
@@ -128,7 +128,7 @@ pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
         && let Ok(setting) = serde_json::from_str(setting)
     {
         command::adopt_orphans();
-        serve_until(light, &setting, command::end_all);
+        serve_until(light, &setting, command::kill_all);
         return failure::DONE;
     }
     let cli = match Cli::try_parse() {

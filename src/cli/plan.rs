@@ -10,8 +10,8 @@ use super::failure::Failure;
 use super::measure::circumstances;
 use super::noop::{question, recall};
 use super::project::{Project, ProjectArgs};
-use super::requirements::Need;
-use super::run_args::How;
+use super::requirements::Requirements;
+use super::run_args::RunArgs;
 use crate::progress::{Table, duration, print, short_path, size};
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::Forecast;
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
     #[command(flatten)]
-    how: How,
+    how: RunArgs,
     /// Measure first what each stage that would run takes on this machine: its networks are loaded and a little of its work is
     /// done, with as many workers as a run would have. Later plans know it
     #[arg(long)]
@@ -75,7 +75,7 @@ fn show_recalled(recalled: &NoopRun, as_json: bool) {
     }
     let counts = [recalled.stages.len(), 0, 0, 0];
     match as_json {
-        true => text += &totals_line(&[Total::default(), Total::default()], &Need::default(), counts),
+        true => text += &totals_line(&[Total::default(), Total::default()], &Requirements::default(), counts),
         false => text += &format!("{table}{}", counted(counts)),
     }
     print(&text);
@@ -88,7 +88,7 @@ fn made_in(seconds: f64) -> String {
 }
 
 /// The line that ends a plan for programs.
-fn totals_line(totals: &[Total; 2], need: &Need, [reuse, run, maybe, fail]: [usize; 4]) -> String {
+fn totals_line(totals: &[Total; 2], need: &Requirements, [reuse, run, maybe, fail]: [usize; 4]) -> String {
     let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
     let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
     format!("{}\n", json!({ "totals": totals, "needs": need, "stages": counts }))
@@ -104,7 +104,7 @@ fn counted([reuse, run, maybe, fail]: [usize; 4]) -> String {
 pub(super) fn show(
     project: &Project,
     forced: &[usize],
-    how: &How,
+    how: &RunArgs,
     measure: Option<&str>,
     as_json: bool,
 ) -> Result<(), Failure> {
@@ -117,7 +117,7 @@ pub(super) fn show(
         super::measure::measure(project, &planner, &mut forecast, how, log)?;
     }
     let predictor = Predictor::with(&planner, &forecast);
-    let mut need = Need::new(project, &conditions);
+    let mut need = Requirements::new(project, &conditions);
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
     let mut counts = [0; 4];
@@ -221,7 +221,7 @@ impl std::fmt::Display for Total {
 }
 
 /// `3.2 s, 4 of 10 units, 1.2 MB of outputs`.
-pub(super) fn took(predicted: &Prediction) -> String {
+pub(super) fn format_estimate(predicted: &Prediction) -> String {
     match predicted.bytes {
         Some(bytes) => format!("{}, {} of outputs", time(predicted), size(bytes)),
         None => time(predicted),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::manifests::{self, Named};
 use super::project::{Project, Settings};
-use super::run_args::{How, Origin, all_done, execute};
+use super::run_args::{Origin, RunArgs, all_done, execute};
 use crate::io::compare::compare;
 use crate::progress::{self, duration, print, short_path};
 use attrflow_engine::kind::Registry;
@@ -109,7 +109,7 @@ pub(super) struct Replay<'a> {
     /// The stages.
     pub names: &'a [String],
     pub settings: Settings,
-    pub how: &'a How,
+    pub how: &'a RunArgs,
     pub as_json: bool,
 }
 

@@ -15,7 +15,7 @@ use attrflow_engine::provenance::manifest::Conditions;
 
 /// The needs of the stages that surely run, as far as they are known.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Need {
+pub(super) struct Requirements {
     /// Seconds from start to end.
     wall_seconds: f64,
     workers: usize,
@@ -40,7 +40,7 @@ pub(super) struct Need {
     places: BTreeMap<usize, usize>,
 }
 
-impl Need {
+impl Requirements {
     pub fn new(project: &Project, conditions: &Conditions) -> Self {
         Self { workers: conditions.jobs, cache: project.store.root().to_path_buf(), ..Self::default() }
     }

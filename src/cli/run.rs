@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::noop::{question, recall_in_use};
 use super::project::{Project, Settings};
 use super::replay;
-use super::run_args::{Ended, How, Origin, all_done, execute, repeat};
+use super::run_args::{Origin, RunArgs, RunOutcome, all_done, execute, repeat};
 use super::sign::{Signer, describe};
 use crate::progress;
 use attrflow_engine::exec::noop_cache::{Found, NoopKey};
@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long = "target", value_name = "STAGE")]
     targets: Vec<String>,
     #[command(flatten)]
-    how: How,
+    how: RunArgs,
     /// Compute this stage whatever the cache holds (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
@@ -86,9 +86,9 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
 }
 
 /// Lets the next run recall this one. What keeps it from that is no fault of this run.
-fn note(question: &NoopKey, project: &Project, ended: &Ended) {
+fn note(question: &NoopKey, project: &Project, ended: &RunOutcome) {
     let Project { store, pipeline, sources, results, .. } = project;
-    let Ended { manifest, shown, .. } = ended;
+    let RunOutcome { manifest, shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
     let noted = store
         .shared_lock(|| {})
@@ -98,7 +98,7 @@ fn note(question: &NoopKey, project: &Project, ended: &Ended) {
     }
 }
 
-fn sign(signer: Option<&Signer>, ended: &Ended, as_json: bool) -> Result<(), Failure> {
+fn sign(signer: Option<&Signer>, ended: &RunOutcome, as_json: bool) -> Result<(), Failure> {
     let Some(signer) = signer else { return Ok(()) };
     let Some(path) = &ended.path else {
         return Err(Failure::Refused("the manifest could not be kept, so there is nothing to sign".into()));

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::failure::Failure;
 use super::project::{Project, cores, devices, program, worker_program};
-use super::signals::{Hear, Signals};
-use crate::io::download::hushed;
+use super::signals::{EventSink, Signals};
+use crate::io::download::redact_urls;
 use crate::progress::Reporter;
 use attrflow_engine::exec::event::{Event, PlacedArtifact};
 use attrflow_engine::exec::noop_cache::NoopRun;
@@ -23,7 +23,7 @@ use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
 
 /// How to compute, never what.
 #[derive(Debug, Args)]
-pub(super) struct How {
+pub(super) struct RunArgs {
     /// Workers at once on the CPU; on GPUs there is one per device; 0 chooses from the number of cores [default: run.jobs of the config, else 0]
     #[arg(short, long)]
     jobs: Option<usize>,
@@ -39,7 +39,7 @@ pub(super) struct How {
     downloads: Option<u32>,
 }
 
-impl How {
+impl RunArgs {
     /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
     pub fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
         let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
@@ -93,7 +93,7 @@ pub(super) struct Origin<'a> {
 }
 
 /// A run that is over.
-pub(super) struct Ended {
+pub(super) struct RunOutcome {
     pub manifest: Manifest,
     /// The manifest's file, where one could be written.
     pub path: Option<PathBuf>,
@@ -108,18 +108,18 @@ pub(super) struct Ended {
 pub(super) fn execute(
     project: &Project,
     forced: &[usize],
-    how: &How,
+    how: &RunArgs,
     origin: Origin<'_>,
     reporter: Box<dyn Reporter>,
     log: &str,
-) -> Result<Ended, Failure> {
+) -> Result<RunOutcome, Failure> {
     let (settings, conditions) = how.settings(project, log);
     let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
     let backend = LocalBackend { program: worker_program()?, front, settings };
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Cancel::default());
     let heard = Arc::new(Mutex::new((None, BTreeMap::new())));
-    let hear: Hear = {
+    let hear: EventSink = {
         let (reporter, heard) = (Arc::clone(&reporter), Arc::clone(&heard));
         Arc::new(move |event| {
             let (path, shown) = &mut *heard.lock().expect("no panic under this lock");
@@ -128,7 +128,7 @@ pub(super) fn execute(
                 Event::StageCached { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
                 _ => {}
             }
-            reporter.lock().expect("reporters do not panic").hear(&event);
+            reporter.lock().expect("reporters do not panic").on_event(&event);
         })
     };
     let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&hear));
@@ -142,7 +142,7 @@ pub(super) fn execute(
         results: project.results.clone(),
         file: origin.file.to_path_buf(),
         // The manifest is kept, and meant to be shown.
-        sets: origin.sets.iter().map(|set| hushed(set)).collect(),
+        sets: origin.sets.iter().map(|set| redact_urls(set)).collect(),
         program: program(),
         conditions,
         stop: &stop,
@@ -152,11 +152,11 @@ pub(super) fn execute(
     let interrupted =
         |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
     // A signal that came when all was done has changed nothing.
-    if let Some(signal) = signals.heard().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
+    if let Some(signal) = signals.received().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
         return Err(Failure::Interrupted(signal));
     }
     let (path, shown) = std::mem::take(&mut *heard.lock().expect("no panic under this lock"));
-    Ok(Ended { manifest: manifest?, path, shown })
+    Ok(RunOutcome { manifest: manifest?, path, shown })
 }
 
 /// Tells of a run whose answer is recalled.
@@ -166,17 +166,17 @@ pub(super) fn execute(
 pub(super) fn repeat(
     recalled: NoopRun,
     store: &Store,
-    how: &How,
+    how: &RunArgs,
     device: Option<&str>,
     origin: Origin<'_>,
     mut reporter: Box<dyn Reporter>,
-) -> Result<Ended, Failure> {
+) -> Result<RunOutcome, Failure> {
     let begun = Instant::now();
     let devices = devices(device.unwrap_or(&recalled.run.device))?;
     let conditions = how.conditions(&recalled.run, &devices);
-    let sets = origin.sets.iter().map(|set| hushed(set)).collect();
+    let sets = origin.sets.iter().map(|set| redact_urls(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);
-    let emit = |event: Event| reporter.borrow_mut().hear(&event);
+    let emit = |event: Event| reporter.borrow_mut().on_event(&event);
     let again = CachedRun {
         recalled,
         store,
@@ -188,7 +188,7 @@ pub(super) fn repeat(
         emit: &emit,
     };
     let (manifest, path) = again.execute()?;
-    Ok(Ended { manifest, path, shown: BTreeMap::new() })
+    Ok(RunOutcome { manifest, path, shown: BTreeMap::new() })
 }
 
 /// The stages that failed, as a failure.

@@ -49,7 +49,7 @@ pub(super) fn describe(signature: &Path, as_json: bool) {
 /// Holds a manifest against its signature.
 pub(super) fn verify(key: &str, named: &Named) -> Result<Signed, Failure> {
     attest::verify(key, &named.path, &named.bytes).map_err(|error| match error {
-        SignError::Invalid { .. } => Failure::Unsound(error.to_string()),
+        SignError::Invalid { .. } => Failure::InvalidSignature(error.to_string()),
         SignError::Key { .. } => Failure::Usage(error.to_string()),
         error => Failure::Refused(error.to_string()),
     })

@@ -12,7 +12,7 @@ use attrflow_engine::exec::event::Event;
 use attrflow_engine::exec::{Cancel, CancelMode};
 
 /// Takes events from any thread.
-pub(super) type Hear = Arc<dyn Fn(Event) + Send + Sync>;
+pub(super) type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// How long the manifest of a run that stops now may take, before the program ends without it.
 const GRACE: Duration = Duration::from_secs(3);
@@ -28,7 +28,7 @@ impl Signals {
     ///
     /// The first SIGINT lets the run finish what it is at. A second one, SIGTERM and SIGHUP end it now: of a terminal that
     /// is closed, or of a scheduler that kills what does not end soon.
-    pub fn watch(stop: Arc<Cancel>, hear: Hear) -> Self {
+    pub fn watch(stop: Arc<Cancel>, hear: EventSink) -> Self {
         let first = Arc::new(AtomicI32::new(0));
         // Without them a signal ends the program as it ends any other.
         let Ok(mut signals) = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
@@ -60,7 +60,7 @@ impl Signals {
     }
 
     /// The first signal that came.
-    pub fn heard(&self) -> Option<i32> {
+    pub fn received(&self) -> Option<i32> {
         Some(self.first.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// A file system that has not the room for what is to come.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {} are needed, {} are free", folder.display(), size(*needed), size(*free))]
-pub struct NoRoom {
+pub struct InsufficientSpace {
     /// A folder on the file system.
     pub folder: PathBuf,
     /// Bytes needed.
@@ -29,9 +29,9 @@ pub fn free(folder: &Path) -> io::Result<u64> {
 ///
 /// # Errors
 /// More needed than free.
-pub fn check(folder: &Path, needed: u64, free: u64) -> Result<(), NoRoom> {
+pub fn check(folder: &Path, needed: u64, free: u64) -> Result<(), InsufficientSpace> {
     if needed > free {
-        return Err(NoRoom { folder: folder.into(), needed, free });
+        return Err(InsufficientSpace { folder: folder.into(), needed, free });
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::io::torch::Dtype;
 use crate::method::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
 use crate::method::schedule::NoiseSchedule;
 use crate::method::selection::Selection;
-use crate::models::unet::Use;
+use crate::models::unet::ModelMode;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
@@ -157,7 +157,7 @@ impl Compute for Fisher {
     ) -> anyhow::Result<()> {
         let batches = ranges::range(unit, "batches")?;
         let total = batches.len() as u64;
-        let sum = with_unet(inputs, None, cx.device, Use::Gradients, |unet| {
+        let sum = with_unet(inputs, None, cx.device, ModelMode::Gradients, |unet| {
             let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| (cx.progress)(done as u64, total);

@@ -15,14 +15,14 @@ use crate::io::captions::list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy::writer;
 use crate::method::error::MathError;
-use crate::method::micro_batches::in_slices;
-use crate::method::noise::Draws;
+use crate::method::micro_batches::in_micro_batches;
+use crate::method::noise::Generator;
 use crate::method::sample::{SampleSpec, sample, sample_each, skip_batch};
 use crate::method::schedule::NoiseSchedule;
 use crate::models::text::clip::TextEncoder;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::models::unet::config::UNetConfig;
-use crate::models::unet::{Precision, Use};
+use crate::models::unet::{ModelMode, Precision};
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -256,7 +256,7 @@ fn texts(
     let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
     let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
     // The empty text is encoded along with each slice: a pass over it alone would round otherwise.
-    let slices = in_slices(captions.len(), micro_batch, |row, most| {
+    let slices = in_micro_batches(captions.len(), micro_batch, |row, most| {
         let some = [&captions[row..row + most], &[String::new()]].concat();
         Ok::<_, anyhow::Error>((most, embed(&tokenizer, &encoder, &some, device)?)) // [most + 1, L, D]
     })?;
@@ -275,7 +275,7 @@ fn draw(
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
-    let unet = load_unet(inputs, cx.device, Use::Passes(Precision::Fp32))?;
+    let unet = load_unet(inputs, cx.device, ModelMode::Inference(Precision::Fp32))?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
     let total = u64::from(params.steps);
@@ -293,7 +293,7 @@ fn draw(
             progress,
         ),
         Noise::Batch => {
-            let mut draws = Draws::seeded(seed);
+            let mut draws = Generator::seeded(seed);
             for _ in 0..first / spec.batch_size {
                 skip_batch(&unet, &schedule, &spec, &mut draws)?;
             }
@@ -320,7 +320,7 @@ fn decode(
     fs_err::create_dir(folder)?;
     let vae = Vae::load(inputs.path("vae"), device::torch(cx.device))?;
     let count = latents.size()[0] as usize;
-    in_slices(count, cx.effective_micro_batch().min(DECODED), |row, most| {
+    in_micro_batches(count, cx.effective_micro_batch().min(DECODED), |row, most| {
         let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
         let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
         let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);

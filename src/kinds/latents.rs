@@ -14,7 +14,7 @@ use crate::io::image::resize::shorter_side;
 use crate::io::image::{center_crop, load_rgb, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
-use crate::method::noise::{Draws, derived_seed};
+use crate::method::noise::{Generator, derived_seed};
 use crate::models::text::clip::TextEncoder;
 use crate::models::text::tokenizer::Tokenizer;
 use crate::models::vae::Vae;
@@ -181,7 +181,7 @@ impl Compute for Latents {
             let names = captions.items[..count].iter().map(|item| item.file_name.as_str());
             expected::make_images(&mut given, names, params.pixels, folder)?;
         }
-        let (span, steps) = (json!({ "images": [0, count] }), count as u64);
+        let (range, steps) = (json!({ "images": [0, count] }), count as u64);
         let unit = Some(Unit { name: "a trial".into(), range, steps });
         Ok(Trial { params: params.clone(), inputs: given, unit, steps, merges: true })
     }
@@ -213,7 +213,7 @@ fn write_latents(
                 Posterior::Mode => posterior.mode(),
                 Posterior::Sample => {
                     let place = [i64::from(params.seed), (first + place) as i64, flip as i64];
-                    let mut draws = Draws::seeded(derived_seed("posterior", &place));
+                    let mut draws = Generator::seeded(derived_seed("posterior", &place));
                     posterior.sample(&draws.normal(&posterior.mode().size(), Device::Cpu).to_device(device))
                 }
             };

@@ -11,12 +11,12 @@ use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::shared::select::Select;
 use super::shared::{arrays, check_outputs, device, expected, tensors};
 use crate::io::torch::Dtype;
-use crate::method::data::{Rows, place};
+use crate::method::data::{Rows, to_device};
 use crate::method::error::MathError;
 use crate::method::schedule::NoiseSchedule;
 use crate::method::selection::Selection;
 use crate::method::unlearn::{UnlearnSpec, Unlearning};
-use crate::models::unet::Use;
+use crate::models::unet::ModelMode;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
@@ -118,13 +118,13 @@ impl Compute for Unlearn {
             "`index` is {index}, expected less than {rows}, the rows of {}",
             texts.path().display()
         );
-        let _suited = device::suit(Use::Gradients);
-        let unet = load_unet(inputs, cx.device, Use::Gradients)?;
+        let _suited = device::apply_mode(ModelMode::Gradients);
+        let unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
         let read = |rows: NpyRows, row| match rows.read(&[row]) {
-            Ok(values) => Ok(place(&values, device)),
+            Ok(values) => Ok(to_device(&values, device)),
             Err(error) => Err(anyhow::anyhow!(error)),
         };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]

@@ -5,8 +5,8 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::losses;
-use super::micro_batches::unless_exhausted;
-use super::noise::Draws;
+use super::micro_batches::catch_oom;
+use super::noise::Generator;
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
 
@@ -31,7 +31,7 @@ pub fn micro_batch(
     let rate = |rows: i64| {
         let texts = (rows / times as i64).max(1);
         let rows = texts * times as i64;
-        let mut draws = Draws::seeded(0);
+        let mut draws = Generator::seeded(0);
         let noise = draws.normal(&[&[rows], latent].concat(), device);
         let text = draws.normal(&[&[texts], text].concat(), device);
         drop(draws);
@@ -49,7 +49,7 @@ pub fn micro_batch(
     };
     let (mut best, mut fastest) = (TRIED[0] / 2, 0.0);
     for rows in TRIED {
-        match unless_exhausted(|| rate(rows)) {
+        match catch_oom(|| rate(rows)) {
             Some(rate) if rate > fastest * WORTH => (best, fastest) = (rows, rate),
             _ => break,
         }

@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 use super::diffusion_loss::{check, losses};
 use super::error::MathError;
 use super::loss::LossPass;
-use super::micro_batches::in_slices;
+use super::micro_batches::in_micro_batches;
 use super::noise::{NoiseMode, image_noise};
 
 /// A block of images as any number of models see it: read and drawn once, kept on the CPU.
@@ -56,7 +56,7 @@ impl LossPass<'_> {
         let shape = [&[captions as i64], &latents.size()[1..]].concat();
         let noise = timesteps.iter().map(|timestep| {
             let draw = |&row: &usize| {
-                let image = self.data.original(row);
+                let image = self.data.image_of(row);
                 image_noise(self.spec.seed, image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
             };
             (*timestep, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
@@ -76,7 +76,7 @@ impl LossPass<'_> {
     ///
     /// # Errors
     /// A loss is not finite.
-    pub fn of_units(
+    pub fn losses_at(
         &self,
         block: &Block,
         timesteps: &[i64],
@@ -84,7 +84,7 @@ impl LossPass<'_> {
     ) -> Result<Tensor, MathError> {
         let (device, captions) = (self.unet.device(), self.spec.captions);
         let pairs = block.images.len() * captions;
-        let parts = in_slices(pairs, self.micro_batch, |pair, most| {
+        let parts = in_micro_batches(pairs, self.micro_batch, |pair, most| {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
             // What depends on the texts alone is the same at all timesteps.
@@ -110,7 +110,7 @@ impl LossPass<'_> {
     /// `progress` hears how many pairs of image and timestep are done.
     ///
     /// # Errors
-    /// As [`LossPass::block`] and [`LossPass::of_units`].
+    /// As [`LossPass::block`] and [`LossPass::losses_at`].
     pub fn rows_of_images(
         &self,
         images: &[usize],
@@ -125,7 +125,7 @@ impl LossPass<'_> {
                 at_each[place] = images;
                 progress(done + at_each.iter().sum::<usize>());
             };
-            parts.push(self.of_units(&block, timesteps, &mut heard)?);
+            parts.push(self.losses_at(&block, timesteps, &mut heard)?);
             done += some.len() * timesteps.len();
         }
         Ok(Tensor::cat(&parts, 0))

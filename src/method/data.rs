@@ -30,7 +30,7 @@ pub trait Rows {
 }
 
 /// Rows as the network takes them: float32 on `device`. A short type is widened there, so that fewer bytes travel.
-pub fn place(rows: &Tensor, device: Device) -> Tensor {
+pub fn to_device(rows: &Tensor, device: Device) -> Tensor {
     rows.to_device_(device, rows.kind(), true, false).to_kind(Kind::Float)
 }
 
@@ -96,7 +96,7 @@ impl<'a> DataSet<'a> {
     }
 
     /// The original image of a latent: a mirror image shares captions and noise with it.
-    pub fn original(&self, latent: usize) -> usize {
+    pub fn image_of(&self, latent: usize) -> usize {
         latent % self.images()
     }
 
@@ -104,7 +104,7 @@ impl<'a> DataSet<'a> {
     pub fn named(&self, error: MathError) -> MathError {
         match error {
             MathError::LossNotFinite { image: latent, timestep, value, .. } => {
-                let (image, mirrored) = (self.original(latent), latent >= self.images());
+                let (image, mirrored) = (self.image_of(latent), latent >= self.images());
                 MathError::LossNotFinite { image, mirrored, timestep, value }
             }
             error => error,
@@ -116,7 +116,7 @@ impl<'a> DataSet<'a> {
     /// # Errors
     /// The rows can't be read.
     pub fn latents(&self, rows: &[usize], device: Device) -> Result<Tensor, MathError> {
-        Ok(place(&self.latents.read(rows).map_err(MathError::Data)?, device))
+        Ok(to_device(&self.latents.read(rows).map_err(MathError::Data)?, device))
     }
 
     /// Texts [n, L, D] of pairs (latent, caption).
@@ -125,7 +125,7 @@ impl<'a> DataSet<'a> {
     /// The rows can't be read.
     pub fn texts(&self, pairs: &[(usize, usize)], device: Device) -> Result<Tensor, MathError> {
         let rows = self.text_rows(pairs);
-        Ok(place(&self.texts.read(&rows).map_err(MathError::Data)?, device))
+        Ok(to_device(&self.texts.read(&rows).map_err(MathError::Data)?, device))
     }
 
     /// Whether another thread may read the rows, and the parts that it needs for it.

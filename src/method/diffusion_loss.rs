@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::error::MathError;
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
-use crate::models::unet::attention::Texts;
+use crate::models::unet::attention::EncodedConditioning;
 
 /// Rows for one pass through the network, all on its device.
 pub struct DenoisingRows {
@@ -62,7 +62,7 @@ pub fn losses(
     schedule: &NoiseSchedule,
     [latents, noise]: [&Tensor; 2],
     timesteps: &Tensor,
-    texts: &Texts,
+    texts: &EncodedConditioning,
 ) -> Tensor {
     let repeats = latents.size()[0] / timesteps.size()[0];
     let xt = schedule.add_noise(latents, noise, &timesteps.repeat([repeats])); // [B, C, H, W]

@@ -13,8 +13,8 @@ use tch::{Device, Kind, Tensor};
 use super::data::DataSet;
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
-use super::micro_batches::in_slices;
-use super::noise::{Draws, derived_seed};
+use super::micro_batches::in_micro_batches;
+use super::noise::{Generator, derived_seed};
 use super::per_sample::sums_of_squares;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
@@ -132,7 +132,7 @@ pub fn fisher_range(
         let images = spec.rows_of(batch, data.latents_len());
         let rows = draw(schedule, data, spec, batch, images.clone(), unet.device())?;
         let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
-        let slices = in_slices(rows.len(), micro_batch, |row, most| {
+        let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
             let some = row..row + most;
             let sums =
                 squared_gradients(unet, schedule, &rows.slice(some), &spec.selection, images.start + row)?;
@@ -168,11 +168,11 @@ fn draw(
 ) -> Result<DenoisingRows, MathError> {
     let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
     let (count, captions) = (images.len() as i64, data.captions() as i64);
-    let mut draws = Draws::seeded(derived_seed("fisher", &[spec.seed, batch as i64]));
-    let timesteps = draws.below(schedule.train_timesteps(), count);
+    let mut draws = Generator::seeded(derived_seed("fisher", &[spec.seed, batch as i64]));
+    let timesteps = draws.randint(schedule.train_timesteps(), count);
     let drawn = match spec.caption_draw {
-        CaptionDraw::Batch => draws.below(captions, 1).repeat([count]),
-        CaptionDraw::Row => draws.below(captions, count),
+        CaptionDraw::Batch => draws.randint(captions, 1).repeat([count]),
+        CaptionDraw::Row => draws.randint(captions, count),
     };
     let noise = draws.normal(&latents.size(), Device::Cpu);
     drop(draws);

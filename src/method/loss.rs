@@ -9,14 +9,14 @@ use std::sync::mpsc::sync_channel;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::data::{DataSet, Loaded, place};
+use super::data::{DataSet, Loaded, to_device};
 use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
-use super::micro_batches::in_slices;
+use super::micro_batches::in_micro_batches;
 use super::noise::{NoiseMode, batch_noise, image_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
-use crate::models::unet::attention::Texts;
+use crate::models::unet::attention::EncodedConditioning;
 
 /// What the numbers of a loss pass depend on, besides model and data.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -190,7 +190,7 @@ impl<'a> LossPass<'a> {
     ///
     /// # Errors
     /// As [`LossPass::of_batches`].
-    pub fn rows_of_batch_simply(&self, batch: usize) -> Result<Tensor, MathError> {
+    pub fn reference_losses(&self, batch: usize) -> Result<Tensor, MathError> {
         let device = self.unet.device();
         let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
         let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
@@ -228,12 +228,12 @@ impl<'a> LossPass<'a> {
         let device = self.unet.device();
         let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
         let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
-        let (latents, texts) = (place(&loaded.latents, device), place(&loaded.texts, device));
+        let (latents, texts) = (to_device(&loaded.latents, device), to_device(&loaded.texts, device));
         let noise = self.noise(&images, &timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
         let (all, times) = (images.len() * captions, timesteps.len());
         let some = pairs.clone().unwrap_or(0..all);
-        let mut encoded: Option<(Range<usize>, Texts)> = None;
-        let parts = in_slices(some.len() * times, self.micro_batch, |row, most| {
+        let mut encoded: Option<(Range<usize>, EncodedConditioning)> = None;
+        let parts = in_micro_batches(some.len() * times, self.micro_batch, |row, most| {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let (pairs, some_times) = slice(row, most, some.len(), times);
             let pairs = some.start + pairs.start..some.start + pairs.end;
@@ -281,7 +281,7 @@ impl<'a> LossPass<'a> {
             }
             NoiseMode::Image => {
                 let shape = [&[captions], latent].concat();
-                let draw = |image| image_noise(seed, self.data.original(image), timesteps, &shape, device);
+                let draw = |image| image_noise(seed, self.data.image_of(image), timesteps, &shape, device);
                 let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
                 Tensor::cat(&noise, 0).flatten(0, 1)
             }

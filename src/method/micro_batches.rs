@@ -9,7 +9,7 @@ const SIGNS: [&str; 2] = ["out of memory", "can't allocate memory"];
 /// What `compute` returns, or nothing if it ran out of memory; other panics go on.
 ///
 /// `tch` turns libtorch's exceptions into panics. What `compute` did so far must not matter.
-pub fn unless_exhausted<T>(compute: impl FnOnce() -> T) -> Option<T> {
+pub fn catch_oom<T>(compute: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(compute)) {
         Ok(value) => Some(value),
         Err(panic) if exhausted(panic.as_ref()) => None,
@@ -28,7 +28,7 @@ fn exhausted(panic: &(dyn Any + Send)) -> bool {
 ///
 /// # Errors
 /// Those of `slice`. Memory that does not suffice for one row is a panic.
-pub fn in_slices<T, E>(
+pub fn in_micro_batches<T, E>(
     count: usize,
     mut micro: usize,
     mut slice: impl FnMut(usize, usize) -> Result<(usize, T), E>,
@@ -36,7 +36,7 @@ pub fn in_slices<T, E>(
     let (mut row, mut parts) = (0, Vec::new());
     while row < count {
         let most = micro.clamp(1, count - row);
-        let part = if most == 1 { Some(slice(row, 1)) } else { unless_exhausted(|| slice(row, most)) };
+        let part = if most == 1 { Some(slice(row, 1)) } else { catch_oom(|| slice(row, most)) };
         match part {
             Some(part) => {
                 let (taken, value) = part?;
@@ -58,7 +58,7 @@ mod tests {
 
     /// Rows 0 to 10, of which at most `fits` fit into memory at once; a slice takes up to `most`.
     fn run(micro: usize, fits: usize) -> Vec<Vec<usize>> {
-        in_slices(10, micro, |row, most| {
+        in_micro_batches(10, micro, |row, most| {
             assert!(most <= fits, "CUDA out of memory. Tried to allocate");
             Ok::<_, ()>((most, (row..row + most).collect()))
         })
@@ -86,11 +86,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "another reason")]
     fn other_panics_go_on() {
-        let _ = in_slices(10, 4, |_, _| -> Result<(usize, ()), ()> { panic!("another reason") });
+        let _ = in_micro_batches(10, 4, |_, _| -> Result<(usize, ()), ()> { panic!("another reason") });
     }
 
     #[test]
     fn errors_end_the_run() {
-        assert_eq!(in_slices(10, 4, |row, most| if row > 3 { Err(row) } else { Ok((most, ())) }), Err(4));
+        assert_eq!(
+            in_micro_batches(10, 4, |row, most| if row > 3 { Err(row) } else { Ok((most, ())) }),
+            Err(4)
+        );
     }
 }

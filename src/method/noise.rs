@@ -1,6 +1,6 @@
 //! All random numbers: the only place that seeds a generator.
 //!
-//! libtorch's default generators belong to the process, so drawing is a critical section: a [`Draws`] holds a
+//! libtorch's default generators belong to the process, so drawing is a critical section: a [`Generator`] holds a
 //! lock from its seeding to its end, and no other thread can take numbers from its stream. Seeding the default
 //! generator and drawing gives the stream of a fresh `torch.Generator` with that seed.
 
@@ -27,16 +27,16 @@ pub enum NoiseMode {
 
 /// A seeded stream of random numbers; the process has one at a time, so a thread that holds one must not ask for
 /// another.
-pub struct Draws(#[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+pub struct Generator(#[allow(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
 
-impl Draws {
+impl Generator {
     /// Waits until no other stream is drawn from, then starts one: those of a CPU and a CUDA generator differ.
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
-    pub fn seeded(seed: i64) -> Draws {
+    pub fn seeded(seed: i64) -> Generator {
         // A panic while drawing left nothing half-done that the seeding below doesn't reset.
         let lock = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
         tch::manual_seed(seed);
-        Draws(lock)
+        Generator(lock)
     }
 
     /// Standard normal numbers from the generator of `device`, float32.
@@ -45,7 +45,7 @@ impl Draws {
     }
 
     /// `count` uniform integers from 0 to `high` - 1 from the CPU's generator: [count] int64.
-    pub fn below(&mut self, high: i64, count: i64) -> Tensor {
+    pub fn randint(&mut self, high: i64, count: i64) -> Tensor {
         Tensor::randint(high, [count], (Kind::Int64, Device::Cpu))
     }
 
@@ -72,7 +72,7 @@ pub fn derived_seed(purpose: &str, place: &[i64]) -> i64 {
 
 /// The noise of batch `batch` in batch mode: a draw of its whole shape, seeded `seed + batch`.
 pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Tensor {
-    Draws::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
+    Generator::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
 }
 
 /// The noise of an image in image mode: [captions, timesteps, C, H, W] for `shape` [captions, C, H, W].
@@ -81,7 +81,7 @@ pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Te
 pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], device: Device) -> Tensor {
     let draw = |&timestep: &i64| {
         let seed = derived_seed("image noise", &[seed, image as i64, timestep]);
-        Draws::seeded(seed).normal(shape, Device::Cpu)
+        Generator::seeded(seed).normal(shape, Device::Cpu)
     };
     Tensor::stack(&timesteps.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
 }
@@ -91,5 +91,5 @@ pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], de
 /// Drawn by the CPU for every device, as [`image_noise`].
 pub fn drawing_noise(seed: i64, place: usize, timestep: i64, shape: &[i64]) -> Tensor {
     let seed = derived_seed("drawing", &[seed, place as i64, timestep]);
-    Draws::seeded(seed).normal(shape, Device::Cpu)
+    Generator::seeded(seed).normal(shape, Device::Cpu)
 }

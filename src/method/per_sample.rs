@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::models::kernels::add_squares;
-use crate::models::tape::{Op, Tap};
+use crate::models::tape::{LayerRecord, Op};
 
 /// Numbers that per-sample gradients may hold at once on a GPU, so that memory doesn't grow with the batch (768 MiB).
 const AT_ONCE: usize = 1 << 26;
@@ -19,7 +19,7 @@ const AT_ONCE_CPU: usize = 1 << 22;
 ///
 /// `grad` is the gradient at the tap's output of the *sum* of the samples' losses. Input and output must have the
 /// samples along their first dimension.
-pub fn gradients(tap: &Tap, input: &Tensor, grad: &Tensor) -> Vec<(String, Tensor)> {
+pub fn gradients(tap: &LayerRecord, input: &Tensor, grad: &Tensor) -> Vec<(String, Tensor)> {
     let mut found = Vec::new();
     if tap.weight {
         found.push((format!("{}.weight", tap.layer), weight(tap.op, input, grad)));
@@ -31,7 +31,7 @@ pub fn gradients(tap: &Tap, input: &Tensor, grad: &Tensor) -> Vec<(String, Tenso
 }
 
 /// The sums over samples of the squared gradients, in float64, by full name.
-pub fn sums_of_squares(tap: &Tap, grad: &Tensor) -> Vec<(String, Tensor)> {
+pub fn sums_of_squares(tap: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
     let samples = grad.size()[0];
     assert_eq!(tap.input.size()[0], samples, "{}: each sample needs an input of its own", tap.layer);
     let mut sums: Vec<(String, Tensor)> = Vec::new();

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::error::MathError;
-use super::micro_batches::in_slices;
-use super::noise::{Draws, drawing_noise};
+use super::micro_batches::in_micro_batches;
+use super::noise::{Generator, drawing_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
 
@@ -47,7 +47,7 @@ pub fn sample(
     cond: &Tensor,
     uncond: &Tensor,
     spec: &SampleSpec,
-    draws: &mut Draws,
+    draws: &mut Generator,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
@@ -122,7 +122,7 @@ pub fn skip_batch(
     unet: &UNet,
     schedule: &NoiseSchedule,
     spec: &SampleSpec,
-    draws: &mut Draws,
+    draws: &mut Generator,
 ) -> Result<(), MathError> {
     let shape = batch_shape(unet, spec)?;
     let noisy =
@@ -150,7 +150,7 @@ fn guided(
     scale: f64,
     micro_batch: usize,
 ) -> Tensor {
-    let parts = in_slices(x.size()[0] as usize, micro_batch, |row, most| {
+    let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {
         let some = |x: &Tensor| x.narrow(0, row as i64, most as i64);
         let xt = some(x);
         let timesteps = Tensor::full([most as i64], t, (tch::Kind::Int64, x.device()));

@@ -9,17 +9,17 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::error::MathError;
-use crate::models::weights::config::{self, Guard, ModelError};
+use crate::models::weights::config::{self, ModelError, OptionGuard};
 
 /// What `DDPMScheduler` could compute but this crate does not.
-const GUARDS: &[Guard] = &[
-    Guard("beta_schedule", &["\"linear\"", "\"scaled_linear\""]),
-    Guard("prediction_type", &["\"epsilon\""]),
-    Guard("rescale_betas_zero_snr", &["false"]),
-    Guard("thresholding", &["false"]),
-    Guard("timestep_spacing", &["\"leading\""]),
-    Guard("trained_betas", &["null"]),
-    Guard("variance_type", &["\"fixed_small\""]),
+const GUARDS: &[OptionGuard] = &[
+    OptionGuard("beta_schedule", &["\"linear\"", "\"scaled_linear\""]),
+    OptionGuard("prediction_type", &["\"epsilon\""]),
+    OptionGuard("rescale_betas_zero_snr", &["false"]),
+    OptionGuard("thresholding", &["false"]),
+    OptionGuard("timestep_spacing", &["\"leading\""]),
+    OptionGuard("trained_betas", &["null"]),
+    OptionGuard("variance_type", &["\"fixed_small\""]),
 ];
 
 /// The keys of `scheduler_config.json` that matter here, with the defaults of `DDPMScheduler`.

@@ -11,8 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
-use super::micro_batches::in_slices;
-use super::noise::{Draws, derived_seed};
+use super::micro_batches::in_micro_batches;
+use super::noise::{Generator, derived_seed};
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
@@ -152,7 +152,8 @@ impl<'a> Unlearning<'a> {
         let (count, device) = (self.spec.batch_size as i64, self.unet.device());
         let mut shape = self.latent.size();
         shape[0] = count;
-        let mut draws = Draws::seeded(derived_seed("unlearn", &[self.spec.seed, step as i64, batch as i64]));
+        let mut draws =
+            Generator::seeded(derived_seed("unlearn", &[self.spec.seed, step as i64, batch as i64]));
         let timesteps = draws.permutation(self.schedule.train_timesteps()).narrow(0, 0, count);
         let noise = draws.normal(&shape, Device::Cpu);
         self.rows(timesteps.to_device(device), noise.to_device(device))
@@ -188,7 +189,7 @@ impl<'a> Unlearning<'a> {
         let parameters: Vec<Tensor> =
             self.chosen.iter().map(|name| self.unet.parameters()[name].set_requires_grad(true)).collect();
         let mut total = BTreeMap::new();
-        let slices = in_slices(rows.len(), self.micro_batch, |row, most| {
+        let slices = in_micro_batches(rows.len(), self.micro_batch, |row, most| {
             let some = rows.slice(row..row + most);
             let losses = tch::with_grad(|| some.losses(self.unet, self.schedule));
             check(&losses, |row| (0, some.timesteps.int64_value(&[row as i64])))?;

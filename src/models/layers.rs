@@ -4,7 +4,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::kernels::{self, Filters, Joined};
+use super::kernels::{self, ConcatInput, Filters};
 use super::tape::{Op, Tape};
 use super::weights::Scope;
 
@@ -40,13 +40,13 @@ pub struct Linear {
 impl Linear {
     /// Takes `weight` [outputs, inputs] and, if it has one, `bias` [outputs].
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
-        let weight = scope.for_products(&scope.take("weight", &[outputs, inputs]));
-        let bias_of = || scope.for_products(&scope.take("bias", &[outputs]));
+        let weight = scope.to_compute_dtype(&scope.take("weight", &[outputs, inputs]));
+        let bias_of = || scope.to_compute_dtype(&scope.take("bias", &[outputs]));
         Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
     }
 
     /// The same in the parameters' own precision, whatever the model's products are in.
-    pub fn exact(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
+    pub fn full_precision(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
         let weight = scope.take("weight", &[outputs, inputs]);
         let bias_of = || scope.take("bias", &[outputs]);
         Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
@@ -59,23 +59,23 @@ impl Linear {
 }
 
 /// Linear maps of the same input, without biases, computed as one where nobody looks.
-pub struct Stacked {
+pub struct FusedLinear {
     maps: Vec<Linear>,
     /// All weights, [maps * outputs, inputs].
     together: Tensor,
 }
 
-impl Stacked {
+impl FusedLinear {
     /// Takes the `weight` [outputs, inputs] of each name below `scope`.
-    pub fn new(scope: &Scope<'_>, names: &[&str], inputs: i64, outputs: i64, tape: &Tape) -> Stacked {
+    pub fn new(scope: &Scope<'_>, names: &[&str], inputs: i64, outputs: i64, tape: &Tape) -> FusedLinear {
         let (parts, together) = scope.take_stacked(names, "weight", &[outputs, inputs]);
         let map = |(name, weight): (&&str, &Tensor)| Linear {
             place: Place::new(&scope.sub(name), tape, false),
-            weight: scope.for_products(weight),
+            weight: scope.to_compute_dtype(weight),
             bias: None,
         };
         let maps = names.iter().zip(&parts).map(map).collect();
-        Stacked { maps, together: scope.for_products(&together) }
+        FusedLinear { maps, together: scope.to_compute_dtype(&together) }
     }
 
     /// [.., inputs] to one [.., outputs] for each map.
@@ -104,9 +104,10 @@ pub struct Conv2d {
 impl Conv2d {
     /// Takes `weight` [outputs, inputs, kernel, kernel] and `bias` [outputs]; stride 1, no padding.
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, kernel: i64, tape: &Tape) -> Conv2d {
-        let weight = scope.for_products(&scope.take_filters("weight", &[outputs, inputs, kernel, kernel]));
+        let weight =
+            scope.to_compute_dtype(&scope.take_filters("weight", &[outputs, inputs, kernel, kernel]));
         let exact_bias = scope.take("bias", &[outputs]);
-        let (place, bias) = (Place::new(scope, tape, true), scope.for_products(&exact_bias));
+        let (place, bias) = (Place::new(scope, tape, true), scope.to_compute_dtype(&exact_bias));
         Conv2d { place, weight, bias, exact_bias, filters: Filters::default(), stride: 1, padding: 0, kernel }
     }
 
@@ -132,7 +133,7 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let form = (self.kernel, self.stride, self.padding);
         if form == (3, 1, 1) && self.place.is_quiet([x, &self.weight, &self.bias]) {
-            let generation = self.place.tape.generation();
+            let generation = self.place.tape.version();
             if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, generation) {
                 return y;
             }
@@ -141,7 +142,7 @@ impl Conv2d {
     }
 
     /// The convolution of x plus `residual`.
-    pub fn onto(&self, x: &Tensor, residual: &Tensor) -> Tensor {
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Tensor {
         if self.adds_late(x) && !residual.requires_grad() {
             let y = self.convolve(x, None);
             if kernels::add(residual, &self.exact_bias, &y).is_some() {
@@ -154,7 +155,7 @@ impl Conv2d {
     /// The convolution of x with a part of what must still be added to it: `shift` [K, outputs] in all.
     ///
     /// Returns the image and what is left to be added.
-    pub fn before(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
+    pub fn add_shift(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
         if self.adds_late(x) {
             (self.convolve(x, None), shift + &self.exact_bias)
         } else {
@@ -174,7 +175,7 @@ impl Conv2d {
     }
 
     /// A 1x1 convolution of images whose channels follow each other: to [B, outputs, H, W].
-    pub fn forward_joined(&self, x: &Joined<'_>) -> Tensor {
+    pub fn forward_joined(&self, x: &ConcatInput<'_>) -> Tensor {
         let parts = [Some(x.first), x.second, Some(&self.weight), Some(&self.bias)];
         let Some(second) = x.second.filter(|_| self.place.is_quiet(parts.into_iter().flatten())) else {
             return self.forward(&x.cat());
@@ -221,11 +222,11 @@ impl GroupNorm {
 
     /// [B, channels, H, W] to the same shape.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.fused(&Joined { first: x, second: None }, None, false).unwrap_or_else(|| self.plain(x))
+        self.fused(&ConcatInput { first: x, second: None }, None, false).unwrap_or_else(|| self.plain(x))
     }
 
     /// `silu(norm(x + shift))`: [B, channels, H, W]. Row b gets row b % K of `shift` [K, channels].
-    pub fn silu(&self, x: &Joined<'_>, shift: Option<&Tensor>) -> Tensor {
+    pub fn silu(&self, x: &ConcatInput<'_>, shift: Option<&Tensor>) -> Tensor {
         self.fused(x, shift, true).unwrap_or_else(|| {
             let x = x.cat();
             let shifted = shift.map(|shift| {
@@ -237,7 +238,7 @@ impl GroupNorm {
         })
     }
 
-    fn fused(&self, x: &Joined<'_>, shift: Option<&Tensor>, silu: bool) -> Option<Tensor> {
+    fn fused(&self, x: &ConcatInput<'_>, shift: Option<&Tensor>, silu: bool) -> Option<Tensor> {
         if self.place.tape.records() {
             return None;
         }
@@ -278,7 +279,7 @@ impl LayerNorm {
     }
 
     /// The sum of `x`, which is used up, and `branch` [.., width], and the sum normalised.
-    pub fn after(&self, x: Tensor, branch: &Tensor) -> (Tensor, Tensor) {
+    pub fn add_norm(&self, x: Tensor, branch: &Tensor) -> (Tensor, Tensor) {
         if let Some(y) = self.fused(&x, Some(branch)) {
             return (x, y);
         }

@@ -41,7 +41,7 @@ pub enum Op {
 
 /// One pass through a layer with a chosen parameter.
 #[derive(Debug)]
-pub struct Tap {
+pub struct LayerRecord {
     /// The layer's name; its parameters are `{layer}.weight` and `{layer}.bias`.
     pub layer: String,
     /// What it computed.
@@ -66,7 +66,7 @@ pub struct Tape(Rc<RefCell<State>>);
 struct State {
     generation: u64,
     select: Option<Select>,
-    taps: Vec<Tap>,
+    taps: Vec<LayerRecord>,
 }
 
 impl Tape {
@@ -88,7 +88,7 @@ impl Tape {
     }
 
     /// How often parameters have changed.
-    pub fn generation(&self) -> u64 {
+    pub fn version(&self) -> u64 {
         self.0.borrow().generation
     }
 
@@ -98,7 +98,7 @@ impl Tape {
     }
 
     /// Stops recording and hands out what was recorded, in the order of computation.
-    pub fn take(&self) -> Vec<Tap> {
+    pub fn take(&self) -> Vec<LayerRecord> {
         let mut state = self.0.borrow_mut();
         state.select = None;
         std::mem::take(&mut state.taps)
@@ -124,7 +124,7 @@ impl Tape {
         }
         let output = if output.requires_grad() { output } else { output.set_requires_grad(true) };
         let (input, kept) = (input.detach(), output.shallow_clone());
-        state.taps.push(Tap { layer: layer.to_owned(), op, weight, bias, input, output: kept });
+        state.taps.push(LayerRecord { layer: layer.to_owned(), op, weight, bias, input, output: kept });
         output
     }
 }

@@ -7,7 +7,7 @@ use attrflow_engine::exec::event::Event;
 pub struct JsonLines;
 
 impl Reporter for JsonLines {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         super::log::log(event, false);
         let line = serde_json::to_string(event).expect("an event is plain data");
         print(&format!("{line}\n"));

@@ -4,7 +4,7 @@ mod bars;
 pub mod drawing;
 mod lines;
 mod log;
-mod progress;
+mod live;
 mod table;
 
 use std::io::{IsTerminal, Write};
@@ -19,7 +19,7 @@ pub use table::Table;
 /// Shows events.
 pub trait Reporter: Send {
     /// Takes one event.
-    fn hear(&mut self, event: &Event);
+    fn on_event(&mut self, event: &Event);
 }
 
 /// JSON lines if asked for, live progress on a terminal, a summary alone in a pipe.
@@ -27,17 +27,17 @@ pub fn choose(json: bool) -> Box<dyn Reporter> {
     if json {
         Box::new(lines::JsonLines)
     } else if std::io::stderr().is_terminal() {
-        Box::new(progress::Live::default())
+        Box::new(live::Live::default())
     } else {
-        Box::new(progress::Quiet::default())
+        Box::new(live::Quiet::default())
     }
 }
 
 /// Live progress on a terminal, and what goes wrong; whoever asked for the run tells how it ended.
 pub fn progress() -> Box<dyn Reporter> {
     match std::io::stderr().is_terminal() {
-        true => Box::new(progress::Live::without_summary()),
-        false => Box::new(progress::Quiet::without_summary()),
+        true => Box::new(live::Live::without_summary()),
+        false => Box::new(live::Quiet::without_summary()),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::project::{Project, Ran, copy};
 use crate::run::STAGES;
 
 /// A finished project whose cache is gone but for what the named stages need, and its results moved elsewhere.
-fn relocated(targets: &[&str]) -> (Project, PathBuf) {
+fn moved(targets: &[&str]) -> (Project, PathBuf) {
     let project = Project::finished();
     let mine = project.path("mine");
     copy(&project.path("results/demo"), &mine);

@@ -6,7 +6,7 @@ use std::path::Path;
 use attrflow::io::torch::{self, Dtype, Entry};
 use attrflow::method::schedule::NoiseSchedule;
 use attrflow::method::selection::Selection;
-use attrflow::models::unet::{UNet, Use};
+use attrflow::models::unet::{ModelMode, UNet};
 use attrflow::models::weights::Weights;
 use tch::{Device, Tensor};
 
@@ -44,7 +44,7 @@ fn a_checkpoint_elsewhere_is_taken_and_held_to_the_configuration() {
     fs_err::copy(path(FORM).join("config.json"), form.join("config.json")).unwrap();
     let (file, own) = (folder.path().join("model.bin"), tiny());
     let load = |checkpoint: Option<&Path>, changed: Option<&Path>| {
-        UNet::load_parts(&form, checkpoint, changed, Device::Cpu, Use::Gradients)
+        UNet::load_parts(&form, checkpoint, changed, Device::Cpu, ModelMode::Gradients)
             .map_err(|error| error.to_string())
     };
     let error = load(None, None).err().unwrap();
@@ -97,7 +97,7 @@ fn a_checkpoint_elsewhere_is_taken_and_held_to_the_configuration() {
 /// Numbers as diffusers 0.42 counts them for the same config.json.
 #[test]
 fn the_published_network_has_its_size() {
-    let unet = UNet::new(&path("configs/mscoco/unet/config.json"), Weights::blank()).unwrap();
+    let unet = UNet::new(&path("configs/mscoco/unet/config.json"), Weights::zeros()).unwrap();
     let count = |selection: Selection| {
         let names = selection.of(unet.parameters().keys()).unwrap();
         (names.len(), names.iter().map(|name| unet.parameters()[name].numel()).sum::<usize>())

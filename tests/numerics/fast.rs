@@ -16,7 +16,7 @@ use attrflow::method::noise::NoiseMode;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
-use attrflow::models::unet::{Precision, UNet, Use};
+use attrflow::models::unet::{ModelMode, Precision, UNet};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, tiny};
@@ -47,7 +47,7 @@ fn every_row_of_a_loss_pass() {
             let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise };
             let pass = |micro_batch| LossPass::new(&unet, &schedule, data, &spec, micro_batch).unwrap();
             let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
-            let simple = tch::with_grad(|| pass(1).rows_of_batch_simply(1)).unwrap();
+            let simple = tch::with_grad(|| pass(1).reference_losses(1)).unwrap();
             let _ = lowest.set_requires_grad(false);
             // Slices of several texts, of one, and of a part of one's timesteps.
             for micro_batch in [24, 4, 3] {
@@ -148,7 +148,8 @@ fn squared_gradients_are_those_of_autograd_row_by_row() {
 #[test]
 fn products_in_bfloat16_change_little() {
     let folder = path("data/demo/model/unet");
-    let short = UNet::load_parts(&folder, None, None, Device::Cpu, Use::Passes(Precision::Bf16)).unwrap();
+    let short =
+        UNet::load_parts(&folder, None, None, Device::Cpu, ModelMode::Inference(Precision::Bf16)).unwrap();
     let (exact, latents, texts) = networks().into_iter().nth(1).unwrap();
     let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
     let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise: NoiseMode::Batch };

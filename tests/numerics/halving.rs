@@ -2,8 +2,8 @@
 
 use attrflow::method::error::MathError;
 use attrflow::method::successive_halving::{
-    Halving, Population, Prior, Source, Spec, Threshold, Visited, halve, most, rounds, sample_for, spread,
-    trigamma,
+    Halving, Population, Prior, Source, Spec, Threshold, Visited, halve, rounds, sample_for, trigamma,
+    upper_bound, visit_order,
 };
 
 /// Random numbers of the test's own (SplitMix64): the populations are data, not draws of the method.
@@ -133,7 +133,7 @@ fn chance(population: usize, belonging: usize, drawn: usize, found: usize) -> f6
 #[test]
 fn the_first_timesteps_are_spread_over_all() {
     for timesteps in [1, 2, 3, 4, 5, 20, 50, 64, 100, 1000] {
-        let order = spread(timesteps);
+        let order = visit_order(timesteps);
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..timesteps).collect::<Vec<_>>());
@@ -145,7 +145,7 @@ fn the_first_timesteps_are_spread_over_all() {
             assert!(gap <= 3 * timesteps.div_ceil(count), "{gap} between {count} of {timesteps}");
         }
     }
-    assert_eq!(spread(8), [4, 0, 5, 2, 7, 1, 6, 3]);
+    assert_eq!(visit_order(8), [4, 0, 5, 2, 7, 1, 6, 3]);
 }
 
 #[test]
@@ -181,13 +181,13 @@ fn the_prior_is_found_again() {
     // One variance for all: nothing of an image's own is believed.
     let own: Vec<f64> = (0..20_000).map(|_| 3.0 * chi(2) / 2.0).collect();
     let prior = Prior::of(&own, 2.0);
-    assert!(prior.df > 100.0 && (prior.moderate(50.0, 2.0) - 3.0).abs() < 1.0, "{prior:?}");
+    assert!(prior.df > 100.0 && (prior.shrink_variance(50.0, 2.0) - 3.0).abs() < 1.0, "{prior:?}");
     assert_eq!(Prior::of(&[0.0; 9], 2.0), Prior { df: f64::INFINITY, variance: 0.0 });
 }
 
 /// How often a side of the intervals at the first `count` timesteps misses the mean over all.
 fn misses(table: &Table, count: usize, error: f64) -> f64 {
-    let (timesteps, order) = (table.population.timesteps, spread(table.population.timesteps));
+    let (timesteps, order) = (table.population.timesteps, visit_order(table.population.timesteps));
     let seen: Vec<Vec<f64>> =
         table.rows.iter().map(|row| order[..count].iter().map(|&t| row[t]).collect()).collect();
     let rows: Vec<&[f64]> = seen.iter().map(Vec::as_slice).collect();
@@ -231,7 +231,7 @@ fn the_bound_on_what_was_missed_holds_for_every_truth() {
             for belonging in 0..=population {
                 let held: f64 = (0..=drawn)
                     .filter(|&found| found <= belonging && drawn - found <= population - belonging)
-                    .filter(|&found| most(population, drawn, found, confidence) >= belonging)
+                    .filter(|&found| upper_bound(population, drawn, found, confidence) >= belonging)
                     .map(|found| chance(population, belonging, drawn, found))
                     .sum();
                 assert!(held >= confidence - 1e-9, "{held}: {belonging} of {population}, {drawn} drawn");
@@ -242,17 +242,20 @@ fn the_bound_on_what_was_missed_holds_for_every_truth() {
 
 #[test]
 fn the_bound_is_no_larger_than_it_must_be() {
-    assert_eq!((most(100, 100, 3, 0.95), most(100, 0, 0, 0.95), most(0, 0, 0, 0.95)), (3, 100, 0));
+    assert_eq!(
+        (upper_bound(100, 100, 3, 0.95), upper_bound(100, 0, 0, 0.95), upper_bound(0, 0, 0, 0.95)),
+        (3, 100, 0)
+    );
     for (population, drawn, found) in [(30, 10, 0), (30, 10, 2), (400, 200, 1)] {
-        let bound = most(population, drawn, found, 0.95);
+        let bound = upper_bound(population, drawn, found, 0.95);
         let few = |belonging| (0..=found).map(|x| chance(population, belonging, drawn, x)).sum::<f64>();
         assert!(few(bound) > 0.05 && few(bound + 1) <= 0.05, "{bound}");
     }
     // Clopper and Pearson's bound for a binomial share is 1 - 0.05^(1/200) with none of 200.
-    let share = most(1_000_000, 200, 0, 0.95) as f64 / 1e6;
+    let share = upper_bound(1_000_000, 200, 0, 0.95) as f64 / 1e6;
     assert!((share - (1.0 - 0.05_f64.powf(1.0 / 200.0))).abs() < 1e-5, "{share}");
     let drawn = sample_for(5000, 10, 0.95);
-    assert!(most(5000, drawn, 0, 0.95) <= 10 && most(5000, drawn - 1, 0, 0.95) > 10, "{drawn}");
+    assert!(upper_bound(5000, drawn, 0, 0.95) <= 10 && upper_bound(5000, drawn - 1, 0, 0.95) > 10, "{drawn}");
 }
 
 /// The share of the rows that are computed and the recall before the check, on average.
@@ -350,7 +353,7 @@ fn nothing_is_computed_twice_and_survivors_are_exact() {
     let computed: usize = table.asked.iter().map(Vec::len).sum();
     assert_eq!(computed, found.computed);
     for (latent, asked) in table.asked.iter().enumerate() {
-        assert_eq!(asked, &spread(20)[..asked.len()]);
+        assert_eq!(asked, &visit_order(20)[..asked.len()]);
         assert_eq!(asked.len() == 20, found.exact[latent % 300]);
     }
     let mut sums: Vec<(f64, f64)> = Vec::new();
@@ -415,7 +418,7 @@ fn few_images_or_timesteps_are_seen_in_full() {
 #[test]
 fn what_the_check_finds_is_in_the_answer() {
     // Behind at every timestep of the first rounds, far ahead at the others.
-    let late = |latent: usize, t: usize| latent == 17 && !spread(16)[..8].contains(&t);
+    let late = |latent: usize, t: usize| latent == 17 && !visit_order(16)[..8].contains(&t);
     let population = Population { images: 60, views: 1, timesteps: 16 };
     let mut table = Table::new(population, 2, |latent, t, numbers| {
         let rise = if late(latent, t) { 100.0 } else { latent as f64 / 10.0 };
@@ -430,7 +433,7 @@ fn what_the_check_finds_is_in_the_answer() {
 #[test]
 fn what_is_not_a_number_is_refused_and_named() {
     let population = Population { images: 30, views: 2, timesteps: 8 };
-    let at = spread(8)[0];
+    let at = visit_order(8)[0];
     let mut table =
         Table::new(
             population,

@@ -1,7 +1,7 @@
 //! The formulas: schedule, noise, drawing, per-sample gradients, ranking.
 
 use attrflow::method::influence::{influence, per_image, rank};
-use attrflow::method::noise::{Draws, batch_noise, derived_seed, image_noise};
+use attrflow::method::noise::{Generator, batch_noise, derived_seed, image_noise};
 use attrflow::method::sample::{SampleSpec, sample, skip_batch};
 use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -43,7 +43,7 @@ fn noised_latents() {
 
 #[test]
 fn noised_latents_of_unit_variance_keep_it() {
-    let normal = |seed| Draws::seeded(seed).normal(&[10, 4, 64, 64], Device::Cpu);
+    let normal = |seed| Generator::seeded(seed).normal(&[10, 4, 64, 64], Device::Cpu);
     let timesteps = Tensor::arange_start_step(0, 1000, 100, (Kind::Int64, Device::Cpu));
     let xt = schedule(true, 0).add_noise(&normal(1), &normal(2), &timesteps);
     for variance in Vec::<f32>::try_from(xt.flatten(1, -1).var_dim(1i64, true, false)).unwrap() {
@@ -97,7 +97,7 @@ fn draw(
     skip: i64,
 ) -> Tensor {
     let (cond, uncond) = (&golden[&format!("{name}_cond")], &golden[&format!("{name}_uncond")]);
-    let (mut draws, mut found) = (Draws::seeded(0), Vec::new());
+    let (mut draws, mut found) = (Generator::seeded(0), Vec::new());
     for (i, batch) in cond.split(spec.batch_size as i64, 0).iter().enumerate() {
         if (i as i64) < skip {
             skip_batch(unet, schedule, spec, &mut draws).unwrap();
@@ -154,11 +154,11 @@ fn image_noise_depends_on_image_and_timestep_alone() {
 
 #[test]
 fn streams_of_two_threads_do_not_mix() {
-    let alone = Draws::seeded(1).normal(&[1000], Device::Cpu);
+    let alone = Generator::seeded(1).normal(&[1000], Device::Cpu);
     let wanted = Vec::<f32>::try_from(alone).unwrap();
     let draw = |_| {
         std::thread::spawn(|| {
-            let mut draws = Draws::seeded(1);
+            let mut draws = Generator::seeded(1);
             let parts: Vec<Tensor> = (0..2).map(|_| draws.normal(&[500], Device::Cpu)).collect();
             Vec::<f32>::try_from(&parts[0]).unwrap()
         })

@@ -97,7 +97,7 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
     let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
     let at = |images: std::ops::Range<usize>, timesteps: &[i64]| {
         let block = pass.block(&images.collect::<Vec<_>>(), timesteps).unwrap();
-        pass.of_units(&block, timesteps, &mut |_, _| {}).unwrap() // [images, captions, timesteps]
+        pass.losses_at(&block, timesteps, &mut |_, _| {}).unwrap() // [images, captions, timesteps]
     };
     let all = at(0..10, &[0, 250, 500, 750]);
     assert_close("all", &all, &load("method/losses")["image_rows"]);

@@ -10,7 +10,7 @@ use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
 use attrflow::method::influence::{influence, per_image, rank};
 use attrflow::method::loss::{LossPass, LossSpec};
-use attrflow::method::noise::{Draws, NoiseMode};
+use attrflow::method::noise::{Generator, NoiseMode};
 use attrflow::method::per_sample::gradients;
 use attrflow::method::sample::{SampleSpec, sample};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
@@ -204,7 +204,7 @@ fn a_drawing_of_fifty_steps_in_a_batch_that_is_not_full() {
     let ((unet, expected), mut report) = (network(), Report::default());
     let (cond, uncond) = (normal(&shape(&[2], &TEXT), 60), normal(&shape(&[1], &TEXT), 61));
     let spec = SampleSpec { steps: 50, guidance_scale: 7.5, batch_size: 3 };
-    let mut draws = Draws::seeded(0);
+    let mut draws = Generator::seeded(0);
     let found = sample(&unet, &schedule(), &cond, &uncond, &spec, &mut draws, 2, &mut ignore).unwrap();
     report.tensor("drawing", &found, &expected["drawing"], 1e-4);
     report.finish();

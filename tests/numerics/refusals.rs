@@ -5,7 +5,7 @@
 use attrflow::method::data::DataSet;
 use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
 use attrflow::method::loss::{LossPass, LossSpec};
-use attrflow::method::noise::{Draws, NoiseMode};
+use attrflow::method::noise::{Generator, NoiseMode};
 use attrflow::method::sample::{SampleSpec, sample};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -29,7 +29,7 @@ fn data() -> (Tensor, Tensor) {
 fn draw(cond: &Tensor, steps: usize) -> String {
     let uncond = Tensor::zeros([1, 5, 12], (Kind::Float, Device::Cpu));
     let spec = SampleSpec { steps, guidance_scale: 7.5, batch_size: 3 };
-    let (unet, schedule, mut draws) = (tiny(), schedule(), Draws::seeded(0));
+    let (unet, schedule, mut draws) = (tiny(), schedule(), Generator::seeded(0));
     let found = sample(&unet, &schedule, cond, &uncond, &spec, &mut draws, 2, &mut ignore);
     found.err().unwrap().to_string()
 }

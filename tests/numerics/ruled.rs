@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use attrflow::method::noise::Draws;
+use attrflow::method::noise::Generator;
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Tensors, error};
 
 /// A standard normal tensor, as `torch.randn` with a fresh generator draws it.
 pub fn normal(shape: &[i64], seed: i64) -> Tensor {
-    Draws::seeded(seed).normal(shape, Device::Cpu)
+    Generator::seeded(seed).normal(shape, Device::Cpu)
 }
 
 /// The weights of the rule for the shapes of `folder/shapes.json`, by name.

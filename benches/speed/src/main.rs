@@ -17,7 +17,7 @@ use attrflow::method::loss::{LossPass, LossSpec};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
-use attrflow::models::unet::{Precision, UNet, Use};
+use attrflow::models::unet::{ModelMode, Precision, UNet};
 use attrflow_engine::kind::Device;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -56,8 +56,8 @@ fn main() -> anyhow::Result<()> {
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     let passes = ["loss", "check"].contains(&work.what.as_str());
-    let purpose = if passes { Use::Passes(work.precision) } else { Use::Gradients };
-    let _suited = device::suit(purpose);
+    let purpose = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
+    let _suited = device::apply_mode(purpose);
     if work.trials {
         tch::Cuda::cudnn_set_benchmark(true);
     }
@@ -91,7 +91,7 @@ fn main() -> anyhow::Result<()> {
             let fast = pass.rows_of_batch(start)?;
             // With a gradient wanted at the lowest layer, no fused kernel is used from there on.
             let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
-            let simple = tch::with_grad(|| pass.rows_of_batch_simply(start))?;
+            let simple = tch::with_grad(|| pass.reference_losses(start))?;
             let _ = lowest.set_requires_grad(false);
             let far = ((fast - &simple) / simple).abs().max().double_value(&[]);
             let (seconds, _) = timed(|| Ok(()))?;

@@ -112,7 +112,7 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
 
 pub(super) fn pull(args: &PullArgs, store: &Store) -> Result<(), Failure> {
     let remote = Remote::open(&args.remote, false)?;
-    let (pipeline, back) = manifests::back(&args.run).ok_or_else(|| {
+    let (pipeline, back) = manifests::nth_last(&args.run).ok_or_else(|| {
         let form = "expected last, last~1 or PIPELINE:last among those of the remote";
         Failure::Usage(format!("`{}` is no run: {form}", args.run))
     })?;

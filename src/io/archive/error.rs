@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
-use crate::io::disk_space::NoRoom;
+use crate::io::disk_space::InsufficientSpace;
 
 /// A format of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +96,11 @@ pub enum ArchiveError {
     },
     /// The disk has no room for the content.
     #[error("{}: no room to unpack it: {source}", path.display())]
-    NoRoom {
+    InsufficientSpace {
         /// The archive.
         path: PathBuf,
         /// How much is missing, and where.
-        source: NoRoom,
+        source: InsufficientSpace,
     },
     /// An entry has not the size that the archive declares for it.
     #[error("{}: {entry}: {found} bytes, expected {expected}", path.display())]

@@ -68,7 +68,7 @@ impl<'a> Job<'a> {
         fs_err::create_dir_all(self.folder)?;
         let needed = u64::try_from(self.declared).unwrap_or(u64::MAX);
         disk_space::check(self.folder, needed, disk_space::free(self.folder)?)
-            .map_err(|source| ArchiveError::NoRoom { path: self.path.into(), source })
+            .map_err(|source| ArchiveError::InsufficientSpace { path: self.path.into(), source })
     }
 
     /// Makes an empty folder.

@@ -10,11 +10,11 @@ use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::FetchError;
-use super::address::{hushed, join, origin, shown};
+use super::address::{join, origin, redact_urls, shown};
 
 /// How patiently to ask.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Attempts without a new byte before giving up.
     pub attempts: u32,
     /// Pause before the second attempt; doubled for each further one.
@@ -23,7 +23,7 @@ pub struct Patience {
     pub longest: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self { attempts: 5, pause: Duration::from_secs(1), longest: Duration::from_secs(600) }
     }
@@ -82,13 +82,13 @@ impl<T> Attempt<T> {
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
-    patience: Patience,
+    patience: RetryPolicy,
     stop: AtomicBool,
 }
 
 impl Client {
     /// A client of this patience.
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: RetryPolicy) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             // The client would send a token to another port of the host that a redirect names.
@@ -148,24 +148,24 @@ impl Client {
     /// # Errors
     /// A server that can't be reached, or goes on to fail.
     pub fn text(&self, url: &str, token: Option<&Token>) -> Result<Response<String>, FetchError> {
-        self.patiently(url, || {
+        self.retry(url, || {
             let response = match self.ask(Verb::Get, url, token, &[]) {
                 Ok(response) => response,
-                Err(unanswered) => return unanswered.again_or_never(url),
+                Err(unanswered) => return unanswered.classify(url),
             };
-            if let Some(again) = busy(&response) {
+            if let Some(again) = retry_after_status(&response) {
                 return Ok(again);
             }
             let (head, mut body) = response.into_parts();
             match body.read_to_string() {
                 Ok(text) => Ok(Attempt::Complete(Response::from_parts(head, text))),
-                Err(error) => Unanswered { url: url.into(), error }.again_or_never(url),
+                Err(error) => Unanswered { url: url.into(), error }.classify(url),
             }
         })
     }
 
     /// Attempts until one is complete, or too many in a row brought nothing.
-    pub(super) fn patiently<T>(
+    pub(super) fn retry<T>(
         &self,
         url: &str,
         mut attempt: impl FnMut() -> Result<Attempt<T>, FetchError>,
@@ -214,11 +214,11 @@ pub(super) struct Unanswered {
 
 impl Unanswered {
     /// Worth another attempt at the address that was meant, or final.
-    pub fn again_or_never<T>(self, meant: &str) -> Result<Attempt<T>, FetchError> {
+    pub fn classify<T>(self, meant: &str) -> Result<Attempt<T>, FetchError> {
         use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
         let Self { url, error } = self;
         // Some of the client's errors repeat the address, which may be none that `hushed` would know.
-        let mut reason = hushed(&error.to_string().replace(&url, &shown(&url)));
+        let mut reason = redact_urls(&error.to_string().replace(&url, &shown(&url)));
         if origin(&url) != origin(meant) {
             reason = format!("{reason}, after a redirect to {}", shown(&url));
         }
@@ -230,7 +230,7 @@ impl Unanswered {
 }
 
 /// Whether the server may give another answer to the same request a moment later, and when.
-pub(super) fn busy<B, T>(response: &Response<B>) -> Option<Attempt<T>> {
+pub(super) fn retry_after_status<B, T>(response: &Response<B>) -> Option<Attempt<T>> {
     let status = response.status();
     let passing = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
     if !status.is_server_error() && !passing {

@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 /// Holds the file that stands at a path; let go when dropped, or when the process ends in any way.
 #[derive(Debug)]
-pub struct Held {
+pub struct FileLock {
     path: PathBuf,
     file: fs_err::File,
 }
 
-impl Held {
+impl FileLock {
     /// Waits until nobody else holds the file, which is made if need be.
     ///
     /// # Errors
     /// A file that cannot be made or locked.
-    pub fn alone(path: &Path) -> io::Result<Self> {
+    pub fn exclusive(path: &Path) -> io::Result<Self> {
         Self::hold(path, |file| file.lock().map(|()| true))?
             .ok_or_else(|| io::Error::other("a lock got lost"))
     }
@@ -25,7 +25,7 @@ impl Held {
     ///
     /// # Errors
     /// A file that cannot be made or locked.
-    pub fn at_once(path: &Path) -> io::Result<Option<Self>> {
+    pub fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
         Self::hold(path, |file| match file.try_lock() {
             Ok(()) => Ok(true),
             Err(std::fs::TryLockError::WouldBlock) => Ok(false),
@@ -37,7 +37,7 @@ impl Held {
     ///
     /// # Errors
     /// A file that cannot be made or locked.
-    pub fn together(path: &Path) -> io::Result<Self> {
+    pub fn shared(path: &Path) -> io::Result<Self> {
         Self::hold(path, |file| file.lock_shared().map(|()| true))?
             .ok_or_else(|| io::Error::other("a lock got lost"))
     }
@@ -66,20 +66,20 @@ impl Held {
     ///
     /// # Errors
     /// A file that cannot be locked.
-    pub fn share(self) -> io::Result<Self> {
+    pub fn downgrade(self) -> io::Result<Self> {
         let path = self.path.clone();
         drop(self);
-        Self::together(&path)
+        Self::shared(&path)
     }
 
     /// Holds the file alone, if nobody holds it together with this one.
     ///
     /// # Errors
     /// A file that cannot be locked.
-    pub fn take(self) -> io::Result<Option<Self>> {
+    pub fn try_upgrade(self) -> io::Result<Option<Self>> {
         let path = self.path.clone();
         drop(self);
-        Self::at_once(&path)
+        Self::try_exclusive(&path)
     }
 
     /// Removes the file: whoever waits for it makes a new one.
@@ -99,15 +99,15 @@ mod tests {
     fn many_hold_it_together_and_one_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let one = Held::together(&path).unwrap();
-        let two = Held::together(&path).unwrap();
-        assert!(Held::at_once(&path).unwrap().is_none());
-        assert!(two.take().unwrap().is_none());
-        let alone = one.take().unwrap().unwrap();
-        assert!(Held::at_once(&path).unwrap().is_none());
-        let shared = alone.share().unwrap();
-        drop(Held::together(&path).unwrap());
-        shared.take().unwrap().unwrap().remove().unwrap();
+        let one = FileLock::shared(&path).unwrap();
+        let two = FileLock::shared(&path).unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        assert!(two.try_upgrade().unwrap().is_none());
+        let alone = one.try_upgrade().unwrap().unwrap();
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        let shared = alone.downgrade().unwrap();
+        drop(FileLock::shared(&path).unwrap());
+        shared.try_upgrade().unwrap().unwrap().remove().unwrap();
         assert!(!path.exists());
     }
 
@@ -115,14 +115,14 @@ mod tests {
     fn who_waited_for_a_file_that_was_removed_holds_the_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let first = Held::alone(&path).unwrap();
+        let first = FileLock::exclusive(&path).unwrap();
         let waiter = std::thread::spawn({
             let path = path.clone();
-            move || Held::alone(&path).unwrap()
+            move || FileLock::exclusive(&path).unwrap()
         });
         std::thread::sleep(std::time::Duration::from_millis(50));
         first.remove().unwrap();
         let _second = waiter.join().unwrap();
-        assert!(Held::at_once(&path).unwrap().is_none());
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
     }
 }

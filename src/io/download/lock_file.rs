@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::file_lock::Held;
+use super::file_lock::FileLock;
 
 /// What a remote file was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Pins {
     /// # Errors
     /// A file that cannot be written.
     pub fn commit(path: &Path, repo: &str, found: &str) -> Result<String, PinError> {
-        let _held = Held::alone(path)?;
+        let _held = FileLock::exclusive(path)?;
         let mut pins = Self::read(path)?;
         if let Some(commit) = pins.hub.get(repo) {
             return Ok(commit.clone());
@@ -120,7 +120,7 @@ impl Pins {
         if self.hub.is_empty() && self.files.is_empty() {
             return Ok(());
         }
-        let _held = Held::alone(path)?;
+        let _held = FileLock::exclusive(path)?;
         let before = Self::read(path)?;
         let mut pins = before.clone();
         for (repo, commit) in self.hub {

@@ -20,16 +20,16 @@ mod transfer;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub use address::{hushed, name};
 pub(super) use address::{join, shown};
-pub use client::{Client, Patience, Token};
+pub use address::{name, redact_urls};
+pub use client::{Client, RetryPolicy, Token};
 pub use error::FetchError;
 pub use hash::sha256;
 pub use parts::Finished;
 pub use state::{Expected, Fetched};
 
 use client::Verb;
-use file_lock::Held;
+use file_lock::FileLock;
 use partial::Partial;
 use parts::Slot;
 use state::Note;
@@ -46,7 +46,7 @@ pub struct Progress {
 
 /// One remote file.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct DownloadRequest {
     /// Its address as messages and the lock file name it: without secrets.
     pub name: String,
     /// Where its bytes are.
@@ -57,7 +57,7 @@ pub struct Wanted {
     pub expected: Expected,
 }
 
-impl Wanted {
+impl DownloadRequest {
     /// A file at an http(s) address.
     pub fn at(url: &str, sha256: Option<String>) -> Self {
         let expected = Expected { sha256, ..Expected::default() };
@@ -69,7 +69,7 @@ impl Wanted {
         let mut hasher = blake3::Hasher::new();
         let Expected { sha256, blob, bytes } = &self.expected;
         // A secret in the query may be a new one each time; a digest is not.
-        let name = self.name.split('?').next().filter(|_| self.expected.tells()).unwrap_or(&self.name);
+        let name = self.name.split('?').next().filter(|_| self.expected.has_digest()).unwrap_or(&self.name);
         for part in [Some(name), sha256.as_deref(), blob.as_deref()] {
             hasher.update(part.unwrap_or_default().as_bytes()).update(b"\0");
         }
@@ -94,17 +94,17 @@ impl<'a> Fetcher<'a> {
         Ok(Self { client, folder: folder.into() })
     }
 
-    fn slot(&self, wanted: &Wanted) -> Slot {
+    fn slot(&self, wanted: &DownloadRequest) -> Slot {
         Slot::new(&self.folder, &wanted.key())
     }
 
     /// Bytes of the file that are here already.
-    pub fn present(&self, wanted: &Wanted) -> u64 {
+    pub fn present(&self, wanted: &DownloadRequest) -> u64 {
         self.slot(wanted).bytes()
     }
 
     /// The size of the file, if it or the server tells: some refuse the question.
-    pub fn size(&self, wanted: &Wanted) -> Option<u64> {
+    pub fn size(&self, wanted: &DownloadRequest) -> Option<u64> {
         if let Some(finished) = self.slot(wanted).finished() {
             return Some(finished.bytes);
         }
@@ -119,10 +119,14 @@ impl<'a> Fetcher<'a> {
     ///
     /// # Errors
     /// See [`FetchError`]. What came stays for the next attempt, unless it was the wrong file.
-    pub fn fetch(&self, wanted: &Wanted, heard: &mut dyn FnMut(Progress)) -> Result<Finished, FetchError> {
+    pub fn fetch(
+        &self,
+        wanted: &DownloadRequest,
+        heard: &mut dyn FnMut(Progress),
+    ) -> Result<Finished, FetchError> {
         let slot = self.slot(wanted);
         loop {
-            let held = match Held::at_once(&slot.lock())? {
+            let held = match FileLock::try_exclusive(&slot.lock())? {
                 Some(alone) => {
                     if slot.finished().is_none()
                         && let Err(error) = self.bring(wanted, &slot, heard)
@@ -133,11 +137,11 @@ impl<'a> Fetcher<'a> {
                         }
                         return Err(error);
                     }
-                    alone.share()?
+                    alone.downgrade()?
                 }
                 None => {
                     tracing::info!("waiting for another download of {}", wanted.name);
-                    Held::together(&slot.lock())?
+                    FileLock::shared(&slot.lock())?
                 }
             };
             // Whoever was waited for may have been killed, or had the file for itself.
@@ -148,7 +152,12 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    fn bring(&self, wanted: &Wanted, slot: &Slot, heard: &mut dyn FnMut(Progress)) -> Result<(), FetchError> {
+    fn bring(
+        &self,
+        wanted: &DownloadRequest,
+        slot: &Slot,
+        heard: &mut dyn FnMut(Progress),
+    ) -> Result<(), FetchError> {
         let expected = &wanted.expected;
         let blob = expected.git().map(|(_, size)| size);
         let mut note = slot.note().unwrap_or_else(|| Note::new(wanted.name.clone()));
@@ -161,7 +170,7 @@ impl<'a> Fetcher<'a> {
             Ok::<_, FetchError>((partial.finish()?, resumed))
         };
         // Without a digest or a version nothing tells whether an old part belongs to the file that is there today.
-        let keep = expected.tells() || note.continues();
+        let keep = expected.has_digest() || note.is_resumable();
         let (mut fetched, resumed) = again(&mut note, keep)?;
         if resumed && expected.fault(&fetched).is_some() {
             // The old part was of another file: once more, from nothing.

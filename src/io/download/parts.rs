@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use super::state::Note;
 use super::{FetchError, Fetched};
-use crate::io::download::file_lock::Held;
+use crate::io::download::file_lock::FileLock;
 
 /// How long a download is kept that nobody asks for any more.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -102,13 +102,13 @@ pub struct Finished {
 #[derive(Debug)]
 enum Keeps {
     /// Nobody removes it before this lock is free.
-    Lock(Held),
+    Lock(FileLock),
     /// A second name, which is nobody else's.
     Name(PathBuf),
 }
 
 impl Finished {
-    pub(super) fn new(slot: Slot, held: Held, fetched: Fetched) -> Self {
+    pub(super) fn new(slot: Slot, held: FileLock, fetched: Fetched) -> Self {
         Self { fetched, slot, keeps: Keeps::Lock(held) }
     }
 
@@ -150,10 +150,10 @@ impl Finished {
     /// The file system refuses.
     pub fn remove(self) -> Result<(), FetchError> {
         let alone = match self.keeps {
-            Keeps::Lock(held) => held.take()?,
+            Keeps::Lock(held) => held.try_upgrade()?,
             Keeps::Name(name) => {
                 fs_err::remove_file(name)?;
-                Held::at_once(&self.slot.lock())?
+                FileLock::try_exclusive(&self.slot.lock())?
             }
         };
         if let Some(alone) = alone {
@@ -187,7 +187,7 @@ pub(super) fn sweep(folder: &Path, now: SystemTime) -> io::Result<()> {
     }
     for key in old.difference(&young) {
         let slot = Slot::new(folder, key);
-        if let Some(alone) = Held::at_once(&slot.lock())? {
+        if let Some(alone) = FileLock::try_exclusive(&slot.lock())? {
             slot.clear()?;
             alone.remove()?;
         }
@@ -213,7 +213,7 @@ mod tests {
         let days = |days: u64| SystemTime::now() + Duration::from_secs(days * 24 * 3600);
         sweep(folder.path(), days(29)).unwrap();
         assert_eq!(names().len(), 6);
-        let held = Held::alone(&folder.path().join("b.lock")).unwrap();
+        let held = FileLock::exclusive(&folder.path().join("b.lock")).unwrap();
         sweep(folder.path(), days(31)).unwrap();
         assert_eq!(names(), ["b.lock", "b.part"]);
         drop(held);

@@ -17,7 +17,7 @@ pub struct Expected {
 
 impl Expected {
     /// Whether a digest would tell a wrong file.
-    pub fn tells(&self) -> bool {
+    pub fn has_digest(&self) -> bool {
         self.sha256.is_some() || self.git().is_some()
     }
 
@@ -80,7 +80,7 @@ impl Note {
     }
 
     /// Whether bytes without a digest may be gone on with.
-    pub fn continues(&self) -> bool {
+    pub fn is_resumable(&self) -> bool {
         self.version.is_some() && self.boot == boot()
     }
 }

@@ -19,17 +19,17 @@ struct MeasureBackend {
 impl MeasureBackend {
     fn new() -> Self {
         let patience =
-            Patience { attempts: 3, pause: Duration::from_millis(1), longest: Duration::from_secs(2) };
+            RetryPolicy { attempts: 3, pause: Duration::from_millis(1), longest: Duration::from_secs(2) };
         Self { folder: tempfile::tempdir().unwrap(), client: Client::new(patience) }
     }
 
-    fn fetch(&self, wanted: &Wanted) -> Result<Finished, String> {
+    fn fetch(&self, wanted: &DownloadRequest) -> Result<Finished, String> {
         let fetcher = Fetcher::new(&self.client, self.folder.path()).unwrap();
         fetcher.fetch(wanted, &mut |_| ()).map_err(|error| error.to_string())
     }
 
     /// Leaves what a killed download leaves.
-    fn leave(&self, wanted: &Wanted, bytes: &[u8], version: Option<&str>) {
+    fn leave(&self, wanted: &DownloadRequest, bytes: &[u8], version: Option<&str>) {
         let slot = Slot::new(self.folder.path(), &wanted.key());
         fs_err::write(slot.part(), bytes).unwrap();
         let note = Note { version: version.map(str::to_owned), ..Note::new("somewhere".into()) };
@@ -46,8 +46,8 @@ fn some(range: &str) -> Option<String> {
     Some(range.to_owned())
 }
 
-fn known(url: &str) -> Wanted {
-    Wanted::at(url, Some(SHA256.to_uppercase()))
+fn known(url: &str) -> DownloadRequest {
+    DownloadRequest::at(url, Some(SHA256.to_uppercase()))
 }
 
 /// The tag that the server gives the content.
@@ -98,11 +98,11 @@ fn a_download_kept_by_a_name_outlives_its_removal_by_another() {
 #[test]
 fn a_wrong_address_is_final() {
     let bench = MeasureBackend {
-        client: Client::new(Patience { pause: Duration::from_secs(3600), ..Patience::default() }),
+        client: Client::new(RetryPolicy { pause: Duration::from_secs(3600), ..RetryPolicy::default() }),
         ..MeasureBackend::new()
     };
-    assert!(bench.fetch(&Wanted::at("http://", None)).unwrap_err().starts_with("http://: "));
-    let secret = bench.fetch(&Wanted::at("http://me:pass@/x?key=abc", None)).unwrap_err();
+    assert!(bench.fetch(&DownloadRequest::at("http://", None)).unwrap_err().starts_with("http://: "));
+    let secret = bench.fetch(&DownloadRequest::at("http://me:pass@/x?key=abc", None)).unwrap_err();
     assert!(!secret.contains("abc") && !secret.contains("pass"), "{secret}");
     assert_eq!(bench.names(), [""; 0]);
 }
@@ -120,9 +120,9 @@ fn a_server_error_is_asked_again_when_the_server_says() {
         .fault("/never", status(503, None, 9));
     let bench = MeasureBackend::new();
     let begun = std::time::Instant::now();
-    bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap();
+    bench.fetch(&DownloadRequest::at(&server.url("/f"), None)).unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
-    let error = bench.fetch(&Wanted::at(&server.url("/later?key=abc"), None)).unwrap_err();
+    let error = bench.fetch(&DownloadRequest::at(&server.url("/later?key=abc"), None)).unwrap_err();
     assert!(
         error.ends_with(
             "after 1 attempts without progress: the server answered 429 Too Many Requests, and \
@@ -131,10 +131,10 @@ fn a_server_error_is_asked_again_when_the_server_says() {
         "{error}"
     );
     assert!(error.contains("/later?…: ") && !error.contains("abc"), "{error}");
-    let error = bench.fetch(&Wanted::at(&server.url("/never"), None)).unwrap_err();
+    let error = bench.fetch(&DownloadRequest::at(&server.url("/never"), None)).unwrap_err();
     assert!(error.contains("gave up after 3 attempts without progress: the server answered 503"), "{error}");
     assert_eq!(server.ranges("/never").len(), 3);
-    let error = bench.fetch(&Wanted::at(&server.url("/none"), None)).unwrap_err();
+    let error = bench.fetch(&DownloadRequest::at(&server.url("/none"), None)).unwrap_err();
     assert!(error.ends_with("the server answered 404 Not Found"), "{error}");
     assert_eq!(server.ranges("/none").len(), 1);
 }
@@ -144,12 +144,12 @@ fn a_wrong_digest_leaves_nothing() {
     let server = Server::new().file("/f", CONTENT);
     let bench = MeasureBackend::new();
     let url = server.url("/f");
-    let error = bench.fetch(&Wanted::at(&url, Some("00ff".into()))).unwrap_err();
+    let error = bench.fetch(&DownloadRequest::at(&url, Some("00ff".into()))).unwrap_err();
     assert_eq!(error, format!("{url}: sha256 {SHA256}, expected 00ff"));
     let mut short = known(&url);
     short.expected.bytes = Some(40);
     assert_eq!(bench.fetch(&short).unwrap_err(), format!("{url}: 43 bytes, expected 40"));
-    let mut blob = Wanted::at(&url, None);
+    let mut blob = DownloadRequest::at(&url, None);
     blob.expected = Expected { blob: Some("00ff".into()), bytes: Some(43), ..Expected::default() };
     // `printf 'the quick brown fox jumps over the lazy dog' | git hash-object --stdin`
     let found = "51845765534c7f66e83b49fa20dff226e3721bec";
@@ -162,7 +162,7 @@ fn an_old_part_is_continued_where_something_tells_that_it_belongs() {
     let server = Server::new().file("/f", CONTENT);
     let url = server.url("/f");
     let bench = MeasureBackend::new();
-    let fetch = |wanted: &Wanted, bytes: &[u8], version: Option<&str>| {
+    let fetch = |wanted: &DownloadRequest, bytes: &[u8], version: Option<&str>| {
         bench.leave(wanted, bytes, version);
         server.forget();
         let finished = bench.fetch(wanted).unwrap();
@@ -170,7 +170,7 @@ fn an_old_part_is_continued_where_something_tells_that_it_belongs() {
         finished.remove().unwrap();
         server.asked().into_iter().map(|asked| (asked.range, asked.if_range)).collect::<Vec<_>>()
     };
-    let unknown = Wanted::at(&url, None);
+    let unknown = DownloadRequest::at(&url, None);
     assert_eq!(fetch(&unknown, &CONTENT[..9], None), [(None, None)]);
     assert_eq!(fetch(&unknown, &CONTENT[..9], Some(&tag())), [(some("bytes=9-"), Some(tag()))]);
     assert_eq!(fetch(&unknown, b"old", Some("\"old\"")), [(some("bytes=3-"), some("\"old\""))]);
@@ -189,7 +189,7 @@ fn an_old_part_is_continued_where_something_tells_that_it_belongs() {
 fn bytes_from_before_a_power_cut_are_not_trusted() {
     let server = Server::new().file("/f", CONTENT);
     let bench = MeasureBackend::new();
-    let wanted = Wanted::at(&server.url("/f"), None);
+    let wanted = DownloadRequest::at(&server.url("/f"), None);
     bench.leave(&wanted, &CONTENT[..9], Some(&tag()));
     let slot = Slot::new(bench.folder.path(), &wanted.key());
     slot.save(&Note { boot: some("another"), ..slot.note().unwrap() }).unwrap();
@@ -205,7 +205,7 @@ fn a_server_without_ranges_is_read_from_the_start() {
     assert_eq!(bench.fetch(&known(&server.url("/f"))).unwrap().fetched.bytes, 43);
     // One that always begins anew and always breaks off is given up.
     let server = server.fault("/f", Fault::Drop { after: 9, times: 99 });
-    let error = bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap_err();
+    let error = bench.fetch(&DownloadRequest::at(&server.url("/f"), None)).unwrap_err();
     assert!(error.contains("gave up after 3 attempts"), "{error}");
 }
 
@@ -213,7 +213,7 @@ fn a_server_without_ranges_is_read_from_the_start() {
 fn a_dropped_connection_goes_on_where_it_stopped() {
     let server = Server::new().file("/f", CONTENT).fault("/f", Fault::Drop { after: 9, times: 4 });
     let bench = MeasureBackend::new();
-    let finished = bench.fetch(&Wanted::at(&server.url("/f"), None)).unwrap();
+    let finished = bench.fetch(&DownloadRequest::at(&server.url("/f"), None)).unwrap();
     assert_eq!(finished.fetched.sha256, SHA256);
     let ranges = [None, some("bytes=9-"), some("bytes=18-"), some("bytes=27-"), some("bytes=36-")];
     assert_eq!(server.ranges("/f"), ranges);
@@ -223,8 +223,8 @@ fn a_dropped_connection_goes_on_where_it_stopped() {
 #[test]
 fn a_file_that_changes_in_between_is_read_anew() {
     let server = Server::new().file("/f", b"old old old").fault("/f", Fault::Drop { after: 9, times: 1 });
-    let bench = MeasureBackend { client: Client::new(Patience::default()), ..MeasureBackend::new() };
-    let wanted = Wanted::at(&server.url("/f"), None);
+    let bench = MeasureBackend { client: Client::new(RetryPolicy::default()), ..MeasureBackend::new() };
+    let wanted = DownloadRequest::at(&server.url("/f"), None);
     let finished = std::thread::scope(|scope| {
         let fetch = scope.spawn(|| bench.fetch(&wanted));
         while server.asked().is_empty() {
@@ -238,13 +238,13 @@ fn a_file_that_changes_in_between_is_read_anew() {
 
 #[test]
 fn two_files_are_not_joined_where_nothing_tells_them_apart() {
-    let patience = Patience { pause: Duration::from_millis(300), ..Patience::default() };
+    let patience = RetryPolicy { pause: Duration::from_millis(300), ..RetryPolicy::default() };
     // The new file is longer than the old one, or as long.
     for (old, new) in [(&CONTENT[..12], CONTENT), (CONTENT, &CONTENT.to_ascii_uppercase())] {
         let server = Server::new().file("/f", old).fault("/f", Fault::NoTag);
         let server = server.fault("/f", Fault::Drop { after: 9, times: 1 });
         let bench = MeasureBackend { client: Client::new(patience), ..MeasureBackend::new() };
-        let wanted = Wanted::at(&server.url("/f"), None);
+        let wanted = DownloadRequest::at(&server.url("/f"), None);
         let finished = std::thread::scope(|scope| {
             let fetch = scope.spawn(|| bench.fetch(&wanted));
             while server.asked().is_empty() {
@@ -277,7 +277,7 @@ fn who_comes_second_takes_what_the_first_one_finished() {
     let slow = Fault::Slow { chunk: 9, pause: Duration::from_millis(50) };
     let server = Server::new().file("/f", CONTENT).fault("/f", slow);
     let bench = MeasureBackend::new();
-    let wanted = Wanted::at(&server.url("/f"), None);
+    let wanted = DownloadRequest::at(&server.url("/f"), None);
     let barrier = Barrier::new(4);
     let fetch = || {
         let finished = bench.fetch(&wanted).unwrap();
@@ -314,11 +314,11 @@ fn a_size_is_asked_for_or_known() {
     let server = Server::new().file("/f", CONTENT).file("/g", CONTENT).fault("/g", Fault::NoLength);
     let bench = MeasureBackend::new();
     let fetcher = Fetcher::new(&bench.client, bench.folder.path()).unwrap();
-    let size = |path: &str| fetcher.size(&Wanted::at(&server.url(path), None));
+    let size = |path: &str| fetcher.size(&DownloadRequest::at(&server.url(path), None));
     assert_eq!((size("/f"), size("/g"), size("/none")), (Some(43), None, None));
-    let mut sized = Wanted::at("http://nowhere.invalid/f", None);
+    let mut sized = DownloadRequest::at("http://nowhere.invalid/f", None);
     sized.expected.bytes = Some(7);
     assert_eq!(fetcher.size(&sized), Some(7));
     assert!(server.ranges("/f").is_empty(), "nothing was fetched for it");
-    assert!(bench.fetch(&Wanted::at(&server.url("/g"), None)).is_ok());
+    assert!(bench.fetch(&DownloadRequest::at(&server.url("/g"), None)).is_ok());
 }

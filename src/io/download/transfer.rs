@@ -6,10 +6,10 @@ use std::time::Duration;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
 use super::address::shown;
-use super::client::{Attempt, Client, Verb, busy};
+use super::client::{Attempt, Client, Verb, retry_after_status};
 use super::partial::Partial;
 use super::state::Note;
-use super::{FetchError, Progress, Wanted};
+use super::{DownloadRequest, FetchError, Progress};
 
 /// Which end of a transfer failed: the server may be asked again, a full disk may not.
 enum Stop {
@@ -21,7 +21,7 @@ enum Stop {
 /// A download in the making.
 pub(super) struct Transfer<'a> {
     pub client: &'a Client,
-    pub wanted: &'a Wanted,
+    pub wanted: &'a DownloadRequest,
     /// Keeps the note beside the partial file, which must happen before the bytes that it speaks of.
     pub save: &'a dyn Fn(&Note) -> io::Result<()>,
     pub heard: &'a mut dyn FnMut(Progress),
@@ -31,7 +31,7 @@ impl Transfer<'_> {
     /// Brings what is missing.
     pub fn run(mut self, partial: &mut Partial, note: &mut Note) -> Result<(), FetchError> {
         let client = self.client;
-        client.patiently(&self.wanted.url, || self.attempt(partial, note))
+        client.retry(&self.wanted.url, || self.attempt(partial, note))
     }
 
     /// Asks once, for what is missing.
@@ -41,7 +41,7 @@ impl Transfer<'_> {
         if partial.bytes() > 0 && expected == Some(partial.bytes()) {
             return Ok(Attempt::Complete(())); // all was there, only the renaming was missing
         }
-        let tells = self.wanted.expected.tells();
+        let tells = self.wanted.expected.has_digest();
         // Without a digest or a version nothing tells whether two parts are of one file.
         let joins = tells || note.version.is_some();
         if !joins || expected.is_some_and(|bytes| bytes < partial.bytes()) {
@@ -58,7 +58,7 @@ impl Transfer<'_> {
         }
         let response = match self.client.ask(Verb::Get, url, self.wanted.token.as_ref(), &headers) {
             Ok(response) => response,
-            Err(unanswered) => return unanswered.again_or_never(url),
+            Err(unanswered) => return unanswered.classify(url),
         };
         let status = response.status();
         if status == StatusCode::RANGE_NOT_SATISFIABLE
@@ -80,7 +80,7 @@ impl Transfer<'_> {
             partial.restart()?;
             return Ok(Attempt::again(format!("the server can't go on in the middle ({status})")));
         }
-        if let Some(again) = busy(&response) {
+        if let Some(again) = retry_after_status(&response) {
             return Ok(again);
         }
         if !status.is_success() {

@@ -20,7 +20,7 @@ fn kept() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
 }
 
 /// Lays out the empty folder `out`.
-pub(super) fn lay_out(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
+pub(super) fn link_inputs(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     let kept = kept().take();
     let bring = |name: &str| -> anyhow::Result<()> {
         let moved = kept.as_ref().is_some_and(|kept| fs_err::rename(kept.join(name), out.join(name)).is_ok());
@@ -39,7 +39,7 @@ pub(super) fn lay_out(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
 }
 
 /// Takes the folders away again, where nothing was left in them but the inputs.
-pub(super) fn take_away(inputs: &Inputs, out: &Path) {
+pub(super) fn unlink_inputs(inputs: &Inputs, out: &Path) {
     let Some(around) = out.parent() else { return };
     let place = around.join(format!("kept-{}", std::process::id()));
     let emptied = || -> std::io::Result<bool> {

@@ -23,7 +23,7 @@ use attrflow_engine::params;
 use template::{Argument, Piece};
 use variable::{Counted, Variable};
 
-pub use process::{adopt_orphans, end_all};
+pub use process::{adopt_orphans, kill_all};
 
 /// In the command's folder: links to its inputs, and where it may leave what nobody needs.
 const INPUTS: &str = "inputs";

@@ -34,7 +34,7 @@ pub fn adopt_orphans() {
 }
 
 /// Ends the command that runs, if one does, and all that it started; none starts after that.
-pub fn end_all() {
+pub fn kill_all() {
     let running = RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(group) = *running {
         let _ = kill_process_group(group, Signal::KILL);
@@ -46,7 +46,7 @@ pub fn end_all() {
 
 /// Runs a command in the empty folder `out`, which then holds its outputs.
 pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
-    links::lay_out(inputs, out)?;
+    links::link_inputs(inputs, out)?;
     let argv: anyhow::Result<Vec<String>> =
         params.argv.iter().map(|argument| fill(argument, params, inputs)).collect();
     let argv = argv?;
@@ -74,7 +74,7 @@ pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Resul
         bail!("`{}` ended with {status}{}", argv[0], said.describe());
     }
     outputs::check(&params.outputs, out).with_context(|| format!("`{}` ended well", argv[0]))?;
-    links::take_away(inputs, out);
+    links::unlink_inputs(inputs, out);
     Ok(())
 }
 

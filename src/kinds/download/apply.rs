@@ -111,7 +111,7 @@ fn unpack(
         Err(ArchiveError::Unknown { .. } | ArchiveError::Unreadable { .. } | ArchiveError::Size { .. }) => {
             volumes.iter().all(|volume| match volume {
                 Volume::Local(..) => false,
-                Volume::Remote(remote) => !remotes[*remote].wanted.expected.tells(),
+                Volume::Remote(remote) => !remotes[*remote].wanted.expected.has_digest(),
             })
         }
         Err(_) => false,

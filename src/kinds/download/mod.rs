@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::shared::check_outputs::{self, Outputs};
 use crate::io::download::hub::{Hub, HubAddress};
-use crate::io::download::{Client, Patience, name};
+use crate::io::download::{Client, RetryPolicy, name};
 use attrflow_engine::config::param::{Location, Validate};
 use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Stage, Unit};
 use attrflow_engine::params;
@@ -255,7 +255,7 @@ impl Compute for Download {
     ) -> anyhow::Result<()> {
         let files = out.join("files");
         fs_err::create_dir(&files)?;
-        fetch_all::bring(params, &files, &Client::new(Patience::default()), &Hub::from_env, cx)
+        fetch_all::bring(params, &files, &Client::new(RetryPolicy::default()), &Hub::from_env, cx)
     }
 }
 

@@ -9,11 +9,11 @@ use anyhow::{Context as _, bail};
 use super::{File, Params, volume};
 use crate::io::download::hub::{Hub, HubAddress, HubFile, Repo};
 use crate::io::download::lock_file::{Pins, place};
-use crate::io::download::{Client, FetchError, Wanted};
+use crate::io::download::{Client, DownloadRequest, FetchError};
 
 /// A remote file, and what was known of it before.
 pub(super) struct Remote {
-    pub wanted: Wanted,
+    pub wanted: DownloadRequest,
     pub repo: Option<Repo>,
     pub check: Check,
 }
@@ -101,7 +101,7 @@ impl Planner<'_> {
             let address = address.map_err(anyhow::Error::msg)?;
             self.add_hub(&address, file, plan, volumes)?;
         } else {
-            let remote = self.remote(Wanted::at(&file.from.0, None), None, sha256, plan)?;
+            let remote = self.remote(DownloadRequest::at(&file.from.0, None), None, sha256, plan)?;
             match file.unpack {
                 true => volumes.push(Volume::Remote(remote)),
                 false => plan.items.push(Item::Place(remote, target)),
@@ -177,7 +177,7 @@ impl Planner<'_> {
     /// Adds a file to what must come, with the digest that the pipeline gives or the lock file has.
     fn remote(
         &self,
-        mut wanted: Wanted,
+        mut wanted: DownloadRequest,
         repo: Option<Repo>,
         given: Option<&str>,
         plan: &mut Plan<'_>,

@@ -17,7 +17,7 @@ use crate::io::npy::writer;
 use crate::method::loss::{LossPass, LossSpec};
 use crate::method::noise::NoiseMode;
 use crate::method::schedule::NoiseSchedule;
-use crate::models::unet::{Precision, Use};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Together, Unit, UnitInputs, WorkSize,
@@ -54,8 +54,8 @@ impl Products {
         }
     }
 
-    pub(crate) fn purpose(self) -> Use {
-        Use::Passes(match self {
+    pub(crate) fn purpose(self) -> ModelMode {
+        ModelMode::Inference(match self {
             Products::Fp32 => Precision::Fp32,
             Products::Tf32 => Precision::Tf32,
             Products::Bf16 => Precision::Bf16,

@@ -184,7 +184,7 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                     let index = units[place];
                     (cx.progress)(index, images as u64, pieces[index].unit.steps);
                 };
-                let losses = pass.of_units(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
+                let losses = pass.losses_at(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
                 let shape = [first.images[1] - first.images[0], params.captions as usize];
                 for (place, &index) in units.iter().enumerate() {
                     let rows = arrays::values(&losses.select(2, place as i64));
@@ -197,7 +197,7 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
         if let (true, Some(block)) = (guarded, &block) {
             let (network, found) = ((*inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
             precision_check::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
-                pass.of_units(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
+                pass.losses_at(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
             })?;
         }
         (cx.finished)(&units);

@@ -11,7 +11,7 @@ use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
 use crate::method::loss::LossPass;
 use crate::method::schedule::NoiseSchedule;
-use crate::models::unet::{Precision, Use};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{Device, Inputs};
 
 /// The part of a loss by which its value may differ from that in float32, for a single row.
@@ -41,7 +41,7 @@ pub(crate) fn check(
     rows: impl FnOnce(&LossPass<'_>) -> Result<Tensor, MathError>,
 ) -> anyhow::Result<()> {
     let spec = loss.spec();
-    with_unet(inputs, weights, device, Use::Passes(Precision::Fp32), |unet| {
+    with_unet(inputs, weights, device, ModelMode::Inference(Precision::Fp32), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let pass = LossPass::new(unet, schedule, set.data()?, &spec, micro_batch)?;
         compare(loss.precision, found, &rows(&pass)?);

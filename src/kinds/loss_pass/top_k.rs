@@ -16,7 +16,7 @@ use crate::kinds::shared::arrays::{self, TrainingSet, values};
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
 use crate::method::loss::LossPass;
-use crate::method::noise::{Draws, derived_seed};
+use crate::method::noise::{Generator, derived_seed};
 use crate::method::schedule::NoiseSchedule;
 use crate::method::successive_halving::{self, Halving, Population, Round, Source, Spec};
 use attrflow_engine::config::param::Validate;
@@ -221,7 +221,7 @@ impl Source for Rises<'_> {
     }
 
     fn shuffled(&mut self, count: usize) -> Vec<usize> {
-        let order = Draws::seeded(derived_seed("candidates", &[self.seed])).permutation(count as i64);
+        let order = Generator::seeded(derived_seed("candidates", &[self.seed])).permutation(count as i64);
         let order = Vec::<i64>::try_from(order).expect("a vector of int64");
         order.into_iter().map(|place| place as usize).collect()
     }
@@ -234,7 +234,7 @@ impl Rises<'_> {
         let (times, captions) = (self.timesteps.len(), self.captions);
         // Where the timesteps stand in the order that they were seen in.
         let mut places = vec![0; times];
-        for (place, timestep) in successive_halving::spread(times).into_iter().enumerate() {
+        for (place, timestep) in successive_halving::visit_order(times).into_iter().enumerate() {
             places[timestep] = place;
         }
         let mut losses = Vec::with_capacity(self.after.len());
@@ -256,7 +256,7 @@ impl Rises<'_> {
     fn sample(&self) -> (Vec<i64>, Tensor) {
         let rows = &self.after[SAMPLE];
         let seen = rows.len() / self.captions;
-        let order = successive_halving::spread(self.timesteps.len());
+        let order = successive_halving::visit_order(self.timesteps.len());
         let timesteps = order[..seen].iter().map(|&place| self.timesteps[place]).collect();
         let rows = Tensor::from_slice(rows).view([1, seen as i64, self.captions as i64]);
         (timesteps, rows.transpose(1, 2))

@@ -12,7 +12,7 @@ use half::f16;
 
 use super::*;
 use crate::io::NpyWriter;
-use crate::method::data::place;
+use crate::method::data::to_device;
 
 const IMAGES: usize = 76_000;
 const CAPTIONS: usize = 5;
@@ -43,7 +43,7 @@ fn number(row: usize, place: u64) -> f16 {
 
 /// Reads rows and checks them.
 fn read(texts: &NpyRows, rows: &[usize]) {
-    let found = place(&texts.read(rows).unwrap(), Device::Cpu);
+    let found = to_device(&texts.read(rows).unwrap(), Device::Cpu);
     assert_eq!(found.size(), [rows.len() as i64, 77, 1024]);
     let sums = found.sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Double);
     for (i, &row) in rows.iter().enumerate() {

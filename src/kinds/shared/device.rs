@@ -4,7 +4,7 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::models::unet::{Precision, Use};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::Device;
 
 /// The device in libtorch's terms.
@@ -40,25 +40,25 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
 
 /// The process set to what a network is used for, until this is dropped: no other task must find it so.
 #[must_use]
-pub struct Suited(());
+pub struct ModeGuard(());
 
-impl Drop for Suited {
+impl Drop for ModeGuard {
     fn drop(&mut self) {
-        set(Use::Passes(Precision::Fp32));
+        set(ModelMode::Inference(Precision::Fp32));
     }
 }
 
 /// Sets the process to what a network is used for.
-pub fn suit(purpose: Use) -> Suited {
+pub fn apply_mode(purpose: ModelMode) -> ModeGuard {
     set(purpose);
-    Suited(())
+    ModeGuard(())
 }
 
-fn set(purpose: Use) {
+fn set(purpose: ModelMode) {
     allow_tf32(purpose.precision() == Precision::Tf32);
     // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
     // a difference must not be rounded in two ways; gradients are a quarter faster.
-    tch::Cuda::cudnn_set_benchmark(purpose == Use::Gradients);
+    tch::Cuda::cudnn_set_benchmark(purpose == ModelMode::Gradients);
 }
 
 /// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::device;
-use crate::models::unet::{UNet, Use};
+use crate::models::unet::{ModelMode, UNet};
 use crate::models::weights::config::ModelError;
 use attrflow_engine::kind::{Device, Input, Inputs};
 
@@ -26,7 +26,7 @@ pub(crate) const TEXT_ENCODER: Input =
 pub(crate) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab.json and merges.txt");
 
 /// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
-pub(crate) fn load_unet(inputs: &Inputs, device: Device, purpose: Use) -> anyhow::Result<UNet> {
+pub(crate) fn load_unet(inputs: &Inputs, device: Device, purpose: ModelMode) -> anyhow::Result<UNet> {
     load(inputs, None, device, purpose)
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn with_unet<T>(
     inputs: &Inputs,
     changed: Option<&Path>,
     device: Device,
-    purpose: Use,
+    purpose: ModelMode,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let looks = Looks::of(inputs, changed, device, purpose)?;
@@ -55,7 +55,7 @@ pub(crate) fn with_unet<T>(
             load(inputs, changed, device, purpose)?
         }
     };
-    let suited = device::suit(purpose);
+    let suited = device::apply_mode(purpose);
     // Not put back where the work fails or panics: its tape may then be left recording.
     let result = work(&unet)?;
     drop(suited);
@@ -75,14 +75,19 @@ thread_local! {
 #[derive(PartialEq)]
 struct Looks {
     device: Device,
-    purpose: Use,
+    purpose: ModelMode,
     files: Vec<(PathBuf, u64, SystemTime)>,
     /// How many of the files are those of the folder and of `checkpoint`.
     parts: [usize; 2],
 }
 
 impl Looks {
-    fn of(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: Use) -> anyhow::Result<Self> {
+    fn of(
+        inputs: &Inputs,
+        changed: Option<&Path>,
+        device: Device,
+        purpose: ModelMode,
+    ) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for entry in fs_err::read_dir(inputs.path("unet"))? {
             files.push(look(entry?.path())?);
@@ -105,7 +110,7 @@ fn look(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
     Ok((path, found.len(), found.modified()?))
 }
 
-fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: Use) -> anyhow::Result<UNet> {
+fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: ModelMode) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
     let device = device::torch(device);
     UNet::load_parts(folder, checkpoint, changed, device, purpose).map_err(|error| match error {
@@ -140,7 +145,7 @@ mod tests {
 
     /// Whether the network that is lent is one that was lent before, and marks it.
     fn again(inputs: &Inputs) -> bool {
-        with_unet(inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |unet| {
+        with_unet(inputs, None, Device::Cpu, ModelMode::Inference(Precision::Fp32), |unet| {
             let marked = marked(unet);
             let _ = tch::no_grad(|| unet.parameters()["conv_in.bias"].shallow_clone().fill_(MARK));
             Ok(marked)
@@ -180,12 +185,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let inputs = copy(folder.path());
         assert!(!again(&inputs));
-        let failed =
-            with_unet(&inputs, None, Device::Cpu, Use::Passes(Precision::Fp32), |_| anyhow::bail!("told to"));
+        let failed = with_unet(&inputs, None, Device::Cpu, ModelMode::Inference(Precision::Fp32), |_| {
+            anyhow::bail!("told to")
+        });
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));
-        assert!(!marked(&load_unet(&inputs, Device::Cpu, Use::Gradients).unwrap()));
+        assert!(!marked(&load_unet(&inputs, Device::Cpu, ModelMode::Gradients).unwrap()));
         assert!(again(&inputs));
     }
 }

@@ -7,7 +7,7 @@ use super::special_functions::ln_choose;
 ///
 /// Clopper and Pearson's construction (1934) on the hypergeometric distribution, for a sample is drawn without
 /// replacement: never above their bound for the binomial one, and exactly `found` where all were drawn.
-pub fn most(population: usize, drawn: usize, found: usize, confidence: f64) -> usize {
+pub fn upper_bound(population: usize, drawn: usize, found: usize, confidence: f64) -> usize {
     let error = 1.0 - confidence;
     // As many as were found belong, and as many as were drawn besides do not.
     let (mut low, mut high) = (found, population - (drawn - found));
@@ -36,7 +36,7 @@ pub fn sample_for(population: usize, belonging: usize, confidence: f64) -> usize
     let (mut low, mut high) = (0, population);
     while low < high {
         let middle = low + (high - low) / 2;
-        if most(population, middle, 0, confidence) <= belonging {
+        if upper_bound(population, middle, 0, confidence) <= belonging {
             high = middle;
         } else {
             low = middle + 1;

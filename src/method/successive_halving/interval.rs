@@ -85,7 +85,7 @@ impl Visited<'_> {
         let quantile = prior.quantile(df, error);
         // Of a population of T, the n that are visited leave nothing to guess when they are all.
         let left = (1.0 - n as f64 / self.timesteps as f64) / n as f64;
-        let errors = variances.iter().map(|own| (prior.moderate(*own, df) * left).sqrt()).collect();
+        let errors = variances.iter().map(|own| (prior.shrink_variance(*own, df) * left).sqrt()).collect();
         Intervals { centers, errors, quantile }
     }
 }
@@ -124,7 +124,7 @@ impl Prior {
     }
 
     /// An image's own variance, with `df` degrees of freedom, drawn towards the common one.
-    pub fn moderate(&self, own: f64, df: f64) -> f64 {
+    pub fn shrink_variance(&self, own: f64, df: f64) -> f64 {
         if self.df.is_infinite() {
             return self.variance;
         }

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::error::MathError;
 
-pub use certificate::{most, sample_for};
+pub use certificate::{sample_for, upper_bound};
 pub use interval::{Intervals, Prior, Threshold, Visited};
 pub use special_functions::trigamma;
 
@@ -115,7 +115,7 @@ impl Population {
 
 /// The numbers 0 to T - 1 so that any first few of them are spread over all: each the golden section of the range further
 /// than the one before, from the middle, for the ends are where timesteps tell least.
-pub fn spread(timesteps: usize) -> Vec<usize> {
+pub fn visit_order(timesteps: usize) -> Vec<usize> {
     const SECTION: f64 = 0.618_033_988_749_894_9;
     let (mut order, mut visited) = (Vec::with_capacity(timesteps), vec![false; timesteps]);
     let mut step = 0.0;
@@ -182,7 +182,7 @@ struct Race<'a> {
 impl<'a> Race<'a> {
     fn new(population: Population, source: &'a mut dyn Source) -> Self {
         let seen = vec![Vec::new(); population.images * population.views];
-        Self { population, source, order: spread(population.timesteps), seen, computed: 0 }
+        Self { population, source, order: visit_order(population.timesteps), seen, computed: 0 }
     }
 
     /// Makes sure that these images, which were all seen equally often, were seen at the first `count` timesteps.
@@ -281,7 +281,7 @@ impl<'a> Race<'a> {
         places.sort_by(|a, b| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
         let last = places.get(spec.top - 1);
         let found = sample.iter().filter(|&&image| last.is_some_and(|last| place(image) > *last)).count();
-        let most = most(discarded.len(), count, found, spec.confidence);
+        let most = upper_bound(discarded.len(), count, found, spec.confidence);
         let top = spec.top.min(self.population.images) as f64;
         // Those that were found are not missed any more.
         let recall = (1.0 - (most - found) as f64 / top).max(0.0);

@@ -30,9 +30,9 @@ fn affine<'a>(weight: &'a Tensor, bias: &'a Tensor, eps: f64) -> Affine<'a> {
 }
 
 /// See [`super::group_norm`].
-pub(super) fn group_norm(norm: &super::GroupNorm<'_>, x: &super::Joined<'_>, out: &Tensor) {
+pub(super) fn group_norm(norm: &super::GroupNorm<'_>, x: &super::ConcatInput<'_>, out: &Tensor) {
     let part = |part: &'_ Tensor| part.size()[1] as usize;
-    let joined = kernels::Joined {
+    let joined = kernels::ConcatInput {
         first: (values(x.first), part(x.first)),
         second: x.second.map_or((&[], 0), |second| (values(second), part(second))),
     };

@@ -252,7 +252,11 @@ fn vector(kind: Kind) -> i64 {
 }
 
 /// See [`super::group_norm`].
-pub(super) fn group_norm(norm: &super::GroupNorm<'_>, x: &super::Joined<'_>, out: &Tensor) -> Option<()> {
+pub(super) fn group_norm(
+    norm: &super::GroupNorm<'_>,
+    x: &super::ConcatInput<'_>,
+    out: &Tensor,
+) -> Option<()> {
     let kind = out.kind();
     let v = vector(kind);
     let (rows, channels, height, width) = out.size4().ok()?;

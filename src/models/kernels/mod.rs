@@ -19,14 +19,14 @@ pub use winograd::Filters;
 
 /// One image, or two whose channels follow each other.
 #[derive(Clone, Copy)]
-pub struct Joined<'a> {
+pub struct ConcatInput<'a> {
     /// [B, C1, H, W].
     pub first: &'a Tensor,
     /// [B, C2, H, W].
     pub second: Option<&'a Tensor>,
 }
 
-impl Joined<'_> {
+impl ConcatInput<'_> {
     /// The channels of both.
     pub fn channels(&self) -> i64 {
         self.first.size()[1] + self.second.map_or(0, |second| second.size()[1])
@@ -95,7 +95,7 @@ fn lies_together(tensor: &Tensor) -> bool {
 }
 
 /// The normalised image [B, C, H, W]; `None` for what the kernels do not do.
-pub fn group_norm(norm: &GroupNorm<'_>, x: &Joined<'_>) -> Option<Tensor> {
+pub fn group_norm(norm: &GroupNorm<'_>, x: &ConcatInput<'_>) -> Option<Tensor> {
     if !plain(&[Some(x.first), x.second, norm.shift], &[Some(norm.weight), Some(norm.bias)]) {
         return None;
     }

@@ -30,7 +30,7 @@ fn close(found: &Tensor, expected: &Tensor) {
 fn group_norm_is_libtorchs() {
     let (weight, bias) = (numbers(&[48], 0.1), numbers(&[48], 0.2));
     let (a, b) = (image([5, 32, 4, 3], 0.3), image([5, 16, 4, 3], 0.4));
-    let x = Joined { first: &a, second: Some(&b) };
+    let x = ConcatInput { first: &a, second: Some(&b) };
     for rows in [1, 5] {
         let shift = numbers(&[rows, 48], 0.5);
         for (shift, silu) in [(Some(&shift), true), (None, false)] {
@@ -97,9 +97,9 @@ fn what_needs_a_graph_or_lies_otherwise_is_left_to_libtorch() {
     let (weight, bias) = (Tensor::ones([8], CPU), Tensor::zeros([8], CPU));
     let norm = GroupNorm { weight: &weight, bias: &bias, groups: 2, eps: 1e-5, shift: None, silu: true };
     let x = Tensor::ones([2, 8, 2, 2], CPU);
-    assert!(group_norm(&norm, &Joined { first: &x, second: None }).is_none(), "channels lie apart");
+    assert!(group_norm(&norm, &ConcatInput { first: &x, second: None }).is_none(), "channels lie apart");
     let x = image([2, 8, 2, 2], 0.1).set_requires_grad(true);
-    assert!(group_norm(&norm, &Joined { first: &x, second: None }).is_none(), "a gradient is wanted");
+    assert!(group_norm(&norm, &ConcatInput { first: &x, second: None }).is_none(), "a gradient is wanted");
     let x = image([2, 8, 2, 2], 0.1).to_kind(Kind::Double);
-    assert!(group_norm(&norm, &Joined { first: &x, second: None }).is_none(), "another type");
+    assert!(group_norm(&norm, &ConcatInput { first: &x, second: None }).is_none(), "another type");
 }

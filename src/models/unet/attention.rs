@@ -5,8 +5,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::block_context::{Common, TextMaps, split};
-use crate::models::layers::{self, Conv2d, GroupNorm, LayerNorm, Linear, Stacked};
+use super::block_context::{BlockContext, CrossAttentionKv, split};
+use crate::models::layers::{self, Conv2d, FusedLinear, GroupNorm, LayerNorm, Linear};
 use crate::models::weights::Scope;
 
 /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
@@ -21,13 +21,13 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
 /// Attention of an image's positions to each other.
 struct SelfAttention {
     heads: i64,
-    to_qkv: Stacked,
+    to_qkv: FusedLinear,
     to_out: Linear,
 }
 
 impl SelfAttention {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> SelfAttention {
-        let to_qkv = Stacked::new(scope, &["to_q", "to_k", "to_v"], width, width, &common.tape);
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> SelfAttention {
+        let to_qkv = FusedLinear::new(scope, &["to_q", "to_k", "to_v"], width, width, &common.tape);
         let to_out = Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape);
         SelfAttention { heads, to_qkv, to_out }
     }
@@ -41,16 +41,16 @@ impl SelfAttention {
 }
 
 /// What a network reads of K texts: keys and values for each of its cross attentions, in their order.
-pub struct Texts {
+pub struct EncodedConditioning {
     keys_values: Vec<[Tensor; 2]>,
     count: i64,
 }
 
-impl Texts {
+impl EncodedConditioning {
     /// Texts [K, L, D] as layers with these maps read them, of type `kind`.
-    pub(super) fn new(maps: &[TextMaps], texts: &Tensor, kind: Kind) -> Texts {
+    pub(super) fn new(maps: &[CrossAttentionKv], texts: &Tensor, kind: Kind) -> EncodedConditioning {
         let keys_values = maps.iter().map(|maps| maps.forward(texts, kind)).collect();
-        Texts { keys_values, count: texts.size()[0] }
+        EncodedConditioning { keys_values, count: texts.size()[0] }
     }
 
     /// How many texts there are.
@@ -59,9 +59,9 @@ impl Texts {
     }
 
     /// Some of the texts.
-    pub fn narrow(&self, start: i64, count: i64) -> Texts {
+    pub fn narrow(&self, start: i64, count: i64) -> EncodedConditioning {
         let narrow = |pair: &[Tensor; 2]| [0, 1].map(|i| pair[i].narrow(0, start, count));
-        Texts { keys_values: self.keys_values.iter().map(narrow).collect(), count }
+        EncodedConditioning { keys_values: self.keys_values.iter().map(narrow).collect(), count }
     }
 }
 
@@ -74,10 +74,11 @@ struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> CrossAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> CrossAttention {
         // In the weights' own precision: unlearning moves these weights, by less than a shorter type can tell.
-        let exact = |name| Linear::exact(&scope.sub(name), common.text_width, width, false, &common.tape);
-        let maps = TextMaps { heads, to_k: exact("to_k"), to_v: exact("to_v") };
+        let exact =
+            |name| Linear::full_precision(&scope.sub(name), common.text_width, width, false, &common.tape);
+        let maps = CrossAttentionKv { heads, to_k: exact("to_k"), to_v: exact("to_v") };
         let mut all = common.text_maps.borrow_mut();
         all.push(maps);
         CrossAttention {
@@ -91,7 +92,7 @@ impl CrossAttention {
     ///
     /// The queries of the rows that share a text are laid end to end and attend together, so that keys and values are
     /// kept, and read, once for each text.
-    fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+    fn forward(&self, x: &Tensor, texts: &EncodedConditioning) -> Tensor {
         let [k, v] = &texts.keys_values[self.place];
         let (rows, _, width) = x.size3().expect("tokens have three dimensions");
         let q = self.to_q.forward(x);
@@ -112,7 +113,7 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    fn new(scope: &Scope<'_>, width: i64, common: &Common) -> FeedForward {
+    fn new(scope: &Scope<'_>, width: i64, common: &BlockContext) -> FeedForward {
         // The inner width is four times the outer; the first map makes it and its gate in one.
         let project = Linear::new(&scope.sub("net.0.proj"), width, 8 * width, true, &common.tape);
         FeedForward { project, out: Linear::new(&scope.sub("net.2"), 4 * width, width, true, &common.tape) }
@@ -134,7 +135,7 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &Common) -> TransformerBlock {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> TransformerBlock {
         let norm = |name| LayerNorm::new(&scope.sub(name), width, 1e-5, &common.tape);
         TransformerBlock {
             norm1: norm("norm1"),
@@ -147,10 +148,10 @@ impl TransformerBlock {
     }
 
     /// [B, S, C], which is used up, to the same shape.
-    fn forward(&self, x: Tensor, texts: &Texts) -> Tensor {
+    fn forward(&self, x: Tensor, texts: &EncodedConditioning) -> Tensor {
         let h = self.attn1.forward(&self.norm1.forward(&x));
-        let (x, h) = self.norm2.after(x, &h);
-        let (x, h) = self.norm3.after(x, &self.attn2.forward(&h, texts));
+        let (x, h) = self.norm2.add_norm(x, &h);
+        let (x, h) = self.norm3.add_norm(x, &self.attn2.forward(&h, texts));
         layers::sum(x, &self.ff.forward(&h))
     }
 }
@@ -162,7 +163,7 @@ enum Projection {
 }
 
 impl Projection {
-    fn new(scope: &Scope<'_>, channels: i64, common: &Common) -> Projection {
+    fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Projection {
         if common.linear_projection {
             Projection::Linear(Linear::new(scope, channels, channels, true, &common.tape))
         } else {
@@ -189,7 +190,13 @@ pub struct Transformer2d {
 
 impl Transformer2d {
     /// `layers` transformer blocks of `heads` heads over `channels` channels.
-    pub fn new(scope: &Scope<'_>, channels: i64, heads: i64, layers: i64, common: &Common) -> Transformer2d {
+    pub fn new(
+        scope: &Scope<'_>,
+        channels: i64,
+        heads: i64,
+        layers: i64,
+        common: &BlockContext,
+    ) -> Transformer2d {
         let blocks = scope.sub("transformer_blocks");
         Transformer2d {
             // Not the UNet's own epsilon: diffusers fixes this one.
@@ -203,7 +210,7 @@ impl Transformer2d {
     }
 
     /// [B, C, H, W] and K texts to [B, C, H, W].
-    pub fn forward(&self, x: &Tensor, texts: &Texts) -> Tensor {
+    pub fn forward(&self, x: &Tensor, texts: &EncodedConditioning) -> Tensor {
         let mut h = self.proj_in.forward(&layers::tokens(&self.norm.forward(x))); // [B, S, C]
         for block in &self.blocks {
             h = block.forward(h, texts);

@@ -8,11 +8,11 @@ use crate::models::layers::Linear;
 use crate::models::tape::Tape;
 
 /// What all blocks of a network share.
-pub struct Common {
+pub struct BlockContext {
     /// Where the layers report to.
     pub tape: Tape,
     /// What the cross attentions built so far make of a text, in their order.
-    pub text_maps: RefCell<Vec<TextMaps>>,
+    pub text_maps: RefCell<Vec<CrossAttentionKv>>,
     /// Groups of every group norm.
     pub groups: i64,
     /// Epsilon of the residual blocks' norms.
@@ -28,13 +28,13 @@ pub struct Common {
 }
 
 /// The maps that make a text's keys and values for one layer.
-pub struct TextMaps {
+pub struct CrossAttentionKv {
     pub heads: i64,
     pub to_k: Linear,
     pub to_v: Linear,
 }
 
-impl TextMaps {
+impl CrossAttentionKv {
     /// Texts [K, L, D] to keys and values [K, heads, L, C/heads], of type `kind`.
     pub fn forward(&self, texts: &Tensor, kind: Kind) -> [Tensor; 2] {
         [&self.to_k, &self.to_v].map(|map| split(&map.forward(texts).to_kind(kind), self.heads))

@@ -4,11 +4,11 @@
 
 use tch::Tensor;
 
-use super::attention::{Texts, Transformer2d};
-use super::block_context::Common;
+use super::attention::{EncodedConditioning, Transformer2d};
+use super::block_context::BlockContext;
 use super::config::BlockConfig;
 use super::resnet::{Downsample, ResnetBlock, Upsample};
-use crate::models::kernels::Joined;
+use crate::models::kernels::ConcatInput;
 use crate::models::weights::Scope;
 
 /// A residual block and, where the block type has it, the transformer after it.
@@ -18,7 +18,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(scope: &Scope<'_>, index: i64, inputs: i64, block: &BlockConfig, common: &Common) -> Layer {
+    fn new(scope: &Scope<'_>, index: i64, inputs: i64, block: &BlockConfig, common: &BlockContext) -> Layer {
         let resnet = scope.sub("resnets").sub(index);
         let attention = scope.sub("attentions").sub(index);
         let transformer =
@@ -29,7 +29,7 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Joined<'_>, time: &Tensor, texts: &Texts) -> Tensor {
+    fn forward(&self, x: &ConcatInput<'_>, time: &Tensor, texts: &EncodedConditioning) -> Tensor {
         let h = self.resnet.forward(x, time);
         match &self.attention {
             Some(attention) => attention.forward(&h, texts),
@@ -51,7 +51,7 @@ impl DownBlock {
         inputs: i64,
         last: bool,
         block: &BlockConfig,
-        common: &Common,
+        common: &BlockContext,
     ) -> DownBlock {
         let layer = |i| Layer::new(scope, i, if i == 0 { inputs } else { block.channels }, block, common);
         let downsample = || Downsample::new(&scope.sub("downsamplers.0"), block.channels, common);
@@ -59,7 +59,13 @@ impl DownBlock {
     }
 
     /// Returns the block's output; every state on the way is pushed to `skips`.
-    pub fn forward(&self, x: Tensor, time: &Tensor, texts: &Texts, skips: &mut Vec<Tensor>) -> Tensor {
+    pub fn forward(
+        &self,
+        x: Tensor,
+        time: &Tensor,
+        texts: &EncodedConditioning,
+        skips: &mut Vec<Tensor>,
+    ) -> Tensor {
         let mut h = x;
         for layer in &self.layers {
             h = layer.forward(&one(&h), time, texts);
@@ -81,7 +87,7 @@ pub struct MidBlock {
 
 impl MidBlock {
     /// A block with the last down block's channels and heads (`UNetMidBlock2DCrossAttn`).
-    pub fn new(scope: &Scope<'_>, block: &BlockConfig, common: &Common) -> MidBlock {
+    pub fn new(scope: &Scope<'_>, block: &BlockConfig, common: &BlockContext) -> MidBlock {
         let block = BlockConfig { cross_attention: true, ..*block };
         MidBlock {
             first: Layer::new(scope, 0, block.channels, &block, common),
@@ -90,7 +96,7 @@ impl MidBlock {
     }
 
     /// [B, C, H, W] to the same shape.
-    pub fn forward(&self, x: &Tensor, time: &Tensor, texts: &Texts) -> Tensor {
+    pub fn forward(&self, x: &Tensor, time: &Tensor, texts: &EncodedConditioning) -> Tensor {
         self.last.forward(&one(&self.first.forward(&one(x), time, texts)), time)
     }
 }
@@ -110,7 +116,7 @@ impl UpBlock {
         next_finer: i64,
         last: bool,
         block: &BlockConfig,
-        common: &Common,
+        common: &BlockContext,
     ) -> UpBlock {
         // One layer more than on the way down: each down block leaves one state more than it has layers.
         let count = block.layers + 1;
@@ -124,11 +130,17 @@ impl UpBlock {
     }
 
     /// Takes one state off `skips` for each layer.
-    pub fn forward(&self, x: Tensor, time: &Tensor, texts: &Texts, skips: &mut Vec<Tensor>) -> Tensor {
+    pub fn forward(
+        &self,
+        x: Tensor,
+        time: &Tensor,
+        texts: &EncodedConditioning,
+        skips: &mut Vec<Tensor>,
+    ) -> Tensor {
         let mut h = x;
         for layer in &self.layers {
             let skip = skips.pop().expect("the down path left a state for every layer of the up path");
-            h = layer.forward(&Joined { first: &h, second: Some(&skip) }, time, texts);
+            h = layer.forward(&ConcatInput { first: &h, second: Some(&skip) }, time, texts);
         }
         match (&self.upsample, skips.last()) {
             (Some(upsample), Some(next)) => upsample.forward(&h, [next.size()[2], next.size()[3]]),
@@ -137,6 +149,6 @@ impl UpBlock {
     }
 }
 
-fn one(x: &Tensor) -> Joined<'_> {
-    Joined { first: x, second: None }
+fn one(x: &Tensor) -> ConcatInput<'_> {
+    ConcatInput { first: x, second: None }
 }

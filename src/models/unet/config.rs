@@ -4,43 +4,43 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::block_context::Common;
+use super::block_context::BlockContext;
 use crate::models::tape::Tape;
-use crate::models::weights::config::{self, Guard, ModelError, PerBlock, unsupported};
+use crate::models::weights::config::{self, ModelError, OptionGuard, PerBlock, unsupported};
 
 /// What `UNet2DConditionModel` could compute but this crate does not.
-const GUARDS: &[Guard] = &[
-    Guard("_class_name", &["\"UNet2DConditionModel\""]),
-    Guard("act_fn", &["\"silu\"", "\"swish\""]),
-    Guard("addition_embed_type", &["null"]),
-    Guard("attention_type", &["\"default\""]),
-    Guard("center_input_sample", &["false"]),
-    Guard("class_embed_type", &["null"]),
-    Guard("class_embeddings_concat", &["false"]),
-    Guard("conv_in_kernel", &["3"]),
-    Guard("conv_out_kernel", &["3"]),
-    Guard("cross_attention_norm", &["null"]),
-    Guard("dropout", &["0"]),
-    Guard("dual_cross_attention", &["false"]),
-    Guard("encoder_hid_dim", &["null"]),
-    Guard("encoder_hid_dim_type", &["null"]),
-    Guard("mid_block_only_cross_attention", &["null", "false"]),
-    Guard("mid_block_scale_factor", &["1"]),
-    Guard("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
-    Guard("num_attention_heads", &["null"]),
-    Guard("num_class_embeds", &["null"]),
-    Guard("only_cross_attention", &["false"]),
-    Guard("resnet_out_scale_factor", &["1"]),
-    Guard("resnet_skip_time_act", &["false"]),
-    Guard("resnet_time_scale_shift", &["\"default\""]),
-    Guard("reverse_transformer_layers_per_block", &["null"]),
-    Guard("time_cond_proj_dim", &["null"]),
-    Guard("time_embedding_act_fn", &["null"]),
-    Guard("time_embedding_dim", &["null"]),
-    Guard("time_embedding_type", &["\"positional\""]),
-    Guard("timestep_post_act", &["null"]),
+const GUARDS: &[OptionGuard] = &[
+    OptionGuard("_class_name", &["\"UNet2DConditionModel\""]),
+    OptionGuard("act_fn", &["\"silu\"", "\"swish\""]),
+    OptionGuard("addition_embed_type", &["null"]),
+    OptionGuard("attention_type", &["\"default\""]),
+    OptionGuard("center_input_sample", &["false"]),
+    OptionGuard("class_embed_type", &["null"]),
+    OptionGuard("class_embeddings_concat", &["false"]),
+    OptionGuard("conv_in_kernel", &["3"]),
+    OptionGuard("conv_out_kernel", &["3"]),
+    OptionGuard("cross_attention_norm", &["null"]),
+    OptionGuard("dropout", &["0"]),
+    OptionGuard("dual_cross_attention", &["false"]),
+    OptionGuard("encoder_hid_dim", &["null"]),
+    OptionGuard("encoder_hid_dim_type", &["null"]),
+    OptionGuard("mid_block_only_cross_attention", &["null", "false"]),
+    OptionGuard("mid_block_scale_factor", &["1"]),
+    OptionGuard("mid_block_type", &["\"UNetMidBlock2DCrossAttn\""]),
+    OptionGuard("num_attention_heads", &["null"]),
+    OptionGuard("num_class_embeds", &["null"]),
+    OptionGuard("only_cross_attention", &["false"]),
+    OptionGuard("resnet_out_scale_factor", &["1"]),
+    OptionGuard("resnet_skip_time_act", &["false"]),
+    OptionGuard("resnet_time_scale_shift", &["\"default\""]),
+    OptionGuard("reverse_transformer_layers_per_block", &["null"]),
+    OptionGuard("time_cond_proj_dim", &["null"]),
+    OptionGuard("time_embedding_act_fn", &["null"]),
+    OptionGuard("time_embedding_dim", &["null"]),
+    OptionGuard("time_embedding_type", &["\"positional\""]),
+    OptionGuard("timestep_post_act", &["null"]),
     // It asks for attention in float32, where everything is computed here.
-    Guard("upcast_attention", &["false", "true"]),
+    OptionGuard("upcast_attention", &["false", "true"]),
 ];
 
 /// The keys of `unet/config.json` that shape the network.
@@ -110,8 +110,8 @@ impl UNetConfig {
     }
 
     /// What all blocks share.
-    pub(super) fn common(&self, tape: &Tape) -> Common {
-        Common {
+    pub(super) fn common(&self, tape: &Tape) -> BlockContext {
+        BlockContext {
             tape: tape.clone(),
             text_maps: Default::default(),
             groups: self.norm_num_groups,

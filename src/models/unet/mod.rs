@@ -15,14 +15,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::Joined;
+use super::kernels::ConcatInput;
 use super::layers::{Conv2d, GroupNorm, Linear};
 use super::tape::Tape;
 use super::weights::checkpoint;
 use super::weights::config::ModelError;
-use super::weights::{self, Form, Scope, Weights};
-use attention::Texts;
-use block_context::TextMaps;
+use super::weights::{self, Scope, WeightLayout, Weights};
+use attention::EncodedConditioning;
+use block_context::CrossAttentionKv;
 use blocks::{DownBlock, MidBlock, UpBlock};
 use config::UNetConfig;
 
@@ -42,28 +42,28 @@ pub enum Precision {
 /// What a network is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Use {
+pub enum ModelMode {
     /// Passes without a graph, with products in this precision.
-    Passes(Precision),
+    Inference(Precision),
     /// Passes with a graph, in float32.
     Gradients,
 }
 
-impl Use {
+impl ModelMode {
     /// How products are computed.
     pub fn precision(self) -> Precision {
         match self {
-            Use::Passes(precision) => precision,
-            Use::Gradients => Precision::Fp32,
+            ModelMode::Inference(precision) => precision,
+            ModelMode::Gradients => Precision::Fp32,
         }
     }
 
     /// The form of the weights for it on a device.
-    fn form(self, device: Device) -> Form {
-        Form {
+    fn form(self, device: Device) -> WeightLayout {
+        WeightLayout {
             // The fused kernels want the channels together. With a graph they have no part, and of cuDNN's kernels for
             // float32, those for channels that lie apart are the faster ones.
-            channels_last: self != Use::Gradients || device == Device::Cpu,
+            channels_last: self != ModelMode::Gradients || device == Device::Cpu,
             products: (self.precision() == Precision::Bf16).then_some(Kind::BFloat16),
         }
     }
@@ -74,7 +74,7 @@ pub struct UNet {
     config: UNetConfig,
     precision: Precision,
     channels_last: bool,
-    text_maps: Vec<TextMaps>,
+    text_maps: Vec<CrossAttentionKv>,
     parameters: BTreeMap<String, Tensor>,
     tape: Tape,
     conv_in: Conv2d,
@@ -92,7 +92,7 @@ impl UNet {
     /// # Errors
     /// A file can't be read, the configuration asks for what is not supported, or the tensors don't fit it.
     pub fn load(folder: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, None, device, Use::Passes(Precision::Fp32))
+        UNet::load_parts(folder, None, None, device, ModelMode::Inference(Precision::Fp32))
     }
 
     /// The same, with the tensors of the file `changed` in place of the checkpoint's.
@@ -100,7 +100,7 @@ impl UNet {
     /// # Errors
     /// Also if `changed` holds a name or a shape that the model does not have.
     pub fn load_with(folder: &Path, changed: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, Some(changed), device, Use::Passes(Precision::Fp32))
+        UNet::load_parts(folder, None, Some(changed), device, ModelMode::Inference(Precision::Fp32))
     }
 
     /// Reads `config.json` from a folder, the tensors from `checkpoint`, by default the folder's own, and puts
@@ -113,7 +113,7 @@ impl UNet {
         checkpoint: Option<&Path>,
         changed: Option<&Path>,
         device: Device,
-        purpose: Use,
+        purpose: ModelMode,
     ) -> Result<UNet, ModelError> {
         let file = checkpoint::of(folder, checkpoint)?;
         let mut tensors = weights::read(&file, device)?;
@@ -128,7 +128,7 @@ impl UNet {
     /// # Errors
     /// See [`UNet::load`].
     pub fn new(config_file: &Path, weights: Weights) -> Result<UNet, ModelError> {
-        UNet::build(config_file, weights, Device::Cpu, Use::Passes(Precision::Fp32))
+        UNet::build(config_file, weights, Device::Cpu, ModelMode::Inference(Precision::Fp32))
     }
 
     /// The same for weights on `device` and a purpose.
@@ -139,7 +139,7 @@ impl UNet {
         config_file: &Path,
         weights: Weights,
         device: Device,
-        purpose: Use,
+        purpose: ModelMode,
     ) -> Result<UNet, ModelError> {
         let form = purpose.form(device);
         let weights = weights.in_form(form);
@@ -198,20 +198,20 @@ impl UNet {
     }
 
     /// Computes the keys and values of texts [K, L, D] for all cross attentions: they depend on nothing else.
-    pub fn encode(&self, text: &Tensor) -> Texts {
-        Texts::new(&self.text_maps, text, self.kind())
+    pub fn encode(&self, text: &Tensor) -> EncodedConditioning {
+        EncodedConditioning::new(&self.text_maps, text, self.kind())
     }
 
     /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [T] (int64), given K texts.
     ///
     /// B must be a multiple of K and of T: row r sees text r / (B/K), so rows of one text stand together, at timestep
     /// r % T. Returns [B, C, H, W] in float32.
-    pub fn denoise(&self, xt: &Tensor, timesteps: &Tensor, texts: &Texts) -> Tensor {
+    pub fn denoise(&self, xt: &Tensor, timesteps: &Tensor, texts: &EncodedConditioning) -> Tensor {
         let rows = xt.size()[0];
         assert!(rows % texts.count() == 0, "rows must be a multiple of texts");
         assert!(rows % timesteps.size()[0] == 0, "rows must be a multiple of timesteps");
         let time = self.embed(timesteps); // [T, E]
-        let mut h = self.conv_in.forward(&self.laid(&xt.to_kind(self.kind()))); // [B, C0, H, W]
+        let mut h = self.conv_in.forward(&self.to_memory_format(&xt.to_kind(self.kind()))); // [B, C0, H, W]
         let mut skips = vec![h.shallow_clone()];
         for block in &self.down_blocks {
             h = block.forward(h, &time, texts, &mut skips);
@@ -220,12 +220,12 @@ impl UNet {
         for block in &self.up_blocks {
             h = block.forward(h, &time, texts, &mut skips);
         }
-        let h = self.conv_norm_out.silu(&Joined { first: &h, second: None }, None);
+        let h = self.conv_norm_out.silu(&ConcatInput { first: &h, second: None }, None);
         self.conv_out.forward(&h).to_kind(Kind::Float) // [B, C, H, W]
     }
 
     /// Images [B, C, H, W] as the network works on them.
-    fn laid(&self, x: &Tensor) -> Tensor {
+    fn to_memory_format(&self, x: &Tensor) -> Tensor {
         if self.channels_last {
             x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
         } else {
@@ -282,6 +282,6 @@ impl UNet {
 }
 
 fn time_embedding(scope: &Scope<'_>, inputs: i64, width: i64, tape: &Tape) -> [Linear; 2] {
-    let linear = |name, inputs| Linear::exact(&scope.sub(name), inputs, width, true, tape);
+    let linear = |name, inputs| Linear::full_precision(&scope.sub(name), inputs, width, true, tape);
     [linear("linear_1", inputs), linear("linear_2", width)]
 }

@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use super::block_context::Common;
-use crate::models::kernels::Joined;
+use super::block_context::BlockContext;
+use crate::models::kernels::ConcatInput;
 use crate::models::layers::{Conv2d, GroupNorm, Linear};
 use crate::models::weights::Scope;
 
@@ -19,7 +19,7 @@ pub struct ResnetBlock {
 
 impl ResnetBlock {
     /// A block from `inputs` to `outputs` channels; where they differ, a 1x1 convolution bridges the residual.
-    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &Common) -> ResnetBlock {
+    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &BlockContext) -> ResnetBlock {
         let tape = &common.tape;
         let norm =
             |name, channels| GroupNorm::new(&scope.sub(name), common.groups, channels, common.norm_eps, tape);
@@ -28,7 +28,13 @@ impl ResnetBlock {
         ResnetBlock {
             norm1: norm("norm1", inputs),
             conv1: conv("conv1", inputs),
-            time_emb_proj: Linear::exact(&scope.sub("time_emb_proj"), common.time_width, outputs, true, tape),
+            time_emb_proj: Linear::full_precision(
+                &scope.sub("time_emb_proj"),
+                common.time_width,
+                outputs,
+                true,
+                tape,
+            ),
             norm2: norm("norm2", outputs),
             conv2: conv("conv2", outputs),
             conv_shortcut: (inputs != outputs).then(shortcut),
@@ -36,13 +42,13 @@ impl ResnetBlock {
     }
 
     /// [B, inputs, H, W] and the activated time embedding [K, E] to [B, outputs, H, W]; row b is at time b % K.
-    pub fn forward(&self, x: &Joined<'_>, time: &Tensor) -> Tensor {
+    pub fn forward(&self, x: &ConcatInput<'_>, time: &Tensor) -> Tensor {
         let shift = self.time_emb_proj.forward(time); // [K, outputs]
-        let (h, shift) = self.conv1.before(&self.norm1.silu(x, None), shift); // [B, outputs, H, W]
-        let h = self.norm2.silu(&Joined { first: &h, second: None }, Some(&shift));
+        let (h, shift) = self.conv1.add_shift(&self.norm1.silu(x, None), shift); // [B, outputs, H, W]
+        let h = self.norm2.silu(&ConcatInput { first: &h, second: None }, Some(&shift));
         match &self.conv_shortcut {
-            Some(conv) => self.conv2.onto(&h, &conv.forward_joined(x)),
-            None => self.conv2.onto(&h, &x.cat()),
+            Some(conv) => self.conv2.forward_add(&h, &conv.forward_joined(x)),
+            None => self.conv2.forward_add(&h, &x.cat()),
         }
     }
 }
@@ -55,7 +61,7 @@ pub struct Downsample {
 
 impl Downsample {
     /// From `channels` to as many.
-    pub fn new(scope: &Scope<'_>, channels: i64, common: &Common) -> Downsample {
+    pub fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Downsample {
         let padding = common.downsample_padding;
         let conv = Conv2d::new(&scope.sub("conv"), channels, channels, 3, &common.tape).stride(2);
         Downsample { conv: conv.padding(padding), padding }
@@ -78,7 +84,7 @@ pub struct Upsample {
 
 impl Upsample {
     /// From `channels` to as many.
-    pub fn new(scope: &Scope<'_>, channels: i64, common: &Common) -> Upsample {
+    pub fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Upsample {
         Upsample { conv: Conv2d::new(&scope.sub("conv"), channels, channels, 3, &common.tape).padding(1) }
     }
 

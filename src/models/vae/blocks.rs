@@ -13,14 +13,14 @@ use crate::models::weights::Scope;
 pub(super) const EPS: f64 = 1e-6;
 
 /// What all blocks of a VAE share.
-pub(super) struct Common {
+pub(super) struct BlockContext {
     /// Groups of the group norms.
     pub groups: i64,
     /// Nothing records here: the VAE is never trained.
     pub tape: Tape,
 }
 
-impl Common {
+impl BlockContext {
     pub fn norm(&self, scope: &Scope<'_>, channels: i64) -> GroupNorm {
         GroupNorm::new(scope, self.groups, channels, EPS, &self.tape)
     }
@@ -41,7 +41,7 @@ struct Resnet {
 }
 
 impl Resnet {
-    fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &Common) -> Self {
+    fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &BlockContext) -> Self {
         let shortcut = || Conv2d::new(&scope.sub("conv_shortcut"), inputs, outputs, 1, &common.tape);
         Self {
             norm1: common.norm(&scope.sub("norm1"), inputs),
@@ -63,7 +63,7 @@ impl Resnet {
     }
 }
 
-fn resnets(scope: &Scope<'_>, count: i64, inputs: i64, outputs: i64, common: &Common) -> Vec<Resnet> {
+fn resnets(scope: &Scope<'_>, count: i64, inputs: i64, outputs: i64, common: &BlockContext) -> Vec<Resnet> {
     let inputs = |i| if i == 0 { inputs } else { outputs };
     (0..count).map(|i| Resnet::new(&scope.sub("resnets").sub(i), inputs(i), outputs, common)).collect()
 }
@@ -78,7 +78,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(scope: &Scope<'_>, channels: i64, common: &Common) -> Self {
+    fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Self {
         let linear = |name| Linear::new(&scope.sub(name), channels, channels, true, &common.tape);
         Self {
             group_norm: common.norm(&scope.sub("group_norm"), channels),
@@ -107,7 +107,7 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub fn new(scope: &Scope<'_>, channels: i64, attention: bool, common: &Common) -> Self {
+    pub fn new(scope: &Scope<'_>, channels: i64, attention: bool, common: &BlockContext) -> Self {
         let attend = || Attention::new(&scope.sub("attentions.0"), channels, common);
         Self { resnets: resnets(scope, 2, channels, channels, common), attention: attention.then(attend) }
     }
@@ -135,7 +135,7 @@ impl DownBlock {
         inputs: i64,
         outputs: i64,
         last: bool,
-        common: &Common,
+        common: &BlockContext,
     ) -> Self {
         let conv = scope.sub("downsamplers.0.conv");
         let downsample = || Conv2d::new(&conv, outputs, outputs, 3, &common.tape).stride(2);
@@ -166,7 +166,7 @@ impl UpBlock {
         inputs: i64,
         outputs: i64,
         last: bool,
-        common: &Common,
+        common: &BlockContext,
     ) -> Self {
         let upsample = || common.conv3(&scope.sub("upsamplers.0.conv"), outputs, outputs);
         Self { resnets: resnets(scope, count, inputs, outputs, common), upsample: (!last).then(upsample) }

@@ -15,9 +15,9 @@ use tch::{Device, Tensor};
 use super::layers::{Conv2d, GroupNorm};
 use super::tape::Tape;
 use super::weights::checkpoint;
-use super::weights::config::{self, Guard, ModelError};
+use super::weights::config::{self, ModelError, OptionGuard};
 use super::weights::{self, Scope, Weights};
-use blocks::{Common, DownBlock, MidBlock, UpBlock};
+use blocks::{BlockContext, DownBlock, MidBlock, UpBlock};
 
 /// What of `config.json` the autoencoder depends on; the defaults are diffusers'.
 #[derive(Clone, Debug, Deserialize)]
@@ -82,11 +82,11 @@ fn yes() -> bool {
 }
 
 /// A shift would have to enter wherever the scaling factor does, and the method has none.
-const GUARDS: &[Guard] = &[
-    Guard("act_fn", &["\"silu\""]),
-    Guard("shift_factor", &["null", "0"]),
-    Guard("latents_mean", &["null"]),
-    Guard("latents_std", &["null"]),
+const GUARDS: &[OptionGuard] = &[
+    OptionGuard("act_fn", &["\"silu\""]),
+    OptionGuard("shift_factor", &["null", "0"]),
+    OptionGuard("latents_mean", &["null"]),
+    OptionGuard("latents_std", &["null"]),
 ];
 
 impl VaeConfig {
@@ -116,7 +116,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &Common) -> Self {
+    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &BlockContext) -> Self {
         let channels = &config.block_out_channels;
         let last = channels.len() - 1;
         let down = |i: usize| {
@@ -152,7 +152,7 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &Common) -> Self {
+    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &BlockContext) -> Self {
         let channels: Vec<i64> = config.block_out_channels.iter().rev().copied().collect(); // from the coarsest
         let last = channels.len() - 1;
         let up = |i: usize| {
@@ -223,7 +223,7 @@ impl Vae {
     }
 
     fn new(scope: &Scope<'_>, config: VaeConfig) -> Self {
-        let common = Common { groups: config.norm_num_groups, tape: Tape::new() };
+        let common = BlockContext { groups: config.norm_num_groups, tape: Tape::new() };
         let conv1 = |name, channels| Conv2d::new(&scope.sub(name), channels, channels, 1, &common.tape);
         let latent = config.latent_channels;
         Self {

@@ -1,7 +1,7 @@
 //! Reads a model's `config.json` and refuses what this crate would compute differently.
 //!
 //! Keys that we don't know are allowed, since the Hugging Face libraries add some with every release. Those
-//! that would change the computation are listed as [`Guard`]s by each model.
+//! that would change the computation are listed as [`OptionGuard`]s by each model.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub enum ModelError {
     #[error(transparent)]
     Tensors(#[from] crate::io::tensor_file::TensorFileError),
     #[error("{}: {faults}", file.display())]
-    Keys { file: PathBuf, faults: super::KeyFaults },
+    Keys { file: PathBuf, faults: super::KeyErrors },
     #[error("{}: {source}", file.display())]
     Config { file: PathBuf, source: serde_json::Error },
     #[error("{}: `{key}` is {found}, supported: {supported}", file.display())]
@@ -31,17 +31,17 @@ pub enum ModelError {
 /// A key whose value selects what is computed, with the values (as JSON) that are built in.
 ///
 /// An absent key passes: it stands for the library's default, which must be among the supported values.
-pub struct Guard(pub &'static str, pub &'static [&'static str]);
+pub struct OptionGuard(pub &'static str, pub &'static [&'static str]);
 
 /// Reads `file` into `T` and checks it against `guards`.
 ///
 /// # Errors
 /// The file can't be read, isn't the JSON that `T` describes, or holds a value that is not supported.
-pub fn read<T: DeserializeOwned>(file: &Path, guards: &[Guard]) -> Result<T, ModelError> {
+pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<T, ModelError> {
     let text = fs_err::read_to_string(file)?;
     let config = |source| ModelError::Config { file: file.to_owned(), source };
     let value: Value = serde_json::from_str(&text).map_err(config)?;
-    for Guard(key, supported) in guards {
+    for OptionGuard(key, supported) in guards {
         if let Some(found) = value.get(key)
             && !supported.iter().any(|text| same(found, text))
         {

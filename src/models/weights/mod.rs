@@ -40,13 +40,13 @@ pub struct Weights {
     file: PathBuf,
     /// Whether every tensor that is asked for is there, and zero.
     blank: bool,
-    form: Form,
+    form: WeightLayout,
     state: RefCell<State>,
 }
 
 /// How layers keep the tensors that they take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Form {
+pub struct WeightLayout {
     /// Convolutions' weights with the channels lying together in memory, as the images will.
     pub channels_last: bool,
     /// Products in this type instead of the tensors' own; normalisations stay in float32.
@@ -57,7 +57,7 @@ pub struct Form {
 struct State {
     left: BTreeMap<String, Tensor>,
     taken: BTreeMap<String, Tensor>,
-    faults: KeyFaults,
+    faults: KeyErrors,
 }
 
 impl Weights {
@@ -77,16 +77,16 @@ impl Weights {
     /// Tensors read in another way; `file` stands in the errors.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
         let state = RefCell::new(State { left: tensors, ..State::default() });
-        Weights { file: file.to_owned(), blank: false, form: Form::default(), state }
+        Weights { file: file.to_owned(), blank: false, form: WeightLayout::default(), state }
     }
 
     /// The same tensors, to be kept in another form.
-    pub fn in_form(self, form: Form) -> Weights {
+    pub fn in_form(self, form: WeightLayout) -> Weights {
         Weights { form, ..self }
     }
 
     /// Zeros of whatever name and shape a model asks for: its form without a checkpoint.
-    pub fn blank() -> Weights {
+    pub fn zeros() -> Weights {
         Weights { blank: true, ..Weights::new(BTreeMap::new()) }
     }
 
@@ -191,7 +191,7 @@ impl<'a> Scope<'a> {
     }
 
     /// A tensor as products take it: itself, not a copy, unless the model's form asks for another type.
-    pub fn for_products(&self, tensor: &Tensor) -> Tensor {
+    pub fn to_compute_dtype(&self, tensor: &Tensor) -> Tensor {
         match self.weights.form.products {
             Some(kind) => tensor.to_kind(kind),
             None => tensor.shallow_clone(),
@@ -208,7 +208,7 @@ pub(super) fn replace(
     changed: BTreeMap<String, Tensor>,
     file: &Path,
 ) -> Result<(), ModelError> {
-    let mut faults = KeyFaults::default();
+    let mut faults = KeyErrors::default();
     for (name, tensor) in changed {
         match tensors.get_mut(&name) {
             Some(old) if old.size() == tensor.size() => *old = tensor,
@@ -221,7 +221,7 @@ pub(super) fn replace(
 
 /// The keys of a checkpoint that do not fit the model.
 #[derive(Debug, Default)]
-pub struct KeyFaults {
+pub struct KeyErrors {
     /// Wanted by the model, not in the file.
     pub missing: Vec<String>,
     /// In the file, not wanted by the model.
@@ -230,13 +230,13 @@ pub struct KeyFaults {
     pub misshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
 }
 
-impl KeyFaults {
+impl KeyErrors {
     fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
     }
 }
 
-impl Display for KeyFaults {
+impl Display for KeyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the tensors do not fit the configuration")?;
         let missing = self.missing.iter().map(|name| match nearest(name, &self.unexpected) {

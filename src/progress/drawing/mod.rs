@@ -83,7 +83,7 @@ const TOUCHED: &str = "#c2185b";
 
 /// One box: a stage, or all items of a repeated one.
 #[derive(Debug, Clone)]
-pub struct Vertex {
+pub struct GraphNode {
     /// The stage's name.
     pub name: String,
     /// Its kind.
@@ -94,7 +94,7 @@ pub struct Vertex {
     pub touched: usize,
 }
 
-impl Vertex {
+impl GraphNode {
     fn total(&self) -> usize {
         self.counts.iter().sum()
     }
@@ -141,7 +141,7 @@ pub struct Drawing {
     /// The pipeline's name.
     pub name: String,
     /// The boxes, each after what it reads as far as there are no cycles.
-    pub vertices: Vec<Vertex>,
+    pub vertices: Vec<GraphNode>,
     /// Arrows, from what is read to what reads it.
     pub edges: BTreeSet<(usize, usize)>,
     /// Whether the drawing shows what a change touches.

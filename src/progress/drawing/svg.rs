@@ -68,7 +68,7 @@ pub fn svg(drawing: &Drawing) -> String {
 }
 
 /// The second line in a box.
-fn second(vertex: &super::Vertex) -> String {
+fn second(vertex: &super::GraphNode) -> String {
     format!("{}: {}", vertex.kind, vertex.words())
 }
 

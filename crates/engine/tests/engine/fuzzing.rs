@@ -198,6 +198,7 @@ thread_local! {
 const LEAST: u64 = 20;
 
 /// Mutates the seeds of all targets in turn; panics on what is neither read nor refused.
+#[expect(clippy::print_stdout, reason = "the counts are for whoever reads the test's output")]
 pub fn fuzz(targets: &[Target<'_>], kept: &Path) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = Duration::from_secs(number("ATTRFLOW_FUZZ_SECONDS").unwrap_or(2));

@@ -125,7 +125,7 @@ fn declared_variables_count_and_are_kept() {
     assert_eq!(params(&loaded, "turned[7,2]")["text"], "attrflow-engine");
     assert_eq!(
         loaded.env.iter().collect::<Vec<_>>(),
-        [(&"CARGO_PKG_NAME".to_owned(), &"attrflow".to_owned())]
+        [(&"CARGO_PKG_NAME".to_owned(), &"attrflow-engine".to_owned())]
     );
     let undeclared = project(&PIPELINE.replace("env = [\"CARGO_PKG_NAME\"]", ""), CONFIG).problems(&[]);
     insta::assert_snapshot!(undeclared);

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 pub use address::{HubAddress, Repo, RepoKind};
 pub use error::HubError;
 
-use super::{Client, Expected, FetchError, Token, Wanted, join, shown};
+use super::{Client, DownloadRequest, Expected, FetchError, Token, join, shown};
 use error::likely;
 
 /// A file in a repository.
@@ -164,9 +164,9 @@ impl Hub {
     }
 
     /// What is needed to fetch a file at a commit.
-    pub fn wanted(&self, repo: &Repo, commit: &str, file: &HubFile) -> Wanted {
+    pub fn wanted(&self, repo: &Repo, commit: &str, file: &HubFile) -> DownloadRequest {
         let path = utf8_percent_encode(&file.path, PLAIN);
-        Wanted {
+        DownloadRequest {
             name: repo.address(&file.path),
             url: format!("{}/{}/resolve/{commit}/{path}", self.endpoint, repo.page()),
             token: self.token.clone(),

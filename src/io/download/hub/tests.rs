@@ -1,7 +1,7 @@
 //! The Hub's answers, as the miniature of it gives them.
 
 use super::*;
-use crate::io::download::Patience;
+use crate::io::download::RetryPolicy;
 use crate::io::server::{Server, sha256};
 
 const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
@@ -21,7 +21,7 @@ fn server() -> Server {
 }
 
 fn client() -> Client {
-    Client::new(Patience { attempts: 1, ..Patience::default() })
+    Client::new(RetryPolicy { attempts: 1, ..RetryPolicy::default() })
 }
 
 fn found(server: &Server, address: &str) -> Result<Vec<String>, String> {

@@ -30,13 +30,13 @@ impl Default for Quiet {
 }
 
 impl Reporter for Quiet {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         log(event, false);
         if let Some(line) = trouble(event) {
             complain(&line);
         }
         if let Some(summary) = &mut self.summary {
-            summary.hear(event);
+            summary.on_event(event);
         }
     }
 }
@@ -114,7 +114,7 @@ impl Live {
 }
 
 impl Reporter for Live {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         log(event, true);
         match event {
             Event::RunStarted { pipeline, jobs, threads, devices, .. } => {
@@ -147,7 +147,7 @@ impl Reporter for Live {
             self.line(&line);
         }
         if let Some(summary) = &mut self.summary {
-            summary.hear(event);
+            summary.on_event(event);
         }
     }
 }
@@ -193,7 +193,7 @@ const LISTED: usize = 50;
 const REUSED: &str = "reused";
 
 impl Summary {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let row = match event {
             Event::StageCached { adopted: None, .. } if self.reused >= LISTED => {
                 self.reused += 1;
