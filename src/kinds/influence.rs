@@ -206,7 +206,7 @@ impl Compute for Influence {
         }
         let steps = unit.steps;
         // A full pass: its steps are the same.
-        let stage = Influence { loss, top_k: None, ..self.clone() };
+        let stage = Influence { loss, top_k: None };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }
