@@ -38,7 +38,7 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
 }
 
 fn describe(explanation: &Explanation) -> String {
-    let Explanation { stage, kind, verdict, why, fields, uncounted, since, units, predicted } = explanation;
+    let Explanation { stage, kind, verdict, why, fields, unhashed, since, units, predicted } = explanation;
     let mut text = format!("{stage}, of the kind {kind}: {verdict}, {why}\n");
     let mut table = Table::new(&["", "counts", "value", "from"]);
     for Field { field, value, change, place, input, .. } in fields {
@@ -59,9 +59,9 @@ fn describe(explanation: &Explanation) -> String {
     for field in changed {
         text += &change_of(field);
     }
-    if !uncounted.is_empty() {
+    if !unhashed.is_empty() {
         text += "\ndoes not count\n";
-        for (name, value) in uncounted {
+        for (name, value) in unhashed {
             text += &format!("  {name}: {value}\n");
         }
     }

@@ -1,4 +1,4 @@
-//! The diagonal of the Fisher information: how much each weight matters to the training data.
+//! The diagonal of the Fisher information: the importance of each weight for the training data.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ use attrflow_engine::{choice, params};
 use serde_json::json;
 
 choice! {
-    /// Which rows share a caption.
+    /// The rows that share a caption index.
     pub enum Draw {
-        /// All rows of a batch: as published.
+        /// All rows of a batch, as published.
         Batch = "batch",
         /// None: every row draws its own.
         Row = "row",
@@ -32,9 +32,9 @@ choice! {
 }
 
 choice! {
-    /// Which mean is taken.
+    /// The mean over rows or over batches.
     pub enum Weight {
-        /// The mean of batch means, so that rows of a short last batch count more: as published.
+        /// The mean of batch means, as published: rows of a short last batch have a larger weight.
         Batch = "batch",
         /// The mean over rows.
         Row = "row",
@@ -44,19 +44,20 @@ choice! {
 params! {
     /// Parameters of `fisher`.
     pub struct Fisher {
-        /// Passes over the latents.
+        /// Epochs over the latents.
         epochs: u32 [1..=10_000] = 5,
         /// Rows per batch.
         batch_size: u32 [1..=100_000] = 32,
         /// Seed of timesteps, captions and noise.
         seed: u32 = 0,
-        /// `batch`: one caption index for all rows of a batch, as published, though each was meant to draw its own;
+        /// `batch`: one caption index for all rows of a batch, as published, although the paper describes one for each
+        /// row;
         /// `row`: one for each row.
         caption_draw: Draw = Draw::Batch,
-        /// `batch`: mean of batch means, as published, in which the rows of a short last batch count more; `row`: mean
-        /// over rows.
+        /// `batch`: mean of batch means, as published, in which rows of a short last batch have a larger weight; `row`:
+        /// mean over rows.
         weighting: Weight = Weight::Batch,
-        /// The weights to compute it for; must hold those that `unlearn` changes.
+        /// The weights to compute it for; must include those that `unlearn` changes.
         select: Select = Select(Selection::All),
     }
 }
@@ -82,9 +83,9 @@ impl Fisher {
     }
 }
 
-/// What a unit's sums are to be divided by, kept beside them.
+/// Metadata key of a unit's sums: their divisor.
 const WEIGHT: &str = "weight";
-/// The number of training images, which `unlearn` needs.
+/// Metadata key of the number of training images, which `unlearn` needs.
 pub(super) const IMAGES: &str = "images";
 
 impl Kind for Fisher {
@@ -108,14 +109,14 @@ impl Kind for Fisher {
 impl Stage for Fisher {
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(cut(self, latents.rows())))
+        Ok(Some(split(self, latents.rows())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let rows = latents.shape[0];
-        let units = cut(self, rows);
-        let sums = expected::chosen(inputs, &self.select.0, 8)?;
+        let units = split(self, rows);
+        let sums = expected::selected(inputs, &self.select.0, 8)?;
         let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = self;
         let cost_key = json!({
             "batch_size": rows.min(*batch_size as usize),
@@ -142,7 +143,7 @@ impl Stage for Fisher {
     }
 }
 
-fn cut(params: &Fisher, latents: usize) -> Vec<Unit> {
+fn split(params: &Fisher, latents: usize) -> Vec<Unit> {
     ranges::units("batches", params.spec().batches(latents), 1)
 }
 
@@ -192,7 +193,7 @@ impl Compute for Fisher {
     ) -> anyhow::Result<Trial> {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
-        // An epoch over one batch, as often as there are steps.
+        // One epoch over one batch per step.
         let rows = latents.shape[0].min(self.batch_size as usize);
         let stage = Fisher { epochs: steps as u32, ..self.clone() };
         expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;

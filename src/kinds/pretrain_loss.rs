@@ -1,4 +1,4 @@
-//! The loss of every training image under the model as it was trained.
+//! The loss of every training image under the pretrained model.
 
 use std::path::{Path, PathBuf};
 
@@ -20,11 +20,10 @@ use attrflow_engine::params;
 params! {
     /// Parameters of `pretrain-loss`.
     pub struct PretrainLoss {
-        /// How a loss is measured; `influence` takes the same table from here.
+        /// How to measure a loss; `influence` inherits this table.
         loss: LossParams,
-        /// Give the losses at each timestep as well, on the output `per_timestep` (pretrain_loss_per_timestep.npy,
-        /// float32 [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs
-        /// `noise = "image"`.
+        /// Also write the losses per timestep, to the output `per_timestep` (pretrain_loss_per_timestep.npy, float32
+        /// [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs `noise = "image"`.
         per_timestep: bool = false,
     }
 }
@@ -34,12 +33,12 @@ impl Validate for PretrainLoss {
         if !self.per_timestep || self.loss.noise == Noise::Image {
             return Vec::new();
         }
-        let message = "`per_timestep` needs `noise = \"image\"` in the loss: with `\"batch\"` no timestep can be computed alone";
+        let message = "`per_timestep` needs `noise = \"image\"` in the loss: with `\"batch\"` a timestep cannot be computed alone";
         vec![("per_timestep", message.to_owned())]
     }
 }
 
-/// The output that is there where it is asked for.
+/// The optional output.
 const PER_TIMESTEP: &str = "per_timestep";
 const PER_TIMESTEP_FILE: &str = "pretrain_loss_per_timestep.npy";
 
@@ -55,7 +54,7 @@ impl Kind for PretrainLoss {
         outputs: &[
             Output::new("losses", "pretrain_loss.npy", "float32 [2N]"),
             Output::new(PER_TIMESTEP, PER_TIMESTEP_FILE, "float32 [2N, T]: a mean over captions")
-                .asked_by(PER_TIMESTEP),
+                .enabled_by(PER_TIMESTEP),
         ],
         ..KindInfo::new::<Self>(
             "pretrain-loss",
@@ -68,12 +67,12 @@ impl Kind for PretrainLoss {
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
         let Self { loss, per_timestep } = self;
-        let mut counts = json!({ "loss": loss.identity() });
-        // Left out where it is not set, so that what was computed before it existed stays valid.
+        let mut hashed = json!({ "loss": loss.identity() });
+        // Omitted if not set, so that results from before this parameter stay valid.
         if *per_timestep {
-            counts["per_timestep"] = json!(true);
+            hashed["per_timestep"] = json!(true);
         }
-        counts
+        hashed
     }
 
     fn unit_identity(&self) -> Json {
@@ -93,12 +92,12 @@ impl Stage for PretrainLoss {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
+        let mut estimate = loss_pass::estimate(&self.loss, inputs)?;
         if self.per_timestep {
             let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples as usize];
-            foreseen.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
+            estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
-        Ok(foreseen)
+        Ok(estimate)
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! One step that raises the loss on a generated image, scaled by the Fisher information.
+//! Gradient ascent on the loss of a generated image, scaled by the Fisher information.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ params! {
     pub struct Unlearn {
         /// Steps of gradient ascent.
         steps: u32 [1..=10_000] = 1,
-        /// Batches whose gradients make up a step.
+        /// Batches whose gradients are accumulated in a step.
         grad_accum_steps: u32 [1..=1_000_000] = 625,
         /// Rows per batch, at distinct timesteps.
         batch_size: u32 [1..=1000] = 80,
@@ -38,14 +38,14 @@ params! {
         lr: f64 = 0.01,
         /// Seed of timesteps and noise.
         seed: u32 = 0,
-        /// Added to the Fisher information, which can hold zeros: with 0, as published, a zero is refused.
+        /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
         damping: f64 = 0.0,
-        /// The weights that change.
+        /// The weights to change.
         select: Select = Select(Selection::CrossAttnKv),
-        /// Which row of `latents` and `text_embeddings` is the query.
+        /// The row of `latents` and `text_embeddings` that is the query.
         index: u32 = 0,
-        /// Training images N, for Fisher information that does not carry the number itself, as the published file;
-        /// where it does, another number is refused.
+        /// Number of training images N, for Fisher information without that number in its metadata, such as the
+        /// published file. If the metadata has it, another number is an error.
         images: Option<u32> = None,
     }
 }
@@ -72,7 +72,7 @@ impl Kind for Unlearn {
         outputs: &[Output::new(
             "weights",
             "unlearned.safetensors",
-            "float32 by weight name, only those that changed",
+            "float32 by weight name, only the changed weights",
         )],
         ..KindInfo::new::<Self>("unlearn", 1, "the weights after unlearning one image")
     };
@@ -91,7 +91,7 @@ impl Stage for Unlearn {
         });
         let steps = u64::from(*steps) * u64::from(*grad_accum_steps);
         Ok(Estimate {
-            outputs: [("weights".to_owned(), expected::chosen(inputs, &select.0, 4)?)].into(),
+            outputs: [("weights".to_owned(), expected::selected(inputs, &select.0, 4)?)].into(),
             parts: 0,
             work: Some(WorkSize { steps, tasks: 1, cost_key }),
         })
@@ -165,7 +165,7 @@ impl Compute for Unlearn {
     }
 }
 
-/// Names the query, or the file where it is the Fisher information that does not fit.
+/// Names the query, or the Fisher information's file if that does not match.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
     use MathError::{FisherShape, LossNotFinite, NoFisher, ZeroFisher};
     match error {
@@ -185,11 +185,11 @@ fn images(params: &Unlearn, inputs: &Inputs) -> anyhow::Result<usize> {
     let counted: Option<usize> = text.and_then(|text| text.parse().ok());
     match (counted, params.images.map(|images| images as usize)) {
         (Some(counted), Some(images)) if counted != images => anyhow::bail!(
-            "`images` is {images}, expected {counted} or no key: that many {} was computed from",
+            "`images` is {images}, expected {counted} or no key: {} was computed from that many",
             path.display()
         ),
         (counted, images) => counted.or(images).with_context(|| {
-            format!("{}: no number of images in its metadata; set `images`", path.display())
+            format!("{}: no number of images in its metadata: set `images`", path.display())
         }),
     }
 }

@@ -216,7 +216,7 @@ fn a_download_that_lacks_a_file_is_refused() {
     fs_err::create_dir_all(project.path("mine/model")).unwrap();
     let told = refused(&project, "data", &["mine"]);
     assert!(
-        told.contains("mine/captions.json: nothing is there, expected what the stage would bring"),
+        told.contains("mine/captions.json: not found, expected the file or folder that the stage downloads"),
         "{told}"
     );
     project.write("file", "x");

@@ -60,7 +60,7 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
     let first = ran.out.lines().next().unwrap();
     assert!(first.starts_with("pretrain_loss: ") && first.contains(&digest), "{first}");
-    assert!(first.contains("holds other bytes: found ") && !ran.out.contains("no difference"), "{ran:?}");
+    assert!(first.contains("was modified: found ") && !ran.out.contains("no difference"), "{ran:?}");
     let ran = project.attrflow(["audit", "last", "--all", "--json"]);
     let lines = ran.json();
     assert_eq!((ran.code, lines.len()), (3, 2), "{ran:?}");
@@ -80,20 +80,17 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
     let text = fs_err::read_to_string(&path).unwrap();
     fs_err::write(&path, text.replacen(r#""time_samples": 2"#, r#""time_samples": 3"#, 1)).unwrap();
     let ran = project.attrflow(["audit", "last"]);
-    assert!(ran.code == 3 && ran.out.contains("has the fingerprint"), "{ran:?}");
+    assert!(ran.code == 3 && ran.out.contains("the fingerprint of its recipe is"), "{ran:?}");
     fs_err::write(&path, "{").unwrap();
     let ran = project.attrflow(["audit", "last"]);
-    assert!(ran.code == 2 && ran.err.contains(": no manifest: "), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains(": not a manifest: "), "{ran:?}");
     fs_err::write(&path, text).unwrap();
 
     // Gone is not different.
     fs_err::remove_file(&object).unwrap();
     let ran = project.attrflow(["audit", "last"]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.out.starts_with("pretrain_loss: its output `losses` is not in the cache any more\n"),
-        "{ran:?}"
-    );
+    assert!(ran.out.starts_with("pretrain_loss: its output `losses` is no longer in the cache\n"), "{ran:?}");
     assert_eq!(ran.err, "error: no difference, but one thing could not be checked\n");
 }
 

@@ -411,7 +411,7 @@ fn what_does_not_need_the_failed_stage_goes_on() {
     // A path below an output that nothing stands at.
     project.edit("pipelines/parts/emoji.toml", "data.files/images", "data.files/imagez");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
-    let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, and nothing stands there\n";
+    let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, which does not contain it\n";
     assert_eq!((ran.code, ran.err.as_str()), (1, said));
 }
 

@@ -60,7 +60,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#""${query.caption}""#,
             r#""${query.captain}""#,
-            &["`${query.captain}` leads nowhere", "`caption`?"],
+            &["`${query.captain}` does not exist", "`caption`?"],
         ),
         (
             r#"vae = "data.files/model/vae""#,
@@ -101,7 +101,11 @@ fn a_fault_of_the_config_is_shown_at_its_place() {
             "\"batch\"\nbatch_size = 3",
             &["`batch_size` is 3, expected a multiple of 4, the 2 captions"],
         ),
-        ("\"cross-attn-kv\"", "\"cross-atn\"", &["`cross-atn` is none of", "did you mean `cross-attn`?"]),
+        (
+            "\"cross-attn-kv\"",
+            "\"cross-atn\"",
+            &["found `cross-atn`, expected one of", "did you mean `cross-attn`?"],
+        ),
         ("lr = 0.001", "damping = -1.0", &["`damping` is -1, expected a number of at least 0"]),
         ("lr = 0.001", "lr = nan", &["expected a finite number", "lr = nan"]),
         ("name = \"pizza\"", "name = \"grin\"", &["two items of `queries` have the name `grin`"]),

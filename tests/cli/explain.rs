@@ -86,7 +86,7 @@ fn why_not_names_the_edit_back() {
     let line = line_of(&project, "configs/demo.toml", "epochs = 2");
     let text = why_not(&["fisher"]);
     assert!(text.starts_with("fisher: 1 edit from a result of "), "{text}");
-    let edit = format!("  set fisher.epochs back to 1, it is 2 (configs/demo.toml:{line})\n");
+    let edit = format!("  set fisher.epochs back to 1, now 2 (configs/demo.toml:{line})\n");
     assert!(text.contains(&edit) && text.ends_with("  for one run: --set fisher.epochs=1\n"), "{text}");
     // Further down it is the same edit.
     let text = why_not(&["influence[grin]"]);

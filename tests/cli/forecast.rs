@@ -90,11 +90,10 @@ fn what_must_be_there_first_is_told() {
         "  { from = \"http://127.0.0.1:9/model\" },",
     );
     let (ran, lines) = plan(&project, &["--measure"]);
-    let why = "fisher is not measured: what stands on `latents` is not known before `latents` has run\n";
+    let why = "fisher is not measured: the input `latents` is unknown until `latents` has run\n";
     assert!(ran.err.contains(why), "{ran:?}");
     assert!(
-        ran.err
-            .contains("latents is not measured: what stands on `vae` is not known before `data` has run\n"),
+        ran.err.contains("latents is not measured: the input `vae` is unknown until `data` has run\n"),
         "{ran:?}"
     );
     assert!(of(&lines, "fisher")["seconds"].is_null());

@@ -95,7 +95,11 @@ fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
     project.edit("configs/demo.toml", "pixels = 32", "pixels = \"${env:PIXELS:-32}\"");
     let refused = plan(&[]);
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("`${env:PIXELS}` stands where its value counts"), "{}", refused.err);
+    assert!(
+        refused.err.contains("`${env:PIXELS}` is not declared, and this value is hashed"),
+        "{}",
+        refused.err
+    );
     assert!(refused.err.contains("configs/demo.toml:13:10"), "{}", refused.err);
     project.edit("pipelines/demo.toml", "include", "env = [\"PIXELS\"]\ninclude");
     assert_eq!(plan(&[]).code, 0);
@@ -116,5 +120,5 @@ fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
         "${env:PLACE}/images.zip\", to = \"${env:NAME:-a}.zip\"",
     );
     let name = plan(&[("PLACE", place.to_str().unwrap())]);
-    assert!(name.err.contains("`${env:NAME}` stands where its value counts"), "{}", name.err);
+    assert!(name.err.contains("`${env:NAME}` is not declared, and this value is hashed"), "{}", name.err);
 }

@@ -121,12 +121,12 @@ pub(super) fn pull(args: &PullArgs, store: &Store) -> Result<(), Failure> {
     let progress = |done, total| relocated(&bar, done, total);
     let pulled = Pull { store, pipeline, back, all: args.all, progress: &progress }.execute(&remote)?;
     bar.finish_and_clear();
-    let Pulled { brought, bytes, entries, there, manifests, refused } = &pulled;
+    let Pulled { downloaded, bytes, entries, there, manifests, refused } = &pulled;
     match args.json {
         true => print(&format!("{}\n", json!(pulled))),
         false => print(&format!(
             "brought {}, {}; {} new, {there} were there; {}\n",
-            count(*brought, "file", "files"),
+            count(*downloaded, "file", "files"),
             size(*bytes),
             count(*entries, "result", "results"),
             count(*manifests, "record of a run", "records of runs")

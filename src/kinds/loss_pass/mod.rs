@@ -1,4 +1,4 @@
-//! The loss pass, shared by the two stages whose difference is the influence.
+//! The loss pass, shared by the two stages whose losses are compared for the influence.
 
 pub mod per_image;
 pub mod per_timestep;
@@ -25,32 +25,32 @@ use attrflow_engine::kind::{
 use attrflow_engine::{choice, params};
 
 choice! {
-    /// Where a training image's noise comes from.
+    /// The source of a training image's noise.
     pub enum Noise {
         /// One draw per batch, as published: `batch_size` and `time_samples` change every number.
         Batch = "batch",
-        /// One draw per image and timestep: no batching, subset or choice of timesteps changes a number.
+        /// One draw per image and timestep: batching, subsets and the choice of timesteps change no number.
         Image = "image",
     }
 }
 
 choice! {
-    /// How the network's products are computed in a loss pass.
+    /// The precision of the network's matrix products in a loss pass.
     pub enum Products {
         /// In float32.
         Fp32 = "fp32",
-        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it.
+        /// In float32, with factors rounded to 10 bits of mantissa on GPUs that support it.
         Tf32 = "tf32",
-        /// Of bfloat16 factors, with bfloat16 between them; sums, normalisations and losses in float32.
+        /// Of bfloat16 factors, with bfloat16 activations; sums, normalisations and losses in float32.
         Bf16 = "bf16",
     }
 }
 
 impl Products {
-    /// Adds it to what counts; the recipes of float32 are those from before there was a choice.
-    pub(crate) fn count(self, counts: &mut Json) {
+    /// Adds it to the hashed parameters, unless it is float32: those recipes are older than this choice.
+    pub(crate) fn add_to(self, hashed: &mut Json) {
         if self != Products::Fp32 {
-            counts["precision"] = json!(self);
+            hashed["precision"] = json!(self);
         }
     }
 
@@ -64,27 +64,27 @@ impl Products {
 }
 
 params! {
-    /// How the loss of a training image is measured.
+    /// How to measure the loss of a training image.
     pub struct LossParams {
         /// Timesteps per image and caption, evenly spaced from 0; must divide the model's 1000.
         time_samples: u32 [1..=1000] = 20,
-        /// Captions per image: the first ones.
+        /// Number of captions per image; the first ones are used.
         captions: u32 [1..=1000] = 5,
         /// Seed of the noise.
         seed: u32 = 0,
         /// `batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
-        /// `image`: one per image and timestep, which nothing else changes.
+        /// `image`: one per image and timestep, independent of all else.
         noise: Noise = Noise::Batch,
-        /// Rows (image x caption x timestep) that one draw covers with `noise = "batch"`; without effect with `image`.
+        /// Rows (image x caption x timestep) that share one draw with `noise = "batch"`; no effect with `image`.
         batch_size: u32 [1..=100_000_000] = 8000,
-        /// `fp32`, `tf32` or `bf16`: how the network's products are computed. The shorter ones are faster on GPUs, and their
-        /// losses differ in the last digits; a sample of the rows is computed in float32 as well, and a warning tells if
-        /// they differ by more than they should.
+        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. The shorter ones are faster on GPUs,
+        /// and their losses differ in the last digits. A sample of the rows is also computed in float32, and a warning
+        /// reports a deviation that is too large.
         precision: Products = Products::Fp32,
     }
 }
 
-/// The number of training timesteps of every published model; the pass checks it against the scheduler's own.
+/// The number of training timesteps of every published model; the pass checks it against the scheduler.
 const TRAIN_TIMESTEPS: u32 = 1000;
 
 impl Validate for LossParams {
@@ -93,7 +93,7 @@ impl Validate for LossParams {
         let rows = self.time_samples * self.captions;
         if !TRAIN_TIMESTEPS.is_multiple_of(self.time_samples) {
             let message = format!(
-                "`time_samples` is {}, which does not divide {TRAIN_TIMESTEPS}: the timesteps would not be even",
+                "`time_samples` is {}, which does not divide {TRAIN_TIMESTEPS}: the timesteps would not be evenly spaced",
                 self.time_samples
             );
             faults.push(("time_samples", message));
@@ -109,19 +109,19 @@ impl Validate for LossParams {
 }
 
 impl LossParams {
-    /// What counts: with noise per image, the batch size only says how many images are read at once.
+    /// The hashed parameters: with noise per image, the batch size only determines how many images are read at once.
     pub fn identity(&self) -> Json {
         let Self { time_samples, captions, seed, noise, batch_size, precision } = self;
-        let mut counts =
+        let mut hashed =
             json!({ "time_samples": time_samples, "captions": captions, "seed": seed, "noise": noise });
         if *noise == Noise::Batch {
-            counts["batch_size"] = json!(batch_size);
+            hashed["batch_size"] = json!(batch_size);
         }
-        precision.count(&mut counts);
-        counts
+        precision.add_to(&mut hashed);
+        hashed
     }
 
-    /// What counts for a unit.
+    /// The hashed parameters of a unit.
     pub(crate) fn unit_identity(&self) -> Json {
         match self.noise {
             Noise::Batch => self.identity(),
@@ -131,7 +131,7 @@ impl LossParams {
 
     pub(crate) fn spec(&self) -> LossSpec {
         let (time_samples, captions) = (self.time_samples as usize, self.captions as usize);
-        // Any number of images may share a draw-free batch; this one keeps a batch's memory small.
+        // With noise per image, any number of images may form a batch; this one limits a batch's memory.
         const IMAGES: usize = 16;
         let (noise, batch_size) = match self.noise {
             Noise::Batch => (NoiseMode::Batch, self.batch_size as usize),
@@ -144,7 +144,7 @@ impl LossParams {
 /// The file that a unit writes.
 pub(crate) const LOSSES: &str = "losses.npy";
 
-/// The latents cut into units: of whole batches where those share their noise, else of blocks at single timesteps.
+/// Splits the latents into units: whole batches if these share their noise, else blocks at single timesteps.
 pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let arrays @ (latents, texts) = &arrays::open(inputs)?;
     let (captions, found) = (params.captions as usize, texts.shape()[1]);
@@ -154,12 +154,12 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
         texts.path().display()
     );
     match params.noise {
-        Noise::Batch => Ok(cut(params, latents.rows())),
+        Noise::Batch => Ok(split(params, latents.rows())),
         Noise::Image => per_image::units(params, inputs, arrays),
     }
 }
 
-/// The rows that units read; a unit of batches counts the whole arrays, which it may read at any place.
+/// The rows that units read; a unit of batches hashes the whole arrays, which it may read anywhere.
 pub(crate) fn unit_inputs(
     params: &LossParams,
     inputs: &Inputs,
@@ -171,7 +171,7 @@ pub(crate) fn unit_inputs(
     }
 }
 
-/// Which units are computed together.
+/// The key of units that are computed together.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     match params.noise {
         Noise::Batch => None,
@@ -179,18 +179,18 @@ pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Op
     }
 }
 
-/// Batches cut into units.
-fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
+/// Splits the batches into units.
+fn split(params: &LossParams, latents: usize) -> Vec<Unit> {
     ranges::units("latents", latents, params.spec().images_per_batch())
 }
 
-/// The pass over all latents, and its losses on the port `losses`.
+/// The estimate of the pass over all latents; its losses are on the port `losses`.
 pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
     let (latents, texts) = expected::arrays(inputs)?;
     let rows = latents.shape[0];
     let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
-        Noise::Batch => (rows, cut(params, rows).len()),
+        Noise::Batch => (rows, split(params, rows).len()),
         Noise::Image => (rows * params.time_samples as usize, per_image::tasks(rows)),
     };
     let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
@@ -204,7 +204,7 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
         "stored": [latents.bytes, texts.bytes],
     });
     Ok(Estimate {
-        // Each unit's file has a header of its own.
+        // Each unit's file has its own header.
         parts: match params.noise {
             Noise::Batch => tasks as u64 * 128 + rows as u64 * 4,
             Noise::Image => {
@@ -216,10 +216,10 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     })
 }
 
-/// What a trial of the pass is made of: parameters, inputs, and a unit of as many latents as steps are asked for.
+/// The parts of a trial of the pass: parameters, inputs, and a unit of as many latents as requested steps.
 ///
-/// With noise per batch, a batch is the smallest that fills the network's passes twice, until as many steps are asked for as the
-/// batch has images.
+/// With noise per batch, a batch is the smallest that fills two passes through the network, unless more steps are
+/// requested than the batch has images.
 pub(crate) fn trial(
     params: &LossParams,
     inputs: &ExpectedInputs,
@@ -239,7 +239,7 @@ pub(crate) fn trial(
         Noise::Image => params.clone(),
         Noise::Batch => LossParams { batch_size: (batch * an_image) as u32, ..params.clone() },
     };
-    // A block without mirror images: where there are any, they would be more of the same.
+    // A block without mirror images: they would cost the same.
     let most = if params.noise == Noise::Image { texts.shape[0] } else { latents.shape[0] };
     let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
@@ -253,13 +253,13 @@ pub(crate) fn trial(
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
 pub(crate) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyhow::Result<()> {
-    // What could not be computed from these inputs was not computed from them.
+    // If these inputs are invalid, the file was not computed from them.
     units(params, inputs)?;
     let (latents, _) = arrays::open(inputs)?;
     check_outputs::finite(file, latents.rows()).map(drop)
 }
 
-/// Computes a batch of units; the weights on the port `weights` take the place of the network's own.
+/// Computes a batch of units; the weights on the port `weights` replace the network's own.
 pub(crate) fn run(
     params: &LossParams,
     tasks: &[Task],
@@ -277,7 +277,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Pairs of image and caption whose rows are computed in float32 as well: the first of a unit.
+/// Pairs of image and caption whose rows are also computed in float32: the first of a unit.
 const SAMPLE: Range<usize> = 0..1;
 
 /// Computes one unit of batches: the losses of its latents, float32 [n].
@@ -306,7 +306,7 @@ fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Contex
     Ok(writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)
 }
 
-/// Joins the losses of the units, in order, into the file `out`: float32 [2N].
+/// Merges the losses of the units, in order, into the file `out`: float32 [2N].
 pub(crate) fn merge(
     params: &LossParams,
     inputs: &Inputs,

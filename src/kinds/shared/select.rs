@@ -1,4 +1,4 @@
-//! The parameter that chooses weights.
+//! The parameter that selects weights.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
@@ -7,7 +7,7 @@ use crate::method::selection::Selection;
 use attrflow_engine::config::param::{Param, Reader, wrong_choice};
 use attrflow_engine::config::tree::{Node, Value};
 
-/// A named group of weights, or a list of texts that their names contain.
+/// A named group of weights, or a list of texts to match in their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Select(pub Selection);
@@ -21,7 +21,8 @@ const NAMED: [(&str, Selection); 4] = [
 
 impl Param for Select {
     fn expected() -> String {
-        "one of `cross-attn-kv`, `cross-attn`, `attn`, `all`, or an array of texts that names contain".into()
+        "one of `cross-attn-kv`, `cross-attn`, `attn`, `all`, or an array of texts to match in weight names"
+            .into()
     }
 
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! `[defaults.KIND]`: parameters for every stage of a kind that does not give its own.
+//! `[defaults.KIND]`: default parameters for all stages of a kind.
 
 use super::DEFAULTS;
 use crate::config::param::Key;
@@ -6,7 +6,7 @@ use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::kind::Registry;
 
-/// The written defaults as a `--set defaults.KIND.KEY=…` finds them: with a table for each kind.
+/// The written defaults with a table for each kind, so that `--set defaults.KIND.KEY=…` can set any key.
 pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     let origin = Origin { text: 0, span: 0..0 };
     let table = |table| Node { value: Value::Table(table), origin: origin.clone() };
@@ -18,9 +18,9 @@ pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     table(Table { entries: [(DEFAULTS.to_owned(), entry)].into() })
 }
 
-/// The defaults by kind, without those that have a fault: an unknown kind, or a key that the kind does not have.
+/// The defaults by kind, without the faulty ones: an unknown kind, or an unknown key.
 ///
-/// A kind that no stage is of may have defaults: an included file gives them for all that include it.
+/// Defaults of a kind without stages are allowed: an included file may serve several pipelines.
 pub(super) fn read(opened: &Node, registry: &Registry, problems: &mut Problems) -> Table {
     let mut kept = Table::default();
     let kinds = opened.as_table().and_then(|table| table.get(DEFAULTS)).and_then(Node::as_table);

@@ -1,5 +1,4 @@
-//! What the user is told about a pipeline that cannot run.
-//! Each is read as a user would: where it is, what is wrong, what to do.
+//! The messages for pipelines that cannot run: each names the location, the fault, and a way out.
 
 use crate::project::{CONFIG, PIPELINE, changed, faults};
 
@@ -197,7 +196,7 @@ fn kinds() {
 #[test]
 fn references_to_stages() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "secnd.text""#), CONFIG, &[]), @r#"
-    error: there is no stage `secnd`
+    error: unknown stage `secnd`
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "secnd.text", name = "first.text" }
@@ -215,7 +214,7 @@ fn references_to_stages() {
        = help: did you mean `text`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "second""#), CONFIG, &[]), @r#"
-    error: `second` is neither `stage.port` nor a path
+    error: `second` is not `stage.port` or a path
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "second", name = "first.text" }
@@ -224,7 +223,7 @@ fn references_to_stages() {
        = help: did you mean `second.text`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "source""#), CONFIG, &[]), @r#"
-    error: `source` is neither `stage.port` nor a path
+    error: `source` is not `stage.port` or a path
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "source", name = "first.text" }
@@ -241,7 +240,7 @@ fn references_to_stages() {
        |
        = help: name one of its items, such as `last[one]`
 
-    error: there is no stage `last[ome]`
+    error: unknown stage `last[ome]`
       --> PROJECT/pipelines/toy.toml:27:33
        |
     27 | inputs = { a = "last.text", b = "last[ome].text" }
@@ -254,7 +253,7 @@ fn references_to_stages() {
 #[test]
 fn inputs() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text", "#, ""), CONFIG, &[]), @r#"
-    error: the stage `lines` has nothing on its input `from`
+    error: the input `from` of the stage `lines` is not connected
       --> PROJECT/pipelines/toy.toml:14:9
        |
     14 | [stages.lines]
@@ -301,7 +300,7 @@ fn cycles() {
 #[test]
 fn sources() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, "../source.txt", "../sauce.txt"), CONFIG, &[]), @r#"
-    error: there is no file or folder `PROJECT/sauce.txt`
+    error: no such file or folder: `PROJECT/sauce.txt`
      --> PROJECT/pipelines/toy.toml:7:16
       |
     7 | inputs = { a = "../sauce.txt" }
@@ -319,13 +318,13 @@ fn sources() {
 #[test]
 fn inherited_keys() {
     insta::assert_snapshot!(faults(&format!("{PIPELINE}{ECHO}{}", r#"params = { say = { text = "q" } }"#), CONFIG, &[]), @r#"
-    error: `say` comes from the stage on `lines`
+    error: `say` is inherited from the stage on the input `lines`
       --> PROJECT/pipelines/toy.toml:28:12
        |
     28 | params = { say = { text = "q" } }
        |            ^^^
        |
-       = help: remove the key: the two must not differ
+       = help: remove the key: both stages must use the same value
     "#);
     insta::assert_snapshot!(faults(&changed(&format!("{PIPELINE}{ECHO}"), r#"say = "${say}", "#, ""), CONFIG, &[]), @r#"
     error: the key `say` is missing

@@ -1,4 +1,4 @@
-//! How long the engine takes of its own: figures to read, on demand; nothing is asserted of a time.
+//! The engine's own time: figures to read, on demand; no time is asserted.
 //!
 //! `cargo nextest run --test engine --run-ignored only --no-capture speed`, with an optimised build.
 
@@ -39,11 +39,11 @@ fn chains(stages: usize) -> String {
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let result = work();
-    tell(what, begun.elapsed());
+    print(what, begun.elapsed());
     result
 }
 
-fn tell(what: &str, time: Duration) {
+fn print(what: &str, time: Duration) {
     let _ = writeln!(std::io::stderr(), "{what:<44} {:>9.2} ms", time.as_secs_f64() * 1e3);
 }
 
