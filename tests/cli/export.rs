@@ -105,7 +105,7 @@ fn files_with_other_content_stay_unless_forced() {
     project.write("out/influence_grin.pkl", "mine");
     fs_err::remove_file(project.path("out/fisher_info.pt")).unwrap();
     let refused = export(&[]);
-    let told = "error: out/influence_grin.pkl is there already, with other content: --force replaces it\n";
+    let told = "error: out/influence_grin.pkl exists with other content: --force replaces it\n";
     assert_eq!((refused.code, refused.err.as_str(), refused.out.as_str()), (1, told, ""));
     // Nothing at all was written.
     assert_eq!(names(&project.path("out")).len(), PUBLISHED.len() - 1);
