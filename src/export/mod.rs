@@ -14,7 +14,7 @@ use crate::models::weights::config::ModelError;
 
 pub use batch::{Batch, State, Written};
 pub use diffusers::{Unlearned, unet};
-pub use published::{Influence, fisher, influence, pretrain_loss};
+pub use published::{Influence, fisher, influence, picture, pretrain_loss};
 
 /// Why results could not be exported. Existing files are then unchanged.
 #[derive(Debug, thiserror::Error)]
