@@ -355,7 +355,7 @@ fn a_download_that_does_not_fit_is_not_started() {
     let project = Project::new(&server);
     project
         .get(&[&format!("from = \"{}\"", server.url("/f")), &format!("from = \"{}\"", server.url("/huge"))]);
-    project.fails(&["not enough disk space to download: ", "cache/downloads: 3.00 EB needed, ", " free"]);
+    project.fails(&["no space to download: ", "cache/downloads: 3.00 EB needed, ", " free"]);
     assert!(server.ranges("/huge").is_empty() && server.ranges("/f").is_empty());
 }
 

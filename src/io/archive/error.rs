@@ -95,7 +95,7 @@ pub enum ArchiveError {
         limit: u64,
     },
     /// The disk has too little space for the content.
-    #[error("{}: not enough disk space to unpack it: {source}", path.display())]
+    #[error("{}: no space to unpack it: {source}", path.display())]
     InsufficientSpace {
         /// The archive.
         path: PathBuf,

@@ -92,7 +92,7 @@ fn check_disk_space(
         Some(size.saturating_sub(fetcher.present(&remote.request)))
     });
     let needed = missing.fold(0u64, u64::saturating_add);
-    disk_space::check(folder, needed, disk_space::free(folder)?).context("not enough disk space to download")
+    disk_space::check(folder, needed, disk_space::free(folder)?).context("no space to download")
 }
 
 fn fetch(
