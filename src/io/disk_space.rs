@@ -1,13 +1,13 @@
-//! Room on the disk, asked for before it is filled.
+//! Free disk space, checked before it is needed.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A file system that has not the room for what is to come.
+/// A file system with too little free space.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {} are needed, {} are free", folder.display(), size(*needed), size(*free))]
+#[error("{}: {} needed, {} free", folder.display(), size(*needed), size(*free))]
 pub struct InsufficientSpace {
-    /// A folder on the file system.
+    /// A folder of the file system.
     pub folder: PathBuf,
     /// Bytes needed.
     pub needed: u64,
@@ -15,20 +15,20 @@ pub struct InsufficientSpace {
     pub free: u64,
 }
 
-/// Bytes that this user may still write to the file system of a folder.
+/// Free bytes for this user on the file system of a folder.
 ///
 /// # Errors
-/// A folder that is not there.
+/// The folder does not exist.
 pub fn free(folder: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(folder)
         .map_err(|error| io::Error::other(format!("{}: {}", folder.display(), io::Error::from(error))))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Refuses what does not fit.
+/// Checks that `needed` bytes fit into `free` ones.
 ///
 /// # Errors
-/// More needed than free.
+/// They do not.
 pub fn check(folder: &Path, needed: u64, free: u64) -> Result<(), InsufficientSpace> {
     if needed > free {
         return Err(InsufficientSpace { folder: folder.into(), needed, free });
@@ -36,7 +36,7 @@ pub fn check(folder: &Path, needed: u64, free: u64) -> Result<(), InsufficientSp
     Ok(())
 }
 
-/// A number of bytes for people: three digits and a decimal unit.
+/// Formats a number of bytes with three digits and a decimal unit.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if bytes < 1000 {
@@ -57,10 +57,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_refused_with_both_numbers() {
+    fn too_little_space_is_refused_with_both_numbers() {
         assert_eq!(check(Path::new("/data"), 5, 5), Ok(()));
         let refused = check(Path::new("/data"), 61_234_567_890, 999_999).unwrap_err();
-        assert_eq!(refused.to_string(), "/data: 61.2 GB are needed, 1.00 MB are free");
+        assert_eq!(refused.to_string(), "/data: 61.2 GB needed, 1.00 MB free");
     }
 
     #[test]
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_tells_its_room() {
+    fn the_free_space_of_a_file_system_is_found() {
         let folder = tempfile::tempdir().unwrap();
         assert!(free(folder.path()).unwrap() > 0);
         assert!(free(&folder.path().join("none")).unwrap_err().to_string().contains("none: No such file"));

@@ -221,7 +221,7 @@ impl Compute for Generate {
         let given = inputs.inputs();
         let steps = steps.min(MOST);
         let stage = Generate { steps: steps as u32, ..self.clone() };
-        let unit = cut(self, &captions(self, given.get(CAPTIONS))?).into_iter().next();
+        let unit = cut(&stage, &captions(&stage, given.get(CAPTIONS))?).into_iter().next();
         Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
     }
 }

@@ -42,7 +42,7 @@ fn the_published_files_hold_the_results() {
     assert_eq!(fisher.tensors().len(), own.headers().len());
     for tensor in fisher.tensors() {
         let header = own.header(&tensor.name).unwrap();
-        assert_eq!((tensor.dtype, &tensor.shape), (torch::Dtype::F64, &header.shape));
+        assert_eq!((tensor.dtype, &tensor.shape), (Dtype::F64, &header.shape));
         assert_eq!(fisher.read(tensor).unwrap(), own.bytes(header).unwrap());
     }
     for query in ["grin", "pizza"] {
@@ -81,7 +81,7 @@ fn a_network_is_written_in_whole() {
     assert_eq!(whole.headers().len(), base.headers().len());
     let mut differ = 0;
     for header in whole.headers() {
-        assert_eq!(header.dtype, torch::Dtype::F32);
+        assert_eq!(header.dtype, Dtype::F32);
         let old = base.header(&header.name).unwrap();
         assert_eq!(header.shape, old.shape);
         let new = whole.bytes(header).unwrap();
@@ -89,9 +89,9 @@ fn a_network_is_written_in_whole() {
             Some(changed_header) => {
                 assert_eq!(new, changed.bytes(changed_header).unwrap(), "{}", header.name)
             }
-            None => assert_eq!(new, base.bytes_as(old, torch::Dtype::F32).unwrap(), "{}", header.name),
+            None => assert_eq!(new, base.bytes_as(old, Dtype::F32).unwrap(), "{}", header.name),
         }
-        differ += usize::from(new != base.bytes_as(old, torch::Dtype::F32).unwrap());
+        differ += usize::from(new != base.bytes_as(old, Dtype::F32).unwrap());
     }
     assert_eq!(differ, changed.headers().len());
 }
@@ -108,7 +108,7 @@ fn files_with_other_content_stay_unless_forced() {
     project.write("out/influence_grin.pkl", "mine");
     fs_err::remove_file(project.path("out/fisher_info.pt")).unwrap();
     let refused = export(&[]);
-    let told = "error: out/influence_grin.pkl is there already, with other content: --force replaces it\n";
+    let told = "error: out/influence_grin.pkl exists with other content: --force replaces it\n";
     assert_eq!((refused.code, refused.err.as_str(), refused.out.as_str()), (1, told, ""));
     // Nothing at all was written.
     assert_eq!(names(&project.path("out")).len(), PUBLISHED.len() - 1);
