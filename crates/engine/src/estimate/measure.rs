@@ -45,7 +45,7 @@ pub enum MeasureEvent {
 pub fn measure(
     forecast: &mut Forecast,
     planner: &Planner<'_>,
-    bench: &dyn MeasureBackend,
+    backend: &dyn MeasureBackend,
     on_event: &mut dyn FnMut(MeasureEvent),
 ) -> Result<(), StoreError> {
     let mut kept = CostCache::of(planner.store);
@@ -73,7 +73,7 @@ pub fn measure(
             params: node.stage.to_json(),
             inputs: outline.inputs.clone(),
         };
-        outline.measured = match bench.measure(&ask).map(|found| combine(&found)) {
+        outline.measured = match backend.measure(&ask).map(|found| combine(&found)) {
             Ok(Some(measured)) => {
                 kept.keep(&key, measured)?;
                 Some(measured)

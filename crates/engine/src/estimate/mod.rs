@@ -67,13 +67,13 @@ pub struct Forecast {
 
 impl Forecast {
     /// Outlines every stage that is not cached; the actions are in topological order.
-    pub fn new(planner: &Planner<'_>, verdicts: &[(usize, Action)], circumstances: &MachineProfile) -> Self {
+    pub fn new(planner: &Planner<'_>, actions: &[(usize, Action)], circumstances: &MachineProfile) -> Self {
         let kept = CostCache::of(planner.store);
         let mut reused: BTreeMap<usize, &Entry> = BTreeMap::new();
         let mut outlines: BTreeMap<usize, StageEstimate> = BTreeMap::new();
-        for (index, verdict) in verdicts {
+        for (index, action) in actions {
             let node = &planner.pipeline.stages[*index];
-            let inputs = match verdict {
+            let inputs = match action {
                 Action::Cached(entry) => {
                     reused.insert(*index, entry);
                     continue;

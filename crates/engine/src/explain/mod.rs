@@ -79,8 +79,8 @@ pub struct Explanation {
 }
 
 /// The cached results of the stages.
-pub fn cached_entries(verdicts: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
-    let standing = verdicts.iter().filter_map(|(index, verdict)| match verdict {
+pub fn cached_entries(actions: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
+    let standing = actions.iter().filter_map(|(index, verdict)| match verdict {
         Action::Cached(entry) => Some((*index, (**entry).clone())),
         _ => None,
     });
@@ -97,9 +97,9 @@ pub fn explain(
     stages: &[usize],
     sources: &Sources,
 ) -> Result<Vec<Explanation>, StoreError> {
-    let verdicts = planner.all(graph)?;
-    let done = cached_entries(&verdicts);
-    let wanted = verdicts.iter().filter(|(index, _)| stages.contains(index));
+    let actions = planner.all(graph)?;
+    let done = cached_entries(&actions);
+    let wanted = actions.iter().filter(|(index, _)| stages.contains(index));
     wanted.map(|(index, verdict)| one(planner, *index, verdict, &done, sources)).collect()
 }
 

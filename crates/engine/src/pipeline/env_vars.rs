@@ -28,7 +28,7 @@ pub(super) struct Env {
     /// All variables that were read, with their values.
     all: RefCell<BTreeMap<String, Option<String>>>,
     /// Values that contain the text of an undeclared variable: by text, first byte, and the value itself.
-    loose: RefCell<BTreeMap<(usize, usize, String), Vec<UndeclaredVar>>>,
+    undeclared: RefCell<BTreeMap<(usize, usize, String), Vec<UndeclaredVar>>>,
 }
 
 impl Env {
@@ -95,30 +95,30 @@ impl Env {
             self.read.borrow_mut().insert(name.to_owned(), value.clone());
             return Some((value, None));
         }
-        let loose = (name.to_owned(), value.clone());
-        Some((value, Some(loose)))
+        let undeclared = (name.to_owned(), value.clone());
+        Some((value, Some(undeclared)))
     }
 
     /// The value of a reference that is the whole text: a number or a boolean if the text is one.
     pub fn node(&self, reference: &str, origin: &Origin, problems: &mut Problems) -> Option<Node> {
-        let (text, loose) = self.text(reference, origin, problems)?;
+        let (text, undeclared) = self.text(reference, origin, problems)?;
         let node = Node { value: plain(&text), origin: origin.clone() };
-        self.mark(&node, loose.into_iter().collect());
+        self.mark(&node, undeclared.into_iter().collect());
         Some(node)
     }
 
     /// Records that a value contains the texts of undeclared variables.
-    pub fn mark(&self, node: &Node, loose: Vec<UndeclaredVar>) {
-        if !loose.is_empty()
+    pub fn mark(&self, node: &Node, undeclared: Vec<UndeclaredVar>) {
+        if !undeclared.is_empty()
             && let Some(key) = key(node)
         {
-            self.loose.borrow_mut().entry(key).or_default().extend(loose);
+            self.undeclared.borrow_mut().entry(key).or_default().extend(undeclared);
         }
     }
 
     /// The undeclared variables whose text a value contains.
-    pub fn loose(&self, node: &Node) -> Vec<UndeclaredVar> {
-        let all = self.loose.borrow();
+    pub fn undeclared(&self, node: &Node) -> Vec<UndeclaredVar> {
+        let all = self.undeclared.borrow();
         if all.is_empty() {
             return Vec::new();
         }
@@ -136,9 +136,9 @@ impl Env {
                         *node = new;
                     }
                 } else if text.contains("${env:") {
-                    let (text, loose) = self.inside(text, &node.origin, problems);
+                    let (text, undeclared) = self.inside(text, &node.origin, problems);
                     node.value = Value::Text(text);
-                    self.mark(node, loose);
+                    self.mark(node, undeclared);
                 }
             }
             Value::List(items) => items.iter_mut().for_each(|item| self.fill(item, problems)),
@@ -150,7 +150,7 @@ impl Env {
     }
 
     fn inside(&self, text: &str, origin: &Origin, problems: &mut Problems) -> (String, Vec<UndeclaredVar>) {
-        let (mut out, mut loose, mut rest) = (String::new(), Vec::new(), text);
+        let (mut out, mut undeclared, mut rest) = (String::new(), Vec::new(), text);
         while let Some(start) = rest.find("${env:") {
             let Some(length) = rest[start..].find('}') else {
                 problems.at(origin, "`${` without `}`");
@@ -159,16 +159,16 @@ impl Env {
             out.push_str(&rest[..start]);
             if let Some((value, by)) = self.text(&rest[start + 2..start + length], origin, problems) {
                 out.push_str(&value);
-                loose.extend(by);
+                undeclared.extend(by);
             }
             rest = &rest[start + length + 1..];
         }
-        (out + rest, loose)
+        (out + rest, undeclared)
     }
 
     /// Reports parameters that are hashed and contain undeclared variables.
     pub fn check(&self, stage: &dyn Stage, node: &Node, problems: &mut Problems) {
-        if !self.loose.borrow().is_empty() {
+        if !self.undeclared.borrow().is_empty() {
             self.check_below(stage, node, &mut Vec::new(), problems);
         }
     }
@@ -190,7 +190,7 @@ impl Env {
                 }
             }
             _ => {
-                for (name, value) in self.loose(node) {
+                for (name, value) in self.undeclared(node) {
                     if !is_hashed(stage, path, &value) {
                         continue;
                     }

@@ -214,11 +214,11 @@ fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node 
                 return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
             }
             None => {
-                let (replaced, loose) = interpolate(text, &origin, scope, problems);
+                let (replaced, undeclared) = interpolate(text, &origin, scope, problems);
                 // A path that begins with a config value is relative to the config's folder, not to the pipeline's.
                 let origin = beginning(text, scope).unwrap_or(&origin).clone();
                 let node = Node { value: Value::Text(replaced), origin };
-                scope.env.mark(&node, loose);
+                scope.env.mark(&node, undeclared);
                 return node;
             }
         },
@@ -243,12 +243,12 @@ fn interpolate(
     problems: &mut Problems,
 ) -> (String, Vec<UndeclaredVar>) {
     let mut out = String::new();
-    let mut loose = Vec::new();
+    let mut undeclared = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         let Some(length) = rest[start..].find('}') else {
             problems.at(origin, "`${` without `}`");
-            return (text.to_owned(), loose);
+            return (text.to_owned(), undeclared);
         };
         out.push_str(&rest[..start]);
         let path = &rest[start + 2..start + length];
@@ -256,12 +256,12 @@ fn interpolate(
         if Env::is_reference(path) {
             if let Some((value, by)) = scope.env.text(path, origin, problems) {
                 out.push_str(&value);
-                loose.extend(by);
+                undeclared.extend(by);
             }
             continue;
         }
         let Some(node) = lookup(path, origin, scope, problems) else { continue };
-        loose.extend(scope.env.loose(node));
+        undeclared.extend(scope.env.undeclared(node));
         match &node.value {
             Value::Text(value) => out.push_str(value),
             Value::Int(value) => out.push_str(&value.to_string()),
@@ -273,7 +273,7 @@ fn interpolate(
             }
         }
     }
-    (out + rest, loose)
+    (out + rest, undeclared)
 }
 
 /// The location of the value that a longer text begins with: `${a.b}/c`.

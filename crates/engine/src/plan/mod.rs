@@ -326,18 +326,18 @@ impl<'a> Planner<'a> {
     /// A damaged index.
     pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Action)>, StoreError> {
         let mut done = BTreeMap::new();
-        let mut verdicts = Vec::new();
+        let mut actions = Vec::new();
         for &index in graph.order() {
-            let verdict = match self.decide(index, &done) {
+            let action = match self.decide(index, &done) {
                 Err(InputError::Store(error)) => return Err(error),
                 Err(error) => Action::InvalidInput(error.to_string()),
-                Ok(verdict) => verdict,
+                Ok(action) => action,
             };
-            if let Action::Cached(entry) = &verdict {
+            if let Action::Cached(entry) = &action {
                 done.insert(index, (**entry).clone());
             }
-            verdicts.push((index, verdict));
+            actions.push((index, action));
         }
-        Ok(verdicts)
+        Ok(actions)
     }
 }

@@ -29,10 +29,10 @@ fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
     let index = pipeline.stages.iter().position(|node| node.id == stage).unwrap();
     let explanation = explain(&planner, &graph, &[index], &sources).unwrap().remove(0);
-    let verdicts = planner.all(&graph).unwrap();
-    let near = nearest(&planner, index, &cached_entries(&verdicts), &sources).unwrap();
+    let actions = planner.all(&graph).unwrap();
+    let near = nearest(&planner, index, &cached_entries(&actions), &sources).unwrap();
     let predictor = Predictor::new(&planner);
-    let predicted = verdicts.iter().filter_map(|(index, verdict)| {
+    let predicted = actions.iter().filter_map(|(index, verdict)| {
         let node = &pipeline.stages[*index];
         Some((node.id.clone(), predictor.predict(node, verdict).unwrap()?))
     });

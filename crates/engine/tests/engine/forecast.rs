@@ -75,7 +75,7 @@ fn circumstances(threads: usize) -> MachineProfile {
 fn with<T>(
     project: &Project,
     threads: usize,
-    bench: Option<&Given>,
+    backend: Option<&Given>,
     look: impl Fn(&Forecast, &dyn Fn(&str) -> Option<Prediction>) -> T,
 ) -> (Vec<MeasureEvent>, T) {
     let (pipeline, _) = pipeline::load(&project.path("pipelines/toy.toml"), &[], &registry())
@@ -83,16 +83,16 @@ fn with<T>(
     let graph = Graph::new(&pipeline).ok().unwrap();
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
-    let verdicts = planner.all(&graph).unwrap();
-    let mut forecast = Forecast::new(&planner, &verdicts, &circumstances(threads));
+    let actions = planner.all(&graph).unwrap();
+    let mut forecast = Forecast::new(&planner, &actions, &circumstances(threads));
     let mut events = Vec::new();
-    if let Some(bench) = bench {
-        measure(&mut forecast, &planner, bench, &mut |one| events.push(one)).unwrap();
+    if let Some(backend) = backend {
+        measure(&mut forecast, &planner, backend, &mut |one| events.push(one)).unwrap();
     }
     let predictor = Predictor::with(&planner, &forecast);
     let predict = |name: &str| {
         let of = |(index, _): &&(usize, Action)| pipeline.stages[*index].id == name;
-        let (index, verdict) = verdicts.iter().find(of).unwrap();
+        let (index, verdict) = actions.iter().find(of).unwrap();
         predictor.predict(&pipeline.stages[*index], verdict).unwrap()
     };
     let seen = look(&forecast, &predict);
@@ -123,16 +123,16 @@ fn shapes_propagate_before_anything_ran() {
 #[test]
 fn measurements_are_kept_for_equal_work() {
     let project = project();
-    let bench = given(Ok(vec![FIRST, SECOND]));
+    let backend = given(Ok(vec![FIRST, SECOND]));
     let seconds = |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| {
         ["lines", "again", "other", "last"].map(|name| predict(name).unwrap().seconds)
     };
-    let (events, found) = with(&project, 1, Some(&bench), seconds);
+    let (events, found) = with(&project, 1, Some(&backend), seconds);
     // `lines` and `again` differ only in the amount of work.
     let why = "the input `from` is unknown until `echo` has run".to_owned();
     let measuring = |name: &str| MeasureEvent::Measuring(name.into());
     assert_eq!(events, [measuring("lines"), measuring("other"), MeasureEvent::Not("last".into(), why)]);
-    assert_eq!(bench.requests.borrow().len(), 2);
+    assert_eq!(backend.requests.borrow().len(), 2);
     // The mean of the workers: 1 second a task, 3 a step, and 0.02 for each of 10 bytes a task.
     assert_eq!(found, [Some(16.8), Some(25.2), Some(16.8), None]);
     assert_eq!(with(&project, 1, None, seconds).1, found, "kept");
@@ -157,17 +157,17 @@ fn measurements_are_kept_for_equal_work() {
 #[test]
 fn failed_measurements_are_reported_and_not_kept() {
     let project = project();
-    let bench = given(Err("out of memory"));
-    let (events, ()) = with(&project, 1, Some(&bench), |_, predict| {
+    let backend = given(Err("out of memory"));
+    let (events, ()) = with(&project, 1, Some(&backend), |_, predict| {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
     assert!(events.contains(&MeasureEvent::Not("lines".into(), "out of memory".into())), "{events:?}");
     assert!(!project.cache.join("measured-v1").exists());
     // A damaged file is ignored.
-    let bench = given(Ok(vec![FIRST]));
+    let backend = given(Ok(vec![FIRST]));
     let seconds =
         |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
-    assert!(with(&project, 1, Some(&bench), seconds).1.is_some());
+    assert!(with(&project, 1, Some(&backend), seconds).1.is_some());
     for file in fs_err::read_dir(project.cache.join("measured-v1")).unwrap() {
         fs_err::write(file.unwrap().path(), "{").unwrap();
     }
