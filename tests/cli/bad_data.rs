@@ -406,7 +406,7 @@ fn what_does_not_need_the_failed_stage_goes_on() {
         ["fisher", "influence[grin]", "influence[pizza]", "pretrain_loss", "unlearn[grin]", "unlearn[pizza]"];
     assert_eq!(ran.events("stage_blocked", "stage"), blocked);
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
-    assert!(ran.out.contains("0 ran, 3 reused, 1 failed, 6 blocked in "), "{ran:?}");
+    assert!(ran.out.contains("0 ran, 3 cached, 1 failed, 6 blocked in "), "{ran:?}");
     assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
     // A path below an output that nothing stands at.
     project.edit("pipelines/parts/emoji.toml", "data.files/images", "data.files/imagez");

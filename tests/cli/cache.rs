@@ -84,10 +84,7 @@ fn ls_and_du_say_what_is_there() {
     assert_eq!(stages, STAGES);
     assert!(project.cached_well(&["du", "--by", "kind"]).out.contains("\npretrain-loss"), "kinds");
     let ran = project.cache(&["du", "--cache", "elsewhere"]);
-    assert_eq!(
-        (ran.code, ran.err.as_str()),
-        (2, "error: there is no cache folder elsewhere: name it with --cache\n")
-    );
+    assert_eq!((ran.code, ran.err.as_str()), (2, "error: no cache folder elsewhere: give it with --cache\n"));
 }
 
 #[test]
@@ -99,9 +96,9 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     for stage in ["demo/unlearn[grin]", "demo/influence[pizza]"] {
         assert!(planned.lines().any(|line| line.starts_with(stage) && line.contains("result ")), "{planned}");
     }
-    assert!(planned.ends_with("nothing was touched: add --yes to do it\n"), "{planned}");
+    assert!(planned.ends_with("nothing was removed: add --yes to remove these\n"), "{planned}");
     assert!(
-        planned.contains("the last run of each pipeline needs them") && planned.contains("--units"),
+        planned.contains("used by the last run of each pipeline") && planned.contains("--units"),
         "{planned}"
     );
     assert!(!planned.lines().any(|line| line.starts_with("demo/latents")), "{planned}");
@@ -126,9 +123,9 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     let computed = project.run(&["--set", "unlearn.lr=0.002"]).computed();
     assert_eq!(computed, ["influence[grin]", "influence[pizza]", "unlearn[grin]", "unlearn[pizza]"]);
     let ran = project.cache(&["gc", "--budget", "much"]);
-    assert!(ran.code == 2 && ran.err.contains("`much` is no size"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("invalid size `much`"), "{ran:?}");
     let told = project.cached_well(&["gc", "--budget", "1k"]).out;
-    assert!(told.contains(" above the budget: --units would free "), "{told}");
+    assert!(told.contains(" above the budget: --units removes "), "{told}");
 }
 
 #[test]
@@ -175,10 +172,10 @@ fn pins_are_of_runs_stages_and_digests() {
     for (name, expected) in [
         (
             "unlearn[grim]",
-            "is no stage of the last runs (did you mean `unlearn[grin]`?), no digest, and no manifest",
+            "is neither a stage of the last runs (did you mean `unlearn[grin]`?), nor a digest, nor a manifest",
         ),
         ("00000000", "no result and no object in the cache begins with 00000000"),
-        ("last~7", "there is no run 7 back"),
+        ("last~7", "no manifest 7 runs back"),
     ] {
         let ran = project.cache(&["pin", name]);
         assert!(ran.code == 2 && ran.err.contains(expected), "{ran:?}");
@@ -201,8 +198,8 @@ fn a_run_goes_through_a_folder_to_another_checkout() {
     let remote = here.path("remote");
     let remote = remote.to_str().unwrap();
     let told = here.cached_well(&["push", remote]).out;
-    assert!(told.starts_with("sent ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
-    assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("sent 0 files, 0 B; "));
+    assert!(told.starts_with("uploaded ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
+    assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("uploaded 0 files, 0 B; "));
     let told = there.cached_well(&["pull", &format!("file://{remote}")]).out;
     assert!(told.contains(&format!("; {STAGES} results new, 0 were there; 1 record of a run\n")), "{told}");
     let ran = there.run(&[]);
@@ -225,7 +222,7 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
     let ran = here.cache_at(&server, &["push", remote], &[]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let ran = here.cache_at(&server, &["push", remote], &[]);
-    assert!(ran.code == 0 && ran.out.starts_with("sent 0 files, 0 B; "), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.starts_with("uploaded 0 files, 0 B; "), "{ran:?}");
 
     let losses = here.digest("pretrain_loss", "losses");
     let object = server.object(&format!("team/one/attrflow-v1/objects/{}", below(&losses)));

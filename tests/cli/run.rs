@@ -52,7 +52,7 @@ fn a_first_run_leaves_every_output_and_says_where() {
     }
     let last = ran.out.lines().last().unwrap();
     assert!(
-        last.starts_with("12 ran, 0 reused in ") && last.contains("; manifest cache/runs/demo/"),
+        last.starts_with("12 ran, 0 cached in ") && last.contains("; manifest cache/runs/demo/"),
         "{last}"
     );
 
