@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use clap::{Command, CommandFactory, Parser};
+use clap::{Arg, Command, CommandFactory, Parser};
 
 use super::{Cli, RENAMED, renamed};
 
@@ -12,8 +12,14 @@ const UPDATE: &str = "UPDATE_DOCS";
 /// All verbs with the verbs below them, with a fixed width and without values of environment variables.
 fn verbs() -> Vec<Command> {
     fn collect(command: &Command, all: &mut Vec<Command>) {
-        let plain = command.clone().term_width(100).mut_args(|argument| argument.hide_env_values(true));
-        all.push(plain);
+        // What all verbs share is in the help of the program alone.
+        let shared = |argument: &Arg| ["verbose", "help", "version"].contains(&argument.get_id().as_str());
+        let first = all.is_empty();
+        let plain = |argument: Arg| {
+            let hide = !first && shared(&argument);
+            argument.hide_env_values(true).hide(hide)
+        };
+        all.push(command.clone().term_width(100).mut_args(plain));
         command.get_subcommands().for_each(|below| collect(below, all));
     }
     let mut root = Cli::command().disable_help_subcommand(true);

@@ -50,7 +50,7 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let adopted = "adopted mine/pretrain_loss/pretrain_loss.npy (176 B) as pretrain_loss.losses\n";
     assert!(ran.out.starts_with(adopted), "{ran:?}");
-    assert!(ran.out.contains(" computes on cpu; "), "{ran:?}");
+    assert!(ran.out.contains(" on cpu; "), "{ran:?}");
 
     let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
     assert!(plan.contains("adopted from mine/pretrain_loss/pretrain_loss.npy"), "{plan}");
@@ -237,7 +237,7 @@ fn the_stage_must_be_one_whose_inputs_are_there() {
     };
     let told = run(&["influence", "a.npy"]);
     assert!(
-        told.contains("`influence` is repeated: name one of influence[grin], influence[pizza]"),
+        told.contains("`influence` is repeated: choose one of influence[grin], influence[pizza]"),
         "{told}"
     );
     let told = run(&["nobody", "a.npy"]);

@@ -23,11 +23,11 @@ fn an_audit_of_a_finished_run_is_clean_and_says_what_it_looked_at() {
     let ran = project.attrflow(["audit", "last"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     assert!(ran.out.starts_with("cache/runs/demo/"), "{ran:?}");
-    assert!(ran.out.contains(": checked 10 stages, 10 recipes, "), "{ran:?}");
+    assert!(ran.out.contains(": checked 12 stages, 12 recipes, "), "{ran:?}");
     assert!(ran.out.ends_with("\nno difference\n"), "{ran:?}");
     let ran = project.attrflow(["audit", path.to_str().unwrap(), "--json"]);
     let summary = ran.json().pop().unwrap();
-    assert_eq!((ran.code, &summary["findings"], &summary["recipes"]), (0, &0.into(), &10.into()));
+    assert_eq!((ran.code, &summary["findings"], &summary["recipes"]), (0, &0.into(), &12.into()));
 
     // From elsewhere, a manifest knows its cache; a copy of it does not.
     let away = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
         ran.out.starts_with("pretrain_loss: its output `losses` is not in the cache any more\n"),
         "{ran:?}"
     );
-    assert_eq!(ran.err, "error: no difference, but one thing could not be checked\n");
+    assert_eq!(ran.err, "error: no difference, but one item could not be checked\n");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         ran.out
     };
-    assert!(explain(&["fisher"]).contains("nothing changed since the run of"));
+    assert!(explain(&["fisher"]).contains("no change since the run of"));
 
     git(&project, &["init", "-q"]);
     git(&project, &["add", "configs", "pipelines"]);
@@ -69,7 +69,7 @@ fn a_changed_source_is_told_down_to_the_file() {
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
     let text = project.attrflow(["explain", "pipelines/demo.toml", "latents"]).out;
     assert!(text.contains("reads data.files/captions.json"), "{text}");
-    let text = project.attrflow(["explain", "pipelines/demo.toml", "influence[grin]"]).out;
+    let text = project.attrflow(["explain", "pipelines/demo.toml", "ranking[grin]"]).out;
     assert!(text.contains("inputs.captions: ") && text.contains("pending"), "{text}");
 }
 
@@ -86,7 +86,7 @@ fn the_nearest_hit_names_the_edit_back() {
     project.edit("configs/demo.toml", "epochs = 1", "epochs = 2");
     let line = line_of(&project, "configs/demo.toml", "epochs = 2");
     let text = nearest(&["fisher"]);
-    assert!(text.starts_with("fisher: 1 edit from a result of "), "{text}");
+    assert!(text.starts_with("fisher: 1 edit from a result computed at "), "{text}");
     let edit = format!("  set fisher.epochs back to 1, it is 2 (configs/demo.toml:{line})\n");
     assert!(text.contains(&edit) && text.ends_with("  for one run: --set fisher.epochs=1\n"), "{text}");
     // Further down it is the same edit.
@@ -94,7 +94,7 @@ fn the_nearest_hit_names_the_edit_back() {
     assert!(text.contains("influence[grin]: 1 edit from ") && text.contains(&edit), "{text}");
     // And what it says is so.
     let plan = project.attrflow(["plan", "pipelines/demo.toml", "--set", "fisher.epochs=1"]).out;
-    assert!(plan.ends_with("0 to run, 10 cached, 0 pending\n"), "{plan}");
+    assert!(plan.ends_with("0 to run, 12 cached, 0 pending\n"), "{plan}");
     let ran = Project::new(2).attrflow(["explain", "pipelines/demo.toml", "fisher", "--nearest-hit"]);
     assert_eq!(ran.out, "fisher: the cache has no result of the kind fisher\n");
 }

@@ -23,7 +23,7 @@ fn everything_is_predicted_before_anything_ran() {
     // Shapes are known without a measurement: from the network's files, which lie beside the pipeline.
     assert!(of(&before, "fisher")["seconds"].is_null());
     let disk: Vec<u64> = before.iter().filter_map(|line| line["predicted"]["disk"].as_u64()).collect();
-    assert_eq!(disk.len(), 9, "all but the downloaded files");
+    assert_eq!(disk.len(), 11, "all but the downloaded files");
 
     let (ran, lines) = plan(&project, &["--measure"]);
     let heavy = ["latents", "pretrain_loss", "fisher", "generate[grin]", "unlearn[grin]", "influence[grin]"];

@@ -82,7 +82,7 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let ran = project.attrflow(["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     assert!(ran.out.contains("\nno difference\nreplayed data: byte-identical; "), "{ran:?}");
-    assert!(ran.out.ends_with("\nreplayed 10 of 10 stages: 10 byte-identical\n"), "{ran:?}");
+    assert!(ran.out.ends_with("\nreplayed 12 of 12 stages: 12 byte-identical\n"), "{ran:?}");
     // Nothing of it stays.
     assert_eq!(files(&project.path("cache/objects")).len(), before);
     assert_eq!(files(&project.path("cache/tmp")).into_keys().collect::<Vec<_>>(), ["gate"]);
@@ -91,7 +91,7 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let manifest = manifest::list(&project.path("cache/runs/demo")).remove(0);
     let ran = at(elsewhere.path(), &["run", "--from", text(&manifest)]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.out.ends_with(": 10 of 10 stages have the recorded outputs\n"), "{ran:?}");
+    assert!(ran.out.ends_with(": 12 of 12 stages have the recorded outputs\n"), "{ran:?}");
     let results = |root: &Path| {
         let files = files(&root.join("results/demo")).into_iter().filter(|(name, _)| !name.starts_with('.'));
         files.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect::<Vec<_>>()
@@ -157,7 +157,7 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
     fs_err::rename(bench.root.join("data.txt"), bench.root.join("other.txt")).unwrap();
     let ran = from(&[]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
-    assert!(ran.err.starts_with("error: it cannot be created again here:\n  data: its source "), "{ran:?}");
+    assert!(ran.err.starts_with("error: cannot recreate the results here:\n  data: its source "), "{ran:?}");
     assert!(
         ran.err.contains("data.txt (") && ran.err.contains(") is not there\n  copy: it reads "),
         "{ran:?}"
@@ -211,7 +211,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
     });
     assert!(ran.code == 1 && ran.err.contains("is no name that a stage or a pipeline can have"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"] = serde_json::json!([]));
-    assert!(ran.code == 1 && ran.err.contains("records nothing that can be created again"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("records no stage that can be recreated"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][0]["params"]["files"][0]["to"] = text(&evil).into());
     assert!(
         ran.code == 1 && ran.err.contains("data: its parameters are not what the kind `download` takes"),

@@ -11,9 +11,9 @@ fn events_begin_with_the_run_and_end_with_it() {
     let project = Project::finished();
     let lines = project.run(&["--set", "loss.time_samples=4"]).json();
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
-    assert_eq!((first["event"].as_str(), first["stages"].as_u64()), (Some("run_started"), Some(10)));
+    assert_eq!((first["event"].as_str(), first["stages"].as_u64()), (Some("run_started"), Some(12)));
     assert_eq!(last["event"], "run_finished");
-    assert_eq!((last["ran"].as_u64(), last["cached"].as_u64()), (Some(3), Some(7)));
+    assert_eq!((last["ran"].as_u64(), last["cached"].as_u64()), (Some(3), Some(9)));
     let started = lines.iter().find(|line| line["event"] == "stage_started").unwrap();
     let change = &started["reason"]["changes"][0];
     assert_eq!(change["field"], "params.loss.time_samples");
@@ -30,7 +30,7 @@ fn plan_names_the_key_with_its_old_and_new_value() {
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         ran.out
     };
-    assert!(plan(&[]).ends_with("0 to run, 10 cached, 0 pending\n"));
+    assert!(plan(&[]).ends_with("0 to run, 12 cached, 0 pending\n"));
     let text = plan(&["--set", "loss.time_samples=4"]);
     let line = |stage: &str| text.lines().find(|line| line.starts_with(stage)).unwrap().to_owned();
     assert!(line("pretrain_loss").contains("run"), "{text}");
@@ -45,17 +45,17 @@ fn plan_names_the_key_with_its_old_and_new_value() {
         "{text}"
     );
     assert!(line("fisher").contains("cached"), "{text}");
-    assert!(text.ends_with("3 to run, 7 cached, 0 pending\n"), "{text}");
+    assert!(text.ends_with("3 to run, 7 cached, 2 pending\n"), "{text}");
     let text = plan(&["--force", "latents"]);
-    assert!(text.ends_with("1 to run, 3 cached, 6 pending\n"), "{text}");
+    assert!(text.ends_with("1 to run, 3 cached, 8 pending\n"), "{text}");
 
     // Nothing of it ran, and `--dry-run` says the same.
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--dry-run", "--force", "latents"]);
     assert_eq!((ran.code, ran.out), (0, text));
     let ran = project.attrflow(["plan", "pipelines/demo.toml", "--json"]);
     let mut lines = ran.json();
-    assert_eq!(lines.pop().unwrap()["stages"]["cached"], 10);
-    assert_eq!(lines.len(), 10);
+    assert_eq!(lines.pop().unwrap()["stages"]["cached"], 12);
+    assert_eq!(lines.len(), 12);
     assert!(lines.iter().all(|line| line["action"] == "cached"), "{ran:?}");
 }
 
@@ -147,7 +147,7 @@ fn the_manifest_says_what_ran_from_what_to_what() {
     for record in &manifest.stages {
         let (stage, recipe) = (&record.stage, record.recipe.as_ref().unwrap());
         assert_eq!(record.fingerprint, Some(recipe.fingerprint()), "{stage}");
-        let ran = ["unlearn", "influence"].contains(&recipe.kind.as_str());
+        let ran = ["unlearn", "influence", "ranking"].contains(&recipe.kind.as_str());
         assert_eq!(
             record.outcome,
             if ran { manifest::Outcome::Ran } else { manifest::Outcome::Cached },

@@ -130,7 +130,7 @@ fn zipped(bytes: &[u8]) -> Vec<u8> {
 
 /// Entries with a name, bytes and attributes; a name that ends with `/` is a folder.
 fn sevenzipped(entries: &[(&str, &[u8], u32)]) -> Vec<u8> {
-    let mut writer = sevenz_rust2::ArchiveWriter::new(std::io::Cursor::new(Vec::new())).unwrap();
+    let mut writer = sevenz_rust2::ArchiveWriter::new(io::Cursor::new(Vec::new())).unwrap();
     for (name, bytes, attributes) in entries {
         let mut entry = match name.strip_suffix('/') {
             Some(name) => sevenz_rust2::ArchiveEntry::new_directory(name),
