@@ -3,7 +3,6 @@
 pub mod archive;
 pub mod captions;
 pub mod compare;
-pub mod disk_space;
 pub mod download;
 pub mod dtype;
 pub mod image;

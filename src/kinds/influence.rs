@@ -35,6 +35,12 @@ params! {
 }
 
 impl Validate for Influence {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[
+        ("candidates", "top_k"),
+        ("top", "ranking.rows"),
+        ("pictured", "ranking.images_shown"),
+        ("heading", "ranking.title"),
+    ];
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.top_k.is_none() || self.loss.noise == Noise::Image {
             return Vec::new();

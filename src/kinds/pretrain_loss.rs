@@ -29,6 +29,7 @@ params! {
 }
 
 impl Validate for PretrainLoss {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("timesteps", "per_timestep")];
     fn validate(&self) -> Vec<(&'static str, String)> {
         if !self.per_timestep || self.loss.noise == Noise::Image {
             return Vec::new();

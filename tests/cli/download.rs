@@ -371,7 +371,7 @@ fn files_are_downloaded_in_parallel_and_placed_in_order() {
     let from: Vec<String> = paths.iter().map(|path| format!("from = \"{}\"", server.url(path))).collect();
     let from: Vec<&str> = from.iter().map(String::as_str).collect();
     project.get(&from);
-    let ran = project.try_run(&["--downloads", "3"]);
+    let ran = project.try_run(&["--download-jobs", "3"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(server.most_at_work(), 3);
     assert_eq!(project.result().len(), 5);
@@ -383,7 +383,7 @@ fn files_are_downloaded_in_parallel_and_placed_in_order() {
     project.get(&[from[4], &format!("{}, to = \"4\"", from[0])]);
     let ran = project.try_run(&[]);
     assert!(ran.code == 2 && ran.err.starts_with("error: two files would become `4`\n"), "{ran:?}");
-    let wrong = project.try_run(&["--downloads", "0"]);
+    let wrong = project.try_run(&["--download-jobs", "0"]);
     assert!(wrong.code == 2 && wrong.err.contains("1..=64"), "{wrong:?}");
 }
 

@@ -228,7 +228,7 @@ fn killed_in_the_middle_of_a_volume() {
 fn a_volume_with_another_digest_than_listed_by_the_hub() {
     let mut web = Web::new();
     web.hub = web.hub.fault(&at(&volume(2)), Fault::Wrong);
-    let ran = web.try_run(&["--downloads", "1"]);
+    let ran = web.try_run(&["--download-jobs", "1"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let mut wrong = web.dataset[&volume(2)].clone();
     *wrong.last_mut().unwrap() ^= 1;

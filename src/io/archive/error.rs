@@ -5,8 +5,6 @@ use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
-use crate::io::disk_space::InsufficientSpace;
-
 /// An archive format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -99,8 +97,8 @@ pub enum ArchiveError {
     InsufficientSpace {
         /// The archive.
         path: PathBuf,
-        /// Bytes needed and free.
-        source: InsufficientSpace,
+        /// Bytes needed and free, and where.
+        source: io::Error,
     },
     /// The size of an entry differs from the declared one.
     #[error("{}: {entry}: {found} bytes, expected {expected}", path.display())]

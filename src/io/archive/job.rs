@@ -5,7 +5,6 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::{ArchiveError, Format, Unpacked};
-use crate::io::disk_space;
 
 /// The unpacking of one archive into a folder.
 pub(super) struct Job<'a> {
@@ -15,6 +14,8 @@ pub(super) struct Job<'a> {
     /// The largest allowed size of all files together.
     pub limit: u64,
     declared: u128,
+    /// Refuses bytes that the disk has no space for.
+    check_space: &'a dyn Fn(u64) -> io::Result<()>,
     pub unpacked: Unpacked,
     /// Receives bytes unpacked and bytes declared.
     on_progress: &'a mut dyn FnMut(u64, u64),
@@ -26,10 +27,11 @@ impl<'a> Job<'a> {
         format: Format,
         folder: &'a Path,
         limit: u64,
+        check_space: &'a dyn Fn(u64) -> io::Result<()>,
         on_progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
         let unpacked = Unpacked { files: 0, bytes: 0 };
-        Self { path, format, folder, limit, declared: 0, unpacked, on_progress }
+        Self { path, format, folder, limit, declared: 0, check_space, unpacked, on_progress }
     }
 
     pub fn format(&self) -> Format {
@@ -67,7 +69,7 @@ impl<'a> Job<'a> {
     pub fn begin(&self) -> Result<(), ArchiveError> {
         fs_err::create_dir_all(self.folder)?;
         let needed = u64::try_from(self.declared).unwrap_or(u64::MAX);
-        disk_space::check(self.folder, needed, disk_space::free(self.folder)?)
+        (self.check_space)(needed)
             .map_err(|source| ArchiveError::InsufficientSpace { path: self.path.into(), source })
     }
 

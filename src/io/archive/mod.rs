@@ -13,7 +13,7 @@ mod tests;
 mod volumes;
 mod zip;
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use error::{ArchiveError, Format};
@@ -54,13 +54,14 @@ pub fn unpack(
     folder: impl AsRef<Path>,
     limits: Limits,
 ) -> Result<Unpacked, ArchiveError> {
-    unpack_volumes(&[path], folder, limits, &mut |_, _| ())
+    unpack_volumes(&[path], folder, limits, &|_| Ok(()), &mut |_, _| ())
 }
 
 /// The same for an archive that was split into volumes (`x.7z.001`, `x.7z.002`, …), given in order.
 ///
-/// They are read as one file, without being joined on disk. Messages name the first of them. `on_progress` receives the
-/// bytes unpacked so far and the bytes that the archive declares.
+/// They are read as one file, without being joined on disk. Messages name the first of them. `check_space` receives the
+/// bytes needed, before any is written. `on_progress` receives the bytes unpacked so far and the bytes that the archive
+/// declares.
 ///
 /// # Errors
 /// See [`unpack`].
@@ -68,6 +69,7 @@ pub fn unpack_volumes<P: AsRef<Path>>(
     volumes: &[P],
     folder: impl AsRef<Path>,
     limits: Limits,
+    check_space: &dyn Fn(u64) -> io::Result<()>,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Unpacked, ArchiveError> {
     let path = volumes.first().map_or(Path::new(""), AsRef::as_ref);
@@ -80,7 +82,7 @@ pub fn unpack_volumes<P: AsRef<Path>>(
         ArchiveError::Unknown { path: path.into(), found }
     })?;
     let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));
-    let mut job = Job::new(path, format, folder.as_ref(), limit, on_progress);
+    let mut job = Job::new(path, format, folder.as_ref(), limit, check_space, on_progress);
     match format {
         Format::Zip => zip::unpack(archive, &mut job)?,
         Format::Tar | Format::TarGz => tar::unpack(archive, &mut job)?,

@@ -130,7 +130,7 @@ fn zipped(bytes: &[u8]) -> Vec<u8> {
 
 /// Entries with a name, bytes and attributes; a name that ends with `/` is a folder.
 fn sevenzipped(entries: &[(&str, &[u8], u32)]) -> Vec<u8> {
-    let mut writer = sevenz_rust2::ArchiveWriter::new(std::io::Cursor::new(Vec::new())).unwrap();
+    let mut writer = sevenz_rust2::ArchiveWriter::new(io::Cursor::new(Vec::new())).unwrap();
     for (name, bytes, attributes) in entries {
         let mut entry = match name.strip_suffix('/') {
             Some(name) => sevenz_rust2::ArchiveEntry::new_directory(name),
@@ -160,7 +160,7 @@ fn unpacked(
             path
         })
         .collect();
-    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &mut |_, _| ());
+    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &|_| Ok(()), &mut |_, _| ());
     (folder, result)
 }
 
@@ -265,7 +265,13 @@ fn damage_and_missing_volumes_are_errors() {
             assert!(result.is_err(), "{format}");
         }
     }
-    let missing = unpack_volumes(&["/nowhere/x.7z.001"], "/nowhere/out", Limits::default(), &mut |_, _| ());
+    let missing = unpack_volumes(
+        &["/nowhere/x.7z.001"],
+        "/nowhere/out",
+        Limits::default(),
+        &|_| Ok(()),
+        &mut |_, _| (),
+    );
     assert!(missing.unwrap_err().to_string().contains("/nowhere/x.7z.001"));
 }
 
@@ -276,7 +282,8 @@ fn volumes_of_another_program_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let mut progress = Vec::new();
     let mut on_progress = |done, all| progress.push((done, all));
-    let unpacked = unpack_volumes(&volumes, folder.path(), Limits::default(), &mut on_progress).unwrap();
+    let unpacked =
+        unpack_volumes(&volumes, folder.path(), Limits::default(), &|_| Ok(()), &mut on_progress).unwrap();
     assert_eq!(unpacked, Unpacked { files: 3, bytes: 640 + 1500 });
     assert!(
         progress.is_sorted()

@@ -8,6 +8,7 @@ use super::plan::{Item, Remote, Volume};
 use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
 use crate::io::download::{FetchError, Finished, sha256};
 use attrflow_engine::kind::Context;
+use attrflow_engine::store::require_space;
 
 /// Progress in bytes: downloaded, and of archives unpacked.
 pub(super) struct Steps<'a> {
@@ -105,7 +106,8 @@ fn unpack(
         let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
         steps.at(u64::try_from(part).unwrap_or(u64::MAX));
     };
-    let unpacked = unpack_volumes(&paths, target, Limits::default(), &mut on_progress);
+    let check_space = |needed| require_space(target, needed);
+    let unpacked = unpack_volumes(&paths, target, Limits::default(), &check_space, &mut on_progress);
     // An invalid archive without a known digest must be downloaded again.
     let is_removable = match &unpacked {
         Ok(_) => true,

@@ -9,11 +9,11 @@ use super::Download;
 use super::apply::{Steps, apply, length};
 use super::parallel::parallel_for;
 use super::plan::{Check, Item, Plan, Planner, Remote, Volume};
-use crate::io::disk_space;
 use crate::io::download::hub::Hub;
 use crate::io::download::lock_file::{Pin, Pins};
 use crate::io::download::{Client, FetchError, Fetcher, Finished};
 use attrflow_engine::kind::{Context, Downloads};
+use attrflow_engine::store::require_space;
 
 /// Fetches everything into the folder `out`.
 pub(super) fn fetch_all(
@@ -92,7 +92,7 @@ fn check_disk_space(
         Some(size.saturating_sub(fetcher.present(&remote.request)))
     });
     let needed = missing.fold(0u64, u64::saturating_add);
-    disk_space::check(folder, needed, disk_space::free(folder)?).context("no space to download")
+    require_space(folder, needed).context("no space to download")
 }
 
 fn fetch(

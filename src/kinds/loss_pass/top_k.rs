@@ -41,7 +41,10 @@ params! {
     }
 }
 
-impl Validate for TopK {}
+impl Validate for TopK {
+    const RENAMED: &'static [(&'static str, &'static str)] =
+        &[("top", "k"), ("check", "certify_samples"), ("keep", "max_keep")];
+}
 
 /// The input with the pretrained losses per timestep.
 pub(crate) const PER_TIMESTEP: &str = "pretrain_loss_per_timestep";

@@ -139,7 +139,7 @@ impl<'p> Predictor<'p> {
     /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.
     fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
         let Some(known) = self.known(stage) else {
-            return Prediction { units, basis: "no earlier run of its kind".into(), ..Prediction::default() };
+            return Prediction { units, basis: "no run of its kind".into(), ..Prediction::default() };
         };
         // The time scales with the number of units; the effect of other parameters on a unit is unknown.
         let scaled = units
@@ -211,7 +211,7 @@ fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left:
 /// The newest record with a computing time.
 fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
     let done = |record: &&StageRecord| {
-        matches!(record.outcome, Outcome::Ran | Outcome::Reused) && record.adopted.is_none()
+        matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
     };
     let mut fallback = None;
     for record in records.filter(done) {
@@ -220,11 +220,11 @@ fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
         match record.outcome {
             // It records over how many units its seconds are summed.
             Outcome::Ran if record.units_run > 0 => {
-                let units = record.units_run + record.units_reused;
+                let units = record.units_run + record.units_cached;
                 let seconds = record.seconds / record.units_run as f64 * units as f64;
                 return Some(Known { seconds, bytes, units: Some(units), basis });
             }
-            Outcome::Reused if fallback.is_none() => {
+            Outcome::Cached if fallback.is_none() => {
                 fallback = Some(Known { seconds: record.seconds, bytes, units: None, basis });
             }
             _ => {}

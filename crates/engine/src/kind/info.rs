@@ -42,6 +42,8 @@ pub struct KindInfo {
     ///
     /// Faults of the parameters are ignored here; they are reported when the parameters are read.
     pub ports: fn(&Self, &Node) -> Vec<Port>,
+    /// [`Validate::RENAMED`] of its parameters.
+    pub renamed: &'static [(&'static str, &'static str)],
     /// How its parameters are read.
     pub reading: Reading,
 }
@@ -69,6 +71,7 @@ impl KindInfo {
             ports: |kind, written| {
                 kind.outputs.iter().filter(|output| output.is_there(written)).map(Output::port).collect()
             },
+            renamed: S::RENAMED,
             reading: Reading {
                 keys: S::keys,
                 read: |node, reader| Some(Box::new(S::read(node, reader)?)),

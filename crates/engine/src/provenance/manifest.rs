@@ -13,10 +13,9 @@ use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
 use crate::store::{Adopted, Artifact};
 
-/// Version of the manifest's format; older ones are read too. 2 added `adopted`; 3 what audits and replays need:
-/// `reads`,
-/// `params` and `micro_batch`; 4 `left_out`.
-pub const FORMAT: u32 = 4;
+/// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
+/// `micro_batch`, for audits and replays; 4 added `left_out`; 5 renamed `reused` to `cached`.
+pub const FORMAT: u32 = 5;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,22 +31,22 @@ pub struct Manifest {
     pub file: PathBuf,
     /// The `--set` arguments.
     pub sets: Vec<String>,
-    /// When the run began, UTC, RFC 3339.
+    /// When the run started, UTC, RFC 3339.
     pub started: String,
     /// Seconds from start to end.
     pub seconds: f64,
     /// How numbers were computed.
     pub numerics: Numerics,
-    /// Properties of the run that are not hashed but may explain its time.
+    /// What is not hashed but may explain a time.
     pub conditions: Conditions,
-    /// Stages that the run did not select: their last results stay current.
+    /// Stages of the pipeline that were not selected: their last results stay valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
     /// The stages in topological order.
     pub stages: Vec<StageRecord>,
 }
 
-/// The version of attrflow.
+/// The attrflow that ran.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Program {
@@ -67,7 +66,7 @@ pub struct Conditions {
     pub threads: usize,
     /// Devices of the workers.
     pub devices: Vec<String>,
-    /// Maximum rows per forward pass, which may change rounding; 0 if unknown.
+    /// The most rows sent through a network at once, which affects rounding; 0 where unknown.
     #[serde(default)]
     pub micro_batch: usize,
 }
@@ -77,14 +76,15 @@ pub struct Conditions {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The result was in the cache.
-    Reused,
-    /// It was computed.
+    #[serde(alias = "reused")]
+    Cached,
+    /// It ran.
     Ran,
     /// It failed.
     Failed,
-    /// A stage that it reads failed.
+    /// A stage that it depends on failed.
     Blocked,
-    /// The run was stopped before the stage ended or began; its finished units are kept.
+    /// The run was stopped before the stage finished; its finished units are kept.
     Interrupted,
 }
 
@@ -96,28 +96,29 @@ pub struct StageRecord {
     pub stage: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// The recipe's hash; absent where the stage could not start.
+    /// The recipe's hash; absent where the stage did not start.
     pub fingerprint: Option<Digest>,
-    /// Its recipe.
+    /// Everything that is hashed.
     pub recipe: Option<Recipe>,
-    /// All parameters, including those that are not hashed; null if unknown.
+    /// All parameters, also those that are not hashed; null where unknown.
     #[serde(default, skip_serializing_if = "Json::is_null")]
     pub params: Json,
-    /// Outputs of other stages that it reads, by input port.
+    /// The outputs of other stages that it reads, by input port.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reads: BTreeMap<String, Reads>,
     /// Sources outside the store, by input port.
     pub sources: BTreeMap<String, PathBuf>,
     /// Outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
-    /// The origin of the outputs, if the stage was never computed here.
+    /// Where the outputs come from, if they were adopted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
-    /// Units computed in this run.
+    /// Units that ran in this run.
     pub units_run: usize,
-    /// Units found in the cache.
-    pub units_reused: usize,
-    /// Computing time in seconds, summed over units; for a cached stage, that of the run that computed it.
+    /// Units that were in the cache.
+    #[serde(alias = "units_reused")]
+    pub units_cached: usize,
+    /// Seconds of computing, summed over units; for a cached stage, those of the run that computed it.
     pub seconds: f64,
     /// Its error.
     pub error: Option<String>,
@@ -143,14 +144,14 @@ impl std::fmt::Display for Reads {
     }
 }
 
-/// The end of a manifest's text without stages.
+/// The end of the text of a manifest without stages.
 const NO_STAGES: &str = "\"stages\": []\n}";
 
 impl Manifest {
-    /// The stages' records as text, as a manifest contains them.
+    /// The stages' records as text, in the form that a manifest has them.
     ///
     /// # Errors
-    /// None for records made here: they are plain data.
+    /// A record that JSON cannot express.
     pub fn records(&self) -> std::io::Result<String> {
         let text =
             String::from_utf8(serde_json::to_vec_pretty(&Self { stages: Vec::new(), ..self.clone() })?);
@@ -162,13 +163,15 @@ impl Manifest {
     }
 }
 
-/// Writes a manifest with the text of its records, see [`Manifest::records`].
+/// Writes a manifest whose records are given as text, see [`Manifest::records`].
 ///
 /// # Errors
 /// A write that failed.
 pub fn write_with(folder: &Path, manifest: &Manifest, records: &[u8]) -> std::io::Result<PathBuf> {
     let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
-    let head = text.strip_suffix(NO_STAGES).ok_or_else(|| std::io::Error::other("stages of two sources"))?;
+    let head = text
+        .strip_suffix(NO_STAGES)
+        .ok_or_else(|| std::io::Error::other("the manifest already has stages"))?;
     write_text(folder, &manifest.started, &[head.as_bytes(), records])
 }
 
@@ -187,7 +190,7 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
     text.iter().try_for_each(|part| file.write_all(part))?;
     file.write_all(b"\n")?;
-    // The name sorts: by time, and by a number if the clock is not later than the newest run's. Clocks can be set back.
+    // Names sort by time. A clock may have been set back: a number then sorts the name behind the newest run's.
     let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
     let mut number = 0;
     if let Some(newest) = manifests(folder)
@@ -211,7 +214,7 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
     unreachable!("the loop never ends")
 }
 
-/// Whether a name has the form of [`write`]: `20261126T112103.676570Z`, and a number.
+/// Whether a name has the form that [`write`] uses: `20261126T112103.676570Z`, and a number.
 fn is_stamp(name: &str) -> bool {
     let time = name.split('-').next().unwrap_or(name);
     time.ends_with('Z') && time.starts_with(|c: char| c.is_ascii_digit()) && time.contains('T')
@@ -225,12 +228,12 @@ fn stem(path: &Path) -> String {
 /// Reads a manifest.
 ///
 /// # Errors
-/// A file that cannot be read, or that is not a manifest.
+/// A file that cannot be read, or is not a manifest.
 pub fn read(path: &Path) -> std::io::Result<Manifest> {
     parse(path, &fs_err::read(path)?)
 }
 
-/// Parses a manifest from the bytes of `path`.
+/// Parses a manifest from the bytes of a file.
 ///
 /// # Errors
 /// Bytes that are not a manifest.
@@ -240,7 +243,7 @@ pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
         serde_json::from_slice(text).map_err(|error| fault(format!("not a manifest: {error}")))?;
     match manifest.format {
         ..=FORMAT => Ok(manifest),
-        newer => Err(fault(format!("a manifest of format {newer}, expected at most {FORMAT}"))),
+        newer => Err(fault(format!("manifest format {newer}, expected at most {FORMAT}"))),
     }
 }
 

@@ -25,7 +25,9 @@ params! {
         times: u32 [1..=9] = 1,
     }
 }
-impl Validate for Say {}
+impl Validate for Say {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("phrase", "text")];
+}
 
 impl Kind for Say {
     const INFO: KindInfo = KindInfo {
