@@ -81,7 +81,7 @@ fn a_parameter_of_the_middle_stage() {
 #[test]
 fn two_edits_with_an_unchanged_stage_between() {
     let sets = &["second.text=bat", "items.two.text='9'"];
-    check("behind `lines`, which is reused", |_| {}, sets, &["last[two]", "second"], tasks(2, 0, &[]));
+    check("behind `lines`, which is cached", |_| {}, sets, &["last[two]", "second"], tasks(2, 0, &[]));
 }
 
 #[test]

@@ -378,8 +378,8 @@ inputs = { from = "../source.txt" }
     broken(project.try_run(&[], &[]), &entry);
     fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
-    let reused = healed.stage("slow").units_cached;
-    assert!(reused < 20, "{reused} units were computed by a run that could not go on");
+    let cached = healed.stage("slow").units_cached;
+    assert!(cached < 20, "{cached} units were computed by a run that could not go on");
 }
 
 #[test]
