@@ -87,10 +87,10 @@ fn what_must_be_there_first_is_told() {
         "  { from = \"http://127.0.0.1:9/model\" },",
     );
     let (ran, lines) = plan(&project, &["--measure"]);
-    let why = "cannot measure fisher: what stands on `latents` is not known before `latents` has run\n";
+    let why = "cannot measure fisher: the input `latents` is unknown until `latents` has run\n";
     assert!(ran.err.contains(why), "{ran:?}");
     assert!(
-        ran.err.contains("cannot measure latents: what stands on `vae` is not known before `data` has run\n"),
+        ran.err.contains("cannot measure latents: the input `vae` is unknown until `data` has run\n"),
         "{ran:?}"
     );
     assert!(of(&lines, "fisher")["seconds"].is_null());

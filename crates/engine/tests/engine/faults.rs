@@ -125,7 +125,7 @@ fn units_finish_after_another_failed() {
     assert_clean(&project);
     project.backend.fault = None;
     let healed = project.run(&[]);
-    assert_eq!(healed.stage("lines").units_cached, units, "what they computed was kept");
+    assert_eq!(healed.stage("lines").units_cached, units, "their results were kept");
     assert_eq!(healed.stage("lines").units_run, 4 - units);
 }
 
@@ -278,7 +278,7 @@ fn entry_of(project: &Project, ran: &Ran, stage: &str) -> PathBuf {
     project.path("cache/recipes-v1").join(&name[..2]).join(format!("{name}.json"))
 }
 
-/// Makes a file of the store something that no run can read; returns what it held.
+/// Makes a file of the store unreadable; returns its content.
 fn break_file(path: &Path) -> Vec<u8> {
     let bytes = fs_err::read(path).unwrap();
     fs_err::remove_file(path).unwrap();
@@ -378,8 +378,8 @@ inputs = { from = "../source.txt" }
     broken(project.try_run(&[], &[]), &entry);
     fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
-    let reused = healed.stage("slow").units_cached;
-    assert!(reused < 20, "{reused} units were computed by a run that could not go on");
+    let cached = healed.stage("slow").units_cached;
+    assert!(cached < 20, "{cached} units were computed by a run that could not go on");
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn digests_below_a_folder() {
         assert_eq!(whole.sub(nothing), None, "{nothing:?}");
     }
     let alone = folder(&[("c", "1"), ("d", "2")]).1;
-    assert_eq!(whole.sub("a/b"), Some(alone), "below is what the folder alone would be");
+    assert_eq!(whole.sub("a/b"), Some(alone), "the digest below is that of the folder alone");
     assert_eq!(whole.size(), 3);
     // The path's length precedes it, so that a digest cannot be mistaken for the end of a name.
     assert_ne!(listing(&[("a", "1"), ("b", "2")]).digest(), listing(&[("b", "1"), ("a", "2")]).digest());
