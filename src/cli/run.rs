@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use super::noop::{question, recall_in_use};
+use super::noop;
 use super::project::{Project, Settings};
 use super::replay;
 use super::run_args::{Origin, RunArgs, RunOutcome, all_done, execute, repeat};
@@ -57,12 +57,12 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     let Some(from) = &args.from else {
         let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
         let origin = || Origin { file, sets: &args.settings.sets };
-        let question = question(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
-        if let Some(question) = question.as_ref().filter(|_| !args.dry_run)
-            && let Some((recalled, store, _use)) = recall_in_use(question, file, &args.settings)?
+        let key = noop::key(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
+        if let Some(key) = key.as_ref().filter(|_| !args.dry_run)
+            && let Some((no_op, store, _lock)) = noop::find_locked(key, file, &args.settings)?
         {
             let device = args.settings.device.as_deref();
-            let ended = repeat(recalled, &store, &args.how, device, origin(), reporter)?;
+            let ended = repeat(no_op, &store, &args.how, device, origin(), reporter)?;
             return sign(signer.as_ref(), &ended, args.json);
         }
         let project = args.settings.open(file, &args.targets, registry)?;
@@ -71,8 +71,8 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
             return super::plan::show(&project, &forced, &args.how, None, args.json);
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
-        if let Some(question) = &question {
-            note(question, &project, &ended);
+        if let Some(key) = &key {
+            keep(key, &project, &ended);
         }
         sign(signer.as_ref(), &ended, args.json)?;
         return all_done(&ended.manifest);
@@ -85,16 +85,16 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     recreation.compare(&ended.manifest, args.json)
 }
 
-/// Lets the next run recall this one. What keeps it from that is no fault of this run.
-fn note(question: &NoopKey, project: &Project, ended: &RunOutcome) {
+/// Keeps a no-op run, so that the next one can repeat it. If that fails, this run has not failed.
+fn keep(key: &NoopKey, project: &Project, ended: &RunOutcome) {
     let Project { store, pipeline, sources, results, .. } = project;
     let RunOutcome { manifest, shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
-    let noted = store
+    let kept = store
         .shared_lock(|| {})
-        .and_then(|_use| question.note(&Found { store, pipeline, texts, view, manifest, shown }));
-    if let Err(error) = noted {
-        tracing::warn!("not noted for the next run: {error}");
+        .and_then(|_lock| key.keep(&Found { store, pipeline, texts, view, manifest, shown }));
+    if let Err(error) = kept {
+        tracing::warn!("not saved for the next run: {error}");
     }
 }
 

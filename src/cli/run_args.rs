@@ -18,7 +18,7 @@ use attrflow_engine::exec::{CachedRun, Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MOST_DOWNLOADS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
 
 /// How to compute, never what.
@@ -69,7 +69,7 @@ impl RunArgs {
         let Conditions { jobs, threads, micro_batch, .. } = conditions;
         let device = |slot: usize| project.devices[slot % project.devices.len()];
         let downloads = Downloads {
-            folder: project.store.root().join("downloads"),
+            folder: project.store.area(Area::Downloads),
             lock: project.pipeline.root.join("attrflow.lock"),
             at_once: self.downloads.unwrap_or(table.downloads) as usize,
         };
@@ -159,12 +159,12 @@ pub(super) fn execute(
     Ok(RunOutcome { manifest: manifest?, path, shown })
 }
 
-/// Tells of a run whose answer is recalled.
+/// Repeats a no-op run.
 ///
 /// # Errors
 /// A cache that cannot be used.
 pub(super) fn repeat(
-    recalled: NoopRun,
+    run: NoopRun,
     store: &Store,
     how: &RunArgs,
     device: Option<&str>,
@@ -172,21 +172,13 @@ pub(super) fn repeat(
     mut reporter: Box<dyn Reporter>,
 ) -> Result<RunOutcome, Failure> {
     let begun = Instant::now();
-    let devices = devices(device.unwrap_or(&recalled.run.device))?;
-    let conditions = how.conditions(&recalled.run, &devices);
+    let devices = devices(device.unwrap_or(&run.run.device))?;
+    let conditions = how.conditions(&run.run, &devices);
     let sets = origin.sets.iter().map(|set| redact_urls(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);
     let emit = |event: Event| reporter.borrow_mut().on_event(&event);
-    let again = CachedRun {
-        recalled,
-        store,
-        file: origin.file,
-        sets,
-        program: program(),
-        conditions,
-        begun,
-        emit: &emit,
-    };
+    let again =
+        CachedRun { run, store, file: origin.file, sets, program: program(), conditions, begun, emit: &emit };
     let (manifest, path) = again.execute()?;
     Ok(RunOutcome { manifest, path, shown: BTreeMap::new() })
 }

@@ -144,6 +144,7 @@ fn what(step: &Removal) -> String {
         Target::Stray { .. } => "object".into(),
         Target::Scratch => "work folders".into(),
         Target::Files { paths } => count(paths.len(), "file", "files"),
+        Target::Obsolete { .. } => "obsolete".into(),
         Target::Manifest { .. } => "manifest".into(),
     }
 }

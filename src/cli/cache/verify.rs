@@ -65,6 +65,9 @@ fn show(checked: &VerifySummary, seconds: f64) {
     if !checked.incomplete.is_empty() {
         print(&format!("not whole before: {}\n", list(&checked.incomplete)));
     }
+    if !checked.unchecked.is_empty() {
+        print(&format!("not checked: {}\n", checked.unchecked.join(", ")));
+    }
     if !checked.rebuilds.is_empty() {
         print(&format!("the next run computes: {}\n", list(&checked.rebuilds)));
     }

@@ -5,7 +5,7 @@
 //! | kind and its version | the stage kind |
 //! | params with defaults filled in | pipeline, config, `--set` |
 //! | input digests: bytes, not upstream recipes; of a unit, of what it reads of them | store |
-//! | numerics: libtorch version, device class, precision, determinism | command line |
+//! | numerics: libtorch version, device class, determinism | command line |
 //! | the unit's span | the stage kind |
 //!
 //! Paths, file times, host, user, GPU index, thread and worker counts, micro batch, log level, cache folder
@@ -19,7 +19,7 @@ use serde_json::Value as Json;
 use crate::identity::digest::Digest;
 
 /// Version of the walk below; a change of it makes every fingerprint new.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 const CONTEXT: &str = "attrflow recipe fingerprint v1";
 
 /// Everything that can change the bytes of a stage or a unit.
@@ -41,15 +41,14 @@ pub struct Recipe {
 }
 
 /// What of the machine and its libraries may change a number.
+///
+/// Manifests of earlier versions have a `precision` too, which was always `fp32` and is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Numerics {
     /// Version of libtorch, such as `2.11.0+cu130`.
     pub libtorch: String,
     /// `cpu` or `cuda`.
     pub device: String,
-    /// Floating-point format of the networks: `fp32`.
-    pub precision: String,
     /// Whether only algorithms that repeat bit for bit are allowed.
     pub deterministic: bool,
 }
@@ -99,11 +98,10 @@ impl Recipe {
         sink.close();
         match numerics {
             None => sink.leaf("numerics", Leaf::Null),
-            Some(Numerics { libtorch, device, precision, deterministic }) => {
-                sink.open("numerics", b'{', 4);
+            Some(Numerics { libtorch, device, deterministic }) => {
+                sink.open("numerics", b'{', 3);
                 sink.leaf("libtorch", Leaf::Text(libtorch));
                 sink.leaf("device", Leaf::Text(device));
-                sink.leaf("precision", Leaf::Text(precision));
                 sink.leaf("deterministic", Leaf::Bool(*deterministic));
                 sink.close();
             }

@@ -164,7 +164,7 @@ impl Plan {
         for step in &self.steps {
             match &step.what {
                 Target::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
-                Target::Manifest { path } => orphans::remove(path)?,
+                Target::Manifest { path } | Target::Obsolete { path } => orphans::remove(path)?,
                 _ => {}
             }
         }

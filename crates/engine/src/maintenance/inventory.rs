@@ -11,7 +11,7 @@ use super::disk::{Disk, Space};
 use super::pins::{Pin, Pins};
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::{self, Manifest};
-use crate::store::{Entry, Store, StoreError, UnitIndex};
+use crate::store::{Area, Entry, Store, StoreError, UnitIndex};
 
 /// A stage of a pipeline, as a run named it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -86,7 +86,7 @@ impl Inventory {
     pub fn of(store: &Store) -> Result<Self, StoreError> {
         let mut runs = BTreeMap::new();
         let mut unread = Vec::new();
-        let folder = store.root().join("runs");
+        let folder = store.area(Area::Runs);
         if folder.is_dir() {
             for pipeline in fs_err::read_dir(folder)? {
                 let pipeline = pipeline?;

@@ -49,7 +49,12 @@ pub enum Target {
         /// The files and folders.
         paths: Vec<PathBuf>,
     },
-    /// The record of an old run.
+    /// An area of an earlier version, which nothing reads any more.
+    Obsolete {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The manifest of an old run.
     Manifest {
         /// The file.
         path: PathBuf,

@@ -15,9 +15,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::file_state::stat::Stat;
 use super::{
-    Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, names, read_json, remove,
+    Area, Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, read_json, remove,
     sync_folder,
 };
 use crate::identity::digest::Digest;
@@ -38,24 +37,6 @@ pub struct Adopted {
 #[serde(deny_unknown_fields)]
 struct Place {
     path: PathBuf,
-}
-
-/// What the file system says of a file, or of all files of a folder.
-#[derive(Debug, PartialEq, Eq)]
-pub struct AdoptedStat(BTreeMap<String, Stat>);
-
-impl AdoptedStat {
-    /// Looks at what stands at a path.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being looked at.
-    pub fn of(path: &Path) -> Result<Self> {
-        if !fs_err::metadata(path)?.is_dir() {
-            return Ok(Self(BTreeMap::from([(String::new(), Stat::of(path)?)])));
-        }
-        let stats = names(path)?.into_iter().map(|name| Ok((name.clone(), Stat::of(&path.join(name))?)));
-        Ok(Self(stats.collect::<Result<_>>()?))
-    }
 }
 
 /// What became of an adopted file.
@@ -198,7 +179,7 @@ impl Store {
     }
 
     pub(super) fn place_path(&self, digest: &Digest) -> PathBuf {
-        self.beside(digest, ".adopted")
+        self.sharded(Area::Objects, digest, ".adopted")
     }
 }
 

@@ -3,10 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Result, Store};
+use super::{Area, Result, Store};
 
-const TAG: &str =
-    "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n";
+/// What marks the folder as a cache: for backup programs, and for Git.
+const MARKS: [(Area, &str); 2] = [
+    (
+        Area::CacheTag,
+        "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n",
+    ),
+    (Area::GitIgnore, "*\n!.gitignore\n"),
+];
 
 /// The working folder of one run; the lock tells other runs that it is in use.
 ///
@@ -25,8 +31,8 @@ const WRITE: &str = "write-";
 impl Store {
     /// A path for a file on its way to its place, swept if its writer dies before it is there.
     pub(super) fn temp_path(&self) -> Result<PathBuf> {
-        let mut aside = self.aside.lock().expect("no panic under this lock");
-        let scratch = match &mut *aside {
+        let mut temporary = self.temporary.lock().expect("no panic under this lock");
+        let scratch = match &mut *temporary {
             Some(scratch) => scratch,
             none => none.insert(self.scratch()?),
         };
@@ -38,11 +44,13 @@ impl Store {
     /// # Errors
     /// A folder that cannot be made.
     pub fn scratch(&self) -> Result<Scratch> {
-        let tmp = self.root.join("tmp");
+        let tmp = self.area(Area::Tmp);
         fs_err::create_dir_all(&tmp)?;
-        let tag = self.root.join("CACHEDIR.TAG");
-        if !tag.exists() {
-            fs_err::write(&tag, TAG)?;
+        for (area, text) in MARKS {
+            let mark = self.area(area);
+            if !mark.exists() {
+                fs_err::write(&mark, text)?;
+            }
         }
         let gate = gate(&tmp)?;
         gate.file().lock()?;

@@ -7,9 +7,8 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use super::integrity::Integrity;
-use super::{Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
+use super::{Area, Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
 use crate::identity::digest::Digest;
-use crate::identity::recipe;
 
 /// A file of the index.
 #[derive(Debug)]
@@ -23,16 +22,6 @@ pub struct Indexed {
 }
 
 impl Store {
-    /// The folder of the index.
-    pub fn index_folder(&self) -> PathBuf {
-        self.root.join(format!("recipes-v{}", recipe::FORMAT))
-    }
-
-    /// The folder of the objects.
-    pub fn objects_folder(&self) -> PathBuf {
-        self.root.join("objects")
-    }
-
     /// Every file of the index, by path.
     ///
     /// # Errors
@@ -53,7 +42,7 @@ impl Store {
             };
             Ok(Indexed { path, written, content })
         };
-        sharded_files(&self.index_folder())?.into_par_iter().map(read).collect()
+        sharded_files(&self.area(Area::Recipes))?.into_par_iter().map(read).collect()
     }
 
     /// Removes a fingerprint from the index; its objects stay.
@@ -69,7 +58,7 @@ impl Store {
     /// # Errors
     /// A folder that cannot be synced.
     pub fn sync_index(&self) -> Result<()> {
-        let folder = self.index_folder();
+        let folder = self.area(Area::Recipes);
         if folder.is_dir() {
             for entry in fs_err::read_dir(&folder)? {
                 sync_folder(&entry?.path())?;

@@ -9,11 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{Result, Store};
+use super::{Area, Result, Store};
 use crate::identity::digest::Digest;
-
-/// The file whose bytes are locked.
-const FILE: &str = "units.lock";
 
 /// Holds a fingerprint; let go when dropped, or when the process ends in any way.
 pub struct Lock {
@@ -56,7 +53,7 @@ impl Store {
     }
 
     fn lock_file(&self) -> Result<fs_err::File> {
-        let path = self.root.join(FILE);
+        let path = self.area(Area::UnitsLock);
         let open = || fs_err::OpenOptions::new().create(true).append(true).open(&path);
         match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -68,7 +65,7 @@ impl Store {
     }
 
     fn refused(&self, error: Errno) -> super::StoreError {
-        let message = format!("{}: cannot be locked: {error}", self.root.join(FILE).display());
+        let message = format!("{}: cannot be locked: {error}", self.area(Area::UnitsLock).display());
         Error::new(Error::from(error).kind(), message).into()
     }
 }

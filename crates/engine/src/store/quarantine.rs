@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Artifact, Listing, Result, Store, StoreError, names};
+use super::{Area, Artifact, Listing, Result, Store, StoreError, names};
 use crate::identity::digest::{Digest, Listed};
 
 /// What a look at all bytes of an object says.
@@ -97,7 +97,7 @@ impl Store {
             self.unadopt(digest)?;
             return Ok(None);
         }
-        let folder = self.root.join("quarantine");
+        let folder = self.area(Area::Quarantine);
         fs_err::create_dir_all(&folder)?;
         let now = jiff::Timestamp::now();
         let name = format!("{}-{digest}", now.strftime("%Y%m%dT%H%M%S%.6fZ"));

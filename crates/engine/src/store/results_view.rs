@@ -7,8 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::file_state::stat::Stat;
-use super::file_state::tree_stat::TreeStat;
+use super::file_state::tree_stat::{Stat, TreeStat};
 use super::{Artifact, Result, Store, remove};
 use crate::identity::digest::{Digest, Listed};
 
@@ -165,7 +164,7 @@ impl View {
         if let (Some(before), Some(after)) = (before, store.look(&object, &artifact.digest)?)
             && before != after
         {
-            store.verified().renew(artifact.digest, &before, &after);
+            store.file_state().renew(artifact.digest, &before, &after);
         }
         let shown = match look() {
             Some(seen) => Shown::TreeStat(artifact.digest, seen.stat_hash()),

@@ -6,11 +6,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Result, Store, read_json};
+use super::{Area, Result, Store, read_json};
 use crate::identity::digest::Digest;
-
-/// Version of the form, part of the folder's name.
-const FOLDER: &str = "units-v1";
 
 /// The units of a stage, noted when it begins, so that they are known of a run that is killed too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +37,7 @@ impl Store {
     /// A folder that cannot be read.
     pub fn unit_indexes(&self) -> Result<BTreeMap<Digest, (UnitIndex, SystemTime)>> {
         let mut cuts = BTreeMap::new();
-        for path in super::inventory::sharded_files(&self.root.join(FOLDER))? {
+        for path in super::inventory::sharded_files(&self.area(Area::Units))? {
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let Some(fingerprint) = stem.and_then(|stem| stem.parse().ok()) else { continue };
             if let Ok(Some(cut)) = read_json(&path) {
@@ -60,7 +57,6 @@ impl Store {
     }
 
     fn unit_index_path(&self, fingerprint: &Digest) -> PathBuf {
-        let name = fingerprint.to_string();
-        self.root.join(FOLDER).join(&name[..2]).join(format!("{name}.json"))
+        self.sharded(Area::Units, fingerprint, ".json")
     }
 }

@@ -162,13 +162,13 @@ fn what_cannot_be_measured_is_told_and_not_kept() {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
     assert!(said.contains(&MeasureEvent::Not("lines".into(), "no room".into())), "{said:?}");
-    assert!(!project.cache.join("measured-v1").exists());
+    assert!(!project.cache.join("costs-v1").exists());
     // A file that was damaged is as good as none.
     let bench = given(Ok(vec![FIRST]));
     let seconds =
         |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
     assert!(with(&project, 1, Some(&bench), seconds).1.is_some());
-    for file in fs_err::read_dir(project.cache.join("measured-v1")).unwrap() {
+    for file in fs_err::read_dir(project.cache.join("costs-v1")).unwrap() {
         fs_err::write(file.unwrap().path(), "{").unwrap();
     }
     assert_eq!(with(&project, 1, None, seconds).1, None);

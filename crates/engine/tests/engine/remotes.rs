@@ -78,7 +78,7 @@ fn a_writer_that_dies_leaves_nothing_that_misleads() {
         assert!(count.get() < 3, "killed by the test");
     };
     catch_unwind(AssertUnwindSafe(|| push_with(&here, &remote, false, &dies))).unwrap_err();
-    assert!(!remote.join("attrflow-v1/recipes-v1").exists() && !remote.join("attrflow-v1/runs").exists());
+    assert!(!remote.join("attrflow-v1/recipes-v2").exists() && !remote.join("attrflow-v1/runs").exists());
     let error = pull(&there, &remote).unwrap_err().to_string();
     assert!(error.ends_with("holds no run: push one first"), "{error}");
     // The next one goes on.
@@ -120,7 +120,7 @@ fn nothing_is_believed_that_does_not_fit_its_name() {
     let remote = here.path("remote");
     push(&here, &remote);
     // An entry under another's name, and one that promises other bytes.
-    let entry = |stage: &str| at(&remote, "recipes-v1", &ran.stage(stage).fingerprint.unwrap(), ".json");
+    let entry = |stage: &str| at(&remote, "recipes-v2", &ran.stage(stage).fingerprint.unwrap(), ".json");
     fs_err::copy(entry("first"), entry("second")).unwrap();
     let other = ran.stage("second").outputs["text"].digest.to_string();
     let text = fs_err::read_to_string(entry("last[one]")).unwrap();
