@@ -1,4 +1,4 @@
-//! What a cache holds, by the names that the runs gave it.
+//! What a cache holds, by the names of stages in its manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -40,11 +40,11 @@ pub struct RunUse {
 /// A result of a stage or of a unit.
 #[derive(Debug)]
 pub struct Item {
-    /// What the index says.
+    /// Its entry.
     pub entry: Entry,
-    /// The stage that had it last; `None` where no run says.
+    /// The stage that had it last; `None` if no run recorded one.
     pub name: Option<Owner>,
-    /// When a run last took it or made it.
+    /// When a run last used or computed it.
     pub used: Timestamp,
     /// Whether a manifest names it, or a stage that it is a unit of.
     pub recorded: bool,
@@ -53,20 +53,20 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether it is a unit's part and no stage's result.
+    /// Whether it is the result of a unit, not of a stage.
     pub fn is_unit(&self) -> bool {
         self.entry.recipe.unit.is_some()
     }
 }
 
-/// All that a store holds, and for whom.
+/// Everything in a store, and for whom.
 #[derive(Debug)]
 pub struct Inventory {
     /// Results by fingerprint.
     pub items: BTreeMap<Digest, Item>,
-    /// Files of the index that say nothing, and why.
+    /// Index files that cannot be read, and why.
     pub damaged: Vec<(PathBuf, String)>,
-    /// What the files take.
+    /// Disk usage.
     pub disk: Disk,
     /// The runs of each pipeline, newest first.
     pub runs: BTreeMap<String, Vec<RunUse>>,
@@ -79,7 +79,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Takes stock of a store.
+    /// Reads a store.
     ///
     /// # Errors
     /// A store that cannot be read.
@@ -119,7 +119,7 @@ impl Inventory {
         Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
     }
 
-    /// What the objects of a result take, without those that `counted` holds already, which it is added to.
+    /// Disk usage of a result's objects, without those that are in `counted`, to which they are added.
     pub fn space(&self, item: &Item, counted: &mut BTreeSet<Digest>) -> Space {
         let mut space = Space::default();
         for artifact in item.entry.outputs.values() {

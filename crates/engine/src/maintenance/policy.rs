@@ -15,15 +15,15 @@ pub struct Policy {
     pub keep_runs: usize,
     /// Manifests of each pipeline that are kept; all where it is `None`.
     pub keep_manifests: Option<usize>,
-    /// Take away only until the cache takes no more bytes of the disk than this; all that is not kept otherwise.
+    /// Remove only until the cache uses no more bytes of the disk than this; without it, everything that is not kept.
     pub budget: Option<u64>,
-    /// Take away units whose results are kept, too.
+    /// Also remove units whose results are kept.
     pub units: bool,
-    /// How long what no run's record names is kept, and damaged or downloaded files.
+    /// How long results that no manifest names are kept, and damaged or downloaded files.
     pub grace: Duration,
 }
 
-/// What a step takes away.
+/// What a step removes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Target {
@@ -32,7 +32,7 @@ pub enum Target {
         /// Its fingerprint.
         fingerprint: Digest,
     },
-    /// Units whose joined result stands.
+    /// Units whose stage has its result.
     Units {
         /// Their fingerprints.
         units: Vec<Digest>,
@@ -42,9 +42,9 @@ pub enum Target {
         /// The object.
         digest: Digest,
     },
-    /// What runs that were killed left behind.
+    /// Working folders of killed runs.
     Scratch,
-    /// Files that were found damaged, or finished downloads that nobody took.
+    /// Damaged files, or finished downloads that were not used.
     Files {
         /// The files and folders.
         paths: Vec<PathBuf>,
@@ -61,21 +61,21 @@ pub enum Target {
     },
 }
 
-/// One thing that goes.
+/// One step of a garbage collection.
 #[derive(Debug, Clone, Serialize)]
 pub struct Removal {
     /// What it is.
     #[serde(flatten)]
     pub what: Target,
-    /// `PIPELINE/STAGE`, or what else tells it.
+    /// `PIPELINE/STAGE`, or what it is.
     pub name: String,
-    /// The stage kind; empty for what is no result.
+    /// The stage kind; empty unless it is a result.
     pub kind: String,
     /// Bytes of the disk that this step frees, after those before it.
     pub frees: u64,
     /// When it was last used.
     #[serde(serialize_with = "super::inventory::as_text")]
     pub used: Option<Timestamp>,
-    /// Seconds of computing to have it back; `None` for what nobody would want back.
+    /// Seconds to recompute it; `None` for what no run recomputes.
     pub seconds: Option<f64>,
 }

@@ -1,12 +1,12 @@
-//! Artifacts that stay where they are: files of the user's that stand for a stage's outputs.
+//! Adopted artifacts: files of the user that serve as a stage's outputs and stay where they are.
 //!
 //! ```text
-//! objects/ab/ab12…          a link to the file; for a folder, a folder of links, one per file, so that what is
-//!                           put beside the files later is no part of the artifact
+//! objects/ab/ab12…          a link to the file; for a folder, a folder with a link per file, so that files added
+//!                           later do not belong to the artifact
 //! objects/ab/ab12….adopted  where the file or folder is
 //! ```
-//! The store does not own the bytes, so it looks at them again whenever it is asked for them: a file whose size and
-//! times have moved is hashed anew, and one with other bytes no longer stands for anything.
+//! The store does not own the bytes, so it checks them at each use: a file whose size or times have changed is hashed
+//! again, and one with other bytes is no longer a result.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -39,7 +39,7 @@ struct Place {
     path: PathBuf,
 }
 
-/// What became of an adopted file.
+/// What is wrong with an adopted file.
 enum Fault {
     Gone,
     Changed,
@@ -57,7 +57,7 @@ impl std::fmt::Display for Fault {
 }
 
 impl Store {
-    /// Lets what was lent stand for what the recipe gives.
+    /// Makes linked files the result of a recipe.
     ///
     /// # Errors
     /// A write that failed; the entry is then not there.
@@ -73,7 +73,7 @@ impl Store {
         Ok(entry)
     }
 
-    /// Makes the object that leads to a file or folder of the user's.
+    /// Makes an object that links to a file or folder of the user.
     ///
     /// # Errors
     /// A file that cannot be read, or a write that failed.
@@ -91,7 +91,7 @@ impl Store {
         if self.adopted(&artifact.digest)?.is_some() {
             self.unadopt(&artifact.digest)?;
         } else if target.exists() {
-            // The store has the bytes themselves, which is better than to know where they are.
+            // The store has the bytes itself, which is better than a link.
             if digest_of(&target)? == artifact.digest {
                 return Ok(artifact);
             }
@@ -101,7 +101,7 @@ impl Store {
         let text = serde_json::to_vec(&place).map_err(std::io::Error::from)?;
         let place = self.place_path(&artifact.digest);
         self.write(&place, &text)?;
-        // Nothing else tells whether it is whole.
+        // It has no checksum.
         fs_err::File::open(&place)?.sync_all()?;
         let scratch = self.scratch()?;
         let attempt = scratch.attempt()?;
@@ -115,13 +115,13 @@ impl Store {
         Ok(artifact)
     }
 
-    /// Removes what leads to adopted bytes, not the bytes.
+    /// Removes the links to adopted files, not the files.
     pub(super) fn unadopt(&self, digest: &Digest) -> Result<()> {
         let target = self.path(digest);
         if fs_err::symlink_metadata(&target).is_ok() {
             remove(&target)?;
         }
-        // Last: a crash in between leaves a place without an object, which stands for nothing.
+        // Last: a crash in between leaves a place without an object, which no lookup finds.
         Ok(fs_err::remove_file(self.place_path(digest))?)
     }
 
@@ -134,7 +134,7 @@ impl Store {
         Ok(place.map(|place| place.path))
     }
 
-    /// What became of an adopted artifact, for people; `None` for one that is as it was, or is not adopted.
+    /// What changed in an adopted artifact, for people; `None` if it is unchanged, or not adopted.
     ///
     /// # Errors
     /// A file of the store that cannot be read.

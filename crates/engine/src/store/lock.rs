@@ -1,7 +1,7 @@
 //! One writer per fingerprint, over all processes that share a cache.
 //!
-//! A lock is one byte of one file that holds none: the byte whose number the fingerprint begins with. Nothing is made or removed for
-//! it, which would cost more than a small stage does, and the system lets go of it when its holder ends in any way.
+//! A lock is one byte of an empty file, at the offset that the fingerprint begins with. No file is made or removed for it,
+//! which would cost more than a small stage, and the system releases it when its holder ends in any way.
 
 use std::io::{Error, ErrorKind};
 
@@ -12,7 +12,7 @@ use nix::libc;
 use super::{Area, Result, Store};
 use crate::identity::digest::Digest;
 
-/// Holds a fingerprint; let go when dropped, or when the process ends in any way.
+/// Holds a fingerprint; released when dropped, or when the process ends in any way.
 pub struct Lock {
     // The lock belongs to this opening of the file alone, so that threads exclude each other too.
     _file: fs_err::File,

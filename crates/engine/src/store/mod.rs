@@ -59,7 +59,7 @@ pub enum StoreError {
     /// The file system refused; the message names the path.
     #[error("cache: {0}")]
     Io(#[from] std::io::Error),
-    /// There is no room to write.
+    /// The disk is full.
     #[error("cache: {error}; {free} bytes are free on the disk of {root}", root = root.display())]
     Full {
         /// What the file system says, with the path.
@@ -80,7 +80,7 @@ pub enum StoreError {
     /// A stage ended without an output that its kind declares.
     #[error("the stage wrote no `{0}`")]
     MissingOutput(String),
-    /// Something that outlived the stage still writes into an output of its.
+    /// A process that outlived the stage still writes to one of its outputs.
     #[error(
         "the output `{0}` changed after the stage had ended: a process that it started still writes to it"
     )]
@@ -93,7 +93,7 @@ impl StoreError {
         matches!(self, Self::MissingOutput(_) | Self::StillWritten(_))
     }
 
-    /// Whether the file system lets nothing be written, which a run that needs to write nothing can do without.
+    /// Whether the file system is read-only, which does not matter to a run that has nothing to write.
     pub fn is_read_only(&self) -> bool {
         use std::io::ErrorKind;
         let refused = [ErrorKind::ReadOnlyFilesystem, ErrorKind::PermissionDenied];
@@ -103,7 +103,7 @@ impl StoreError {
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// What stands on an output port.
+/// The value of an output port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Artifact {
@@ -115,7 +115,7 @@ pub struct Artifact {
     pub folder: bool,
 }
 
-/// What a fingerprint gave.
+/// The result of a fingerprint.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -123,12 +123,12 @@ pub struct Entry {
     pub recipe: Recipe,
     /// The outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
-    /// Seconds of computing; none for what was adopted.
+    /// Seconds of computing; 0 for adopted files.
     pub seconds: f64,
     /// Where the outputs come from, if they were not computed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
-    /// A hash of all but the recipe, which the fingerprint covers; none in what earlier versions wrote.
+    /// A hash of everything but the recipe, which the fingerprint covers; `None` in entries of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Digest>,
 }
@@ -145,11 +145,11 @@ impl Entry {
 /// What the index knows of a fingerprint.
 #[derive(Debug, Clone)]
 pub enum Lookup {
-    /// No result, or one of which something is no longer there.
+    /// No result, or one with an output that is missing.
     Miss,
-    /// A result, and all its outputs stand.
+    /// A result with all its outputs.
     Hit(Box<Entry>),
-    /// A result whose adopted files are gone or have changed: what happened, for people.
+    /// A result whose files are missing, damaged or modified: why, for people.
     Invalid(String),
 }
 
@@ -177,7 +177,7 @@ impl Store {
         self.area(Area::Runs).join(pipeline)
     }
 
-    /// The folder that the store stands in.
+    /// The cache folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -192,7 +192,7 @@ impl Store {
         self.sharded(Area::Recipes, fingerprint, ".json")
     }
 
-    /// What a fingerprint gave before, if all its outputs still stand.
+    /// The result of a fingerprint, if all its outputs are there.
     ///
     /// # Errors
     /// An index file that cannot be read.
@@ -203,7 +203,7 @@ impl Store {
         }
     }
 
-    /// The same, and what became of a result that no longer stands.
+    /// The same, and why a result may not be used.
     ///
     /// # Errors
     /// As [`Store::lookup`].
@@ -211,7 +211,7 @@ impl Store {
         let entry = match self.entry(fingerprint) {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Lookup::Miss),
-            // An index that was cut short by a power cut leads nowhere, and costs no more than its own entry.
+            // An entry that a power cut left incomplete costs no more than its own result.
             Err(error @ StoreError::Damaged { .. }) => return Ok(Lookup::Invalid(error.to_string())),
             Err(error) => return Err(error),
         };
@@ -225,7 +225,7 @@ impl Store {
         Ok(Lookup::Hit(Box::new(entry)))
     }
 
-    /// What the index says of a fingerprint, whether or not the outputs stand.
+    /// The entry of a fingerprint, whether or not its outputs are there.
     ///
     /// # Errors
     /// As [`Store::lookup`].
@@ -249,24 +249,17 @@ impl Store {
         Ok(Some(entry))
     }
 
-    /// Reads an index file's text, and holds it against its name and its checksum.
+    /// Reads an index file's text, and checks it against its name and its checksum.
     fn parse(fingerprint: &Digest, path: &Path, text: &[u8]) -> Result<Entry> {
         let damaged = |reason: String| StoreError::Damaged { path: path.to_path_buf(), reason };
         let entry: Entry = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
-        if entry.recipe.fingerprint() != *fingerprint {
-            return Err(damaged("its recipe does not have the fingerprint of its name".into()));
-        }
-        // Entries of earlier versions have no checksum.
-        if entry.check.is_some_and(|check| check != entry.checksum(fingerprint)) {
-            return Err(damaged("its outputs do not have its checksum".into()));
-        }
-        Ok(entry)
+        entry.fault(fingerprint).map_or(Ok(entry), |fault| Err(damaged(fault)))
     }
 
-    /// Holds an entry to the outputs that it must have: one that lacks some was damaged.
+    /// Checks that an entry has all its outputs; one that lacks some is damaged.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`], for the first that is not there.
+    /// [`StoreError::Damaged`], for the first that is missing.
     pub fn require<'p>(&self, entry: &Entry, ports: impl IntoIterator<Item = &'p str>) -> Result<()> {
         match ports.into_iter().find(|port| !entry.outputs.contains_key(*port)) {
             None => Ok(()),
@@ -282,7 +275,7 @@ impl Store {
         self.sharded(Area::Objects, digest, ".list")
     }
 
-    /// The digest of what stands at `sub` in a stored folder, `None` where nothing does.
+    /// The digest of the file or folder `sub` in a stored folder; `None` if there is none.
     ///
     /// # Errors
     /// A listing that cannot be read.
@@ -290,7 +283,7 @@ impl Store {
         Ok(self.listing(folder)?.and_then(|listing| listing.sub(sub)))
     }
 
-    /// The files of a stored folder, `None` where they are not known.
+    /// The files of a stored folder; `None` if they are not known.
     ///
     /// # Errors
     /// A listing that cannot be read.
@@ -316,10 +309,10 @@ fn sync_folder(folder: &Path) -> Result<()> {
     Ok(fs_err::File::open(folder)?.sync_all()?)
 }
 
-/// The digest of what stands at a path, from its bytes alone.
+/// The digest of a file or folder, from its bytes alone.
 ///
 /// # Errors
-/// Whatever keeps it from being read.
+/// A path that cannot be read.
 pub fn digest_of(path: &Path) -> Result<Digest> {
     if fs_err::metadata(path)?.is_dir() {
         return Ok(list(path, &|file| Ok(Digest::of_file(file)?))?.digest());
@@ -327,7 +320,7 @@ pub fn digest_of(path: &Path) -> Result<Digest> {
     Ok(Digest::of_file(path)?)
 }
 
-/// Removes a file, a folder and all below it, or a link and not what it leads to.
+/// Removes a file, a folder with everything in it, or a link, but not its target.
 fn remove(path: &Path) -> Result<()> {
     match fs_err::symlink_metadata(path)?.is_dir() {
         true => Ok(fs_err::remove_dir_all(path)?),
@@ -350,7 +343,7 @@ fn list(folder: &Path, digest: &(dyn Fn(&Path) -> Result<Digest> + Sync)) -> Res
 /// The files below a folder: relative paths with `/`, sorted.
 ///
 /// # Errors
-/// Whatever keeps a folder from being read.
+/// A folder that cannot be read.
 pub fn names(folder: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     walk(folder, folder, &mut files)?;

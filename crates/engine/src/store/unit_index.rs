@@ -1,4 +1,4 @@
-//! Which units a stage was cut into: what a stage's fingerprint and those of its units have to do with each other.
+//! The units of each stage: which fingerprints of units belong to the fingerprint of a stage.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Area, Result, Store, read_json};
 use crate::identity::digest::Digest;
 
-/// The units of a stage, noted when it begins, so that they are known of a run that is killed too.
+/// The units of a stage, written when it begins, so that they are known also of a killed run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitIndex {
@@ -22,7 +22,7 @@ pub struct UnitIndex {
 }
 
 impl Store {
-    /// Notes the units of the stage with this fingerprint.
+    /// Writes the units of the stage with this fingerprint.
     ///
     /// # Errors
     /// A write that failed.
@@ -31,7 +31,7 @@ impl Store {
         self.write(&self.unit_index_path(fingerprint), &text)
     }
 
-    /// All that were noted, with when; one that cannot be read says nothing.
+    /// The units of all stages, and when they were written; a file that cannot be read is skipped.
     ///
     /// # Errors
     /// A folder that cannot be read.
@@ -48,7 +48,7 @@ impl Store {
         Ok(cuts)
     }
 
-    /// Forgets the units of a stage.
+    /// Removes the units of a stage.
     ///
     /// # Errors
     /// A removal that failed.
