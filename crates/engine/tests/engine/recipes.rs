@@ -33,7 +33,7 @@ fn with(params: Json) -> Recipe {
 fn the_fingerprint_is_pinned() {
     assert_eq!(
         recipe().fingerprint().to_string(),
-        "2f3ea23a032fa18949c1ba21d32a5d31f37a946f8224cac82d5ff2b7ad43a3d2"
+        "9d23ea0fbab2f9bc99f230b88111825383fa650075b82cd515fe900216354047"
     );
 }
 

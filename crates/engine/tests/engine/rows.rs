@@ -176,7 +176,7 @@ fn parts_are_remembered_and_a_damaged_memory_costs_nothing_but_a_read() {
     let memory = project.path("cache/file-state-v1");
     let kept = fs_err::read(&memory).unwrap();
     // After a hash and a number, key and look of each fact; the look of a part is the file's digest.
-    let whole = Digest::of_file(&project.path("table")).unwrap();
+    let whole = attrflow_engine::identity::digest::Digest::of_file(&project.path("table")).unwrap();
     let parts = || {
         let bytes = fs_err::read(&memory).unwrap();
         let facts = u32::from_le_bytes(bytes[32..36].try_into().unwrap()) as usize;
