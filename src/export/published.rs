@@ -1,4 +1,4 @@
-//! The files of the published experiment, as its scripts write and read them.
+//! The files of the published experiment, in the formats of its scripts.
 
 use std::path::{Path, PathBuf};
 
@@ -10,23 +10,21 @@ use crate::io::tensor_file::TensorFile;
 use crate::io::torch::pickle::writer::{Array, dict};
 use crate::io::torch::{self, Dtype, Entry};
 
-/// What is known of one query.
+/// The results of one query.
 #[derive(Debug, Clone)]
 pub struct Influence {
-    /// What tells it from others: stands in the files' names.
+    /// Its name, part of the files' names.
     pub name: String,
     /// float32 [N]
     pub influence: PathBuf,
-    /// int64 [N]: image indices by falling influence
+    /// int64 [N]: image indices by descending influence
     pub rank: PathBuf,
-    /// PNG
-    pub picture: PathBuf,
 }
 
 /// The losses of all latents, float32 [2N], as `pretrain_loss.npy`.
 ///
 /// # Errors
-/// An array of another type or shape, or a write that failed.
+/// An array has another type or shape, or a write failed.
 pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError> {
     let values = Npy::vector(losses)?;
     Ok(writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
@@ -35,7 +33,7 @@ pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError
 /// The Fisher information by weight name, float64, as `fisher_info.pt`.
 ///
 /// # Errors
-/// Tensors that are no floats, or a write that failed.
+/// Tensors are not floats, or a write failed.
 pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
     let file = TensorFile::open(fisher)?;
     let bytes = file.headers().iter().map(|header| file.bytes_as(header, Dtype::F64));
@@ -49,10 +47,10 @@ pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
     Ok(torch::write(batch.file("fisher_info.pt")?, &entries)?)
 }
 
-/// Influence and rank as `influence_NAME.pkl`, the picture as `visualization_NAME.jpg`.
+/// Influence and rank as `influence_NAME.pkl`.
 ///
 /// # Errors
-/// Files of another type or shape, or a write that failed.
+/// A file has another type or shape, or a write failed.
 pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError> {
     let influence = Npy::vector(&query.influence)?;
     let npy = Npy::open(&query.rank)?;
@@ -60,7 +58,13 @@ pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError
     let mut rank = Vec::new();
     npy.read_i64(0..npy.rows(), &mut rank)?;
     let bytes = dict(&[("influence", Array::F32(&influence)), ("rank", Array::I64(&rank))]);
-    fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?;
-    let picture = load_rgb(&query.picture)?;
-    Ok(save_jpeg(&picture, batch.file(format!("visualization_{}.jpg", query.name))?)?)
+    Ok(fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?)
+}
+
+/// The picture of a ranking, PNG, as `visualization_NAME.jpg`.
+///
+/// # Errors
+/// A file that is not a picture, or a write that failed.
+pub fn picture(batch: &mut Batch, name: &str, picture: &Path) -> Result<(), ExportError> {
+    Ok(save_jpeg(&load_rgb(picture)?, batch.file(format!("visualization_{name}.jpg"))?)?)
 }

@@ -87,12 +87,8 @@ impl Kind for Latents {
             TOKENIZER,
         ],
         outputs: &[
-            Output {
-                name: "latents",
-                file: "latents.npy",
-                doc: "float32 [2N, C, H, W]: images, then mirror images",
-            },
-            Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
+            Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),
+            Output::new("text_embeddings", TEXTS, "float [N, captions, L, D]"),
         ],
         ..KindInfo::new::<Self>("latents", 2, "training images and captions as latents and text embeddings")
     };

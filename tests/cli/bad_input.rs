@@ -133,19 +133,20 @@ fn all_faults_are_told_at_once() {
 fn a_wrong_command_line_is_refused() {
     let project = Project::new(1);
     let demo = "pipelines/demo.toml";
-    let cases: [(&[&str], &[&str]); 14] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (
             &[demo, "--target", "latent"],
             &["the pipeline `demo` has no stage `latent`: did you mean `latents`?"],
         ),
         (&[demo, "--target", "generate[grim]"], &["did you mean `generate[grin]`?"]),
         (&[demo, "--force", "latent"], &["has no stage `latent`"]),
-        (&[demo, "--device", "gpu"], &["`gpu` is no device: expected auto, cpu, cuda, or a list"]),
-        (&[demo, "--device", "cpu,cuda:0"], &["`cpu,cuda:0` names the CPU beside other devices"]),
+        (&[demo, "--device", "gpu"], &["unknown device `gpu`: expected auto, cpu, cuda, or a list"]),
+        (&[demo, "--device", "cpu,cuda:0"], &["`cpu,cuda:0` mixes the CPU and other devices"]),
         (&[demo, "--set", "loss.time_samples"], &["found no `=`"]),
         (&[demo, "--set", "los.time_samples=4"], &["no table `los`", "did you mean `loss`?"]),
         (&[demo, "--set", "loss.time_sample=4"], &["unknown key `time_sample`", "--set:1:6"]),
         (&[demo, "--set", "loss.time_samples=many"], &["found a string", "--set:1:19"]),
+        (&[demo, "--set", "run.downloads=3"], &["unknown key `downloads`; it is named `download_jobs` now"]),
         // It would set a key that nobody reads: the run would go on as if nothing had been said.
         (&[demo, "--set", "generate.stpes=9"], &["no stage reads `generate.stpes`", "did you mean `steps`?"]),
         (&[demo, "--set", "queries.grin.captoin=x"], &["no stage reads `queries.grin.captoin`"]),
@@ -158,6 +159,8 @@ fn a_wrong_command_line_is_refused() {
     }
     let ran = project.attrflow(["nothing"]);
     assert!(ran.code == 2 && ran.err.contains("'nothing'"), "{ran:?}");
+    let ran = project.attrflow(["stages"]);
+    assert_eq!((ran.code, ran.err.as_str()), (2, "error: `stages` is named `kinds` now\n"));
 }
 
 #[test]

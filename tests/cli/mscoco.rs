@@ -27,7 +27,7 @@ pub const SMALL: [&str; 20] = [
     "unlearn.lr=0.001",
     "unlearn.images=6",
     "influence.top=5",
-    "influence.pictured=3",
+    "ranking.images_shown=3",
     "run.threads=1",
     "run.jobs=2",
 ];
@@ -117,7 +117,7 @@ pub fn same(project: &Project, result: &str, demo: &str) {
 pub fn as_the_demo(project: &Project) {
     same(project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
     for (query, name) in [("0", "grin"), ("1", "pizza")] {
-        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
+        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy"] {
             same(project, &format!("influence/{query}/{file}"), &format!("influence/{name}/{file}"));
         }
     }
@@ -133,7 +133,7 @@ fn from_the_published_files_then_computed() {
     // The same numbers as the demo's, from torch's files and a checkpoint that lies beside no config.json.
     as_the_demo(&project);
     for query in ["0", "1"] {
-        let picture = image::open(project.path(format!("results/mscoco/influence/{query}/top.png"))).unwrap();
+        let picture = image::open(project.path(format!("results/mscoco/ranking/{query}/top.png"))).unwrap();
         assert!(picture.width() > 100);
     }
 
@@ -204,8 +204,8 @@ fn the_defaults_are_the_published_ones() {
         damping = 0.0
         select = "cross-attn-kv"
         images = 118287
-        [influence]
-        pictured = 10
+        [ranking]
+        images_shown = 10
     "#
     .parse()
     .unwrap();

@@ -81,8 +81,8 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let before = files(&project.path("cache/objects")).len();
     let ran = project.attrflow(["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.out.contains("\nno difference\nreplayed data: the same bytes, "), "{ran:?}");
-    assert!(ran.out.ends_with("\nreplayed 10 of 10 stages: 10 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.contains("\nno difference\nreplayed data: byte-identical; "), "{ran:?}");
+    assert!(ran.out.ends_with("\nreplayed 12 of 12 stages: 12 byte-identical\n"), "{ran:?}");
     // Nothing of it stays.
     assert_eq!(files(&project.path("cache/objects")).len(), before);
     assert_eq!(files(&project.path("cache/tmp")).into_keys().collect::<Vec<_>>(), ["gate"]);
@@ -91,7 +91,7 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let manifest = manifest::list(&project.path("cache/runs/demo")).remove(0);
     let ran = at(elsewhere.path(), &["run", "--from", text(&manifest)]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.out.ends_with(": 10 of 10 stages gave the recorded bytes\n"), "{ran:?}");
+    assert!(ran.out.ends_with(": 12 of 12 stages have the recorded outputs\n"), "{ran:?}");
     let results = |root: &Path| {
         let files = files(&root.join("results/demo")).into_iter().filter(|(name, _)| !name.starts_with('.'));
         files.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect::<Vec<_>>()
@@ -108,8 +108,8 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
     bench.hide(&[0.0, 1.0, 2.0, 3.0, 5.0, 5.5]);
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
-    let told = "replayed array: other bytes, ";
-    assert!(ran.out.contains("replayed copy: the same bytes, ") && ran.out.contains(told), "{ran:?}");
+    let told = "replayed array: different; ";
+    assert!(ran.out.contains("replayed copy: byte-identical; ") && ran.out.contains(told), "{ran:?}");
     assert!(
         ran.out.contains(
             "      at [1, 1] differs first: 4 and 5; 2 of 6 values differ, by 1.000e0 at most, 2.000e-1 relative, 2097152 ulp\n"
@@ -117,8 +117,8 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
         "{ran:?}"
     );
     // Each from its recorded inputs: what reads the array is not to blame.
-    assert!(ran.out.contains("replayed behind: the same bytes, "), "{ran:?}");
-    assert!(ran.out.ends_with("replayed 4 of 4 stages: 3 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.contains("replayed behind: byte-identical; "), "{ran:?}");
+    assert!(ran.out.ends_with("replayed 4 of 4 stages: 3 byte-identical\n"), "{ran:?}");
     let ran = bench.attrflow(&["audit", "last", "--replay", "array", "--json"]);
     let line = ran.json().into_iter().find(|line| line["replay"] == "array").unwrap();
     let compared = &line["differing"][0]["compared"];
@@ -138,11 +138,11 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
     let ran = at(elsewhere.path(), &["run", "--from", text(&bench.manifest()), "--device", "cpu"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
     assert!(
-        ran.out.contains(": 2 of 4 stages gave the recorded bytes\nfirst difference: array: "),
+        ran.out.contains(": 2 of 4 stages have the recorded outputs\nfirst difference: array: "),
         "{ran:?}"
     );
     assert!(
-        ran.out.contains(" differs first: 4 and 5; ") && ran.out.ends_with("\nbehind it: behind\n"),
+        ran.out.contains(" differs first: 4 and 5; ") && ran.out.ends_with("\nalso different: behind\n"),
         "{ran:?}"
     );
 }
@@ -157,7 +157,7 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
     fs_err::rename(bench.root.join("data.txt"), bench.root.join("other.txt")).unwrap();
     let ran = from(&[]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
-    assert!(ran.err.starts_with("error: it cannot be created again here:\n  data: its source "), "{ran:?}");
+    assert!(ran.err.starts_with("error: cannot recreate the results here:\n  data: its source "), "{ran:?}");
     assert!(
         ran.err.contains("data.txt (") && ran.err.contains(") is not there\n  copy: it reads "),
         "{ran:?}"
@@ -167,13 +167,13 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
     assert!(from(&[]).err.contains(") holds other bytes now\n"));
     fs_err::write(moved.path().join("data.txt"), "text\n").unwrap();
     let ran = from(&[]);
-    assert!(ran.code == 0 && ran.out.ends_with(": 4 of 4 stages gave the recorded bytes\n"), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.ends_with(": 4 of 4 stages have the recorded outputs\n"), "{ran:?}");
 
     // In its own cache, the source is needed as well.
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.out.contains("not replayed: data: its source "), "{ran:?}");
-    assert!(ran.out.ends_with("replayed 3 of 4 stages: 3 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.ends_with("replayed 3 of 4 stages: 3 byte-identical\n"), "{ran:?}");
     assert_eq!(ran.err, "error: no difference, but 1 stages could not be replayed\n");
 }
 
@@ -211,7 +211,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
     });
     assert!(ran.code == 1 && ran.err.contains("is no name that a stage or a pipeline can have"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"] = serde_json::json!([]));
-    assert!(ran.code == 1 && ran.err.contains("records nothing that can be created again"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("records no stage that can be recreated"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][0]["params"]["files"][0]["to"] = text(&evil).into());
     assert!(
         ran.code == 1 && ran.err.contains("data: its parameters are not what the kind `download` takes"),
@@ -359,7 +359,7 @@ fn a_run_is_told_as_a_statement_and_as_a_crate() {
     let graph = metadata["@graph"].as_array().unwrap();
     let entity = |id: &str| graph.iter().find(|entity| entity["@id"] == id).unwrap();
     let held = files(&project.path("out/crate/results"));
-    assert!(held.contains_key("influence/grin/top.png") && !held.contains_key("fisher/fisher.safetensors"));
+    assert!(held.contains_key("ranking/grin/top.png") && !held.contains_key("fisher/fisher.safetensors"));
     for (name, path) in &held {
         assert_eq!(entity(&format!("results/{name}"))["sha256"], sha256(path), "{name}");
     }
@@ -397,5 +397,5 @@ fn a_run_is_told_as_a_statement_and_as_a_crate() {
     assert_eq!(fs_err::read_dir(project.path("out")).unwrap().count(), 2);
     // From the crate, the run is made again.
     let ran = at(&project.path("out/crate"), &["run", "--from", "manifest.json", "--target", "generate"]);
-    assert!(ran.code == 0 && ran.out.contains(": 3 of 3 stages gave the recorded bytes"), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.contains(": 3 of 3 stages have the recorded outputs"), "{ran:?}");
 }

@@ -10,7 +10,6 @@ use crate::io::download;
 use crate::io::image::load_rgb;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
-use crate::io::torch;
 use crate::method::selection::Selection;
 use crate::models::unet::config::UNetConfig;
 use crate::models::weights::checkpoint;
@@ -78,7 +77,7 @@ pub(crate) fn weights(
     path: &Path,
     inputs: &Inputs,
     selection: &Selection,
-    dtypes: &[torch::Dtype],
+    dtypes: &[Dtype],
 ) -> anyhow::Result<()> {
     let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
     let file = TensorFile::open(path)?;

@@ -141,11 +141,7 @@ impl<'p> Predictor<'p> {
     /// A prediction from earlier runs of the stage, of one of the same name for another item, or of its kind.
     fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
         let Some(known) = self.known(stage) else {
-            return Prediction {
-                units,
-                basis: "nothing of its kind has run".into(),
-                ..Prediction::default()
-            };
+            return Prediction { units, basis: "no run of its kind".into(), ..Prediction::default() };
         };
         // A unit is what scales; how long one takes with other parameters is not known better than this.
         let scaled = units
@@ -218,7 +214,7 @@ fn foretell(prediction: &mut Prediction, outline: &StageEstimate, left: Option<(
 /// The newest of the records that tells how long the stage took.
 fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
     let done = |record: &&StageRecord| {
-        matches!(record.outcome, Outcome::Ran | Outcome::Reused) && record.adopted.is_none()
+        matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
     };
     let mut fallback = None;
     for record in records.filter(done) {
@@ -227,11 +223,11 @@ fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
         match record.outcome {
             // Which says how many units its seconds were spent on.
             Outcome::Ran if record.units_run > 0 => {
-                let units = record.units_run + record.units_reused;
+                let units = record.units_run + record.units_cached;
                 let seconds = record.seconds / record.units_run as f64 * units as f64;
                 return Some(Known { seconds, bytes, units: Some(units), basis });
             }
-            Outcome::Reused if fallback.is_none() => {
+            Outcome::Cached if fallback.is_none() => {
                 fallback = Some(Known { seconds: record.seconds, bytes, units: None, basis });
             }
             _ => {}

@@ -162,7 +162,7 @@ impl NoopKey {
             return None;
         }
         // Adopted files have rules of their own. Checked first: most runs end here, and sources may be many files.
-        let no_op = |record: &StageRecord| record.outcome == Outcome::Reused && record.adopted.is_none();
+        let no_op = |record: &StageRecord| record.outcome == Outcome::Cached && record.adopted.is_none();
         if !manifest.stages.iter().all(no_op) {
             return None;
         }
@@ -270,7 +270,7 @@ impl CachedRun<'_> {
         };
         emit(Event::RunFinished {
             seconds,
-            reused: stages,
+            cached: stages,
             ran: 0,
             failed: 0,
             blocked: 0,

@@ -62,8 +62,8 @@ pub struct Explanation {
     pub stage: String,
     /// Its kind.
     pub kind: String,
-    /// `reuse`, `run`, `wait` or `fail`.
-    pub verdict: &'static str,
+    /// `cached`, `run`, `pending` or `invalid input`.
+    pub action: &'static str,
     /// Why, for people.
     pub why: String,
     /// The fields that count, in the order of the hash.
@@ -149,16 +149,16 @@ fn one(
     let fields =
         names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
     let (word, why) = match verdict {
-        Action::Cached(entry) if entry.adopted.is_some() => ("reuse", "it was adopted".to_owned()),
-        Action::Cached(_) => ("reuse", "a result of this recipe is in the cache".to_owned()),
+        Action::Cached(entry) if entry.adopted.is_some() => ("cached", "adopted".to_owned()),
+        Action::Cached(_) => ("cached", "a result of this recipe is in the cache".to_owned()),
         Action::Run(_, _, reason) => ("run", reason.to_string()),
         Action::Pending { upstream, certain: Some(reason) } => {
             ("run", format!("{reason}; after {}", upstream.join(", ")))
         }
         Action::Pending { upstream, certain: None } => {
-            ("wait", format!("it runs if {} gives other bytes than before", upstream.join(" or ")))
+            ("pending", format!("runs if {} changes its output", upstream.join(" or ")))
         }
-        Action::InvalidInput(error) => ("fail", error.clone()),
+        Action::InvalidInput(error) => ("invalid input", error.clone()),
     };
     let predicted = Predictor::new(planner).predict(stage, verdict)?;
     let units = match verdict {
@@ -168,7 +168,7 @@ fn one(
     Ok(Explanation {
         stage: stage.id.clone(),
         kind: stage.kind().name.to_owned(),
-        verdict: word,
+        action: word,
         why,
         fields,
         uncounted,

@@ -27,7 +27,7 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Target {
-    /// The result of a stage, or of a unit whose stage is unfinished.
+    /// The result of a stage, or of a unit whose stage is partial.
     Result {
         /// Its fingerprint.
         fingerprint: Digest,

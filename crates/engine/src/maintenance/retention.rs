@@ -19,7 +19,7 @@ pub enum RetainReason {
     /// It is pinned.
     Pin,
     /// It is a unit of a stage that failed in one of the last runs, which goes on from it.
-    Unfinished,
+    Partial,
     /// No run's record names it yet, and it is young: of a run that was killed, or that goes on elsewhere.
     Recent,
     /// It is a unit of a result that is kept: no run needs it, but an edit may.
@@ -70,17 +70,17 @@ impl Retained {
         let manifest = &run.manifest;
         let mut without: BTreeSet<&str> = manifest.left_out.iter().map(String::as_str).collect();
         for record in &manifest.stages {
-            if matches!(record.outcome, Outcome::Ran | Outcome::Reused) {
+            if matches!(record.outcome, Outcome::Ran | Outcome::Cached) {
                 record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));
                 continue;
             }
             without.insert(&record.stage);
             let cut = record.fingerprint.and_then(|found| inventory.cuts.get(&found));
-            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, RetainReason::Unfinished));
+            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, RetainReason::Partial));
         }
         for run in before {
             for record in &run.manifest.stages {
-                if matches!(record.outcome, Outcome::Ran | Outcome::Reused)
+                if matches!(record.outcome, Outcome::Ran | Outcome::Cached)
                     && without.remove(record.stage.as_str())
                 {
                     record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));

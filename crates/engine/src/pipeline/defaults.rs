@@ -1,7 +1,7 @@
 //! `[defaults.KIND]`: parameters for every stage of a kind that does not give its own.
 
 use super::DEFAULTS;
-use crate::config::param::Key;
+use crate::config::param::unknown_key;
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::kind::Registry;
@@ -38,13 +38,12 @@ pub(super) fn read(opened: &Node, registry: &Registry, problems: &mut Problems) 
         if params.entries.is_empty() {
             continue;
         }
-        let keys = kind.keys();
+        let keys: Vec<&str> = kind.keys().iter().map(|key| key.name).collect();
         let mut params = params.clone();
         params.entries.retain(|key, entry| {
-            let known = keys.iter().any(|known: &Key| known.name == key);
+            let known = keys.contains(&key.as_str());
             if !known {
-                let problem = problems.at(&entry.key, format!("unknown key `{key}`"));
-                problem.suggest(key, keys.iter().map(|key| key.name));
+                unknown_key(key, &entry.key, &keys, kind.renamed, problems);
             }
             known
         });

@@ -49,7 +49,7 @@ mod scope;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::param::{Param, Reader, Validate};
+use crate::config::param::{Param, Reader, Validate, unknown_key};
 use crate::config::text::{Origin, Problems, Sources};
 use crate::config::tree::{self, Entry, Node, Table, Value};
 use crate::kind::{KindInfo, Port, Registry, Stage};
@@ -80,10 +80,10 @@ pub struct Pipeline {
 const RUN: &str = "run";
 /// The table of default parameters.
 const DEFAULTS: &str = "defaults";
-/// The most files that may be downloaded at once.
-pub const MOST_DOWNLOADS: u32 = 64;
-/// As many as are downloaded at once where nothing is said of it.
-pub const DOWNLOADS: u32 = 4;
+/// The largest `download_jobs`.
+pub const MAX_DOWNLOAD_JOBS: u32 = 64;
+/// The default of `download_jobs`.
+pub const DOWNLOAD_JOBS: u32 = 4;
 
 params! {
     /// How to compute; nothing here counts for identity, and the command line wins.
@@ -94,15 +94,17 @@ params! {
         jobs: u32 = 0,
         /// Threads of each worker; 0 divides the cores among the workers.
         threads: u32 = 0,
-        /// Most rows to send through a network at once; 0 chooses 32 on the CPU, whose caches they fit, and 1024
-        /// on a GPU.
+        /// The most rows sent through a network at once; 0 chooses: 128 on the CPU, and on a GPU the number that a short
+        /// trial finds fastest.
         micro_batch: u32 = 0,
-        /// Most files that a `download` stage brings at once.
-        downloads: u32 [1..=MOST_DOWNLOADS] = DOWNLOADS,
+        /// Files that a `download` stage downloads at the same time.
+        download_jobs: u32 [1..=MAX_DOWNLOAD_JOBS] = DOWNLOAD_JOBS,
     }
 }
 
-impl Validate for RunTable {}
+impl Validate for RunTable {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("downloads", "download_jobs")];
+}
 
 /// One stage of a pipeline.
 pub struct StageNode {
@@ -289,7 +291,7 @@ fn config(
 fn only_keys(table: &Table, known: &[&str], problems: &mut Problems) {
     for (key, entry) in &table.entries {
         if !known.contains(&key.as_str()) {
-            problems.at(&entry.key, format!("unknown key `{key}`")).suggest(key, known.iter().copied());
+            unknown_key(key, &entry.key, known, &[], problems);
         }
     }
 }

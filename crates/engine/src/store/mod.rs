@@ -40,6 +40,7 @@ use crate::identity::recipe::Recipe;
 
 pub use adopted::Adopted;
 pub use attempts::{Attempt, Scratch};
+pub use disk_space::{disk_space, format_bytes, require_space};
 pub use file_state::byte_ranges::FilePart;
 pub use file_state::snapshot::{FollowLinks, Snapshot};
 pub use file_state::tree_stat::TreeStat;
@@ -60,13 +61,13 @@ pub enum StoreError {
     #[error("cache: {0}")]
     Io(#[from] std::io::Error),
     /// The disk is full.
-    #[error("cache: {error}; {free} bytes are free on the disk of {root}", root = root.display())]
+    #[error("cache: {error}; {free} free on the disk of {root}", free = format_bytes(*free), root = root.display())]
     Full {
         /// What the file system says, with the path.
         error: String,
         /// The cache.
         root: PathBuf,
-        /// Bytes that may still be written.
+        /// Bytes that are free.
         free: u64,
     },
     /// A file of the store does not say what it must.

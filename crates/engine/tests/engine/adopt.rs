@@ -45,7 +45,7 @@ fn a_file_stands_for_an_output_where_it_is() {
     let before = fs_err::metadata(&file).unwrap();
     let entry = project.adopt("second", &file).unwrap();
     let ran = project.run(&[]);
-    assert_eq!(ran.with(Outcome::Reused), ["first", "second"]);
+    assert_eq!(ran.with(Outcome::Cached), ["first", "second"]);
     assert_eq!(ran.ran(), ["last[one]", "last[two]", "lines"]);
     assert!(project.read("results/toy/lines/folder/lines.txt").contains("my own b0x\n"));
 

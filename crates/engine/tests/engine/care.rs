@@ -179,12 +179,12 @@ fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
     let inventory = Inventory::of(&store(&project)).unwrap();
     let kept = Retained::of(&inventory, &POLICY, Timestamp::now());
     let there = kept.items.iter().filter(|(found, _)| inventory.items.contains_key(found));
-    assert_eq!(there.filter(|(_, why)| **why == RetainReason::Unfinished).count(), 3);
+    assert_eq!(there.filter(|(_, why)| **why == RetainReason::Partial).count(), 3);
     // It goes on where it was, and the results before are there as well.
     project.backend.fault = None;
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     let ran = project.run(&["say.text=y"]);
-    assert_eq!((ran.stage("lines").units_run, ran.stage("lines").units_reused), (1, 3));
+    assert_eq!((ran.stage("lines").units_run, ran.stage("lines").units_cached), (1, 3));
 
     // A stage that the pipeline has no more is nobody's.
     project.replace("configs/toy.toml", "name = \"two\"\ntext = \"2\"", "name = \"two\"\ntext = \"3\"");

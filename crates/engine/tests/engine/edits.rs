@@ -171,7 +171,7 @@ fn an_object_that_is_gone() {
         let ran = project.run(&[]);
         assert_eq!(ran.ran(), [stage]);
         assert_eq!(ran.tasks, expected, "{stage}");
-        assert_eq!(ran.with(Outcome::Reused).len(), ALL.len() - 1);
+        assert_eq!(ran.with(Outcome::Cached).len(), ALL.len() - 1);
     }
     assert_eq!(project.results(), before);
 }

@@ -55,7 +55,7 @@ fn values_know_where_they_are_written() {
     let file = project.path("configs/toy.toml");
     assert_eq!(place_of(&of, "params.to"), Some(Location::File { file, line: 13 }));
     assert_eq!(place_of(&of, "kind"), None);
-    assert_eq!(of.explanation.verdict, "run");
+    assert_eq!(of.explanation.action, "run");
     let changes = of.explanation.fields.iter().filter(|field| field.change.is_some());
     assert_eq!(changes.map(|field| field.field.as_str()).collect::<Vec<_>>(), ["params.say.text"]);
 }

@@ -54,7 +54,7 @@ fn a_unit_that_fails() {
         assert_eq!(ran.tasks, ["number 0", "number 1", "number 2", "say", "say", "say"]);
         let record = ran.stage("lines");
         assert_eq!(record.error.as_deref(), Some(error));
-        assert_eq!((record.units_run, record.units_reused), (3, 0));
+        assert_eq!((record.units_run, record.units_cached), (3, 0));
         assert!(record.fingerprint.is_some() && record.outputs.is_empty());
         assert!(ran.stage("last[one]").recipe.is_none());
         let told: Vec<_> = ran
@@ -77,7 +77,7 @@ fn a_unit_that_fails() {
         assert_eq!(healed.ran(), ["last[one]", "last[two]", "lines"]);
         assert_eq!(healed.tasks, ["count merge", "number 3", "say", "say"]);
         let record = healed.stage("lines");
-        assert_eq!((record.units_run, record.units_reused), (1, 3));
+        assert_eq!((record.units_run, record.units_cached), (1, 3));
         assert_clean(&project);
     }
 }
@@ -125,7 +125,7 @@ fn units_that_go_on_when_another_failed() {
     assert_clean(&project);
     project.backend.fault = None;
     let healed = project.run(&[]);
-    assert_eq!(healed.stage("lines").units_reused, units, "what they computed was kept");
+    assert_eq!(healed.stage("lines").units_cached, units, "what they computed was kept");
     assert_eq!(healed.stage("lines").units_run, 4 - units);
 }
 
@@ -378,7 +378,7 @@ inputs = { from = "../source.txt" }
     broken(project.try_run(&[], &[]), &entry);
     fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
-    let reused = healed.stage("slow").units_reused;
+    let reused = healed.stage("slow").units_cached;
     assert!(reused < 20, "{reused} units were computed by a run that could not go on");
 }
 

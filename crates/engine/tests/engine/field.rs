@@ -97,7 +97,7 @@ fn held(what: &str, ideal: usize, project: &mut Project) {
     let ran = project.run(&[]);
     println!("{what:<40} {:>3} of {} ran, ideal {ideal}", ran.ran().len(), NAMES.len());
     assert_eq!(ran.ran().len(), ideal, "{what}: {:?}", ran.ran());
-    assert_eq!(ran.with(Outcome::Reused).len(), NAMES.len() - ideal, "{what}");
+    assert_eq!(ran.with(Outcome::Cached).len(), NAMES.len() - ideal, "{what}");
     let results = project.results();
     project.cache = project.path("another-cache");
     fs_err::remove_dir_all(project.path("results")).unwrap();

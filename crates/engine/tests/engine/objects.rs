@@ -59,7 +59,7 @@ fn a_flipped_byte_in_a_folder_of_the_cache_is_found() {
     flip(&object(&project, &ran, "lines", "lines").join("lines.txt"));
     let mended = project.run(&[]);
     // Its units stand: only the merge is done again.
-    assert_eq!((mended.ran(), mended.stage("lines").units_reused), (vec!["lines"], 4));
+    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 4));
     assert!(mended.warnings().iter().any(|line| line.contains("in it, lines.txt holds other bytes")));
     assert_eq!(project.results(), before);
 }
@@ -73,7 +73,7 @@ fn a_flipped_byte_of_a_unit_is_found_when_the_unit_is_needed() {
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     fs_err::remove_dir_all(object(&project, &ran, "lines", "lines")).unwrap();
     let mended = project.run(&[]);
-    assert_eq!((mended.ran(), mended.stage("lines").units_reused), (vec!["lines"], 3));
+    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 3));
     assert!(mended.warnings().iter().any(|line| line.contains("of `lines` is computed instead")));
 }
 

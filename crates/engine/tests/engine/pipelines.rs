@@ -34,6 +34,11 @@ fn unknown_keys() {
        |
        = help: valid names: text, times
     "#);
+    let defaults = format!("{PIPELINE}\n[defaults.say]\nphrase = \"a\"\n");
+    let config = changed(CONFIG, "[say]", "[say]\nphrase = 1");
+    for faults in [faults(&defaults, CONFIG, &[]), faults(PIPELINE, &config, &[])] {
+        assert!(faults.contains("error: unknown key `phrase`; it is named `text` now\n"), "{faults}");
+    }
     insta::assert_snapshot!(faults(&format!("stage = 1\n{PIPELINE}"), CONFIG, &[]), @r#"
     error: unknown key `stage`
      --> PROJECT/pipelines/toy.toml:1:1

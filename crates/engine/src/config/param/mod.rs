@@ -75,9 +75,11 @@ pub struct Key {
     pub keys: Vec<Key>,
 }
 
-/// Faults between several parameters; the key names the one to point at.
+/// What a parameter struct says beyond its fields.
 pub trait Validate {
-    /// Lists them: the key, and what is wrong with it.
+    /// Keys of earlier versions, each with its name now.
+    const RENAMED: &'static [(&'static str, &'static str)] = &[];
+    /// Faults between several parameters: the key to point at, and the message.
     fn validate(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
@@ -146,12 +148,11 @@ impl<'n> Fields<'n> {
         None
     }
 
-    /// Reports keys that no field has.
-    pub fn finish(&self, reader: &mut Reader<'_>) {
+    /// Reports keys that no field has; `renamed` lists those of earlier versions.
+    pub fn finish(&self, renamed: &[(&str, &str)], reader: &mut Reader<'_>) {
         for (key, entry) in &self.table.entries {
             if !self.known.contains(&key.as_str()) {
-                let problem = reader.problems.at(&entry.key, format!("unknown key `{key}`"));
-                problem.suggest(key, self.known.iter().copied());
+                unknown_key(key, &entry.key, &self.known, renamed, reader.problems);
             }
         }
     }
@@ -163,6 +164,22 @@ impl<'n> Fields<'n> {
             reader.problems.at(origin, message.as_str());
         }
         faults.is_empty().then_some(())
+    }
+}
+
+/// Reports a key that is not known, with its new name if it was renamed, else with the nearest known key.
+pub fn unknown_key(
+    key: &str,
+    origin: &Origin,
+    known: &[&str],
+    renamed: &[(&str, &str)],
+    problems: &mut Problems,
+) {
+    match renamed.iter().find(|(old, _)| *old == key) {
+        Some((_, new)) => _ = problems.at(origin, format!("unknown key `{key}`; it is named `{new}` now")),
+        None => {
+            problems.at(origin, format!("unknown key `{key}`")).suggest(key, known.iter().copied());
+        }
     }
 }
 
@@ -255,7 +272,7 @@ macro_rules! params {
                     let $field = fields.field::<$ty>(stringify!($field), default, reader);
                     $( let $field = fields.bounded(stringify!($field), $field, &$range, reader); )?
                 )*
-                fields.finish(reader);
+                fields.finish(<Self as $crate::config::param::Validate>::RENAMED, reader);
                 let read = Self { $( $field: $field? ),* };
                 fields.validate($crate::config::param::Validate::validate(&read), reader)?;
                 Some(read)

@@ -239,7 +239,7 @@ impl Crate<'_> {
             .manifest
             .stages
             .iter()
-            .all(|record| matches!(record.outcome, Outcome::Ran | Outcome::Reused));
+            .all(|record| matches!(record.outcome, Outcome::Ran | Outcome::Cached));
         let status = if done { "CompletedActionStatus" } else { "FailedActionStatus" };
         let results = self.outputs.iter().filter(|output| output.last);
         json!({
@@ -274,7 +274,7 @@ impl Crate<'_> {
             }
         }
         let (status, error) = match record.outcome {
-            Outcome::Ran | Outcome::Reused => ("CompletedActionStatus", None),
+            Outcome::Ran | Outcome::Cached => ("CompletedActionStatus", None),
             _ => ("FailedActionStatus", record.error.clone()),
         };
         let results = self.outputs.iter().filter(|output| output.stage == record.stage);

@@ -103,7 +103,7 @@ fn shown(path: &std::path::Path) -> String {
 /// How a stage ended: from the cache or not is the same.
 fn result(record: &StageRecord) -> Fields {
     let ended = match record.outcome {
-        Outcome::Ran | Outcome::Reused => "done",
+        Outcome::Ran | Outcome::Cached => "done",
         Outcome::Failed => "failed",
         Outcome::Blocked => "blocked",
         Outcome::Interrupted => "interrupted",

@@ -110,7 +110,7 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn record(&mut self, record: &'a StageRecord, before: &[StageRecord]) -> Result<(), Stop> {
         self.report.stages += 1;
-        let done = matches!(record.outcome, Outcome::Ran | Outcome::Reused);
+        let done = matches!(record.outcome, Outcome::Ran | Outcome::Cached);
         let (Some(recipe), Some(fingerprint)) = (&record.recipe, record.fingerprint) else {
             return match done || !record.outputs.is_empty() {
                 true => self.found(Mismatch::Incomplete { what: "recipe or fingerprint".into() }),

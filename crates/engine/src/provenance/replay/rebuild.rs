@@ -11,7 +11,7 @@ use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::{KindInfo, Port, Registry, Stage};
-use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
+use crate::pipeline::{DOWNLOAD_JOBS, Pipeline, RunTable, Source, StageNode};
 use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
 use crate::store::{Artifact, Store, StoreError};
 
@@ -294,7 +294,7 @@ impl<'a> Builder<'a> {
             jobs: 0,
             threads: u32::try_from(*threads).unwrap_or_default(),
             micro_batch: u32::try_from(*micro_batch).unwrap_or_default(),
-            downloads: DOWNLOADS,
+            download_jobs: DOWNLOAD_JOBS,
         };
         let config = Node { value: Value::Table(Table::default()), origin: self.origin };
         let pipeline = Pipeline {

@@ -54,7 +54,7 @@ impl ReplayOutcome {
 
     /// Whether it gave anything.
     pub fn done(&self) -> bool {
-        matches!(self.outcome, Outcome::Ran | Outcome::Reused)
+        matches!(self.outcome, Outcome::Ran | Outcome::Cached)
     }
 }
 
@@ -89,7 +89,7 @@ fn outcome(
     };
     let mut differing = Vec::new();
     // A stage that failed then, or does now, has no outputs to hold against each other.
-    if !before.outputs.is_empty() && matches!(now.outcome, Outcome::Ran | Outcome::Reused) {
+    if !before.outputs.is_empty() && matches!(now.outcome, Outcome::Ran | Outcome::Cached) {
         let mut ports: Vec<&String> = before.outputs.keys().chain(now.outputs.keys()).collect();
         ports.sort();
         ports.dedup();
