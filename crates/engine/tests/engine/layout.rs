@@ -80,6 +80,14 @@ fn every_area_is_listed_and_none_is_removed() {
     assert!(disk.parts.keys().all(|part| !part.name().is_empty() && !part.purpose().is_empty()));
     collect(&project, &POLICY);
     assert!(Area::ALL.iter().all(|area| store(&project).area(*area).exists()));
+    let docs = include_str!("../../../../docs/caching.md");
+    for area in Area::ALL {
+        assert!(
+            docs.contains(&format!("\n| `{}", area.name())),
+            "docs/caching.md does not list {}",
+            area.name()
+        );
+    }
 }
 
 #[test]
