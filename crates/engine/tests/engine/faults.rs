@@ -36,7 +36,7 @@ fn assert_clean(project: &Project) {
 
 /// The index entries of the cache.
 fn entries(project: &Project) -> Vec<PathBuf> {
-    files(&project.path("cache/recipes-v1"))
+    files(&project.path("cache/recipes-v2"))
 }
 
 const DIED: &str = "the worker process ended in the middle of the task (killed by the test); out of memory is the usual reason";
@@ -275,7 +275,7 @@ fn a_lock_keeps_others_waiting() {
 /// The index file of a stage.
 fn entry_of(project: &Project, ran: &Ran, stage: &str) -> PathBuf {
     let name = ran.stage(stage).fingerprint.unwrap().to_string();
-    project.path("cache/recipes-v1").join(&name[..2]).join(format!("{name}.json"))
+    project.path("cache/recipes-v2").join(&name[..2]).join(format!("{name}.json"))
 }
 
 /// Makes a file of the store unreadable; returns its content.
@@ -383,14 +383,14 @@ inputs = { from = "../source.txt" }
 }
 
 #[test]
-fn a_damaged_stat_cache() {
+fn a_damaged_file_state() {
     let project = project();
     std::thread::sleep(Duration::from_millis(120));
     project.run(&[]);
     for text in ["", "{", "[1]", "\u{0}\u{0}"] {
-        project.write("cache/stat-v1.json", text);
+        project.write("cache/file-state-v1", text);
         assert_eq!(project.run(&[]).starts, 0, "{text:?}");
-        assert!(project.read("cache/stat-v1.json").contains("source.txt"), "{text:?} was not replaced");
+        assert!(project.remembers("source.txt"), "{text:?} was not replaced");
     }
 }
 
