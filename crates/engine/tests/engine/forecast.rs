@@ -161,7 +161,7 @@ fn failed_measurements_are_reported_and_not_kept() {
     let (events, ()) = with(&project, 1, Some(&backend), |_, predict| {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
-    assert!(said.contains(&MeasureEvent::Not("lines".into(), "no room".into())), "{said:?}");
+    assert!(events.contains(&MeasureEvent::Not("lines".into(), "out of memory".into())), "{events:?}");
     assert!(!project.cache.join("costs-v1").exists());
     // A file that was damaged is as good as none.
     let bench = given(Ok(vec![FIRST]));
