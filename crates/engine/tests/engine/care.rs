@@ -27,7 +27,7 @@ pub fn plan(project: &Project, policy: &Policy) -> Plan {
     Plan::of(&store, &Inventory::of(&store).unwrap(), policy, Timestamp::now()).unwrap()
 }
 
-/// What goes, by name; `+` marks units.
+/// The removed items by name; `+` marks units.
 pub fn named(plan: &Plan) -> Vec<String> {
     let mut names: Vec<String> = plan
         .steps
@@ -54,7 +54,7 @@ pub fn collect(project: &Project, policy: &Policy) -> Plan {
     carry_out(project, policy, &mut |_| ())
 }
 
-/// Every entry of the index leads to objects that are what their names say.
+/// Every index entry leads to objects that match their digests.
 pub fn truthful(project: &Project) -> usize {
     let store = store(project);
     let entries = store.entries().unwrap();

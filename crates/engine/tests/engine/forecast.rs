@@ -163,11 +163,11 @@ fn failed_measurements_are_reported_and_not_kept() {
     });
     assert!(events.contains(&MeasureEvent::Not("lines".into(), "out of memory".into())), "{events:?}");
     assert!(!project.cache.join("costs-v1").exists());
-    // A file that was damaged is as good as none.
-    let bench = given(Ok(vec![FIRST]));
+    // A damaged file is ignored.
+    let backend = given(Ok(vec![FIRST]));
     let seconds =
         |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
-    assert!(with(&project, 1, Some(&bench), seconds).1.is_some());
+    assert!(with(&project, 1, Some(&backend), seconds).1.is_some());
     for file in fs_err::read_dir(project.cache.join("costs-v1")).unwrap() {
         fs_err::write(file.unwrap().path(), "{").unwrap();
     }

@@ -1,4 +1,4 @@
-//! The areas of a cache: each has a name and a purpose; old ones are recognised, and nothing unknown is touched.
+//! The areas of a cache: each has a name and a purpose; old ones are recognised, and unknown files are not modified.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,14 @@ fn store(project: &Project) -> Store {
     Store::open(&project.cache).unwrap()
 }
 
-/// What `du` lists beside the objects.
+/// The areas that `du` lists beside the objects.
 fn listed(project: &Project) -> Vec<String> {
     let disk = Inventory::of(&store(project)).unwrap().disk;
     disk.parts.keys().map(|part| part.name().to_owned()).collect()
 }
 
 #[test]
-fn an_old_cache_is_recognised_said_and_collected() {
+fn an_old_cache_is_recognised_reported_and_collected() {
     let project = project();
     let before = project.run(&[]).ran().len();
     let old = ["stat-v1.json", "vouched-v1", "slices-v1", "packed-v1", "recall-v1/toy", "measured-v1/a.json"];
@@ -34,7 +34,7 @@ fn an_old_cache_is_recognised_said_and_collected() {
     assert!(warnings.len() == 1 && warnings[0].ends_with(expected), "{warnings:?}");
     assert_eq!(first.ran().len(), before);
     let second = project.run(&[]);
-    assert_eq!((second.ran(), second.warnings()), (vec![], vec![]), "it is said once");
+    assert_eq!((second.ran(), second.warnings()), (vec![], vec![]), "it is reported once");
 
     let names = [
         "measured-v1",
@@ -51,7 +51,7 @@ fn an_old_cache_is_recognised_said_and_collected() {
     let found = plan(&project, &POLICY);
     let obsolete = found.steps.iter().filter(|step| matches!(step.what, Target::Obsolete { .. })).count();
     assert_eq!(obsolete, names.len(), "{:?}", named(&found));
-    // A run of an earlier version may still be going on.
+    // A run of an earlier version may still be active.
     let running = fs_err::File::open(project.path("cache/use.lock")).unwrap();
     running.file().lock_shared().unwrap();
     assert!(store(&project).exclusive_lock().unwrap().is_none());
