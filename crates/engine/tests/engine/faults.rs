@@ -312,7 +312,7 @@ fn a_damaged_index() {
     let damage = [
         (text[..text.len() / 2].to_owned(), "EOF"),
         (String::new(), "EOF"),
-        (fs_err::read_to_string(&first).unwrap(), "its recipe does not have the fingerprint of its name"),
+        (fs_err::read_to_string(&first).unwrap(), "not that of its name"),
         (lied, "its outputs do not have its checksum"),
     ];
     for (wrong, why) in damage {
