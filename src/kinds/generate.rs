@@ -6,11 +6,12 @@ use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 use tch::{Device, Tensor};
 
-use super::latents::embed;
 use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, load_unet};
-use super::shared::{check_outputs, device, expected};
+use super::shared::network::{
+    CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
+};
+use super::shared::{check_outputs, expected};
 use crate::io::captions::list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy::writer;
@@ -19,11 +20,9 @@ use crate::method::micro_batches::in_micro_batches;
 use crate::method::noise::Generator;
 use crate::method::sample::{SampleSpec, sample, sample_each, skip_batch};
 use crate::method::schedule::NoiseSchedule;
-use crate::models::text::clip::TextEncoder;
-use crate::models::text::tokenizer::Tokenizer;
+use crate::models::unet::conditioning::Conditioning;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
-use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit,
@@ -197,11 +196,10 @@ impl Compute for Generate {
         let range = &unit.context("this kind is computed by units")?.range;
         let first: usize = serde_json::from_value(range["first"].clone())?;
         let captions: Vec<String> = serde_json::from_value(range[CAPTIONS].clone())?;
-        let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
-        let (with, without) = texts(inputs, &captions, device, cx.effective_micro_batch())?; // [n, L, D], [1, L, D]
+        let (with, without) = with_text_model(inputs, cx.device, |model| model.prompts(&captions))?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
-        let latents = draw(params, inputs, &with, &without, first, cx)?; // [n, C, H, W]
+        let latents = draw(params, inputs, &with.into(), &without.into(), first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;
         decode(inputs, &latents, first, &out.join(IMAGES), cx)
     }
@@ -246,66 +244,39 @@ fn captions(params: &Params, file: Option<&Path>) -> anyhow::Result<Vec<String>>
     })
 }
 
-/// Embeddings of the captions [n, L, D], and of the empty text [1, L, D].
-fn texts(
-    inputs: &Inputs,
-    captions: &[String],
-    device: Device,
-    micro_batch: usize,
-) -> anyhow::Result<(Tensor, Tensor)> {
-    let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
-    let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
-    // The empty text is encoded along with each slice: a pass over it alone would round otherwise.
-    let slices = in_micro_batches(captions.len(), micro_batch, |row, most| {
-        let some = [&captions[row..row + most], &[String::new()]].concat();
-        Ok::<_, anyhow::Error>((most, embed(&tokenizer, &encoder, &some, device)?)) // [most + 1, L, D]
-    })?;
-    let last = slices.last().context("a unit has a caption")?;
-    let without = last.narrow(0, last.size()[0] - 1, 1);
-    let with: Vec<Tensor> = slices.iter().map(|slice| slice.narrow(0, 0, slice.size()[0] - 1)).collect();
-    Ok((Tensor::cat(&with, 0), without))
-}
-
 /// The latents [n, C, H, W] of the captions from place `first` on.
 fn draw(
     params: &Params,
     inputs: &Inputs,
-    with: &Tensor,
-    without: &Tensor,
+    with: &Conditioning,
+    without: &Conditioning,
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
-    let unet = load_unet(inputs, cx.device, ModelMode::Inference(Precision::Fp32))?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
-    let total = u64::from(params.steps);
+    let (total, micro_batch) = (u64::from(params.steps), cx.effective_micro_batch());
     let progress = &mut |done| (cx.progress)(done as u64, total);
-    let latents = match params.noise {
-        Noise::Image => sample_each(
-            &unet,
-            &schedule,
-            with,
-            without,
-            &spec,
-            seed,
-            first,
-            cx.effective_micro_batch(),
-            progress,
-        ),
-        Noise::Batch => {
-            let mut draws = Generator::seeded(seed);
-            for _ in 0..first / spec.batch_size {
-                skip_batch(&unet, &schedule, &spec, &mut draws)?;
+    with_unet(inputs, None, cx.device, ModelMode::Inference(Precision::Fp32), |unet| {
+        let latents = match params.noise {
+            Noise::Image => {
+                sample_each(unet, &schedule, with, without, &spec, seed, first, micro_batch, progress)
             }
-            sample(&unet, &schedule, with, without, &spec, &mut draws, cx.effective_micro_batch(), progress)
-        }
-    };
-    latents.map_err(|error| match error {
-        MathError::LatentsNotFinite { row, timestep } => anyhow::anyhow!(
-            "the latents of caption {} are not finite after the step at timestep {timestep}",
-            first + row
-        ),
-        error => error.into(),
+            Noise::Batch => {
+                let mut draws = Generator::seeded(seed);
+                for _ in 0..first / spec.batch_size {
+                    skip_batch(unet, &schedule, &spec, &mut draws)?;
+                }
+                sample(unet, &schedule, with, without, &spec, &mut draws, micro_batch, progress)
+            }
+        };
+        latents.map_err(|error| match error {
+            MathError::LatentsNotFinite { row, timestep } => anyhow::anyhow!(
+                "the latents of caption {} are not finite after the step at timestep {timestep}",
+                first + row
+            ),
+            error => error.into(),
+        })
     })
 }
 
@@ -318,18 +289,19 @@ fn decode(
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
     fs_err::create_dir(folder)?;
-    let vae = Vae::load(inputs.path("vae"), device::torch(cx.device))?;
     let count = latents.size()[0] as usize;
-    in_micro_batches(count, cx.effective_micro_batch().min(DECODED), |row, most| {
-        let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
-        let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
-        let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);
-        for place in 0..most {
-            let pixels = values(&images.get(place as i64));
-            let name = format!("{}.png", first + row + place);
-            save_png(&from_unit(&pixels, width, height), folder.join(name))?;
-        }
-        Ok::<_, anyhow::Error>((most, ()))
+    with_vae(inputs, cx.device, |vae| {
+        in_micro_batches(count, cx.effective_micro_batch().min(DECODED), |row, most| {
+            let some = latents.narrow(0, row as i64, most as i64) / vae.scaling_factor();
+            let images = vae.decode(&some).to_device(Device::Cpu); // [most, 3, H, W]
+            let (height, width) = (images.size()[2] as u32, images.size()[3] as u32);
+            for place in 0..most {
+                let pixels = values(&images.get(place as i64));
+                let name = format!("{}.png", first + row + place);
+                save_png(&from_unit(&pixels, width, height), folder.join(name))?;
+            }
+            Ok((most, ()))
+        })
     })?;
     Ok(())
 }

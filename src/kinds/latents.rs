@@ -7,7 +7,8 @@ use tch::{Device, Tensor};
 
 use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE};
+use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
+use super::shared::text::TextModel;
 use super::shared::{check_outputs, device, expected, ranges};
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::resize::shorter_side;
@@ -15,8 +16,6 @@ use crate::io::image::{center_crop, load_rgb, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::method::noise::{Generator, derived_seed};
-use crate::models::text::clip::TextEncoder;
-use crate::models::text::tokenizer::Tokenizer;
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -38,7 +37,7 @@ choice! {
 
 choice! {
     /// How text embeddings are stored.
-    pub enum Precision {
+    pub enum StorageDtype {
         /// Four bytes a number.
         Float32 = "float32",
         /// Two bytes a number, as published.
@@ -46,11 +45,11 @@ choice! {
     }
 }
 
-impl Precision {
+impl StorageDtype {
     fn dtype(self) -> Dtype {
         match self {
-            Precision::Float32 => Dtype::F32,
-            Precision::Float16 => Dtype::F16,
+            StorageDtype::Float32 => Dtype::F32,
+            StorageDtype::Float16 => Dtype::F16,
         }
     }
 }
@@ -67,7 +66,7 @@ params! {
         /// Seed of the posterior's draws; each image and mirror image has its own stream.
         seed: u32 = 0,
         /// How text embeddings are stored.
-        text_precision: Precision = Precision::Float32,
+        text_precision: StorageDtype = StorageDtype::Float32,
     }
 }
 
@@ -152,11 +151,13 @@ impl Compute for Latents {
         let range = ranges::range(unit, "images")?;
         let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
         let items = &captions.items[range.clone()];
-        let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
         let total = range.len() as u64;
-        write_latents(params, inputs, items, range.start, device, out, &|done| (cx.progress)(done, total))?;
-        write_texts(params, inputs, items, device, out)
+        let progress = |done| (cx.progress)(done, total);
+        with_vae(inputs, cx.device, |vae| {
+            write_latents(params, inputs, items, range.start, (vae, device::torch(cx.device)), out, &progress)
+        })?;
+        with_text_model(inputs, cx.device, |model| write_texts(params, items, model, out))
     }
 
     fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
@@ -193,11 +194,10 @@ fn write_latents(
     inputs: &Inputs,
     items: &[Item],
     first: usize,
-    device: Device,
+    (vae, device): (&Vae, Device),
     out: &Path,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<()> {
-    let vae = Vae::load(inputs.path("vae"), device)?;
     let side = i64::from(params.pixels);
     let mut writers: [Option<NpyWriter>; 2] = [None, None];
     for (place, item) in items.iter().enumerate() {
@@ -242,19 +242,12 @@ fn write_latents(
 }
 
 /// Encodes the captions of each image together.
-fn write_texts(
-    params: &Params,
-    inputs: &Inputs,
-    items: &[Item],
-    device: Device,
-    out: &Path,
-) -> anyhow::Result<()> {
-    let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
-    let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
+fn write_texts(params: &Params, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
     let dtype = params.text_precision.dtype();
     let mut writer = None;
     for item in items {
-        let texts = embed(&tokenizer, &encoder, &item.captions, device)?; // [captions, L, D]
+        let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();
+        let texts = model.embed(&captions)?; // [captions, L, D]
         let writer = match &mut writer {
             Some(writer) => writer,
             None => {
@@ -270,18 +263,4 @@ fn write_texts(
         Some(writer) => Ok(writer.finish()?),
         None => anyhow::bail!("no images in this unit"),
     }
-}
-
-/// The embeddings of some captions, [captions, L, D].
-pub(super) fn embed(
-    tokenizer: &Tokenizer,
-    encoder: &TextEncoder,
-    captions: &[String],
-    device: Device,
-) -> anyhow::Result<Tensor> {
-    let mut ids = Vec::new();
-    for caption in captions {
-        ids.push(Tensor::from_slice(&tokenizer.encode(caption)?)); // [L]
-    }
-    Ok(encoder.forward(&Tensor::stack(&ids, 0).to_device(device)))
 }

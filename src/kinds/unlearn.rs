@@ -119,7 +119,7 @@ impl Compute for Unlearn {
             texts.path().display()
         );
         let _suited = device::apply_mode(ModelMode::Gradients);
-        let unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
+        let mut unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
@@ -128,7 +128,7 @@ impl Compute for Unlearn {
             Err(error) => Err(anyhow::anyhow!(error)),
         };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
-        let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
+        let conditioning = read(NpyRows::new(texts, 2), first_caption)?.into();
 
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let fisher = tensors::read(inputs.path("fisher"))?;
@@ -142,9 +142,10 @@ impl Compute for Unlearn {
             selection: params.select.0.clone(),
         };
         let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
-        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.effective_micro_batch())?
-            .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
-            .map_err(|error| with_file(error, inputs.path("fisher")))?;
+        let changed =
+            Unlearning::new(&mut unet, &schedule, &latent, &conditioning, &spec, cx.effective_micro_batch())?
+                .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
+                .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
     }
 

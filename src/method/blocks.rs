@@ -88,7 +88,7 @@ impl LossPass<'_> {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
             // What depends on the texts alone is the same at all timesteps.
-            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts)));
+            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts).into()));
             let mut at_each = Vec::new();
             for (place, &timestep) in timesteps.iter().enumerate() {
                 let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps(&[timestep]));

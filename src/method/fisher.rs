@@ -179,12 +179,12 @@ fn draw(
     let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
     let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
     let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
-    Ok(DenoisingRows { latents, noise, timesteps, texts: data.texts(&pairs, device)? })
+    Ok(DenoisingRows { latents, noise, timesteps, conditioning: data.texts(&pairs, device)?.into() })
 }
 
 /// The sums over rows of the squared gradients of each row's loss, by parameter in float64.
 ///
-/// Every row needs a text of its own (the network would share keys and values otherwise). `first_image` is the
+/// Every row needs a condition of its own (the network would share keys and values otherwise). `first_image` is the
 /// image of the first row in an error.
 ///
 /// # Errors
@@ -196,16 +196,18 @@ pub fn squared_gradients(
     selection: &Selection,
     first_image: usize,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
-    assert_eq!(rows.texts.size()[0] as usize, rows.len(), "each row needs a text of its own");
+    assert_eq!(rows.conditioning.count() as usize, rows.len(), "each row needs a condition of its own");
     let chosen = selection.clone();
     unet.tape().record(move |name| chosen.matches(name));
     let losses = tch::with_grad(|| rows.losses(unet, schedule)); // [B]
-    let taps = unet.tape().take();
+    let records = unet.tape().take();
     check(&losses, |row| (first_image + row, rows.timesteps.int64_value(&[row as i64])))?;
-    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
     // Each row's output depends on that row alone, so the gradient of the sum holds every row's own.
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
-    Ok(tch::no_grad(|| taps.iter().zip(&grads).flat_map(|(tap, grad)| sums_of_squares(tap, grad)).collect()))
+    Ok(tch::no_grad(|| {
+        records.iter().zip(&grads).flat_map(|(record, grad)| sums_of_squares(record, grad)).collect()
+    }))
 }
 
 #[cfg(test)]

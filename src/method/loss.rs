@@ -16,7 +16,7 @@ use super::micro_batches::in_micro_batches;
 use super::noise::{NoiseMode, batch_noise, image_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
-use crate::models::unet::attention::EncodedConditioning;
+use crate::models::unet::conditioning::EncodedConditioning;
 
 /// What the numbers of a loss pass depend on, besides model and data.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -204,7 +204,7 @@ impl<'a> LossPass<'a> {
                         latents: self.data.latents(&[image], device)?,
                         noise: noise.narrow(0, row, 1),
                         timesteps: self.timesteps(&[*timestep]),
-                        texts: self.data.texts(&[(image, caption)], device)?,
+                        conditioning: self.data.texts(&[(image, caption)], device)?.into(),
                     };
                     losses.push(rows.losses(self.unet, self.schedule).detach());
                     row += 1;
@@ -243,7 +243,7 @@ impl<'a> LossPass<'a> {
                 _ => {
                     // Not both at once: memory may have run out for the last ones.
                     encoded = None;
-                    let texts = self.unet.encode(&narrow(&texts, &pairs));
+                    let texts = self.unet.encode(&narrow(&texts, &pairs).into());
                     &encoded.insert((pairs.clone(), texts)).1
                 }
             };

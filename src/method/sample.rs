@@ -13,6 +13,7 @@ use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, drawing_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
+use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 
 /// What a drawing depends on, besides model, texts and random numbers.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -27,9 +28,9 @@ pub struct SampleSpec {
     pub batch_size: usize,
 }
 
-/// Draws latents [n, C, H, W] for texts `cond` [n, L, D], n being at most the batch size.
+/// Draws latents [n, C, H, W] for the n conditions `cond`, n being at most the batch size.
 ///
-/// `uncond` [1, L, D] is the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
+/// `uncond` is one condition, that of the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
 /// then a tensor of that shape at each step with t > 0; it goes on from batch to batch. Published scripts fill a
 /// short batch up with zero texts and cut it afterwards: computing its rows only comes to the same.
 ///
@@ -44,15 +45,15 @@ pub struct SampleSpec {
 pub fn sample(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
+    cond: &Conditioning,
+    uncond: &Conditioning,
     spec: &SampleSpec,
     draws: &mut Generator,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
     let shape = batch_shape(unet, spec)?;
-    let count = cond.size()[0];
+    let count = cond.count();
     if count > shape[0] {
         let expected = format!("at most the batch size {}", shape[0]);
         return Err(MathError::Rows { what: "texts", found: count as usize, expected });
@@ -61,7 +62,7 @@ pub fn sample(
     denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
 }
 
-/// Draws latents [n, C, H, W] for texts `cond` [n, L, D] at the places `first`, `first + 1`, …, each from random
+/// Draws latents [n, C, H, W] for the n conditions `cond` at the places `first`, `first + 1`, …, each from random
 /// numbers of its own: neither the other texts nor the batch size change a drawing.
 ///
 /// # Errors
@@ -70,8 +71,8 @@ pub fn sample(
 pub fn sample_each(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
+    cond: &Conditioning,
+    uncond: &Conditioning,
     spec: &SampleSpec,
     seed: i64,
     first: usize,
@@ -80,7 +81,7 @@ pub fn sample_each(
 ) -> Result<Tensor, MathError> {
     let shape = batch_shape(unet, spec)?;
     let mut noise = |timestep| {
-        let places = first..first + cond.size()[0] as usize;
+        let places = first..first + cond.count() as usize;
         let drawn: Vec<Tensor> =
             places.map(|place| drawing_noise(seed, place, timestep, &shape[1..])).collect();
         Tensor::stack(&drawn, 0)
@@ -94,8 +95,8 @@ pub fn sample_each(
 fn denoise(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
+    cond: &Conditioning,
+    uncond: &Conditioning,
     spec: &SampleSpec,
     noise: &mut dyn FnMut(i64) -> Tensor,
     micro_batch: usize,
@@ -104,8 +105,10 @@ fn denoise(
     let timesteps = schedule.timesteps(spec.steps)?;
     let mut noise = |timestep| noise(timestep).to_device(unet.device());
     let mut x = noise(schedule.train_timesteps()); // [n, C, H, W]
+    let uncond = tch::no_grad(|| unet.encode(uncond));
+    let mut guidance = Guidance { unet, cond, uncond, scale: spec.guidance_scale, encoded: None };
     for (i, &t) in timesteps.iter().enumerate() {
-        let epsilon = guided(unet, &x, t, cond, uncond, spec.guidance_scale, micro_batch);
+        let epsilon = guidance.predict(&x, t, micro_batch);
         let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
         x = schedule.step(&x, &epsilon, t, timesteps.get(i + 1).copied(), noise.as_ref());
         check(&x, t)?;
@@ -140,28 +143,42 @@ fn batch_shape(unet: &UNet, spec: &SampleSpec) -> Result<Vec<i64>, MathError> {
     Ok([&[spec.batch_size as i64], latent.as_slice()].concat())
 }
 
-/// The noise prediction under guidance, [n, C, H, W].
-fn guided(
-    unet: &UNet,
-    x: &Tensor,
-    t: i64,
-    cond: &Tensor,
-    uncond: &Tensor,
+/// Predicts noise with and without the conditions, and goes beyond the one with them.
+struct Guidance<'a> {
+    unet: &'a UNet,
+    cond: &'a Conditioning,
+    uncond: EncodedConditioning,
     scale: f64,
-    micro_batch: usize,
-) -> Tensor {
-    let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {
-        let some = |x: &Tensor| x.narrow(0, row as i64, most as i64);
-        let xt = some(x);
-        let timesteps = Tensor::full([most as i64], t, (tch::Kind::Int64, x.device()));
-        let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-        // Two passes: the empty text is one text for all rows, and its keys are computed once.
-        let without = unet.forward(&xt, &timesteps, uncond);
-        let with = unet.forward(&xt, &timesteps, &some(cond));
-        Ok::<_, Infallible>((most, &without + (with - &without) * scale))
-    });
-    let Ok(parts) = parts;
-    Tensor::cat(&parts, 0)
+    /// The conditions of the last micro batch, by its rows. Where it holds all rows, they are encoded once for all steps.
+    encoded: Option<([i64; 2], EncodedConditioning)>,
+}
+
+impl Guidance<'_> {
+    /// The noise in `x` at timestep `t`, [n, C, H, W].
+    fn predict(&mut self, x: &Tensor, t: i64, micro_batch: usize) -> Tensor {
+        let Guidance { unet, cond, uncond, scale, encoded } = self;
+        let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {
+            let (start, count) = (row as i64, most as i64);
+            let xt = x.narrow(0, start, count);
+            let timesteps = Tensor::full([count], t, (tch::Kind::Int64, x.device()));
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let cond = match encoded {
+                Some((known, encoded)) if *known == [start, count] => &*encoded,
+                _ => {
+                    // Not both at once: memory may have run out for the last ones.
+                    *encoded = None;
+                    let cond = unet.encode(&cond.narrow(start, count));
+                    &encoded.insert(([start, count], cond)).1
+                }
+            };
+            // Two passes: the empty text is one text for all rows.
+            let without = unet.denoise(&xt, &timesteps, uncond);
+            let with = unet.denoise(&xt, &timesteps, cond);
+            Ok::<_, Infallible>((most, &without + (with - &without) * *scale))
+        });
+        let Ok(parts) = parts;
+        Tensor::cat(&parts, 0)
+    }
 }
 
 /// Stops at the first latent that is not finite: the rest of the drawing would be wasted.

@@ -16,6 +16,7 @@ use super::noise::{Generator, derived_seed};
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
+use crate::models::unet::conditioning::Conditioning;
 
 /// What the numbers depend on, besides model, query and Fisher diagonal.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -69,34 +70,36 @@ impl UnlearnSpec {
     }
 }
 
-/// A model about to unlearn one generated image. The network's parameters are changed in place.
+/// A model about to unlearn one generated image, which changes the network's parameters.
 pub struct Unlearning<'a> {
-    unet: &'a UNet,
+    unet: &'a mut UNet,
     schedule: &'a NoiseSchedule,
     latent: Tensor,
-    text: Tensor,
+    conditioning: Conditioning,
     spec: &'a UnlearnSpec,
     chosen: Vec<String>,
     micro_batch: usize,
 }
 
 impl<'a> Unlearning<'a> {
-    /// The query is a latent [C, H, W] and its text [L, D].
+    /// The query is a latent [C, H, W] and its condition, one.
     ///
     /// # Errors
     /// A parameter is out of range, or nothing is selected.
     pub fn new(
-        unet: &'a UNet,
+        unet: &'a mut UNet,
         schedule: &'a NoiseSchedule,
         latent: &Tensor,
-        text: &Tensor,
+        conditioning: &Conditioning,
         spec: &'a UnlearnSpec,
         micro_batch: usize,
     ) -> Result<Unlearning<'a>, MathError> {
         spec.validate(schedule.train_timesteps())?;
         let chosen = spec.selection.of(unet.parameters().keys())?;
-        let place = |x: &Tensor| x.to_kind(Kind::Float).to_device(unet.device()).unsqueeze(0);
-        Ok(Unlearning { unet, schedule, latent: place(latent), text: place(text), spec, chosen, micro_batch })
+        let device = unet.device();
+        let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
+        let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
+        Ok(Unlearning { unet, schedule, latent, conditioning, spec, chosen, micro_batch })
     }
 
     /// All steps; returns the changed parameters in float32.
@@ -107,7 +110,7 @@ impl<'a> Unlearning<'a> {
     /// # Errors
     /// The Fisher diagonal doesn't fit the parameters or holds zeros, or a number is not finite.
     pub fn run(
-        &self,
+        &mut self,
         fisher: &BTreeMap<String, Tensor>,
         images: usize,
         progress: &mut dyn FnMut(usize),
@@ -162,7 +165,7 @@ impl<'a> Unlearning<'a> {
     /// The query at given timesteps [B] with given noise [B, C, H, W].
     pub fn rows(&self, timesteps: Tensor, noise: Tensor) -> DenoisingRows {
         let latents = self.latent.expand(noise.size(), false);
-        DenoisingRows { latents, noise, timesteps, texts: self.text.shallow_clone() }
+        DenoisingRows { latents, noise, timesteps, conditioning: self.conditioning.narrow(0, 1) }
     }
 
     /// The gradient of the mean loss over `rows`, by chosen parameter in float64.
@@ -183,7 +186,7 @@ impl<'a> Unlearning<'a> {
             latents: together(|rows| &rows.latents),
             noise: together(|rows| &rows.noise),
             timesteps: together(|rows| &rows.timesteps),
-            texts: batches[0].texts.shallow_clone(),
+            conditioning: batches[0].conditioning.narrow(0, 1),
         };
         // Only the chosen parameters require grad, so there is no graph below the first of them.
         let parameters: Vec<Tensor> =
@@ -212,7 +215,7 @@ impl<'a> Unlearning<'a> {
     /// # Errors
     /// As [`Unlearning::run`].
     pub fn apply(
-        &self,
+        &mut self,
         gradient: &BTreeMap<String, Tensor>,
         fisher: &BTreeMap<String, Tensor>,
         images: usize,
@@ -230,8 +233,7 @@ impl<'a> Unlearning<'a> {
                 let what = "after the step";
                 return Err(MathError::ParameterNotFinite { parameter: name.clone(), what });
             }
-            tch::no_grad(|| parameter.shallow_clone().copy_(&moved));
-            self.unet.tape().parameters_changed();
+            self.unet.update(name, &moved);
         }
         Ok(())
     }

@@ -3,8 +3,8 @@
 mod bars;
 pub mod drawing;
 mod lines;
-mod log;
 mod live;
+mod log;
 mod table;
 
 use std::io::{IsTerminal, Write};

@@ -11,10 +11,21 @@ use crate::golden::{assert_within, load, path, tiny};
 fn a_place_alone_decides_its_drawing() {
     let (unet, golden) = (tiny(), load("method/drawings"));
     let schedule = NoiseSchedule::load(&path("configs/mscoco/scheduler")).unwrap();
-    let (cond, uncond) = (&golden["tiny_cond"], &golden["tiny_uncond"]);
+    let (cond, uncond) = (&golden["tiny_cond"], golden["tiny_uncond"].shallow_clone().into());
     let draw = |texts: &Tensor, first: usize, batch_size: usize, micro: usize| {
         let spec = SampleSpec { steps: 8, guidance_scale: 2.0, batch_size };
-        sample_each(&unet, &schedule, texts, uncond, &spec, 3, first, micro, &mut |_| ()).unwrap()
+        sample_each(
+            &unet,
+            &schedule,
+            &texts.shallow_clone().into(),
+            &uncond,
+            &spec,
+            3,
+            first,
+            micro,
+            &mut |_| (),
+        )
+        .unwrap()
     };
     let all = draw(cond, 4, 5, 2);
     assert_eq!(all.size()[0], cond.size()[0]);

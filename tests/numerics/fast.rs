@@ -19,7 +19,7 @@ use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
 use attrflow::models::unet::{ModelMode, Precision, UNet};
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, tiny};
+use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, text, tiny};
 
 fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
@@ -98,10 +98,10 @@ fn gradients_of_several_batches_in_one_pass() {
             damping: None,
             selection,
         };
-        let unet = tiny();
-        let gradient = |micro_batch| {
+        let mut unet = tiny();
+        let mut gradient = |micro_batch| {
             let unlearning =
-                Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, micro_batch);
+                Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &spec, micro_batch);
             unlearning.unwrap().gradient(0, 0..5, &mut |_| ()).unwrap()
         };
         let each = gradient(1);
@@ -113,7 +113,7 @@ fn gradients_of_several_batches_in_one_pass() {
 
 #[test]
 fn squared_gradients_are_those_of_autograd_row_by_row() {
-    let (unet, schedule) = (tiny(), schedule());
+    let (mut unet, schedule) = (tiny(), schedule());
     let golden = load("method/unlearned");
     let spec = UnlearnSpec {
         steps: 1,
@@ -125,8 +125,8 @@ fn squared_gradients_are_those_of_autograd_row_by_row() {
         selection: Selection::All,
     };
     let mut rows =
-        Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 4).unwrap().draw(0, 0);
-    rows.texts = numbers(&[4, 5, 12], 0.4);
+        Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &spec, 4).unwrap().draw(0, 0);
+    rows.conditioning = numbers(&[4, 5, 12], 0.4).into();
     let fast = squared_gradients(&unet, &schedule, &rows, &Selection::All, 0).unwrap();
     let (names, parameters): (Vec<String>, Vec<Tensor>) =
         unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.set_requires_grad(true))).unzip();

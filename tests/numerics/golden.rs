@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use attrflow::models::unet::UNet;
+use attrflow::models::unet::conditioning::Conditioning;
 use attrflow::models::weights::read;
 use tch::{Device, Kind, Tensor};
 
@@ -30,6 +31,20 @@ pub fn tiny() -> UNet {
 /// The demo model's network.
 pub fn demo() -> UNet {
     UNet::load(&path("data/demo/model/unet"), Device::Cpu).unwrap()
+}
+
+/// The texts of a case, as conditions.
+pub fn conditioning(case: &Tensors) -> Conditioning {
+    Conditioning {
+        context: case["text"].shallow_clone(),
+        pooled: case.get("pooled").map(Tensor::shallow_clone),
+        size_ids: case.get("size_ids").map(Tensor::shallow_clone),
+    }
+}
+
+/// The one text [L, D] of a query.
+pub fn text(case: &Tensors) -> Conditioning {
+    case["text"].unsqueeze(0).into()
 }
 
 /// The relative error: the largest absolute difference over the largest absolute value expected.

@@ -96,13 +96,15 @@ fn draw(
     spec: &SampleSpec,
     skip: i64,
 ) -> Tensor {
-    let (cond, uncond) = (&golden[&format!("{name}_cond")], &golden[&format!("{name}_uncond")]);
+    let of = |part: &str| golden[&format!("{name}_{part}")].shallow_clone();
+    let (cond, uncond) = (of("cond"), of("uncond").into());
     let (mut draws, mut found) = (Generator::seeded(0), Vec::new());
     for (i, batch) in cond.split(spec.batch_size as i64, 0).iter().enumerate() {
         if (i as i64) < skip {
             skip_batch(unet, schedule, spec, &mut draws).unwrap();
         } else {
-            found.push(sample(unet, schedule, batch, uncond, spec, &mut draws, 2, &mut |_| ()).unwrap());
+            let batch = batch.shallow_clone().into();
+            found.push(sample(unet, schedule, &batch, &uncond, spec, &mut draws, 2, &mut |_| ()).unwrap());
         }
     }
     Tensor::cat(&found, 0)

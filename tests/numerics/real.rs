@@ -85,15 +85,15 @@ fn row_gradients(unet: &UNet) -> [Tensors; 2] {
         latents: normal(&shape(&[2], &LATENT), 40),
         noise: normal(&shape(&[2], &LATENT), 41),
         timesteps: Tensor::from_slice(&[12i64, 700]),
-        texts: normal(&shape(&[2], &TEXT), 42),
+        conditioning: normal(&shape(&[2], &TEXT), 42).into(),
     };
     unet.tape().record(|_| true);
     let losses = rows.losses(unet, &schedule());
-    let taps = unet.tape().take();
-    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let records = unet.tape().take();
+    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
-    let of_tap = |(tap, grad)| tch::no_grad(|| gradients(tap, &tap.input, grad));
-    let both: Tensors = taps.iter().zip(&grads).flat_map(of_tap).collect();
+    let of_record = |(record, grad)| tch::no_grad(|| gradients(record, &record.input, grad));
+    let both: Tensors = records.iter().zip(&grads).flat_map(of_record).collect();
     [0, 1].map(|row| both.iter().map(|(name, both)| (name.clone(), both.get(row))).collect())
 }
 
@@ -137,18 +137,18 @@ fn unlearn_spec(lr: f64) -> UnlearnSpec {
 }
 
 /// One step along `gradient`, larger than those of [`unlearn`].
-fn large_step(unet: &UNet, gradient: &Tensors, fisher: &Tensors) {
-    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
+fn large_step(unet: &mut UNet, gradient: &Tensors, fisher: &Tensors) {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&shape(&[1], &TEXT), 4).into(), schedule());
     let spec = unlearn_spec(RANKED_LR);
-    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+    let mut unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
     unlearning.apply(gradient, fisher, IMAGES as usize).unwrap();
 }
 
 /// Two steps; after each the query's gradient, the change and the weights. Returns the last gradient.
-fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) -> Tensors {
-    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
+fn unlearn(unet: &mut UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) -> Tensors {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&shape(&[1], &TEXT), 4).into(), schedule());
     let spec = unlearn_spec(LR);
-    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+    let mut unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
     let (mut before, mut last) = (unlearning.changed(), Tensors::new());
     for step in 0..2 {
         let gradient = unlearning.gradient(step, 0..2, &mut ignore).unwrap();
@@ -167,7 +167,7 @@ fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Repor
 
 #[test]
 fn losses_gradients_fisher_unlearning_and_influence() {
-    let ((unet, expected), mut report) = (network(), Report::default());
+    let ((mut unet, expected), mut report) = (network(), Report::default());
     let (rows, pretrained) = losses(&unet, NoiseMode::Batch);
     report.tensor("batch_rows", &rows, &expected["batch_rows"], 1e-5);
     report.tensor("image_rows", &losses(&unet, NoiseMode::Image).0, &expected["image_rows"], 1e-5);
@@ -184,7 +184,7 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     }
 
     let ranked_pretrained = ranked_losses(&unet);
-    let gradient = unlearn(&unet, &keys_and_values, &expected, &mut report);
+    let gradient = unlearn(&mut unet, &keys_and_values, &expected, &mut report);
     let (_, unlearned) = losses(&unet, NoiseMode::Batch);
     report.tensor("pretrained", &Tensor::from_slice(&pretrained), &expected["pretrained"], 1e-5);
     report.tensor("unlearned", &Tensor::from_slice(&unlearned), &expected["unlearned"], 1e-5);
@@ -194,7 +194,7 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     // A difference of two losses 3000 times as large, each rounded to float32.
     report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 2e-3);
 
-    large_step(&unet, &gradient, &keys_and_values);
+    large_step(&mut unet, &gradient, &keys_and_values);
     ranks(&ranked_losses(&unet), &ranked_pretrained, &expected, &mut report);
     report.finish();
 }
@@ -205,7 +205,8 @@ fn a_drawing_of_fifty_steps_in_a_batch_that_is_not_full() {
     let (cond, uncond) = (normal(&shape(&[2], &TEXT), 60), normal(&shape(&[1], &TEXT), 61));
     let spec = SampleSpec { steps: 50, guidance_scale: 7.5, batch_size: 3 };
     let mut draws = Generator::seeded(0);
-    let found = sample(&unet, &schedule(), &cond, &uncond, &spec, &mut draws, 2, &mut ignore).unwrap();
+    let found =
+        sample(&unet, &schedule(), &cond.into(), &uncond.into(), &spec, &mut draws, 2, &mut ignore).unwrap();
     report.tensor("drawing", &found, &expected["drawing"], 1e-4);
     report.finish();
 }

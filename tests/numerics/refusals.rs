@@ -12,7 +12,7 @@ use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, load, tiny};
+use crate::golden::{Tensors, load, text, tiny};
 
 fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
@@ -30,7 +30,16 @@ fn draw(cond: &Tensor, steps: usize) -> String {
     let uncond = Tensor::zeros([1, 5, 12], (Kind::Float, Device::Cpu));
     let spec = SampleSpec { steps, guidance_scale: 7.5, batch_size: 3 };
     let (unet, schedule, mut draws) = (tiny(), schedule(), Generator::seeded(0));
-    let found = sample(&unet, &schedule, cond, &uncond, &spec, &mut draws, 2, &mut ignore);
+    let found = sample(
+        &unet,
+        &schedule,
+        &cond.shallow_clone().into(),
+        &uncond.into(),
+        &spec,
+        &mut draws,
+        2,
+        &mut ignore,
+    );
     found.err().unwrap().to_string()
 }
 
@@ -96,7 +105,7 @@ fn a_fisher_diagonal_stops_at_the_row_that_is_not_finite() {
 
 /// The error of unlearning with one of query, Fisher diagonal and learning rate changed.
 fn unlearn(change: impl Fn(&mut Tensor, &mut Tensors, &mut UnlearnSpec)) -> String {
-    let (golden, mut fisher, unet, schedule) =
+    let (golden, mut fisher, mut unet, schedule) =
         (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
     let mut spec = UnlearnSpec {
         steps: 1,
@@ -109,8 +118,8 @@ fn unlearn(change: impl Fn(&mut Tensor, &mut Tensors, &mut UnlearnSpec)) -> Stri
     };
     let mut query = golden["query"].copy();
     change(&mut query, &mut fisher, &mut spec);
-    let unlearning = Unlearning::new(&unet, &schedule, &query, &golden["text"], &spec, 5);
-    unlearning.and_then(|unlearning| unlearning.run(&fisher, 5, &mut ignore)).err().unwrap().to_string()
+    let unlearning = Unlearning::new(&mut unet, &schedule, &query, &text(&golden), &spec, 5);
+    unlearning.and_then(|mut unlearning| unlearning.run(&fisher, 5, &mut ignore)).err().unwrap().to_string()
 }
 
 #[test]

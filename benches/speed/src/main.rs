@@ -56,14 +56,14 @@ fn main() -> anyhow::Result<()> {
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     let passes = ["loss", "check"].contains(&work.what.as_str());
-    let purpose = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
-    let _suited = device::apply_mode(purpose);
+    let mode = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
+    let _mode = device::apply_mode(mode);
     if work.trials {
         tch::Cuda::cudnn_set_benchmark(true);
     }
     let torch = device::torch(work.device);
     let checkpoint = work.data.join("model.safetensors");
-    let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, purpose)?;
+    let mut unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, mode)?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
     let texts = Npy::open(work.data.join("texts.npy"))?;
@@ -108,8 +108,8 @@ fn main() -> anyhow::Result<()> {
                 selection: selection(&work.select)?,
             };
             let one = |rows: &NpyRows| rows.read(&[0]).map_err(|error| anyhow!(error));
-            let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.squeeze_dim(0));
-            let unlearning = Unlearning::new(&unet, &schedule, &latent, &text, &spec, work.micro_batch)?;
+            let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.into());
+            let unlearning = Unlearning::new(&mut unet, &schedule, &latent, &text, &spec, work.micro_batch)?;
             let (seconds, norm) = with_warm_up(&mut || {
                 let gradient = unlearning.gradient(0, start..end, &mut |_| ())?;
                 Ok(gradient.values().map(norm).sum::<f64>())

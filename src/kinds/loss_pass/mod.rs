@@ -34,35 +34,6 @@ choice! {
     }
 }
 
-choice! {
-    /// How the network's products are computed in a loss pass.
-    pub enum Products {
-        /// In float32.
-        Fp32 = "fp32",
-        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it.
-        Tf32 = "tf32",
-        /// Of bfloat16 factors, with bfloat16 between them; sums, normalisations and losses in float32.
-        Bf16 = "bf16",
-    }
-}
-
-impl Products {
-    /// Adds it to what counts; the recipes of float32 are those from before there was a choice.
-    pub(crate) fn count(self, counts: &mut Json) {
-        if self != Products::Fp32 {
-            counts["precision"] = json!(self);
-        }
-    }
-
-    pub(crate) fn purpose(self) -> ModelMode {
-        ModelMode::Inference(match self {
-            Products::Fp32 => Precision::Fp32,
-            Products::Tf32 => Precision::Tf32,
-            Products::Bf16 => Precision::Bf16,
-        })
-    }
-}
-
 params! {
     /// How the loss of a training image is measured.
     pub struct LossParams {
@@ -80,7 +51,7 @@ params! {
         /// `fp32`, `tf32` or `bf16`: how the network's products are computed. The shorter ones are faster on GPUs, and their
         /// losses differ in the last digits; a sample of the rows is computed in float32 as well, and a warning tells if
         /// they differ by more than they should.
-        precision: Products = Products::Fp32,
+        precision: Precision = Precision::Fp32,
     }
 }
 
@@ -117,7 +88,7 @@ impl LossParams {
         if *noise == Noise::Batch {
             counts["batch_size"] = json!(batch_size);
         }
-        precision.count(&mut counts);
+        count_precision(*precision, &mut counts);
         counts
     }
 
@@ -138,6 +109,13 @@ impl LossParams {
             Noise::Image => (NoiseMode::Image, IMAGES * captions * time_samples),
         };
         LossSpec { batch_size, time_samples, captions, seed: self.seed.into(), noise }
+    }
+}
+
+/// Adds the precision to what counts; the recipes of float32 are those from before there was a choice.
+pub(crate) fn count_precision(precision: Precision, counts: &mut Json) {
+    if precision != Precision::Fp32 {
+        counts["precision"] = json!(precision);
     }
 }
 
@@ -297,14 +275,16 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
     let per_batch = spec.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;
-    let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
-        let set = TrainingSet::open(inputs, unet)?;
-        let micro_batch = set.effective_micro_batch(unet, &schedule, spec.time_samples, cx.micro_batch);
-        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
-        let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
-        let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
-        Ok((losses, sample.transpose()?))
-    })?;
+    let (losses, sample) =
+        with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let micro_batch = set.effective_micro_batch(unet, &schedule, spec.time_samples, cx.micro_batch);
+            let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
+            let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
+            let sample =
+                (params.precision != Precision::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
+            Ok((losses, sample.transpose()?))
+        })?;
     if let Some(found) = sample {
         let network = (inputs, weights, cx.device);
         precision_check::check(params, network, &schedule, spec.time_samples, &found, |pass| {

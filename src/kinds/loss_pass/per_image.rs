@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::precision_check;
-use super::{LossParams, Piece, Products};
+use super::{LossParams, Piece, count_precision};
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet};
@@ -21,6 +21,7 @@ use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
 use crate::method::loss::LossPass;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Inputs, Together, Unit, UnitInputs};
 
 /// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
@@ -59,7 +60,7 @@ impl Span {
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
     let mut counts = json!({ "captions": captions, "seed": seed, "noise": noise });
-    precision.count(&mut counts);
+    count_precision(*precision, &mut counts);
     counts
 }
 
@@ -166,7 +167,7 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
     let mut block: Option<Block> = None;
     for (weights, units) in networks {
         let (timesteps, losses) =
-            with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
+            with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
                 // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
@@ -193,7 +194,7 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                 Ok((timesteps, losses))
             })?;
         // Of the first block alone: a second network for each block would cost more than the block.
-        let guarded = params.precision != Products::Fp32 && first.images[0] == 0;
+        let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
             let (network, found) = ((*inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
             precision_check::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
@@ -283,7 +284,7 @@ mod tests {
         let ports =
             [("latents", path("latents")), ("text_embeddings", path("texts")), ("scheduler", scheduler)];
         let inputs = Inputs(ports.map(|(port, path)| (port.to_owned(), path)).into());
-        let (noise, precision) = (Noise::Image, Products::Fp32);
+        let (noise, precision) = (Noise::Image, Precision::Fp32);
         let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: 1, precision };
         let units = units(&params, &inputs, &arrays::open(&inputs).unwrap()).unwrap();
         let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();

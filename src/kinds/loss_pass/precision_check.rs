@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 use tch::Tensor;
 
-use super::{LossParams, Products};
+use super::LossParams;
 use crate::kinds::shared::arrays::TrainingSet;
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
@@ -18,11 +18,11 @@ use attrflow_engine::kind::{Device, Inputs};
 ///
 /// Some forty times what the networks of docs/performance.md show: more than that is a network that the shorter numbers do
 /// not suit, such as one with values beyond their range.
-fn bound(products: Products) -> f64 {
-    match products {
-        Products::Fp32 => f64::INFINITY,
-        Products::Tf32 => 5e-3,
-        Products::Bf16 => 5e-2,
+fn bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::Fp32 => f64::INFINITY,
+        Precision::Tf32 => 5e-3,
+        Precision::Bf16 => 5e-2,
     }
 }
 
@@ -50,17 +50,17 @@ pub(crate) fn check(
 }
 
 /// Compares the losses of some rows, by part of the loss, and warns where they are too far apart. The largest deviation.
-fn compare(products: Products, found: &Tensor, exact: &Tensor) -> f64 {
+fn compare(precision: Precision, found: &Tensor, exact: &Tensor) -> f64 {
     let deviation = ((found - exact) / exact).abs().max().double_value(&[]);
-    let (bound, products) = (bound(products), json!(products));
+    let (bound, name) = (bound(precision), json!(precision));
     if deviation > bound || deviation.is_nan() {
         tracing::warn!(
-            "with precision = {products}, a loss differs from float32 by {deviation:.1e} of its value, more than {bound:.0e}: \
+            "with precision = {name}, a loss differs from float32 by {deviation:.1e} of its value, more than {bound:.0e}: \
              use \"fp32\" for this network",
         );
     } else {
         tracing::debug!(
-            "precision = {products}: a sample of rows differs from float32 by at most {deviation:.1e}"
+            "precision = {name}: a sample of rows differs from float32 by at most {deviation:.1e}"
         );
     }
     deviation
@@ -74,10 +74,10 @@ mod tests {
     fn the_largest_deviation_counts() {
         let exact = Tensor::from_slice(&[1.0f32, 2.0, 4.0]);
         let found = Tensor::from_slice(&[1.001f32, 2.0, 4.1]);
-        let deviation = compare(Products::Bf16, &found, &exact);
+        let deviation = compare(Precision::Bf16, &found, &exact);
         assert!((deviation - 0.025).abs() < 1e-6, "{deviation}");
         assert!(
-            compare(Products::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32]))
+            compare(Precision::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32]))
                 .is_nan()
         );
     }

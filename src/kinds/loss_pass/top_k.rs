@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tch::Tensor;
 
 use super::per_timestep::mean;
-use super::{LOSSES, LossParams, Products};
+use super::{LOSSES, LossParams};
 use super::{per_image, precision_check};
 use crate::io::npy::writer;
 use crate::io::npy::{Dtype, Npy};
@@ -19,6 +19,7 @@ use crate::method::loss::LossPass;
 use crate::method::noise::{Generator, derived_seed};
 use crate::method::schedule::NoiseSchedule;
 use crate::method::successive_halving::{self, Halving, Population, Round, Source, Spec};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{Context, Inputs, Unit};
 use attrflow_engine::params;
@@ -134,9 +135,9 @@ pub(crate) fn run(
     out: &Path,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let (weights, purpose) = (Some(inputs.path("weights")), loss.precision.purpose());
+    let (weights, mode) = (Some(inputs.path("weights")), ModelMode::Inference(loss.precision));
     let (schedule, spec) = (NoiseSchedule::load(inputs.path("scheduler"))?, loss.spec());
-    let sample = with_unet(inputs, weights, cx.device, purpose, |unet| {
+    let sample = with_unet(inputs, weights, cx.device, mode, |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;
         // As in a full pass, rows of one timestep go through the network together.
@@ -168,7 +169,7 @@ pub(crate) fn run(
         text.push(b'\n');
         fs_err::write(out.join(REPORT), text)?;
         (cx.progress)(total as u64, total as u64);
-        Ok((loss.precision != Products::Fp32).then(|| rises.sample()))
+        Ok((loss.precision != Precision::Fp32).then(|| rises.sample()))
     })?;
     if let Some((timesteps, found)) = sample {
         precision_check::check(

@@ -38,7 +38,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The process set to what a network is used for, until this is dropped: no other task must find it so.
+/// The process set to a network's mode, until this is dropped: no other task must find it so.
 #[must_use]
 pub struct ModeGuard(());
 
@@ -48,17 +48,17 @@ impl Drop for ModeGuard {
     }
 }
 
-/// Sets the process to what a network is used for.
-pub fn apply_mode(purpose: ModelMode) -> ModeGuard {
-    set(purpose);
+/// Sets the process to a network's mode.
+pub fn apply_mode(mode: ModelMode) -> ModeGuard {
+    set(mode);
     ModeGuard(())
 }
 
-fn set(purpose: ModelMode) {
-    allow_tf32(purpose.precision() == Precision::Tf32);
+fn set(mode: ModelMode) {
+    allow_tf32(mode.precision() == Precision::Tf32);
     // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
     // a difference must not be rounded in two ways; gradients are a quarter faster.
-    tch::Cuda::cudnn_set_benchmark(purpose == ModelMode::Gradients);
+    tch::Cuda::cudnn_set_benchmark(mode == ModelMode::Gradients);
 }
 
 /// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.

@@ -8,3 +8,4 @@ pub mod network;
 pub mod ranges;
 pub mod select;
 pub mod tensors;
+pub(crate) mod text;
