@@ -5,5 +5,5 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    std::process::exit(attrflow::cli::main(&attrflow::kinds::kinds(), &attrflow::kinds::light()));
+    std::process::exit(attrflow::cli::main(&attrflow::kinds::kinds(), &attrflow::kinds::without_libtorch()));
 }

@@ -21,10 +21,10 @@ fn main() -> Result<(), String> {
     let prepared = device::prepare(setting.device, setting.threads);
     if measures {
         let memory = || Memory { host: peak_memory(), device: device::taken(setting.device) };
-        serve_measurement(&attrflow::kinds::heavy(), &setting, prepared, &memory);
+        serve_measurement(&attrflow::kinds::with_libtorch(), &setting, prepared, &memory);
         return Ok(());
     }
-    serve(&attrflow::kinds::heavy(), &setting, prepared);
+    serve(&attrflow::kinds::with_libtorch(), &setting, prepared);
     Ok(())
 }
 

@@ -76,7 +76,7 @@ impl<'a> Results<'a> {
         let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
         let verdicts = planner.all(&project.graph)?;
         project.store.save_stat()?;
-        let wanted = |index: &usize| kinds.contains(&project.pipeline.stages[*index].kind.name());
+        let wanted = |index: &usize| kinds.contains(&project.pipeline.stages[*index].kind().name);
         let mut done: BTreeMap<usize, Entry> = BTreeMap::new();
         let mut stale = Vec::new();
         for (index, verdict) in verdicts {
@@ -112,7 +112,7 @@ impl<'a> Results<'a> {
 
     fn published(&self, batch: &mut Batch) -> Result<(), ExportError> {
         for (node, outputs, _) in &self.0 {
-            match node.kind.name() {
+            match node.kind().name {
                 "pretrain-loss" => export::pretrain_loss(batch, &outputs["losses"])?,
                 "fisher" => export::fisher(batch, &outputs["fisher"])?,
                 "influence" => {
@@ -128,7 +128,7 @@ impl<'a> Results<'a> {
     }
 
     fn networks(&self, batch: &mut Batch) -> Result<(), ExportError> {
-        for (node, outputs, inputs) in self.0.iter().filter(|(node, ..)| node.kind.name() == "unlearn") {
+        for (node, outputs, inputs) in self.0.iter().filter(|(node, ..)| node.kind().name == "unlearn") {
             let query = export::Unlearned {
                 name: name(node),
                 unet: inputs["unet"].clone(),

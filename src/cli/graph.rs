@@ -81,8 +81,8 @@ fn differing(before: &Pipeline, after: &Pipeline) -> Vec<usize> {
     };
     let same = |stage: &StageNode| {
         old.get(stage.id.as_str()).is_some_and(|old| {
-            old.kind.name() == stage.kind.name()
-                && old.kind.identity(&old.params) == stage.kind.identity(&stage.params)
+            old.kind().name == stage.kind().name
+                && old.stage.identity() == stage.stage.identity()
                 && inputs(before, old) == inputs(after, stage)
         })
     };
@@ -117,7 +117,7 @@ fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) 
         let stage = &project.pipeline.stages[*index];
         let name = if full { &stage.id } else { &stage.base };
         let number = *boxes.entry(name.as_str()).or_insert_with(|| {
-            let (name, kind) = (name.clone(), stage.kind.name().to_owned());
+            let (name, kind) = (name.clone(), stage.kind().name.to_owned());
             drawing.vertices.push(GraphNode { name, kind, counts: [0; 4], touched: 0 });
             drawing.vertices.len() - 1
         });

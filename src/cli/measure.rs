@@ -152,7 +152,7 @@ impl Workers {
 
 /// Measures what standard input says and writes what was found to standard output.
 pub fn serve_measurement(
-    computations: &[&'static dyn Computation],
+    computations: &[Computation],
     setting: &WorkerConfig,
     prepared: Result<(), String>,
     memory: &dyn Fn() -> Memory,
@@ -174,19 +174,19 @@ pub fn serve_measurement(
 
 fn perform(
     order: &Order,
-    computations: &[&'static dyn Computation],
+    computations: &[Computation],
     setting: &WorkerConfig,
     memory: &dyn Fn() -> Memory,
 ) -> Result<CostModel, String> {
     let Order { ask: MeasureRequest { kind, params, inputs }, folder } = order;
     let computation = computations
         .iter()
-        .find(|computation| computation.kind() == kind)
+        .find(|computation| computation.kind.name == kind)
         .ok_or_else(|| format!("this worker does not know the stage kind `{kind}`"))?;
     let WorkerConfig { device, micro_batch, ref downloads, .. } = *setting;
-    let cx = Context { device, micro_batch, downloads, progress: &|_, _| {} };
-    let found =
-        catch_unwind(AssertUnwindSafe(|| measure_one(*computation, params, inputs, folder, &cx, memory)));
+    let stage = (computation.from_json)(params)?;
+    let cx = Context::new(device, micro_batch, downloads, &|_, _, _| {}, &|_| {});
+    let found = catch_unwind(AssertUnwindSafe(|| measure_one(&*stage, inputs, folder, &cx, memory)));
     match found {
         Ok(found) => found.map_err(|error| describe(&error)),
         Err(panic) => Err(panic_message(panic.as_ref())),

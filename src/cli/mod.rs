@@ -122,13 +122,13 @@ enum Command {
 /// Runs the program on the process's arguments and returns its exit code.
 ///
 /// With the kinds that it can compute itself it also serves as the light worker of another run of it.
-pub fn main(registry: &Registry, light: &[&'static dyn Computation]) -> i32 {
+pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     if let [first, setting] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
         && first == LIGHT_WORKER
         && let Ok(setting) = serde_json::from_str(setting)
     {
         command::adopt_orphans();
-        serve_until(light, &setting, command::kill_all);
+        serve_until(own, &setting, command::kill_all);
         return failure::DONE;
     }
     let cli = match Cli::try_parse() {

@@ -6,7 +6,7 @@ use super::failure::Failure;
 use crate::progress::print;
 use attrflow_engine::config::param::{Key, PLAIN_NAME};
 use attrflow_engine::config::text::suggestion;
-use attrflow_engine::kind::{Kind, Registry};
+use attrflow_engine::kind::{KindInfo, Registry};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -17,39 +17,39 @@ pub(super) struct Args {
 pub(super) fn stages(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let Some(name) = &args.kind else {
         for kind in registry {
-            print(&format!("{:<14} {}\n", kind.name(), kind.summary()));
+            print(&format!("{:<14} {}\n", kind.name, kind.summary));
         }
         print("\nattrflow stages KIND shows ports and parameters\n");
         return Ok(());
     };
-    let Some(kind) = registry.iter().find(|kind| kind.name() == name) else {
-        let hint = suggestion(name, registry.iter().map(|kind| kind.name())).unwrap_or_default();
+    let Some(kind) = registry.iter().find(|kind| kind.name == name) else {
+        let hint = suggestion(name, registry.iter().map(|kind| kind.name)).unwrap_or_default();
         return Err(Failure::Usage(format!("there is no stage kind `{name}`: {hint}")));
     };
     print(&describe(*kind));
     Ok(())
 }
 
-fn describe(kind: &dyn Kind) -> String {
-    let mut text = format!("{}: {}\n", kind.name(), kind.summary());
+fn describe(kind: &KindInfo) -> String {
+    let mut text = format!("{}: {}\n", kind.name, kind.summary);
     text += "\ninputs\n";
-    if kind.free_inputs() {
+    if kind.dynamic_inputs {
         text += &format!("  {:<18} what the stage names, under names of its own: {PLAIN_NAME}\n", "NAME");
     }
-    for port in kind.inputs() {
+    for port in kind.inputs {
         let optional = if port.required { "" } else { " (optional)" };
         text += &format!("  {:<18} {}{optional}\n", port.name, port.doc);
     }
     text += "\noutputs\n";
-    if kind.outputs().is_empty() {
+    if kind.outputs.is_empty() {
         text += &format!("  {:<18} what `outputs` below declares\n", "NAME");
     }
-    for port in kind.outputs() {
+    for port in kind.outputs {
         text += &format!("  {:<18} {}: {}\n", port.name, port.file, port.doc);
     }
     text += "\nparams\n";
     for key in kind.keys() {
-        let from = kind.inherits().iter().find(|inherit| inherit.param == key.name);
+        let from = kind.inherits.iter().find(|inherit| inherit.param == key.name);
         text += &describe_key(&key, 1, from.map(|inherit| inherit.port));
     }
     text

@@ -33,7 +33,7 @@ pub(super) fn why_not(args: &Args, registry: &Registry) -> Result<(), Failure> {
         }
         print(&match near {
             _ if hit => format!("{}: its result is in the cache already\n", stage.id),
-            None => format!("{}: the cache has no result of the kind {}\n", stage.id, stage.kind.name()),
+            None => format!("{}: the cache has no result of the kind {}\n", stage.id, stage.kind().name),
             Some(near) => describe(&stage.id, &near),
         });
     }

@@ -15,7 +15,8 @@ use crate::method::selection::Selection;
 use crate::models::unet::ModelMode;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
+    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
+    Unit, WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -42,7 +43,7 @@ choice! {
 
 params! {
     /// Parameters of `fisher`.
-    pub struct Params {
+    pub struct Fisher {
         /// Passes over the latents.
         epochs: u32 [1..=10_000] = 5,
         /// Rows per batch.
@@ -60,9 +61,9 @@ params! {
     }
 }
 
-impl Validate for Params {}
+impl Validate for Fisher {}
 
-impl Params {
+impl Fisher {
     fn spec(&self) -> FisherSpec {
         FisherSpec {
             epochs: self.epochs as usize,
@@ -81,43 +82,41 @@ impl Params {
     }
 }
 
-/// See the module.
-pub struct Fisher;
-
 /// What a unit's sums are to be divided by, kept beside them.
 const WEIGHT: &str = "weight";
 /// The number of training images, which `unlearn` needs.
 pub(super) const IMAGES: &str = "images";
 
-impl Stage for Fisher {
-    type Params = Params;
-    const KIND: &'static str = "fisher";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "the diagonal Fisher information of the model's weights";
-    const INPUTS: &'static [Input] = &[
-        UNET,
-        CHECKPOINT,
-        SCHEDULER,
-        Input::new("latents", "float [2N, C, H, W]"),
-        Input::new("text_embeddings", "float [N, captions, L, D]"),
-    ];
-    const OUTPUTS: &'static [Output] = &[Output {
-        name: "fisher",
-        file: "fisher.safetensors",
-        doc: "float64 by weight name; the number of images N in its metadata",
-    }];
+impl Kind for Fisher {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            UNET,
+            CHECKPOINT,
+            SCHEDULER,
+            Input::new("latents", "float [2N, C, H, W]"),
+            Input::new("text_embeddings", "float [N, captions, L, D]"),
+        ],
+        outputs: &[Output {
+            name: "fisher",
+            file: "fisher.safetensors",
+            doc: "float64 by weight name; the number of images N in its metadata",
+        }],
+        ..KindInfo::new::<Self>("fisher", 1, "the diagonal Fisher information of the model's weights")
+    };
+}
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+impl Stage for Fisher {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(cut(params, latents.rows())))
+        Ok(Some(cut(self, latents.rows())))
     }
 
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let rows = latents.shape[0];
-        let units = cut(params, rows);
-        let sums = expected::chosen(inputs, &params.select.0, 8)?;
-        let Params { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = params;
+        let units = cut(self, rows);
+        let sums = expected::chosen(inputs, &self.select.0, 8)?;
+        let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = self;
         let cost_key = json!({
             "batch_size": rows.min(*batch_size as usize),
             "caption_draw": caption_draw,
@@ -138,30 +137,25 @@ impl Stage for Fisher {
         })
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["fisher"], inputs, &params.select.0, &[Dtype::F64, Dtype::F32])
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::weights(&outputs["fisher"], inputs, &self.select.0, &[Dtype::F64, Dtype::F32])
     }
 }
 
-fn cut(params: &Params, latents: usize) -> Vec<Unit> {
+fn cut(params: &Fisher, latents: usize) -> Vec<Unit> {
     ranges::units("batches", params.spec().batches(latents), 1)
 }
 
 impl Compute for Fisher {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let batches = ranges::range(unit, "batches")?;
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let batches = ranges::range(task.unit()?, "batches")?;
         let total = batches.len() as u64;
         let sum = with_unet(inputs, None, cx.device, ModelMode::Gradients, |unet| {
             let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
             let set = TrainingSet::open(inputs, unet)?;
-            let mut progress = |done| (cx.progress)(done as u64, total);
-            let (data, spec) = (set.data()?, params.spec());
+            let mut progress = |done| cx.progress(done as u64, total);
+            let (data, spec) = (set.data()?, self.spec());
             Ok(fisher_range(
                 unet,
                 &schedule,
@@ -175,13 +169,8 @@ impl Compute for Fisher {
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }
 
-    fn merge(
-        _: &Params,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
         let mut total = FisherSum::default();
         for part in parts {
             let file = part.join("sums.safetensors");
@@ -195,19 +184,19 @@ impl Compute for Fisher {
     }
 
     fn trial(
-        params: &Params,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
+    ) -> anyhow::Result<Trial> {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
         // An epoch over one batch, as often as there are steps.
-        let rows = latents.shape[0].min(params.batch_size as usize);
-        let params = Params { epochs: steps as u32, ..params.clone() };
+        let rows = latents.shape[0].min(self.batch_size as usize);
+        let stage = Fisher { epochs: steps as u32, ..self.clone() };
         expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
         let unit = Unit { name: "a trial".into(), range: json!({ "batches": [0, steps] }), steps };
-        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: true })
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: true })
     }
 }

@@ -25,8 +25,8 @@ use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit,
-    WorkSize,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task, Trial, Unit, WorkSize,
 };
 use attrflow_engine::{choice, params};
 
@@ -42,7 +42,7 @@ choice! {
 
 params! {
     /// Parameters of `generate`.
-    pub struct Params {
+    pub struct Generate {
         /// What to draw, where nothing stands on the input `captions`.
         caption: Option<String> = None,
         /// Denoising steps.
@@ -60,9 +60,9 @@ params! {
     }
 }
 
-impl Validate for Params {}
+impl Validate for Generate {}
 
-impl Params {
+impl Generate {
     fn spec(&self) -> SampleSpec {
         let (steps, batch_size) = (self.steps as usize, self.batch_size as usize);
         SampleSpec { steps, guidance_scale: self.guidance_scale, batch_size }
@@ -80,9 +80,6 @@ impl Params {
     }
 }
 
-/// See the module.
-pub struct Generate;
-
 const CAPTIONS: &str = "captions";
 const IMAGES: &str = "images";
 const LATENTS: &str = "latents.npy";
@@ -90,40 +87,41 @@ const TEXTS: &str = "text_embeddings.npy";
 /// Most latents that are decoded at once: an image takes far more memory than its latent.
 const DECODED: usize = 20;
 
-impl Stage for Generate {
-    type Params = Params;
-    const KIND: &'static str = "generate";
-    const VERSION: u32 = 2;
-    const SUMMARY: &'static str = "images drawn by the model for captions";
-    const INPUTS: &'static [Input] = &[
-        UNET,
-        CHECKPOINT,
-        SCHEDULER,
-        VAE,
-        TEXT_ENCODER,
-        TOKENIZER,
-        // A unit is told its captions, so that those of other units don't count for it.
-        Input::merge(CAPTIONS, "a text file, a caption a line; in place of the parameter `caption`")
-            .optional(),
-    ];
-    const OUTPUTS: &'static [Output] = &[
-        Output { name: "images", file: IMAGES, doc: "a folder with 0.png, 1.png, …: RGB, 8 bit" },
-        Output { name: "latents", file: LATENTS, doc: "float32 [Q, C, H, W]" },
-        Output { name: "text_embeddings", file: TEXTS, doc: "float32 [Q, 1, L, D]" },
-    ];
+impl Kind for Generate {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            UNET,
+            CHECKPOINT,
+            SCHEDULER,
+            VAE,
+            TEXT_ENCODER,
+            TOKENIZER,
+            // A unit is told its captions, so that those of other units don't count for it.
+            Input::merge(CAPTIONS, "a text file, a caption a line; in place of the parameter `caption`")
+                .optional(),
+        ],
+        outputs: &[
+            Output { name: "images", file: IMAGES, doc: "a folder with 0.png, 1.png, …: RGB, 8 bit" },
+            Output { name: "latents", file: LATENTS, doc: "float32 [Q, C, H, W]" },
+            Output { name: "text_embeddings", file: TEXTS, doc: "float32 [Q, 1, L, D]" },
+        ],
+        ..KindInfo::new::<Self>("generate", 2, "images drawn by the model for captions")
+    };
+}
 
-    fn identity(params: &Params) -> Json {
-        let mut counts = params.of_unit();
-        counts["caption"] = json!(params.caption);
+impl Stage for Generate {
+    fn identity(&self) -> Json {
+        let mut counts = self.of_unit();
+        counts["caption"] = json!(self.caption);
         counts
     }
 
-    fn unit_identity(params: &Params) -> Json {
-        params.of_unit()
+    fn unit_identity(&self) -> Json {
+        self.of_unit()
     }
 
-    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        match (&params.caption, connected(CAPTIONS)) {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        match (&self.caption, connected(CAPTIONS)) {
             (Some(_), true) => {
                 let message = "`caption` and the input `captions` exclude each other: remove one";
                 vec![("caption".to_owned(), message.to_owned())]
@@ -136,13 +134,13 @@ impl Stage for Generate {
         }
     }
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        Ok(Some(cut(params, &captions(params, inputs.get(CAPTIONS))?)))
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        Ok(Some(cut(self, &captions(self, inputs.get(CAPTIONS))?)))
     }
 
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let file = if inputs.connected(CAPTIONS) { Some(inputs.path(CAPTIONS)?) } else { None };
-        let count = captions(params, file)?.len();
+        let count = captions(self, file)?.len();
         let [length, width] = expected::text(inputs)?;
         let unet = UNetConfig::read(&inputs.path("unet")?.join("config.json"))?;
         let latent = unet.latent_shape().context("the network's config.json gives no size of latents")?;
@@ -154,10 +152,10 @@ impl Stage for Generate {
             ("latents", ArtifactShape::Array { shape: vec![count, channels, high, wide], bytes: 4 }),
             ("text_embeddings", ArtifactShape::Array { shape: vec![count, 1, length, width], bytes: 4 }),
         ];
-        let batch = count.min(params.batch_size as usize);
+        let batch = count.min(self.batch_size as usize);
         let cost_key = json!({
             "captions": batch,
-            "noise": params.noise,
+            "noise": self.noise,
             "unet": expected::config(inputs, "unet")?,
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
@@ -166,16 +164,16 @@ impl Stage for Generate {
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(WorkSize { steps: tasks * u64::from(params.steps), tasks, cost_key }),
+            work: Some(WorkSize { steps: tasks * u64::from(self.steps), tasks, cost_key }),
         })
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::queries(inputs, captions(params, inputs.get(CAPTIONS))?.len(), outputs)
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::queries(inputs, captions(self, inputs.get(CAPTIONS))?.len(), outputs)
     }
 }
 
-fn cut(params: &Params, captions: &[String]) -> Vec<Unit> {
+fn cut(params: &Generate, captions: &[String]) -> Vec<Unit> {
     let size = params.batch_size as usize;
     let unit = |(batch, captions): (usize, &[String])| {
         let (first, end) = (batch * size, batch * size + captions.len());
@@ -186,25 +184,21 @@ fn cut(params: &Params, captions: &[String]) -> Vec<Unit> {
 }
 
 impl Compute for Generate {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let range = &unit.context("this kind is computed by units")?.range;
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let range = &task.unit()?.range;
         let first: usize = serde_json::from_value(range["first"].clone())?;
         let captions: Vec<String> = serde_json::from_value(range[CAPTIONS].clone())?;
         let _no_grad = tch::no_grad_guard();
         let (with, without) = with_text_model(inputs, cx.device, |model| model.prompts(&captions))?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
-        let latents = draw(params, inputs, &with.into(), &without.into(), first, cx)?; // [n, C, H, W]
+        let latents = draw(self, inputs, &with.into(), &without.into(), first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;
         decode(inputs, &latents, first, &out.join(IMAGES), cx)
     }
 
-    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { out, .. } = task;
         fs_err::create_dir(out.join(IMAGES))?;
         for part in parts {
             for image in fs_err::read_dir(part.join(IMAGES))? {
@@ -219,25 +213,19 @@ impl Compute for Generate {
         Ok(())
     }
 
-    fn trial(
-        params: &Params,
-        inputs: &ExpectedInputs,
-        steps: u64,
-        _: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
+    fn trial(&self, inputs: &ExpectedInputs, steps: u64, _: &Path, _: &Context<'_>) -> anyhow::Result<Trial> {
         // With more, a model that begins its timesteps late would have none left for the first.
         const MOST: u64 = 500;
         let given = inputs.inputs();
         let steps = steps.min(MOST);
-        let params = Params { steps: steps as u32, ..params.clone() };
-        let unit = cut(&params, &captions(&params, given.get(CAPTIONS))?).into_iter().next();
-        Ok(Trial { params, inputs: given, unit, steps, merges: false })
+        let stage = Generate { steps: steps as u32, ..self.clone() };
+        let unit = cut(&self, &captions(&self, given.get(CAPTIONS))?).into_iter().next();
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
     }
 }
 
 /// What to draw.
-fn captions(params: &Params, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
+fn captions(params: &Generate, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
     Ok(match file {
         Some(path) => list::read(path)?,
         None => params.caption.iter().cloned().collect(),
@@ -246,7 +234,7 @@ fn captions(params: &Params, file: Option<&Path>) -> anyhow::Result<Vec<String>>
 
 /// The latents [n, C, H, W] of the captions from place `first` on.
 fn draw(
-    params: &Params,
+    params: &Generate,
     inputs: &Inputs,
     with: &Conditioning,
     without: &Conditioning,
@@ -256,7 +244,7 @@ fn draw(
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let (spec, seed) = (params.spec(), i64::from(params.seed));
     let (total, micro_batch) = (u64::from(params.steps), cx.effective_micro_batch());
-    let progress = &mut |done| (cx.progress)(done as u64, total);
+    let progress = &mut |done| cx.progress(done as u64, total);
     with_unet(inputs, None, cx.device, ModelMode::Inference(Precision::Fp32), |unet| {
         let latents = match params.noise {
             Noise::Image => {

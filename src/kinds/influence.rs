@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use image::RgbImage;
 use serde_json::{Value as Json, json};
 
@@ -22,14 +21,14 @@ use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::Node;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Member, Output, Port,
-    Stage, Together, Trial, Unit, UnitInputs, WorkSize,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Kind, KindInfo,
+    Output, Port, Stage, Task, Trial, Unit, UnitInputs, WorkSize,
 };
 use attrflow_engine::params;
 
 params! {
     /// Parameters of `influence`.
-    pub struct Params {
+    pub struct Influence {
         /// How a loss is measured: taken from the stage on `pretrain_loss`, so that the two cannot differ.
         loss: LossParams,
         /// Training images in the table.
@@ -45,7 +44,7 @@ params! {
     }
 }
 
-impl Validate for Params {
+impl Validate for Influence {
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.candidates.is_none() || self.loss.noise == Noise::Image {
             return Vec::new();
@@ -55,68 +54,61 @@ impl Validate for Params {
     }
 }
 
-/// See the module.
-pub struct Influence;
+impl Kind for Influence {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            UNET,
+            CHECKPOINT,
+            SCHEDULER,
+            Input::new("latents", "float [2N, C, H, W]"),
+            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
+            Input::merge("pretrain_loss", "float32 [2N]"),
+            Input::new(
+                top_k::TIMESTEPS,
+                "float32 [2N, T], the output `timesteps` of the stage on `pretrain_loss`: for `candidates`",
+            )
+            .optional(),
+            Input::merge("captions", "a captions file in COCO's layout").optional(),
+            Input::merge("images", "the folder of training images, for the picture").optional(),
+            Input::merge("query", "the generated image, for the picture").optional(),
+        ],
+        outputs: &[
+            Output { name: "influence", file: "influence.npy", doc: "float32 [N]" },
+            Output { name: "rank", file: "rank.npy", doc: "int64 [N]: image indices by falling influence" },
+            Output { name: "losses", file: "unlearned_loss.npy", doc: "float32 [2N]" },
+            Output { name: "table", file: "top.csv", doc: "the most influential images, a line each" },
+            Output { name: "top", file: "top.json", doc: "the same with all captions" },
+            Output { name: "picture", file: "top.png", doc: "the query and the most influential images" },
+        ],
+        inherits: &[Inherit { param: "loss", port: "pretrain_loss" }],
+        ports,
+        ..KindInfo::new::<Self>(
+            "influence",
+            2,
+            "the influence of every training image on one query, and its ranking",
+        )
+    };
+}
 
 impl Stage for Influence {
-    type Params = Params;
-    const KIND: &'static str = "influence";
-    const VERSION: u32 = 2;
-    const SUMMARY: &'static str = "the influence of every training image on one query, and its ranking";
-    const INPUTS: &'static [Input] = &[
-        UNET,
-        CHECKPOINT,
-        SCHEDULER,
-        Input::new("latents", "float [2N, C, H, W]"),
-        Input::new("text_embeddings", "float [N, captions, L, D]"),
-        Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
-        Input::merge("pretrain_loss", "float32 [2N]"),
-        Input::new(
-            top_k::TIMESTEPS,
-            "float32 [2N, T], the output `timesteps` of the stage on `pretrain_loss`: for `candidates`",
-        )
-        .optional(),
-        Input::merge("captions", "a captions file in COCO's layout").optional(),
-        Input::merge("images", "the folder of training images, for the picture").optional(),
-        Input::merge("query", "the generated image, for the picture").optional(),
-    ];
-    const OUTPUTS: &'static [Output] = &[
-        Output { name: "influence", file: "influence.npy", doc: "float32 [N]" },
-        Output { name: "rank", file: "rank.npy", doc: "int64 [N]: image indices by falling influence" },
-        Output { name: "losses", file: "unlearned_loss.npy", doc: "float32 [2N]" },
-        Output { name: "table", file: "top.csv", doc: "the most influential images, a line each" },
-        Output { name: "top", file: "top.json", doc: "the same with all captions" },
-        Output { name: "picture", file: "top.png", doc: "the query and the most influential images" },
-    ];
-    const INHERITS: &'static [Inherit] = &[Inherit { param: "loss", port: "pretrain_loss" }];
-
-    fn ports(written: &Node) -> Vec<Port> {
-        let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
-        let mut ports: Vec<Port> =
-            Self::OUTPUTS.iter().map(|output| port(output.name, output.file)).collect();
-        if written.as_table().is_some_and(|table| table.get("candidates").is_some()) {
-            ports.push(port("candidates", top_k::REPORT));
-        }
-        ports
-    }
-
-    fn identity(params: &Params) -> Json {
-        let Params { loss, top, pictured, heading, candidates } = params;
+    fn identity(&self) -> Json {
+        let Self { loss, top, pictured, heading, candidates } = self;
         let counts = json!({ "loss": loss.identity(), "top": top, "pictured": pictured, "heading": heading });
         top_k::identity(counts, candidates.as_ref())
     }
 
-    fn unit_identity(params: &Params) -> Json {
-        let loss = match params.candidates {
-            None => params.loss.unit_identity(),
+    fn unit_identity(&self) -> Json {
+        let loss = match self.candidates {
+            None => self.loss.unit_identity(),
             // What is computed at all depends on how many timesteps there are.
-            Some(_) => params.loss.identity(),
+            Some(_) => self.loss.identity(),
         };
-        top_k::identity(json!({ "loss": loss }), params.candidates.as_ref())
+        top_k::identity(json!({ "loss": loss }), self.candidates.as_ref())
     }
 
-    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        if params.candidates.is_none() || connected(top_k::TIMESTEPS) {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        if self.candidates.is_none() || connected(top_k::TIMESTEPS) {
             return Vec::new();
         }
         let message = "`candidates` needs the input `pretrain_timesteps`: the output `timesteps` of the stage on \
@@ -124,43 +116,41 @@ impl Stage for Influence {
         vec![("candidates".to_owned(), message.to_owned())]
     }
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        let units = loss_pass::units(&params.loss, inputs)?;
-        match params.candidates {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let units = loss_pass::units(&self.loss, inputs)?;
+        match self.candidates {
             None => Ok(Some(units)),
-            Some(_) => top_k::units(&params.loss, inputs).map(Some),
+            Some(_) => top_k::units(&self.loss, inputs).map(Some),
         }
     }
 
-    fn unit_inputs(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
-        match params.candidates {
-            None => loss_pass::unit_inputs(&params.loss, inputs, units),
+    fn unit_inputs(&self, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
+        match self.candidates {
+            None => loss_pass::unit_inputs(&self.loss, inputs, units),
             Some(_) => Ok(vec![UnitInputs::new(); units.len()]),
         }
     }
 
-    fn batch_key(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
-        match params.candidates {
-            None => loss_pass::batch_key(&params.loss, inputs, unit),
+    fn batch_key(&self, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        match self.candidates {
+            None => loss_pass::batch_key(&self.loss, inputs, unit),
             Some(_) => None,
         }
     }
 
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let mut foreseen = loss_pass::estimate(&params.loss, inputs)?;
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
         let images = expected::array(inputs, "text_embeddings")?.shape[0];
         let array = |bytes| ArtifactShape::Array { shape: vec![images], bytes };
         // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
         let (line, cell) = (120, 40_000);
-        let rows = u64::from(params.top).min(images as u64);
+        let rows = u64::from(self.top).min(images as u64);
         foreseen.outputs.insert("influence".into(), array(4));
         foreseen.outputs.insert("rank".into(), array(8));
         foreseen.outputs.insert("table".into(), ArtifactShape::Bytes(rows * line));
         foreseen.outputs.insert("top".into(), ArtifactShape::Bytes(rows * line * 4));
-        foreseen
-            .outputs
-            .insert("picture".into(), ArtifactShape::Bytes(u64::from(params.pictured + 1) * cell));
-        if params.candidates.is_some() {
+        foreseen.outputs.insert("picture".into(), ArtifactShape::Bytes(u64::from(self.pictured + 1) * cell));
+        if self.candidates.is_some() {
             // What is left out depends on the scores: all that is certain is that no more than a full pass is computed.
             foreseen.work = foreseen.work.map(|work| WorkSize { tasks: 1, ..work });
             let losses = foreseen.outputs["losses"].clone();
@@ -171,12 +161,12 @@ impl Stage for Influence {
         Ok(foreseen)
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         anyhow::ensure!(
-            params.candidates.is_none(),
+            self.candidates.is_none(),
             "with `candidates` nothing is taken from elsewhere: estimates cannot be checked"
         );
-        loss_pass::accept(&params.loss, inputs, &outputs["losses"])?;
+        loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         let influence = check_outputs::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
         check_outputs::ranking(&outputs["rank"], &influence)?;
         check_outputs::some_file(&outputs["table"])?;
@@ -185,60 +175,48 @@ impl Stage for Influence {
     }
 }
 
+fn ports(kind: &KindInfo, written: &Node) -> Vec<Port> {
+    let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
+    let mut ports: Vec<Port> = kind.outputs.iter().map(|output| port(output.name, output.file)).collect();
+    if written.as_table().is_some_and(|table| table.get("candidates").is_some()) {
+        ports.push(port("candidates", top_k::REPORT));
+    }
+    ports
+}
+
 impl Compute for Influence {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let unit = unit.context("this kind is computed by units")?;
-        cx.together(|cx| Self::run_batch(&[Member { params, inputs, unit, out }], cx))
-    }
-
-    fn run_batch(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
-        if members.iter().any(|member| member.params.candidates.is_some()) {
-            for (index, member) in members.iter().enumerate() {
-                let Member { params, inputs, unit: _, out } = *member;
-                let asked =
-                    params.candidates.as_ref().context("with `candidates` nothing is computed together")?;
-                cx.alone(index, |cx| top_k::run(&params.loss, asked, inputs, out, cx))?;
-                (cx.finished)(&[index]);
-            }
-            return Ok(());
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        match &self.candidates {
+            None => self.run_batch(std::slice::from_ref(task), cx),
+            Some(candidates) => top_k::run(&self.loss, candidates, &task.inputs, &task.out, cx),
         }
-        let pieces = members.iter().map(|member| {
-            let Member { params, inputs, unit, out } = *member;
-            loss_pass::Piece {
-                params: &params.loss,
-                inputs,
-                unit,
-                out,
-                weights: Some(inputs.path("weights")),
-            }
-        });
-        loss_pass::run(&pieces.collect::<Vec<_>>(), cx)
     }
 
-    fn merge(
-        params: &Params,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn run_batch(&self, tasks: &[Task], cx: &Context<'_>) -> anyhow::Result<()> {
+        match (&self.candidates, tasks) {
+            (None, _) => loss_pass::run(&self.loss, tasks, Some("weights"), cx),
+            (Some(_), [task]) => {
+                self.run(task, cx)?;
+                cx.finished(&[0]);
+                Ok(())
+            }
+            (Some(_), _) => anyhow::bail!("with `candidates` each unit is computed alone"),
+        }
+    }
+
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
         let unlearned = out.join("unlearned_loss.npy");
-        match (&params.candidates, parts) {
+        match (&self.candidates, parts) {
             (Some(_), [part]) => drop(fs_err::copy(part.join(LOSSES), &unlearned)?),
-            _ => loss_pass::merge(&params.loss, inputs, parts, &unlearned)?,
+            _ => loss_pass::merge(&self.loss, inputs, parts, &unlearned)?,
         }
         let images = arrays::count_images(inputs)?;
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
         let rise =
             influence(&Npy::vector(&unlearned)?, &pretrained).map_err(|error| mirrored(error, images))?;
         let scores = per_image(&rise, images)?;
-        let exact = match (&params.candidates, parts) {
+        let exact = match (&self.candidates, parts) {
             (Some(_), [part]) => {
                 top_k::expect_one_pass(inputs, &pretrained)?;
                 fs_err::copy(part.join(top_k::REPORT), out.join(top_k::REPORT))?;
@@ -252,31 +230,31 @@ impl Compute for Influence {
         };
         writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
         writer::write_i64(out.join("rank.npy"), &[images], &ranks)?;
-        show(params, inputs, &scores, &ranks, exact.as_deref(), out)
+        show(self, inputs, &scores, &ranks, exact.as_deref(), out)
     }
 
     fn trial(
-        params: &Params,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
-        let (loss, mut given, unit) = loss_pass::trial(&params.loss, inputs, steps, folder, cx)?;
+    ) -> anyhow::Result<Trial> {
+        let (loss, mut given, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
         if given.get("weights").is_none() {
             // Which weights are unlearned is not this stage's to say: those that are by default take the usual time to read.
             expected::make_weights(&mut given, "weights", &Selection::CrossAttnKv, None, folder)?;
         }
         let steps = unit.steps;
         // A pass without candidates: its steps are the same.
-        let params = Params { loss, candidates: None, ..params.clone() };
-        Ok(Trial { params, inputs: given, unit: Some(unit), steps, merges: false })
+        let stage = Influence { loss, candidates: None, ..self.clone() };
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }
 
 /// Writes table and picture; without captions the images are named by their index.
 fn show(
-    params: &Params,
+    params: &Influence,
     inputs: &Inputs,
     scores: &[f32],
     ranks: &[i64],

@@ -19,8 +19,8 @@ use crate::method::noise::{Generator, derived_seed};
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit,
-    WorkSize,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task, Trial, Unit, WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -56,7 +56,7 @@ impl StorageDtype {
 
 params! {
     /// Parameters of `latents`.
-    pub struct Params {
+    pub struct Latents {
         /// Side of the square images in pixels: the shorter side is resized to it, the middle cut out.
         pixels: u32 [8..=4096] = 128,
         /// Captions per image: the first ones.
@@ -70,44 +70,42 @@ params! {
     }
 }
 
-impl Validate for Params {}
-
-/// See the module.
-pub struct Latents;
+impl Validate for Latents {}
 
 const PLAIN: &str = "plain.npy";
 const FLIPPED: &str = "flipped.npy";
 const TEXTS: &str = "text_embeddings.npy";
 
-impl Stage for Latents {
-    type Params = Params;
-    const KIND: &'static str = "latents";
-    const VERSION: u32 = 2;
-    const SUMMARY: &'static str = "training images and captions as latents and text embeddings";
-    const INPUTS: &'static [Input] = &[
-        Input::new("images", "the folder of training images"),
-        Input::new("captions", "a captions file in COCO's layout"),
-        VAE,
-        TEXT_ENCODER,
-        TOKENIZER,
-    ];
-    const OUTPUTS: &'static [Output] = &[
-        Output {
-            name: "latents",
-            file: "latents.npy",
-            doc: "float32 [2N, C, H, W]: images, then mirror images",
-        },
-        Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
-    ];
+impl Kind for Latents {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new("images", "the folder of training images"),
+            Input::new("captions", "a captions file in COCO's layout"),
+            VAE,
+            TEXT_ENCODER,
+            TOKENIZER,
+        ],
+        outputs: &[
+            Output {
+                name: "latents",
+                file: "latents.npy",
+                doc: "float32 [2N, C, H, W]: images, then mirror images",
+            },
+            Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
+        ],
+        ..KindInfo::new::<Self>("latents", 2, "training images and captions as latents and text embeddings")
+    };
+}
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
+impl Stage for Latents {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         captions.check_files(inputs.path("images"))?;
         Ok(Some(cut(captions.items.len())))
     }
 
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let Params { pixels, captions, posterior: _, seed: _, text_precision } = params;
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let Self { pixels, captions, posterior: _, seed: _, text_precision } = self;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
@@ -131,8 +129,8 @@ impl Stage for Latents {
         })
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::training_set(inputs, params.captions as usize, params.text_precision.dtype(), outputs)
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::training_set(inputs, self.captions as usize, self.text_precision.dtype(), outputs)
     }
 }
 
@@ -141,26 +139,22 @@ fn cut(images: usize) -> Vec<Unit> {
 }
 
 impl Compute for Latents {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let range = ranges::range(unit, "images")?;
-        let captions = Captions::read(inputs.path("captions"), params.captions as usize)?;
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let range = ranges::range(task.unit()?, "images")?;
+        let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         let items = &captions.items[range.clone()];
         let _no_grad = tch::no_grad_guard();
         let total = range.len() as u64;
-        let progress = |done| (cx.progress)(done, total);
+        let progress = |done| cx.progress(done, total);
         with_vae(inputs, cx.device, |vae| {
-            write_latents(params, inputs, items, range.start, (vae, device::torch(cx.device)), out, &progress)
+            write_latents(self, inputs, items, range.start, (vae, device::torch(cx.device)), out, &progress)
         })?;
-        with_text_model(inputs, cx.device, |model| write_texts(params, items, model, out))
+        with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out))
     }
 
-    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { out, .. } = task;
         let each = |name: &str| parts.iter().map(|part| part.join(name)).collect::<Vec<_>>();
         let latents = [each(PLAIN), each(FLIPPED)].concat();
         writer::concat(&latents, out.join("latents.npy"))?;
@@ -169,28 +163,28 @@ impl Compute for Latents {
     }
 
     fn trial(
-        params: &Params,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
-        let captions = Captions::read(inputs.path("captions")?, params.captions as usize)?;
+    ) -> anyhow::Result<Trial> {
+        let captions = Captions::read(inputs.path("captions")?, self.captions as usize)?;
         let count = captions.items.len().min(steps as usize);
         let mut given = inputs.inputs();
         if given.get("images").is_none() {
             let names = captions.items[..count].iter().map(|item| item.file_name.as_str());
-            expected::make_images(&mut given, names, params.pixels, folder)?;
+            expected::make_images(&mut given, names, self.pixels, folder)?;
         }
         let (range, steps) = (json!({ "images": [0, count] }), count as u64);
         let unit = Some(Unit { name: "a trial".into(), range, steps });
-        Ok(Trial { params: params.clone(), inputs: given, unit, steps, merges: true })
+        Ok(Trial { stage: Box::new(self.clone()), inputs: given, unit, steps, merges: true })
     }
 }
 
 /// Encodes each image and its mirror image, one at a time so that the batch changes no number.
 fn write_latents(
-    params: &Params,
+    params: &Latents,
     inputs: &Inputs,
     items: &[Item],
     first: usize,
@@ -242,7 +236,7 @@ fn write_latents(
 }
 
 /// Encodes the captions of each image together.
-fn write_texts(params: &Params, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
+fn write_texts(params: &Latents, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
     let dtype = params.text_precision.dtype();
     let mut writer = None;
     for item in items {

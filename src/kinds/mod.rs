@@ -14,34 +14,34 @@ mod unlearn;
 
 pub use shared::arrays::NpyRows;
 
-use attrflow_engine::kind::{Computation, Registry};
+use attrflow_engine::kind::{Computation, Kind as _, Registry};
 
-/// Lists the kinds once: for the front program, which plans all and computes the light ones, and for the worker.
+/// Lists the kinds once: for the command-line process, which plans all and computes those without libtorch, and for the worker.
 macro_rules! registry {
-    (light { $($light:expr),* $(,)? } heavy { $($heavy:expr),* $(,)? }) => {
+    (without_libtorch { $($own:ty),* $(,)? } with_libtorch { $($torch:ty),* $(,)? }) => {
         /// The kinds as the engine sees them.
         pub fn kinds() -> Registry {
-            vec![$(&$light,)* $(&$heavy),*]
+            vec![$(&<$own>::INFO,)* $(&<$torch>::INFO),*]
         }
 
-        /// The kinds that need no libtorch, as a worker runs them: the front program links no other.
-        pub fn light() -> Vec<&'static dyn Computation> {
-            vec![$(&$light),*]
+        /// How to compute the kinds that need no libtorch: the command-line process links no other.
+        pub fn without_libtorch() -> Vec<Computation> {
+            vec![$(Computation::of::<$own>()),*]
         }
 
-        /// The kinds that need libtorch, as a worker runs them.
-        pub fn heavy() -> Vec<&'static dyn Computation> {
-            vec![$(&$heavy),*]
+        /// How to compute the kinds that need libtorch.
+        pub fn with_libtorch() -> Vec<Computation> {
+            vec![$(Computation::of::<$torch>()),*]
         }
     };
 }
 
 registry! {
-    light {
+    without_libtorch {
         download::Download,
         command::Command,
     }
-    heavy {
+    with_libtorch {
         latents::Latents,
         pretrain_loss::PretrainLoss,
         fisher::Fisher,
@@ -57,10 +57,10 @@ mod tests {
 
     #[test]
     fn a_kind_is_listed_where_it_says_that_it_computes() {
-        let named = |light: bool| {
-            kinds().into_iter().filter(move |kind| kind.light() == light).map(|kind| kind.name())
+        let named = |libtorch: bool| {
+            kinds().into_iter().filter(move |kind| kind.libtorch == libtorch).map(|kind| kind.name)
         };
-        assert!(named(true).eq(light().iter().map(|kind| kind.kind())));
-        assert!(named(false).eq(heavy().iter().map(|kind| kind.kind())));
+        assert!(named(false).eq(without_libtorch().iter().map(|computation| computation.kind.name)));
+        assert!(named(true).eq(with_libtorch().iter().map(|computation| computation.kind.name)));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 
 use super::loss_pass::per_timestep;
@@ -14,14 +13,14 @@ use crate::io::npy::Dtype;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::{Node, Value};
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Member, Output, Port, Stage,
-    Together, Trial, Unit, UnitInputs,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Port,
+    Stage, Task, Trial, Unit, UnitInputs,
 };
 use attrflow_engine::params;
 
 params! {
     /// Parameters of `pretrain-loss`.
-    pub struct Params {
+    pub struct PretrainLoss {
         /// How a loss is measured; `influence` takes the same table from here.
         loss: LossParams,
         /// Give the losses at each timestep as well, on a further output `timesteps` (pretrain_loss_timesteps.npy,
@@ -31,7 +30,7 @@ params! {
     }
 }
 
-impl Validate for Params {
+impl Validate for PretrainLoss {
     fn validate(&self) -> Vec<(&'static str, String)> {
         if !self.timesteps || self.loss.noise == Noise::Image {
             return Vec::new();
@@ -45,37 +44,28 @@ impl Validate for Params {
 const TIMESTEPS: &str = "timesteps";
 const TIMESTEPS_FILE: &str = "pretrain_loss_timesteps.npy";
 
-/// See the module.
-pub struct PretrainLoss;
+impl Kind for PretrainLoss {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            UNET,
+            CHECKPOINT,
+            SCHEDULER,
+            Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
+            Input::new("text_embeddings", "float [N, captions, L, D]"),
+        ],
+        outputs: &[Output { name: "losses", file: "pretrain_loss.npy", doc: "float32 [2N]" }],
+        ports,
+        ..KindInfo::new::<Self>(
+            "pretrain-loss",
+            2,
+            "the loss of every training image under the pretrained model",
+        )
+    };
+}
 
 impl Stage for PretrainLoss {
-    type Params = Params;
-    const KIND: &'static str = "pretrain-loss";
-    const VERSION: u32 = 2;
-    const SUMMARY: &'static str = "the loss of every training image under the pretrained model";
-    const INPUTS: &'static [Input] = &[
-        UNET,
-        CHECKPOINT,
-        SCHEDULER,
-        Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
-        Input::new("text_embeddings", "float [N, captions, L, D]"),
-    ];
-    const OUTPUTS: &'static [Output] =
-        &[Output { name: "losses", file: "pretrain_loss.npy", doc: "float32 [2N]" }];
-
-    fn ports(written: &Node) -> Vec<Port> {
-        let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
-        let mut ports: Vec<Port> =
-            Self::OUTPUTS.iter().map(|output| port(output.name, output.file)).collect();
-        let asked = written.as_table().and_then(|table| table.get("timesteps"));
-        if asked.is_some_and(|node| matches!(node.value, Value::Bool(true))) {
-            ports.push(port(TIMESTEPS, TIMESTEPS_FILE));
-        }
-        ports
-    }
-
-    fn identity(params: &Params) -> Json {
-        let Params { loss, timesteps } = params;
+    fn identity(&self) -> Json {
+        let Self { loss, timesteps } = self;
         let mut counts = json!({ "loss": loss.identity() });
         // Left out where it is not set, so that what was computed before it existed stays valid.
         if *timesteps {
@@ -84,85 +74,79 @@ impl Stage for PretrainLoss {
         counts
     }
 
-    fn unit_identity(params: &Params) -> Json {
-        json!({ "loss": params.loss.unit_identity() })
+    fn unit_identity(&self) -> Json {
+        json!({ "loss": self.loss.unit_identity() })
     }
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        loss_pass::units(&params.loss, inputs).map(Some)
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+        loss_pass::units(&self.loss, inputs).map(Some)
     }
 
-    fn unit_inputs(params: &Params, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
-        loss_pass::unit_inputs(&params.loss, inputs, units)
+    fn unit_inputs(&self, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
+        loss_pass::unit_inputs(&self.loss, inputs, units)
     }
 
-    fn batch_key(params: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
-        loss_pass::batch_key(&params.loss, inputs, unit)
+    fn batch_key(&self, inputs: &Inputs, unit: &Unit) -> Option<String> {
+        loss_pass::batch_key(&self.loss, inputs, unit)
     }
 
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let mut foreseen = loss_pass::estimate(&params.loss, inputs)?;
-        if params.timesteps {
-            let shape = vec![expected::array(inputs, "latents")?.shape[0], params.loss.time_samples as usize];
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
+        if self.timesteps {
+            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples as usize];
             foreseen.outputs.insert(TIMESTEPS.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(foreseen)
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        loss_pass::accept(&params.loss, inputs, &outputs["losses"])?;
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         if let Some(file) = outputs.get(TIMESTEPS) {
-            let shape = [arrays::open(inputs)?.0.rows(), params.loss.time_samples as usize].map(Some);
+            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples as usize].map(Some);
             check_outputs::array(file, Some(Dtype::F32), &shape)?;
         }
         Ok(())
     }
 }
 
+fn ports(kind: &KindInfo, written: &Node) -> Vec<Port> {
+    let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
+    let mut ports: Vec<Port> = kind.outputs.iter().map(|output| port(output.name, output.file)).collect();
+    let asked = written.as_table().and_then(|table| table.get("timesteps"));
+    if asked.is_some_and(|node| matches!(node.value, Value::Bool(true))) {
+        ports.push(port(TIMESTEPS, TIMESTEPS_FILE));
+    }
+    ports
+}
+
 impl Compute for PretrainLoss {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let unit = unit.context("this kind is computed by units")?;
-        cx.together(|cx| Self::run_batch(&[Member { params, inputs, unit, out }], cx))
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        self.run_batch(std::slice::from_ref(task), cx)
     }
 
-    fn run_batch(members: &[Member<'_, Params>], cx: &Together<'_>) -> anyhow::Result<()> {
-        let pieces = members.iter().map(|member| {
-            let Member { params, inputs, unit, out } = *member;
-            loss_pass::Piece { params: &params.loss, inputs, unit, out, weights: None }
-        });
-        loss_pass::run(&pieces.collect::<Vec<_>>(), cx)
+    fn run_batch(&self, tasks: &[Task], cx: &Context<'_>) -> anyhow::Result<()> {
+        loss_pass::run(&self.loss, tasks, None, cx)
     }
 
-    fn merge(
-        params: &Params,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        if params.timesteps {
-            per_timestep::merge(&params.loss, inputs, parts, &out.join(TIMESTEPS_FILE))?;
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        if self.timesteps {
+            per_timestep::merge(&self.loss, inputs, parts, &out.join(TIMESTEPS_FILE))?;
         }
-        loss_pass::merge(&params.loss, inputs, parts, &out.join("pretrain_loss.npy"))
+        loss_pass::merge(&self.loss, inputs, parts, &out.join("pretrain_loss.npy"))
     }
 
     fn trial(
-        params: &Params,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         cx: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
-        let (loss, inputs, unit) = loss_pass::trial(&params.loss, inputs, steps, folder, cx)?;
+    ) -> anyhow::Result<Trial> {
+        let (loss, inputs, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
         let steps = unit.steps;
         Ok(Trial {
-            params: Params { loss, timesteps: false },
+            stage: Box::new(PretrainLoss { loss, timesteps: false }),
             inputs,
             unit: Some(unit),
             steps,

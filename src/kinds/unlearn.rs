@@ -19,14 +19,15 @@ use crate::method::unlearn::{UnlearnSpec, Unlearning};
 use crate::models::unet::ModelMode;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Output, Stage, Trial, Unit, WorkSize,
+    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
+    WorkSize,
 };
 use attrflow_engine::params;
 use serde_json::json;
 
 params! {
     /// Parameters of `unlearn`.
-    pub struct Params {
+    pub struct Unlearn {
         /// Steps of gradient ascent.
         steps: u32 [1..=10_000] = 1,
         /// Batches whose gradients make up a step.
@@ -49,7 +50,7 @@ params! {
     }
 }
 
-impl Validate for Params {
+impl Validate for Unlearn {
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.damping >= 0.0 {
             return Vec::new();
@@ -58,31 +59,29 @@ impl Validate for Params {
     }
 }
 
-/// See the module.
-pub struct Unlearn;
+impl Kind for Unlearn {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            UNET,
+            CHECKPOINT,
+            SCHEDULER,
+            Input::new("fisher", "float64 by weight name (safetensors or torch)"),
+            Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
+            Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
+        ],
+        outputs: &[Output {
+            name: "weights",
+            file: "unlearned.safetensors",
+            doc: "float32 by weight name, only those that changed",
+        }],
+        ..KindInfo::new::<Self>("unlearn", 1, "the weights after unlearning one image")
+    };
+}
 
 impl Stage for Unlearn {
-    type Params = Params;
-    const KIND: &'static str = "unlearn";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "the weights after unlearning one image";
-    const INPUTS: &'static [Input] = &[
-        UNET,
-        CHECKPOINT,
-        SCHEDULER,
-        Input::new("fisher", "float64 by weight name (safetensors or torch)"),
-        Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
-        Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
-    ];
-    const OUTPUTS: &'static [Output] = &[Output {
-        name: "weights",
-        file: "unlearned.safetensors",
-        doc: "float32 by weight name, only those that changed",
-    }];
-
-    fn estimate(params: &Params, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
-        let Params { steps, grad_accum_steps, batch_size, select, .. } = params;
+        let Self { steps, grad_accum_steps, batch_size, select, .. } = self;
         let cost_key = json!({
             "batch_size": batch_size,
             "select": select,
@@ -98,21 +97,16 @@ impl Stage for Unlearn {
         })
     }
 
-    fn accept(params: &Params, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["weights"], inputs, &params.select.0, &[Dtype::F32])
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::weights(&outputs["weights"], inputs, &self.select.0, &[Dtype::F32])
     }
 }
 
 impl Compute for Unlearn {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        _: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
         let (latents, texts) = arrays::open(inputs)?;
-        let (index, rows) = (params.index as usize, texts.rows());
+        let (index, rows) = (self.index as usize, texts.rows());
         anyhow::ensure!(
             index < rows,
             "`index` is {index}, expected less than {rows}, the rows of {}",
@@ -133,42 +127,42 @@ impl Compute for Unlearn {
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let fisher = tensors::read(inputs.path("fisher"))?;
         let spec = UnlearnSpec {
-            steps: params.steps as usize,
-            grad_accum_steps: params.grad_accum_steps as usize,
-            batch_size: params.batch_size as usize,
-            lr: params.lr,
-            seed: params.seed.into(),
-            damping: (params.damping > 0.0).then_some(params.damping),
-            selection: params.select.0.clone(),
+            steps: self.steps as usize,
+            grad_accum_steps: self.grad_accum_steps as usize,
+            batch_size: self.batch_size as usize,
+            lr: self.lr,
+            seed: self.seed.into(),
+            damping: (self.damping > 0.0).then_some(self.damping),
+            selection: self.select.0.clone(),
         };
-        let total = u64::from(params.steps) * u64::from(params.grad_accum_steps);
+        let total = u64::from(self.steps) * u64::from(self.grad_accum_steps);
         let changed =
             Unlearning::new(&mut unet, &schedule, &latent, &conditioning, &spec, cx.effective_micro_batch())?
-                .run(&fisher, images(params, inputs)?, &mut |done| (cx.progress)(done as u64, total))
+                .run(&fisher, images(self, inputs)?, &mut |done| cx.progress(done as u64, total))
                 .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
     }
 
     fn trial(
-        params: &Params,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
-    ) -> anyhow::Result<Trial<Params>> {
+    ) -> anyhow::Result<Trial> {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
         let steps = steps.min(1_000_000);
-        let mut params = Params { steps: 1, grad_accum_steps: steps as u32, ..params.clone() };
+        let mut stage = Unlearn { steps: 1, grad_accum_steps: steps as u32, ..self.clone() };
         if expected::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
-            params.index = 0;
+            stage.index = 0;
         }
         if given.get("fisher").is_none() {
-            params.images = None;
+            stage.images = None;
             let images = Some((IMAGES, "100".to_owned()));
-            expected::make_weights(&mut given, "fisher", &params.select.0, images, folder)?;
+            expected::make_weights(&mut given, "fisher", &self.select.0, images, folder)?;
         }
-        Ok(Trial { params, inputs: given, unit: None, steps, merges: false })
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
     }
 }
 
@@ -186,7 +180,7 @@ fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
     }
 }
 
-fn images(params: &Params, inputs: &Inputs) -> anyhow::Result<usize> {
+fn images(params: &Unlearn, inputs: &Inputs) -> anyhow::Result<usize> {
     let path = inputs.path("fisher");
     let text = tensors::metadata(path, IMAGES)?;
     let counted: Option<usize> = text.and_then(|text| text.parse().ok());

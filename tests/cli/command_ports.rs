@@ -71,8 +71,8 @@ fn its_ports_are_what_it_declares() {
 fn identity(old: &str, new: &str) -> Json {
     let pipeline = load(&changed(PIPELINE, old, new));
     let stage = pipeline.stages.iter().find(|stage| stage.outputs.len() == 2).unwrap();
-    assert!(!stage.kind.numeric() && stage.kind.light());
-    stage.kind.identity(&stage.params)
+    assert!(!stage.kind().libtorch);
+    stage.stage.identity()
 }
 
 #[test]

@@ -11,14 +11,14 @@ mod template;
 mod variable;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value as Json, json};
 
 use attrflow_engine::config::param::{PLAIN_NAME, Validate, plain_name};
 use attrflow_engine::config::text::suggestion;
 use attrflow_engine::config::tree::Node;
-use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Port, Stage, Unit};
+use attrflow_engine::kind::{Compute, Context, Inputs, Kind, KindInfo, Port, Stage, Task};
 use attrflow_engine::params;
 use template::{Argument, Piece};
 use variable::{Counted, Variable};
@@ -31,7 +31,7 @@ const TMP: &str = "tmp";
 
 params! {
     /// Parameters of `command`.
-    pub struct Params {
+    pub struct Command {
         /// The program and its arguments, without a shell; a program's name is looked up on the PATH. `{input.NAME}`
         /// stands for the path of an input (`inputs/NAME`, for a folder with a `/` behind it), `{output.NAME}` for the
         /// name of an output's file, `{param.KEY}` for a value of `values`; a brace itself is written twice. The
@@ -52,7 +52,7 @@ params! {
     }
 }
 
-impl Validate for Params {
+impl Validate for Command {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         if self.argv.first().is_none_or(|program| program.0.is_empty()) {
@@ -82,7 +82,7 @@ impl Validate for Params {
     }
 }
 
-impl Params {
+impl Command {
     /// The variables whose values count, with these.
     fn counted(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
         self.env_counted.iter().flat_map(|counted| &counted.0)
@@ -96,53 +96,44 @@ impl Params {
     }
 }
 
-/// See the module.
-pub struct Command;
+impl Kind for Command {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[],
+        outputs: &[],
+        libtorch: false,
+        dynamic_inputs: true,
+        ports,
+        ..KindInfo::new::<Self>("command", 1, "a program of your own, on declared inputs and outputs")
+    };
+}
 
 impl Stage for Command {
-    type Params = Params;
-    const KIND: &'static str = "command";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "a program of your own, on declared inputs and outputs";
-    const INPUTS: &'static [Input] = &[];
-    const OUTPUTS: &'static [Output] = &[];
-    const NUMERIC: bool = false;
-    const LIGHT: bool = true;
-    const FREE_INPUTS: bool = true;
-
-    fn ports(written: &Node) -> Vec<Port> {
-        let outputs = written.as_table().and_then(|params| params.get("outputs")?.as_table());
-        let entries = outputs.iter().flat_map(|outputs| &outputs.entries);
-        let file = |node: &Node| node.as_text().unwrap_or_default().to_owned();
-        entries.map(|(name, entry)| Port { name: name.clone(), file: file(&entry.node) }).collect()
-    }
-
-    fn identity(params: &Params) -> Json {
-        let Params { argv, outputs, values, env: _, env_counted } = params;
+    fn identity(&self) -> Json {
+        let Self { argv, outputs, values, env: _, env_counted } = self;
         let env_counted =
             env_counted.as_ref().map(|counted| &counted.0).filter(|counted| !counted.is_empty());
         json!({ "argv": argv, "outputs": outputs, "values": values, "env_counted": env_counted })
     }
 
-    fn variables(params: &Params) -> BTreeMap<String, Option<String>> {
-        params.counted().map(|(name, value)| (name.clone(), value.clone())).collect()
+    fn variables(&self) -> BTreeMap<String, Option<String>> {
+        self.counted().map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
-    fn check(params: &Params, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         let mut faults = Vec::new();
-        for (index, argument) in params.argv.iter().enumerate() {
+        for (index, argument) in self.argv.iter().enumerate() {
             for piece in argument.pieces().unwrap_or_default() {
                 let fault = match piece {
                     Piece::Input(name) if !connected(name) => {
                         Some(format!("`{{input.{name}}}`: the stage has no input `{name}`"))
                     }
-                    Piece::Output(name) if !params.outputs.contains_key(name) => {
-                        let hint = suggestion(name, params.outputs.keys().map(String::as_str));
+                    Piece::Output(name) if !self.outputs.contains_key(name) => {
+                        let hint = suggestion(name, self.outputs.keys().map(String::as_str));
                         let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
                         Some(format!("`{{output.{name}}}`: the stage has no output `{name}`{hint}"))
                     }
-                    Piece::Param(path) if params.value(path).is_none() => {
-                        let hint = suggestion(path, params.values.keys().map(String::as_str));
+                    Piece::Param(path) if self.value(path).is_none() => {
+                        let hint = suggestion(path, self.values.keys().map(String::as_str));
                         let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
                         Some(format!("`{{param.{path}}}`: there is no `{path}` in `values`{hint}"))
                     }
@@ -155,19 +146,21 @@ impl Stage for Command {
     }
 
     /// Only the command knows what it gives, so that files are taken as they are.
-    fn accept(_: &Params, _: &Inputs, _: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+    fn accept(&self, _: &Inputs, _: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         Ok(())
     }
 }
 
+fn ports(_: &KindInfo, written: &Node) -> Vec<Port> {
+    let outputs = written.as_table().and_then(|params| params.get("outputs")?.as_table());
+    let entries = outputs.iter().flat_map(|outputs| &outputs.entries);
+    let file = |node: &Node| node.as_text().unwrap_or_default().to_owned();
+    entries.map(|(name, entry)| Port { name: name.clone(), file: file(&entry.node) }).collect()
+}
+
 impl Compute for Command {
-    fn run(
-        params: &Params,
-        inputs: &Inputs,
-        _: Option<&Unit>,
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        process::run(params, inputs, out)
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        process::run(self, inputs, out)
     }
 }

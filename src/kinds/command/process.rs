@@ -6,7 +6,7 @@ use std::io::{PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_p
 
 use super::template::{Argument, Piece};
 use super::variable::{PARAMS, TMPDIR};
-use super::{INPUTS, Params, TMP, links, outputs};
+use super::{Command, INPUTS, TMP, links, outputs};
 use attrflow_engine::kind::Inputs;
 
 /// The command that runs, whose process leads a group of its own.
@@ -45,7 +45,7 @@ pub fn kill_all() {
 }
 
 /// Runs a command in the empty folder `out`, which then holds its outputs.
-pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
+pub(super) fn run(params: &Command, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     links::link_inputs(inputs, out)?;
     let argv: anyhow::Result<Vec<String>> =
         params.argv.iter().map(|argument| fill(argument, params, inputs)).collect();
@@ -53,7 +53,7 @@ pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Resul
     let path = variable("PATH", params);
     let program = find(&argv[0], path.as_deref(), out)?;
     let (reader, writer) = std::io::pipe()?;
-    let mut command = Command::new(&program);
+    let mut command = Process::new(&program);
     command
         .arg0(&argv[0])
         .args(&argv[1..])
@@ -78,7 +78,7 @@ pub(super) fn run(params: &Params, inputs: &Inputs, out: &Path) -> anyhow::Resul
     Ok(())
 }
 
-fn fill(argument: &Argument, params: &Params, inputs: &Inputs) -> anyhow::Result<String> {
+fn fill(argument: &Argument, params: &Command, inputs: &Inputs) -> anyhow::Result<String> {
     let mut text = String::new();
     for piece in argument.pieces().map_err(anyhow::Error::msg)? {
         match piece {
@@ -102,7 +102,7 @@ fn fill(argument: &Argument, params: &Params, inputs: &Inputs) -> anyhow::Result
 }
 
 /// What a variable is for the command: the value that counts, else that of this process.
-fn variable(name: &str, params: &Params) -> Option<OsString> {
+fn variable(name: &str, params: &Command) -> Option<OsString> {
     match params.counted().find(|(counted, _)| *counted == name) {
         Some((_, value)) => value.as_ref().map(OsString::from),
         None => std::env::var_os(name),
@@ -110,7 +110,7 @@ fn variable(name: &str, params: &Params) -> Option<OsString> {
 }
 
 fn environment(
-    params: &Params,
+    params: &Command,
     path: Option<OsString>,
     out: &Path,
 ) -> anyhow::Result<Vec<(String, OsString)>> {
@@ -144,7 +144,7 @@ fn find(program: &str, path: Option<&OsStr>, out: &Path) -> anyhow::Result<PathB
 }
 
 /// Starts the process, so that [`end_all`] either sees it or keeps it from starting.
-fn start(command: &mut Command) -> anyhow::Result<Child> {
+fn start(command: &mut Process) -> anyhow::Result<Child> {
     let mut running = RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let child = command.spawn()?;
     *running = Some(id(&child)?);

@@ -7,18 +7,19 @@ use anyhow::{Context as _, ensure};
 use super::plan::{Item, Remote, Volume};
 use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
 use crate::io::download::{FetchError, Finished, sha256};
+use attrflow_engine::kind::Context;
 
 /// Bytes downloaded, and bytes of archives unpacked.
 pub(super) struct Steps<'a> {
     pub done: u64,
     pub total: u64,
-    pub say: &'a dyn Fn(u64, u64),
+    pub cx: Context<'a>,
 }
 
 impl Steps<'_> {
     /// Shows work under way.
     pub fn at(&self, more: u64) {
-        (self.say)((self.done + more).min(self.total), self.total);
+        self.cx.progress((self.done + more).min(self.total), self.total);
     }
 
     pub fn add(&mut self, more: u64) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::Params;
+use super::Download;
 use super::apply::{Steps, length, put};
 use super::parallel::at_once;
 use super::plan::{Check, Item, Plan, Planner, Remote, Volume};
@@ -17,7 +17,7 @@ use attrflow_engine::kind::{Context, Downloads};
 
 /// Brings everything into the folder `out`.
 pub(super) fn bring(
-    params: &Params,
+    params: &Download,
     out: &Path,
     client: &Client,
     hub: &dyn Fn() -> Hub,
@@ -29,7 +29,7 @@ pub(super) fn bring(
     let hub = LazyCell::new(hub);
     let planner = Planner { client, hub: &hub, pins: &pins, lock };
     let plan = planner.plan(params)?;
-    let mut steps = Steps { done: 0, total: 0, say: cx.progress };
+    let mut steps = Steps { done: 0, total: 0, cx: *cx };
     let mut finished = Vec::new();
     let fetcher = if is_remote { Some(Fetcher::new(client, folder)?) } else { None };
     if let Some(fetcher) = &fetcher {

@@ -14,7 +14,7 @@ use super::shared::check_outputs::{self, Outputs};
 use crate::io::download::hub::{Hub, HubAddress};
 use crate::io::download::{Client, RetryPolicy, name};
 use attrflow_engine::config::param::{Location, Validate};
-use attrflow_engine::kind::{Compute, Context, Input, Inputs, Output, Stage, Unit};
+use attrflow_engine::kind::{Compute, Context, Inputs, Kind, KindInfo, Output, Stage, Task};
 use attrflow_engine::params;
 
 params! {
@@ -132,13 +132,13 @@ fn volume(name: &str) -> Option<(&str, u32)> {
 
 params! {
     /// Parameters of `download`.
-    pub struct Params {
+    pub struct Download {
         /// What to bring, in order; a later one may not overwrite an earlier.
         files: Vec<File>,
     }
 }
 
-impl Validate for Params {
+impl Validate for Download {
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.files.is_empty() {
             return vec![("files", "`files` is empty, expected at least one".to_owned())];
@@ -167,39 +167,42 @@ impl Validate for Params {
     }
 }
 
-/// See the module.
-pub struct Download;
+impl Kind for Download {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[],
+        outputs: &[Output {
+            name: "files",
+            file: "files",
+            doc: "a folder; name what is in it as `stage.files/path`",
+        }],
+        libtorch: false,
+        ..KindInfo::new::<Self>(
+            "download",
+            1,
+            "local or remote files brought into one folder, checked and unpacked",
+        )
+    };
+}
 
 impl Stage for Download {
-    type Params = Params;
-    const KIND: &'static str = "download";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "local or remote files brought into one folder, checked and unpacked";
-    const INPUTS: &'static [Input] = &[];
-    const OUTPUTS: &'static [Output] =
-        &[Output { name: "files", file: "files", doc: "a folder; name what is in it as `stage.files/path`" }];
-    const NUMERIC: bool = false;
-    const LIGHT: bool = true;
-
-    fn sources(params: &Params) -> Vec<(String, PathBuf)> {
-        let files = params.files.iter().enumerate();
+    fn sources(&self) -> Vec<(String, PathBuf)> {
+        let files = self.files.iter().enumerate();
         files
             .filter_map(|(index, file)| Some((File::port(index), file.from.local()?.to_path_buf())))
             .collect()
     }
 
-    fn relocated(mut params: Params, places: &BTreeMap<PathBuf, PathBuf>) -> Params {
-        for file in &mut params.files {
+    fn relocate(&mut self, places: &BTreeMap<PathBuf, PathBuf>) {
+        for file in &mut self.files {
             if let Some(place) = file.from.local().and_then(|path| places.get(path)) {
                 file.from = Location(place.to_string_lossy().into_owned());
             }
         }
-        params
     }
 
     /// The address of a remote file without its secrets.
-    fn recorded(params: &Params) -> Json {
-        let mut kept = params.clone();
+    fn recorded(&self) -> Json {
+        let mut kept = self.clone();
         for file in &mut kept.files {
             file.from = file.kept();
         }
@@ -209,8 +212,8 @@ impl Stage for Download {
     /// Bytes count, not where they come from: a local file by its digest as an input, a remote one by its
     /// SHA-256; only where neither is known does the address stand for them, without its secrets: the recipe is
     /// kept. A SHA-256 always counts, or another one would not be checked again.
-    fn identity(params: &Params) -> Json {
-        let files = params.files.iter().map(|file| {
+    fn identity(&self) -> Json {
+        let files = self.files.iter().map(|file| {
             let address = match (file.from.local(), &file.sha256) {
                 (None, None) => Some(file.kept().0),
                 _ => None,
@@ -222,9 +225,9 @@ impl Stage for Download {
     }
 
     /// What comes as it is lies where it comes from, until it is brought.
-    fn source_path(params: &Params, _: &str, below: Option<&str>) -> Option<PathBuf> {
+    fn source_path(&self, _: &str, below: Option<&str>) -> Option<PathBuf> {
         let below = Path::new(below?);
-        let found = params.files.iter().filter(|file| !file.unpack).find_map(|file| {
+        let found = self.files.iter().filter(|file| !file.unpack).find_map(|file| {
             let target: PathBuf =
                 Path::new(&file.target()).components().filter(|c| *c != Component::CurDir).collect();
             let rest = below.strip_prefix(target).ok()?;
@@ -235,10 +238,10 @@ impl Stage for Download {
     }
 
     /// What an archive holds is not known without it; every other file has its name.
-    fn accept(params: &Params, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         let folder = &outputs["files"];
         anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
-        for file in params.files.iter().filter(|file| !file.unpack) {
+        for file in self.files.iter().filter(|file| !file.unpack) {
             check_outputs::below(folder, &file.target(), file.sha256.as_deref())?;
         }
         Ok(())
@@ -246,16 +249,11 @@ impl Stage for Download {
 }
 
 impl Compute for Download {
-    fn run(
-        params: &Params,
-        _: &Inputs,
-        _: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { out, .. } = task;
         let files = out.join("files");
         fs_err::create_dir(&files)?;
-        fetch_all::bring(params, &files, &Client::new(RetryPolicy::default()), &Hub::from_env, cx)
+        fetch_all::bring(self, &files, &Client::new(RetryPolicy::default()), &Hub::from_env, cx)
     }
 }
 
@@ -263,7 +261,7 @@ impl Compute for Download {
 mod tests {
     use super::*;
 
-    fn files(names: &[&str]) -> Params {
+    fn files(names: &[&str]) -> Download {
         let file = |name: &&str| File {
             from: Location(if name.contains("://") {
                 (*name).into()
@@ -274,7 +272,7 @@ mod tests {
             unpack: true,
             sha256: None,
         };
-        Params { files: names.iter().map(file).collect() }
+        Download { files: names.iter().map(file).collect() }
     }
 
     #[test]

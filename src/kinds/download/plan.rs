@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{File, Params, volume};
+use super::{Download, File, volume};
 use crate::io::download::hub::{Hub, HubAddress, HubFile, Repo};
 use crate::io::download::lock_file::{Pins, place};
 use crate::io::download::{Client, DownloadRequest, FetchError};
@@ -68,7 +68,7 @@ pub(super) struct Planner<'p> {
 
 impl Planner<'_> {
     /// Asks the Hub what its addresses stand for; other servers are asked nothing yet.
-    pub fn plan<'a>(&self, params: &'a Params) -> anyhow::Result<Plan<'a>> {
+    pub fn plan<'a>(&self, params: &'a Download) -> anyhow::Result<Plan<'a>> {
         let mut plan = Plan { remotes: Vec::new(), items: Vec::new(), commits: BTreeMap::new() };
         for files in params.files.chunk_by(|before, file| file.continues(before)) {
             // Several files are the volumes of one archive.

@@ -20,7 +20,7 @@ use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Together, Unit, UnitInputs, WorkSize,
+    ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Task, Unit, UnitInputs, WorkSize,
 };
 use attrflow_engine::{choice, params};
 
@@ -237,28 +237,20 @@ pub(crate) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyho
     check_outputs::finite(file, latents.rows()).map(drop)
 }
 
-/// A unit of a loss pass that is to be computed.
-pub(crate) struct Piece<'a> {
-    /// How a loss is measured.
-    pub params: &'a LossParams,
-    /// The stage's inputs.
-    pub inputs: &'a Inputs,
-    /// The unit.
-    pub unit: &'a Unit,
-    /// Where it goes.
-    pub out: &'a Path,
-    /// Weights in place of the network's own.
-    pub weights: Option<&'a Path>,
-}
-
-/// Computes units of one company.
-pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
-    if pieces.iter().all(|piece| piece.params.noise == Noise::Image) {
-        return per_image::run(pieces, cx);
+/// Computes a batch of units; the weights on the port `weights` take the place of the network's own.
+pub(crate) fn run(
+    params: &LossParams,
+    tasks: &[Task],
+    weights: Option<&str>,
+    cx: &Context<'_>,
+) -> anyhow::Result<()> {
+    let weights = |task: &Task| weights.map(|port| task.inputs.path(port).to_path_buf());
+    if params.noise == Noise::Image {
+        return per_image::run(params, tasks, &weights, cx);
     }
-    for (index, piece) in pieces.iter().enumerate() {
-        cx.alone(index, |cx| batches(piece, cx))?;
-        (cx.finished)(&[index]);
+    for (index, task) in tasks.iter().enumerate() {
+        batches(params, task, weights(task).as_deref(), &cx.of_task(index))?;
+        cx.finished(&[index]);
     }
     Ok(())
 }
@@ -267,9 +259,9 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
 const SAMPLE: Range<usize> = 0..1;
 
 /// Computes one unit of batches: the losses of its latents, float32 [n].
-fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
-    let Piece { params, inputs, unit, out, weights } = *piece;
-    let range = ranges::range(Some(unit), "latents")?;
+fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Context<'_>) -> anyhow::Result<()> {
+    let Task { inputs, out, .. } = task;
+    let range = ranges::range(task.unit()?, "latents")?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let spec = params.spec();
     let per_batch = spec.images_per_batch();
@@ -280,7 +272,7 @@ fn batches(piece: &Piece<'_>, cx: &Context<'_>) -> anyhow::Result<()> {
             let set = TrainingSet::open(inputs, unet)?;
             let micro_batch = set.effective_micro_batch(unet, &schedule, spec.time_samples, cx.micro_batch);
             let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
-            let losses = pass.of_batches(batches.clone(), &mut |done| (cx.progress)(done as u64, total))?;
+            let losses = pass.of_batches(batches.clone(), &mut |done| cx.progress(done as u64, total))?;
             let sample =
                 (params.precision != Precision::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
             Ok((losses, sample.transpose()?))

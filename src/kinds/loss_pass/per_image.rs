@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::precision_check;
-use super::{LossParams, Piece, count_precision};
+use super::{LossParams, count_precision};
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet};
@@ -22,7 +22,7 @@ use crate::method::blocks::Block;
 use crate::method::loss::LossPass;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::{ModelMode, Precision};
-use attrflow_engine::kind::{ByteRanges, Inputs, Together, Unit, UnitInputs};
+use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
 
 /// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
 /// enough that a changed image computes little again. It must not depend on how many images there are, or more of
@@ -148,24 +148,30 @@ pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Op
     Some(json!([images, flipped, unit_identity(params), read]).to_string())
 }
 
-/// Computes units of one company: the block is read and its noise drawn once, and each network goes through all its
+/// Computes a batch of units: the block is read and its noise drawn once, and each network goes through all its
 /// timesteps.
-pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()> {
-    let spans = pieces.iter().map(|piece| Span::of(piece.unit)).collect::<anyhow::Result<Vec<_>>>()?;
-    let (first, Piece { params, inputs, .. }) = spans.first().zip(pieces.first()).context("no unit")?;
+pub(crate) fn run(
+    params: &LossParams,
+    tasks: &[Task],
+    weights: &dyn Fn(&Task) -> Option<PathBuf>,
+    cx: &Context<'_>,
+) -> anyhow::Result<()> {
+    let spans = tasks.iter().map(|task| Span::of(task.unit()?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (first, Task { inputs, .. }) = spans.first().zip(tasks.first()).context("no unit")?;
     let mut timesteps: Vec<i64> = spans.iter().map(|span| span.timestep).collect();
     timesteps.sort_unstable();
     timesteps.dedup();
-    let mut networks: Vec<(Option<&Path>, Vec<usize>)> = Vec::new();
-    for (index, Piece { weights, .. }) in pieces.iter().enumerate() {
-        match networks.iter_mut().find(|(known, _)| known == weights) {
+    let mut networks: Vec<(Option<PathBuf>, Vec<usize>)> = Vec::new();
+    for (index, weights) in tasks.iter().map(weights).enumerate() {
+        match networks.iter_mut().find(|(known, _)| *known == weights) {
             Some((_, units)) => units.push(index),
-            None => networks.push((*weights, vec![index])),
+            None => networks.push((weights, vec![index])),
         }
     }
     let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
     let mut block: Option<Block> = None;
-    for (weights, units) in networks {
+    for (weights, units) in &networks {
+        let weights = weights.as_deref();
         let (timesteps, losses) =
             with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
@@ -183,25 +189,26 @@ pub(crate) fn run(pieces: &[Piece<'_>], cx: &Together<'_>) -> anyhow::Result<()>
                 let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
                 let mut progress = |place: usize, images: usize| {
                     let index = units[place];
-                    (cx.progress)(index, images as u64, pieces[index].unit.steps);
+                    let steps = (spans[index].images[1] - spans[index].images[0]) as u64;
+                    cx.of_task(index).progress(images as u64, steps);
                 };
                 let losses = pass.losses_at(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
                 let shape = [first.images[1] - first.images[0], params.captions as usize];
                 for (place, &index) in units.iter().enumerate() {
                     let rows = arrays::values(&losses.select(2, place as i64));
-                    writer::write_f32(pieces[index].out.join(ROWS), &shape, &rows)?;
+                    writer::write_f32(tasks[index].out.join(ROWS), &shape, &rows)?;
                 }
                 Ok((timesteps, losses))
             })?;
         // Of the first block alone: a second network for each block would cost more than the block.
         let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
-            let (network, found) = ((*inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
+            let (network, found) = ((inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
             precision_check::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
                 pass.losses_at(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
             })?;
         }
-        (cx.finished)(&units);
+        cx.finished(units);
     }
     Ok(())
 }

@@ -153,7 +153,7 @@ pub(crate) fn run(
             before: pretrained(loss, inputs, latents)?,
             after: vec![Vec::new(); latents],
             seed: asked.seed.into(),
-            progress: &|done| (cx.progress)(done as u64, total as u64),
+            progress: &|done| cx.progress(done as u64, total as u64),
             done: 0,
         };
         let wanted = Spec {
@@ -168,7 +168,7 @@ pub(crate) fn run(
         let mut text = serde_json::to_vec_pretty(&report)?;
         text.push(b'\n');
         fs_err::write(out.join(REPORT), text)?;
-        (cx.progress)(total as u64, total as u64);
+        cx.progress(total as u64, total as u64);
         Ok((loss.precision != Precision::Fp32).then(|| rises.sample()))
     })?;
     if let Some((timesteps, found)) = sample {

@@ -28,8 +28,8 @@ pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
 }
 
 /// The range that a unit covers.
-pub(crate) fn range(unit: Option<&Unit>, what: &str) -> anyhow::Result<Range<usize>> {
-    let span = &unit.context("this kind is computed by units")?.range[what];
+pub(crate) fn range(unit: &Unit, what: &str) -> anyhow::Result<Range<usize>> {
+    let span = &unit.range[what];
     let [start, end]: [usize; 2] = serde_json::from_value(span.clone()).context("a unit of another kind")?;
     Ok(start..end)
 }

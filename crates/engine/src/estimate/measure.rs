@@ -70,7 +70,7 @@ pub fn measure(
         said(MeasureEvent::Measuring(node.id.clone()));
         let ask = MeasureRequest {
             kind: key.kind.clone(),
-            params: node.params.clone(),
+            params: node.stage.to_json(),
             inputs: outline.inputs.clone(),
         };
         outline.measured = match bench.measure(&ask).map(|found| together(&found)) {

@@ -88,10 +88,10 @@ impl Forecast {
                 },
                 Action::Pending { .. } => outlook(planner, node, &reused, &outlines),
             };
-            let foreseen = node.kind.estimate(&node.params, &inputs).map_err(|error| describe(&error));
+            let foreseen = node.stage.estimate(&inputs).map_err(|error| describe(&error));
             let key = foreseen.as_ref().ok().and_then(|foreseen| foreseen.work.as_ref()).map(|work| Key {
-                kind: node.kind.name().to_owned(),
-                version: node.kind.version(),
+                kind: node.kind().name.to_owned(),
+                version: node.kind().version,
                 like: work.cost_key.clone(),
                 numerics: planner.numerics.clone(),
                 circumstances: circumstances.clone(),
@@ -138,12 +138,7 @@ fn outlook(
                     }
                     _ => None,
                 };
-                let already = || {
-                    upstream
-                        .kind
-                        .source_path(&upstream.params, output, sub.as_deref())
-                        .map(ArtifactShape::Path)
-                };
+                let already = || upstream.stage.source_path(output, sub.as_deref()).map(ArtifactShape::Path);
                 (form.or_else(already), Some(upstream.id.clone()))
             }
         };

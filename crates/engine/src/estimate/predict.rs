@@ -102,7 +102,7 @@ impl<'p> Predictor<'p> {
         forced: bool,
     ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
         // Inputs that cannot be cut into units make the run fail; a prediction has nothing to say to that.
-        let units = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten();
+        let units = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten();
         let Some(units) = units else { return Ok((self.whole(stage, None), None)) };
         let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
         for unit in &units {
@@ -170,7 +170,7 @@ impl<'p> Predictor<'p> {
             records
         });
         let of = |name: &str| known(records.get(name)?.iter().copied());
-        of(&stage.id).or_else(|| of(&stage.base)).or_else(|| self.of_kind(stage.kind.name()))
+        of(&stage.id).or_else(|| of(&stage.base)).or_else(|| self.of_kind(stage.kind().name))
     }
 
     /// The middle one of the kind's results.

@@ -124,7 +124,7 @@ impl Adoption<'_> {
         let stamps = || paths.values().map(|path| AdoptedStat::of(path)).collect::<Result<Vec<_>, _>>();
         let before = stamps()?;
         let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::describe(&error) };
-        node.kind.accept(&node.params, &Inputs(inputs.paths), &paths).map_err(refused)?;
+        node.stage.accept(&Inputs(inputs.paths), &paths).map_err(refused)?;
         self.read_below(&paths)?;
         let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.link_source(path)?)));
         let outputs = outputs.collect::<Result<_, StoreError>>()?;

@@ -11,11 +11,12 @@ use super::state::Work;
 use super::worker_slots::PART;
 use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::recipe::Recipe;
+use crate::kind::Step;
 use crate::kind::{self, Inputs, Unit};
 use crate::plan::{Action, InputError, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Conditions, Outcome, StageRecord};
 use crate::store::{Entry, Lookup, Repair, StoreError, UnitIndex, View};
-use crate::worker::local::{Reply, Step};
+use crate::worker::local::Reply;
 
 /// The state of a run; all of it belongs to one thread.
 pub(super) struct Coordinator<'a> {
@@ -167,7 +168,7 @@ impl<'a> Coordinator<'a> {
             let message = format!("{what}; `{}` is computed instead", node.id);
             self.emit(Event::Log { level: "WARN".into(), message });
         }
-        let units = node.kind.units(&node.params, &Inputs(inputs.paths.clone()));
+        let units = node.stage.units(&Inputs(inputs.paths.clone()));
         let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
         let jobs = match units {
             Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
@@ -202,8 +203,7 @@ impl<'a> Coordinator<'a> {
         let mut jobs = Vec::new();
         let mut fingerprints = Vec::new();
         let recipes = self.planner.unit_recipes(node, &work.inputs, &units);
-        let companies = node.kind.batch_key(&node.params, &common.inputs, &units);
-        for (index, ((unit, recipe), company)) in units.into_iter().zip(recipes).zip(companies).enumerate() {
+        for (index, (unit, recipe)) in units.into_iter().zip(recipes).enumerate() {
             fingerprints.push(recipe.fingerprint());
             let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
             if let Some(entry) = &entry {
@@ -213,8 +213,9 @@ impl<'a> Coordinator<'a> {
                 Some(_) => work.units_reused += 1,
                 None => {
                     work.progress.total += unit.steps;
-                    let (part, common) = (Step::Unit(unit.clone()), Arc::clone(&common));
-                    jobs.push(Job { common, unit: Some(index), part, recipe, company, spent: 0.0 });
+                    let batch_key = node.stage.batch_key(&common.inputs, &unit);
+                    let (step, common) = (Step::Unit(unit.clone()), Arc::clone(&common));
+                    jobs.push(Job { common, unit: Some(index), step, recipe, batch_key, spent: 0.0 });
                 }
             }
             work.units.push(unit);
@@ -243,9 +244,9 @@ impl<'a> Coordinator<'a> {
         let node = &self.run.pipeline.stages[stage];
         StageContext {
             stage,
-            kind: node.kind,
+            kind: node.kind(),
             outputs: node.outputs.clone(),
-            params: node.params.clone(),
+            params: node.stage.to_json(),
             inputs: Inputs(work.inputs.paths.clone()),
             resolved: work.inputs.clone(),
             sources: self.sources(stage),
@@ -255,13 +256,13 @@ impl<'a> Coordinator<'a> {
     }
 
     /// A stage of one piece, or what joins its units.
-    fn whole(&self, stage: usize, part: Step, work: &Work) -> Job {
+    fn whole(&self, stage: usize, step: Step, work: &Work) -> Job {
         Job {
             common: Arc::new(self.common(stage, work)),
             unit: None,
-            part,
+            step,
             recipe: work.recipe.clone(),
-            company: None,
+            batch_key: None,
             spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
         }
     }

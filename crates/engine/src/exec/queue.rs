@@ -7,16 +7,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use serde_json::Value as Json;
 
 use crate::identity::recipe::Recipe;
-use crate::kind::{Inputs, Kind, Port};
+use crate::kind::Step;
+use crate::kind::{Inputs, KindInfo, Port};
 use crate::plan::ResolvedInputs;
 use crate::store::Artifact;
-use crate::worker::local::Step;
 
 /// What all jobs of a stage have in common.
 pub(super) struct StageContext {
     /// Index of the stage.
     pub stage: usize,
-    pub kind: &'static dyn Kind,
+    pub kind: &'static KindInfo,
     /// The stage's output ports.
     pub outputs: Vec<Port>,
     pub params: Json,
@@ -36,10 +36,10 @@ pub(super) struct Job {
     pub common: Arc<StageContext>,
     /// Index of the unit, `None` for the whole or the merge.
     pub unit: Option<usize>,
-    pub part: Step,
+    pub step: Step,
     pub recipe: Recipe,
     /// What it shares with the jobs that it is worth computing together with.
-    pub company: Option<String>,
+    pub batch_key: Option<String>,
     /// Seconds that the units cost which a merge joins, in this run or an earlier one.
     pub spent: f64,
 }
@@ -64,7 +64,7 @@ impl Queue {
         self.jobs.lock().expect("no panic under this lock")
     }
 
-    /// Adds jobs, all at once: a slot that waits would else take the first one without its company.
+    /// Adds jobs, all at once: a slot that waits would else take the first one without its batch_key.
     pub fn extend(&self, jobs: Vec<Job>) {
         self.jobs().0.extend(jobs.into_iter().map(Box::new));
         self.wake.notify_all();
@@ -97,7 +97,7 @@ impl Queue {
 
     /// The next job, waited for, with those that are worth computing together with it; none once the queue is closed.
     ///
-    /// They come in one step, or two slots would take jobs of one company apart. Without a hold on the first, it
+    /// They come in one step, or two slots would take jobs of one batch apart. Without a hold on the first, it
     /// comes alone.
     pub fn take<T>(&self, mut hold: impl FnMut(&Job) -> Option<T>) -> Option<Vec<(Box<Job>, Option<T>)>> {
         let mut jobs = self.jobs();
@@ -111,11 +111,11 @@ impl Queue {
             jobs = self.wake.wait(jobs).expect("no panic under this lock");
         };
         let held = hold(&job);
-        let company = if held.is_some() { self.batch_key(&job, &mut jobs.0, hold) } else { Vec::new() };
-        Some(std::iter::once((job, held)).chain(company).collect())
+        let batch_key = if held.is_some() { self.batch_key(&job, &mut jobs.0, hold) } else { Vec::new() };
+        Some(std::iter::once((job, held)).chain(batch_key).collect())
     }
 
-    /// Takes out the jobs that keep another company, as far as `hold` gets hold of them; others stay where they are:
+    /// Takes out the jobs that keep another batch_key, as far as `hold` gets hold of them; others stay where they are:
     /// what another run computes is waited for when it is its turn, with nothing else held.
     ///
     /// No more than a slot's share of all that waits, or the others would have nothing to do.
@@ -125,13 +125,13 @@ impl Queue {
         waiting: &mut VecDeque<Box<Job>>,
         mut hold: impl FnMut(&Job) -> Option<T>,
     ) -> Vec<(Box<Job>, Option<T>)> {
-        let Some(company) = &job.company else { return Vec::new() };
+        let Some(batch_key) = &job.batch_key else { return Vec::new() };
         let share = (waiting.len() + 1).div_ceil(self.slots.max(1)).min(MOST_TOGETHER);
         let (mut taken, mut place) = (Vec::new(), 0);
         while taken.len() + 1 < share && place < waiting.len() {
             let other = &waiting[place];
             let fits =
-                other.common.kind.name() == job.common.kind.name() && other.company.as_ref() == Some(company);
+                other.common.kind.name == job.common.kind.name && other.batch_key.as_ref() == Some(batch_key);
             match fits.then(|| hold(other)).flatten() {
                 None => place += 1,
                 held => taken.extend(waiting.remove(place).map(|other| (other, held))),

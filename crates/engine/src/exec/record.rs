@@ -54,7 +54,7 @@ impl Coordinator<'_> {
             outcome: Outcome::Ran,
             fingerprint: recipe.map(Recipe::fingerprint),
             recipe: recipe.cloned(),
-            params: node.kind.recorded(&node.params),
+            params: node.stage.recorded(),
             reads: self.reads(stage),
             sources: self.sources(stage),
             outputs: BTreeMap::new(),

@@ -9,8 +9,9 @@ use super::cancel::{Cancel, CancelMode};
 use super::messages::Message;
 use super::queue::{Job, Queue};
 use crate::kind::Unit;
+use crate::kind::{Step, Task};
 use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError};
-use crate::worker::local::{Backend, Reply, Step, Task, TaskBatch, TaskError, Worker};
+use crate::worker::local::{Backend, Reply, TaskBatch, TaskError, Worker};
 
 /// Where a slot reports to, and hears that the run is to stop.
 pub(super) struct Reports<'a> {
@@ -100,7 +101,7 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Brings a job to its end, together with those that keep it company; what is then left in `held` got lost.
+    /// Brings a job to its end, together with those that are in its batch; what is then left in `held` got lost.
     fn run_to_end(&mut self, held: &mut Vec<LockedJob>) -> Sent {
         if held[0].lock.is_none() {
             match self.lock(&held[0].job) {
@@ -188,13 +189,13 @@ impl<'a> Slot<'a> {
 
     /// Computes the first `count` jobs as one task. Those that are done leave `held`, however the task ends.
     fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
-        let light = held[0].job.common.kind.light();
+        let light = !held[0].job.common.kind.libtorch;
         let mut worker = match self.workers[usize::from(light)].take() {
             Some(worker) => worker,
             None => self.backend.start(self.number, light)?,
         };
         let mut running = Running { open: Vec::new(), since: Instant::now(), sound: true };
-        let mut task = TaskBatch { kind: held[0].job.common.kind.name().to_owned(), tasks: Vec::new() };
+        let mut task = TaskBatch { kind: held[0].job.common.kind.name.to_owned(), tasks: Vec::new() };
         for LockedJob { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
                 Some(attempt) => attempt,
@@ -203,7 +204,7 @@ impl<'a> Slot<'a> {
             task.tasks.push(Task {
                 params: job.common.params.clone(),
                 inputs: job.common.inputs.clone(),
-                part: job.part.clone(),
+                step: job.step.clone(),
                 out: attempt.path().to_path_buf(),
             });
             running.open.push((running.open.len(), attempt));
@@ -276,7 +277,7 @@ impl<'a> Slot<'a> {
         self.spare.extend(self.scratch.recycle(attempt));
         let kept = begun.elapsed().as_secs_f64();
         let fingerprint = job.recipe.fingerprint().short();
-        let kind = common.kind.name();
+        let kind = common.kind.name;
         tracing::debug!("{kind}, {fingerprint}: computed in {seconds:.3} s, kept in {kept:.3} s");
         Ok((entry, Some(seconds)))
     }
@@ -296,7 +297,7 @@ struct Running {
 pub(super) const PART: &str = "part";
 
 fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
-    match job.part {
+    match job.step {
         Step::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
         Step::Whole | Step::Merge(_) => {
             let outputs = job.common.outputs.iter();

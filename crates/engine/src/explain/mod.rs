@@ -144,7 +144,7 @@ fn one(
     names.extend(gone.map(|change| (change.field.clone(), Some("absent".to_owned()))));
     let counts: BTreeSet<&String> = names.iter().map(|(name, _)| name).collect();
     // As a manifest would keep them: without secrets.
-    let uncounted = recipe::param_fields(&stage.kind.recorded(&stage.params));
+    let uncounted = recipe::param_fields(&stage.stage.recorded());
     let uncounted = uncounted.into_iter().filter(|(name, _)| !counts.contains(name)).collect();
     let fields =
         names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
@@ -167,7 +167,7 @@ fn one(
     };
     Ok(Explanation {
         stage: stage.id.clone(),
-        kind: stage.kind.name().to_owned(),
+        kind: stage.kind().name.to_owned(),
         verdict: word,
         why,
         fields,
@@ -181,7 +181,7 @@ fn one(
 /// How many units of a stage are in the cache.
 fn units(planner: &Planner<'_>, index: usize, inputs: &ResolvedInputs) -> Result<Option<Units>, StoreError> {
     let stage = &planner.pipeline.stages[index];
-    let Some(units) = stage.kind.units(&stage.params, &Inputs(inputs.paths.clone())).ok().flatten() else {
+    let Some(units) = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten() else {
         return Ok(None);
     };
     let mut cached = 0;

@@ -142,7 +142,7 @@ impl Search<'_> {
             Err(_) => ResolvedInputs::default(),
         };
         let recipe = planner.recipe(stage, &known);
-        let name = stage.kind.name();
+        let name = stage.kind().name;
         let kept = self.kinds.entry(name).or_insert_with(|| cached_results::of_kind(planner.store, name));
         let mut near: Vec<(usize, usize, CachedResult)> = Vec::new();
         for (age, kept) in kept.iter().enumerate().filter(|(_, kept)| fits(&kept.entry)) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Inputs, Unit};
+use super::{Compute, Inputs, Unit};
 
 /// What stands on a port, or will stand there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,10 +123,9 @@ pub struct WorkSize {
 }
 
 /// A small piece of a stage's real work.
-#[derive(Debug, Clone)]
-pub struct Trial<P> {
-    /// The parameters, with those changed that only say how much there is to do.
-    pub params: P,
+pub struct Trial {
+    /// The stage, with those parameters changed that only say how much there is to do.
+    pub stage: Box<dyn Compute>,
     /// Its inputs, all of which are there.
     pub inputs: Inputs,
     /// The unit to compute, for a kind that has units.

@@ -1,26 +1,22 @@
-//! The contract between the engine and the stage kinds.
+//! The contract between the engine and the kinds of stages.
 //!
-//! A kind is one type that implements [`Stage`] (what the engine must know to plan it) and [`Compute`]
-//! (how a worker runs it). The two are apart so that the front program, which only plans and schedules,
-//! links no libtorch and answers in milliseconds.
+//! A stage is its parameters: a kind is a type declared with [`params!`](crate::params) that says what it is
+//! ([`Kind`]), what the engine must know to plan it ([`Stage`]) and how a worker runs it ([`Compute`]). The last two are
+//! apart so that the command-line process, which only plans and schedules, links no libtorch and answers in milliseconds.
 
-mod batch;
-mod erased;
 mod estimate;
+mod info;
+mod task;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::config::param::{Param, Validate};
-use crate::config::tree::Node;
-
-pub use batch::{ByteRanges, Member, Together, UnitInputs};
-pub use erased::{Computation, Kind};
 pub use estimate::{ArtifactShape, Estimate, ExpectedInputs, Trial, WorkSize};
+pub use info::{Computation, Kind, KindInfo, Parameters, Registry};
+pub use task::{ByteRanges, Context, Step, Task, UnitInputs};
 
 /// An input port of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +57,13 @@ pub struct Output {
     pub file: &'static str,
     /// What stands on it: form and shape.
     pub doc: &'static str,
+}
+
+impl Output {
+    /// The port of a stage.
+    pub fn port(&self) -> Port {
+        Port { name: self.name.to_owned(), file: self.file.to_owned() }
+    }
 }
 
 /// An output port of one stage of a pipeline.
@@ -135,176 +138,119 @@ pub struct Downloads {
     pub at_once: usize,
 }
 
-/// What surrounds a running unit; nothing in it may change a result.
-pub struct Context<'a> {
-    /// Where to compute.
-    pub device: Device,
-    /// Most rows to send through a network at once; 0 leaves it to the kind, as on GPUs, where results need not repeat bit for
-    /// bit.
-    pub micro_batch: usize,
-    /// How to bring remote files.
-    pub downloads: &'a Downloads,
-    /// Reports steps done and their total.
-    pub progress: &'a dyn Fn(u64, u64),
-}
-
-/// A kind of stage, as the engine sees it.
-pub trait Stage: Sync + 'static {
-    /// Its parameters.
-    type Params: Param + Validate + Serialize + DeserializeOwned;
-    /// Its name in `kind = "…"`.
-    const KIND: &'static str;
-    /// Bumped whenever the same recipe would give other bytes, or bytes of another meaning.
-    const VERSION: u32;
-    /// One sentence for people.
-    const SUMMARY: &'static str;
-    /// Its input ports.
-    const INPUTS: &'static [Input];
-    /// Its output ports.
-    const OUTPUTS: &'static [Output];
-    /// Whether libtorch computes its bytes: its version, device and precision then count.
-    const NUMERIC: bool = true;
-    /// Parameters taken from the stage on an input port.
-    const INHERITS: &'static [Inherit] = &[];
-    /// Whether computing needs no libtorch: the front program then serves as the worker, which starts at once.
-    const LIGHT: bool = false;
-    /// Whether each stage names its input ports itself; [`Stage::INPUTS`] is then empty.
-    const FREE_INPUTS: bool = false;
-
-    /// The output ports of a stage, from its parameters as they are written.
-    ///
-    /// What is wrong with them is told when they are read, so here it is passed over.
-    fn ports(_written: &Node) -> Vec<Port> {
-        let port = |port: &Output| Port { name: port.name.to_owned(), file: port.file.to_owned() };
-        Self::OUTPUTS.iter().map(port).collect()
-    }
-
+/// A stage of a pipeline, as the engine sees it: its parameters, and what follows from them.
+pub trait Stage: Parameters {
     /// Local files and folders that the parameters name: the engine hashes them as inputs.
-    fn sources(_params: &Self::Params) -> Vec<(String, PathBuf)> {
+    fn sources(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
 
-    /// The parameters with local files and folders of [`Stage::sources`] at other places: by what they name now.
-    fn relocated(params: Self::Params, _places: &BTreeMap<PathBuf, PathBuf>) -> Self::Params {
-        params
-    }
+    /// Moves the local files and folders of [`Stage::sources`] to other places: new paths by old ones.
+    fn relocate(&mut self, _places: &BTreeMap<PathBuf, PathBuf>) {}
 
-    /// The part of the parameters that counts for identity: all but places.
-    fn identity(params: &Self::Params) -> Json {
-        to_json(params)
+    /// The part of the parameters that is hashed: all but places.
+    fn identity(&self) -> Json {
+        self.to_json()
     }
 
     /// The parameters as a manifest keeps them: all but secrets.
-    fn recorded(params: &Self::Params) -> Json {
-        to_json(params)
+    fn recorded(&self) -> Json {
+        self.to_json()
     }
 
     /// The part of the parameters that a unit's bytes depend on.
-    fn unit_identity(params: &Self::Params) -> Json {
-        Self::identity(params)
+    fn unit_identity(&self) -> Json {
+        self.identity()
     }
 
-    /// The environment variables that were read into the parameters, with what they were.
-    fn variables(_params: &Self::Params) -> BTreeMap<String, Option<String>> {
+    /// The environment variables that were read into the parameters, with their values.
+    fn variables(&self) -> BTreeMap<String, Option<String>> {
         BTreeMap::new()
     }
 
     /// Faults between the parameters and the input ports that are connected: the parameter (`argv.1` for an item
     /// of an array) or the port to point at, and what is wrong.
-    fn check(_params: &Self::Params, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+    fn check(&self, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         Vec::new()
     }
 
     /// The units, or `None` where the stage is one piece that writes the output ports itself.
     ///
-    /// Looks at the inputs no further than their headers.
+    /// Reads no more of the inputs than their headers.
     ///
     /// # Errors
     /// Inputs that cannot be used: the file, what was found and what was expected.
-    fn units(_params: &Self::Params, _inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, _inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         Ok(None)
     }
 
-    /// For each of the units, the input ports of whose file only a part counts for the unit, and which part.
+    /// For each of the units, the input ports of whose file the unit reads only a part, and which part.
     ///
     /// The unit's recipe then holds the digest of that part, so that a change elsewhere in the file leaves the unit
-    /// alone. Looks at the inputs no further than their headers.
+    /// alone. Reads no more of the inputs than their headers.
     ///
     /// # Errors
-    /// Inputs that cannot be read; they then count whole.
-    fn unit_inputs(
-        _params: &Self::Params,
-        _inputs: &Inputs,
-        units: &[Unit],
-    ) -> anyhow::Result<Vec<UnitInputs>> {
+    /// Inputs that cannot be read; they are then hashed whole.
+    fn unit_inputs(&self, _inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
         Ok(vec![UnitInputs::new(); units.len()])
     }
 
-    /// What a unit shares with others that it is worth computing together with, of this stage or of others of the
-    /// kind: units of equal keys may become one task, see [`Compute::run_batch`].
-    fn batch_key(_params: &Self::Params, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
+    /// The key of the units, of this stage or of others of the kind, that are worth computing together with this one:
+    /// units of equal keys may become one batch, see [`Compute::run_batch`].
+    ///
+    /// The key covers all that `run_batch` reads of the parameters, so that the first stage can speak for the batch.
+    fn batch_key(&self, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
         None
     }
 
-    /// What it gives and takes, from what is known of its inputs before they are all there.
+    /// Its outputs and its work, from what is known of its inputs before they are all there.
     ///
-    /// Looks no further than at headers and configurations. A kind that does not say otherwise tells nothing, and is not
-    /// measured.
+    /// Reads no more than headers and configurations. By default nothing is known, and the kind is not measured.
     ///
     /// # Errors
     /// Which input is not known well enough, and what must run first; inputs that cannot be used.
-    fn estimate(_params: &Self::Params, _inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+    fn estimate(&self, _inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         Ok(Estimate::default())
     }
 
-    /// Where what will stand on an output port, or at a path below it, lies already: for a kind that brings files as they are.
-    fn source_path(_params: &Self::Params, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
+    /// Where the bytes of an output port, or of a path below it, are already: for a kind that copies files unchanged.
+    fn source_path(&self, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
         None
     }
 
     /// Refuses files, by output port, that cannot be what these parameters and inputs give.
     ///
-    /// They come from elsewhere and are to stand for the stage's outputs. Looks at headers, and at values where
+    /// They were made elsewhere and are to be adopted as the stage's outputs. Reads headers, and values where
     /// there are few.
     ///
     /// # Errors
-    /// The file, what was found and what was expected; for a kind that does not say otherwise, that it takes none.
-    fn accept(
-        _params: &Self::Params,
-        _inputs: &Inputs,
-        _outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()> {
-        anyhow::bail!("the kind `{}` takes no outputs from elsewhere", Self::KIND)
+    /// The file, what was found and what was expected; by default, that the kind adopts nothing.
+    fn accept(&self, _inputs: &Inputs, _outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+        anyhow::bail!("outputs of the kind `{}` cannot be adopted", self.kind().name)
     }
 }
 
-/// How a kind is computed, inside a worker.
+/// How a stage is computed, inside a worker.
 pub trait Compute: Stage {
-    /// Computes one unit into the empty folder `out`; a stage of one piece gets no unit and writes
+    /// Computes one unit into the empty folder `task.out`; a stage of one piece gets no unit and writes
     /// `out/<Output::file>` for each of its ports.
     ///
     /// # Errors
     /// Whatever keeps the result from being right; nothing of `out` is then kept.
-    fn run(
-        params: &Self::Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()>;
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()>;
 
-    /// Computes several units of one company, see [`Stage::batch_key`], each into its own empty folder.
+    /// Computes several units of one key, see [`Stage::batch_key`], each into its own empty folder. A lone unit is a
+    /// batch of one.
     ///
-    /// Each must give the bytes that it gives alone, whatever its company. Nothing is lost where this fails: what is
+    /// Each must give the bytes that it gives alone, whatever the batch. Nothing is lost where this fails: what is
     /// not finished then is computed unit by unit.
     ///
     /// # Errors
     /// As [`Compute::run`].
-    fn run_batch(members: &[Member<'_, Self::Params>], cx: &Together<'_>) -> anyhow::Result<()> {
-        for (index, member) in members.iter().enumerate() {
-            let Member { params, inputs, unit, out } = *member;
-            cx.alone(index, |cx| Self::run(params, inputs, Some(unit), out, cx))?;
-            (cx.finished)(&[index]);
+    fn run_batch(&self, tasks: &[Task], cx: &Context<'_>) -> anyhow::Result<()> {
+        for (index, task) in tasks.iter().enumerate() {
+            self.run(task, &cx.of_task(index))?;
+            cx.finished(&[index]);
         }
         Ok(())
     }
@@ -313,30 +259,24 @@ pub trait Compute: Stage {
     ///
     /// # Errors
     /// As [`Compute::run`].
-    fn merge(
-        _params: &Self::Params,
-        _inputs: &Inputs,
-        _parts: &[PathBuf],
-        _out: &Path,
-        _cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        anyhow::bail!("the kind `{}` has units but no merge", Self::KIND)
+    fn merge(&self, _task: &Task, _parts: &[PathBuf], _cx: &Context<'_>) -> anyhow::Result<()> {
+        anyhow::bail!("the kind `{}` has units but no merge", self.kind().name)
     }
 
     /// About `steps` steps of the stage's real work, to be measured; at least as many as one pass through the network takes.
     ///
-    /// Inputs of which only the form is known are made up, in files below `folder`, and no longer than the trial needs.
+    /// Inputs of which only the shape is known are made up, in files below `folder`, and no longer than the trial needs.
     ///
     /// # Errors
     /// As [`Stage::estimate`], and files that cannot be written.
     fn trial(
-        _params: &Self::Params,
+        &self,
         _inputs: &ExpectedInputs,
         _steps: u64,
         _folder: &Path,
         _cx: &Context<'_>,
-    ) -> anyhow::Result<Trial<Self::Params>> {
-        anyhow::bail!("the kind `{}` is not measured", Self::KIND)
+    ) -> anyhow::Result<Trial> {
+        anyhow::bail!("the kind `{}` is not measured", self.kind().name)
     }
 }
 
@@ -352,10 +292,3 @@ pub fn describe(error: &anyhow::Error) -> String {
     }
     text
 }
-
-fn to_json<T: Serialize>(value: &T) -> Json {
-    serde_json::to_value(value).expect("parameters are plain data")
-}
-
-/// The kinds that a pipeline can use.
-pub type Registry = Vec<&'static dyn Kind>;

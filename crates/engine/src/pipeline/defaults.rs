@@ -12,7 +12,7 @@ pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     let table = |table| Node { value: Value::Table(table), origin: origin.clone() };
     for kind in registry {
         let entry = || Entry { key: origin.clone(), node: table(Table::default()) };
-        written.entries.entry(kind.name().to_owned()).or_insert_with(entry);
+        written.entries.entry(kind.name.to_owned()).or_insert_with(entry);
     }
     let entry = Entry { key: origin.clone(), node: table(written) };
     table(Table { entries: [(DEFAULTS.to_owned(), entry)].into() })
@@ -25,8 +25,8 @@ pub(super) fn read(opened: &Node, registry: &Registry, problems: &mut Problems) 
     let mut kept = Table::default();
     let kinds = opened.as_table().and_then(|table| table.get(DEFAULTS)).and_then(Node::as_table);
     for (name, entry) in kinds.into_iter().flat_map(|kinds| &kinds.entries) {
-        let Some(kind) = registry.iter().find(|kind| kind.name() == name) else {
-            let names = registry.iter().map(|kind| kind.name());
+        let Some(kind) = registry.iter().find(|kind| kind.name == name) else {
+            let names = registry.iter().map(|kind| kind.name);
             problems.at(&entry.key, format!("unknown stage kind `{name}`")).suggest(name, names);
             continue;
         };

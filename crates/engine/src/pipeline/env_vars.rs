@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{self, Node, Value};
-use crate::kind::Kind;
+use crate::kind::Stage;
 
 /// How a reference to the environment begins, inside its `${…}`.
 const MARK: &str = "env:";
@@ -167,38 +167,31 @@ impl Env {
     }
 
     /// Reports values of variables that are not declared, and count in these parameters.
-    pub fn check(&self, kind: &dyn Kind, node: &Node, params: &Json, problems: &mut Problems) {
+    pub fn check(&self, stage: &dyn Stage, node: &Node, problems: &mut Problems) {
         if !self.loose.borrow().is_empty() {
-            self.check_below(kind, node, params, &mut Vec::new(), problems);
+            self.check_below(stage, node, &mut Vec::new(), problems);
         }
     }
 
-    fn check_below(
-        &self,
-        kind: &dyn Kind,
-        node: &Node,
-        params: &Json,
-        path: &mut Vec<String>,
-        problems: &mut Problems,
-    ) {
+    fn check_below(&self, stage: &dyn Stage, node: &Node, path: &mut Vec<String>, problems: &mut Problems) {
         match &node.value {
             Value::Table(table) => {
                 for (key, entry) in &table.entries {
                     path.push(key.clone());
-                    self.check_below(kind, &entry.node, params, path, problems);
+                    self.check_below(stage, &entry.node, path, problems);
                     path.pop();
                 }
             }
             Value::List(items) => {
                 for (index, item) in items.iter().enumerate() {
                     path.push(index.to_string());
-                    self.check_below(kind, item, params, path, problems);
+                    self.check_below(stage, item, path, problems);
                     path.pop();
                 }
             }
             _ => {
                 for (name, value) in self.loose(node) {
-                    if !counts(kind, params, path, &value) {
+                    if !counts(stage, path, &value) {
                         continue;
                     }
                     let message = format!("`${{env:{name}}}` stands where its value counts");
@@ -218,8 +211,8 @@ impl Env {
 }
 
 /// Whether a stage would be another one, if at `path` of its parameters `value` were another text.
-fn counts(kind: &dyn Kind, params: &Json, path: &[String], value: &str) -> bool {
-    let mut other = params.clone();
+fn counts(stage: &dyn Stage, path: &[String], value: &str) -> bool {
+    let mut other = stage.to_json();
     let mut place = Some(&mut other);
     for key in path {
         place = match place {
@@ -244,7 +237,7 @@ fn counts(kind: &dyn Kind, params: &Json, path: &[String], value: &str) -> bool 
     if let Some(place) = place {
         *place = new;
     }
-    !kind.same(params, &other)
+    !stage.kind().from_json(&other).is_ok_and(|other| stage.is_equivalent(&*other))
 }
 
 /// A number or a boolean where the text is one in TOML, else the text.

@@ -12,7 +12,7 @@ use super::reference::whole_reference;
 use super::scope::{ANY, Item, Scope, follow, lookup};
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Entry, Node, Table, Value};
-use crate::kind::{Kind, Port, Registry};
+use crate::kind::{KindInfo, Port, Registry};
 
 /// A stage whose references to the config are replaced and whose kind is known.
 pub(super) struct Draft<'p> {
@@ -21,7 +21,7 @@ pub(super) struct Draft<'p> {
     /// The items that it stands for.
     pub items: Vec<Item<'p>>,
     pub origin: &'p Origin,
-    pub kind: &'static dyn Kind,
+    pub kind: &'static KindInfo,
     /// `inputs`, by port.
     pub inputs: Table,
     /// `params` and the defaults of the kind, before the kind has read them.
@@ -140,7 +140,7 @@ fn stage<'p>(
         problems.at(&entry.key, "the stage name is empty or holds a control character");
     }
     let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
-    let defaults = defaults.get(kind.name()).and_then(Node::as_table);
+    let defaults = defaults.get(kind.name).and_then(Node::as_table);
     for repetition in items::repetitions(table, scope, problems) {
         let scope = Scope { items: &repetition.items, ..*scope };
         let switch =
@@ -183,8 +183,8 @@ fn kind(
     entry: &Entry,
     registry: &Registry,
     problems: &mut Problems,
-) -> Option<&'static dyn Kind> {
-    let names = || registry.iter().map(|kind| kind.name());
+) -> Option<&'static KindInfo> {
+    let names = || registry.iter().map(|kind| kind.name);
     let Some(node) = table.get("kind") else {
         let problem = problems.at(&entry.key, "the stage has no `kind`");
         problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
@@ -195,7 +195,7 @@ fn kind(
         problem.help(format!("kinds: {}", names().collect::<Vec<_>>().join(", ")));
         return None;
     };
-    let kind = registry.iter().find(|kind| kind.name() == found);
+    let kind = registry.iter().find(|kind| kind.name == found);
     if kind.is_none() {
         problems.at(&node.origin, format!("unknown stage kind `{found}`")).suggest(found, names());
     }

@@ -37,7 +37,7 @@ enum Named<'t> {
 /// Reads the inputs of a stage. Of one that is switched off, only the names are checked.
 pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Connected {
     let mut misspelt = false;
-    let ports = draft.kind.inputs();
+    let ports = draft.kind.inputs;
     let mut connected = Connected { sources: BTreeMap::new(), whole: true };
     for (name, entry) in &draft.inputs.entries {
         let known = ports
@@ -45,7 +45,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             .find(|known| known.name == name)
             .map(|known| Port { name, required: known.required });
         // What a stage connects under a name of its own, it needs.
-        let free = draft.kind.free_inputs().then_some(Port { name, required: true });
+        let free = draft.kind.dynamic_inputs.then_some(Port { name, required: true });
         if free.is_some() && !plain_name(name) {
             connected.whole = false;
             let message = format!("`{name}` is no name of an input: expected {PLAIN_NAME}");
@@ -56,7 +56,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             // What is misspelt is not missing as well.
             misspelt = true;
             connected.whole = false;
-            let message = format!("the kind `{}` has no input `{name}`", draft.kind.name());
+            let message = format!("the kind `{}` has no input `{name}`", draft.kind.name);
             reader.problems.at(&entry.key, message).suggest(name, ports.iter().map(|known| known.name));
             continue;
         };

@@ -49,12 +49,10 @@ mod scope;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value as Json;
-
 use crate::config::param::{Param, Reader, Validate};
 use crate::config::text::{Origin, Problems, Sources};
 use crate::config::tree::{self, Entry, Node, Table, Value};
-use crate::kind::{Kind, Port, Registry};
+use crate::kind::{KindInfo, Port, Registry, Stage};
 use crate::params;
 use files::Parts;
 
@@ -114,10 +112,8 @@ pub struct StageNode {
     pub base: String,
     /// The item's label.
     pub label: Option<String>,
-    /// Its kind.
-    pub kind: &'static dyn Kind,
-    /// Its parameters, defaults filled in.
-    pub params: Json,
+    /// Its kind and parameters, defaults filled in.
+    pub stage: Box<dyn Stage>,
     /// The parameters as they are written, each value with its place; without those that a default gives.
     pub written: Node,
     /// What stands on its input ports.
@@ -129,6 +125,11 @@ pub struct StageNode {
 }
 
 impl StageNode {
+    /// Its kind.
+    pub fn kind(&self) -> &'static KindInfo {
+        self.stage.kind()
+    }
+
     /// Where the stage's outputs show in the results folder: `generate/apple`.
     pub fn folder(&self) -> PathBuf {
         Path::new(&self.base).join(self.label.as_deref().unwrap_or_default())
@@ -224,7 +225,7 @@ fn read(
     }
     let root = root(file)?;
     let (env, mut variables) = parts.env.into_read();
-    nodes.iter().for_each(|node| variables.extend(node.kind.variables(&node.params)));
+    nodes.iter().for_each(|node| variables.extend(node.stage.variables()));
     Some(Pipeline {
         name: file.file_stem()?.to_string_lossy().into_owned(),
         root,

@@ -7,6 +7,7 @@ use super::{Source, StageNode};
 use crate::config::param::{Key, Reader};
 use crate::config::text::Problem;
 use crate::config::tree::{Node, Value};
+use crate::kind::Stage;
 
 /// Turns drafts into stages, without those that are switched off; the result is complete only when no problem
 /// was added.
@@ -26,24 +27,23 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
     let mut stages = Vec::new();
     for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.off.is_none()) {
         let Some(written) = with_inherited(index, drafts, &connected, reader) else { continue };
-        let Some(params) = draft.kind.read(&written, reader) else { continue };
-        env.check(draft.kind, &written, &params, reader.problems);
-        check(draft, &params, &connected[index], reader);
+        let Some(stage) = draft.kind.read(&written, reader) else { continue };
+        env.check(&*stage, &written, reader.problems);
+        check(draft, &*stage, &connected[index], reader);
         let mut inputs = connected[index].sources.clone();
         for source in inputs.values_mut() {
             if let Source::Port { stage, .. } = source {
                 *stage = places[*stage];
             }
         }
-        for (port, path) in draft.kind.sources(&params) {
+        for (port, path) in stage.sources() {
             inputs.insert(port, Source::File(path));
         }
         stages.push(StageNode {
             id: draft.id(),
             base: draft.base.to_owned(),
             label: draft.label.clone(),
-            kind: draft.kind,
-            params,
+            stage,
             written,
             inputs,
             outputs: draft.outputs.clone(),
@@ -59,12 +59,12 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
 }
 
 /// Reports what the kind finds wrong between parameters and connected inputs, at the one that it names.
-fn check(draft: &Draft<'_>, params: &serde_json::Value, connected: &Connected, reader: &mut Reader<'_>) {
+fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &mut Reader<'_>) {
     // What could not be read is not missing as well.
     if !connected.whole {
         return;
     }
-    for (name, message) in draft.kind.check(params, &|port| connected.sources.contains_key(port)) {
+    for (name, message) in stage.check(&|port| connected.sources.contains_key(port)) {
         let (key, item) = name.split_once('.').map_or((name.as_str(), None), |(key, item)| (key, Some(item)));
         let param = draft.params.as_table().and_then(|table| table.entries.get(key));
         let item = match (param.map(|entry| &entry.node.value), item) {
@@ -87,7 +87,7 @@ fn with_inherited(
 ) -> Option<Node> {
     let draft = &drafts[index];
     let mut params = draft.params.clone();
-    for inherit in draft.kind.inherits() {
+    for inherit in draft.kind.inherits {
         let written = draft.inputs.get(inherit.port).is_some();
         if written && !connected[index].whole && !connected[index].sources.contains_key(inherit.port) {
             // The parameter is not missing: what gives it could not be read.
@@ -123,7 +123,7 @@ fn giver<'d, 'p>(
     depth: usize,
 ) -> Option<&'d Draft<'p>> {
     let draft = &drafts[stage];
-    match draft.kind.inherits().iter().find(|inherit| inherit.param == param) {
+    match draft.kind.inherits.iter().find(|inherit| inherit.param == param) {
         None => draft.kind.keys().iter().any(|key| key.name == param).then_some(draft),
         Some(inherit) => match connected[stage].sources.get(inherit.port) {
             // A cycle is reported by the graph; here it only must end.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::RunTable;
 use crate::config::param::{self, PLAIN_NAME, Param};
-use crate::kind::{Input, Kind, Registry};
+use crate::kind::{Input, KindInfo, Registry};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -17,7 +17,7 @@ fn file_keys(registry: &Registry) -> Vec<(&'static str, &'static str, Json)> {
         let mut params = param::table(&kind.keys(), &[]);
         // What a default leaves out, the stage gives.
         params.as_object_mut().and_then(|params| params.remove("required"));
-        (kind.name().to_owned(), params)
+        (kind.name.to_owned(), params)
     });
     vec![
         ("config", "the file that `${…}` refers to, relative to this one", json!({ "type": "string" })),
@@ -91,7 +91,7 @@ pub fn pipeline(registry: &Registry) -> Json {
             "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
         }),
     );
-    let stages: Vec<Json> = registry.iter().map(|kind| stage(*kind)).collect();
+    let stages: Vec<Json> = registry.iter().map(|kind| stage(kind)).collect();
     definitions.insert("stage".into(), json!({ "oneOf": stages }));
     json!({
         "$schema": DRAFT,
@@ -125,22 +125,22 @@ pub fn config() -> Json {
 }
 
 /// A stage of one kind.
-fn stage(kind: &dyn Kind) -> Json {
+fn stage(kind: &KindInfo) -> Json {
     let defined =
         |(key, ..): (&str, &str, Json)| (key.to_owned(), json!({ "$ref": format!("#/$defs/{key}") }));
     let mut keys: Map<String, Json> = stage_keys().into_iter().map(defined).collect();
-    let given: Vec<&str> = kind.inherits().iter().map(|inherit| inherit.param).collect();
+    let given: Vec<&str> = kind.inherits.iter().map(|inherit| inherit.param).collect();
     let params = param::table(&kind.keys(), &given);
     let inputs = inputs(kind);
     let mut required = vec!["kind"];
     required.extend(params.get("required").map(|_| "params"));
     required.extend(inputs.get("required").map(|_| "inputs"));
-    keys.insert("kind".into(), json!({ "const": kind.name(), "description": kind.summary() }));
+    keys.insert("kind".into(), json!({ "const": kind.name, "description": kind.summary }));
     keys.insert("params".into(), param::or_reference(params));
     keys.insert("inputs".into(), inputs);
     json!({
-        "title": kind.name(),
-        "description": kind.summary(),
+        "title": kind.name,
+        "description": kind.summary,
         "type": "object",
         "properties": keys,
         "required": required,
@@ -148,8 +148,8 @@ fn stage(kind: &dyn Kind) -> Json {
     })
 }
 
-fn inputs(kind: &dyn Kind) -> Json {
-    if kind.free_inputs() {
+fn inputs(kind: &KindInfo) -> Json {
+    if kind.dynamic_inputs {
         return json!({
             "description": format!("files and folders under names of your own: {PLAIN_NAME}"),
             "type": "object",
@@ -159,9 +159,8 @@ fn inputs(kind: &dyn Kind) -> Json {
     }
     let port =
         |port: &Input| (port.name.to_owned(), json!({ "description": port.doc, "$ref": "#/$defs/source" }));
-    let required: Vec<&str> =
-        kind.inputs().iter().filter(|port| port.required).map(|port| port.name).collect();
-    let properties: Map<String, Json> = kind.inputs().iter().map(port).collect();
+    let required: Vec<&str> = kind.inputs.iter().filter(|port| port.required).map(|port| port.name).collect();
+    let properties: Map<String, Json> = kind.inputs.iter().map(port).collect();
     let mut inputs = json!({ "type": "object", "properties": properties, "additionalProperties": false });
     if !required.is_empty() {
         inputs["required"] = json!(required);

@@ -197,11 +197,11 @@ impl<'a> Planner<'a> {
     /// The recipe of a stage as a whole.
     pub fn recipe(&self, stage: &StageNode, inputs: &ResolvedInputs) -> Recipe {
         Recipe {
-            kind: stage.kind.name().to_owned(),
-            version: stage.kind.version(),
-            params: stage.kind.identity(&stage.params),
+            kind: stage.kind().name.to_owned(),
+            version: stage.kind().version,
+            params: stage.stage.identity(),
             inputs: inputs.digests.clone(),
-            numerics: stage.kind.numeric().then(|| self.numerics.clone()),
+            numerics: stage.kind().libtorch.then(|| self.numerics.clone()),
             unit: None,
         }
     }
@@ -216,10 +216,10 @@ impl<'a> Planner<'a> {
     /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
     pub fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
-            |port: &str| stage.kind.inputs().iter().any(|input| input.name == port && !input.units);
+            |port: &str| stage.kind().inputs.iter().any(|input| input.name == port && !input.units);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
         let common = Recipe {
-            params: stage.kind.unit_identity(&stage.params),
+            params: stage.stage.unit_identity(),
             inputs: digests.map(|(port, digest)| (port.clone(), *digest)).collect(),
             ..self.recipe(stage, &ResolvedInputs::default())
         };
@@ -242,7 +242,7 @@ impl<'a> Planner<'a> {
         units: &[Unit],
         recipes: &mut [Recipe],
     ) -> anyhow::Result<()> {
-        let reads = stage.kind.unit_inputs(&stage.params, &Inputs(inputs.paths.clone()), units)?;
+        let reads = stage.stage.unit_inputs(&Inputs(inputs.paths.clone()), units)?;
         for (port, digest) in &inputs.digests {
             let narrowed = recipes.iter_mut().zip(&reads).filter_map(|(recipe, reads)| {
                 // A port that only the merge reads is not in a unit's recipe.

@@ -10,9 +10,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
-use crate::kind::{Device, Downloads, Inputs, Unit};
+use crate::kind::{Device, Downloads, Task};
 
 /// Work of one kind: one piece, or several units that are computed together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,31 +20,6 @@ pub struct TaskBatch {
     pub kind: String,
     /// What to do; more than one only where all are units.
     pub tasks: Vec<Task>,
-}
-
-/// One piece of work.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Task {
-    /// The stage's parameters.
-    pub params: Json,
-    /// The paths on its input ports.
-    pub inputs: Inputs,
-    /// What of the stage to do.
-    pub part: Step,
-    /// The empty folder to write into.
-    pub out: PathBuf,
-}
-
-/// What of a stage a piece is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// All of it.
-    Whole,
-    /// One unit.
-    Unit(Unit),
-    /// Joining the units' folders, in order.
-    Merge(Vec<PathBuf>),
 }
 
 /// What a worker says while it works.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::kind::{Computation, Context, ExpectedInputs};
+use crate::kind::{Compute, Context, ExpectedInputs, Step, Task};
 
 /// Seconds that a trial should take to tell the time of a step apart from what a task takes besides.
 const ENOUGH: f64 = 3.0;
@@ -59,8 +59,7 @@ pub fn peak_memory() -> u64 {
 /// # Errors
 /// Inputs whose shapes are not known, and whatever keeps the work from being done.
 pub fn measure(
-    computation: &dyn Computation,
-    params: &Json,
+    stage: &dyn Compute,
     inputs: &ExpectedInputs,
     folder: &Path,
     cx: &Context<'_>,
@@ -72,9 +71,10 @@ pub fn measure(
         let (given, out) = (place.join("in"), place.join("out"));
         fs_err::create_dir_all(&given)?;
         fs_err::create_dir_all(&out)?;
-        let trial = computation.trial(params, inputs, wanted, &given, cx)?;
+        let trial = stage.trial(inputs, wanted, &given, cx)?;
         let begun = Instant::now();
-        computation.run(&trial.params, &trial.inputs, trial.unit.as_ref(), &out, cx)?;
+        let step = trial.unit.map_or(Step::Whole, Step::Unit);
+        trial.stage.run(&Task { params: Json::Null, inputs: trial.inputs, step, out: out.clone() }, cx)?;
         let seconds = begun.elapsed().as_secs_f64();
         parts.push(out);
         Ok((trial.steps.max(1), seconds))
@@ -95,7 +95,7 @@ pub fn measure(
     }
     let slope = (more.1 - warm) / (more.0.saturating_sub(few)).max(1) as f64;
     let step = if more.0 > few && slope > 0.0 { slope } else { more.1 / more.0 as f64 };
-    let merge = join(computation, params, inputs, folder, &parts, cx)?;
+    let merge = join(stage, inputs, folder, &parts, cx)?;
     let Memory { host, device } = memory();
     Ok(CostModel {
         start: (cold - warm).max(0.0),
@@ -109,8 +109,7 @@ pub fn measure(
 
 /// Seconds for each byte of joining the parts of the trials.
 fn join(
-    computation: &dyn Computation,
-    params: &Json,
+    stage: &dyn Compute,
     inputs: &ExpectedInputs,
     folder: &Path,
     parts: &[PathBuf],
@@ -119,12 +118,13 @@ fn join(
     let (given, out) = (folder.join("merge-in"), folder.join("merge-out"));
     fs_err::create_dir_all(&given)?;
     fs_err::create_dir_all(&out)?;
-    let trial = computation.trial(params, inputs, 1, &given, cx)?;
+    let trial = stage.trial(inputs, 1, &given, cx)?;
     if !trial.merges {
         return Ok(0.0);
     }
     let begun = Instant::now();
-    computation.merge(&trial.params, &trial.inputs, parts, &out, cx)?;
+    let step = Step::Merge(parts.to_vec());
+    trial.stage.merge(&Task { params: Json::Null, inputs: trial.inputs, step, out }, parts, cx)?;
     let seconds = begun.elapsed().as_secs_f64();
     let bytes: u64 = parts.iter().map(|part| length(part)).sum();
     Ok(seconds / bytes.max(1) as f64)

@@ -7,29 +7,25 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value as Json;
+use anyhow::Context as _;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::kind::{Computation, Context, Member, Together, describe};
-use crate::worker::local::{Reply, Step, Task, TaskBatch, WorkerConfig};
+use crate::kind::{Computation, Context, Step, describe};
+use crate::worker::local::{Reply, TaskBatch, WorkerConfig};
 
 /// Serves tasks until standard input ends, which is when the runner is gone.
 ///
 /// With a device that could not be `prepared`, every task fails for that reason.
-pub fn serve(
-    computations: &[&'static dyn Computation],
-    setting: &WorkerConfig,
-    prepared: Result<(), String>,
-) {
+pub fn serve(computations: &[Computation], setting: &WorkerConfig, prepared: Result<(), String>) {
     serve_tasks(computations, setting, prepared, || {});
 }
 
 /// The same, with `on_disconnect` called before the process ends: when the runner is gone, or on a signal that ends it.
-pub fn serve_until(computations: &[&'static dyn Computation], setting: &WorkerConfig, on_disconnect: fn()) {
+pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, on_disconnect: fn()) {
     // What ends this process while it can still do something must not leave a command behind.
     if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         std::thread::spawn(move || {
@@ -43,7 +39,7 @@ pub fn serve_until(computations: &[&'static dyn Computation], setting: &WorkerCo
 }
 
 fn serve_tasks(
-    computations: &[&'static dyn Computation],
+    computations: &[Computation],
     setting: &WorkerConfig,
     prepared: Result<(), String>,
     on_disconnect: fn(),
@@ -73,8 +69,8 @@ fn serve_tasks(
     }
 }
 
-fn perform(task: &TaskBatch, computations: &[&'static dyn Computation], setting: &WorkerConfig) -> Reply {
-    let Some(computation) = computations.iter().find(|computation| computation.kind() == task.kind) else {
+fn perform(task: &TaskBatch, computations: &[Computation], setting: &WorkerConfig) -> Reply {
+    let Some(computation) = computations.iter().find(|computation| computation.kind.name == task.kind) else {
         return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
     };
     let last = Mutex::new(None::<Instant>);
@@ -93,11 +89,8 @@ fn perform(task: &TaskBatch, computations: &[&'static dyn Computation], setting:
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
         task.kind
     );
-    let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
-    let result = catch_unwind(AssertUnwindSafe(|| match task.tasks.as_slice() {
-        [piece] => cx.alone(0, |cx| alone(piece, *computation, cx)),
-        pieces => computation.run_batch(&pieces.iter().map(member).collect::<anyhow::Result<Vec<_>>>()?, &cx),
-    }));
+    let cx = Context::new(device, micro_batch, downloads, &progress, &finished);
+    let result = catch_unwind(AssertUnwindSafe(|| run(task, computation, &cx)));
     tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
     match result {
         Ok(Ok(())) => Reply::Done,
@@ -106,19 +99,14 @@ fn perform(task: &TaskBatch, computations: &[&'static dyn Computation], setting:
     }
 }
 
-fn alone(piece: &Task, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
-    let Task { params, inputs, part, out } = piece;
-    match part {
-        Step::Whole => computation.run(params, inputs, None, out, cx),
-        Step::Unit(unit) => computation.run(params, inputs, Some(unit), out, cx),
-        Step::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+fn run(batch: &TaskBatch, computation: &Computation, cx: &Context<'_>) -> anyhow::Result<()> {
+    let first = batch.tasks.first().context("a batch without a task")?;
+    let stage = (computation.from_json)(&first.params).map_err(anyhow::Error::msg)?;
+    match (&first.step, batch.tasks.as_slice()) {
+        (Step::Merge(parts), [task]) => stage.merge(task, parts, cx),
+        (Step::Whole, [task]) => stage.run(task, cx),
+        (_, tasks) => stage.run_batch(tasks, cx),
     }
-}
-
-fn member(piece: &Task) -> anyhow::Result<Member<'_, Json>> {
-    let Task { params, inputs, part, out } = piece;
-    let Step::Unit(unit) = part else { anyhow::bail!("only units are computed together") };
-    Ok(Member { params, inputs, unit, out })
 }
 
 /// What a panic says, without libtorch's C++ trace behind it.

@@ -202,7 +202,7 @@ fn a_kind_takes_nothing_unless_it_says_what() {
     project.write("source.txt", "source\n");
     project.run_targets(&["lines"]);
     let error = project.adopt("echo", &project.path("source.txt")).unwrap_err();
-    assert_eq!(error, "`echo` does not take these files: the kind `echo` takes no outputs from elsewhere");
+    assert_eq!(error, "`echo` does not take these files: outputs of the kind `echo` cannot be adopted");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use attrflow_engine::store::Store;
 use attrflow_engine::worker::measure::{CostModel, Memory, measure as measure_one};
 
 use crate::project::Project;
-use crate::toys::{Count, registry};
+use crate::toys::{Count, Say, registry};
 
 const PIPELINE: &str = r#"
 config = "../configs/toy.toml"
@@ -178,12 +178,12 @@ fn what_cannot_be_measured_is_told_and_not_kept() {
 fn a_trial_does_the_work_itself() {
     let folder = tempfile::tempdir().unwrap();
     let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-    let cx = Context { device: Device::Cpu, micro_batch: 1, downloads: &downloads, progress: &|_, _| {} };
-    let params = serde_json::json!({ "say": { "text": "x", "times": 1 }, "to": 4, "title": "" });
+    let cx = Context::new(Device::Cpu, 1, &downloads, &|_, _, _| {}, &|_| {});
+    let count = Count { say: Say { text: "x".into(), times: 1 }, to: 4, title: String::new() };
     let mut inputs = ExpectedInputs::default();
     inputs.shapes.insert("from".into(), ArtifactShape::Bytes(9));
     let memory = || Memory { host: 5, device: 6 };
-    let measured = measure_one(&Count, &params, &inputs, folder.path(), &cx, &memory).unwrap();
+    let measured = measure_one(&count, &inputs, folder.path(), &cx, &memory).unwrap();
     assert_eq!((measured.host, measured.device), (5, 6));
     let CostModel { start, task, step, merge, .. } = measured;
     assert!(

@@ -66,8 +66,8 @@ fn load(project: &Project, sets: &[&str]) -> Pipeline {
     loaded.unwrap_or_else(|(problems, sources)| panic!("{}", problems.render(&sources, false))).0
 }
 
-fn params<'p>(pipeline: &'p Pipeline, id: &str) -> &'p serde_json::Value {
-    &pipeline.stages.iter().find(|stage| stage.id == id).unwrap().params
+fn params(pipeline: &Pipeline, id: &str) -> serde_json::Value {
+    pipeline.stages.iter().find(|stage| stage.id == id).unwrap().stage.to_json()
 }
 
 fn fed<'p>(pipeline: &'p Pipeline, id: &str, port: &str) -> &'p str {

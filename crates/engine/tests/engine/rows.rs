@@ -1,12 +1,14 @@
 //! Units that read a part of a file, and units that are computed together.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
-use attrflow_engine::kind::{ByteRanges, Compute, Context, Input, Inputs, Output, Stage, Unit, UnitInputs};
+use attrflow_engine::kind::{
+    ByteRanges, Compute, Context, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Unit, UnitInputs,
+};
 use attrflow_engine::params;
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
@@ -16,14 +18,12 @@ use crate::project::{Project, Ran};
 use crate::toys::Fault;
 
 params! {
-    pub struct Params {
+    /// Writes the rows of a table, once for each letter, by blocks of two rows.
+    pub struct Rows {
         letters: String = "ab".to_owned(),
     }
 }
-impl Validate for Params {}
-
-/// Writes the rows of a table, once for each letter, by blocks of two rows.
-pub struct Rows;
+impl Validate for Rows {}
 
 /// Bytes of a row.
 const ROW: usize = 4;
@@ -33,24 +33,24 @@ fn span(unit: &Unit) -> (usize, usize, String) {
     serde_json::from_value(unit.range["rows"].clone()).unwrap()
 }
 
-impl Stage for Rows {
-    type Params = Params;
-    const KIND: &'static str = "rows";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "writes rows";
-    const INPUTS: &'static [Input] =
-        &[Input::new("table", "rows of 4 bytes"), Input::new("word", "text").optional()];
-    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
+impl Kind for Rows {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("table", "rows of 4 bytes"), Input::new("word", "text").optional()],
+        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        ..KindInfo::new::<Self>("rows", 1, "writes rows")
+    };
+}
 
-    fn unit_identity(_: &Params) -> Json {
+impl Stage for Rows {
+    fn unit_identity(&self) -> Json {
         json!({})
     }
 
-    fn units(params: &Params, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let rows = fs_err::metadata(inputs.path("table"))?.len() as usize / ROW;
         let blocks = (0..rows).step_by(BLOCK).map(|start| (start, rows.min(start + BLOCK)));
         let units = blocks.flat_map(|(start, end)| {
-            params.letters.chars().map(move |letter| Unit {
+            self.letters.chars().map(move |letter| Unit {
                 name: format!("{start}..{end} {letter}"),
                 range: json!({ "rows": [start, end, letter] }),
                 steps: (end - start) as u64,
@@ -59,7 +59,7 @@ impl Stage for Rows {
         Ok(Some(units.collect()))
     }
 
-    fn unit_inputs(_: &Params, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
+    fn unit_inputs(&self, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {
         let read = |unit: &Unit| {
             let (start, end, _) = span(unit);
             let bytes = std::iter::once((start * ROW) as u64..(end * ROW) as u64).collect();
@@ -68,30 +68,26 @@ impl Stage for Rows {
         Ok(units.iter().map(read).collect())
     }
 
-    fn batch_key(_: &Params, inputs: &Inputs, unit: &Unit) -> Option<String> {
+    fn batch_key(&self, inputs: &Inputs, unit: &Unit) -> Option<String> {
         let (start, end, _) = span(unit);
         Some(format!("{start}..{end} of {}", inputs.path("table").display()))
     }
 }
 
 impl Compute for Rows {
-    fn run(
-        _: &Params,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let (start, end, letter) = span(unit.unwrap());
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let (start, end, letter) = span(task.unit().unwrap());
         let table = fs_err::read_to_string(inputs.path("table"))?;
         let word = inputs.get("word").map(fs_err::read_to_string).transpose()?.unwrap_or_default();
         let rows = &table[start * ROW..end * ROW];
         anyhow::ensure!(!rows.contains('!') || letter != "b", "row with a mark at {letter}");
-        (cx.progress)(1, (end - start) as u64);
+        cx.progress(1, (end - start) as u64);
         Ok(fs_err::write(out.join("line"), format!("{rows} {letter}{word}\n"))?)
     }
 
-    fn merge(_: &Params, _: &Inputs, parts: &[PathBuf], out: &Path, _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { out, .. } = task;
         let lines = parts.iter().map(|part| fs_err::read_to_string(part.join("line")));
         Ok(fs_err::write(out.join("text.txt"), lines.collect::<Result<String, _>>()?)?)
     }

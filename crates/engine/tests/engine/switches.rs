@@ -119,7 +119,7 @@ fn inherited_parameters_follow_the_alternative() {
     let project = project();
     let text = |pipeline: &Pipeline| {
         let last = pipeline.stages.iter().find(|stage| stage.id == "last").unwrap();
-        last.params["say"]["text"].as_str().unwrap().to_owned()
+        last.stage.to_json()["say"]["text"].as_str().unwrap().to_owned()
     };
     assert_eq!(text(&load(&project, &[])), "x");
     assert_eq!(text(&load(&project, &["use.counted=false"])), "stored");

@@ -10,41 +10,35 @@ use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::{
     ArtifactShape, Computation, Compute, Context, Device, Downloads, Estimate, ExpectedInputs, Inherit,
-    Input, Inputs, Member, Output, Registry, Stage, Together, Trial, Unit, WorkSize,
+    Input, Inputs, Kind, KindInfo, Output, Registry, Stage, Step, Task, Trial, Unit, WorkSize,
 };
 use attrflow_engine::params;
-use attrflow_engine::worker::local::{Backend, Reply, Step, Task, TaskBatch, TaskError, Worker};
+use attrflow_engine::worker::local::{Backend, Reply, TaskBatch, TaskError, Worker};
 use serde_json::{Value as Json, json};
 
 use crate::rows::Rows;
 
 params! {
-    pub struct SayParams {
+    /// Writes a text, after what stands on its inputs.
+    pub struct Say {
         text: String = "hello".to_owned(),
         times: u32 [1..=9] = 1,
     }
 }
-impl Validate for SayParams {}
+impl Validate for Say {}
 
-/// Writes a text, after what stands on its inputs.
-pub struct Say;
+impl Kind for Say {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("a", "text").optional(), Input::new("b", "text").optional()],
+        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        ..KindInfo::new::<Self>("say", 1, "writes a text")
+    };
+}
 
 impl Stage for Say {
-    type Params = SayParams;
-    const KIND: &'static str = "say";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "writes a text";
-    const INPUTS: &'static [Input] =
-        &[Input::new("a", "text").optional(), Input::new("b", "text").optional()];
-    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
-
-    fn accept(
-        params: &SayParams,
-        inputs: &Inputs,
-        outputs: &BTreeMap<String, PathBuf>,
-    ) -> anyhow::Result<()> {
+    fn accept(&self, inputs: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         let text = fs_err::read_to_string(&outputs["text"])?;
-        let expected = params.text.chars().next().map(String::from).unwrap_or_default();
+        let expected = self.text.chars().next().map(String::from).unwrap_or_default();
         anyhow::ensure!(inputs.0.values().all(|path| path.exists()), "an input is not there");
         anyhow::ensure!(text.contains(&expected), "found {text:?}, expected a `{expected}` in it");
         Ok(())
@@ -52,13 +46,8 @@ impl Stage for Say {
 }
 
 impl Compute for Say {
-    fn run(
-        params: &SayParams,
-        inputs: &Inputs,
-        _: Option<&Unit>,
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
         let mut text = String::new();
         for port in ["a", "b"] {
             if let Some(path) = inputs.get(port) {
@@ -66,10 +55,9 @@ impl Compute for Say {
             }
         }
         // The first letter alone, so that a changed parameter can give unchanged bytes.
-        text +=
-            &params.text.chars().next().map(String::from).unwrap_or_default().repeat(params.times as usize);
-        anyhow::ensure!(!params.text.starts_with('!'), "told to fail");
-        if params.text == "nothing" {
+        text += &self.text.chars().next().map(String::from).unwrap_or_default().repeat(self.times as usize);
+        anyhow::ensure!(!self.text.starts_with('!'), "told to fail");
+        if self.text == "nothing" {
             return Ok(());
         }
         Ok(fs_err::write(out.join("text.txt"), text)?)
@@ -77,74 +65,62 @@ impl Compute for Say {
 }
 
 params! {
-    pub struct CountParams {
-        say: SayParams,
+    /// Writes a line per number, each by a unit of its own, and a title above.
+    pub struct Count {
+        say: Say,
         to: u32 = 4,
         title: String = "".to_owned(),
     }
 }
-impl Validate for CountParams {}
+impl Validate for Count {}
 
-/// Writes a line per number, each by a unit of its own, and a title above.
-pub struct Count;
+impl Kind for Count {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("from", "text"), Input::merge("name", "text").optional()],
+        outputs: &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }],
+        ..KindInfo::new::<Self>("count", 1, "writes numbers")
+    };
+}
 
 impl Stage for Count {
-    type Params = CountParams;
-    const KIND: &'static str = "count";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "writes numbers";
-    const INPUTS: &'static [Input] = &[Input::new("from", "text"), Input::merge("name", "text").optional()];
-    const OUTPUTS: &'static [Output] =
-        &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }];
-
-    fn unit_identity(params: &CountParams) -> Json {
-        json!({ "say": params.say })
+    fn unit_identity(&self) -> Json {
+        json!({ "say": self.say })
     }
 
-    fn units(params: &CountParams, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         anyhow::ensure!(inputs.path("from").exists(), "nothing to count from");
         let unit = |n: u32| Unit { name: format!("number {n}"), range: json!({ "n": n }), steps: 1 };
-        Ok(Some((0..params.to).map(unit).collect()))
+        Ok(Some((0..self.to).map(unit).collect()))
     }
 
-    fn estimate(params: &CountParams, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         inputs.shape("from")?;
-        let to = u64::from(params.to);
+        let to = u64::from(self.to);
         Ok(Estimate {
             outputs: [("lines".to_owned(), ArtifactShape::Bytes(100 * to))].into(),
             parts: 10 * to,
-            work: Some(WorkSize { steps: to, tasks: to, cost_key: json!(params.say) }),
+            work: Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.say) }),
         })
     }
 
-    fn accept(_: &CountParams, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+    fn accept(&self, _: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         anyhow::ensure!(outputs["lines"].join("lines.txt").is_file(), "no lines.txt");
         Ok(())
     }
 }
 
 impl Compute for Count {
-    fn run(
-        params: &CountParams,
-        inputs: &Inputs,
-        unit: Option<&Unit>,
-        out: &Path,
-        cx: &Context<'_>,
-    ) -> anyhow::Result<()> {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
         let from = fs_err::read_to_string(inputs.path("from"))?;
-        (cx.progress)(1, 1);
-        let n = &unit.expect("counted by units").range["n"];
-        Ok(fs_err::write(out.join("line"), format!("{from}{n}{}\n", params.say.text))?)
+        cx.progress(1, 1);
+        let n = &task.unit()?.range["n"];
+        Ok(fs_err::write(out.join("line"), format!("{from}{n}{}\n", self.say.text))?)
     }
 
-    fn merge(
-        params: &CountParams,
-        inputs: &Inputs,
-        parts: &[PathBuf],
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let mut text = params.title.clone();
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let mut text = self.title.clone();
         if let Some(name) = inputs.get("name") {
             text += &fs_err::read_to_string(name)?;
         }
@@ -152,17 +128,17 @@ impl Compute for Count {
             text += &fs_err::read_to_string(part.join("line"))?;
         }
         fs_err::create_dir_all(out.join("folder/sub"))?;
-        fs_err::write(out.join("folder/sub/title.txt"), &params.title)?;
+        fs_err::write(out.join("folder/sub/title.txt"), &self.title)?;
         Ok(fs_err::write(out.join("folder/lines.txt"), text)?)
     }
 
     fn trial(
-        params: &CountParams,
+        &self,
         inputs: &ExpectedInputs,
         steps: u64,
         folder: &Path,
         _: &Context<'_>,
-    ) -> anyhow::Result<Trial<CountParams>> {
+    ) -> anyhow::Result<Trial> {
         let mut inputs = inputs.inputs();
         if inputs.get("from").is_none() {
             fs_err::write(folder.join("from"), "made up\n")?;
@@ -171,45 +147,39 @@ impl Compute for Count {
         // Five steps at most, and two at least.
         let steps = steps.clamp(2, 5);
         let unit = Unit { name: "a trial".into(), range: json!({ "n": 0 }), steps };
-        Ok(Trial { params: params.clone(), inputs, unit: Some(unit), steps, merges: true })
+        Ok(Trial { stage: Box::new(self.clone()), inputs, unit: Some(unit), steps, merges: true })
     }
 }
 
 params! {
-    pub struct EchoParams {
-        say: SayParams,
+    /// Takes `say` from the stage that it counts after.
+    pub struct Echo {
+        say: Say,
     }
 }
-impl Validate for EchoParams {}
+impl Validate for Echo {}
 
-/// Takes `say` from the stage that it counts after.
-pub struct Echo;
-
-impl Stage for Echo {
-    type Params = EchoParams;
-    const KIND: &'static str = "echo";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "repeats";
-    const NUMERIC: bool = false;
-    const INPUTS: &'static [Input] = &[Input::new("lines", "a folder")];
-    const OUTPUTS: &'static [Output] = &[Output { name: "text", file: "text.txt", doc: "text" }];
-    const INHERITS: &'static [Inherit] = &[Inherit { param: "say", port: "lines" }];
+impl Kind for Echo {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("lines", "a folder")],
+        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        inherits: &[Inherit { param: "say", port: "lines" }],
+        libtorch: false,
+        ..KindInfo::new::<Self>("echo", 1, "repeats")
+    };
 }
 
+impl Stage for Echo {}
+
 impl Compute for Echo {
-    fn run(
-        params: &EchoParams,
-        _: &Inputs,
-        _: Option<&Unit>,
-        out: &Path,
-        _: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        Ok(fs_err::write(out.join("text.txt"), &params.say.text)?)
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { out, .. } = task;
+        Ok(fs_err::write(out.join("text.txt"), &self.say.text)?)
     }
 }
 
 pub fn registry() -> Registry {
-    vec![&Say, &Count, &Echo, &Rows]
+    vec![&Say::INFO, &Count::INFO, &Echo::INFO, &Rows::INFO]
 }
 
 /// What goes wrong with a task.
@@ -268,9 +238,15 @@ struct Here(InProcess);
 
 impl Worker for Here {
     fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
-        let computations: [&dyn Computation; 4] = [&Say, &Count, &Echo, &Rows];
-        let computation = *computations.iter().find(|c| c.kind() == task.kind).expect("a toy");
-        let name = |piece: &Task| match &piece.part {
+        let computations = [
+            Computation::of::<Say>(),
+            Computation::of::<Count>(),
+            Computation::of::<Echo>(),
+            Computation::of::<Rows>(),
+        ];
+        let computation =
+            computations.iter().find(|computation| computation.kind.name == task.kind).expect("a toy");
+        let name = |piece: &Task| match &piece.step {
             Step::Whole => task.kind.clone(),
             Step::Unit(unit) => unit.name.clone(),
             Step::Merge(_) => format!("{} merge", task.kind),
@@ -299,37 +275,28 @@ impl Worker for Here {
         let progress = |piece, done, total| (said.borrow_mut())(Reply::Progress { piece, done, total });
         let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-        let (device, micro_batch, downloads) = (Device::Cpu, 1, &downloads);
-        let cx = Together { device, micro_batch, downloads, progress: &progress, finished: &finished };
+        let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);
+        let stage = (computation.from_json)(&task.tasks[0].params).expect("parameters of the kind");
         let result = match task.tasks.as_slice() {
-            [piece] => cx.alone(0, |cx| self.alone(piece, computation, cx)),
-            pieces => {
-                let members = pieces.iter().map(|piece| {
-                    let Task { params, inputs, part: Step::Unit(unit), out } = piece else {
-                        panic!("no unit")
-                    };
-                    Member { params, inputs, unit, out }
-                });
-                computation.run_batch(&members.collect::<Vec<_>>(), &cx)
-            }
+            [one] => self.alone(one, &*stage, &cx),
+            tasks => stage.run_batch(tasks, &cx),
         };
         result.map_err(|error| TaskError::Failed(format!("{error:#}")))
     }
 }
 
 impl Here {
-    fn alone(&self, piece: &Task, computation: &dyn Computation, cx: &Context<'_>) -> anyhow::Result<()> {
-        let Task { params, inputs, part, out } = piece;
-        match part {
-            Step::Whole => computation.run(params, inputs, None, out, cx),
+    fn alone(&self, task: &Task, stage: &dyn Compute, cx: &Context<'_>) -> anyhow::Result<()> {
+        match &task.step {
+            Step::Whole => stage.run(task, cx),
             Step::Unit(unit) => {
                 let n = unit.range["n"].as_u64();
                 if let Some(n) = n.filter(|n| self.0.reversed && *n < 3) {
                     self.0.wait_for(&format!("number {}", n + 1));
                 }
-                computation.run(params, inputs, Some(unit), out, cx)
+                stage.run(task, cx)
             }
-            Step::Merge(parts) => computation.merge(params, inputs, parts, out, cx),
+            Step::Merge(parts) => stage.merge(task, parts, cx),
         }
     }
 }

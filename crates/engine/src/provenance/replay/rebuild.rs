@@ -10,7 +10,7 @@ use crate::config::text::{Origin, Sources, suggestion};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
-use crate::kind::{Kind, Port, Registry};
+use crate::kind::{KindInfo, Port, Registry, Stage};
 use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
 use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
 use crate::store::{Artifact, Store, StoreError};
@@ -203,7 +203,7 @@ pub fn parts(stage: &str) -> (&str, Option<&str>) {
 /// The output ports of a recorded stage; none where they are not known.
 pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
     let kind =
-        record.recipe.as_ref().and_then(|recipe| registry.iter().find(|kind| kind.name() == recipe.kind));
+        record.recipe.as_ref().and_then(|recipe| registry.iter().find(|kind| kind.name == recipe.kind));
     let written = written(&record.params, &Origin { text: 0, span: 0..0 });
     kind.map(|kind| kind.ports(&written)).unwrap_or_default()
 }
@@ -325,10 +325,13 @@ impl<'a> Builder<'a> {
         }
         let kind = self.kind(recipe)?;
         let refused = |why| ReplayError::Params { kind: recipe.kind.clone(), why };
-        kind.check_json(&record.params).map_err(refused)?;
-        ports_fit(kind, &record.params, recipe)?;
+        let mut stage = kind.from_json(&record.params).map_err(refused)?;
+        if let Some(fault) = stage.faults().into_iter().next() {
+            return Err(refused(fault).into());
+        }
+        ports_fit(&*stage, recipe)?;
         let connected = |port: &str| recipe.inputs.contains_key(port);
-        if let Some((_, fault)) = kind.check(&record.params, &connected).into_iter().next() {
+        if let Some((_, fault)) = stage.check(&connected).into_iter().next() {
             return Err(refused(fault).into());
         }
         let mut inputs = BTreeMap::new();
@@ -347,19 +350,18 @@ impl<'a> Builder<'a> {
             };
             inputs.insert(port.clone(), source);
         }
-        let params =
-            if moved.is_empty() { record.params.clone() } else { kind.relocated(&record.params, &moved) };
-        let written = written(&params, &self.origin);
+        stage.relocate(&moved);
+        let written = written(&stage.to_json(), &self.origin);
         let outputs = kind.ports(&written);
         let (base, label) = (base.to_owned(), label.map(str::to_owned));
         let (id, origin) = (record.stage.clone(), self.origin.clone());
-        Ok(StageNode { id, base, label, kind, params, written, inputs, outputs, origin })
+        Ok(StageNode { id, base, label, stage, written, inputs, outputs, origin })
     }
 
-    fn kind(&self, recipe: &Recipe) -> Result<&'static dyn Kind, ReplayError> {
-        let found = self.registry.iter().find(|kind| kind.name() == recipe.kind);
+    fn kind(&self, recipe: &Recipe) -> Result<&'static KindInfo, ReplayError> {
+        let found = self.registry.iter().find(|kind| kind.name == recipe.kind);
         found.copied().ok_or_else(|| {
-            let hint = suggestion(&recipe.kind, self.registry.iter().map(|kind| kind.name()));
+            let hint = suggestion(&recipe.kind, self.registry.iter().map(|kind| kind.name));
             ReplayError::Kind { kind: recipe.kind.clone(), hint }
         })
     }
@@ -374,13 +376,14 @@ impl<'a> Builder<'a> {
 }
 
 /// Holds the inputs of a record to the ports that its kind has, and needs.
-fn ports_fit(kind: &dyn Kind, params: &Json, recipe: &Recipe) -> Result<(), ReplayError> {
-    let sources: Vec<String> = kind.sources(params).into_iter().map(|(port, _)| port).collect();
-    let known = |port: &String| match kind.free_inputs() {
+fn ports_fit(stage: &dyn Stage, recipe: &Recipe) -> Result<(), ReplayError> {
+    let kind = stage.kind();
+    let sources: Vec<String> = stage.sources().into_iter().map(|(port, _)| port).collect();
+    let known = |port: &String| match kind.dynamic_inputs {
         true => plain_name(port),
-        false => sources.contains(port) || kind.inputs().iter().any(|input| input.name == *port),
+        false => sources.contains(port) || kind.inputs.iter().any(|input| input.name == *port),
     };
-    let needed = kind.inputs().iter().filter(|input| input.required).map(|input| input.name.to_owned());
+    let needed = kind.inputs.iter().filter(|input| input.required).map(|input| input.name.to_owned());
     let fault = |port: &String, missing| ReplayError::Port { port: port.clone(), missing };
     if let Some(port) = recipe.inputs.keys().find(|port| !known(port)) {
         return Err(fault(port, false));

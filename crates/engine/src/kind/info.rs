@@ -1,0 +1,166 @@
+//! What is known of a kind before it has parameters, and how its parameters are read.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use super::{Compute, Inherit, Input, Output, Port, Stage};
+use crate::config::param::{Key, Param, Reader, Validate};
+use crate::config::tree::Node;
+
+/// A type of parameters that is a kind of stage.
+pub trait Kind:
+    Param + Validate + Serialize + DeserializeOwned + Clone + fmt::Debug + Send + Sync + 'static
+{
+    /// What is known of the kind.
+    const INFO: KindInfo;
+}
+
+/// What is known of a kind of stage.
+#[derive(Debug, Clone, Copy)]
+pub struct KindInfo {
+    /// Its name in `kind = "…"`.
+    pub name: &'static str,
+    /// Bumped whenever the same recipe would give other bytes, or bytes of another meaning.
+    pub version: u32,
+    /// One sentence for people.
+    pub summary: &'static str,
+    /// Its input ports.
+    pub inputs: &'static [Input],
+    /// Its output ports.
+    pub outputs: &'static [Output],
+    /// Parameters taken from the stage on an input port.
+    pub inherits: &'static [Inherit],
+    /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. The
+    /// command-line program itself is the worker of all others, and starts at once.
+    pub libtorch: bool,
+    /// Whether each stage names its input ports itself; `inputs` is then empty.
+    pub dynamic_inputs: bool,
+    /// The output ports of a stage, from its parameters as they are written.
+    ///
+    /// Faults of the parameters are reported when they are read, and ignored here.
+    pub ports: fn(&Self, &Node) -> Vec<Port>,
+    /// How its parameters are read.
+    pub reading: Reading,
+}
+
+/// How a kind's parameters are documented and read: made from their type.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    keys: fn() -> Vec<Key>,
+    read: fn(&Node, &mut Reader<'_>) -> Option<Box<dyn Stage>>,
+    from_json: fn(&Json) -> Result<Box<dyn Stage>, String>,
+}
+
+impl KindInfo {
+    /// A kind that libtorch computes, without ports.
+    pub const fn new<S: Kind + Stage>(name: &'static str, version: u32, summary: &'static str) -> Self {
+        Self {
+            name,
+            version,
+            summary,
+            inputs: &[],
+            outputs: &[],
+            inherits: &[],
+            libtorch: true,
+            dynamic_inputs: false,
+            ports: |kind, _| kind.outputs.iter().map(Output::port).collect(),
+            reading: Reading {
+                keys: S::keys,
+                read: |node, reader| Some(Box::new(S::read(node, reader)?)),
+                from_json: |params| Ok(Box::new(from_json::<S>(params)?)),
+            },
+        }
+    }
+
+    /// The output ports of a stage with these parameters.
+    pub fn ports(&self, written: &Node) -> Vec<Port> {
+        (self.ports)(self, written)
+    }
+
+    /// The documented parameters.
+    pub fn keys(&self) -> Vec<Key> {
+        (self.reading.keys)()
+    }
+
+    /// Reads and checks parameters; `None` after a fault was reported.
+    pub fn read(&self, node: &Node, reader: &mut Reader<'_>) -> Option<Box<dyn Stage>> {
+        (self.reading.read)(node, reader)
+    }
+
+    /// The stage of parameters that were written as JSON.
+    ///
+    /// # Errors
+    /// Parameters of another form; ranges are not checked, see [`Parameters::faults`].
+    pub fn from_json(&self, params: &Json) -> Result<Box<dyn Stage>, String> {
+        (self.reading.from_json)(params)
+    }
+}
+
+/// What every stage has because its kind is a type of parameters.
+pub trait Parameters: fmt::Debug + Send + Sync {
+    /// What is known of the kind.
+    fn kind(&self) -> &'static KindInfo;
+    /// All parameters, with defaults filled in.
+    fn to_json(&self) -> Json;
+    /// What is out of range, in parameters that were not read from a pipeline.
+    fn faults(&self) -> Vec<String>;
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Stage>;
+}
+
+impl<S: Kind + Stage> Parameters for S {
+    fn kind(&self) -> &'static KindInfo {
+        &S::INFO
+    }
+    fn to_json(&self) -> Json {
+        serde_json::to_value(self).expect("parameters are plain data")
+    }
+    fn faults(&self) -> Vec<String> {
+        Param::faults(self)
+    }
+    fn boxed(&self) -> Box<dyn Stage> {
+        Box::new(self.clone())
+    }
+}
+
+impl Clone for Box<dyn Stage> {
+    fn clone(&self) -> Self {
+        self.boxed()
+    }
+}
+
+impl dyn Stage + '_ {
+    /// Whether another stage of the kind gives the same results from the same inputs.
+    pub fn is_equivalent(&self, other: &dyn Stage) -> bool {
+        let ports = |stage: &dyn Stage| stage.sources().into_iter().map(|(port, _)| port).collect::<Vec<_>>();
+        self.identity() == other.identity()
+            && self.unit_identity() == other.unit_identity()
+            && ports(self) == ports(other)
+    }
+}
+
+/// How a worker makes the stages of a kind that it can compute.
+#[derive(Clone, Copy)]
+pub struct Computation {
+    /// The kind.
+    pub kind: &'static KindInfo,
+    /// The stage of parameters that were written as JSON.
+    pub from_json: fn(&Json) -> Result<Box<dyn Compute>, String>,
+}
+
+impl Computation {
+    /// The computation of a kind.
+    pub const fn of<C: Kind + Compute>() -> Self {
+        Self { kind: &C::INFO, from_json: |params| Ok(Box::new(from_json::<C>(params)?)) }
+    }
+}
+
+/// The kinds that a pipeline can use.
+pub type Registry = Vec<&'static KindInfo>;
+
+fn from_json<S: Kind>(params: &Json) -> Result<S, String> {
+    S::deserialize(params).map_err(|error| error.to_string())
+}
