@@ -17,67 +17,27 @@ use crate::io::image::{from_unit, save_png};
 use crate::io::npy::writer;
 use crate::method::error::MathError;
 use crate::method::micro_batches::in_micro_batches;
-use crate::method::noise::Generator;
-use crate::method::sample::{SampleSpec, sample, sample_each, skip_batch};
+use crate::method::noise::{Generator, Noise};
+pub use crate::method::sample::SampleParams;
+use crate::method::sample::{sample, sample_each, skip_batch};
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::conditioning::Conditioning;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
-use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, WorkSize,
 };
-use attrflow_engine::{choice, params};
 
-choice! {
-    /// Where a drawing's random numbers come from.
-    pub enum Noise {
-        /// One stream through all batches, as published.
-        Batch = "batch",
-        /// A stream for each caption's place.
-        Image = "image",
+/// What a unit's drawings depend on besides its captions and their place.
+fn of_unit(params: &SampleParams) -> Json {
+    let SampleParams { caption: _, steps, guidance_scale, seed, noise, batch_size } = params;
+    let mut counts =
+        json!({ "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "noise": noise });
+    if *noise == Noise::PerBatch {
+        counts["batch_size"] = json!(batch_size);
     }
-}
-
-params! {
-    /// Parameters of `generate`.
-    pub struct Generate {
-        /// What to draw, where nothing stands on the input `captions`.
-        caption: Option<String> = None,
-        /// Denoising steps.
-        steps: u32 [1..=1000] = 1000,
-        /// How far to go from the prediction without the caption toward, and beyond, the one with it.
-        guidance_scale: f64 = 7.5,
-        /// Seed of the initial latents and of the noise at each step.
-        seed: u32 = 0,
-        /// `batch`: one stream of random numbers through all batches, as published, so that `batch_size` and its place
-        /// among the captions change an image; `image`: a stream for each place, so that the batch size changes none.
-        noise: Noise = Noise::Batch,
-        /// Captions drawn at once. With `noise = "batch"` they share a draw of noise, and a short last batch draws it
-        /// for a full one, as published (with 500); with `image` it is only the size of a unit of work.
-        batch_size: u32 [1..=100_000] = 1,
-    }
-}
-
-impl Validate for Generate {}
-
-impl Generate {
-    fn spec(&self) -> SampleSpec {
-        let (steps, batch_size) = (self.steps as usize, self.batch_size as usize);
-        SampleSpec { steps, guidance_scale: self.guidance_scale, batch_size }
-    }
-
-    /// What a unit's drawings depend on besides its captions and their place.
-    fn of_unit(&self) -> Json {
-        let Self { caption: _, steps, guidance_scale, seed, noise, batch_size } = self;
-        let mut counts =
-            json!({ "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "noise": noise });
-        if *noise == Noise::Batch {
-            counts["batch_size"] = json!(batch_size);
-        }
-        counts
-    }
+    counts
 }
 
 const CAPTIONS: &str = "captions";
@@ -87,7 +47,7 @@ const TEXTS: &str = "text_embeddings.npy";
 /// Most latents that are decoded at once: an image takes far more memory than its latent.
 const DECODED: usize = 20;
 
-impl Kind for Generate {
+impl Kind for SampleParams {
     const INFO: KindInfo = KindInfo {
         inputs: &[
             UNET,
@@ -109,15 +69,15 @@ impl Kind for Generate {
     };
 }
 
-impl Stage for Generate {
+impl Stage for SampleParams {
     fn identity(&self) -> Json {
-        let mut counts = self.of_unit();
+        let mut counts = of_unit(self);
         counts["caption"] = json!(self.caption);
         counts
     }
 
     fn unit_identity(&self) -> Json {
-        self.of_unit()
+        of_unit(self)
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
@@ -152,7 +112,7 @@ impl Stage for Generate {
             ("latents", ArtifactShape::Array { shape: vec![count, channels, high, wide], bytes: 4 }),
             ("text_embeddings", ArtifactShape::Array { shape: vec![count, 1, length, width], bytes: 4 }),
         ];
-        let batch = count.min(self.batch_size as usize);
+        let batch = count.min(self.batch_size);
         let cost_key = json!({
             "captions": batch,
             "noise": self.noise,
@@ -164,7 +124,7 @@ impl Stage for Generate {
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(WorkSize { steps: tasks * u64::from(self.steps), tasks, cost_key }),
+            work: Some(WorkSize { steps: tasks * self.steps as u64, tasks, cost_key }),
         })
     }
 
@@ -173,17 +133,17 @@ impl Stage for Generate {
     }
 }
 
-fn cut(params: &Generate, captions: &[String]) -> Vec<Unit> {
-    let size = params.batch_size as usize;
+fn cut(params: &SampleParams, captions: &[String]) -> Vec<Unit> {
+    let size = params.batch_size;
     let unit = |(batch, captions): (usize, &[String])| {
         let (first, end) = (batch * size, batch * size + captions.len());
         let range = json!({ "first": first, "captions": captions });
-        Unit { name: format!("captions {first}..{end}"), range, steps: params.steps.into() }
+        Unit { name: format!("captions {first}..{end}"), range, steps: params.steps as u64 }
     };
     captions.chunks(size).enumerate().map(unit).collect()
 }
 
-impl Compute for Generate {
+impl Compute for SampleParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let range = &task.unit()?.range;
@@ -218,14 +178,14 @@ impl Compute for Generate {
         const MOST: u64 = 500;
         let given = inputs.inputs();
         let steps = steps.min(MOST);
-        let stage = Generate { steps: steps as u32, ..self.clone() };
+        let stage = SampleParams { steps: steps as usize, ..self.clone() };
         let unit = cut(&self, &captions(&self, given.get(CAPTIONS))?).into_iter().next();
         Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
     }
 }
 
 /// What to draw.
-fn captions(params: &Generate, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
+fn captions(params: &SampleParams, file: Option<&Path>) -> anyhow::Result<Vec<String>> {
     Ok(match file {
         Some(path) => list::read(path)?,
         None => params.caption.iter().cloned().collect(),
@@ -234,7 +194,7 @@ fn captions(params: &Generate, file: Option<&Path>) -> anyhow::Result<Vec<String
 
 /// The latents [n, C, H, W] of the captions from place `first` on.
 fn draw(
-    params: &Generate,
+    params: &SampleParams,
     inputs: &Inputs,
     with: &Conditioning,
     without: &Conditioning,
@@ -242,20 +202,19 @@ fn draw(
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-    let (spec, seed) = (params.spec(), i64::from(params.seed));
-    let (total, micro_batch) = (u64::from(params.steps), cx.effective_micro_batch());
+    let (total, micro_batch) = (params.steps as u64, cx.effective_micro_batch());
     let progress = &mut |done| cx.progress(done as u64, total);
     with_unet(inputs, None, cx.device, ModelMode::Inference(Precision::Fp32), |unet| {
         let latents = match params.noise {
-            Noise::Image => {
-                sample_each(unet, &schedule, with, without, &spec, seed, first, micro_batch, progress)
+            Noise::PerImage => {
+                sample_each(unet, &schedule, with, without, params, first, micro_batch, progress)
             }
-            Noise::Batch => {
-                let mut draws = Generator::seeded(seed);
-                for _ in 0..first / spec.batch_size {
-                    skip_batch(unet, &schedule, &spec, &mut draws)?;
+            Noise::PerBatch => {
+                let mut draws = Generator::seeded(params.seed.into());
+                for _ in 0..first / params.batch_size {
+                    skip_batch(unet, &schedule, params, &mut draws)?;
                 }
-                sample(unet, &schedule, with, without, &spec, &mut draws, micro_batch, progress)
+                sample(unet, &schedule, with, without, params, &mut draws, micro_batch, progress)
             }
         };
         latents.map_err(|error| match error {

@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::{Value as Json, json};
 
 use super::loss_pass::top_k::{self, Candidates, Report};
-use super::loss_pass::{self, LOSSES, LossParams, Noise};
+use super::loss_pass::{self, LOSSES};
 use super::ranking;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
@@ -17,6 +17,8 @@ use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::method::error::MathError;
 use crate::method::influence::{influence, per_image, rank, rank_exact_first};
+use crate::method::loss::LossParams;
+use crate::method::noise::Noise;
 use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::Node;
@@ -37,7 +39,7 @@ params! {
         pictured: u32 [1..=100] = 10,
         /// The heading of the picture, such as the query's caption.
         heading: String = String::new(),
-        /// Find the most influential images alone, without all timesteps of all images: needs `noise = "image"` and
+        /// Find the most influential images alone, without all timesteps of all images: needs `noise = "per_image"` and
         /// the input `pretrain_timesteps`. What was left out has an estimate in place of its influence; a further output
         /// `candidates` (candidates.json) says of which, what was computed, and the recall that is certified.
         candidates: Option<Candidates> = None,
@@ -46,10 +48,10 @@ params! {
 
 impl Validate for Influence {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.candidates.is_none() || self.loss.noise == Noise::Image {
+        if self.candidates.is_none() || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`candidates` needs `noise = \"image\"` in the loss: with `\"batch\"` no image can be computed alone";
+        let message = "`candidates` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no image can be computed alone";
         vec![("candidates", message.to_owned())]
     }
 }
@@ -94,15 +96,15 @@ impl Kind for Influence {
 impl Stage for Influence {
     fn identity(&self) -> Json {
         let Self { loss, top, pictured, heading, candidates } = self;
-        let counts = json!({ "loss": loss.identity(), "top": top, "pictured": pictured, "heading": heading });
+        let counts = json!({ "loss": loss, "top": top, "pictured": pictured, "heading": heading });
         top_k::identity(counts, candidates.as_ref())
     }
 
     fn unit_identity(&self) -> Json {
         let loss = match self.candidates {
-            None => self.loss.unit_identity(),
+            None => loss_pass::unit_identity(&self.loss),
             // What is computed at all depends on how many timesteps there are.
-            Some(_) => self.loss.identity(),
+            Some(_) => json!(self.loss),
         };
         top_k::identity(json!({ "loss": loss }), self.candidates.as_ref())
     }

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::loss_pass;
 use super::loss_pass::per_timestep;
-use super::loss_pass::{self, LossParams, Noise};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, expected};
 use crate::io::npy::Dtype;
+use crate::method::loss::LossParams;
+use crate::method::noise::Noise;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::config::tree::{Node, Value};
 use attrflow_engine::kind::{
@@ -25,17 +27,17 @@ params! {
         loss: LossParams,
         /// Give the losses at each timestep as well, on a further output `timesteps` (pretrain_loss_timesteps.npy,
         /// float32 [2N, T], a mean over captions): `influence` reads them when it is asked for `candidates`. Needs
-        /// `noise = "image"`.
+        /// `noise = "per_image"`.
         timesteps: bool = false,
     }
 }
 
 impl Validate for PretrainLoss {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if !self.timesteps || self.loss.noise == Noise::Image {
+        if !self.timesteps || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`timesteps` needs `noise = \"image\"` in the loss: with `\"batch\"` no timestep can be computed alone";
+        let message = "`timesteps` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no timestep can be computed alone";
         vec![("timesteps", message.to_owned())]
     }
 }
@@ -66,7 +68,7 @@ impl Kind for PretrainLoss {
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
         let Self { loss, timesteps } = self;
-        let mut counts = json!({ "loss": loss.identity() });
+        let mut counts = json!({ "loss": loss });
         // Left out where it is not set, so that what was computed before it existed stays valid.
         if *timesteps {
             counts["timesteps"] = json!(true);
@@ -75,7 +77,7 @@ impl Stage for PretrainLoss {
     }
 
     fn unit_identity(&self) -> Json {
-        json!({ "loss": self.loss.unit_identity() })
+        json!({ "loss": loss_pass::unit_identity(&self.loss) })
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
@@ -93,7 +95,7 @@ impl Stage for PretrainLoss {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
         if self.timesteps {
-            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples as usize];
+            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples];
             foreseen.outputs.insert(TIMESTEPS.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(foreseen)
@@ -102,7 +104,7 @@ impl Stage for PretrainLoss {
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         if let Some(file) = outputs.get(TIMESTEPS) {
-            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples as usize].map(Some);
+            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples].map(Some);
             check_outputs::array(file, Some(Dtype::F32), &shape)?;
         }
         Ok(())

@@ -5,33 +5,43 @@
 
 use std::convert::Infallible;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::params;
 use tch::{Device, Tensor};
 
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
-use super::noise::{Generator, drawing_noise};
+use super::noise::{Generator, Noise, drawing_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
 use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 
-/// What a drawing depends on, besides model, texts and random numbers.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct SampleSpec {
-    /// Denoising steps.
-    pub steps: usize,
-    /// How far to go from the prediction without the text toward, and beyond, the one with it.
-    pub guidance_scale: f64,
-    /// Latents [C, H, W] that a batch draws noise for; fewer texts use the first of them. Without effect where each
-    /// text has its own noise.
-    pub batch_size: usize,
+params! {
+    /// How images are drawn.
+    pub struct SampleParams {
+        /// What to draw, without the input `captions`.
+        caption: Option<String> = None,
+        /// Denoising steps, at most as many as the model has timesteps.
+        steps: usize [1..=100_000] = 1000,
+        /// How far to go from the prediction without the caption toward, and beyond, the one with it.
+        guidance_scale: f64 = 7.5,
+        /// Seed of the initial latents and of the noise at each step.
+        seed: u32 = 0,
+        /// `per_batch`: one stream of random numbers through all batches, as published, so that `batch_size` and its place
+        /// among the captions change an image; `per_image`: a stream for each place, so that the batch size changes none.
+        noise: Noise = Noise::PerBatch,
+        /// Captions drawn at once. With `noise = "per_batch"` they share a draw of noise, and a short last batch draws it
+        /// for a full one, as published (with 500); with `per_image` it is only the size of a unit of work.
+        batch_size: usize [1..=100_000] = 1,
+    }
 }
+
+impl Validate for SampleParams {}
 
 /// Draws latents [n, C, H, W] for the n conditions `cond`, n being at most the batch size.
 ///
 /// `uncond` is one condition, that of the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
-/// then a tensor of that shape at each step with t > 0; it goes on from batch to batch. Published scripts fill a
+/// then a tensor of that shape at each step with t > 0; it continues from batch to batch. Published scripts fill a
 /// short batch up with zero texts and cut it afterwards: computing its rows only comes to the same.
 ///
 /// `micro_batch` rows go through the network at once. `progress` hears how many steps are done.
@@ -47,19 +57,19 @@ pub fn sample(
     schedule: &NoiseSchedule,
     cond: &Conditioning,
     uncond: &Conditioning,
-    spec: &SampleSpec,
+    params: &SampleParams,
     draws: &mut Generator,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let shape = batch_shape(unet, spec)?;
+    let shape = batch_shape(unet, params)?;
     let count = cond.count();
     if count > shape[0] {
         let expected = format!("at most the batch size {}", shape[0]);
         return Err(MathError::Rows { what: "texts", found: count as usize, expected });
     }
     let mut noise = |_| draws.normal(&shape, Device::Cpu).narrow(0, 0, count);
-    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+    denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
 /// Draws latents [n, C, H, W] for the n conditions `cond` at the places `first`, `first + 1`, …, each from random
@@ -73,20 +83,19 @@ pub fn sample_each(
     schedule: &NoiseSchedule,
     cond: &Conditioning,
     uncond: &Conditioning,
-    spec: &SampleSpec,
-    seed: i64,
+    params: &SampleParams,
     first: usize,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let shape = batch_shape(unet, spec)?;
+    let shape = batch_shape(unet, params)?;
     let mut noise = |timestep| {
         let places = first..first + cond.count() as usize;
         let drawn: Vec<Tensor> =
-            places.map(|place| drawing_noise(seed, place, timestep, &shape[1..])).collect();
+            places.map(|place| drawing_noise(params.seed.into(), place, timestep, &shape[1..])).collect();
         Tensor::stack(&drawn, 0)
     };
-    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+    denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
 /// The way back from noise; `noise` gives the initial latents [n, C, H, W], asked for as those of the timestep past
@@ -97,16 +106,16 @@ fn denoise(
     schedule: &NoiseSchedule,
     cond: &Conditioning,
     uncond: &Conditioning,
-    spec: &SampleSpec,
+    params: &SampleParams,
     noise: &mut dyn FnMut(i64) -> Tensor,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let timesteps = schedule.timesteps(spec.steps)?;
+    let timesteps = schedule.timesteps(params.steps)?;
     let mut noise = |timestep| noise(timestep).to_device(unet.device());
     let mut x = noise(schedule.train_timesteps()); // [n, C, H, W]
     let uncond = tch::no_grad(|| unet.encode(uncond));
-    let mut guidance = Guidance { unet, cond, uncond, scale: spec.guidance_scale, encoded: None };
+    let mut guidance = Guidance { unet, cond, uncond, scale: params.guidance_scale, encoded: None };
     for (i, &t) in timesteps.iter().enumerate() {
         let epsilon = guidance.predict(&x, t, micro_batch);
         let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
@@ -124,23 +133,23 @@ fn denoise(
 pub fn skip_batch(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    spec: &SampleSpec,
+    params: &SampleParams,
     draws: &mut Generator,
 ) -> Result<(), MathError> {
-    let shape = batch_shape(unet, spec)?;
+    let shape = batch_shape(unet, params)?;
     let noisy =
-        schedule.timesteps(spec.steps)?.into_iter().filter(|&t| NoiseSchedule::draws_noise(t)).count();
+        schedule.timesteps(params.steps)?.into_iter().filter(|&t| NoiseSchedule::draws_noise(t)).count();
     for _ in 0..=noisy {
         let _ = draws.normal(&shape, Device::Cpu);
     }
     Ok(())
 }
 
-fn batch_shape(unet: &UNet, spec: &SampleSpec) -> Result<Vec<i64>, MathError> {
+fn batch_shape(unet: &UNet, params: &SampleParams) -> Result<Vec<i64>, MathError> {
     let rule = "the model's config.json must give the size of its latents";
     let latent =
         unet.config().latent_shape().ok_or_else(|| MathError::parameter("sample_size", "missing", rule))?;
-    Ok([&[spec.batch_size as i64], latent.as_slice()].concat())
+    Ok([&[params.batch_size as i64], latent.as_slice()].concat())
 }
 
 /// Predicts noise with and without the conditions, and goes beyond the one with them.

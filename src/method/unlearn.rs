@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::params;
 use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::{DenoisingRows, check};
@@ -18,55 +19,37 @@ use super::selection::Selection;
 use crate::models::unet::UNet;
 use crate::models::unet::conditioning::Conditioning;
 
-/// What the numbers depend on, besides model, query and Fisher diagonal.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnlearnSpec {
-    /// Steps of the parameters.
-    pub steps: usize,
-    /// Batches whose gradients make up a step.
-    pub grad_accum_steps: usize,
-    /// Rows a batch, at distinct timesteps.
-    pub batch_size: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Seed of timesteps and noise.
-    pub seed: i64,
-    /// Added to the Fisher diagonal, so that zeros in it don't divide.
-    pub damping: Option<f64>,
-    /// Which parameters move.
-    pub selection: Selection,
+params! {
+    /// How a query is unlearned.
+    pub struct UnlearnParams {
+        /// Steps of gradient ascent.
+        steps: usize [1..=10_000] = 1,
+        /// Batches whose gradients make up a step.
+        grad_accum_steps: usize [1..=1_000_000] = 625,
+        /// Rows per batch, at distinct timesteps: at most as many as the model has.
+        batch_size: usize [1..=100_000] = 80,
+        /// Learning rate.
+        lr: f64 = 0.01,
+        /// Seed of timesteps and noise.
+        seed: u32 = 0,
+        /// Added to the Fisher information, which can hold zeros: with 0, as published, a zero is refused.
+        damping: f64 = 0.0,
+        /// The weights that change.
+        select: Selection = Selection::CrossAttnKv,
+        /// Which row of `latents` and `text_embeddings` is the query.
+        index: usize = 0,
+        /// Training images N, for Fisher information that does not carry the number itself, as the published file;
+        /// where it does, another number is refused.
+        images: Option<usize> = None,
+    }
 }
 
-impl UnlearnSpec {
-    /// Checks the numbers against a model of `train_timesteps` timesteps.
-    ///
-    /// # Errors
-    /// The first one out of range.
-    pub fn validate(&self, train_timesteps: i64) -> Result<(), MathError> {
-        let counts = [
-            ("steps", self.steps),
-            ("grad_accum_steps", self.grad_accum_steps),
-            ("batch_size", self.batch_size),
-        ];
-        for (key, value) in counts {
-            if value == 0 {
-                return Err(MathError::parameter(key, value, "must be at least 1"));
-            }
+impl Validate for UnlearnParams {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        if self.damping >= 0.0 {
+            return Vec::new();
         }
-        if self.batch_size as i64 > train_timesteps {
-            let rule = format!("its timesteps are distinct, and the model has {train_timesteps}");
-            return Err(MathError::parameter("batch_size", self.batch_size, rule));
-        }
-        if !self.lr.is_finite() {
-            return Err(MathError::parameter("lr", self.lr, "must be finite"));
-        }
-        match self.damping {
-            Some(damping) if !(damping > 0.0 && damping.is_finite()) => {
-                Err(MathError::parameter("damping", damping, "must be positive and finite, or left out"))
-            }
-            _ => Ok(()),
-        }
+        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
     }
 }
 
@@ -76,7 +59,7 @@ pub struct Unlearning<'a> {
     schedule: &'a NoiseSchedule,
     latent: Tensor,
     conditioning: Conditioning,
-    spec: &'a UnlearnSpec,
+    params: &'a UnlearnParams,
     chosen: Vec<String>,
     micro_batch: usize,
 }
@@ -85,21 +68,25 @@ impl<'a> Unlearning<'a> {
     /// The query is a latent [C, H, W] and its condition, one.
     ///
     /// # Errors
-    /// A parameter is out of range, or nothing is selected.
+    /// A batch has more rows than the model has timesteps, or nothing is selected.
     pub fn new(
         unet: &'a mut UNet,
         schedule: &'a NoiseSchedule,
         latent: &Tensor,
         conditioning: &Conditioning,
-        spec: &'a UnlearnSpec,
+        params: &'a UnlearnParams,
         micro_batch: usize,
     ) -> Result<Unlearning<'a>, MathError> {
-        spec.validate(schedule.train_timesteps())?;
-        let chosen = spec.selection.of(unet.parameters().keys())?;
+        if params.batch_size as i64 > schedule.train_timesteps() {
+            let rule =
+                format!("its timesteps are distinct, and the model has {}", schedule.train_timesteps());
+            return Err(MathError::parameter("batch_size", params.batch_size, rule));
+        }
+        let chosen = params.select.of(unet.parameters().keys())?;
         let device = unet.device();
         let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
         let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
-        Ok(Unlearning { unet, schedule, latent, conditioning, spec, chosen, micro_batch })
+        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch })
     }
 
     /// All steps; returns the changed parameters in float32.
@@ -116,9 +103,9 @@ impl<'a> Unlearning<'a> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         self.check_fisher(fisher)?;
-        for step in 0..self.spec.steps {
-            let done = step * self.spec.grad_accum_steps;
-            let batches = 0..self.spec.grad_accum_steps;
+        for step in 0..self.params.steps {
+            let done = step * self.params.grad_accum_steps;
+            let batches = 0..self.params.grad_accum_steps;
             let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
             self.apply(&gradient, fisher, images)?;
         }
@@ -139,7 +126,7 @@ impl<'a> Unlearning<'a> {
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         let (mut total, mut next) = (BTreeMap::new(), batches.start);
         // As many whole batches at once as the device has room for: small passes leave most of a GPU idle.
-        let at_once = (self.micro_batch / self.spec.batch_size).max(1);
+        let at_once = (self.micro_batch / self.params.batch_size).max(1);
         while next < batches.end {
             let some = next..batches.end.min(next + at_once);
             next = some.end;
@@ -152,11 +139,11 @@ impl<'a> Unlearning<'a> {
 
     /// The rows of a batch: distinct timesteps and noise. The CPU draws, in this order: the same on every device.
     pub fn draw(&self, step: usize, batch: usize) -> DenoisingRows {
-        let (count, device) = (self.spec.batch_size as i64, self.unet.device());
+        let (count, device) = (self.params.batch_size as i64, self.unet.device());
         let mut shape = self.latent.size();
         shape[0] = count;
         let mut draws =
-            Generator::seeded(derived_seed("unlearn", &[self.spec.seed, step as i64, batch as i64]));
+            Generator::seeded(derived_seed("unlearn", &[self.params.seed.into(), step as i64, batch as i64]));
         let timesteps = draws.permutation(self.schedule.train_timesteps()).narrow(0, 0, count);
         let noise = draws.normal(&shape, Device::Cpu);
         self.rows(timesteps.to_device(device), noise.to_device(device))
@@ -224,9 +211,10 @@ impl<'a> Unlearning<'a> {
         for name in &self.chosen {
             let parameter = &self.unet.parameters()[name];
             let fisher = fisher[name].to_device(parameter.device()).to_kind(Kind::Double);
-            let fisher = fisher + self.spec.damping.unwrap_or(0.0);
-            let step =
-                &gradient[name] * self.spec.lr / (fisher * images as f64) / self.spec.grad_accum_steps as f64;
+            let fisher = fisher + self.params.damping;
+            let step = &gradient[name] * self.params.lr
+                / (fisher * images as f64)
+                / self.params.grad_accum_steps as f64;
             // Checked as it is stored: what is finite in float64 may not be in float32.
             let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
             if moved.isfinite().all().int64_value(&[]) == 0 {
@@ -255,7 +243,7 @@ impl<'a> Unlearning<'a> {
                 return Err(MathError::ParameterNotFinite { parameter, what });
             }
             let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
-            if zeros > 0 && self.spec.damping.is_none() {
+            if zeros > 0 && self.params.damping == 0.0 {
                 return Err(MathError::ZeroFisher { parameter, zeros, count: values.numel() as i64 });
             }
         }

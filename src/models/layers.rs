@@ -208,7 +208,7 @@ pub fn image(x: &Tensor, size: &[i64]) -> Tensor {
     x.view([x.size()[0], size[2], size[3], x.size()[2]]).permute([0, 3, 1, 2])
 }
 
-/// `own + other`, in the place of `own` where no gradient is wanted, else laid as `other`.
+/// `own + other`, in the memory of `own` where no gradient is wanted, else in the memory format of `other`.
 pub fn sum(mut own: Tensor, other: &Tensor) -> Tensor {
     if own.requires_grad() || other.requires_grad() { other + own } else { own.g_add_(other) }
 }

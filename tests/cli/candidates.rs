@@ -120,8 +120,8 @@ fn what_candidates_need_is_told_before_anything_runs() {
     project.edit("pipelines/demo.toml", pictured, &format!("{pictured}\ncandidates = {{ top = 3 }}"));
     let error = refused(&[]);
     assert!(error.contains("`candidates` needs the input `pretrain_timesteps`"), "{error}");
-    let error = refused(&["--set", "loss.noise=batch", "--set", "loss.batch_size=8"]);
-    assert!(error.contains("`candidates` needs `noise = \"image\"`"), "{error}");
+    let error = refused(&["--set", "loss.noise=per_batch", "--set", "loss.batch_size=8"]);
+    assert!(error.contains("`candidates` needs `noise = \"per_image\"`"), "{error}");
     // The output is there where it is asked for.
     project.edit(
         "pipelines/demo.toml",
@@ -141,7 +141,7 @@ fn losses_of_two_passes_are_not_mixed() {
     ask(&project, "{ top = 2 }");
     // Another pass, of the same form and with other noise, gives the losses at each timestep.
     let stage = "\n[stages.other]\nkind = \"pretrain-loss\"\n\
-         params = { loss = { time_samples = 2, captions = 2, noise = \"image\", seed = 9 }, timesteps = true }\n\
+         params = { loss = { time_samples = 2, captions = 2, noise = \"per_image\", seed = 9 }, timesteps = true }\n\
          [stages.other.inputs]\nunet = \"data.files/model/unet\"\nscheduler = \"data.files/model/scheduler\"\n\
          latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
     let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();

@@ -1,11 +1,11 @@
 //! Drawings with a stream of random numbers for each place.
 
 use attrflow::method::noise::{derived_seed, drawing_noise};
-use attrflow::method::sample::{SampleSpec, sample_each};
+use attrflow::method::sample::{SampleParams, sample_each};
 use attrflow::method::schedule::NoiseSchedule;
 use tch::Tensor;
 
-use crate::golden::{assert_within, load, path, tiny};
+use crate::golden::{assert_within, load, path, sample_params, tiny};
 
 #[test]
 fn a_place_alone_decides_its_drawing() {
@@ -13,13 +13,13 @@ fn a_place_alone_decides_its_drawing() {
     let schedule = NoiseSchedule::load(&path("configs/mscoco/scheduler")).unwrap();
     let (cond, uncond) = (&golden["tiny_cond"], golden["tiny_uncond"].shallow_clone().into());
     let draw = |texts: &Tensor, first: usize, batch_size: usize, micro: usize| {
-        let spec = SampleSpec { steps: 8, guidance_scale: 2.0, batch_size };
+        let params = SampleParams { seed: 3, ..sample_params(8, 2.0, batch_size) };
         sample_each(
             &unet,
             &schedule,
             &texts.shallow_clone().into(),
             &uncond,
-            &spec,
+            &params,
             3,
             first,
             micro,

@@ -5,11 +5,10 @@ use std::path::Path;
 use serde_json::json;
 use tch::Tensor;
 
-use super::LossParams;
 use crate::kinds::shared::arrays::TrainingSet;
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
-use crate::method::loss::LossPass;
+use crate::method::loss::{LossParams, LossPass};
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{Device, Inputs};
@@ -40,10 +39,9 @@ pub(crate) fn check(
     found: &Tensor,
     rows: impl FnOnce(&LossPass<'_>) -> Result<Tensor, MathError>,
 ) -> anyhow::Result<()> {
-    let spec = loss.spec();
     with_unet(inputs, weights, device, ModelMode::Inference(Precision::Fp32), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
-        let pass = LossPass::new(unet, schedule, set.data()?, &spec, micro_batch)?;
+        let pass = LossPass::new(unet, schedule, set.data()?, loss, micro_batch)?;
         compare(loss.precision, found, &rows(&pass)?);
         Ok(())
     })

@@ -65,7 +65,7 @@ impl CrossAttention {
 
     /// [B, S, C] and K texts to [B, S, C]; row r sees text r / (B/K).
     ///
-    /// The queries of the rows that share a text are laid end to end and attend together, so that keys and values are
+    /// The queries of the rows that share a text are joined and attend together, so that keys and values are
     /// kept, and read, once for each text.
     fn forward(&self, x: &Tensor, texts: &EncodedConditioning) -> Tensor {
         let [k, v] = texts.keys_values(self.index);

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::time_embedding::{TimestepEmbedding, Timesteps};
 use crate::models::layers::Linear;
 
-/// The conditions of K images, as diffusers names them in the comments below.
+/// The conditions of K images; in brackets what diffusers calls them.
 #[derive(Debug)]
 pub struct Conditioning {
     /// A text's tokens, [K, L, D] (`encoder_hidden_states`).

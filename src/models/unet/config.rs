@@ -150,7 +150,7 @@ impl UNetConfig {
         }
     }
 
-    /// The down blocks and the up blocks, each in the order of computation. `file` stands in the errors.
+    /// The down blocks and the up blocks, each in the order of computation. Errors name `file`.
     pub(super) fn blocks(&self, file: &Path) -> Result<(Vec<BlockConfig>, Vec<BlockConfig>), ModelError> {
         let channels = &self.block_out_channels;
         let count = channels.len();

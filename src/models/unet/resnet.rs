@@ -73,7 +73,7 @@ impl Downsample {
         if self.padding > 0 {
             return self.conv.forward(x);
         }
-        // diffusers pads on the right and below only when it is told not to pad.
+        // Without padding, diffusers pads on the right and below alone.
         self.conv.forward(&x.constant_pad_nd([0, 1, 0, 1]))
     }
 }

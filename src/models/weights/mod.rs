@@ -74,7 +74,7 @@ impl Weights {
         Weights::named(Path::new("(memory)"), tensors)
     }
 
-    /// Tensors read in another way; `file` stands in the errors.
+    /// Tensors read in another way; errors name `file`.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
         let state = RefCell::new(State { left: tensors, ..State::default() });
         Weights { file: file.to_owned(), zeros: false, layout: WeightLayout::default(), state }
@@ -155,7 +155,7 @@ impl<'a> Scope<'a> {
         &self.path
     }
 
-    /// The tensor `name`, which must have the given shape; a fault is told by [`Weights::finish`].
+    /// The tensor `name`, which must have the given shape; [`Weights::finish`] reports a fault.
     pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
         self.weights.take(self.name(name), shape, |tensor| tensor)
     }
