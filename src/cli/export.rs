@@ -34,7 +34,7 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.project.open(registry)?;
     let mut kinds = Vec::new();
     if args.published.is_some() {
-        kinds.extend(["pretrain-loss", "fisher", "influence"]);
+        kinds.extend(["pretrain-loss", "fisher", "influence", "ranking"]);
     }
     if args.unet.is_some() {
         kinds.push("unlearn");
@@ -117,10 +117,14 @@ impl<'a> Results<'a> {
                 "fisher" => export::fisher(batch, &outputs["fisher"])?,
                 "influence" => {
                     let port = |port: &str| outputs[port].clone();
-                    let (influence, rank, picture) = (port("influence"), port("rank"), port("picture"));
-                    let query = export::Influence { name: name(node), influence, rank, picture };
+                    let query = export::Influence {
+                        name: name(node),
+                        influence: port("influence"),
+                        rank: port("rank"),
+                    };
                     export::influence(batch, &query)?;
                 }
+                "ranking" => export::picture(batch, &name(node), &outputs["picture"])?,
                 _ => {}
             }
         }

@@ -26,7 +26,7 @@ pub(super) fn stages(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let hint = suggestion(name, registry.iter().map(|kind| kind.name)).unwrap_or_default();
         return Err(Failure::Usage(format!("there is no stage kind `{name}`: {hint}")));
     };
-    print(&describe(*kind));
+    print(&describe(kind));
     Ok(())
 }
 

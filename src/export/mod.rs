@@ -14,7 +14,7 @@ use crate::models::weights::config::ModelError;
 
 pub use batch::{Batch, State, Written};
 pub use diffusers::{Unlearned, unet};
-pub use published::{Influence, fisher, influence, pretrain_loss};
+pub use published::{Influence, fisher, influence, picture, pretrain_loss};
 
 /// Why results could not be written elsewhere. What was there before is then still there.
 #[derive(Debug, thiserror::Error)]

@@ -19,8 +19,6 @@ pub struct Influence {
     pub influence: PathBuf,
     /// int64 [N]: image indices by falling influence
     pub rank: PathBuf,
-    /// PNG
-    pub picture: PathBuf,
 }
 
 /// The losses of all latents, float32 [2N], as `pretrain_loss.npy`.
@@ -49,7 +47,7 @@ pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
     Ok(torch::write(batch.file("fisher_info.pt")?, &entries)?)
 }
 
-/// Influence and rank as `influence_NAME.pkl`, the picture as `visualization_NAME.jpg`.
+/// Influence and rank as `influence_NAME.pkl`.
 ///
 /// # Errors
 /// Files of another type or shape, or a write that failed.
@@ -60,7 +58,13 @@ pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError
     let mut rank = Vec::new();
     npy.read_i64(0..npy.rows(), &mut rank)?;
     let bytes = dict(&[("influence", Array::F32(&influence)), ("rank", Array::I64(&rank))]);
-    fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?;
-    let picture = load_rgb(&query.picture)?;
-    Ok(save_jpeg(&picture, batch.file(format!("visualization_{}.jpg", query.name))?)?)
+    Ok(fs_err::write(batch.file(format!("influence_{}.pkl", query.name))?, bytes)?)
+}
+
+/// The picture of a ranking, PNG, as `visualization_NAME.jpg`.
+///
+/// # Errors
+/// A file that is not a picture, or a write that failed.
+pub fn picture(batch: &mut Batch, name: &str, picture: &Path) -> Result<(), ExportError> {
+    Ok(save_jpeg(&load_rgb(picture)?, batch.file(format!("visualization_{name}.jpg"))?)?)
 }

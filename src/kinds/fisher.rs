@@ -32,11 +32,11 @@ impl Kind for FisherParams {
             Input::new("latents", "float [2N, C, H, W]"),
             Input::new("text_embeddings", "float [N, captions, L, D]"),
         ],
-        outputs: &[Output {
-            name: "fisher",
-            file: "fisher.safetensors",
-            doc: "float64 by weight name; the number of images N in its metadata",
-        }],
+        outputs: &[Output::new(
+            "fisher",
+            "fisher.safetensors",
+            "float64 by weight name; the number of images N in its metadata",
+        )],
         ..KindInfo::new::<Self>("fisher", 1, "the diagonal Fisher information of the model's weights")
     };
 }

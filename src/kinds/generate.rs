@@ -61,9 +61,9 @@ impl Kind for SampleParams {
                 .optional(),
         ],
         outputs: &[
-            Output { name: "images", file: IMAGES, doc: "a folder with 0.png, 1.png, …: RGB, 8 bit" },
-            Output { name: "latents", file: LATENTS, doc: "float32 [Q, C, H, W]" },
-            Output { name: "text_embeddings", file: TEXTS, doc: "float32 [Q, 1, L, D]" },
+            Output::new("images", IMAGES, "a folder with 0.png, 1.png, …: RGB, 8 bit"),
+            Output::new("latents", LATENTS, "float32 [Q, C, H, W]"),
+            Output::new("text_embeddings", TEXTS, "float32 [Q, 1, L, D]"),
         ],
         ..KindInfo::new::<Self>("generate", 2, "images drawn by the model for captions")
     };
@@ -179,7 +179,7 @@ impl Compute for SampleParams {
         let given = inputs.inputs();
         let steps = steps.min(MOST);
         let stage = SampleParams { steps: steps as usize, ..self.clone() };
-        let unit = cut(&self, &captions(&self, given.get(CAPTIONS))?).into_iter().next();
+        let unit = cut(&stage, &captions(&stage, given.get(CAPTIONS))?).into_iter().next();
         Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
     }
 }

@@ -66,7 +66,7 @@ params! {
         /// Seed of the posterior's draws; each image and mirror image has its own stream.
         seed: u32 = 0,
         /// How text embeddings are stored.
-        text_precision: StorageDtype = StorageDtype::Float32,
+        text_dtype: StorageDtype = StorageDtype::Float32,
     }
 }
 
@@ -86,12 +86,8 @@ impl Kind for Latents {
             TOKENIZER,
         ],
         outputs: &[
-            Output {
-                name: "latents",
-                file: "latents.npy",
-                doc: "float32 [2N, C, H, W]: images, then mirror images",
-            },
-            Output { name: "text_embeddings", file: TEXTS, doc: "float [N, captions, L, D]" },
+            Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),
+            Output::new("text_embeddings", TEXTS, "float [N, captions, L, D]"),
         ],
         ..KindInfo::new::<Self>("latents", 2, "training images and captions as latents and text embeddings")
     };
@@ -105,19 +101,19 @@ impl Stage for Latents {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let Self { pixels, captions, posterior: _, seed: _, text_precision } = self;
+        let Self { pixels, captions, posterior: _, seed: _, text_dtype } = self;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
         let texts = vec![images, *captions as usize, length, width];
         let outputs = [
             ("latents", ArtifactShape::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
-            ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_precision.dtype().size() }),
+            ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_dtype.dtype().size() }),
         ];
         let cost_key = json!({
             "pixels": pixels,
             "captions": captions,
-            "precision": text_precision,
+            "precision": text_dtype,
             "images": images,
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
@@ -130,7 +126,7 @@ impl Stage for Latents {
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::training_set(inputs, self.captions as usize, self.text_precision.dtype(), outputs)
+        check_outputs::training_set(inputs, self.captions as usize, self.text_dtype.dtype(), outputs)
     }
 }
 
@@ -237,7 +233,7 @@ fn write_latents(
 
 /// Encodes the captions of each image together.
 fn write_texts(params: &Latents, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
-    let dtype = params.text_precision.dtype();
+    let dtype = params.text_dtype.dtype();
     let mut writer = None;
     for item in items {
         let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();

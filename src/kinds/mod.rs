@@ -40,6 +40,7 @@ registry! {
     without_libtorch {
         download::Download,
         command::Command,
+        ranking::Ranking,
     }
     with_libtorch {
         latents::Latents,

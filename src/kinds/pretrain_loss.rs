@@ -13,10 +13,9 @@ use crate::io::npy::Dtype;
 use crate::method::loss::LossParams;
 use crate::method::noise::Noise;
 use attrflow_engine::config::param::Validate;
-use attrflow_engine::config::tree::{Node, Value};
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Port,
-    Stage, Task, Trial, Unit, UnitInputs,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task, Trial, Unit, UnitInputs,
 };
 use attrflow_engine::params;
 
@@ -25,26 +24,26 @@ params! {
     pub struct PretrainLoss {
         /// How a loss is measured; `influence` takes the same table from here.
         loss: LossParams,
-        /// Give the losses at each timestep as well, on a further output `timesteps` (pretrain_loss_timesteps.npy,
-        /// float32 [2N, T], a mean over captions): `influence` reads them when it is asked for `candidates`. Needs
+        /// Give the losses at each timestep as well, on the output `per_timestep` (pretrain_loss_per_timestep.npy,
+        /// float32 [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs
         /// `noise = "per_image"`.
-        timesteps: bool = false,
+        per_timestep: bool = false,
     }
 }
 
 impl Validate for PretrainLoss {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if !self.timesteps || self.loss.noise == Noise::PerImage {
+        if !self.per_timestep || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`timesteps` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no timestep can be computed alone";
-        vec![("timesteps", message.to_owned())]
+        let message = "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no timestep can be computed alone";
+        vec![("per_timestep", message.to_owned())]
     }
 }
 
 /// The output that is there where it is asked for.
-const TIMESTEPS: &str = "timesteps";
-const TIMESTEPS_FILE: &str = "pretrain_loss_timesteps.npy";
+const PER_TIMESTEP: &str = "per_timestep";
+const PER_TIMESTEP_FILE: &str = "pretrain_loss_per_timestep.npy";
 
 impl Kind for PretrainLoss {
     const INFO: KindInfo = KindInfo {
@@ -55,8 +54,11 @@ impl Kind for PretrainLoss {
             Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
             Input::new("text_embeddings", "float [N, captions, L, D]"),
         ],
-        outputs: &[Output { name: "losses", file: "pretrain_loss.npy", doc: "float32 [2N]" }],
-        ports,
+        outputs: &[
+            Output::new("losses", "pretrain_loss.npy", "float32 [2N]"),
+            Output::new(PER_TIMESTEP, PER_TIMESTEP_FILE, "float32 [2N, T]: a mean over captions")
+                .asked_by(PER_TIMESTEP),
+        ],
         ..KindInfo::new::<Self>(
             "pretrain-loss",
             2,
@@ -67,11 +69,11 @@ impl Kind for PretrainLoss {
 
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
-        let Self { loss, timesteps } = self;
+        let Self { loss, per_timestep } = self;
         let mut counts = json!({ "loss": loss });
-        // Left out where it is not set, so that what was computed before it existed stays valid.
-        if *timesteps {
-            counts["timesteps"] = json!(true);
+        // Left out where it is not set: it adds an output and changes no other.
+        if *per_timestep {
+            counts["per_timestep"] = json!(true);
         }
         counts
     }
@@ -94,31 +96,21 @@ impl Stage for PretrainLoss {
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
-        if self.timesteps {
+        if self.per_timestep {
             let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples];
-            foreseen.outputs.insert(TIMESTEPS.into(), ArtifactShape::Array { shape, bytes: 4 });
+            foreseen.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(foreseen)
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
-        if let Some(file) = outputs.get(TIMESTEPS) {
+        if let Some(file) = outputs.get(PER_TIMESTEP) {
             let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples].map(Some);
             check_outputs::array(file, Some(Dtype::F32), &shape)?;
         }
         Ok(())
     }
-}
-
-fn ports(kind: &KindInfo, written: &Node) -> Vec<Port> {
-    let port = |name: &str, file: &str| Port { name: name.to_owned(), file: file.to_owned() };
-    let mut ports: Vec<Port> = kind.outputs.iter().map(|output| port(output.name, output.file)).collect();
-    let asked = written.as_table().and_then(|table| table.get("timesteps"));
-    if asked.is_some_and(|node| matches!(node.value, Value::Bool(true))) {
-        ports.push(port(TIMESTEPS, TIMESTEPS_FILE));
-    }
-    ports
 }
 
 impl Compute for PretrainLoss {
@@ -132,8 +124,8 @@ impl Compute for PretrainLoss {
 
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
-        if self.timesteps {
-            per_timestep::merge(&self.loss, inputs, parts, &out.join(TIMESTEPS_FILE))?;
+        if self.per_timestep {
+            per_timestep::merge(&self.loss, inputs, parts, &out.join(PER_TIMESTEP_FILE))?;
         }
         loss_pass::merge(&self.loss, inputs, parts, &out.join("pretrain_loss.npy"))
     }
@@ -148,7 +140,7 @@ impl Compute for PretrainLoss {
         let (loss, inputs, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
         let steps = unit.steps;
         Ok(Trial {
-            stage: Box::new(PretrainLoss { loss, timesteps: false }),
+            stage: Box::new(PretrainLoss { loss, per_timestep: false }),
             inputs,
             unit: Some(unit),
             steps,

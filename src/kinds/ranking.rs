@@ -1,4 +1,4 @@
-//! What people read of an influence: the top of the ranking as table and picture.
+//! The top of a ranking, for people to read: a table, the same as JSON, and a picture.
 
 use std::path::Path;
 
@@ -6,13 +6,145 @@ use anyhow::Context as _;
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::io::captions::coco::Captions;
+use super::loss_pass::top_k::Report;
+use super::shared::check_outputs::{self, Outputs};
+use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::contact_sheet::{Cell, contact_sheet};
-use crate::io::image::load_rgb;
+use crate::io::image::{load_rgb, save_png};
+use crate::io::npy::Npy;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task,
+};
+use attrflow_engine::params;
+
+params! {
+    /// Parameters of `ranking`.
+    pub struct Ranking {
+        /// Training images in the table.
+        rows: u32 [1..=1_000_000] = 100,
+        /// Training images in the picture.
+        images_shown: u32 [1..=100] = 10,
+        /// The title of the picture, such as the query's caption.
+        title: String = String::new(),
+    }
+}
+
+impl Validate for Ranking {}
+
+const TABLE: &str = "top.csv";
+const JSON: &str = "top.json";
+const PICTURE: &str = "top.png";
+
+impl Kind for Ranking {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new("influence", "float32 [N]"),
+            Input::new("rank", "int64 [N]: image indices by falling influence"),
+            Input::new("top_k", "the output `top_k` of `influence`: which of the influences are exact")
+                .optional(),
+            Input::new("captions", "a captions file in COCO's layout").optional(),
+            Input::new("images", "the folder of training images, for the picture").optional(),
+            Input::new("query", "the generated image, for the picture").optional(),
+        ],
+        outputs: &[
+            Output::new("table", TABLE, "the most influential images, a line each"),
+            Output::new("json", JSON, "the same with all captions"),
+            Output::new("picture", PICTURE, "the query and the most influential images"),
+        ],
+        libtorch: false,
+        ..KindInfo::new::<Self>(
+            "ranking",
+            1,
+            "the most influential training images as table, JSON and picture",
+        )
+    };
+}
+
+impl Stage for Ranking {
+    fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
+        let (line, cell) = (120, 40_000);
+        let rows = u64::from(self.rows);
+        let outputs = [
+            ("table", rows * line),
+            ("json", rows * line * 4),
+            ("picture", u64::from(self.images_shown + 1) * cell),
+        ];
+        let outputs = outputs.map(|(port, bytes)| (port.to_owned(), ArtifactShape::Bytes(bytes))).into();
+        Ok(Estimate { outputs, ..Estimate::default() })
+    }
+
+    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+        check_outputs::some_file(&outputs["table"])?;
+        check_outputs::some_file(&outputs["json"])?;
+        Ok(load_rgb(&outputs["picture"]).map(drop)?)
+    }
+}
+
+impl Compute for Ranking {
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let influence = Npy::vector(inputs.path("influence"))?;
+        let ranks = ranks(inputs.path("rank"), influence.len())?;
+        let captions = match inputs.get("captions") {
+            Some(path) => Captions::read_all(path)?,
+            None => Captions { items: (0..influence.len()).map(unnamed).collect() },
+        };
+        let mut rows = top(&ranks, &influence, &captions, self.rows as usize)?;
+        if let Some(path) = inputs.get("top_k") {
+            let exact = Report::read(path)?.flags();
+            let images = exact.len();
+            anyhow::ensure!(
+                images == influence.len(),
+                "{}: {images} images, expected {}",
+                path.display(),
+                influence.len()
+            );
+            rows.iter_mut().for_each(|row| row.exact = Some(exact[row.index]));
+        }
+        write_csv(&out.join(TABLE), &rows)?;
+        write_json(&out.join(JSON), &rows)?;
+        let query = match inputs.get("query") {
+            Some(path) => load_rgb(path)?,
+            None => RgbImage::from_pixel(64, 64, image::Rgb([240; 3])),
+        };
+        let shown = &rows[..rows.len().min(self.images_shown as usize)];
+        let picture = match inputs.get("images") {
+            Some(images) if inputs.get("captions").is_some() => draw(&query, &self.title, shown, images)?,
+            _ => contact_sheet(&query, &self.title, &[]),
+        };
+        Ok(save_png(&picture, out.join(PICTURE))?)
+    }
+}
+
+/// The image indices by falling influence, each of which must be one.
+fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
+    let npy = Npy::open(path)?;
+    npy.expect_shape(&[Some(images)])?;
+    let mut ranks = Vec::new();
+    npy.read_i64(0..images, &mut ranks)?;
+    let wrong =
+        ranks.iter().position(|&index| usize::try_from(index).is_ok_and(|index| index < images).eq(&false));
+    if let Some(place) = wrong {
+        anyhow::bail!(
+            "{}: value {place} is {}, expected an image from 0 to {images}",
+            path.display(),
+            ranks[place]
+        );
+    }
+    Ok(ranks)
+}
+
+/// An image that no captions file names: called by its index.
+fn unnamed(index: usize) -> Item {
+    Item { file_name: index.to_string(), captions: Vec::new() }
+}
 
 /// One training image of the ranking.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Row {
+struct Row {
     /// 1 for the most influential.
     pub rank: usize,
     /// Position in the data set.
@@ -29,12 +161,7 @@ pub(crate) struct Row {
 }
 
 /// The first `k` of a ranking.
-pub(crate) fn top(
-    ranks: &[i64],
-    influence: &[f32],
-    captions: &Captions,
-    k: usize,
-) -> anyhow::Result<Vec<Row>> {
+fn top(ranks: &[i64], influence: &[f32], captions: &Captions, k: usize) -> anyhow::Result<Vec<Row>> {
     anyhow::ensure!(
         captions.items.len() == influence.len(),
         "the captions file has {} images, the latents have {}: they must be of one data set",
@@ -57,7 +184,7 @@ pub(crate) fn top(
 
 /// Writes rank, index, file name, influence and first caption, one image per line; where some influences are estimates,
 /// whether it is exact as well.
-pub(crate) fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
+fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let mut writer = csv::Writer::from_writer(fs_err::File::create(path)?);
     let marked = rows.iter().any(|row| row.exact.is_some());
     let mut header = vec!["rank", "index", "file_name", "influence", "caption"];
@@ -76,19 +203,19 @@ pub(crate) fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
 }
 
 /// Writes the rows with all captions.
-pub(crate) fn write_json(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
+fn write_json(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec_pretty(rows)?;
     text.push(b'\n');
     Ok(fs_err::write(path, text)?)
 }
 
 /// Draws the query and, below it, the training images with rank, influence and first caption.
-pub(crate) fn draw(query: &RgbImage, heading: &str, rows: &[Row], images: &Path) -> anyhow::Result<RgbImage> {
+fn draw(query: &RgbImage, title: &str, rows: &[Row], images: &Path) -> anyhow::Result<RgbImage> {
     let cells = rows.iter().map(|row| {
         let path = images.join(&row.file_name);
         let image = load_rgb(&path).with_context(|| format!("training image {}", row.index))?;
         let title = format!("{}. {:+.3e}", row.rank, row.influence);
         Ok(Cell { image, title, lines: row.captions.iter().take(1).cloned().collect() })
     });
-    Ok(contact_sheet(query, heading, &cells.collect::<anyhow::Result<Vec<_>>>()?))
+    Ok(contact_sheet(query, title, &cells.collect::<anyhow::Result<Vec<_>>>()?))
 }

@@ -32,11 +32,11 @@ impl Kind for UnlearnParams {
             Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
             Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
         ],
-        outputs: &[Output {
-            name: "weights",
-            file: "unlearned.safetensors",
-            doc: "float32 by weight name, only those that changed",
-        }],
+        outputs: &[Output::new(
+            "weights",
+            "unlearned.safetensors",
+            "float32 by weight name, only those that changed",
+        )],
         ..KindInfo::new::<Self>("unlearn", 1, "the weights after unlearning one image")
     };
 }

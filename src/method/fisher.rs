@@ -124,7 +124,7 @@ pub fn fisher_range(
         let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
             let some = row..row + most;
             let sums =
-                squared_gradients(unet, schedule, &rows.slice(some), &params.selection, images.start + row)?;
+                squared_gradients(unet, schedule, &rows.slice(some), &params.select, images.start + row)?;
             // Summed at once: the sums of many slices would take what the slices were cut for.
             sum.add(FisherSum { sums, weight: 0.0 });
             Ok::<_, MathError>((most, ()))

@@ -113,15 +113,10 @@ fn a_whole_run_is_adopted_without_a_copy_and_computes_nothing() {
             [("images", "images"), ("latents", "latents.npy"), ("text_embeddings", "text_embeddings.npy")];
         many(&format!("generate[{query}]"), &format!("generate/{query}"), &ports);
         one(&format!("unlearn[{query}]"), &format!("mine/unlearn/{query}/unlearned.safetensors"));
-        let ports = [
-            ("influence", "influence.npy"),
-            ("rank", "rank.npy"),
-            ("losses", "unlearned_loss.npy"),
-            ("table", "top.csv"),
-            ("top", "top.json"),
-            ("picture", "top.png"),
-        ];
+        let ports = [("influence", "influence.npy"), ("rank", "rank.npy"), ("losses", "unlearned_loss.npy")];
         many(&format!("influence[{query}]"), &format!("influence/{query}"), &ports);
+        let ports = [("table", "top.csv"), ("json", "top.json"), ("picture", "top.png")];
+        many(&format!("ranking[{query}]"), &format!("ranking/{query}"), &ports);
     }
     let ran = project.run(&[]);
     assert_eq!((ran.reused(), ran.computed()), (STAGES.map(str::to_owned).to_vec(), vec![]));

@@ -1,18 +1,44 @@
 //! What an edit runs again: what it must, and nothing else.
 
-use crate::project::{Project, files};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use attrflow_engine::provenance::manifest;
+
+use crate::project::{Project, Ran, command, files};
 use crate::run::STAGES;
 
 #[test]
 fn a_parameter_runs_its_readers_and_no_others() {
     let cases: [(&str, &[&str]); 4] = [
-        ("loss.time_samples=4", &["influence[grin]", "influence[pizza]", "pretrain_loss"]),
-        ("unlearn.lr=0.002", &["influence[grin]", "influence[pizza]", "unlearn[grin]", "unlearn[pizza]"]),
-        ("influence.top=4", &["influence[grin]", "influence[pizza]"]),
+        (
+            "loss.time_samples=4",
+            &["influence[grin]", "influence[pizza]", "pretrain_loss", "ranking[grin]", "ranking[pizza]"],
+        ),
+        (
+            "unlearn.lr=0.002",
+            &[
+                "influence[grin]",
+                "influence[pizza]",
+                "ranking[grin]",
+                "ranking[pizza]",
+                "unlearn[grin]",
+                "unlearn[pizza]",
+            ],
+        ),
+        ("ranking.rows=4", &["ranking[grin]", "ranking[pizza]"]),
         // The row that a batch holds changes the rounding of a sum alone, but it changes it.
         (
             "fisher.seed=1",
-            &["fisher", "influence[grin]", "influence[pizza]", "unlearn[grin]", "unlearn[pizza]"],
+            &[
+                "fisher",
+                "influence[grin]",
+                "influence[pizza]",
+                "ranking[grin]",
+                "ranking[pizza]",
+                "unlearn[grin]",
+                "unlearn[pizza]",
+            ],
         ),
     ];
     let project = Project::finished();
@@ -23,27 +49,54 @@ fn a_parameter_runs_its_readers_and_no_others() {
     }
 }
 
+/// What a ranking shows is no part of a score: no fingerprint changes, and libtorch is not loaded.
 #[test]
-fn a_change_of_the_table_alone_computes_no_loss_again() {
+fn another_title_or_number_of_images_changes_no_score() {
     let project = Project::finished();
-    let ran = project.run(&["--set", "influence.top=4"]);
-    assert_eq!(ran.events("unit_finished", "unit"), [""; 0]);
+    let scores = || {
+        let last = manifest::list(&project.path("cache/runs/demo")).pop().unwrap();
+        let stages = manifest::read(&last).unwrap().stages.into_iter();
+        let scores = stages.filter(|record| !record.stage.starts_with("ranking"));
+        scores.map(|record| (record.stage, record.fingerprint.unwrap())).collect::<Vec<_>>()
+    };
+    let before = scores();
+    assert!(before.iter().any(|(stage, _)| stage == "influence[grin]"));
+    // A worker that only says that it was started stands beside the program.
+    let folder = project.path("bin");
+    fs_err::create_dir(&folder).unwrap();
+    let (program, worker, started) =
+        (folder.join("attrflow"), folder.join("attrflow-worker"), project.path("started"));
+    fs_err::copy(env!("CARGO_BIN_EXE_attrflow"), &program).unwrap();
+    fs_err::write(&worker, format!("#!/bin/sh\ntouch {}\nexit 1\n", started.display())).unwrap();
+    fs_err::set_permissions(&worker, Permissions::from_mode(0o755)).unwrap();
+    project.edit("pipelines/demo.toml", "title = \"${query.caption}\"", "title = \"a title\"");
+    for sets in [&[][..], &["--set", "ranking.images_shown=1"], &["--set", "ranking.rows=2"]] {
+        let arguments = [&["run", "pipelines/demo.toml", "--json"], sets].concat();
+        let ran: Ran = command(&program, &project.root).args(arguments).output().unwrap().into();
+        assert_eq!(
+            (ran.code, ran.computed()),
+            (0, vec!["ranking[grin]".into(), "ranking[pizza]".into()]),
+            "{ran:?}"
+        );
+        assert_eq!(scores(), before, "{sets:?}");
+    }
+    assert!(!started.exists(), "a worker with libtorch was started");
 }
 
 #[test]
 fn a_query_runs_its_own_chain() {
     let project = Project::finished();
     project.edit("configs/demo.toml", "an emoji of grinning face", "an emoji of winking face");
-    let chain = ["generate[grin]", "influence[grin]", "unlearn[grin]"];
+    let chain = ["generate[grin]", "influence[grin]", "ranking[grin]", "unlearn[grin]"];
     assert_eq!(project.run(&[]).computed(), chain);
 
     let text = fs_err::read_to_string(project.path("configs/demo.toml")).unwrap();
     let query = "\n[[queries]]\nname = \"star\"\ncaption = \"a yellow star\"\nseed = 5\n";
     project.write("configs/demo.toml", text + query);
     let ran = project.run(&[]);
-    assert_eq!(ran.computed(), ["generate[star]", "influence[star]", "unlearn[star]"]);
+    assert_eq!(ran.computed(), ["generate[star]", "influence[star]", "ranking[star]", "unlearn[star]"]);
     assert_eq!(ran.reused(), STAGES);
-    assert!(project.result("influence/star/top.csv").is_file());
+    assert!(project.result("ranking/star/top.csv").is_file());
 }
 
 #[test]
@@ -65,7 +118,7 @@ fn a_caption_of_the_data_set_runs_what_reads_it() {
     let text = fs_err::read_to_string(project.path("data/demo/captions.json")).unwrap();
     project.write("data/demo/captions.json", text.replacen("CLDR names", "CLDR  names", 1));
     let ran = project.run(&[]);
-    assert_eq!(ran.computed(), ["data", "influence[grin]", "influence[pizza]", "latents"]);
+    assert_eq!(ran.computed(), ["data", "latents", "ranking[grin]", "ranking[pizza]"]);
 }
 
 #[test]
@@ -115,5 +168,5 @@ fn a_damaged_index_is_told_and_costs_its_own_stage_alone() {
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains(" is damaged: "), "{ran:?}");
-    assert!(ran.out.contains("1 ran, 9 reused"), "{ran:?}");
+    assert!(ran.out.contains("1 ran, 11 reused"), "{ran:?}");
 }

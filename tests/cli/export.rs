@@ -56,7 +56,10 @@ fn the_published_files_hold_the_results() {
         let expected = dict(&[("influence", Array::F32(&influence)), ("rank", Array::I64(&rank))]);
         assert_eq!(fs_err::read(out.join(format!("influence_{query}.pkl"))).unwrap(), expected);
         let picture = load_rgb(out.join(format!("visualization_{query}.jpg"))).unwrap();
-        assert_eq!(picture.dimensions(), load_rgb(folder.join("top.png")).unwrap().dimensions());
+        assert_eq!(
+            picture.dimensions(),
+            load_rgb(project.result("ranking").join(query).join("top.png")).unwrap().dimensions()
+        );
     }
 }
 
@@ -123,7 +126,7 @@ fn results_that_are_not_up_to_date_are_named() {
     let project = Project::finished();
     let run = |arguments: &[&str]| project.attrflow([&["export"], arguments].concat());
     let ran = run(&["--published", "out", "pipelines/demo.toml", "--set", "unlearn.lr=1"]);
-    let told = "error: not up to date: influence[grin], influence[pizza]; \
+    let told = "error: not up to date: influence[grin], influence[pizza], ranking[grin], ranking[pizza]; \
                 run `attrflow run pipelines/demo.toml --set unlearn.lr=1` first\n";
     assert_eq!((ran.code, ran.err.as_str(), ran.out.as_str()), (1, told, ""));
     assert!(!project.path("out").exists());

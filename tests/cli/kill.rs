@@ -214,7 +214,7 @@ fn a_view_left_half_made_is_swept() {
     let project = Project::finished();
     let before = project.results();
     project.write("results/demo/.attrflow-dead/old/array.npy", "x");
-    fs_err::remove_file(project.result("influence/grin/top.csv")).unwrap();
+    fs_err::remove_file(project.result("ranking/grin/top.csv")).unwrap();
     project.run(&[]);
     assert_eq!(project.results(), before);
 }

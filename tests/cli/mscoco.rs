@@ -13,7 +13,7 @@ pub const SMALL: [&str; 18] = [
     "queries=[{ name = \"0\", index = 0 }, { name = \"1\", index = 1 }]",
     "latents.pixels=32",
     "latents.captions=2",
-    "latents.text_precision=float32",
+    "latents.text_dtype=float32",
     "loss={ time_samples = 2, captions = 2, noise = \"per_image\" }",
     "fisher.epochs=1",
     "fisher.batch_size=4",
@@ -25,7 +25,7 @@ pub const SMALL: [&str; 18] = [
     "unlearn.lr=0.001",
     "unlearn.images=6",
     "influence.top=5",
-    "influence.pictured=3",
+    "ranking.images_shown=3",
     "run.threads=1",
     "run.jobs=2",
 ];
@@ -115,7 +115,7 @@ pub fn same(project: &Project, result: &str, demo: &str) {
 pub fn as_the_demo(project: &Project) {
     same(project, "pretrain_loss/pretrain_loss.npy", "pretrain_loss/pretrain_loss.npy");
     for (query, name) in [("0", "grin"), ("1", "pizza")] {
-        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy", "top.csv", "top.json"] {
+        for file in ["influence.npy", "rank.npy", "unlearned_loss.npy"] {
             same(project, &format!("influence/{query}/{file}"), &format!("influence/{name}/{file}"));
         }
     }
@@ -131,7 +131,7 @@ fn from_the_published_files_then_computed() {
     // The same numbers as the demo's, from torch's files and a checkpoint that lies beside no config.json.
     as_the_demo(&project);
     for query in ["0", "1"] {
-        let picture = image::open(project.path(format!("results/mscoco/influence/{query}/top.png"))).unwrap();
+        let picture = image::open(project.path(format!("results/mscoco/ranking/{query}/top.png"))).unwrap();
         assert!(picture.width() > 100);
     }
 
@@ -202,8 +202,8 @@ fn the_defaults_are_the_published_ones() {
         damping = 0.0
         select = "cross-attn-kv"
         images = 118287
-        [influence]
-        pictured = 10
+        [ranking]
+        images_shown = 10
     "#
     .parse()
     .unwrap();

@@ -83,7 +83,7 @@ impl Web {
     fn finished(&self) {
         as_the_demo(&self.project);
         for query in ["0", "1"] {
-            assert!(self.project.path(format!("results/mscoco/influence/{query}/top.png")).exists());
+            assert!(self.project.path(format!("results/mscoco/ranking/{query}/top.png")).exists());
         }
         assert_eq!(self.project.cached("downloads"), [""; 0]);
         assert_eq!(self.project.cached("tmp"), ["gate"]);

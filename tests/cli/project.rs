@@ -45,9 +45,9 @@ grad_accum_steps = 2
 batch_size = 4
 lr = 0.001
 
-[influence]
-top = 5
-pictured = 3
+[ranking]
+rows = 5
+images_shown = 3
 
 [run]
 device = "cpu"
@@ -184,7 +184,7 @@ impl Ran {
 
     /// The stages that were reused.
     pub fn reused(&self) -> Vec<String> {
-        self.events("stage_reused", "stage")
+        self.events("stage_cached", "stage")
     }
 }
 

@@ -107,7 +107,7 @@ fn nothing_that_changed_is_missed() {
     again("an object", &[stage.as_str()]);
     fs_err::remove_file(&entry).unwrap();
     again("an index entry", &[stage.as_str()]);
-    let shown = project.result("influence/grin/top.csv");
+    let shown = project.result("ranking/grin/top.csv");
     let text = fs_err::read(&shown).unwrap();
     fs_err::remove_file(&shown).unwrap();
     again("a result", &[]);

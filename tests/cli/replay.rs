@@ -359,7 +359,7 @@ fn a_run_is_told_as_a_statement_and_as_a_crate() {
     let graph = metadata["@graph"].as_array().unwrap();
     let entity = |id: &str| graph.iter().find(|entity| entity["@id"] == id).unwrap();
     let held = files(&project.path("out/crate/results"));
-    assert!(held.contains_key("influence/grin/top.png") && !held.contains_key("fisher/fisher.safetensors"));
+    assert!(held.contains_key("ranking/grin/top.png") && !held.contains_key("fisher/fisher.safetensors"));
     for (name, path) in &held {
         assert_eq!(entity(&format!("results/{name}"))["sha256"], sha256(path), "{name}");
     }

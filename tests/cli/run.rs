@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, command};
 
-pub const STAGES: [&str; 10] = [
+pub const STAGES: [&str; 12] = [
     "data",
     "fisher",
     "generate[grin]",
@@ -16,6 +16,8 @@ pub const STAGES: [&str; 10] = [
     "influence[pizza]",
     "latents",
     "pretrain_loss",
+    "ranking[grin]",
+    "ranking[pizza]",
     "unlearn[grin]",
     "unlearn[pizza]",
 ];
@@ -50,7 +52,7 @@ fn a_first_run_leaves_every_output_and_says_where() {
     }
     let last = ran.out.lines().last().unwrap();
     assert!(
-        last.starts_with("10 ran, 0 reused in ") && last.contains("; manifest cache/runs/demo/"),
+        last.starts_with("12 ran, 0 reused in ") && last.contains("; manifest cache/runs/demo/"),
         "{last}"
     );
 
@@ -90,7 +92,8 @@ fn a_first_run_leaves_every_output_and_says_where() {
 fn table_picture_and_ranking_say_the_same() {
     let project = Project::finished();
     for query in ["grin", "pizza"] {
-        let folder = project.result("influence").join(query);
+        let (folder, shown) =
+            (project.result("influence").join(query), project.result("ranking").join(query));
         let (influence, rank) = (floats(&folder.join("influence.npy")), ranks(&folder.join("rank.npy")));
         let mut sorted = rank.clone();
         sorted.sort_unstable();
@@ -106,10 +109,10 @@ fn table_picture_and_ranking_say_the_same() {
 
         let text = fs_err::read(project.path("data/demo/captions.json")).unwrap();
         let captions: Json = serde_json::from_slice(&text).unwrap();
-        let text = fs_err::read(folder.join("top.json")).unwrap();
+        let text = fs_err::read(shown.join("top.json")).unwrap();
         let top: Vec<Json> = serde_json::from_slice(&text).unwrap();
         let rows: Vec<csv::StringRecord> =
-            csv::Reader::from_path(folder.join("top.csv")).unwrap().records().map(Result::unwrap).collect();
+            csv::Reader::from_path(shown.join("top.csv")).unwrap().records().map(Result::unwrap).collect();
         assert_eq!((top.len(), rows.len()), (5, 5));
         for (place, (row, item)) in rows.iter().zip(&top).enumerate() {
             let index = rank[place] as usize;
@@ -124,7 +127,7 @@ fn table_picture_and_ranking_say_the_same() {
             assert_eq!(item["captions"][0].as_str().unwrap(), &row[4]);
             assert_eq!(item["captions"].as_array().unwrap().len(), 5);
         }
-        for picture in [folder.join("top.png"), project.result("generate").join(query).join("images/0.png")] {
+        for picture in [shown.join("top.png"), project.result("generate").join(query).join("images/0.png")] {
             let picture = image::open(&picture).unwrap();
             assert!(picture.width() >= 32 && picture.height() >= 32);
         }

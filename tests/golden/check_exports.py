@@ -56,7 +56,7 @@ def check_published(out, results):
         check_pickle(out / f"influence_{query}.pkl", influence, rank)
         assert len(losses) in (len(influence), 2 * len(influence))
         assert (np.diff(influence[rank]) <= 0).all()
-        jpeg, png = Image.open(out / f"visualization_{query}.jpg"), Image.open(folder / "top.png").convert("RGB")
+        jpeg, png = Image.open(out / f"visualization_{query}.jpg"), Image.open(results / "ranking" / query / "top.png").convert("RGB")
         assert (jpeg.format, jpeg.mode, jpeg.size) == ("JPEG", "RGB", png.size)
         error = np.abs(np.asarray(jpeg, np.int16) - np.asarray(png, np.int16)).mean()
         assert error < 5, f"{query}: the picture is {error} levels off"

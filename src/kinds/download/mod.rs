@@ -170,11 +170,7 @@ impl Validate for Download {
 impl Kind for Download {
     const INFO: KindInfo = KindInfo {
         inputs: &[],
-        outputs: &[Output {
-            name: "files",
-            file: "files",
-            doc: "a folder; name what is in it as `stage.files/path`",
-        }],
+        outputs: &[Output::new("files", "files", "a folder; name what is in it as `stage.files/path`")],
         libtorch: false,
         ..KindInfo::new::<Self>(
             "download",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use tch::Tensor;
 
 use super::per_timestep::mean;
@@ -25,34 +25,34 @@ use attrflow_engine::params;
 
 params! {
     /// Which images are to be found, and how surely.
-    pub struct Candidates {
-        /// K, the images to find: those of the largest influence.
-        top: u32 [1..=100_000_000] = 100,
-        /// How surely: the probability with which an image of the top K is kept, as far as what remains of its rises
+    pub struct TopK {
+        /// The images to find: those of the largest influence.
+        k: u32 [1..=100_000_000] = 100,
+        /// How surely: the probability with which an image of the top k is kept, as far as what remains of its rises
         /// besides what all images share is normal; and that with which the certified recall holds, whatever they are.
         confidence: f64 [0.5..=0.999999] = 0.95,
         /// Discarded images, drawn at random, that are computed in full to certify the recall; 0 certifies nothing.
-        check: u32 [0..=100_000_000] = 200,
+        certify_samples: u32 [0..=100_000_000] = 200,
         /// The largest share of the images that a round may keep, however close they are. With 1 only the intervals
         /// discard; with 0.5 the cost is bounded, and the certified recall alone says what that loses.
-        keep: f64 [0.01..=1.0] = 1.0,
-        /// Seed of the draw for `check`.
+        max_keep: f64 [0.01..=1.0] = 1.0,
+        /// Seed of the draw for `certify_samples`.
         seed: u32 = 0,
     }
 }
 
-impl Validate for Candidates {}
+impl Validate for TopK {}
 
 /// The input that holds the pretrained losses at each timestep.
-pub(crate) const TIMESTEPS: &str = "pretrain_timesteps";
+pub(crate) const PER_TIMESTEP: &str = "pretrain_loss_per_timestep";
 /// The report.
-pub(crate) const REPORT: &str = "candidates.json";
+pub(crate) const REPORT: &str = "top_k.json";
 
 /// What a run computed and left out, and what that is worth.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// What was asked for.
-    asked: Candidates,
+    asked: TopK,
     /// N.
     images: usize,
     /// N, or 2N with the mirror images.
@@ -73,10 +73,10 @@ struct Rounds {
     timesteps: usize,
     images: usize,
     discarded: usize,
-    /// Of them those that only `keep` discarded, though their interval did not.
+    /// Of them those that only `max_keep` discarded, though their interval did not.
     surplus: usize,
     kept: usize,
-    /// The K-th best score less what all images share, and its standard error.
+    /// The k-th best score less what all images share, and its standard error.
     threshold: f64,
     threshold_error: f64,
     /// How far behind it the middle image may be and not be discarded.
@@ -89,7 +89,7 @@ struct Rounds {
 #[derive(Debug, Serialize, Deserialize)]
 struct Rows {
     computed: usize,
-    /// Those of a pass without candidates.
+    /// Those of a full pass.
     full: usize,
     fraction: f64,
 }
@@ -100,12 +100,12 @@ struct Certificate {
     confidence: f64,
     discarded: usize,
     sample: usize,
-    /// Of the sample, those that belong to the top K. They are in the answer.
+    /// Of the sample, those that belong to the top k. They are in the answer.
     found: usize,
     /// The most of the discarded that can belong to it, those among them.
     most: usize,
     recall: f64,
-    /// The `check` that would certify a recall of 0.9 if it found none.
+    /// The `certify_samples` that would certify a recall of 0.9 if it found none.
     sample_for_recall_of_0_9: usize,
 }
 
@@ -114,22 +114,22 @@ pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Un
     let latents = arrays::open(inputs)?.0.rows();
     pretrained(loss, inputs, latents)?;
     let steps = (latents * loss.time_samples) as u64;
-    Ok(vec![Unit { name: "candidates".into(), range: json!({ "latents": [0, latents] }), steps }])
+    Ok(vec![Unit { name: "top k".into(), range: json!({ "latents": [0, latents] }), steps }])
 }
 
 /// The losses at each timestep before the unlearning: float32 [2N, T].
 fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Result<Npy> {
-    let npy = Npy::open(inputs.path(TIMESTEPS))?;
+    let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
     npy.expect_shape(&[Some(latents), Some(loss.time_samples)])?;
     let found = npy.dtype();
     anyhow::ensure!(found == Dtype::F32, "{}: dtype {found}, expected {}", npy.path().display(), Dtype::F32);
     Ok(npy)
 }
 
-/// Computes what is needed to find the candidates: the losses [2N], exact ones and estimates, and the report.
+/// Computes what is needed to find the top k: the losses [2N], exact ones and estimates, and the report.
 pub(crate) fn run(
     loss: &LossParams,
-    asked: &Candidates,
+    asked: &TopK,
     inputs: &Inputs,
     out: &Path,
     cx: &Context<'_>,
@@ -156,10 +156,10 @@ pub(crate) fn run(
             done: 0,
         };
         let wanted = Spec {
-            top: asked.top as usize,
+            top: asked.k as usize,
             confidence: asked.confidence,
-            keep: asked.keep,
-            check: asked.check as usize,
+            keep: asked.max_keep,
+            check: asked.certify_samples as usize,
         };
         let found = successive_halving::halve(population, &wanted, &mut rises)?;
         writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
@@ -264,7 +264,7 @@ impl Rises<'_> {
 }
 
 impl Report {
-    fn of(found: &Halving, population: Population, asked: &Candidates, captions: usize) -> Self {
+    fn of(found: &Halving, population: Population, asked: &TopK, captions: usize) -> Self {
         let Halving { rounds, means: _, exact, computed, check } = found;
         let round = |&Round { timesteps, images, behind, surplus, threshold, margin }: &Round| Rounds {
             timesteps,
@@ -278,7 +278,7 @@ impl Report {
             reliability: threshold.reliability,
         };
         let full = population.pairs();
-        let top = population.images.min(asked.top as usize);
+        let top = population.images.min(asked.k as usize);
         Self {
             asked: asked.clone(),
             images: population.images,
@@ -314,7 +314,7 @@ impl Report {
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
-    /// Whether an image's influence is exact, by index.
+    /// Whether the influence of an image is exact, by index.
     pub fn flags(&self) -> Vec<bool> {
         let mut flags = vec![false; self.images];
         for &image in &self.exact {
@@ -324,9 +324,9 @@ impl Report {
     }
 }
 
-/// Refuses losses at each timestep that are not those whose means stand on `pretrain_loss`.
+/// Refuses losses at each timestep that are not those whose means are on `pretrain_loss`.
 pub(crate) fn expect_one_pass(inputs: &Inputs, means: &[f32]) -> anyhow::Result<()> {
-    let npy = Npy::open(inputs.path(TIMESTEPS))?;
+    let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
     npy.expect_shape(&[Some(means.len()), None])?;
     let mut row = vec![0.0; npy.row_len()];
     for (latent, &expected) in means.iter().enumerate() {
@@ -342,13 +342,4 @@ pub(crate) fn expect_one_pass(inputs: &Inputs, means: &[f32]) -> anyhow::Result<
         );
     }
     Ok(())
-}
-
-/// The part of the parameters that counts, where candidates are asked for.
-pub(crate) fn identity(mut of_stage: Json, candidates: Option<&Candidates>) -> Json {
-    // Left out where it is not set, so that what was computed before it existed stays valid.
-    if let Some(candidates) = candidates {
-        of_stage["candidates"] = json!(candidates);
-    }
-    of_stage
 }

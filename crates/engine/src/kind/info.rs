@@ -29,7 +29,7 @@ pub struct KindInfo {
     pub summary: &'static str,
     /// Its input ports.
     pub inputs: &'static [Input],
-    /// Its output ports.
+    /// Its output ports, also those that a stage has only where a parameter asks for them.
     pub outputs: &'static [Output],
     /// Parameters taken from the stage on an input port.
     pub inherits: &'static [Inherit],
@@ -66,7 +66,9 @@ impl KindInfo {
             inherits: &[],
             libtorch: true,
             dynamic_inputs: false,
-            ports: |kind, _| kind.outputs.iter().map(Output::port).collect(),
+            ports: |kind, written| {
+                kind.outputs.iter().filter(|output| output.is_there(written)).map(Output::port).collect()
+            },
             reading: Reading {
                 keys: S::keys,
                 read: |node, reader| Some(Box::new(S::read(node, reader)?)),

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::config::tree::{Node, Value};
+
 pub use estimate::{ArtifactShape, Estimate, ExpectedInputs, Trial, WorkSize};
 pub use info::{Computation, Kind, KindInfo, Parameters, Registry};
 pub use task::{ByteRanges, Context, Step, Task, UnitInputs};
@@ -55,11 +57,30 @@ pub struct Output {
     pub name: &'static str,
     /// The file or folder name in the results folder.
     pub file: &'static str,
-    /// What stands on it: form and shape.
+    /// What it is: form and shape.
     pub doc: &'static str,
+    /// The parameter that asks for it, where it is not always there.
+    pub asked_by: Option<&'static str>,
 }
 
 impl Output {
+    /// An output that is always there.
+    pub const fn new(name: &'static str, file: &'static str, doc: &'static str) -> Self {
+        Self { name, file, doc, asked_by: None }
+    }
+
+    /// The same, there only where a parameter is set, and not to `false`.
+    pub const fn asked_by(self, param: &'static str) -> Self {
+        Self { asked_by: Some(param), ..self }
+    }
+
+    /// Whether a stage with these parameters, as they are written, has it.
+    pub fn is_there(&self, written: &Node) -> bool {
+        let value = |param| written.as_table().and_then(|table| table.get(param));
+        self.asked_by
+            .is_none_or(|param| value(param).is_some_and(|node| !matches!(node.value, Value::Bool(false))))
+    }
+
     /// The port of a stage.
     pub fn port(&self) -> Port {
         Port { name: self.name.to_owned(), file: self.file.to_owned() }

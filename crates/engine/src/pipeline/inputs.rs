@@ -8,7 +8,7 @@ use super::expand::{Draft, Expanded};
 use crate::config::param::{PLAIN_NAME, Reader, plain_name};
 use crate::config::text::Origin;
 use crate::config::tree::{Entry, Node, Value};
-use crate::kind::Input;
+use crate::kind::{Input, Output};
 
 /// The connected ports of a stage.
 pub(super) struct Connected {
@@ -32,6 +32,8 @@ enum Named<'t> {
     Path(&'t str),
     /// `stage.port/below`.
     Port { stage: usize, port: &'t str, sub: Option<&'t str> },
+    /// An output that the stage would have if one of its parameters asked for it.
+    NotAsked { stage: usize, output: &'static Output },
 }
 
 /// Reads the inputs of a stage. Of one that is switched off, only the names are checked.
@@ -77,7 +79,7 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
     connected
 }
 
-/// Reads one input: the first of its alternatives whose stage is in the pipeline. `None` after a fault was
+/// Reads one input: the first of its alternatives whose stage is in the pipeline and has the output. `None` after a fault was
 /// reported, `Some(None)` for a port that is left open.
 fn read_source(
     port: &Port<'_>,
@@ -124,8 +126,20 @@ fn read_source(
                 let (port, sub) = ((*port).to_owned(), sub.map(str::to_owned));
                 return Some(Some(Source::Port { stage: *stage, port, sub, origin: node.origin.clone() }));
             }
-            Named::Port { .. } => {}
+            Named::Port { .. } | Named::NotAsked { .. } => {}
         }
+    }
+    if let Some(Named::NotAsked { stage, output }) =
+        read.iter().find(|named| matches!(named, Named::NotAsked { .. }))
+    {
+        let (id, param) = (expanded.drafts[*stage].id(), output.asked_by.unwrap_or_default());
+        let message =
+            format!("the stage `{id}` has the output `{}` only with its parameter `{param}`", output.name);
+        let problem = reader.problems.at(&entry.node.origin, message);
+        if !port.required {
+            problem.help(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
+        }
+        return None;
     }
     all_off(port, entry, &read, expanded, reader);
     None
@@ -192,7 +206,11 @@ fn read_name<'t>(
     let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
     let stage = find_stage(name, origin, draft, expanded, reader)?;
     let outputs = &expanded.drafts[stage].outputs;
+    let asked_by = expanded.drafts[stage].kind.outputs.iter().find(|output| output.name == port);
     if !outputs.iter().any(|known| known.name == port) {
+        if let Some(output) = asked_by.filter(|output| output.asked_by.is_some()) {
+            return Some(Named::NotAsked { stage, output });
+        }
         let message = format!("the stage `{name}` has no output `{port}`");
         reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name.as_str()));
         return None;

@@ -36,7 +36,7 @@ fn span(unit: &Unit) -> (usize, usize, String) {
 impl Kind for Rows {
     const INFO: KindInfo = KindInfo {
         inputs: &[Input::new("table", "rows of 4 bytes"), Input::new("word", "text").optional()],
-        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        outputs: &[Output::new("text", "text.txt", "text")],
         ..KindInfo::new::<Self>("rows", 1, "writes rows")
     };
 }

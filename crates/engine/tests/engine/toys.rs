@@ -30,7 +30,7 @@ impl Validate for Say {}
 impl Kind for Say {
     const INFO: KindInfo = KindInfo {
         inputs: &[Input::new("a", "text").optional(), Input::new("b", "text").optional()],
-        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        outputs: &[Output::new("text", "text.txt", "text")],
         ..KindInfo::new::<Self>("say", 1, "writes a text")
     };
 }
@@ -77,7 +77,7 @@ impl Validate for Count {}
 impl Kind for Count {
     const INFO: KindInfo = KindInfo {
         inputs: &[Input::new("from", "text"), Input::merge("name", "text").optional()],
-        outputs: &[Output { name: "lines", file: "folder", doc: "a folder with lines.txt" }],
+        outputs: &[Output::new("lines", "folder", "a folder with lines.txt")],
         ..KindInfo::new::<Self>("count", 1, "writes numbers")
     };
 }
@@ -162,7 +162,7 @@ impl Validate for Echo {}
 impl Kind for Echo {
     const INFO: KindInfo = KindInfo {
         inputs: &[Input::new("lines", "a folder")],
-        outputs: &[Output { name: "text", file: "text.txt", doc: "text" }],
+        outputs: &[Output::new("text", "text.txt", "text")],
         inherits: &[Inherit { param: "say", port: "lines" }],
         libtorch: false,
         ..KindInfo::new::<Self>("echo", 1, "repeats")

@@ -18,47 +18,52 @@ fn ranks(path: impl AsRef<std::path::Path>) -> Vec<usize> {
     values.into_iter().map(|index| index as usize).collect()
 }
 
-/// Asks for candidates in a project of the demo; `timesteps` is what `pretrain-loss` is asked for.
-fn ask(project: &Project, candidates: &str) {
+/// Asks for the top k in a project of the demo, and for what that needs.
+fn ask(project: &Project, top_k: &str) {
     project.edit(
         "pipelines/parts/emoji.toml",
         r#"params = { loss = "${loss}" }"#,
-        r#"params = { loss = "${loss}", timesteps = true }"#,
+        r#"params = { loss = "${loss}", per_timestep = true }"#,
     );
     project.edit(
         "pipelines/demo.toml",
         r#"pretrain_loss = "pretrain_loss.losses""#,
-        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_timesteps = \"pretrain_loss.timesteps\"",
+        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_loss_per_timestep = \"pretrain_loss.per_timestep\"",
     );
     project.edit(
         "pipelines/demo.toml",
-        r#"pictured = "${influence.pictured}""#,
-        &format!("pictured = \"${{influence.pictured}}\"\ncandidates = {candidates}"),
+        "[stages.influence.inputs]",
+        &format!(
+            "[stages.influence.params]
+top_k = {top_k}
+
+[stages.influence.inputs]"
+        ),
     );
 }
 
 #[test]
 fn the_top_is_that_of_a_full_pass() {
     let project = Project::new(IMAGES);
-    let settings =
-        ["--set", "loss.time_samples=20", "--set", "loss.captions=1", "--target", "influence[grin]"];
+    let settings = ["--set", "loss.time_samples=20", "--set", "loss.captions=1", "--target", "ranking[grin]"];
     project.run(&settings);
     let file = |name: &str| project.result("influence/grin").join(name);
+    let shown = |name: &str| project.result("ranking/grin").join(name);
     let (full, order) = (floats(file("influence.npy")), ranks(file("rank.npy")));
     let (losses, before) =
         (floats(file("unlearned_loss.npy")), project.result("pretrain_loss/pretrain_loss.npy"));
     let before_full = floats(&before);
-    assert!(!file("candidates.json").exists());
+    assert!(!file("top_k.json").exists());
 
-    ask(&project, "{ top = 2, confidence = 0.6, check = 2 }");
+    ask(&project, "{ k = 2, confidence = 0.6, certify_samples = 2 }");
     let ran = project.run(&settings);
     // What only says how to go on computes nothing else again.
-    assert_eq!(ran.computed(), ["influence[grin]", "pretrain_loss"]);
+    assert_eq!(ran.computed(), ["influence[grin]", "pretrain_loss", "ranking[grin]"]);
     assert_eq!(floats(&before), before_full);
-    let at_each = Npy::open(project.result("pretrain_loss/pretrain_loss_timesteps.npy")).unwrap();
+    let at_each = Npy::open(project.result("pretrain_loss/pretrain_loss_per_timestep.npy")).unwrap();
     assert_eq!(at_each.shape(), [2 * IMAGES, 20]);
 
-    let report: Json = serde_json::from_slice(&fs_err::read(file("candidates.json")).unwrap()).unwrap();
+    let report: Json = serde_json::from_slice(&fs_err::read(file("top_k.json")).unwrap()).unwrap();
     let exact: Vec<usize> = serde_json::from_value(report["exact"].clone()).unwrap();
     let (found, ranked) = (floats(file("influence.npy")), ranks(file("rank.npy")));
     assert!(exact.len() < IMAGES && exact.len() >= 2, "{report:#}");
@@ -90,9 +95,9 @@ fn the_top_is_that_of_a_full_pass() {
     assert_eq!(certificate["discarded"], IMAGES - kept);
     assert_eq!(exact.len(), kept + certificate["sample"].as_u64().unwrap() as usize);
     // The table marks what is an estimate.
-    let top: Vec<Json> = serde_json::from_slice(&fs_err::read(file("top.json")).unwrap()).unwrap();
+    let top: Vec<Json> = serde_json::from_slice(&fs_err::read(shown("top.json")).unwrap()).unwrap();
     let table: Vec<csv::StringRecord> =
-        csv::Reader::from_path(file("top.csv")).unwrap().records().map(Result::unwrap).collect();
+        csv::Reader::from_path(shown("top.csv")).unwrap().records().map(Result::unwrap).collect();
     for (line, row) in table.iter().zip(&top) {
         let image = row["index"].as_u64().unwrap() as usize;
         assert_eq!(row["exact"], exact.contains(&image));
@@ -109,28 +114,32 @@ fn the_top_is_that_of_a_full_pass() {
 }
 
 #[test]
-fn what_candidates_need_is_told_before_anything_runs() {
+fn what_top_k_needs_is_told_before_anything_runs() {
     let project = Project::new(6);
     let refused = |arguments: &[&str]| {
         let ran = project.attrflow([&["plan", "pipelines/demo.toml"], arguments].concat());
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
         ran.err
     };
-    let pictured = r#"pictured = "${influence.pictured}""#;
-    project.edit("pipelines/demo.toml", pictured, &format!("{pictured}\ncandidates = {{ top = 3 }}"));
+    let inputs = "[stages.influence.inputs]";
+    project.edit(
+        "pipelines/demo.toml",
+        inputs,
+        &format!("[stages.influence.params]\ntop_k = {{ k = 3 }}\n\n{inputs}"),
+    );
     let error = refused(&[]);
-    assert!(error.contains("`candidates` needs the input `pretrain_timesteps`"), "{error}");
+    assert!(error.contains("`top_k` needs the input `pretrain_loss_per_timestep`"), "{error}");
     let error = refused(&["--set", "loss.noise=per_batch", "--set", "loss.batch_size=8"]);
-    assert!(error.contains("`candidates` needs `noise = \"per_image\"`"), "{error}");
+    assert!(error.contains("`top_k` needs `noise = \"per_image\"`"), "{error}");
     // The output is there where it is asked for.
     project.edit(
         "pipelines/demo.toml",
         r#"pretrain_loss = "pretrain_loss.losses""#,
-        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_timesteps = \"pretrain_loss.timesteps\"",
+        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_loss_per_timestep = \"pretrain_loss.per_timestep\"",
     );
     let error = refused(&[]);
-    assert!(error.contains("`timesteps`") && error.contains("pretrain_loss"), "{error}");
-    project.edit("pipelines/demo.toml", "{ top = 3 }", "{ top = 3, confidence = 1.5 }");
+    assert!(error.contains("`per_timestep`") && error.contains("pretrain_loss"), "{error}");
+    project.edit("pipelines/demo.toml", "{ k = 3 }", "{ k = 3, confidence = 1.5 }");
     let error = refused(&[]);
     assert!(error.contains("`confidence` is 1.5, expected a value from 0.5 to 0.999999"), "{error}");
 }
@@ -138,14 +147,17 @@ fn what_candidates_need_is_told_before_anything_runs() {
 #[test]
 fn losses_of_two_passes_are_not_mixed() {
     let project = Project::new(6);
-    ask(&project, "{ top = 2 }");
+    ask(&project, "{ k = 2 }");
     // Another pass, of the same form and with other noise, gives the losses at each timestep.
     let stage = "\n[stages.other]\nkind = \"pretrain-loss\"\n\
-         params = { loss = { time_samples = 2, captions = 2, noise = \"per_image\", seed = 9 }, timesteps = true }\n\
+         params = { loss = { time_samples = 2, captions = 2, noise = \"per_image\", seed = 9 }, per_timestep = true }\n\
          [stages.other.inputs]\nunet = \"data.files/model/unet\"\nscheduler = \"data.files/model/scheduler\"\n\
          latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
     let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();
-    project.write("pipelines/demo.toml", text.replace("pretrain_loss.timesteps", "other.timesteps") + stage);
+    project.write(
+        "pipelines/demo.toml",
+        text.replace("pretrain_loss.per_timestep", "other.per_timestep") + stage,
+    );
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let told = ran.out + &ran.err;
