@@ -1,6 +1,7 @@
-//! The front program: plans, schedules and reports, and computes what needs no libtorch. It links none, so it answers at once.
+//! The command-line program: plans, schedules, reports, and computes what needs no libtorch. It does not link libtorch, so it
+//! starts in milliseconds.
 
-/// Plans are many small values, which the system's allocator takes a third of the time for.
+/// A plan is many small values; the system's allocator would take a third of its time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

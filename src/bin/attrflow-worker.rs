@@ -1,6 +1,6 @@
-//! The worker program: computes on libtorch what the front program hands it.
+//! The worker program: computes with libtorch the tasks that the command-line program sends.
 //!
-//! It is started by `attrflow`, with one argument: its setting as JSON, or `--doctor`; or with `--measure` and its setting.
+//! `attrflow` starts it with its configuration as JSON, with `--measure` and its configuration, or with `--doctor`.
 
 use attrflow::cli::{DoctorReport, MEASURE, serve_measurement};
 use attrflow::kinds::shared::device;
@@ -16,19 +16,19 @@ fn main() -> Result<(), String> {
     }
     let measures = argument == MEASURE;
     let argument = if measures { std::env::args().nth(2).unwrap_or_default() } else { argument };
-    let setting: WorkerConfig = serde_json::from_str(&argument)
-        .map_err(|_| "this program is started by `attrflow`, not by hand".to_owned())?;
-    let prepared = device::prepare(setting.device, setting.threads);
+    let config: WorkerConfig = serde_json::from_str(&argument)
+        .map_err(|_| "`attrflow` starts this program; it is not meant to be run by hand".to_owned())?;
+    let prepared = device::prepare(config.device, config.threads);
     if measures {
-        let memory = || Memory { host: peak_memory(), device: device::taken(setting.device) };
-        serve_measurement(&attrflow::kinds::with_libtorch(), &setting, prepared, &memory);
+        let memory = || Memory { host: peak_memory(), device: device::taken(config.device) };
+        serve_measurement(&attrflow::kinds::with_libtorch(), &config, prepared, &memory);
         return Ok(());
     }
-    serve(&attrflow::kinds::with_libtorch(), &setting, prepared);
+    serve(&attrflow::kinds::with_libtorch(), &config, prepared);
     Ok(())
 }
 
-/// What libtorch can do here.
+/// Checks libtorch and the devices.
 fn doctor() -> DoctorReport {
     let cuda_error = device::load_cuda().err();
     let ones = tch::Tensor::ones([8, 8], (tch::Kind::Float, tch::Device::Cpu));

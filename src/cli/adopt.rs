@@ -1,4 +1,4 @@
-//! `attrflow adopt`: files from elsewhere as a stage's outputs.
+//! `attrflow adopt`: existing files as a stage's outputs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,26 +7,30 @@ use clap::Args as ClapArgs;
 
 use super::failure::Failure;
 use super::project::Settings;
-use crate::progress::{print, short_path, size};
+use crate::progress::{print, short_path};
 use attrflow_engine::exec::adopt::{AdoptError, Adoption};
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::{self, Pipeline, StageNode};
 use attrflow_engine::plan::graph;
+use attrflow_engine::store::format_bytes;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow adopt pretrain_loss published/pretrain_loss.npy\n  \
+    attrflow adopt generate[apple] images=apple/images latents=apple/latents.npy --pipeline pipelines/demo.toml")]
 pub(super) struct Args {
-    /// The stage, by its full name: pretrain_loss, influence[apple]
+    /// The full name of the stage: pretrain_loss, influence[apple]
     stage: String,
-    /// The file or folder; for a stage with several outputs each as PORT=PATH
+    /// The file or folder of the output; for a stage with several outputs, PORT=PATH for each
     #[arg(required = true, value_name = "PATH")]
     outputs: Vec<String>,
-    /// The pipeline file [default: the one in pipelines/ that has the stage]
+    /// The pipeline file [default: the file in pipelines/ that has the stage]
     #[arg(long, value_name = "FILE")]
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
-    /// Replace a result that is there already
+    /// Replace an existing result
     #[arg(long)]
     force: bool,
 }
@@ -56,21 +60,19 @@ pub(super) fn adopt(args: &Args, registry: &Registry) -> Result<(), Failure> {
     for (port, artifact) in &entry.outputs {
         let path = entry.adopted.as_ref().and_then(|adopted| adopted.paths.get(port));
         let path = path.map(|path| short_path(path)).unwrap_or_default();
-        print(&format!("{}.{port} is {path} ({}), where it is\n", node.id, size(artifact.size)));
+        print(&format!("adopted {path} ({}) as {}.{port}\n", format_bytes(artifact.size), node.id));
     }
     if let Some(Numerics { libtorch, device, .. }) = &entry.recipe.numerics {
-        print(&format!(
-            "it stands for what libtorch {libtorch} computes on {device}; --device says otherwise\n"
-        ));
+        print(&format!("adopted for libtorch {libtorch} on {device}; use --device for another device\n"));
     }
     Ok(())
 }
 
-/// The one pipeline file in `pipelines/` that has the stage.
+/// The only pipeline file in `pipelines/` that has the stage.
 fn find(stage: &str, sets: &[String], registry: &Registry) -> Result<PathBuf, Failure> {
     const FOLDER: &str = "pipelines";
     let entries = fs_err::read_dir(FOLDER)
-        .map_err(|error| Failure::Usage(format!("{error}; name a file with --pipeline")))?;
+        .map_err(|error| Failure::Usage(format!("{error}; give a file with --pipeline")))?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
     files.sort();
@@ -83,31 +85,31 @@ fn find(stage: &str, sets: &[String], registry: &Registry) -> Result<PathBuf, Fa
                 found.push(file.clone());
             }
             Ok(_) => others.push(file.display().to_string()),
-            Err(_) => others.push(format!("{} (which does not load)", file.display())),
+            Err(_) => others.push(format!("{} (has errors)", file.display())),
         }
     }
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Failure::Usage(format!(
-            "no pipeline in {FOLDER}/ has a stage `{stage}`: looked in {}",
-            if others.is_empty() { "none, for there is none".to_owned() } else { others.join(", ") }
+            "no pipeline in {FOLDER}/ has a stage `{stage}`; searched: {}",
+            if others.is_empty() { "no files".to_owned() } else { others.join(", ") }
         ))),
         several => {
             let names: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
             let names = names.join(", ");
-            Err(Failure::Usage(format!("{names} have a stage `{stage}`: name one of them with --pipeline")))
+            Err(Failure::Usage(format!("{names} have a stage `{stage}`: choose one with --pipeline")))
         }
     }
 }
 
-/// The one stage of that name.
+/// The only stage of that name.
 fn index(stage: &str, pipeline: &Pipeline) -> Result<usize, Failure> {
     let found = graph::named(&[stage.to_owned()], pipeline).map_err(Failure::Usage)?;
     match found.as_slice() {
         [one] => Ok(*one),
         several => {
             let names: Vec<&str> = several.iter().map(|index| pipeline.stages[*index].id.as_str()).collect();
-            Err(Failure::Usage(format!("`{stage}` is repeated: name one of {}", names.join(", "))))
+            Err(Failure::Usage(format!("`{stage}` is repeated: choose one of {}", names.join(", "))))
         }
     }
 }
@@ -127,7 +129,7 @@ fn paths(node: &StageNode, arguments: &[String]) -> Result<BTreeMap<String, Path
             (None, [only]) => (*only, argument.as_str()),
             (None, _) => {
                 return Err(Failure::Usage(format!(
-                    "`{argument}` names no output of `{}`: expected {}",
+                    "`{argument}` does not name an output of `{}`: expected {}",
                     node.id,
                     expected()
                 )));

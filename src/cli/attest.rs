@@ -1,4 +1,4 @@
-//! `attrflow attest`: a run in forms that others check.
+//! `attrflow attest`: a manifest in standard formats.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,25 @@ use attrflow_engine::provenance::attest::{Crate, outputs, statement, write_crate
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow attest last --in-toto statement.json\n  \
+    attrflow attest demo:last --ro-crate crate --license https://spdx.org/licenses/CC-BY-4.0")]
 pub(super) struct Args {
-    /// The manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
+    /// The manifest: a file, or last, last~1, PIPELINE:last for a run of the cache
     manifest: String,
-    /// Write an in-toto statement with the predicate of SLSA Provenance to this file
+    /// Write an in-toto statement with an SLSA Provenance predicate to this file
     #[arg(long, value_name = "FILE", required_unless_present = "ro_crate")]
     in_toto: Option<PathBuf>,
-    /// Write a Workflow Run RO-Crate, with the results that no stage reads, to this new folder
+    /// Write a Workflow Run RO-Crate with the final results to this new folder
     #[arg(long, value_name = "DIR", required_unless_present = "in_toto")]
     ro_crate: Option<PathBuf>,
-    /// The licence of the results, for the crate: an address such as https://spdx.org/licenses/CC-BY-4.0, or a text
-    #[arg(long, default_value = "not stated: ask whoever gave you this crate")]
+    /// The licence of the results, for the crate: a URL such as https://spdx.org/licenses/CC-BY-4.0, or a text
+    #[arg(long, default_value = "not stated: ask the provider of this crate")]
     license: String,
-    /// Replace a statement that is there
+    /// Replace an existing statement
     #[arg(long)]
     force: bool,
-    /// The cache folder [default: the one that the manifest stands in, else ./cache]
+    /// The cache folder [default: the cache that contains the manifest, else ./cache]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
 }
@@ -66,19 +69,19 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let gone = outputs.iter().filter(|output| output.bytes.is_none()).count();
     if gone > 0 {
-        print(&format!("{gone} files are not in the cache any more and stand there without a SHA-256\n"));
+        print(&format!("{gone} files are no longer in the cache and are listed without a SHA-256 digest\n"));
     }
     Ok(())
 }
 
-/// Writes a file whole or not at all, and replaces none unasked.
+/// Writes a file atomically; replaces an existing one only with `force`.
 fn write(file: &Path, text: &[u8], force: bool) -> std::io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(folder)?;
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let mut aside = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    aside.write_all(text)?;
-    let done = if force { aside.persist(file) } else { aside.persist_noclobber(file) };
+    let mut temp = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
+    temp.write_all(text)?;
+    let done = if force { temp.persist(file) } else { temp.persist_noclobber(file) };
     done.map(drop).map_err(|error| {
         let hint = if force { "" } else { "; --force replaces it" };
         std::io::Error::new(error.error.kind(), format!("{}: {}{hint}", file.display(), error.error))

@@ -1,4 +1,4 @@
-//! `attrflow audit`: whether a manifest still tells the truth.
+//! `attrflow audit`: checks a manifest against the cache and its sources.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,31 +9,34 @@ use serde_json::json;
 use super::failure::Failure;
 use super::manifests;
 use super::project::Settings;
-use super::replay::{Replay, chosen, replay};
+use super::replay::{Replay, replay, selected};
 use super::run_args::RunArgs;
-use super::sign::{Signer, describe, verify};
-use crate::progress::{duration, print, short_path, size};
+use super::sign::{Signer, print_signature, verify};
+use crate::progress::{duration, print, short_path};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::provenance::audit::{Audit, AuditReport, Finding};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow audit last\n  \
+    attrflow audit demo:last --replay all")]
 pub(super) struct Args {
-    /// The manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
+    /// The manifest: a file, or last, last~1, PIPELINE:last for a run of the cache
     manifest: String,
-    /// Show all differences, not the first alone
+    /// Show all differences, not only the first
     #[arg(long)]
     all: bool,
-    /// Compute stages once more and compare bytes: a stage, all, or so many of them drawn by chance
+    /// Compute stages again and compare the bytes: a stage, all, or N random stages
     ///
-    /// Each is computed in a clean store from its recorded inputs, with the recorded device class, threads and micro batch
-    /// unless others are given. Where bytes differ, the first value that does is shown, and by how much values differ at most.
+    /// Each is computed in an empty cache from its recorded inputs, by default with the recorded device class, threads and micro
+    /// batch. For arrays that differ, shows the first value that differs and the largest difference.
     #[arg(long, value_name = "STAGE|all|N")]
     replay: Option<String>,
-    /// Hold the manifest against the minisign signature beside it first: a public key, or its file
+    /// First verify the manifest's minisign signature, MANIFEST.minisig, with this public key or key file
     #[arg(long, value_name = "KEY")]
     verify: Option<String>,
-    /// Sign the manifest with this minisign secret key if nothing is wrong with it
+    /// Sign the manifest with this minisign secret key if the audit finds nothing
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
     #[command(flatten)]
@@ -41,17 +44,17 @@ pub(super) struct Args {
     /// Where to replay: auto, cpu, cuda, or a list such as cuda:0,cuda:1 [default: as recorded]
     #[arg(long)]
     device: Option<String>,
-    /// The cache folder [default: the one that the manifest stands in, else ./cache]
+    /// The cache folder [default: the cache that contains the manifest, else ./cache]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Write a line of JSON per finding, and one with what was checked
+    /// Write a line of JSON per finding, and one with the totals
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     let named = manifests::open(&args.manifest, args.cache.as_deref())?;
-    let again = args.replay.as_deref().map(|which| chosen(&named.manifest, which)).transpose()?;
+    let replayed = args.replay.as_deref().map(|which| selected(&named.manifest, which)).transpose()?;
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     if let Some(key) = &args.verify {
         let signed = verify(key, &named)?;
@@ -78,14 +81,14 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
         line["manifest"] = json!(named.path);
         print(&format!("{line}\n"));
     } else {
-        show(&report, args.all, &named.path, seconds);
+        print_report(&report, args.all, &named.path, seconds);
     }
-    // What differs is not worth a replay; what is gone may not be needed for one.
-    let found = verdict(&report);
+    // After a difference there is no replay; missing files may not be needed for one.
+    let found = outcome(&report);
     if let Err(Failure::Different(_)) = found {
         return found;
     }
-    if let Some(names) = &again {
+    if let Some(names) = &replayed {
         let settings = Settings { sets: Vec::new(), device: args.device.clone(), cache: None };
         let (how, as_json) = (&args.how, args.json);
         replay(Replay { named: &named, store: &store, names, settings, how, as_json }, registry, log)?;
@@ -93,39 +96,39 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
     found?;
     match signer {
         None => Ok(()),
-        Some(signer) => {
-            signer.sign(&named.path, &named.bytes, &named.manifest).map(|path| describe(&path, args.json))
-        }
+        Some(signer) => signer
+            .sign(&named.path, &named.bytes, &named.manifest)
+            .map(|path| print_signature(&path, args.json)),
     }
 }
 
-/// A difference is one; what is gone keeps an audit from saying that there is none.
-fn verdict(report: &AuditReport) -> Result<(), Failure> {
+/// An audit passes if it found no difference and could check everything.
+fn outcome(report: &AuditReport) -> Result<(), Failure> {
     match (report.difference(), report.findings.len()) {
         (Some(_), _) => Err(Failure::Different("the audit found a difference".into())),
         (None, 0) => Ok(()),
-        (None, 1) => Err(Failure::Refused("no difference, but one thing could not be checked".into())),
+        (None, 1) => Err(Failure::Refused("no difference, but one item could not be checked".into())),
         (None, count) => {
-            Err(Failure::Refused(format!("no difference, but {count} things could not be checked")))
+            Err(Failure::Refused(format!("no difference, but {count} items could not be checked")))
         }
     }
 }
 
-fn show(report: &AuditReport, all: bool, path: &Path, seconds: f64) {
+fn print_report(report: &AuditReport, all: bool, path: &Path, seconds: f64) {
     let line = |finding: &Finding| print(&format!("{}: {}\n", finding.stage, finding.fault));
     match (all, report.difference()) {
         (false, Some(first)) => line(first),
         _ => report.findings.iter().for_each(line),
     }
     for path in &report.sources_gone {
-        print(&format!("the source {} no longer exists, and was not checked\n", short_path(path)));
+        print(&format!("the source {} no longer exists and was not checked\n", short_path(path)));
     }
     let AuditReport { stages, recipes, inputs, sources, artifacts, files, bytes, .. } = report;
     print(&format!(
         "{}: checked {stages} stages, {recipes} recipes, {inputs} inputs, {sources} sources, \
          {artifacts} artifacts of {files} files ({}) in {}\n",
         short_path(path),
-        size(*bytes),
+        format_bytes(*bytes),
         duration(seconds)
     ));
     if report.findings.is_empty() {

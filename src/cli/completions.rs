@@ -1,4 +1,4 @@
-//! `attrflow completions`: what a shell needs to complete the command line.
+//! `attrflow completions`: shell completions.
 
 use clap::{Args as ClapArgs, Command};
 use clap_complete::Shell;
@@ -7,6 +7,9 @@ use super::failure::Failure;
 use crate::progress::print;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow completions bash > ~/.local/share/bash-completion/completions/attrflow\n  \
+    attrflow completions fish > ~/.config/fish/completions/attrflow.fish")]
 pub(super) struct Args {
     /// The shell
     #[arg(value_enum)]

@@ -12,15 +12,18 @@ use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::provenance::audit::{Diff, Difference};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow diff last~1 last\n  \
+    attrflow diff demo:last other/cache/runs/demo/20261126T112103.676570Z.json --json")]
 pub(super) struct Args {
-    /// The first manifest: a file, or last, last~1, PIPELINE:last among the runs of a cache
+    /// The first manifest: a file, or last, last~1, PIPELINE:last for a run of the cache
     a: String,
-    /// The second
+    /// The second manifest
     b: String,
-    /// The cache folder for last [default: ./cache]
+    /// The cache folder of last [default: ./cache]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Write it as one line of JSON, with digests in full
+    /// Write one line of JSON, with full digests
     #[arg(long)]
     json: bool,
 }
@@ -39,12 +42,12 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
     } else {
         print(&format!("a: {}\nb: {}\n", short_path(&a.path), short_path(&b.path)));
         let Diff { run, recipes, results } = &diff;
-        section("how it was run", run);
+        section("run", run);
         for (stage, differences) in recipes {
-            section(&format!("what {stage} came from"), differences);
+            section(&format!("recipe of {stage}"), differences);
         }
         for (stage, differences) in results {
-            section(&format!("what {stage} gave"), differences);
+            section(&format!("results of {stage}"), differences);
         }
         print(match (diff.same_results(), run.is_empty() && recipes.is_empty()) {
             (true, true) => "\nno difference\n",
@@ -68,7 +71,7 @@ fn section(title: &str, differences: &[Difference]) {
     }
 }
 
-/// Digests as short as elsewhere.
+/// A value; digests in their short form.
 fn value(value: Option<&str>) -> String {
     let value = value.unwrap_or("absent");
     value.parse::<Digest>().map_or_else(|_| value.to_owned(), |digest| digest.short())

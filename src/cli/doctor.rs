@@ -1,4 +1,4 @@
-//! `attrflow doctor`: what is there, and what is missing.
+//! `attrflow doctor`: checks libtorch and the devices.
 
 use std::process::Command;
 
@@ -11,28 +11,31 @@ use super::project::{cores, nvidia_driver, worker_program};
 use crate::progress::print;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow doctor\n  \
+    attrflow doctor --json")]
 pub(super) struct Args {
     /// Write one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// What a worker sees when asked with `--doctor`.
+/// The reply of a worker to `--doctor`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DoctorReport {
-    /// Where libtorch was loaded from.
+    /// The path that libtorch was loaded from.
     pub library: Option<String>,
-    /// Why the CUDA part of libtorch could not be loaded, if so.
+    /// Why the CUDA part of libtorch could not be loaded.
     pub cuda_error: Option<String>,
     /// Whether libtorch can compute on a GPU.
     pub cuda: bool,
-    /// Whether it has cuDNN.
+    /// Whether libtorch has cuDNN.
     pub cudnn: bool,
-    /// How many CUDA devices it sees.
+    /// The number of CUDA devices.
     pub devices: i64,
-    /// Threads that it would use by itself.
+    /// libtorch's default number of threads.
     pub threads: i32,
-    /// Whether a small product on the CPU came out right.
+    /// Whether a small matrix product on the CPU is right.
     pub computes: bool,
 }
 
@@ -44,18 +47,18 @@ pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
         .map_err(|error| Failure::Missing(format!("{}: {error}", program.display())))?;
     let report: Option<DoctorReport> = serde_json::from_slice(&output.stdout).ok();
     let Some(report) = report.filter(|_| output.status.success()) else {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let error = String::from_utf8_lossy(&output.stderr);
         return Err(Failure::Missing(format!(
-            "libtorch does not load: {}\nlooked in {}\nhelp: run `make setup`, then build again",
-            said.trim(),
+            "cannot load libtorch: {}\nsearched {}\nhelp: run `make setup`, then build again",
+            error.trim(),
             env!("ATTRFLOW_LIBTORCH_LIB")
         )));
     };
     let missing = match (nvidia_driver(), report.cuda, &report.cuda_error, report.computes) {
         (_, _, _, false) => Some("libtorch computes wrong numbers on this CPU".to_owned()),
-        (true, false, Some(error), _) => Some(format!("the CUDA part of libtorch does not load: {error}")),
+        (true, false, Some(error), _) => Some(format!("cannot load the CUDA part of libtorch: {error}")),
         (true, false, None, _) => {
-            Some("the driver does not work with this libtorch: see `nvidia-smi`".to_owned())
+            Some("the driver is incompatible with this libtorch: see `nvidia-smi`".to_owned())
         }
         _ => None,
     };
@@ -91,7 +94,7 @@ fn describe(report: &DoctorReport) -> String {
          cpu        computes: {}\ncuda       usable: {}, devices: {}, cuDNN: {}\ndriver     NVIDIA: {}\n{note}",
         env!("CARGO_PKG_VERSION"),
         env!("ATTRFLOW_LIBTORCH_VERSION"),
-        report.library.as_deref().unwrap_or("an unknown place"),
+        report.library.as_deref().unwrap_or("an unknown path"),
         cores(),
         report.threads,
         yes(report.computes),

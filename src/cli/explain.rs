@@ -1,19 +1,27 @@
-//! `attrflow explain`: what counts for a stage, what changed, and where it is written.
+//! `attrflow explain`: everything that is hashed for a stage, what changed, and where.
 
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
+use super::nearest_hit::nearest_hit;
 use super::plan::format_estimate;
 use super::project::{StageArgs, named};
-use crate::progress::{Table, print, short_path, size};
+use crate::progress::{Table, print, short_path};
 use attrflow_engine::explain::{Explanation, Field, Input, explain as explained};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::Planner;
+use attrflow_engine::store::format_bytes;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow explain pipelines/demo.toml influence[apple]\n  \
+    attrflow explain pipelines/demo.toml fisher --nearest-hit --set fisher.epochs=2")]
 pub(super) struct Args {
     #[command(flatten)]
     of: StageArgs,
+    /// Instead show the smallest edit after which the stage's result would be found in the cache
+    #[arg(long)]
+    nearest_hit: bool,
     /// Write one line of JSON per stage
     #[arg(long)]
     json: bool,
@@ -22,6 +30,9 @@ pub(super) struct Args {
 pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.of.open(registry)?;
     let stages = named(&args.of, &project)?;
+    if args.nearest_hit {
+        return nearest_hit(&project, &stages, args.json);
+    }
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
     let found = explained(&planner, &project.graph, &stages, &project.sources)?;
     let mut text = String::new();
@@ -38,29 +49,29 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
 }
 
 fn describe(explanation: &Explanation) -> String {
-    let Explanation { stage, kind, verdict, why, fields, uncounted, since, units, predicted } = explanation;
-    let mut text = format!("{stage}, of the kind {kind}: {verdict}, {why}\n");
-    let mut table = Table::new(&["", "counts", "value", "from"]);
+    let Explanation { stage, kind, action, why, fields, uncounted, since, units, predicted } = explanation;
+    let mut text = format!("{stage} (kind {kind}): {action}, {why}\n");
+    let mut table = Table::new(&["", "hashed", "value", "from"]);
     for Field { field, value, change, place, input, .. } in fields {
         let mark = if change.is_some() { "*" } else { "" };
-        let from = place.as_ref().map(ToString::to_string).or(input.as_ref().map(described));
-        let value = value.clone().unwrap_or_else(|| "known later".into());
+        let from = place.as_ref().map(ToString::to_string).or(input.as_ref().map(format_input));
+        let value = value.clone().unwrap_or_else(|| "pending".into());
         table.row([mark.to_owned(), field.clone(), value, from.unwrap_or_default()]);
     }
     text += &format!("\n{table}");
     let changed: Vec<&Field> = fields.iter().filter(|field| field.change.is_some()).collect();
     match since {
         Some((started, path)) => {
-            let word = if changed.is_empty() { "nothing changed" } else { "changed" };
+            let word = if changed.is_empty() { "no change" } else { "changed" };
             text += &format!("\n{word} since the run of {started} ({})\n", short_path(path));
         }
-        None => text += "\nno earlier run holds it\n",
+        None => text += "\nnot in any earlier run\n",
     }
     for field in changed {
-        text += &change_of(field);
+        text += &format_change(field);
     }
     if !uncounted.is_empty() {
-        text += "\ndoes not count\n";
+        text += "\nnot hashed\n";
         for (name, value) in uncounted {
             text += &format!("  {name}: {value}\n");
         }
@@ -69,16 +80,16 @@ fn describe(explanation: &Explanation) -> String {
         text += &format!("\nunits: {} of {} are cached\n", units.cached, units.total);
     }
     if let Some(predicted) = predicted {
-        text += &format!("\ntakes {}, by {}\n", format_estimate(predicted), predicted.basis);
+        text += &format!("\nestimate: {}, based on {}\n", format_estimate(predicted), predicted.basis);
     }
     text.push('\n');
     text
 }
 
-/// What an input reads, with what is known of a source.
-fn described(input: &Input) -> String {
+/// What an input reads, with the size of a source and the time of its last write.
+fn format_input(input: &Input) -> String {
     let mut text = short_path(std::path::Path::new(&input.reads));
-    let bytes = input.bytes.map(size);
+    let bytes = input.bytes.map(format_bytes);
     let written = input.written.as_ref().map(|time| format!("written {time}"));
     let more: Vec<String> = bytes.into_iter().chain(written).collect();
     if !more.is_empty() {
@@ -87,14 +98,14 @@ fn described(input: &Input) -> String {
     text
 }
 
-fn change_of(field: &Field) -> String {
+fn format_change(field: &Field) -> String {
     let mut text = field.change.as_ref().map(|change| format!("  {change}\n")).unwrap_or_default();
     if let Some(place) = &field.place {
         let blame = field.blame.as_ref().map(|blame| format!(", {blame}")).unwrap_or_default();
         text += &format!("      {place}{blame}\n");
     }
     if let Some(input) = &field.input {
-        text += &format!("      reads {}\n", described(input));
+        text += &format!("      reads {}\n", format_input(input));
         for (word, files) in input.files.iter().flat_map(attrflow_engine::explain::FileChanges::lists) {
             const SHOWN: usize = 8;
             let more = files.len().saturating_sub(SHOWN);

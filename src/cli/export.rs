@@ -1,4 +1,4 @@
-//! `attrflow export`: results in the formats of others.
+//! `attrflow export`: results in the layout of the published experiment, or for diffusers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,24 +8,27 @@ use clap::Args as ClapArgs;
 use super::failure::Failure;
 use super::project::{Project, ProjectArgs};
 use crate::export::{self, Batch, ExportError, State};
-use crate::progress::{Table, print, short_path, size};
+use crate::progress::{Table, print, short_path};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::{Action, Planner};
-use attrflow_engine::store::Entry;
+use attrflow_engine::store::{Entry, format_bytes};
 
 #[derive(Debug, ClapArgs)]
 #[group(id = "what", required = true, multiple = true, args = ["published", "unet"])]
+#[command(after_help = "Examples:\n  \
+    attrflow export pipelines/demo.toml --published exported\n  \
+    attrflow export pipelines/demo.toml --target unlearn --unet exported")]
 pub(super) struct Args {
     #[command(flatten)]
     project: ProjectArgs,
-    /// Write pretrain_loss.npy, fisher_info.pt, influence_Q.pkl and visualization_Q.jpg, as published
+    /// Write pretrain_loss.npy, fisher_info.pt, influence_Q.pkl and visualization_Q.jpg, as in the published experiment
     #[arg(long, value_name = "DIR")]
     published: Option<PathBuf>,
-    /// Write each unlearned network in whole to unet_Q/, for diffusers
+    /// Write each complete unlearned network to unet_Q/, for diffusers
     #[arg(long, value_name = "DIR")]
     unet: Option<PathBuf>,
-    /// Replace files that are there with other content
+    /// Replace existing files that differ
     #[arg(long)]
     force: bool,
 }
@@ -40,25 +43,25 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
         kinds.push("unlearn");
     }
     let results = Results::of(&project, args, &kinds)?;
-    let told = |error: ExportError| Failure::Refused(error.to_string());
+    let refused = |error: ExportError| Failure::Refused(error.to_string());
     let mut batches = Vec::new();
     if let Some(folder) = &args.published {
-        batches.push(Batch::new(folder).map_err(told)?);
-        results.published(&mut batches[0]).map_err(told)?;
+        batches.push(Batch::new(folder).map_err(refused)?);
+        results.published(&mut batches[0]).map_err(refused)?;
     }
     if let Some(folder) = &args.unet {
-        let mut batch = Batch::new(folder).map_err(told)?;
-        results.networks(&mut batch).map_err(told)?;
+        let mut batch = Batch::new(folder).map_err(refused)?;
+        results.networks(&mut batch).map_err(refused)?;
         batches.push(batch);
     }
-    let mut table = Table::new(&["file", "", "size"]);
-    for file in Batch::finish(&batches, args.force).map_err(told)? {
+    let mut table = Table::new(&["file", "state", "size"]);
+    for file in Batch::finish(&batches, args.force).map_err(refused)? {
         let word = match file.state {
             State::New => "written",
             State::Replaced => "replaced",
-            State::Same => "as it was",
+            State::Same => "unchanged",
         };
-        table.row([short_path(&file.path), word.to_owned(), size(file.size)]);
+        table.row([short_path(&file.path), word.to_owned(), format_bytes(file.size)]);
     }
     print(&table.to_string());
     Ok(())
@@ -67,20 +70,20 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
 /// Paths by port.
 type Paths = BTreeMap<String, PathBuf>;
 
-/// The stages whose results are written, each with its outputs and inputs.
+/// The stages to export, each with its outputs and inputs.
 struct Results<'a>(Vec<(&'a StageNode, Paths, Paths)>);
 
 impl<'a> Results<'a> {
-    /// The results of the selected stages of these kinds, all of which must be up to date.
+    /// The results of the selected stages of these kinds; all must be cached.
     fn of(project: &'a Project, args: &Args, kinds: &[&str]) -> Result<Self, Failure> {
         let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-        let verdicts = planner.all(&project.graph)?;
+        let actions = planner.all(&project.graph)?;
         project.store.save_stat()?;
         let wanted = |index: &usize| kinds.contains(&project.pipeline.stages[*index].kind().name);
         let mut done: BTreeMap<usize, Entry> = BTreeMap::new();
         let mut stale = Vec::new();
-        for (index, verdict) in verdicts {
-            match verdict {
+        for (index, action) in actions {
+            match action {
                 Action::Cached(entry) => _ = done.insert(index, *entry),
                 _ if wanted(&index) => stale.push(project.pipeline.stages[index].id.clone()),
                 _ => {}
@@ -90,7 +93,7 @@ impl<'a> Results<'a> {
         if !stale.is_empty() {
             let stale = stale.join(", ");
             return Err(Failure::Refused(format!(
-                "not up to date: {stale}; run `{}` first",
+                "not cached: {stale}; run `{}` first",
                 args.project.command("run")
             )));
         }
@@ -105,7 +108,9 @@ impl<'a> Results<'a> {
         }
         if results.is_empty() {
             let kinds = kinds.join(", ");
-            return Err(Failure::Refused(format!("{file} has no stage of a kind that is written: {kinds}")));
+            return Err(Failure::Refused(format!(
+                "{file} has no stage of the kinds that can be exported: {kinds}"
+            )));
         }
         Ok(Self(results))
     }
@@ -145,7 +150,7 @@ impl<'a> Results<'a> {
     }
 }
 
-/// The item's label, or the stage's name where it is not repeated.
+/// The item's label, or the name of a stage that is not repeated.
 fn name(node: &StageNode) -> String {
     node.label.clone().unwrap_or_else(|| node.base.clone())
 }

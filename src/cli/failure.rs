@@ -1,9 +1,9 @@
-//! How a command fails, and the exit code that says so.
+//! The errors of commands and their exit codes.
 
 use attrflow_engine::config::text::{Problems, Sources};
 use attrflow_engine::store::StoreError;
 
-pub(super) const DONE: i32 = 0;
+pub(super) const SUCCESS: i32 = 0;
 const STAGE_FAILED: i32 = 1;
 pub(super) const USAGE: i32 = 2;
 const DIFFERENT: i32 = 3;
@@ -11,45 +11,52 @@ const CACHE: i32 = 4;
 /// The number of a signal is added, as shells report it.
 const SIGNALLED: i32 = 128;
 
-pub(super) const HELP: &str = "Exit codes: 0 done, 1 a stage failed or files were refused, 2 the pipeline or the command line is wrong, \
-3 an audit or a comparison found a difference, 4 the cache is damaged or cannot be used, 130 interrupted (143 terminated, 129 hung up).";
+pub(super) const EXIT_CODES: &str = "Exit codes:
+  0    success
+  1    a stage failed, or files or results are missing or unsuitable
+  2    an error in the pipeline or on the command line
+  3    an audit or a comparison found a difference
+  4    the cache is damaged or unusable
+  129  hangup (SIGHUP)
+  130  interrupted (SIGINT)
+  143  terminated (SIGTERM)";
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The pipeline has faults.
-    #[error("the pipeline has faults")]
+    /// Errors in the pipeline.
+    #[error("the pipeline has errors")]
     Pipeline(Problems, Sources),
-    /// The command line asks for something that is not there.
+    /// An error on the command line.
     #[error("{0}")]
     Usage(String),
-    /// One or more stages failed; each was told when it did.
-    #[error("{0} of the stages failed")]
+    /// Stages that failed; each was reported when it did.
+    #[error("{0} stages failed")]
     Stages(usize),
-    /// A signal of this number ended the run; what was done is kept.
-    #[error("interrupted; the same command goes on from here")]
+    /// A signal of this number ended the run; finished units are kept.
+    #[error("interrupted; the same command resumes the run")]
     Interrupted(i32),
-    /// Something that the program needs is missing.
+    /// A requirement of the program is missing.
     #[error("{0}")]
     Missing(String),
-    /// Files or results that are not as the command needs them.
+    /// Files or results that the command cannot use.
     #[error("{0}")]
     Refused(String),
-    /// Something differs that should be the same; what it is was told.
+    /// A difference, which was reported when it was found.
     #[error("{0}")]
     Different(String),
-    /// A signature that does not hold.
+    /// An invalid signature.
     #[error("{0}")]
     InvalidSignature(String),
-    /// Something in the cache was damaged and is put aside; what it is was told.
+    /// Damage in the cache, which was reported and quarantined.
     #[error("{0}")]
     Damaged(String),
-    /// The cache cannot be used.
+    /// The cache is unusable.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The exit code that stands for a failure.
+/// The exit code of a failure.
 pub fn exit_code(failure: &Failure) -> i32 {
     match failure {
         Failure::Stages(_) | Failure::Missing(_) | Failure::Refused(_) => STAGE_FAILED,
@@ -61,7 +68,7 @@ pub fn exit_code(failure: &Failure) -> i32 {
 }
 
 impl Failure {
-    /// Tells it on standard error.
+    /// Prints it to standard error.
     #[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
     pub(super) fn show(&self) {
         use std::io::IsTerminal;
@@ -75,7 +82,7 @@ impl Failure {
                     if count == 1 { "problem" } else { "problems" }
                 );
             }
-            // What there is to say was shown.
+            // Reported already.
             Self::Stages(_) | Self::Different(_) => {}
             Self::Interrupted(_) => eprintln!("{self}"),
             other => eprintln!("error: {other}"),

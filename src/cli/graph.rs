@@ -1,4 +1,4 @@
-//! `attrflow graph`: a pipeline drawn, with the state of each stage and what a change would touch.
+//! `attrflow graph`: a drawing of a pipeline, with the state of each stage and the effect of a change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::IsTerminal;
@@ -16,13 +16,16 @@ use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::provenance::manifest::{self, Outcome};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow graph pipelines/demo.toml --touch fisher\n  \
+    attrflow graph pipelines/mscoco.toml --set loss.time_samples=5 --format svg")]
 pub(super) struct Args {
     #[command(flatten)]
     project: ProjectArgs,
-    /// How to write it
+    /// The output format
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-    /// Mark what a change of this stage would touch (repeatable); --set marks what it changes
+    /// Mark this stage and all stages downstream of it (repeatable); --set marks those that it changes
     #[arg(long, value_name = "STAGE")]
     touch: Vec<String>,
     /// Draw each item of a repeated stage
@@ -32,13 +35,13 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// Lanes beside a list, for a terminal
+    /// A list with lanes, for a terminal
     Text,
     /// For Graphviz
     Dot,
-    /// For Mermaid, as Markdown pages show it
+    /// For Mermaid, in Markdown pages
     Mermaid,
-    /// A picture
+    /// An image
     Svg,
 }
 
@@ -47,11 +50,11 @@ pub(super) fn graph(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let mut changed: BTreeSet<usize> =
         graph::named(&args.touch, &project.pipeline).map_err(Failure::Usage)?.into_iter().collect();
     let sets = &args.project.settings.sets;
-    // What the file itself says may have a fault that `--set` mends; there is then nothing to compare with.
+    // Without `--set` the pipeline may have an error; there is then nothing to compare with.
     if !sets.is_empty()
         && let Ok((before, _)) = pipeline::load(&args.project.pipeline, &[], registry)
     {
-        changed.extend(differing(&before, &project.pipeline));
+        changed.extend(changed_stages(&before, &project.pipeline));
     }
     let change = !sets.is_empty() || !args.touch.is_empty();
     let drawing = draw(&project, &downstream(&project, changed), change, args.full)?;
@@ -66,8 +69,8 @@ pub(super) fn graph(args: &Args, registry: &Registry) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The stages that are not the same in another reading of the pipeline.
-fn differing(before: &Pipeline, after: &Pipeline) -> Vec<usize> {
+/// The stages that differ from those of another version of the pipeline.
+fn changed_stages(before: &Pipeline, after: &Pipeline) -> Vec<usize> {
     let old: HashMap<&str, &StageNode> =
         before.stages.iter().map(|stage| (stage.id.as_str(), stage)).collect();
     let place = |pipeline: &Pipeline, source: &Source| match source {
@@ -89,7 +92,7 @@ fn differing(before: &Pipeline, after: &Pipeline) -> Vec<usize> {
     (0..after.stages.len()).filter(|index| !same(&after.stages[*index])).collect()
 }
 
-/// These stages and all that read them, directly or not.
+/// These stages and all stages that depend on them.
 fn downstream(project: &Project, changed: BTreeSet<usize>) -> BTreeSet<usize> {
     let mut touched = changed;
     for &index in project.graph.order() {
@@ -100,10 +103,10 @@ fn downstream(project: &Project, changed: BTreeSet<usize>) -> BTreeSet<usize> {
     touched
 }
 
-/// The selected stages with their states, repeated ones together unless `full`.
+/// The selected stages with their states; the items of a repeated stage are one box unless `full`.
 fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) -> Result<Drawing, Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let verdicts = planner.all(&project.graph)?;
+    let actions = planner.all(&project.graph)?;
     project.store.save_stat()?;
     let last = manifest::list(&project.store.runs(&project.pipeline.name));
     let last = last.first().and_then(|path| manifest::read(path).ok());
@@ -113,24 +116,24 @@ fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) 
     let mut drawing = Drawing { name: project.pipeline.name.clone(), change, ..Drawing::default() };
     let mut boxes: HashMap<&str, usize> = HashMap::new();
     let mut place = HashMap::new();
-    for (index, verdict) in &verdicts {
+    for (index, action) in &actions {
         let stage = &project.pipeline.stages[*index];
         let name = if full { &stage.id } else { &stage.base };
         let number = *boxes.entry(name.as_str()).or_insert_with(|| {
             let (name, kind) = (name.clone(), stage.kind().name.to_owned());
-            drawing.vertices.push(GraphNode { name, kind, counts: [0; 4], touched: 0 });
-            drawing.vertices.len() - 1
+            drawing.nodes.push(GraphNode { name, kind, counts: [0; State::ALL.len()], touched: 0 });
+            drawing.nodes.len() - 1
         });
-        let state = match verdict {
-            Action::Cached(_) => State::Reuse,
-            Action::InvalidInput(_) => State::Failed,
+        let state = match action {
+            Action::Cached(_) => State::Cached,
+            Action::InvalidInput(_) => State::InvalidInput,
             _ if failed.contains(stage.id.as_str()) => State::Failed,
-            Action::Pending { certain: None, .. } => State::Wait,
+            Action::Pending { certain: None, .. } => State::Pending,
             Action::Run(..) | Action::Pending { .. } => State::Run,
         };
         let column = State::ALL.iter().position(|known| *known == state).unwrap_or_default();
-        drawing.vertices[number].counts[column] += 1;
-        drawing.vertices[number].touched += usize::from(touched.contains(index));
+        drawing.nodes[number].counts[column] += 1;
+        drawing.nodes[number].touched += usize::from(touched.contains(index));
         place.insert(*index, number);
         for source in stage.inputs.values() {
             if let Source::Port { stage: from, .. } = source

@@ -1,4 +1,4 @@
-//! `attrflow init`: a pipeline and a config to begin with.
+//! `attrflow init`: a starter pipeline and config.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,20 @@ use clap::Args as ClapArgs;
 use super::failure::Failure;
 use crate::progress::{print, short_path};
 
-/// What is written: path, text.
+/// The files: path and text.
 const FILES: [(&str, &str); 2] = [
     ("pipelines/attribution.toml", include_str!("init/pipeline.toml")),
     ("configs/attribution.toml", include_str!("init/config.toml")),
 ];
-/// Kept out of git, where no such file is there yet.
+/// Keeps the cache and the results out of git; written only if there is no such file.
 const IGNORE: (&str, &str) = (".gitignore", "/cache/\n/results/\n");
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow init\n  \
+    attrflow init my-project")]
 pub(super) struct Args {
-    /// Where to begin
+    /// The folder of the project
     #[arg(default_value = ".")]
     dir: PathBuf,
 }
@@ -28,10 +31,7 @@ pub(super) fn init(args: &Args) -> Result<(), Failure> {
         FILES.iter().map(|(name, _)| args.dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
     let there: Vec<String> = there.map(|path| path.display().to_string()).collect();
     if !there.is_empty() {
-        return Err(Failure::Refused(format!(
-            "nothing was written, since there is {} already",
-            there.join(" and ")
-        )));
+        return Err(Failure::Refused(format!("{} already exists; nothing was written", there.join(" and "))));
     }
     let fault = |error: std::io::Error| Failure::Refused(error.to_string());
     for (name, text) in FILES {
@@ -40,9 +40,7 @@ pub(super) fn init(args: &Args) -> Result<(), Failure> {
     }
     let ignore = args.dir.join(IGNORE.0);
     match ignore.symlink_metadata() {
-        Ok(_) => {
-            print(&format!("left {} as it is: cache/ and results/ should stand in it\n", short_path(&ignore)))
-        }
+        Ok(_) => print(&format!("kept {}: add /cache/ and /results/ to it\n", short_path(&ignore))),
         Err(_) => {
             write_new(&ignore, IGNORE.1).map_err(fault)?;
             print(&format!("wrote {}\n", short_path(&ignore)));
@@ -50,14 +48,14 @@ pub(super) fn init(args: &Args) -> Result<(), Failure> {
     }
     let [pipeline, config] = FILES.map(|(name, _)| short_path(&args.dir.join(name)));
     print(&format!(
-        "\nnext:\n  1. say in {config}, below [sources], where your images, captions and model are\n  \
+        "\nnext:\n  1. enter the locations of your images, captions and model in {config}, below [sources]\n  \
          2. attrflow plan {pipeline}\n  3. attrflow run {pipeline}\n\n\
-         attrflow stages KIND says what each key means; attrflow graph {pipeline} draws it\n"
+         `attrflow kinds KIND` explains each key; `attrflow graph {pipeline}` draws the pipeline\n"
     ));
     Ok(())
 }
 
-/// Writes a file that must not be there, not even since it was looked for.
+/// Writes a new file; fails if it exists.
 fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         fs_err::create_dir_all(folder)?;

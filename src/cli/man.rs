@@ -1,4 +1,4 @@
-//! `attrflow man`: manual pages, one for the program and one per verb.
+//! `attrflow man`: manual pages, one for the program and one for each verb.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,11 @@ use super::failure::Failure;
 use crate::progress::{print, short_path};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow man ~/.local/share/man/man1\n  \
+    attrflow man target/man")]
 pub(super) struct Args {
-    /// The folder to write them to, such as ~/.local/share/man/man1
+    /// The folder for the pages, such as ~/.local/share/man/man1
     dir: PathBuf,
 }
 

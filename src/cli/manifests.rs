@@ -1,4 +1,4 @@
-//! Manifests as a user names them, and the cache that they belong to.
+//! Finds the manifest that a user names, and its cache.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,11 @@ use attrflow_engine::provenance::manifest::{self, Manifest};
 pub(super) struct Named {
     pub path: PathBuf,
     pub manifest: Manifest,
-    /// What the manifest was read from: whatever is said of the file is said of these bytes.
+    /// The bytes of the file, for signatures and digests.
     pub bytes: Vec<u8>,
 }
 
-/// Reads a manifest by its path, or as `[PIPELINE:]last[~N]` among the runs of a cache.
+/// Reads a manifest by its path, or as `[PIPELINE:]last[~N]` from the runs of a cache.
 pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     let path = match nth_last(name) {
         Some((pipeline, back)) if !Path::new(name).exists() => {
@@ -27,12 +27,12 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     Ok(Named { path, manifest, bytes })
 }
 
-/// The cache that a manifest belongs to: the one named, the one that it stands in, or that of this folder.
+/// The cache of a manifest: the one given, else the one that contains it, else `./cache`.
 pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(named) = named {
         return match named.is_dir() {
             true => Ok(named.to_path_buf()),
-            false => Err(Failure::Usage(format!("there is no cache folder {}", named.display()))),
+            false => Err(Failure::Usage(format!("no cache folder {}", named.display()))),
         };
     }
     let path = std::path::absolute(path).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -42,13 +42,13 @@ pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failur
     match around.or(Some(here).filter(|here| here.is_dir())) {
         Some(cache) => Ok(cache.to_path_buf()),
         None => Err(Failure::Usage(format!(
-            "{} stands in no cache, and there is none here: name it with --cache",
+            "{} is not in a cache, and there is no ./cache: give the cache with --cache",
             path.display()
         ))),
     }
 }
 
-/// `demo:last~2` as the pipeline, if it is named, and how many runs back.
+/// Parses `demo:last~2`: the pipeline, if given, and the number of runs to go back.
 pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
     let (pipeline, run) = name.rsplit_once(':').map_or((None, name), |(pipeline, run)| (Some(pipeline), run));
     let rest = run.strip_prefix("last")?;
@@ -56,7 +56,7 @@ pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
     Some((pipeline, back))
 }
 
-/// The manifest so many runs back.
+/// The manifest of the run that is so many runs back.
 fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Failure> {
     let runs = cache.join("runs");
     let folders = fs_err::read_dir(&runs).map_err(|error| Failure::Usage(format!("no runs: {error}")))?;
@@ -70,7 +70,7 @@ fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Fai
             let forms: Vec<String> = names.iter().map(|name| format!("{name}:last")).collect();
             let forms = forms.join(", ");
             return Err(Failure::Usage(format!(
-                "{} holds runs of several pipelines: name one of {forms}",
+                "{} has runs of several pipelines: choose one of {forms}",
                 runs.display()
             )));
         }
@@ -79,6 +79,6 @@ fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Fai
     let count = list.len();
     list.into_iter().nth(back).ok_or_else(|| {
         let folder = runs.join(name);
-        Failure::Usage(format!("there is no run {back} back: {} holds {count} manifests", folder.display()))
+        Failure::Usage(format!("no manifest {back} runs back: {} has {count} manifests", folder.display()))
     })
 }

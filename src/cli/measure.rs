@@ -1,4 +1,4 @@
-//! `attrflow plan --measure`: the workers that measure, and what they are told.
+//! `attrflow plan --measure`: the workers that measure, and their requests.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,28 +21,28 @@ use attrflow_engine::worker::local::{WorkerConfig, heavy};
 use attrflow_engine::worker::measure::{CostModel, Memory, measure as measure_one};
 use attrflow_engine::worker::serve::panic_message;
 
-/// Makes the worker program measure once and end.
+/// The argument that makes a worker measure once and exit.
 pub const MEASURE: &str = "--measure";
 
-/// What a measuring worker is told.
+/// The request to a measuring worker.
 #[derive(Serialize, Deserialize)]
-struct Order {
-    ask: MeasureRequest,
+struct WorkerRequest {
+    request: MeasureRequest,
     /// An empty folder.
     folder: PathBuf,
 }
 
-/// What it answers.
+/// Its reply.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
-    /// What it found, and the seconds that it took for that.
+enum Reply {
+    /// The measurement, and the seconds that it took.
     Found(CostModel, f64),
     Failed(String),
 }
 
-/// Under what a run with these conditions would compute.
-pub(super) fn circumstances(conditions: &Conditions) -> MachineProfile {
+/// The machine and the workers of a run under these conditions.
+pub(super) fn machine_profile(conditions: &Conditions) -> MachineProfile {
     let Conditions { jobs, threads, devices, micro_batch } = conditions;
     let cpu = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -61,10 +61,10 @@ pub(super) fn circumstances(conditions: &Conditions) -> MachineProfile {
     MachineProfile { jobs: *jobs, threads: *threads, micro_batch: *micro_batch, hardware }
 }
 
-/// Measures all that the forecast outlines, and tells on standard error what is at it and what could not be measured.
+/// Measures all stages of the forecast; reports progress and failed measurements on standard error.
 ///
 /// # Errors
-/// A cache that cannot be written, and a worker program that is missing.
+/// A cache that cannot be written, and a missing worker program.
 pub(super) fn measure(
     project: &Project,
     planner: &Planner<'_>,
@@ -72,118 +72,127 @@ pub(super) fn measure(
     how: &RunArgs,
     log: &str,
 ) -> Result<(), Failure> {
-    let (settings, _) = how.settings(project, log);
+    let (configs, _) = how.worker_configs(project, log);
     let scratch = project.store.scratch()?;
-    // What is read of the cache must not be taken away meanwhile.
+    // Keeps gc from removing inputs meanwhile.
     let _use = project.store.shared_lock(|| {})?;
     let attempt = scratch.attempt()?;
-    let bench = Workers { program: worker_program()?, settings, folder: attempt.path().to_path_buf() };
-    let mut said = |said: MeasureEvent| {
-        let line = match said {
+    let workers = Workers { program: worker_program()?, configs, folder: attempt.path().to_path_buf() };
+    let mut report = |event: MeasureEvent| {
+        let line = match event {
             MeasureEvent::Measuring(stage) => format!("measuring {stage}"),
-            MeasureEvent::Not(stage, why) => format!("{stage} is not measured: {why}"),
+            MeasureEvent::Not(stage, why) => format!("cannot measure {stage}: {why}"),
         };
-        // Nobody may be there to read it.
+        // Standard error may be closed.
         let _ = writeln!(std::io::stderr(), "{line}");
     };
-    Ok(measure_all(forecast, planner, &bench, &mut said)?)
+    Ok(measure_all(forecast, planner, &workers, &mut report)?)
 }
 
 /// Worker processes that measure at the same time.
 struct Workers {
     program: PathBuf,
-    settings: Vec<WorkerConfig>,
+    configs: Vec<WorkerConfig>,
     folder: PathBuf,
 }
 
 impl MeasureBackend for Workers {
-    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String> {
-        let folders = (0..self.settings.len()).map(|slot| self.folder.join(slot.to_string()));
-        let work: Vec<(&WorkerConfig, PathBuf)> = self.settings.iter().zip(folders).collect();
+    fn measure(&self, request: &MeasureRequest) -> Result<Vec<CostModel>, String> {
+        let folders = (0..self.configs.len()).map(|slot| self.folder.join(slot.to_string()));
+        let work: Vec<(&WorkerConfig, PathBuf)> = self.configs.iter().zip(folders).collect();
         std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                work.iter().map(|(setting, folder)| scope.spawn(|| self.one(ask, setting, folder))).collect();
+            let threads: Vec<_> = work
+                .iter()
+                .map(|(config, folder)| scope.spawn(|| self.one(request, config, folder)))
+                .collect();
             let found = threads.into_iter().map(|thread| thread.join());
-            found.map(|found| found.unwrap_or_else(|_| Err("the measurement broke".into()))).collect()
+            found.map(|found| found.unwrap_or_else(|_| Err("the measurement panicked".into()))).collect()
         })
     }
 }
 
 impl Workers {
-    fn one(&self, ask: &MeasureRequest, setting: &WorkerConfig, folder: &Path) -> Result<CostModel, String> {
+    fn one(
+        &self,
+        request: &MeasureRequest,
+        config: &WorkerConfig,
+        folder: &Path,
+    ) -> Result<CostModel, String> {
         fs_err::create_dir_all(folder).map_err(|error| error.to_string())?;
         let begun = Instant::now();
-        let answer = self.answer(&Order { ask: ask.clone(), folder: folder.to_path_buf() }, setting);
+        let reply =
+            self.ask(&WorkerRequest { request: request.clone(), folder: folder.to_path_buf() }, config);
         let seconds = begun.elapsed().as_secs_f64();
-        // What is left would only fill the disk until the plan is made.
+        // Frees the disk before the next measurement.
         let _ = fs_err::remove_dir_all(folder);
-        match answer? {
-            Answer::Found(measured, busy) => {
+        match reply? {
+            Reply::Found(measured, busy) => {
                 Ok(CostModel { start: measured.start + (seconds - busy).max(0.0), ..measured })
             }
-            Answer::Failed(why) => Err(why),
+            Reply::Failed(why) => Err(why),
         }
     }
 
-    fn answer(&self, order: &Order, setting: &WorkerConfig) -> Result<Answer, String> {
-        let broke = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.display());
-        let setting = serde_json::to_string(setting).expect("a setting is plain data");
+    fn ask(&self, request: &WorkerRequest, config: &WorkerConfig) -> Result<Reply, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.display());
+        let config = serde_json::to_string(config).expect("a configuration is plain data");
         let mut child = heavy(&self.program)
-            .args([MEASURE, &setting])
+            .args([MEASURE, &config])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| broke(&error))?;
-        let text = serde_json::to_vec(order).expect("an order is plain data");
+            .map_err(|error| failed(&error))?;
+        let text = serde_json::to_vec(request).expect("a request is plain data");
         if let Some(mut input) = child.stdin.take() {
-            // A worker that is gone already tells why below.
+            // The exit status of a worker that has ended is reported below.
             let _ = input.write_all(&text);
         }
-        let output = child.wait_with_output().map_err(|error| broke(&error))?;
-        // Libraries may have written before it.
+        let output = child.wait_with_output().map_err(|error| failed(&error))?;
+        // Libraries may have written to standard output before.
         let last = output.stdout.rsplit(|byte| *byte == b'\n').find(|line| !line.is_empty());
-        let answer = last.and_then(|line| serde_json::from_slice(line).ok());
-        answer.ok_or_else(|| {
-            format!("the worker process ended ({}); out of memory is the usual reason", output.status)
+        let reply = last.and_then(|line| serde_json::from_slice(line).ok());
+        reply.ok_or_else(|| {
+            format!("the worker process ended ({}); the usual cause is too little memory", output.status)
         })
     }
 }
 
-/// Measures what standard input says and writes what was found to standard output.
+/// Reads a request from standard input, measures, and writes the reply to standard output.
 pub fn serve_measurement(
     computations: &[Computation],
-    setting: &WorkerConfig,
+    config: &WorkerConfig,
     prepared: Result<(), String>,
     memory: &dyn Fn() -> Memory,
 ) {
     std::panic::set_hook(Box::new(|_| {}));
     let begun = Instant::now();
     let found = prepared.and_then(|()| {
-        let order: Order = serde_json::from_reader(std::io::stdin()).map_err(|error| error.to_string())?;
-        perform(&order, computations, setting, memory)
+        let request: WorkerRequest =
+            serde_json::from_reader(std::io::stdin()).map_err(|error| error.to_string())?;
+        perform(&request, computations, config, memory)
     });
-    let answer = match found {
-        Ok(measured) => Answer::Found(measured, begun.elapsed().as_secs_f64()),
-        Err(why) => Answer::Failed(why),
+    let reply = match found {
+        Ok(measured) => Reply::Found(measured, begun.elapsed().as_secs_f64()),
+        Err(why) => Reply::Failed(why),
     };
-    let text = serde_json::to_string(&answer).expect("an answer is plain data");
-    // Without a reader there is nobody to tell.
+    let text = serde_json::to_string(&reply).expect("a reply is plain data");
+    // The reader may have ended.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn perform(
-    order: &Order,
+    request: &WorkerRequest,
     computations: &[Computation],
-    setting: &WorkerConfig,
+    config: &WorkerConfig,
     memory: &dyn Fn() -> Memory,
 ) -> Result<CostModel, String> {
-    let Order { ask: MeasureRequest { kind, params, inputs }, folder } = order;
+    let WorkerRequest { request: MeasureRequest { kind, params, inputs }, folder } = request;
     let computation = computations
         .iter()
         .find(|computation| computation.kind.name == kind)
-        .ok_or_else(|| format!("this worker does not know the stage kind `{kind}`"))?;
-    let WorkerConfig { device, micro_batch, ref downloads, .. } = *setting;
+        .ok_or_else(|| format!("the worker does not know the stage kind `{kind}`"))?;
+    let WorkerConfig { device, micro_batch, ref downloads, .. } = *config;
     let stage = (computation.from_json)(params)?;
     let cx = Context::new(device, micro_batch, downloads, &|_, _, _| {}, &|_| {});
     let found = catch_unwind(AssertUnwindSafe(|| measure_one(&*stage, inputs, folder, &cx, memory)));

@@ -1,4 +1,4 @@
-//! The command line: one file per verb, one row per verb below.
+//! The command line: one file per verb, and one row per verb below.
 
 mod adopt;
 mod attest;
@@ -12,9 +12,11 @@ mod export;
 mod failure;
 mod graph;
 mod init;
+mod kinds;
 mod man;
 mod manifests;
 mod measure;
+mod nearest_hit;
 mod noop;
 mod plan;
 mod project;
@@ -25,12 +27,11 @@ mod run_args;
 mod schema;
 mod sign;
 mod signals;
-mod stages;
 mod status;
-mod why_not;
 
 use std::io::IsTerminal;
 
+use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::kinds::command;
@@ -46,82 +47,91 @@ pub use measure::{MEASURE, serve_measurement};
 
 /// Which training images made a text-to-image diffusion model draw this?
 #[derive(Debug, Parser)]
-#[command(name = "attrflow", version, propagate_version = true, after_help = failure::HELP)]
+#[command(name = "attrflow", version, propagate_version = true, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log more: -v decisions and units, -vv workers and timings, -vvv all; ATTRFLOW_LOG takes a filter instead
+    /// Log more: -v decisions and units, -vv workers and timings, -vvv everything; ATTRFLOW_LOG sets a filter instead
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring a pipeline's results up to date
+    /// Compute the results of a pipeline that are not cached
     Run(run::Args),
-    /// Show what a run would do, why, and what it would take of time, memory and disk
+    /// Show what a run would do, why, and the time, memory and disk space it would need
     ///
-    /// Time and memory are known of stages that were measured on this machine (--measure) or, less well, have run before; bytes
+    /// Time and memory are predicted from measurements on this machine (--measure) or, less precisely, from earlier runs; bytes
     /// follow from the shapes of arrays and networks.
     Plan(plan::Args),
-    /// Show all that counts for a stage, what changed since its last run, where that is written and who changed it
+    /// Show everything that is hashed for a stage, what changed since its last run, where, and by whom
     ///
-    /// Of a value in a git checkout, the commit that changed its line last; of an input, the files below that changed.
+    /// For a value in a git checkout: the last commit that changed its line. For an input: the files in it that changed.
     Explain(explain::Args),
-    /// Show the smallest edit after which a stage's result would be found in the cache
-    WhyNot(why_not::Args),
-    /// Show what stands, and where
+    /// Show the state of each stage and where its results are
     Status(status::Args),
-    /// Draw a pipeline: the state of each stage, and what a change would touch
+    /// Draw a pipeline with the state of each stage and the effect of a change
     ///
-    /// With --set and --touch, what the change reaches is marked: a stage that gives the same bytes as before ends it
-    /// earlier. A repeated stage is one box unless --full.
+    /// With --set or --touch, all stages downstream of the change are marked. Early cutoff may end the change sooner: a stage whose
+    /// outputs come out byte-identical does not invalidate the next. A repeated stage is one box unless --full.
     Graph(graph::Args),
-    /// Let files from elsewhere stand for a stage's outputs, without a copy
+    /// Use existing files as a stage's outputs, without a copy
     ///
-    /// They are checked against the stage's parameters and inputs, and stay where they are. If they change or go, the
-    /// next run says so and computes the stage. They stand for what the stage would give with the same --set values
-    /// on the same class of device (see --device).
+    /// The files are checked against the stage's parameters and inputs, and stay where they are. If they are modified or removed, the
+    /// next run reports it and computes the stage. They replace what the stage would compute with the same --set values and
+    /// device class (see --device).
     Adopt(adopt::Args),
-    /// Hold a manifest against what the cache and its sources hold now
+    /// Check a manifest against the cache and its sources
     ///
-    /// Everything is hashed again: each stored file, and each source that still exists. Each fingerprint is derived from
-    /// its recipe, and each input followed to what gave it. Exit code 3 if anything differs, 1 if nothing does but something
-    /// is not in the cache any more.
+    /// Hashes every stored file again, and every source that still exists. Derives each fingerprint from its recipe, and follows
+    /// each input to the stage that produced it. Exit code 3 if anything differs; 1 if nothing differs, but something is no
+    /// longer in the cache.
     Audit(audit::Args),
     /// Compare two manifests, key by key
     ///
-    /// Exit code 0 if the same stages gave the same outputs, whatever else differs, and 3 if not.
+    /// Exit code 0 if the same stages have the same outputs, whatever else differs; else 3.
     Diff(diff::Args),
-    /// Write what a manifest says in forms that others check: an in-toto statement, a Workflow Run RO-Crate
+    /// Export a manifest in standard formats: an in-toto statement, a Workflow Run RO-Crate
     ///
-    /// Both name every file of results by place, BLAKE3 and SHA-256, what it was made from, and with which parameters. A signature
-    /// of the manifest itself is made by run --sign and audit --sign.
+    /// Both list every result file with its path, BLAKE3 and SHA-256 digests, inputs and parameters. To sign the manifest itself,
+    /// use run --sign or audit --sign.
     Attest(attest::Args),
-    /// Look after the cache: what it holds, what can go, whether it is sound, and sharing it
+    /// Inspect, clean, verify and share the cache
     Cache(cache::Args),
-    /// Write results as the published experiment does, or for diffusers
+    /// Export results in the layout of the published experiment, or for diffusers
     Export(export::Args),
-    /// Show the stage kinds, their ports and parameters
-    Stages(stages::Args),
-    /// Write the form of pipeline files as JSON Schema, for editors
+    /// List the stage kinds, or show the ports and parameters of one
+    Kinds(kinds::Args),
+    /// Write the JSON Schema of pipeline files, for editors
     ///
-    /// An editor that knows TOML and JSON Schema then completes and checks pipelines as they are written, if their first
-    /// line is `#:schema FILE`.
+    /// Editors that support TOML and JSON Schema then complete and check pipelines whose first line is `#:schema FILE`.
     Schema(schema::Args),
-    /// Begin a project: a pipeline and a config with comments; nothing that is there is touched
+    /// Create a starter pipeline and config; existing files are not modified
     Init(init::Args),
-    /// Write the completions of a shell: attrflow completions bash > ~/.local/share/bash-completion/completions/attrflow
+    /// Write shell completions to standard output
     Completions(completions::Args),
     /// Write manual pages
     Man(man::Args),
-    /// Check libtorch and devices
+    /// Check libtorch and the devices
     Doctor(doctor::Args),
+}
+
+/// Verbs and options of earlier versions, each with its name now.
+const RENAMED: [(&str, &str); 3] =
+    [("stages", "kinds"), ("why-not", "explain --nearest-hit"), ("--downloads", "--download-jobs")];
+
+/// The new name of a verb or option that a command line names by its old one.
+fn renamed(error: &clap::Error) -> Option<String> {
+    let names = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg];
+    let mut names = names.into_iter().filter_map(|kind| error.get(kind));
+    let (old, new) = names.find_map(|name| RENAMED.iter().find(|(old, _)| *old == name.to_string()))?;
+    Some(format!("`{old}` is named `{new}` now"))
 }
 
 /// Runs the program on the process's arguments and returns its exit code.
 ///
-/// With the kinds that it can compute itself it also serves as the light worker of another run of it.
+/// With the kinds in `own` it also serves as the worker without libtorch of another process.
 pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     if let [first, setting] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
         && first == LIGHT_WORKER
@@ -129,12 +139,16 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     {
         command::adopt_orphans();
         serve_until(own, &setting, command::kill_all);
-        return failure::DONE;
+        return failure::SUCCESS;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { failure::USAGE } else { failure::DONE };
+            if let Some(message) = renamed(&error) {
+                Failure::Usage(message).show();
+                return failure::USAGE;
+            }
+            let code = if error.use_stderr() { failure::USAGE } else { failure::SUCCESS };
             let _ = error.print();
             return code;
         }
@@ -151,7 +165,6 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         Command::Run(args) => run::run(args, registry, &filter),
         Command::Plan(args) => plan::plan(args, registry, &filter),
         Command::Explain(args) => explain::explain(args, registry),
-        Command::WhyNot(args) => why_not::why_not(args, registry),
         Command::Status(args) => status::status(args, registry),
         Command::Adopt(args) => adopt::adopt(args, registry),
         Command::Audit(args) => audit::audit(args, registry, &filter),
@@ -159,7 +172,7 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         Command::Diff(args) => diff::diff(args),
         Command::Cache(args) => cache::cache(args),
         Command::Export(args) => export::export(args, registry),
-        Command::Stages(args) => stages::stages(args, registry),
+        Command::Kinds(args) => kinds::kinds(args, registry),
         Command::Schema(args) => schema::schema(args, registry),
         Command::Graph(args) => graph::graph(args, registry),
         Command::Init(args) => init::init(args),
@@ -168,10 +181,13 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         Command::Doctor(args) => doctor::doctor(args),
     };
     match result {
-        Ok(()) => failure::DONE,
+        Ok(()) => failure::SUCCESS,
         Err(failure) => {
             failure.show();
             exit_code(&failure)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! `attrflow plan`: what a run would do, why, and what it would take.
+//! `attrflow plan`: what a run would do, why, and the time, memory and disk space it would need.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::failure::Failure;
-use super::measure::circumstances;
+use super::measure::machine_profile;
 use super::noop::{question, recall};
 use super::project::{Project, ProjectArgs};
 use super::requirements::Requirements;
 use super::run_args::RunArgs;
-use crate::progress::{Table, duration, print, short_path, size};
+use crate::progress::{Table, duration, print, short_path};
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::Forecast;
 use attrflow_engine::exec::noop_cache::{NoopRun, Stage};
@@ -21,19 +21,22 @@ use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::graph;
 use attrflow_engine::plan::{Action, Planner, Reason};
-use attrflow_engine::store::Adopted;
+use attrflow_engine::store::{Adopted, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow plan pipelines/demo.toml --measure\n  \
+    attrflow plan pipelines/demo.toml --set loss.time_samples=5 --json")]
 pub(super) struct Args {
     #[command(flatten)]
     project: ProjectArgs,
-    /// Plan as if this stage had to be computed (repeatable)
+    /// Plan as if this stage were not cached (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
     #[command(flatten)]
     how: RunArgs,
-    /// Measure first what each stage that would run takes on this machine: its networks are loaded and a little of its work is
-    /// done, with as many workers as a run would have. Later plans know it
+    /// First measure the stages that would run: load their networks and do a little of their work, with as many workers as a
+    /// run would have. Later plans use the measurements
     #[arg(long)]
     measure: bool,
     /// Write one line of JSON per stage
@@ -46,31 +49,31 @@ pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Fa
     if let Some(question) = question(file, settings, targets).filter(|_| args.force.is_empty())
         && let Some((recalled, _)) = recall(&question, file, settings)
     {
-        show_recalled(&recalled, args.json);
+        show_cached(&recalled, args.json);
         return Ok(());
     }
     let project = args.project.open(registry)?;
     let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
     let shown = show(&project, &forced, &args.how, args.measure.then_some(log), args.json);
-    // The process is about to end: to free each of a million small values would take a tenth of its time.
+    // The process ends here: freeing a million small values would take a tenth of its time.
     let Project { pipeline, graph, sources, .. } = project;
     std::mem::forget((pipeline, graph, sources));
     shown
 }
 
-/// The same for an answer that is recalled: every stage is reused.
-fn show_recalled(recalled: &NoopRun, as_json: bool) {
+/// Prints the plan of a run that the no-op cache knows to be complete.
+fn show_cached(recalled: &NoopRun, as_json: bool) {
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
     for Stage { stage, seconds, outputs } in &recalled.stages {
         if as_json {
             let outputs: BTreeMap<_, _> =
                 outputs.iter().map(|(port, shown)| (port, &shown.artifact)).collect();
-            let line = json!({ "stage": stage, "verdict": "reuse", "outputs": outputs, "adopted": null });
+            let line = json!({ "stage": stage, "action": CACHED, "outputs": outputs, "adopted": null });
             text += &format!("{line}\n");
         } else {
             let none = String::new;
-            table.row([stage.clone(), "reuse".to_owned(), none(), none(), none(), made_in(*seconds)]);
+            table.row([stage.clone(), CACHED.to_owned(), none(), none(), none(), computed_in(*seconds)]);
         }
     }
     let counts = [recalled.stages.len(), 0, 0, 0];
@@ -81,26 +84,32 @@ fn show_recalled(recalled: &NoopRun, as_json: bool) {
     print(&text);
 }
 
-const HEADINGS: [&str; 6] = ["stage", "would", "takes", "memory", "disk", "why"];
+const HEADINGS: [&str; 6] = ["stage", "action", "time", "memory", "disk", "reason"];
+/// The action of a stage whose result is in the cache.
+const CACHED: &str = "cached";
 
-fn made_in(seconds: f64) -> String {
-    format!("made in {seconds:.1} s")
+fn computed_in(seconds: f64) -> String {
+    format!("computed in {seconds:.1} s")
 }
 
-/// The line that ends a plan for programs.
-fn totals_line(totals: &[Total; 2], need: &Requirements, [reuse, run, maybe, fail]: [usize; 4]) -> String {
+/// The last line of a plan in JSON.
+fn totals_line(
+    totals: &[Total; 2],
+    need: &Requirements,
+    [cached, run, pending, invalid]: [usize; 4],
+) -> String {
     let totals = json!({ "run": totals[0], "if_outputs_change": totals[1] });
-    let counts = json!({ "run": run, "reuse": reuse, "run_if": maybe, "fail": fail });
+    let counts = json!({ "run": run, "cached": cached, "pending": pending, "invalid_input": invalid });
     format!("{}\n", json!({ "totals": totals, "needs": need, "stages": counts }))
 }
 
-/// The line that ends a plan for people.
-fn counted([reuse, run, maybe, fail]: [usize; 4]) -> String {
-    let fails = if fail > 0 { format!(", {fail} to fail") } else { String::new() };
-    format!("\n{run} to run, {reuse} to reuse, {maybe} to be decided by what runs before{fails}\n")
+/// The last line of a plan for people.
+fn counted([cached, run, pending, invalid]: [usize; 4]) -> String {
+    let invalid = if invalid > 0 { format!(", {invalid} with invalid input") } else { String::new() };
+    format!("\n{run} to run, {cached} cached, {pending} pending{invalid}\n")
 }
 
-/// Prints the verdict on every selected stage, and what it would take; measures it first for workers that log by `measure`.
+/// Prints the action of every selected stage and its cost; if `measure` is the log filter of workers, measures first.
 pub(super) fn show(
     project: &Project,
     forced: &[usize],
@@ -109,10 +118,10 @@ pub(super) fn show(
     as_json: bool,
 ) -> Result<(), Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, forced);
-    let verdicts = planner.all(&project.graph)?;
+    let actions = planner.all(&project.graph)?;
     project.store.save_stat()?;
     let conditions = how.conditions(&project.pipeline.run, &project.devices);
-    let mut forecast = Forecast::new(&planner, &verdicts, &circumstances(&conditions));
+    let mut forecast = Forecast::new(&planner, &actions, &machine_profile(&conditions));
     if let Some(log) = measure {
         super::measure::measure(project, &planner, &mut forecast, how, log)?;
     }
@@ -123,11 +132,11 @@ pub(super) fn show(
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];
     let mut bases: BTreeSet<String> = BTreeSet::new();
-    for (index, verdict) in &verdicts {
+    for (index, action) in &actions {
         let node = &project.pipeline.stages[*index];
-        let (column, verb, why) = words(verdict, node, &project.sources);
+        let (column, word, reason) = words(action, node, &project.sources);
         counts[column] += 1;
-        let predicted = predictor.predict(node, verdict)?;
+        let predicted = predictor.predict(node, action)?;
         if let Some(predicted) = &predicted {
             totals[usize::from(column != RUNS)].add(predicted);
             bases.insert(predicted.basis.clone());
@@ -136,31 +145,32 @@ pub(super) fn show(
             }
         }
         if as_json {
-            let mut line = line(verdict, node, verb, &project.sources);
+            let mut line = line(action, node, word, &project.sources);
             if let Some(predicted) = &predicted {
                 line["predicted"] = json!(predicted);
             }
             text += &format!("{line}\n");
         } else {
             let cell = |of: fn(&Prediction) -> String| predicted.as_ref().map(of).unwrap_or_default();
-            let disk =
-                |predicted: &Prediction| predicted.disk.or(predicted.bytes).map(size).unwrap_or_default();
-            let [takes, memory, disk] = [cell(time), cell(memory), cell(disk)];
-            table.row([node.id.clone(), verb.to_owned(), takes, memory, disk, why]);
+            let disk = |predicted: &Prediction| {
+                predicted.disk.or(predicted.bytes).map(format_bytes).unwrap_or_default()
+            };
+            let [time, memory, disk] = [cell(format_time), cell(memory), cell(disk)];
+            table.row([node.id.clone(), word.to_owned(), time, memory, disk, reason]);
         }
     }
-    let [_, run, maybe, fail] = counts;
-    need.close();
+    let [_, run, pending, invalid] = counts;
+    need.finish();
     if as_json {
         text += &totals_line(&totals, &need, counts);
     } else {
         text += &table.to_string();
-        if maybe > 0 {
-            text += "\nrun if: it is reused if what it waits for gives the same bytes as before\n";
+        if pending > 0 {
+            text += "\npending: reused if its inputs come out byte-identical\n";
         }
-        if run + maybe > 0 {
+        if run + pending > 0 {
             text += &format!("\npredicted: {}", totals[0]);
-            if maybe > 0 {
+            if pending > 0 {
                 text += &format!("; at most {} more if outputs change", totals[1]);
             }
             text += &need.describe();
@@ -171,23 +181,23 @@ pub(super) fn show(
                 String::new()
             };
             let bases: Vec<String> = bases.into_iter().take(SHOWN).collect();
-            text += &format!("\n  by {}{more}\n", bases.join(", "));
+            text += &format!("\n  based on {}{more}\n", bases.join(", "));
         }
         text += &counted(counts);
     }
     print(&text);
-    if fail > 0 { Err(Failure::Stages(fail)) } else { Ok(()) }
+    if invalid > 0 { Err(Failure::Stages(invalid)) } else { Ok(()) }
 }
 
-/// The column of stages that surely run.
+/// The place in the counts of stages that certainly run.
 const RUNS: usize = 1;
 
-/// What several stages take together.
+/// The cost of several stages together.
 #[derive(Default, Serialize)]
 struct Total {
     seconds: f64,
     bytes: u64,
-    /// Stages of which nothing is known.
+    /// Stages without a prediction.
     unknown: usize,
     #[serde(skip)]
     known: usize,
@@ -211,35 +221,37 @@ impl std::fmt::Display for Total {
         match (self.known, self.unknown) {
             (0, 0) => return f.write_str("nothing"),
             (0, _) => return f.write_str("unknown"),
-            _ => write!(f, "{} of computing, {} of outputs", duration(self.seconds), size(self.bytes))?,
+            _ => {
+                write!(f, "{} of computing, {} of outputs", duration(self.seconds), format_bytes(self.bytes))?
+            }
         }
         match self.unknown {
             0 => Ok(()),
-            unknown => write!(f, ", and unknown for {unknown} of the stages"),
+            unknown => write!(f, ", unknown for {unknown} stages"),
         }
     }
 }
 
-/// `3.2 s, 4 of 10 units, 1.2 MB of outputs`.
+/// `3.2 s, 4 of 10 units, 1.20 MB of outputs`.
 pub(super) fn format_estimate(predicted: &Prediction) -> String {
     match predicted.bytes {
-        Some(bytes) => format!("{}, {} of outputs", time(predicted), size(bytes)),
-        None => time(predicted),
+        Some(bytes) => format!("{}, {} of outputs", format_time(predicted), format_bytes(bytes)),
+        None => format_time(predicted),
     }
 }
 
-/// `310.2 MB + 4.1 GB of the device`, of each worker.
+/// `310 MB + 4.10 GB on the device`, for each worker.
 fn memory(predicted: &Prediction) -> String {
-    let host = predicted.host_memory.map(size);
+    let host = predicted.host_memory.map(format_bytes);
     let device = predicted
         .device_memory
         .filter(|bytes| *bytes > 0)
-        .map(|bytes| format!("{} of the device", size(bytes)));
+        .map(|bytes| format!("{} on the device", format_bytes(bytes)));
     host.into_iter().chain(device).collect::<Vec<_>>().join(" + ")
 }
 
 /// `3.2 s, 4 of 10 units`.
-fn time(predicted: &Prediction) -> String {
+fn format_time(predicted: &Prediction) -> String {
     let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
     if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
         parts.push(format!("{} of {} units", units.total - units.cached, units.total));
@@ -247,8 +259,8 @@ fn time(predicted: &Prediction) -> String {
     parts.join(", ")
 }
 
-/// A stage's line for programs.
-fn line(verdict: &Action, node: &StageNode, verb: &str, sources: &Sources) -> Json {
+/// A stage's line in JSON.
+fn line(action: &Action, node: &StageNode, word: &str, sources: &Sources) -> Json {
     let places = |reason: &Reason| match reason {
         Reason::Changed { changes } => {
             let places = changes
@@ -259,27 +271,27 @@ fn line(verdict: &Action, node: &StageNode, verb: &str, sources: &Sources) -> Js
         _ => BTreeMap::new(),
     };
     let stage = &node.id;
-    match verdict {
+    match action {
         Action::Run(_, _, reason) => {
-            json!({ "stage": stage, "verdict": verb, "why": reason, "places": places(reason) })
+            json!({ "stage": stage, "action": word, "why": reason, "places": places(reason) })
         }
         Action::Pending { upstream, certain } => json!({
-            "stage": stage, "verdict": verb, "waits_for": upstream, "why": certain,
+            "stage": stage, "action": word, "pending_on": upstream, "why": certain,
             "places": certain.as_ref().map(places)
         }),
         Action::Cached(entry) => json!({
-            "stage": stage, "verdict": verb, "outputs": entry.outputs, "adopted": entry.adopted
+            "stage": stage, "action": word, "outputs": entry.outputs, "adopted": entry.adopted
         }),
-        Action::InvalidInput(error) => json!({ "stage": stage, "verdict": verb, "error": error }),
+        Action::InvalidInput(error) => json!({ "stage": stage, "action": word, "error": error }),
     }
 }
 
-/// Where adopted outputs are, as seen from the current folder.
-fn places(adopted: &Adopted) -> String {
+/// The paths of adopted outputs, relative to the current folder.
+fn paths(adopted: &Adopted) -> String {
     adopted.paths.values().map(|path| short_path(path)).collect::<Vec<_>>().join(", ")
 }
 
-/// A reason, with the place of each changed value.
+/// A reason, with the location of each changed value.
 fn describe(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
     let Reason::Changed { changes } = reason else { return reason.to_string() };
     let texts = changes.iter().map(|change| match place(node, &change.field, sources) {
@@ -289,19 +301,20 @@ fn describe(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
     texts.collect::<Vec<_>>().join("; ")
 }
 
-fn words(verdict: &Action, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
-    match verdict {
+/// The place in the counts, the action in a word, and the reason.
+fn words(action: &Action, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
+    match action {
         Action::Cached(entry) => match &entry.adopted {
-            Some(adopted) => (0, "reuse", format!("adopted from {}", places(adopted))),
-            None => (0, "reuse", made_in(entry.seconds)),
+            Some(adopted) => (0, CACHED, format!("adopted from {}", paths(adopted))),
+            None => (0, CACHED, computed_in(entry.seconds)),
         },
         Action::Run(_, _, reason) => (RUNS, "run", describe(reason, node, sources)),
         Action::Pending { upstream, certain: None } => {
-            (2, "run if", format!("{} changes its output", upstream.join(" or ")))
+            (2, "pending", format!("{} changes its output", upstream.join(" or ")))
         }
         Action::Pending { upstream, certain: Some(reason) } => {
             (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), upstream.join(", ")))
         }
-        Action::InvalidInput(error) => (3, "fail", error.clone()),
+        Action::InvalidInput(error) => (3, "invalid input", error.clone()),
     }
 }

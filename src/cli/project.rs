@@ -1,4 +1,4 @@
-//! What every verb on a pipeline shares: which file, which folders, which device.
+//! What all verbs on a pipeline share: its file, folders and devices.
 
 use std::path::{Path, PathBuf};
 
@@ -13,42 +13,42 @@ use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::Program;
 use attrflow_engine::store::Store;
 
-/// The pipeline and where its cache and results are.
+/// The arguments that name a pipeline and stages of it.
 #[derive(Debug, Args)]
 pub(super) struct ProjectArgs {
     /// The pipeline file, such as pipelines/demo.toml
     pub pipeline: PathBuf,
     #[command(flatten)]
     pub settings: Settings,
-    /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
+    /// Only this stage and its dependencies (repeatable; the name of a repeated stage selects all its items)
     #[arg(long = "target", value_name = "STAGE")]
     pub targets: Vec<String>,
 }
 
-/// A stage of a pipeline.
+/// The arguments that name a stage of a pipeline.
 #[derive(Debug, Args)]
 pub(super) struct StageArgs {
     /// The pipeline file, such as pipelines/demo.toml
     pub pipeline: PathBuf,
-    /// The stage; a repeated stage's name means all its items
+    /// The stage; the name of a repeated stage selects all its items
     pub stage: String,
     #[command(flatten)]
     pub settings: Settings,
 }
 
 impl StageArgs {
-    /// Reads the pipeline, selects the stage and what it needs, and opens the cache.
+    /// Reads the pipeline, selects the stage and its dependencies, and opens the cache.
     pub fn open(&self, registry: &Registry) -> Result<Project, Failure> {
         self.settings.open(&self.pipeline, std::slice::from_ref(&self.stage), registry)
     }
 }
 
-/// The numbers of the stages that the name means.
+/// The indices of the stages that the name selects.
 pub(super) fn named(of: &StageArgs, project: &Project) -> Result<Vec<usize>, Failure> {
     graph::named(std::slice::from_ref(&of.stage), &project.pipeline).map_err(Failure::Usage)
 }
 
-/// What changes a pipeline for one command, and where its cache is.
+/// The options that change a pipeline for one command, and its cache.
 #[derive(Debug, Args)]
 pub(super) struct Settings {
     /// Override a config value: --set loss.time_samples=5 (repeatable)
@@ -62,7 +62,7 @@ pub(super) struct Settings {
     pub cache: Option<PathBuf>,
 }
 
-/// A pipeline that was read, with its store.
+/// A pipeline that was read, with its cache.
 pub(super) struct Project {
     pub pipeline: Pipeline,
     pub graph: Graph,
@@ -70,12 +70,12 @@ pub(super) struct Project {
     pub results: PathBuf,
     pub devices: Vec<Device>,
     pub numerics: Numerics,
-    /// The texts that the pipeline was read from.
+    /// The files that the pipeline was read from.
     pub sources: Sources,
 }
 
 impl ProjectArgs {
-    /// These arguments as a command line, for a hint of what to run.
+    /// These arguments as a command line, for hints.
     pub fn command(&self, verb: &str) -> String {
         let mut words = vec!["attrflow".to_owned(), verb.to_owned(), self.pipeline.display().to_string()];
         let Settings { sets, device, cache } = &self.settings;
@@ -102,12 +102,12 @@ impl ProjectArgs {
 }
 
 impl Settings {
-    /// The cache: the one that was named, else that beside the pipelines folder, below `root`.
+    /// The cache folder: the option's, else `cache` below `root`.
     pub fn cache_of(&self, root: &Path) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| root.join("cache"))
     }
 
-    /// Reads a pipeline, selects the targets and what they need, and opens the cache.
+    /// Reads a pipeline, selects the targets and their dependencies, and opens the cache.
     pub fn open(&self, file: &Path, targets: &[String], registry: &Registry) -> Result<Project, Failure> {
         let (pipeline, sources) = pipeline::load(file, &self.sets, registry)
             .map_err(|(problems, sources)| Failure::Pipeline(problems, sources))?;
@@ -115,7 +115,7 @@ impl Settings {
         self.project(pipeline, sources, targets, results)
     }
 
-    /// Selects the targets of a pipeline and what they need, and opens the cache.
+    /// Selects the targets of a pipeline and their dependencies, and opens the cache.
     pub fn project(
         &self,
         pipeline: Pipeline,
@@ -134,7 +134,7 @@ impl Settings {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
             device: if devices[0] == Device::Cpu { "cpu".into() } else { "cuda".into() },
             precision: "fp32".into(),
-            // libtorch's CUDA kernels are not held to repeat bit for bit.
+            // libtorch's CUDA kernels need not be bitwise reproducible.
             deterministic: devices[0] == Device::Cpu,
         };
         Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
@@ -155,17 +155,17 @@ pub(super) fn devices(text: &str) -> Result<Vec<Device>, Failure> {
                 Some(index) => Device::Cuda(index),
                 None => {
                     let form = "expected auto, cpu, cuda, or a list such as cuda:0,cuda:1";
-                    return Err(Failure::Usage(format!("`{part}` is no device: {form}")));
+                    return Err(Failure::Usage(format!("unknown device `{part}`: {form}")));
                 }
             },
         });
     }
     if let Some(twice) = (1..devices.len()).find(|&index| devices[..index].contains(&devices[index])) {
         let name = text.split(',').nth(twice).unwrap_or_default();
-        return Err(Failure::Usage(format!("`{text}` names `{}` twice", name.trim())));
+        return Err(Failure::Usage(format!("`{text}` lists `{}` twice", name.trim())));
     }
     if devices.contains(&Device::Cpu) && devices.len() > 1 {
-        return Err(Failure::Usage(format!("`{text}` names the CPU beside other devices: choose one class")));
+        return Err(Failure::Usage(format!("`{text}` mixes the CPU and other devices: choose one class")));
     }
     Ok(devices)
 }
@@ -188,12 +188,12 @@ pub(super) fn program() -> Program {
     Program { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("ATTRFLOW_COMMIT").to_owned() }
 }
 
-/// Cores that this process may use.
+/// The number of cores that this process may use.
 pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The worker program, which stands beside this one.
+/// The worker program, in the folder of this program.
 pub(super) fn worker_program() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
     let worker = own.with_file_name("attrflow-worker");

@@ -1,4 +1,4 @@
-//! What a run as a whole needs: time from start to end, memory at once, room on the disk.
+//! The requirements of a whole run: time from start to end, peak memory, disk space.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -6,28 +6,28 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::project::Project;
-use crate::io::disk_space;
-use crate::progress::{duration, size};
+use crate::progress::duration;
 use attrflow_engine::estimate::{Job, StageEstimate, wall};
 use attrflow_engine::explain::Prediction;
 use attrflow_engine::pipeline::{Source, StageNode};
 use attrflow_engine::provenance::manifest::Conditions;
+use attrflow_engine::store::{disk_space, format_bytes};
 
-/// The needs of the stages that surely run, as far as they are known.
+/// The requirements of the stages that certainly run, as far as they are known.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Requirements {
     /// Seconds from start to end.
     wall_seconds: f64,
     workers: usize,
-    /// Bytes of memory of all workers, each at its most; 0 where nothing was measured.
+    /// Peak memory of all workers in bytes; 0 where unknown.
     host_memory: u64,
-    /// Bytes of memory of each device; 0 where nothing was measured.
+    /// Peak memory of each device in bytes; 0 where unknown.
     device_memory: u64,
-    /// Bytes that are to be written to the cache.
+    /// Bytes that will be written to the cache.
     disk: u64,
-    /// Bytes that are free there.
+    /// Bytes that are free on the cache's disk.
     disk_free: Option<u64>,
-    /// Bytes of memory that are available.
+    /// Available memory in bytes.
     memory_free: Option<u64>,
     #[serde(skip)]
     cache: PathBuf,
@@ -35,7 +35,7 @@ pub(super) struct Requirements {
     start: f64,
     #[serde(skip)]
     jobs: Vec<Job>,
-    /// Where a stage stands in `jobs`.
+    /// The place of each stage in `jobs`.
     #[serde(skip)]
     places: BTreeMap<usize, usize>,
 }
@@ -45,7 +45,7 @@ impl Requirements {
         Self { workers: conditions.jobs, cache: project.store.root().to_path_buf(), ..Self::default() }
     }
 
-    /// Adds a stage that runs; those that it reads come before it.
+    /// Adds a stage that runs; the stages that it depends on come first.
     pub fn add(
         &mut self,
         index: usize,
@@ -75,21 +75,21 @@ impl Requirements {
         self.disk += predicted.disk.or(predicted.bytes).unwrap_or_default();
     }
 
-    /// All stages are there.
-    pub fn close(&mut self) {
+    /// Computes the totals, after the last stage.
+    pub fn finish(&mut self) {
         if self.jobs.is_empty() {
-            // A plan that finds everything done is the same whatever else the machine does.
+            // The plan of a complete pipeline does not depend on the state of the machine.
             *self = Self::default();
             return;
         }
         self.wall_seconds = wall(&self.jobs, self.workers, self.start);
-        // The folder may have to be made first.
+        // The cache folder may not exist yet.
         let there = self.cache.ancestors().find(|folder| folder.is_dir());
-        self.disk_free = there.and_then(|folder| disk_space::free(folder).ok());
+        self.disk_free = there.and_then(|folder| disk_space(folder).ok());
         self.memory_free = available();
     }
 
-    /// Lines for people, each behind a line break.
+    /// Lines for people, each after a line break.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         let Self { wall_seconds, workers, host_memory, device_memory, disk, .. } = self;
@@ -99,26 +99,26 @@ impl Requirements {
                 &format!("\n  {} from start to end with {workers} worker{plural}", duration(*wall_seconds));
         }
         if *host_memory > 0 {
-            text += &format!("\n  {} of memory at most", size(*host_memory));
+            text += &format!("\n  at most {} of memory", format_bytes(*host_memory));
         }
         if *device_memory > 0 {
-            text += &format!(", {} of each device", size(*device_memory));
+            text += &format!(", {} on each device", format_bytes(*device_memory));
         }
         if *disk > 0 {
-            text += &format!("\n  {} of disk, the parts of units among it", size(*disk));
+            text += &format!("\n  {} of disk space, including units", format_bytes(*disk));
         }
         if let Some(free) = self.disk_free.filter(|free| free < disk) {
             let place = self.cache.display();
-            text += &format!("\nwarning: {} are free on the disk of {place}", size(free));
+            text += &format!("\nwarning: only {} free on the disk of {place}", format_bytes(free));
         }
         if let Some(free) = self.memory_free.filter(|free| free < host_memory) {
-            text += &format!("\nwarning: {} of memory are available; fewer --jobs need less", size(free));
+            text += &format!("\nwarning: only {} of memory available; use fewer --jobs", format_bytes(free));
         }
         text
     }
 }
 
-/// Bytes of memory that processes could still have, where the system tells.
+/// Available memory in bytes, where the system reports it.
 fn available() -> Option<u64> {
     let text = fs_err::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

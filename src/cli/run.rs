@@ -1,4 +1,4 @@
-//! `attrflow run`: bring a pipeline's results up to date, or create those of a manifest again.
+//! `attrflow run`: computes the results of a pipeline that are not cached, or recreates those of a manifest.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use super::failure::Failure;
 use super::noop::{question, recall_in_use};
 use super::project::{Project, Settings};
 use super::replay;
-use super::run_args::{Origin, RunArgs, RunOutcome, all_done, execute, repeat};
-use super::sign::{Signer, describe};
+use super::run_args::{Origin, RunArgs, RunOutcome, check_failed, execute, repeat};
+use super::sign::{Signer, print_signature};
 use crate::progress;
 use attrflow_engine::exec::noop_cache::{Found, NoopKey};
 use attrflow_engine::kind::Registry;
@@ -17,41 +17,43 @@ use attrflow_engine::plan::graph;
 use attrflow_engine::store::View;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow run pipelines/demo.toml\n  \
+    attrflow run pipelines/demo.toml --target fisher --set fisher.epochs=2")]
 pub(super) struct Args {
     /// The pipeline file, such as pipelines/demo.toml
     #[arg(required_unless_present = "from", conflicts_with = "from")]
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
-    /// Only this stage and what it needs (repeatable; a repeated stage's name means all its items)
+    /// Only this stage and its dependencies (repeatable; the name of a repeated stage selects all its items)
     #[arg(long = "target", value_name = "STAGE")]
     targets: Vec<String>,
     #[command(flatten)]
     how: RunArgs,
-    /// Compute this stage whatever the cache holds (repeatable)
+    /// Compute this stage even if its result is cached (repeatable)
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
-    /// Only show what would run, as `plan` does
+    /// Only show the plan, as `attrflow plan` does
     #[arg(long)]
     dry_run: bool,
-    /// Create again what a manifest records, from the sources alone: exit code 3 if a stage gives other bytes
+    /// Recreate the results that a manifest records, from its sources: exit code 3 if an output differs
     ///
-    /// The manifest alone says what to compute; no pipeline file is read. Cache and results are those of the current folder.
-    /// Sources are taken by their bytes: from where they were, else from below the current folder. Device class, threads and micro
-    /// batch are those of the recorded run unless they are given. A manifest may hold stages of the kind `command`, whose programs
-    /// are then run: do so with manifests of people alone whom you trust with that.
+    /// Reads the manifest, and no pipeline file. Uses the cache and results of the current folder. Sources are found by their
+    /// digests: at the recorded paths, else below the current folder. Device class, threads and micro batch default to the recorded
+    /// ones. A manifest can contain stages of the kind `command`, whose programs are run: use only manifests that you trust.
     #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["sets", "dry_run"])]
     from: Option<String>,
-    /// Sign the manifest with this minisign secret key, into a file beside it that ends in .minisig
+    /// Sign the manifest with this minisign secret key; the signature is written to MANIFEST.minisig
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
-    /// Write every event to standard output as a line of JSON
+    /// Write each event to standard output as a line of JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
-    // A key that does not open must not be found out after a night of computing.
+    // A key that cannot be opened must be reported before hours of computing.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     let reporter = progress::choose(args.json);
     let Some(from) = &args.from else {
@@ -75,7 +77,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
             note(question, &project, &ended);
         }
         sign(signer.as_ref(), &ended, args.json)?;
-        return all_done(&ended.manifest);
+        return check_failed(&ended.manifest);
     };
     let recreation = replay::Recreation::open(from, &args.settings, &args.targets, registry)?;
     let forced = graph::named(&args.force, &recreation.project.pipeline).map_err(Failure::Usage)?;
@@ -85,24 +87,24 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     recreation.compare(&ended.manifest, args.json)
 }
 
-/// Lets the next run recall this one. What keeps it from that is no fault of this run.
+/// Adds a complete run to the no-op cache. If that fails, the run has not failed.
 fn note(question: &NoopKey, project: &Project, ended: &RunOutcome) {
     let Project { store, pipeline, sources, results, .. } = project;
-    let RunOutcome { manifest, shown, .. } = ended;
+    let RunOutcome { manifest, placed: shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
     let noted = store
         .shared_lock(|| {})
         .and_then(|_use| question.note(&Found { store, pipeline, texts, view, manifest, shown }));
     if let Err(error) = noted {
-        tracing::warn!("not noted for the next run: {error}");
+        tracing::warn!("no-op cache not saved: {error}");
     }
 }
 
 fn sign(signer: Option<&Signer>, ended: &RunOutcome, as_json: bool) -> Result<(), Failure> {
     let Some(signer) = signer else { return Ok(()) };
     let Some(path) = &ended.path else {
-        return Err(Failure::Refused("the manifest could not be kept, so there is nothing to sign".into()));
+        return Err(Failure::Refused("the manifest could not be written, so it cannot be signed".into()));
     };
     let bytes = fs_err::read(path).map_err(|error| Failure::Refused(error.to_string()))?;
-    signer.sign(path, &bytes, &ended.manifest).map(|signature| describe(&signature, as_json))
+    signer.sign(path, &bytes, &ended.manifest).map(|signature| print_signature(&signature, as_json))
 }

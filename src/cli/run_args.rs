@@ -1,4 +1,4 @@
-//! What every command shares that computes: with which workers, and how it is told and stopped.
+//! What all commands that compute share: the options of workers, and the execution of a run with its events and signals.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,31 +16,31 @@ use attrflow_engine::exec::event::{Event, PlacedArtifact};
 use attrflow_engine::exec::noop_cache::NoopRun;
 use attrflow_engine::exec::{CachedRun, Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
-use attrflow_engine::pipeline::{MOST_DOWNLOADS, RunTable};
+use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
 use attrflow_engine::store::Store;
 use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
 
-/// How to compute, never what.
+/// How to compute; results do not depend on it.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Workers at once on the CPU; on GPUs there is one per device; 0 chooses from the number of cores [default: run.jobs of the config, else 0]
+    /// Number of workers on the CPU; GPUs have one each; 0 chooses by the number of cores [default: run.jobs of the config, else 0]
     #[arg(short, long)]
     jobs: Option<usize>,
     /// Threads of each worker; 0 divides the cores among the workers [default: run.threads of the config, else 0]
     #[arg(long)]
     threads: Option<usize>,
-    /// Most rows to send through a network at once; changes memory and speed, and results by rounding at most; 0 is 128 on
-    /// the CPU, and on a GPU what a short trial finds fastest [default: run.micro_batch of the config, else 0]
+    /// The most rows sent through a network at once; affects memory and speed, and results only by rounding; 0 chooses: 128 on
+    /// the CPU, and on a GPU the number that a short trial finds fastest [default: run.micro_batch of the config, else 0]
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Most files to download at once [default: 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_DOWNLOADS)))]
-    downloads: Option<u32>,
+    /// Files to download at the same time [default: run.download_jobs of the config, else 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_DOWNLOAD_JOBS)))]
+    download_jobs: Option<u32>,
 }
 
 impl RunArgs {
-    /// One worker per GPU; on the CPU one per core, each with one thread, is what small networks profit from most.
+    /// One worker per GPU. On the CPU one worker per core with one thread each: fastest for small networks.
     pub fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
         let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
         let cpu = devices[0] == Device::Cpu;
@@ -62,8 +62,8 @@ impl RunArgs {
         Conditions { jobs, threads, devices: devices.iter().map(name).collect(), micro_batch }
     }
 
-    /// The settings of the workers, and what a manifest keeps of them.
-    pub fn settings(&self, project: &Project, log: &str) -> (Vec<WorkerConfig>, Conditions) {
+    /// The workers' configurations, and the conditions that a manifest records.
+    pub fn worker_configs(&self, project: &Project, log: &str) -> (Vec<WorkerConfig>, Conditions) {
         let table = &project.pipeline.run;
         let conditions = self.conditions(table, &project.devices);
         let Conditions { jobs, threads, micro_batch, .. } = conditions;
@@ -71,40 +71,40 @@ impl RunArgs {
         let downloads = Downloads {
             folder: project.store.root().join("downloads"),
             lock: project.pipeline.root.join("attrflow.lock"),
-            at_once: self.downloads.unwrap_or(table.downloads) as usize,
+            at_once: self.download_jobs.unwrap_or(table.download_jobs) as usize,
         };
-        let settings = (0..jobs).map(|slot| WorkerConfig {
+        let configs = (0..jobs).map(|slot| WorkerConfig {
             device: device(slot),
             threads,
             micro_batch,
             downloads: downloads.clone(),
             log: log.to_owned(),
         });
-        (settings.collect(), conditions)
+        (configs.collect(), conditions)
     }
 }
 
-/// Where a run comes from, for its manifest.
+/// What a run was started from, for its manifest.
 pub(super) struct Origin<'a> {
-    /// The pipeline file, or the manifest that it is run from.
+    /// The pipeline file, or the manifest of `--from`.
     pub file: &'a Path,
     /// The `--set` arguments.
     pub sets: &'a [String],
 }
 
-/// A run that is over.
+/// How a run ended.
 pub(super) struct RunOutcome {
     pub manifest: Manifest,
-    /// The manifest's file, where one could be written.
+    /// The manifest's file; none if the cache is read-only.
     pub path: Option<PathBuf>,
-    /// Where the outputs of reused stages show, by stage and port.
-    pub shown: BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
+    /// The outputs of cached stages in the results folder, by stage and port.
+    pub placed: BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
 }
 
-/// Brings the selected stages of a project up to date. Stages that failed are in the manifest.
+/// Computes the selected stages that are not cached. Failed stages are in the manifest.
 ///
 /// # Errors
-/// A cache that cannot be used, workers that are not there, and a signal that ended the run before it was done.
+/// An unusable cache, a missing worker program, and a signal that ended the run early.
 pub(super) fn execute(
     project: &Project,
     forced: &[usize],
@@ -113,25 +113,27 @@ pub(super) fn execute(
     reporter: Box<dyn Reporter>,
     log: &str,
 ) -> Result<RunOutcome, Failure> {
-    let (settings, conditions) = how.settings(project, log);
+    let (settings, conditions) = how.worker_configs(project, log);
     let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
     let backend = LocalBackend { program: worker_program()?, front, settings };
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Cancel::default());
-    let heard = Arc::new(Mutex::new((None, BTreeMap::new())));
-    let hear: EventSink = {
-        let (reporter, heard) = (Arc::clone(&reporter), Arc::clone(&heard));
+    let received = Arc::new(Mutex::new((None, BTreeMap::new())));
+    let sink: EventSink = {
+        let (reporter, received) = (Arc::clone(&reporter), Arc::clone(&received));
         Arc::new(move |event| {
-            let (path, shown) = &mut *heard.lock().expect("no panic under this lock");
+            let (path, placed) = &mut *received.lock().expect("no panic under this lock");
             match &event {
                 Event::RunFinished { manifest, .. } => path.clone_from(manifest),
-                Event::StageCached { stage, outputs, .. } => _ = shown.insert(stage.clone(), outputs.clone()),
+                Event::StageCached { stage, outputs, .. } => {
+                    _ = placed.insert(stage.clone(), outputs.clone())
+                }
                 _ => {}
             }
             reporter.lock().expect("reporters do not panic").on_event(&event);
         })
     };
-    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&hear));
+    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&sink));
     let run = Run {
         pipeline: &project.pipeline,
         graph: &project.graph,
@@ -141,28 +143,28 @@ pub(super) fn execute(
         forced,
         results: project.results.clone(),
         file: origin.file.to_path_buf(),
-        // The manifest is kept, and meant to be shown.
+        // Manifests are published: no tokens.
         sets: origin.sets.iter().map(|set| redact_urls(set)).collect(),
         program: program(),
         conditions,
         stop: &stop,
-        emit: &|event| hear(event),
+        emit: &|event| sink(event),
     };
     let manifest = run.execute();
     let interrupted =
         |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
-    // A signal that came when all was done has changed nothing.
+    // A signal that came after the last stage changed nothing.
     if let Some(signal) = signals.received().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
         return Err(Failure::Interrupted(signal));
     }
-    let (path, shown) = std::mem::take(&mut *heard.lock().expect("no panic under this lock"));
-    Ok(RunOutcome { manifest: manifest?, path, shown })
+    let (path, placed) = std::mem::take(&mut *received.lock().expect("no panic under this lock"));
+    Ok(RunOutcome { manifest: manifest?, path, placed })
 }
 
-/// Tells of a run whose answer is recalled.
+/// Reports a run that the no-op cache knows to be complete, and writes its manifest.
 ///
 /// # Errors
-/// A cache that cannot be used.
+/// An unusable cache.
 pub(super) fn repeat(
     recalled: NoopRun,
     store: &Store,
@@ -188,11 +190,11 @@ pub(super) fn repeat(
         emit: &emit,
     };
     let (manifest, path) = again.execute()?;
-    Ok(RunOutcome { manifest, path, shown: BTreeMap::new() })
+    Ok(RunOutcome { manifest, path, placed: BTreeMap::new() })
 }
 
-/// The stages that failed, as a failure.
-pub(super) fn all_done(manifest: &Manifest) -> Result<(), Failure> {
+/// Fails if a stage failed.
+pub(super) fn check_failed(manifest: &Manifest) -> Result<(), Failure> {
     match manifest.stages.iter().filter(|record| record.outcome == Outcome::Failed).count() {
         0 => Ok(()),
         failed => Err(Failure::Stages(failed)),

@@ -1,4 +1,4 @@
-//! `attrflow schema`: the form of pipeline files, for editors.
+//! `attrflow schema`: the JSON Schema of pipeline files, for editors.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,14 @@ use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::schema;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow schema --output pipelines/schema.json\n  \
+    attrflow schema --config --output configs/schema.json")]
 pub(super) struct Args {
-    /// The schema of configs instead: their `[run]` table; all else in them is named by the pipelines
+    /// Write the schema of configs instead: it covers their `[run]` table; all other keys depend on the pipeline
     #[arg(long)]
     config: bool,
-    /// Write it to this file instead of standard output
+    /// Write to this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

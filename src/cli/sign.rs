@@ -1,4 +1,4 @@
-//! Keys as a user gives them: `--sign` and `--verify`.
+//! The keys of `--sign` and `--verify`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +10,29 @@ use crate::progress::{print, short_path};
 use attrflow_engine::provenance::attest::{self, Key, SignError, Signed};
 use attrflow_engine::provenance::manifest::Manifest;
 
-/// The password of a secret key, for where nobody sits at a terminal.
+/// The environment variable with the password of a secret key, for use without a terminal.
 const PASSWORD: &str = "ATTRFLOW_SIGN_PASSWORD";
 
-/// A secret key that is ready to sign manifests.
+/// An opened secret key.
 pub(super) struct Signer(Key);
 
 impl Signer {
-    /// Opens a secret key, asking for its password where it has one.
+    /// Opens a secret key; asks for its password if it has one.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let password = || match std::env::var(PASSWORD) {
             Ok(password) => Ok(password),
             Err(_) => {
                 rpassword::prompt_password(format!("password of {}: ", path.display())).map_err(|error| {
-                    std::io::Error::other(format!("no password, also not in {PASSWORD}: {error}"))
+                    std::io::Error::other(format!(
+                        "no password (set {PASSWORD} to give it without a terminal): {error}"
+                    ))
                 })
             }
         };
         Key::open(path, password).map(Self).map_err(|error| Failure::Usage(error.to_string()))
     }
 
-    /// Signs a manifest; what is signed with it says of which run it is.
+    /// Signs a manifest; the signed comment names the pipeline and the start of the run.
     pub fn sign(&self, path: &Path, bytes: &[u8], manifest: &Manifest) -> Result<PathBuf, Failure> {
         let Manifest { pipeline, started, .. } = manifest;
         let comment = format!("attrflow manifest of {pipeline}, {started}");
@@ -38,15 +40,15 @@ impl Signer {
     }
 }
 
-/// Says where a signature was written.
-pub(super) fn describe(signature: &Path, as_json: bool) {
+/// Prints the path of a signature.
+pub(super) fn print_signature(signature: &Path, as_json: bool) {
     match as_json {
         true => print(&format!("{}\n", json!({ "signature": signature }))),
         false => print(&format!("signed: {}\n", short_path(signature))),
     }
 }
 
-/// Holds a manifest against its signature.
+/// Verifies the signature of a manifest.
 pub(super) fn verify(key: &str, named: &Named) -> Result<Signed, Failure> {
     attest::verify(key, &named.path, &named.bytes).map_err(|error| match error {
         SignError::Invalid { .. } => Failure::InvalidSignature(error.to_string()),

@@ -1,4 +1,4 @@
-//! What a run does when it is told to end: Ctrl-C once, twice, or a termination.
+//! Signals that stop a run: SIGINT once or twice, SIGTERM, SIGHUP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,13 +11,13 @@ use super::failure::{Failure, exit_code};
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::exec::{Cancel, CancelMode};
 
-/// Takes events from any thread.
+/// Receives events from any thread.
 pub(super) type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// How long the manifest of a run that stops now may take, before the program ends without it.
+/// The time for writing the manifest of a killed run; after it the program exits without one.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// The signals of this process, as far as they end runs.
+/// Watches the signals that stop a run.
 pub(super) struct Signals {
     first: Arc<AtomicI32>,
     handle: Option<iterator::Handle>,
@@ -26,11 +26,11 @@ pub(super) struct Signals {
 impl Signals {
     /// Watches until the value is dropped.
     ///
-    /// The first SIGINT lets the run finish what it is at. A second one, SIGTERM and SIGHUP end it now: of a terminal that
-    /// is closed, or of a scheduler that kills what does not end soon.
-    pub fn watch(stop: Arc<Cancel>, hear: EventSink) -> Self {
+    /// After the first SIGINT, running units finish. A second SIGINT, SIGTERM (from schedulers, which soon kill) and SIGHUP (from
+    /// closed terminals) stop the run at once.
+    pub fn watch(stop: Arc<Cancel>, sink: EventSink) -> Self {
         let first = Arc::new(AtomicI32::new(0));
-        // Without them a signal ends the program as it ends any other.
+        // Without a handler, a signal ends the program as usual.
         let Ok(mut signals) = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
             return Self { first, handle: None };
         };
@@ -41,7 +41,7 @@ impl Signals {
                 let earlier = noted.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_err();
                 let now = earlier || signal != SIGINT;
                 if stop.mode() == Some(CancelMode::Kill) {
-                    // Said three times: whatever the run is at, it can be left. The cache is whole at any moment.
+                    // The third signal: exit immediately. The cache is consistent at any moment.
                     std::process::exit(exit_code(&Failure::Interrupted(noted.load(Ordering::SeqCst))));
                 }
                 let working = stop.working();
@@ -53,13 +53,13 @@ impl Signals {
                         std::process::exit(exit_code(&Failure::Interrupted(noted.load(Ordering::SeqCst))));
                     });
                 }
-                hear(Event::Stopping { now, working });
+                sink(Event::Stopping { now, working });
             }
         });
         Self { first, handle }
     }
 
-    /// The first signal that came.
+    /// The first signal received.
     pub fn received(&self) -> Option<i32> {
         Some(self.first.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
     }

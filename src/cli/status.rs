@@ -1,4 +1,4 @@
-//! `attrflow status`: what stands, and where.
+//! `attrflow status`: the state of each stage, and where its results are.
 
 use std::collections::BTreeSet;
 
@@ -7,12 +7,16 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::project::ProjectArgs;
-use crate::progress::{Table, print, short_path, size};
+use crate::progress::{Table, print, short_path};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::{Action, Planner, Reason};
 use attrflow_engine::provenance::manifest::{self, Outcome};
+use attrflow_engine::store::format_bytes;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow status pipelines/demo.toml\n  \
+    attrflow status pipelines/mscoco.toml --target influence --json")]
 pub(super) struct Args {
     #[command(flatten)]
     project: ProjectArgs,
@@ -21,52 +25,43 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What the states mean that do not say it themselves.
+/// The states that need an explanation.
 const LEGEND: [(&str, &str); 7] = [
-    (
-        "unfinished",
-        "the last run was stopped before it was done; a run goes on from the units that are there",
-    ),
-    ("out of date", "something that counts changed since its last run; `attrflow explain` says what"),
-    ("removed", "the result of its last run is no longer in the cache"),
-    ("failed", "it failed in the last run, and nothing that counts changed since"),
-    (
-        "changed outside",
-        "its result is not what it was: an adopted file, or a file of the cache, is gone or changed; a run computes it",
-    ),
-    (
-        "waits",
-        "it reads a stage that is not up to date, and is reused if that gives the same bytes as before",
-    ),
-    ("cannot run", "one of its inputs cannot be read; `attrflow plan` says which"),
+    ("partial", "the last run was stopped early; the next run resumes from the finished units"),
+    ("out of date", "something hashed changed since its last run; see `attrflow explain`"),
+    ("not cached", "the result of its last run is no longer in the cache"),
+    ("failed", "it failed in the last run, and nothing hashed has changed since"),
+    ("modified", "the cached or adopted result is missing or was modified; the next run recomputes it"),
+    ("pending", "a stage that it depends on must run first; reused if its inputs come out byte-identical"),
+    ("invalid input", "an input cannot be read; see `attrflow plan`"),
 ];
 
 pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.project.open(registry)?;
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let verdicts = planner.all(&project.graph)?;
+    let actions = planner.all(&project.graph)?;
     project.store.save_stat()?;
-    let mut table = Table::new(&["stage", "state", "size", "made in", "results"]);
+    let mut table = Table::new(&["stage", "state", "size", "computed in", "results"]);
     let mut states = BTreeSet::new();
     let interrupted = |stage: &str| {
         planner.history().last(stage).is_some_and(|last| last.record.outcome == Outcome::Interrupted)
     };
-    for (index, verdict) in &verdicts {
+    for (index, action) in &actions {
         let stage = &project.pipeline.stages[*index];
         let folder = project.results.join(stage.folder());
-        let (state, entry) = match verdict {
+        let (state, entry) = match action {
             Action::Cached(entry) if entry.adopted.is_some() => ("adopted", Some(entry)),
-            Action::Cached(entry) => ("up to date", Some(entry)),
+            Action::Cached(entry) => ("cached", Some(entry)),
             Action::Run(_, _, Reason::First) => ("never run", None),
             Action::Run(_, _, Reason::Failed { .. }) => ("failed", None),
-            Action::Run(_, _, Reason::Missing) if interrupted(&stage.id) => ("unfinished", None),
-            Action::Run(_, _, Reason::Missing) => ("removed", None),
-            Action::Run(_, _, Reason::Modified { .. }) => ("changed outside", None),
+            Action::Run(_, _, Reason::Missing) if interrupted(&stage.id) => ("partial", None),
+            Action::Run(_, _, Reason::Missing) => ("not cached", None),
+            Action::Run(_, _, Reason::Modified { .. }) => ("modified", None),
             Action::Run(..) => ("out of date", None),
-            Action::Pending { certain: None, .. } => ("waits", None),
+            Action::Pending { certain: None, .. } => ("pending", None),
             Action::Pending { certain: Some(Reason::First), .. } => ("never run", None),
             Action::Pending { .. } => ("out of date", None),
-            Action::InvalidInput(_) => ("cannot run", None),
+            Action::InvalidInput(_) => ("invalid input", None),
         };
         states.insert(state);
         let bytes = entry.map(|entry| entry.outputs.values().map(|artifact| artifact.size).sum::<u64>());
@@ -84,7 +79,13 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let shown = entry.filter(|_| folder.exists()).map(|_| short_path(&folder)).unwrap_or_default();
         let computed = entry.filter(|entry| entry.adopted.is_none());
         let seconds = computed.map(|entry| format!("{:.1} s", entry.seconds)).unwrap_or_default();
-        table.row([stage.id.clone(), state.to_owned(), bytes.map(size).unwrap_or_default(), seconds, shown]);
+        table.row([
+            stage.id.clone(),
+            state.to_owned(),
+            bytes.map(format_bytes).unwrap_or_default(),
+            seconds,
+            shown,
+        ]);
     }
     if !args.json {
         print(&table.to_string());

@@ -1,81 +1,81 @@
-//! Files written into a folder together: each appears whole, and none if one of them cannot be written.
+//! Writes several files into a folder: each appears complete, and none if one of them cannot be written.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::ExportError;
+use crate::io::compare::same_bytes;
 
-/// Files on their way into a folder.
+/// Files to be written into a folder.
 pub struct Batch {
     folder: PathBuf,
-    aside: TempDir,
+    temp: TempDir,
     names: Vec<PathBuf>,
 }
 
-/// What became of a file's place.
+/// What was at a file's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Nothing was there.
+    /// Nothing.
     New,
-    /// The same bytes were there, and were left alone.
+    /// The same bytes, which were kept.
     Same,
-    /// Other bytes were there.
+    /// Other bytes.
     Replaced,
 }
 
-/// A file that is in its place.
+/// A written file.
 #[derive(Debug, Clone)]
 pub struct Written {
     /// The file.
     pub path: PathBuf,
     /// Its size in bytes.
     pub size: u64,
-    /// What was there before.
+    /// What was at its path.
     pub state: State,
 }
 
 impl Batch {
-    /// Makes the folder if it is not there, and a place beside for what is not finished.
+    /// Creates the folder if missing, and a temporary one in it.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// A folder cannot be created.
     pub fn new(folder: &Path) -> Result<Self, ExportError> {
         fs_err::create_dir_all(folder)?;
-        let aside = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
-        Ok(Self { folder: folder.to_path_buf(), aside, names: Vec::new() })
+        let temp = tempfile::Builder::new().prefix(".attrflow-").tempdir_in(folder)?;
+        Ok(Self { folder: folder.to_path_buf(), temp, names: Vec::new() })
     }
 
-    /// Where to write the file that is to stand at `name` in the folder.
+    /// The temporary path for the file `name` of the folder.
     ///
     /// # Errors
-    /// A name that another file has, or a folder that cannot be made.
+    /// Another file has this name, or a folder cannot be created.
     pub fn file(&mut self, name: impl Into<PathBuf>) -> Result<PathBuf, ExportError> {
         let name = name.into();
         if self.names.contains(&name) {
             return Err(ExportError::Twice { path: self.folder.join(name) });
         }
-        let path = self.aside.path().join(&name);
-        fs_err::create_dir_all(path.parent().unwrap_or(self.aside.path()))?;
+        let path = self.temp.path().join(&name);
+        fs_err::create_dir_all(path.parent().unwrap_or(self.temp.path()))?;
         self.names.push(name);
         Ok(path)
     }
 
-    /// Moves the files of all batches to their places; with `force` also to where other content is.
+    /// Moves the files of all batches to their paths; with `force` also replaces other content.
     ///
     /// # Errors
-    /// Places with other content, in which case no file of any batch moves, or a file system that refuses.
+    /// A path has other content, in which case no file of any batch is moved; or the file system refuses.
     pub fn finish(batches: &[Self], force: bool) -> Result<Vec<Written>, ExportError> {
         let mut moves = Vec::new();
         for batch in batches {
             for name in &batch.names {
-                let (from, path) = (batch.aside.path().join(name), batch.folder.join(name));
+                let (from, path) = (batch.temp.path().join(name), batch.folder.join(name));
                 let file = fs_err::File::open(&from)?;
                 file.sync_all()?;
                 let state = match path.exists() {
                     false => State::New,
-                    true if same(&from, &path)? => State::Same,
+                    true if same_bytes(&from, &path)? => State::Same,
                     true => State::Replaced,
                 };
                 moves.push((from, Written { path, size: file.metadata()?.len(), state }));
@@ -93,28 +93,6 @@ impl Batch {
             fs_err::rename(from, &file.path)?;
         }
         Ok(moves.into_iter().map(|(_, file)| file).collect())
-    }
-}
-
-/// Whether two files hold the same bytes.
-fn same(one: &Path, other: &Path) -> std::io::Result<bool> {
-    let (mut one, mut other) = (fs_err::File::open(one)?, fs_err::File::open(other)?);
-    if one.metadata()?.len() != other.metadata()?.len() {
-        return Ok(false);
-    }
-    const PIECE: u64 = 1 << 20;
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    loop {
-        left.clear();
-        right.clear();
-        one.by_ref().take(PIECE).read_to_end(&mut left)?;
-        other.by_ref().take(PIECE).read_to_end(&mut right)?;
-        if left != right {
-            return Ok(false);
-        }
-        if left.is_empty() {
-            return Ok(true);
-        }
     }
 }
 
@@ -136,25 +114,22 @@ mod tests {
     }
 
     #[test]
-    fn other_content_is_replaced_when_asked_and_nothing_moves_otherwise() {
+    fn other_content_is_replaced_only_by_force() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         assert_eq!(finish(&out, &[("a", "1"), ("b/c", "2")], false).unwrap(), [State::New; 2]);
         let again = [("a", "1"), ("b/c", "3"), ("d", "4")];
         let error = finish(&out, &again, false).unwrap_err();
-        assert!(
-            error.ends_with("out/b/c is there already, with other content: --force replaces it"),
-            "{error}"
-        );
+        assert!(error.ends_with("out/b/c exists with other content: --force replaces it"), "{error}");
         assert!(!out.join("d").exists() && fs_err::read(out.join("b/c")).unwrap() == b"2");
         let states = finish(&out, &again, true).unwrap();
         assert_eq!(states, [State::Same, State::Replaced, State::New]);
         assert_eq!(fs_err::read(out.join("b/c")).unwrap(), b"3");
-        assert_eq!(fs_err::read_dir(&out).unwrap().count(), 3, "something was left aside");
+        assert_eq!(fs_err::read_dir(&out).unwrap().count(), 3, "a temporary folder was left");
     }
 
     #[test]
-    fn one_batch_that_is_refused_keeps_the_others_back() {
+    fn a_refused_batch_stops_the_others() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join("one"), folder.path().join("other"));
         finish(&other, &[("a", "1")], false).unwrap();
@@ -166,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_taken_once() {
+    fn a_name_is_used_once() {
         let folder = tempfile::tempdir().unwrap();
         let error = batch(folder.path(), &[("a", "1")]).file("a").unwrap_err().to_string();
         assert!(error.starts_with("two results would be written to ") && error.contains("/a: "), "{error}");

@@ -1,4 +1,4 @@
-//! An unlearned network as a folder that `UNet2DConditionModel.from_pretrained` loads.
+//! An unlearned network as a folder for `UNet2DConditionModel.from_pretrained`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,23 +10,23 @@ use crate::io::tensor_file::TensorFile;
 use crate::io::torch::Dtype;
 use crate::models::weights::checkpoint;
 
-/// A network and what unlearning changed of it.
+/// A network and the weights that unlearning changed.
 #[derive(Debug, Clone)]
 pub struct Unlearned {
-    /// What tells it from others: stands in the folder's name.
+    /// Its name, part of the folder's name.
     pub name: String,
     /// The network's folder, with `config.json`.
     pub unet: PathBuf,
-    /// The network's weights, where they are not in its folder.
+    /// The network's weights, if they are not in its folder.
     pub checkpoint: Option<PathBuf>,
     /// The changed weights.
     pub weights: PathBuf,
 }
 
-/// The whole network in float32 as `unet_NAME/`.
+/// Writes the complete network in float32 as `unet_NAME/`.
 ///
 /// # Errors
-/// Files that cannot be read, changed weights that the network does not have, or a write that failed.
+/// A file cannot be read, the network lacks a changed weight, or a write failed.
 pub fn unet(batch: &mut Batch, query: &Unlearned) -> Result<(), ExportError> {
     let folder = PathBuf::from(format!("unet_{}", query.name));
     let base = TensorFile::open(checkpoint::of(&query.unet, query.checkpoint.as_deref())?)?;
@@ -47,20 +47,19 @@ pub fn unet(batch: &mut Batch, query: &Unlearned) -> Result<(), ExportError> {
         Ok((header.name.as_str(), view))
     });
     let views = views.collect::<Result<Vec<_>, ExportError>>()?;
-    // Without it, Python's loaders do not know which library the tensors are of.
+    // Python's loaders require the name of the library.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), &path).map_err(fault)?;
     let config = fs_err::read(query.unet.join("config.json"))?;
     Ok(fs_err::write(batch.file(folder.join("config.json"))?, config)?)
 }
 
-/// Refuses changed weights that the network does not have in this shape.
+/// Checks that the network has all changed weights, in the same shapes.
 fn check(base: &TensorFile, changed: &TensorFile) -> Result<(), ExportError> {
     for header in changed.headers() {
         let own = base.header(&header.name);
         if own.is_none_or(|own| own.shape != header.shape) {
-            let expected =
-                own.map_or("a name that the network has".to_owned(), |own| format!("{:?}", own.shape));
+            let expected = own.map_or("a weight of the network".to_owned(), |own| format!("{:?}", own.shape));
             return Err(ExportError::Weight {
                 path: changed.path().to_path_buf(),
                 tensor: header.name.clone(),

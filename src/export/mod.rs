@@ -1,4 +1,4 @@
-//! Results in the formats of others: the published experiment's files, and folders that diffusers loads.
+//! Exports results: the published experiment's files, and folders for diffusers.
 
 mod batch;
 mod diffusers;
@@ -16,25 +16,25 @@ pub use batch::{Batch, State, Written};
 pub use diffusers::{Unlearned, unet};
 pub use published::{Influence, fisher, influence, picture, pretrain_loss};
 
-/// Why results could not be written elsewhere. What was there before is then still there.
+/// Why results could not be exported. Existing files are then unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The file system refused; the message names the path.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// An array that cannot be read or written.
+    /// An array cannot be read or written.
     #[error(transparent)]
     Npy(#[from] NpyError),
-    /// A file of tensors that cannot be read.
+    /// A file of tensors cannot be read.
     #[error(transparent)]
     Tensors(#[from] TensorFileError),
-    /// A file of torch that cannot be written.
+    /// A `torch.save` file cannot be written.
     #[error(transparent)]
     Torch(#[from] TorchFileError),
-    /// A picture that cannot be read or written.
+    /// A picture cannot be read or written.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A model's folder that holds no checkpoint.
+    /// A model's folder has no checkpoint.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The safetensors file cannot be written.
@@ -42,7 +42,7 @@ pub enum ExportError {
     Safetensors {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The error of the writer.
         source: safetensors::SafeTensorError,
     },
     /// Changed weights that the network does not have.
@@ -57,16 +57,16 @@ pub enum ExportError {
         /// What was expected.
         expected: String,
     },
-    /// Two results would get one name.
+    /// Two results would have one name.
     #[error("two results would be written to {}: name one with --target", path.display())]
     Twice {
         /// The file.
         path: PathBuf,
     },
-    /// Files stand there that are not what would be written.
+    /// Files exist with other content.
     #[error(
-        "{} there already, with other content: --force replaces {}",
-        if paths.len() == 1 { format!("{} is", paths[0].display()) } else { format!("{} are", names(paths)) },
+        "{} with other content: --force replaces {}",
+        names(paths) + if paths.len() == 1 { " exists" } else { " exist" },
         if paths.len() == 1 { "it" } else { "them" }
     )]
     Differs {

@@ -1,4 +1,4 @@
-//! The files of the published experiment, as its scripts write and read them.
+//! The files of the published experiment, in the formats of its scripts.
 
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,21 @@ use crate::io::tensor_file::TensorFile;
 use crate::io::torch::pickle::writer::{Array, dict};
 use crate::io::torch::{self, Dtype, Entry};
 
-/// What is known of one query.
+/// The results of one query.
 #[derive(Debug, Clone)]
 pub struct Influence {
-    /// What tells it from others: stands in the files' names.
+    /// Its name, part of the files' names.
     pub name: String,
     /// float32 [N]
     pub influence: PathBuf,
-    /// int64 [N]: image indices by falling influence
+    /// int64 [N]: image indices by descending influence
     pub rank: PathBuf,
 }
 
 /// The losses of all latents, float32 [2N], as `pretrain_loss.npy`.
 ///
 /// # Errors
-/// An array of another type or shape, or a write that failed.
+/// An array has another type or shape, or a write failed.
 pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError> {
     let values = Npy::vector(losses)?;
     Ok(writer::write_f32(batch.file("pretrain_loss.npy")?, &[values.len()], &values)?)
@@ -33,7 +33,7 @@ pub fn pretrain_loss(batch: &mut Batch, losses: &Path) -> Result<(), ExportError
 /// The Fisher information by weight name, float64, as `fisher_info.pt`.
 ///
 /// # Errors
-/// Tensors that are no floats, or a write that failed.
+/// Tensors are not floats, or a write failed.
 pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
     let file = TensorFile::open(fisher)?;
     let bytes = file.headers().iter().map(|header| file.bytes_as(header, Dtype::F64));
@@ -50,7 +50,7 @@ pub fn fisher(batch: &mut Batch, fisher: &Path) -> Result<(), ExportError> {
 /// Influence and rank as `influence_NAME.pkl`.
 ///
 /// # Errors
-/// Files of another type or shape, or a write that failed.
+/// A file has another type or shape, or a write failed.
 pub fn influence(batch: &mut Batch, query: &Influence) -> Result<(), ExportError> {
     let influence = Npy::vector(&query.influence)?;
     let npy = Npy::open(&query.rank)?;

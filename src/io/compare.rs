@@ -1,4 +1,4 @@
-//! Two files of arrays, value by value: where they first differ, and by how much at most.
+//! Compares two files of arrays value by value: the first difference, and the largest.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,35 +7,35 @@ use fs_err::os::unix::fs::FileExt as _;
 use half::{bf16, f16};
 use serde::Serialize;
 
+use super::dtype::Dtype;
 use super::npy::{self, Npy, NpyError};
 use super::tensor_file::{TensorFile, TensorFileError};
-use super::torch::Dtype;
 
-/// Bytes that are compared at once; a multiple of every element's size.
+/// Bytes per comparison step; a multiple of every element's size.
 const BLOCK: usize = 1 << 20;
-/// What every `.npy` file begins with.
+/// The first bytes of a `.npy` file.
 const NPY: &[u8] = b"\x93NUMPY";
 
 /// How two files differ.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "form", rename_all = "snake_case")]
 pub enum Compared {
-    /// Byte by byte the same.
+    /// The same bytes.
     Same,
-    /// They hold other arrays: what of their names, types or shapes differs first.
+    /// Other arrays: the first difference of names, types or shapes.
     Form {
-        /// For people.
+        /// A description for users.
         what: String,
     },
     /// The same arrays with other values.
     Values(Values),
-    /// Files that hold no arrays, or whose arrays are the same.
+    /// Files without arrays, or with equal arrays.
     Bytes {
         /// The first byte that differs, counted from 0.
         at: u64,
-        /// Bytes of the first file.
+        /// Size of the first file.
         a: u64,
-        /// Bytes of the second.
+        /// Size of the second file.
         b: u64,
     },
 }
@@ -43,29 +43,29 @@ pub enum Compared {
 /// The values that differ.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Values {
-    /// The first array that differs; none in a file of one.
+    /// The first array that differs; none in a file with a single array.
     pub array: Option<String>,
-    /// Where in it the first value that differs stands, axis by axis.
+    /// The index of its first value that differs.
     pub index: Vec<usize>,
     /// That value in the first file, and in the second.
     pub first: (String, String),
     /// Arrays that differ.
     pub arrays: usize,
-    /// Values that differ, over all arrays; those of other bits with the same value are among them.
+    /// Values with different bits, over all arrays.
     pub differing: u64,
-    /// Values that were compared, over all arrays.
+    /// Compared values, over all arrays.
     pub values: u64,
     /// The largest absolute difference of two finite values.
     pub absolute: f64,
     /// The largest difference of two finite values, relative to the larger of their magnitudes.
     pub relative: f64,
-    /// The largest number of steps from one value to the other through the numbers of their type; none for integers.
+    /// The largest difference in units in the last place; none for integers.
     pub ulps: Option<u64>,
-    /// Pairs that differ and of which at least one is infinite or no number: they are in no largest difference.
+    /// Pairs that differ with at least one infinity or NaN: not part of the largest differences.
     pub not_finite: u64,
 }
 
-/// A file that cannot be read, or is damaged. Every message names the file.
+/// Why a file cannot be compared. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// The operating system refused.
@@ -108,10 +108,10 @@ impl std::fmt::Display for Compared {
     }
 }
 
-/// Compares two files by what they hold: `.npy`, safetensors and files of torch by their arrays, all others by their bytes.
+/// Compares two files: `.npy`, safetensors and `torch.save` files by their arrays, all others by their bytes.
 ///
 /// # Errors
-/// A file that cannot be read, or that is a damaged one of its format.
+/// A file cannot be read, or is damaged.
 pub fn compare(a: &Path, b: &Path) -> Result<Compared, CompareError> {
     let Some(bytes) = first_byte(a, b)? else { return Ok(Compared::Same) };
     let found = match (Arrays::open(a)?, Arrays::open(b)?) {
@@ -121,16 +121,24 @@ pub fn compare(a: &Path, b: &Path) -> Result<Compared, CompareError> {
     Ok(found.unwrap_or(bytes))
 }
 
-/// A file that holds arrays.
+/// Whether two files have the same bytes.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn same_bytes(a: &Path, b: &Path) -> io::Result<bool> {
+    Ok(first_byte(a, b)?.is_none())
+}
+
+/// A file with arrays.
 enum Arrays {
     Npy(PathBuf, npy::Header),
     Tensors(TensorFile),
 }
 
-/// What is known of an array before its values.
+/// The description of an array.
 #[derive(PartialEq)]
 struct Form {
-    /// None in a file of one.
+    /// None in a file with a single array.
     name: Option<String>,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -146,7 +154,7 @@ impl Arrays {
         }
         match TensorFile::open(path) {
             Ok(file) => Ok(Some(Self::Tensors(file))),
-            // A picture, a table: a file like any other.
+            // A file without arrays.
             Err(TensorFileError::Format { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -156,8 +164,8 @@ impl Arrays {
     fn forms(&self) -> Vec<Form> {
         match self {
             Self::Npy(_, header) => {
-                let npy::Header { shape, fortran, .. } = header.clone();
-                vec![Form { name: None, dtype: of_npy(header.dtype), shape, fortran }]
+                let npy::Header { shape, dtype, fortran, .. } = header.clone();
+                vec![Form { name: None, dtype, shape, fortran }]
             }
             Self::Tensors(file) => {
                 let form = |header: &super::tensor_file::Header| Form {
@@ -174,17 +182,7 @@ impl Arrays {
     }
 }
 
-fn of_npy(dtype: npy::Dtype) -> Dtype {
-    match dtype {
-        npy::Dtype::F16 => Dtype::F16,
-        npy::Dtype::F32 => Dtype::F32,
-        npy::Dtype::F64 => Dtype::F64,
-        npy::Dtype::I32 => Dtype::I32,
-        npy::Dtype::I64 => Dtype::I64,
-    }
-}
-
-/// How the arrays differ; `None` where only what stands around them does.
+/// How the arrays differ; `None` if they are equal and only other bytes differ.
 fn arrays(a: &Arrays, b: &Arrays) -> Result<Option<Compared>, CompareError> {
     let (forms, others) = (a.forms(), b.forms());
     if let Some(what) = other_form(&forms, &others) {
@@ -196,7 +194,7 @@ fn arrays(a: &Arrays, b: &Arrays) -> Result<Option<Compared>, CompareError> {
         match (a, b) {
             (Arrays::Npy(a, header), Arrays::Npy(b, other)) => {
                 let (a, b) = (fs_err::File::open(a)?, fs_err::File::open(b)?);
-                let bytes = form.shape.iter().product::<usize>() * header.dtype.size();
+                let bytes = form.shape.iter().product::<usize>() * form.dtype.size();
                 let (mut left, mut right) = (vec![0; BLOCK.min(bytes)], vec![0; BLOCK.min(bytes)]);
                 for start in (0..bytes).step_by(BLOCK) {
                     let length = BLOCK.min(bytes - start);
@@ -213,7 +211,7 @@ fn arrays(a: &Arrays, b: &Arrays) -> Result<Option<Compared>, CompareError> {
                 };
                 sum.block(form, &bytes(a)?, &bytes(b)?);
             }
-            _ => unreachable!("arrays of one form are of one format: the others have names"),
+            _ => unreachable!("only tensors have names, so equal forms have one format"),
         }
     }
     Ok(sum.found.map(|found| Compared::Values(Values { values: sum.values, ..found })))
@@ -221,39 +219,39 @@ fn arrays(a: &Arrays, b: &Arrays) -> Result<Option<Compared>, CompareError> {
 
 /// The first difference of names, types or shapes.
 fn other_form(a: &[Form], b: &[Form]) -> Option<String> {
-    let told = |form: &Form| {
+    let describe = |form: &Form| {
         let name = form.name.as_ref().map_or("an array".to_owned(), |name| format!("`{name}`"));
         let order = if form.fortran { " in Fortran order" } else { "" };
         format!("{name}, {} {:?}{order}", form.dtype, form.shape)
     };
     let pairs = a.iter().zip(b).find(|(a, b)| a != b);
-    let lonely = || a.get(b.len()).or(b.get(a.len()));
-    match (pairs, lonely()) {
-        (Some((a, b)), _) => Some(format!("{} against {}", told(a), told(b))),
+    let extra = || a.get(b.len()).or(b.get(a.len()));
+    match (pairs, extra()) {
+        (Some((a, b)), _) => Some(format!("{} against {}", describe(a), describe(b))),
         (None, Some(form)) => {
-            Some(format!("{} and {} arrays: only one has {}", a.len(), b.len(), told(form)))
+            Some(format!("{} and {} arrays: only one has {}", a.len(), b.len(), describe(form)))
         }
         (None, None) => None,
     }
 }
 
-/// What was found so far.
+/// The differences so far.
 #[derive(Default)]
 struct Sum {
     found: Option<Values>,
     values: u64,
-    /// Values of the array that were compared, and whether any differs.
+    /// Compared values of the current array, and whether any differs.
     done: usize,
     differs: bool,
 }
 
 impl Sum {
-    /// Begins with the next array.
+    /// Begins the next array.
     fn begin(&mut self) {
         (self.done, self.differs) = (0, false);
     }
 
-    /// Takes the next values of an array in the order of the files.
+    /// Compares the next values of an array, in the order of the files.
     fn block(&mut self, form: &Form, a: &[u8], b: &[u8]) {
         match form.dtype {
             Dtype::F64 => self.floats(form, a, b, f64::from_le_bytes, |x| x, |x| ordered(x.to_bits() as i64)),
@@ -286,7 +284,7 @@ impl Sum {
             let (x, y) = (double(a), double(b));
             let finite = (x.is_finite() && y.is_finite()).then(|| {
                 let absolute = (x - y).abs();
-                // Both zeros are one value of two forms.
+                // The two zeros are equal but have different bits.
                 let relative = if absolute == 0.0 { 0.0 } else { absolute / x.abs().max(y.abs()) };
                 (absolute, relative, Some(step(a).abs_diff(step(b))))
             });
@@ -309,19 +307,19 @@ impl Sum {
         });
     }
 
-    /// Looks at the pairs of other bits.
+    /// Compares the pairs with different bits.
     fn pairs<const SIZE: usize>(
         &mut self,
         form: &Form,
         a: &[u8],
         b: &[u8],
-        look: impl Fn([u8; SIZE], [u8; SIZE]) -> (String, String, Option<(f64, f64, Option<u64>)>),
+        compare: impl Fn([u8; SIZE], [u8; SIZE]) -> (String, String, Option<(f64, f64, Option<u64>)>),
     ) {
         let (a, b) = (a.as_chunks::<SIZE>().0, b.as_chunks::<SIZE>().0);
         self.values += a.len() as u64;
         let pairs = a.iter().zip(b).enumerate();
         for (place, (a, b)) in pairs.filter(|(_, (a, b))| a != b) {
-            let (first, second, finite) = look(*a, *b);
+            let (first, second, finite) = compare(*a, *b);
             let done = self.done;
             let found = self.found.get_or_insert_with(|| Values {
                 array: form.name.clone(),
@@ -351,12 +349,12 @@ impl Sum {
     }
 }
 
-/// The bits of a float as a number that grows with it by one from each float to the next.
+/// The bits of a float as an integer that grows by one from each float to the next.
 fn ordered(bits: i64) -> i64 {
     if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits }
 }
 
-/// The place of a value in an array, axis by axis.
+/// The index of a value in an array, by its position in the file.
 fn index(mut place: usize, shape: &[usize], fortran: bool) -> Vec<usize> {
     let mut index = vec![0; shape.len()];
     let axes: Vec<usize> =

@@ -1,4 +1,4 @@
-//! Files that differ in known ways.
+//! Files with known differences.
 
 use safetensors::tensor::TensorView;
 
@@ -54,7 +54,7 @@ fn the_first_value_and_the_largest_differences_are_found() {
 }
 
 #[test]
-fn steps_are_counted_through_zero_and_from_one_zero_to_the_other() {
+fn ulps_are_counted_across_zero() {
     let least = f32::from_bits(1);
     let ulps = |a: f32, b: f32| values(Pair::npy(&[1], &[a], &[b])).ulps;
     assert_eq!(ulps(least, -least), Some(2));
@@ -64,14 +64,14 @@ fn steps_are_counted_through_zero_and_from_one_zero_to_the_other() {
 }
 
 #[test]
-fn what_is_no_number_is_counted_apart() {
+fn values_that_are_not_finite_are_counted_separately() {
     let found = values(Pair::npy(&[3], &[f32::NAN, 1.0, f32::INFINITY], &[0.0, 1.5, 2.0]));
     assert_eq!((found.not_finite, found.absolute, found.index), (2, 0.5, vec![0]));
     assert_eq!(Pair::npy(&[1], &[f32::NAN], &[f32::NAN]), Compared::Same);
 }
 
 #[test]
-fn a_value_beyond_the_first_block_has_its_own_place() {
+fn a_value_after_the_first_block_has_its_index() {
     let a = vec![1.0_f32; 3 * (BLOCK / 4) + 5];
     let mut b = a.clone();
     let place = 2 * (BLOCK / 4) + 7;
@@ -81,7 +81,7 @@ fn a_value_beyond_the_first_block_has_its_own_place() {
 }
 
 #[test]
-fn other_shapes_are_no_values() {
+fn other_shapes_are_reported_as_such() {
     let pair = Pair::new();
     for (name, shape) in [("a", [2, 3]), ("b", [3, 2])] {
         writer::write_f32(pair.path(name), &shape, &[0.0; 6]).unwrap();
@@ -120,7 +120,7 @@ fn other_files_are_compared_by_their_bytes() {
 }
 
 #[test]
-fn places_follow_the_order_of_the_file() {
+fn indices_follow_the_order_of_the_file() {
     assert_eq!(index(5, &[2, 3], false), [1, 2]);
     assert_eq!(index(1, &[2, 3], true), [1, 0]);
     assert_eq!(index(0, &[], false), [0; 0]);

@@ -1,10 +1,10 @@
-//! Files and formats. Knows nothing of tensors on a device.
+//! Files and formats, without tensors on a device.
 
 pub mod archive;
 pub mod captions;
 pub mod compare;
-pub mod disk_space;
 pub mod download;
+pub mod dtype;
 pub mod image;
 pub mod npy;
 pub mod tensor_file;
@@ -15,6 +15,7 @@ pub mod torch;
 mod server;
 
 pub use captions::coco::Captions;
+pub use dtype::Dtype;
 pub use npy::Npy;
 pub use npy::writer::NpyWriter;
 pub use tensor_file::TensorFile;

@@ -1,6 +1,6 @@
-//! Named tensors in a file of either format, safetensors or `torch.save`, as bytes that are mapped, not loaded.
+//! Named tensors in a safetensors or `torch.save` file, mapped instead of loaded.
 //!
-//! The format is told from the content: what the store hands out has no extension.
+//! The format is detected from the content: artifacts have no extension.
 
 use std::borrow::Cow;
 use std::io;
@@ -11,7 +11,8 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use super::torch::{Dtype, TorchFile, TorchFileError};
+use super::dtype::Dtype;
+use super::torch::{TorchFile, TorchFileError};
 
 /// Why a file of tensors could not be read. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -19,19 +20,19 @@ pub enum TensorFileError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A file of torch with a fault.
+    /// A `torch.save` file cannot be read.
     #[error(transparent)]
     Torch(#[from] TorchFileError),
     /// Neither of the formats.
-    #[error("{}: not a safetensors file, nor one that torch.save wrote: {source}", path.display())]
+    #[error("{}: neither a safetensors nor a torch.save file: {source}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What the reader of safetensors met.
+        /// The error of the safetensors reader.
         source: safetensors::SafeTensorError,
     },
-    /// An element type that no checkpoint here has.
-    #[error("{}: tensor `{tensor}` has the element type {found}, which no network here uses", path.display())]
+    /// An unsupported element type.
+    #[error("{}: tensor `{tensor}` has the unsupported element type {found}", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -40,7 +41,7 @@ pub enum TensorFileError {
         /// Its element type.
         found: String,
     },
-    /// Values of another kind were asked for.
+    /// Not a float type.
     #[error("{}: tensor `{tensor}` is {found}, expected a float type", path.display())]
     NotFloat {
         /// The file.
@@ -52,7 +53,7 @@ pub enum TensorFileError {
     },
 }
 
-/// What is known of a tensor before its bytes are read.
+/// The description of a tensor, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Its name.
@@ -63,7 +64,7 @@ pub struct Header {
     pub shape: Vec<usize>,
 }
 
-/// An open file. The pages belong to the operating system.
+/// An open file, mapped into memory.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -74,7 +75,7 @@ pub struct TensorFile {
 #[derive(Debug)]
 enum Form {
     Torch(TorchFile),
-    /// The header, and where the bytes begin behind it.
+    /// The header, and the offset of the bytes after it.
     Safetensors(Mmap, Metadata, usize),
 }
 
@@ -82,7 +83,7 @@ impl TensorFile {
     /// Maps the file and finds its tensors, without reading their bytes.
     ///
     /// # Errors
-    /// The file can't be read, is in neither format, or holds an element type that no checkpoint has.
+    /// The file cannot be read, is in neither format, or has an unsupported element type.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
         let path = path.as_ref();
         if TorchFile::is_one(path)? {
@@ -96,8 +97,8 @@ impl TensorFile {
             return Ok(Self { path: path.into(), headers, form: Form::Torch(file) });
         }
         let file = fs_err::File::open(path)?;
-        // SAFETY: the map is read-only and private to this value. A file that another process cuts short meanwhile
-        // would end this one, as with any mapped file.
+        // SAFETY: the map is read-only and private to this value. If another process truncates the file meanwhile, this
+        // process is killed, as with any mapped file.
         let map = unsafe { Mmap::map(file.file()) }
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let format = |source| TensorFileError::Format { path: path.into(), source };
@@ -131,7 +132,7 @@ impl TensorFile {
         self.headers.iter().find(|header| header.name == name)
     }
 
-    /// An entry of the file's metadata, `None` where there is no such key; a file of torch has none at all.
+    /// An entry of the file's metadata, `None` if there is no such key; `torch.save` files have no metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         match &self.form {
             Form::Torch(_) => None,
@@ -139,13 +140,13 @@ impl TensorFile {
         }
     }
 
-    /// The elements of one of [`headers`](Self::headers) in C order, little-endian; copied only if they lie otherwise.
+    /// The elements of one of [`headers`](Self::headers) in C order, little-endian; copied only if they are stored otherwise.
     ///
     /// # Errors
-    /// The bytes are not those that the file's checksum was made of.
+    /// The bytes do not match the file's checksum.
     ///
     /// # Panics
-    /// If the tensor is one of another file.
+    /// If the tensor is of another file.
     pub fn bytes(&self, header: &Header) -> Result<Cow<'_, [u8]>, TensorFileError> {
         match &self.form {
             Form::Torch(file) => {
@@ -159,19 +160,19 @@ impl TensorFile {
         }
     }
 
-    /// The same as float32 or float64; copied only where they are of another type.
+    /// The same as float32 or float64; copied only if they have another type.
     ///
     /// # Errors
-    /// As [`TensorFile::bytes`], and elements that are no floats.
+    /// As [`TensorFile::bytes`], and elements that are not floats.
     ///
     /// # Panics
-    /// If another type is asked for.
+    /// If another type is requested.
     pub fn bytes_as(&self, header: &Header, wanted: Dtype) -> Result<Cow<'_, [u8]>, TensorFileError> {
         let bytes = self.bytes(header)?;
         if header.dtype == wanted {
             return Ok(bytes);
         }
-        // Every one of them is exact in float64.
+        // All of them are exact in float64.
         let values = match header.dtype {
             Dtype::F64 => doubles(&bytes, f64::from_le_bytes),
             Dtype::F32 => doubles(&bytes, |bytes| f32::from_le_bytes(bytes).into()),
@@ -185,7 +186,7 @@ impl TensorFile {
         Ok(Cow::Owned(match wanted {
             Dtype::F64 => values.into_iter().flat_map(f64::to_le_bytes).collect(),
             Dtype::F32 => values.into_iter().flat_map(|value| (value as f32).to_le_bytes()).collect(),
-            other => panic!("{other} asked for, expected float32 or float64"),
+            other => panic!("{other} requested, expected float32 or float64"),
         }))
     }
 }
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_read_alike() {
+    fn both_formats_are_read_alike() {
         let torch = TensorFile::open(golden("fisher.pt")).unwrap();
         let bytes: Vec<_> = torch.headers().iter().map(|header| torch.bytes(header).unwrap()).collect();
         let views = torch.headers().iter().zip(&bytes).map(|(header, bytes)| {
@@ -258,11 +259,11 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_named() {
+    fn a_file_of_another_format_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs_err::write(&path, "neither").unwrap();
         let error = TensorFile::open(&path).unwrap_err().to_string();
-        assert!(error.contains("a: not a safetensors file, nor one that torch.save wrote"), "{error}");
+        assert!(error.contains("a: neither a safetensors nor a torch.save file"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The diagonal of the Fisher information: how much each weight matters to the training data.
+//! The diagonal of the Fisher information: the importance of each weight for the training data.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,9 @@ use attrflow_engine::kind::{
 };
 use serde_json::json;
 
-/// What a unit's sums are to be divided by, kept beside them.
+/// Metadata key of a unit's sums: their divisor.
 const WEIGHT: &str = "weight";
-/// The number of training images, which `unlearn` needs.
+/// Metadata key of the number of training images, which `unlearn` needs.
 pub(super) const IMAGES: &str = "images";
 
 impl Kind for FisherParams {
@@ -44,14 +44,14 @@ impl Kind for FisherParams {
 impl Stage for FisherParams {
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(cut(self, latents.rows())))
+        Ok(Some(split(self, latents.rows())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let rows = latents.shape[0];
-        let units = cut(self, rows);
-        let sums = expected::chosen(inputs, &self.select, 8)?;
+        let units = split(self, rows);
+        let sums = expected::selected(inputs, &self.select, 8)?;
         let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = self;
         let cost_key = json!({
             "batch_size": rows.min(*batch_size),
@@ -78,7 +78,7 @@ impl Stage for FisherParams {
     }
 }
 
-fn cut(params: &FisherParams, latents: usize) -> Vec<Unit> {
+fn split(params: &FisherParams, latents: usize) -> Vec<Unit> {
     ranges::units("batches", params.batches(latents), 1)
 }
 
@@ -120,7 +120,7 @@ impl Compute for FisherParams {
     ) -> anyhow::Result<Trial> {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
-        // An epoch over one batch, as often as there are steps.
+        // One epoch over one batch per step.
         let rows = latents.shape[0].min(self.batch_size);
         let stage = FisherParams { epochs: steps as usize, ..self.clone() };
         expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;

@@ -1,4 +1,4 @@
-//! The influence of every training image: the rise of its loss when the query is unlearned.
+//! The influence of every training image: the rise of its loss after unlearning the query.
 
 use std::path::{Path, PathBuf};
 
@@ -26,21 +26,28 @@ use attrflow_engine::params;
 params! {
     /// Parameters of `influence`.
     pub struct Influence {
-        /// How a loss is measured: taken from the stage on `pretrain_loss`, so that the two cannot differ.
+        /// How to measure a loss: inherited from the stage on `pretrain_loss`, so that the two cannot differ.
         loss: LossParams,
-        /// Find the most influential images alone, without all timesteps of all images: needs `noise = "per_image"` and
-        /// the input `pretrain_loss_per_timestep`. What was left out has an estimate in place of its influence; the output
-        /// `top_k` (top_k.json) says of which images, what was computed, and the recall that is certified.
+        /// Find only the most influential images, without computing all timesteps of all images. Needs
+        /// `noise = "per_image"` and the input `pretrain_loss_per_timestep`. Images that are not computed in full get an
+        /// estimate of their influence. The output `top_k` (top_k.json) lists the exact ones, the computed rows, and the
+        /// certified recall.
         top_k: Option<TopK> = None,
     }
 }
 
 impl Validate for Influence {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[
+        ("candidates", "top_k"),
+        ("top", "ranking.rows"),
+        ("pictured", "ranking.images_shown"),
+        ("heading", "ranking.title"),
+    ];
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.top_k.is_none() || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no image can be computed alone";
+        let message = "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` an image cannot be computed alone";
         vec![("top_k", message.to_owned())]
     }
 }
@@ -57,7 +64,7 @@ impl Kind for Influence {
             Input::merge("pretrain_loss", "float32 [2N]"),
             Input::new(
                 top_k::PER_TIMESTEP,
-                "float32 [2N, T], the output `per_timestep` of the stage on `pretrain_loss`: for `top_k`",
+                "float32 [2N, T], the output `per_timestep` of the stage on `pretrain_loss`: needed by `top_k`",
             )
             .optional(),
         ],
@@ -65,7 +72,7 @@ impl Kind for Influence {
             Output::new("influence", "influence.npy", "float32 [N]"),
             Output::new("rank", "rank.npy", "int64 [N]: image indices by falling influence"),
             Output::new("losses", "unlearned_loss.npy", "float32 [2N]"),
-            Output::new("top_k", top_k::REPORT, "what was computed and what is certified").asked_by("top_k"),
+            Output::new("top_k", top_k::REPORT, "the computed images and the certified recall").enabled_by("top_k"),
         ],
         inherits: &[Inherit { param: "loss", port: "pretrain_loss" }],
         ..KindInfo::new::<Self>("influence", 3, "the influence of every training image on one query")
@@ -76,7 +83,7 @@ impl Stage for Influence {
     fn unit_identity(&self) -> Json {
         let loss = match self.top_k {
             None => loss_pass::unit_identity(&self.loss),
-            // What is computed at all depends on how many timesteps there are.
+            // The number of timesteps determines what is computed.
             Some(_) => json!(self.loss),
         };
         json!({ "loss": loss, "top_k": self.top_k })
@@ -87,7 +94,7 @@ impl Stage for Influence {
             return Vec::new();
         }
         let message = "`top_k` needs the input `pretrain_loss_per_timestep`: the output `per_timestep` of the stage on \
-                       `pretrain_loss`, which has it with `per_timestep = true`";
+                       `pretrain_loss`, enabled by its parameter `per_timestep = true`";
         vec![("top_k".to_owned(), message.to_owned())]
     }
 
@@ -114,26 +121,26 @@ impl Stage for Influence {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
+        let mut estimate = loss_pass::estimate(&self.loss, inputs)?;
         let images = expected::array(inputs, "text_embeddings")?.shape[0];
         let array = |bytes| ArtifactShape::Array { shape: vec![images], bytes };
-        foreseen.outputs.insert("influence".into(), array(4));
-        foreseen.outputs.insert("rank".into(), array(8));
+        estimate.outputs.insert("influence".into(), array(4));
+        estimate.outputs.insert("rank".into(), array(8));
         if self.top_k.is_some() {
-            // What is left out depends on the scores: all that is certain is that no more than a full pass is computed.
-            foreseen.work = foreseen.work.map(|work| WorkSize { tasks: 1, ..work });
-            let losses = foreseen.outputs["losses"].clone();
-            foreseen.parts = losses.bytes().unwrap_or_default();
-            // Most of the report is the index of each image that is exact, of which there may be as many.
-            foreseen.outputs.insert("top_k".into(), ArtifactShape::Bytes(2_000 + images as u64 * 12));
+            // The amount of work depends on the scores; it is at most a full pass.
+            estimate.work = estimate.work.map(|work| WorkSize { tasks: 1, ..work });
+            let losses = estimate.outputs["losses"].clone();
+            estimate.parts = losses.bytes().unwrap_or_default();
+            // Most of the report is the index of each exact image, of which there are at most all.
+            estimate.outputs.insert("top_k".into(), ArtifactShape::Bytes(2_000 + images as u64 * 12));
         }
-        Ok(foreseen)
+        Ok(estimate)
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.top_k.is_none(),
-            "outputs with `top_k` cannot be adopted: estimates cannot be checked"
+            "outputs with `top_k` cannot be adopted: their estimates cannot be verified"
         );
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         let influence = check_outputs::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
@@ -145,7 +152,7 @@ impl Compute for Influence {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         match &self.top_k {
             None => self.run_batch(std::slice::from_ref(task), cx),
-            Some(asked) => top_k::run(&self.loss, asked, &task.inputs, &task.out, cx),
+            Some(params) => top_k::run(&self.loss, params, &task.inputs, &task.out, cx),
         }
     }
 
@@ -198,17 +205,17 @@ impl Compute for Influence {
     ) -> anyhow::Result<Trial> {
         let (loss, mut given, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
         if given.get("weights").is_none() {
-            // Which weights are unlearned is not this stage's to say: those that are by default take the usual time to read.
+            // The unlearned weights are chosen by another stage: assume the default ones.
             expected::make_weights(&mut given, "weights", &Selection::CrossAttnKv, None, folder)?;
         }
         let steps = unit.steps;
-        // A full pass: its steps are the same.
+        // A full pass: its steps cost the same.
         let stage = Influence { loss, top_k: None };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }
 
-/// Names the image where a value of the second half, its mirror image's, is at fault.
+/// Names the mirror image if a value of the second half is at fault.
 fn mirrored(error: MathError, images: usize) -> anyhow::Error {
     match error {
         MathError::InfluenceNotFinite { image, value } if image >= images => {

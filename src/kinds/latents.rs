@@ -1,4 +1,4 @@
-//! Images and captions as the network sees them: latents and text embeddings.
+//! Encodes images and captions for the network: latents and text embeddings.
 
 use std::path::{Path, PathBuf};
 
@@ -26,9 +26,9 @@ use attrflow_engine::{choice, params};
 use serde_json::json;
 
 choice! {
-    /// Which latent stands for an image.
+    /// The latent of an image.
     pub enum Posterior {
-        /// A draw from the autoencoder's distribution, as in training.
+        /// A sample from the autoencoder's posterior, as in training.
         Sample = "sample",
         /// Its mode.
         Mode = "mode",
@@ -38,9 +38,9 @@ choice! {
 choice! {
     /// How text embeddings are stored.
     pub enum StorageDtype {
-        /// Four bytes a number.
+        /// Four bytes per number.
         Float32 = "float32",
-        /// Two bytes a number, as published.
+        /// Two bytes per number, as published.
         Float16 = "float16",
     }
 }
@@ -57,20 +57,22 @@ impl StorageDtype {
 params! {
     /// Parameters of `latents`.
     pub struct Latents {
-        /// Side of the square images in pixels: the shorter side is resized to it, the middle cut out.
+        /// Side of the square images in pixels: the shorter side is resized to it, then the centre is cropped.
         pixels: u32 [8..=4096] = 128,
-        /// Captions per image: the first ones.
+        /// Number of captions per image; the first ones are used.
         captions: u32 [1..=1000] = 5,
-        /// `sample`: a draw from the posterior, as in training; `mode`: its mode.
+        /// `sample`: a sample from the posterior, as in training; `mode`: its mode.
         posterior: Posterior = Posterior::Sample,
-        /// Seed of the posterior's draws; each image and mirror image has its own stream.
+        /// Seed of the posterior's samples; each image and mirror image has its own stream.
         seed: u32 = 0,
         /// How text embeddings are stored.
         text_dtype: StorageDtype = StorageDtype::Float32,
     }
 }
 
-impl Validate for Latents {}
+impl Validate for Latents {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("text_precision", "text_dtype")];
+}
 
 const PLAIN: &str = "plain.npy";
 const FLIPPED: &str = "flipped.npy";
@@ -97,7 +99,7 @@ impl Stage for Latents {
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         captions.check_files(inputs.path("images"))?;
-        Ok(Some(cut(captions.items.len())))
+        Ok(Some(split(captions.items.len())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
@@ -121,7 +123,7 @@ impl Stage for Latents {
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(WorkSize { steps: images as u64, tasks: cut(images).len() as u64, cost_key }),
+            work: Some(WorkSize { steps: images as u64, tasks: split(images).len() as u64, cost_key }),
         })
     }
 
@@ -130,7 +132,7 @@ impl Stage for Latents {
     }
 }
 
-fn cut(images: usize) -> Vec<Unit> {
+fn split(images: usize) -> Vec<Unit> {
     ranges::units("images", images, 8)
 }
 
@@ -178,7 +180,7 @@ impl Compute for Latents {
     }
 }
 
-/// Encodes each image and its mirror image, one at a time so that the batch changes no number.
+/// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch.
 fn write_latents(
     params: &Latents,
     inputs: &Inputs,
@@ -210,7 +212,7 @@ fn write_latents(
             let latent = latent * vae.scaling_factor(); // [1, C, H, W]
             let numbers = values(&latent);
             if let Some(at) = numbers.iter().position(|number| !number.is_finite()) {
-                anyhow::bail!("{}: its latent holds {} at {at}", path.display(), numbers[at]);
+                anyhow::bail!("{}: its latent contains {} at {at}", path.display(), numbers[at]);
             }
             let writer = match writer {
                 Some(writer) => writer,

@@ -1,4 +1,4 @@
-//! The loss of every training image under the model as it was trained.
+//! The loss of every training image under the pretrained model.
 
 use std::path::{Path, PathBuf};
 
@@ -22,26 +22,26 @@ use attrflow_engine::params;
 params! {
     /// Parameters of `pretrain-loss`.
     pub struct PretrainLoss {
-        /// How a loss is measured; `influence` takes the same table from here.
+        /// How to measure a loss; `influence` inherits this table.
         loss: LossParams,
-        /// Give the losses at each timestep as well, on the output `per_timestep` (pretrain_loss_per_timestep.npy,
-        /// float32 [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs
-        /// `noise = "per_image"`.
+        /// Also write the losses per timestep, to the output `per_timestep` (pretrain_loss_per_timestep.npy, float32
+        /// [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs `noise = "per_image"`.
         per_timestep: bool = false,
     }
 }
 
 impl Validate for PretrainLoss {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("timesteps", "per_timestep")];
     fn validate(&self) -> Vec<(&'static str, String)> {
         if !self.per_timestep || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` no timestep can be computed alone";
+        let message = "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` a timestep cannot be computed alone";
         vec![("per_timestep", message.to_owned())]
     }
 }
 
-/// The output that is there where it is asked for.
+/// The optional output.
 const PER_TIMESTEP: &str = "per_timestep";
 const PER_TIMESTEP_FILE: &str = "pretrain_loss_per_timestep.npy";
 
@@ -57,7 +57,7 @@ impl Kind for PretrainLoss {
         outputs: &[
             Output::new("losses", "pretrain_loss.npy", "float32 [2N]"),
             Output::new(PER_TIMESTEP, PER_TIMESTEP_FILE, "float32 [2N, T]: a mean over captions")
-                .asked_by(PER_TIMESTEP),
+                .enabled_by(PER_TIMESTEP),
         ],
         ..KindInfo::new::<Self>(
             "pretrain-loss",
@@ -70,12 +70,12 @@ impl Kind for PretrainLoss {
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
         let Self { loss, per_timestep } = self;
-        let mut counts = json!({ "loss": loss });
-        // Left out where it is not set: it adds an output and changes no other.
+        let mut hashed = json!({ "loss": loss });
+        // Omitted if not set: it adds an output and changes no other.
         if *per_timestep {
-            counts["per_timestep"] = json!(true);
+            hashed["per_timestep"] = json!(true);
         }
-        counts
+        hashed
     }
 
     fn unit_identity(&self) -> Json {
@@ -95,12 +95,12 @@ impl Stage for PretrainLoss {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let mut foreseen = loss_pass::estimate(&self.loss, inputs)?;
+        let mut estimate = loss_pass::estimate(&self.loss, inputs)?;
         if self.per_timestep {
             let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples];
-            foreseen.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
+            estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
-        Ok(foreseen)
+        Ok(estimate)
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! The top of a ranking, for people to read: a table, the same as JSON, and a picture.
+//! The top of a ranking for people: a table, its rows as JSON, and a picture.
 
 use std::path::Path;
 
@@ -41,16 +41,16 @@ impl Kind for Ranking {
     const INFO: KindInfo = KindInfo {
         inputs: &[
             Input::new("influence", "float32 [N]"),
-            Input::new("rank", "int64 [N]: image indices by falling influence"),
-            Input::new("top_k", "the output `top_k` of `influence`: which of the influences are exact")
+            Input::new("rank", "int64 [N]: image indices in descending order of influence"),
+            Input::new("top_k", "the output `top_k` of `influence`: the images with exact influences")
                 .optional(),
             Input::new("captions", "a captions file in COCO's layout").optional(),
             Input::new("images", "the folder of training images, for the picture").optional(),
             Input::new("query", "the generated image, for the picture").optional(),
         ],
         outputs: &[
-            Output::new("table", TABLE, "the most influential images, a line each"),
-            Output::new("json", JSON, "the same with all captions"),
+            Output::new("table", TABLE, "the most influential images, one per line"),
+            Output::new("json", JSON, "the same rows with all captions"),
             Output::new("picture", PICTURE, "the query and the most influential images"),
         ],
         libtorch: false,
@@ -64,7 +64,7 @@ impl Kind for Ranking {
 
 impl Stage for Ranking {
     fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        // A line of a table and a cell of a picture with photographs take about this; all of it is little beside the rest.
+        // Typical sizes of a table's line and a picture's cell; the outputs are small anyway.
         let (line, cell) = (120, 40_000);
         let rows = u64::from(self.rows);
         let outputs = [
@@ -119,7 +119,7 @@ impl Compute for Ranking {
     }
 }
 
-/// The image indices by falling influence, each of which must be one.
+/// The image indices in descending order of influence, each checked to be an image.
 fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
     let npy = Npy::open(path)?;
     npy.expect_shape(&[Some(images)])?;
@@ -137,7 +137,7 @@ fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
     Ok(ranks)
 }
 
-/// An image that no captions file names: called by its index.
+/// An image without a captions file: named by its index.
 fn unnamed(index: usize) -> Item {
     Item { file_name: index.to_string(), captions: Vec::new() }
 }
@@ -145,9 +145,9 @@ fn unnamed(index: usize) -> Item {
 /// One training image of the ranking.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
-    /// 1 for the most influential.
+    /// 1 for the most influential image.
     pub rank: usize,
-    /// Position in the data set.
+    /// Index in the data set.
     pub index: usize,
     /// The image's file.
     pub file_name: String,
@@ -155,16 +155,16 @@ struct Row {
     pub influence: f32,
     /// Its captions.
     pub captions: Vec<String>,
-    /// Whether the influence is exact, where some are estimates.
+    /// Whether the influence is exact, if some are estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
 }
 
-/// The first `k` of a ranking.
+/// The first `k` rows of a ranking.
 fn top(ranks: &[i64], influence: &[f32], captions: &Captions, k: usize) -> anyhow::Result<Vec<Row>> {
     anyhow::ensure!(
         captions.items.len() == influence.len(),
-        "the captions file has {} images, the latents have {}: they must be of one data set",
+        "the captions file has {} images, the latents have {}: they must be of the same data set",
         captions.items.len(),
         influence.len()
     );
@@ -182,8 +182,8 @@ fn top(ranks: &[i64], influence: &[f32], captions: &Captions, k: usize) -> anyho
     Ok(rows.collect())
 }
 
-/// Writes rank, index, file name, influence and first caption, one image per line; where some influences are estimates,
-/// whether it is exact as well.
+/// Writes rank, index, file name, influence and first caption, one image per line; if some influences are estimates,
+/// also whether it is exact.
 fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let mut writer = csv::Writer::from_writer(fs_err::File::create(path)?);
     let marked = rows.iter().any(|row| row.exact.is_some());

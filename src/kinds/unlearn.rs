@@ -1,4 +1,4 @@
-//! One step that raises the loss on a generated image, scaled by the Fisher information.
+//! Gradient ascent on the loss of a generated image, scaled by the Fisher information.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ impl Kind for UnlearnParams {
         outputs: &[Output::new(
             "weights",
             "unlearned.safetensors",
-            "float32 by weight name, only those that changed",
+            "float32 by weight name, only the changed weights",
         )],
         ..KindInfo::new::<Self>("unlearn", 1, "the weights after unlearning one image")
     };
@@ -54,7 +54,7 @@ impl Stage for UnlearnParams {
         });
         let steps = (steps * grad_accum_steps) as u64;
         Ok(Estimate {
-            outputs: [("weights".to_owned(), expected::chosen(inputs, select, 4)?)].into(),
+            outputs: [("weights".to_owned(), expected::selected(inputs, select, 4)?)].into(),
             parts: 0,
             work: Some(WorkSize { steps, tasks: 1, cost_key }),
         })
@@ -120,7 +120,7 @@ impl Compute for UnlearnParams {
     }
 }
 
-/// Names the query, or the file where it is the Fisher information that does not fit.
+/// Names the query, or the Fisher information's file if that does not match.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
     use MathError::{FisherShape, LossNotFinite, NoFisher, ZeroFisher};
     match error {
@@ -140,11 +140,11 @@ fn images(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<usize> {
     let counted: Option<usize> = text.and_then(|text| text.parse().ok());
     match (counted, params.images) {
         (Some(counted), Some(images)) if counted != images => anyhow::bail!(
-            "`images` is {images}, expected {counted} or no key: that many {} was computed from",
+            "`images` is {images}, expected {counted} or no key: {} was computed from that many",
             path.display()
         ),
         (counted, images) => counted.or(images).with_context(|| {
-            format!("{}: no number of images in its metadata; set `images`", path.display())
+            format!("{}: no number of images in its metadata: set `images`", path.display())
         }),
     }
 }

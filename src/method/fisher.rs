@@ -22,19 +22,19 @@ use super::selection::Selection;
 use crate::models::unet::UNet;
 
 choice! {
-    /// Which rows share a drawn caption.
+    /// The rows that share a caption index.
     pub enum CaptionDraw {
-        /// All rows of a batch: the index is drawn once, as in the published code.
+        /// All rows of a batch, as published.
         Batch = "batch",
-        /// None: each row draws its own.
+        /// None: every row draws its own.
         Row = "row",
     }
 }
 
 choice! {
-    /// Which mean is taken.
+    /// The mean over rows or over batches.
     pub enum Weighting {
-        /// The mean of batch means, so that rows of a short last batch count more, as in the published code.
+        /// The mean of batch means, as published: rows of a short last batch have a larger weight.
         Batch = "batch",
         /// The mean over rows.
         Row = "row",
@@ -42,21 +42,21 @@ choice! {
 }
 
 params! {
-    /// How the Fisher information is computed.
+    /// Parameters of `fisher`.
     pub struct FisherParams {
-        /// Passes over the latents.
+        /// Epochs over the latents.
         epochs: usize [1..=10_000] = 5,
         /// Rows per batch.
         batch_size: usize [1..=100_000] = 32,
         /// Seed of timesteps, captions and noise.
         seed: u32 = 0,
-        /// `batch`: one caption index for all rows of a batch, as published, though each was meant to draw its own;
-        /// `row`: one for each row.
+        /// `batch`: one caption index for all rows of a batch, as published, although the paper describes one for each
+        /// row; `row`: one for each row.
         caption_draw: CaptionDraw = CaptionDraw::Batch,
-        /// `batch`: mean of batch means, as published, in which the rows of a short last batch count more; `row`: mean
-        /// over rows.
+        /// `batch`: mean of batch means, as published, in which rows of a short last batch have a larger weight; `row`:
+        /// mean over rows.
         weighting: Weighting = Weighting::Batch,
-        /// The weights to compute it for; must hold those that `unlearn` changes.
+        /// The weights to compute it for; must include those that `unlearn` changes.
         select: Selection = Selection::All,
     }
 }

@@ -20,23 +20,23 @@ use crate::models::unet::conditioning::EncodedConditioning;
 use crate::models::unet::{Precision, UNet};
 
 params! {
-    /// How the loss of a training image is measured.
+    /// How to measure the loss of a training image.
     pub struct LossParams {
         /// Timesteps per image and caption, evenly spaced from 0; must divide the model's number of timesteps.
         time_samples: usize [1..=100_000] = 20,
-        /// Captions per image: the first ones.
+        /// Number of captions per image; the first ones are used.
         captions: usize [1..=1000] = 5,
         /// Seed of the noise.
         seed: u32 = 0,
         /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
-        /// `per_image`: one per image and timestep, which nothing else changes.
+        /// `per_image`: one per image and timestep, independent of all else.
         noise: Noise = Noise::PerBatch,
         /// Rows (image x caption x timestep) that one draw covers: 8000 as published. Required with `noise = "per_batch"`, an
         /// error with `per_image`.
         batch_size: Option<usize> = None,
-        /// `fp32`, `tf32` or `bf16`: how the network's products are computed. The shorter ones are faster on GPUs, and their
-        /// losses differ in the last digits; a sample of the rows is computed in float32 as well, and a warning tells if
-        /// they differ by more than they should.
+        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. The shorter ones are faster on GPUs,
+        /// and their losses differ in the last digits. A sample of the rows is also computed in float32, and a warning
+        /// reports a deviation that is too large.
         precision: Precision = Precision::Fp32,
     }
 }

@@ -17,7 +17,7 @@ use crate::models::unet::UNet;
 use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 
 params! {
-    /// How images are drawn.
+    /// Parameters of `generate`.
     pub struct SampleParams {
         /// What to draw, without the input `captions`.
         caption: Option<String> = None,

@@ -66,7 +66,8 @@ const NAMED: [(&str, Selection); 4] = [
 
 impl Param for Selection {
     fn expected() -> String {
-        "one of `cross-attn-kv`, `cross-attn`, `attn`, `all`, or an array of texts that names contain".into()
+        "one of `cross-attn-kv`, `cross-attn`, `attn`, `all`, or an array of texts to match in weight names"
+            .into()
     }
 
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {

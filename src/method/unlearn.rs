@@ -20,11 +20,11 @@ use crate::models::unet::UNet;
 use crate::models::unet::conditioning::Conditioning;
 
 params! {
-    /// How a query is unlearned.
+    /// Parameters of `unlearn`.
     pub struct UnlearnParams {
         /// Steps of gradient ascent.
         steps: usize [1..=10_000] = 1,
-        /// Batches whose gradients make up a step.
+        /// Batches whose gradients are accumulated in a step.
         grad_accum_steps: usize [1..=1_000_000] = 625,
         /// Rows per batch, at distinct timesteps: at most as many as the model has.
         batch_size: usize [1..=100_000] = 80,
@@ -32,14 +32,14 @@ params! {
         lr: f64 = 0.01,
         /// Seed of timesteps and noise.
         seed: u32 = 0,
-        /// Added to the Fisher information, which can hold zeros: with 0, as published, a zero is refused.
+        /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
         damping: f64 = 0.0,
-        /// The weights that change.
+        /// The weights to change.
         select: Selection = Selection::CrossAttnKv,
-        /// Which row of `latents` and `text_embeddings` is the query.
+        /// The row of `latents` and `text_embeddings` that is the query.
         index: usize = 0,
-        /// Training images N, for Fisher information that does not carry the number itself, as the published file;
-        /// where it does, another number is refused.
+        /// Number of training images N, for Fisher information without that number in its metadata, such as the
+        /// published file. If the metadata has it, another number is an error.
         images: Option<usize> = None,
     }
 }

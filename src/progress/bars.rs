@@ -1,13 +1,13 @@
-//! The progress bars on the terminal, and writing above them.
+//! The progress bars on the terminal, and output above them.
 
 use std::sync::OnceLock;
 
 use indicatif::MultiProgress;
 
-/// The bars of this process: one terminal has one set of them.
+/// The bars of this process; a terminal has one set of bars.
 pub(super) static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Writes where the bars do not overwrite it.
+/// Writes output that the bars do not overwrite.
 pub(super) fn above_bars<T>(write: impl FnOnce() -> T) -> T {
     match BARS.get() {
         Some(bars) => bars.suspend(write),

@@ -11,14 +11,14 @@ use super::log::log;
 use super::{Reporter, Table, duration, print, short_path};
 use attrflow_engine::exec::event::{Event, PlacedArtifact};
 
-/// Shows nothing but failures and the summary.
+/// Shows only failures and the summary.
 pub struct Quiet {
     summary: Option<Summary>,
 }
 
 impl Quiet {
-    /// Leaves the summary to the caller.
-    pub fn without_summary() -> Self {
+    /// Without the summary, which the caller prints.
+    pub fn quiet() -> Self {
         Self { summary: None }
     }
 }
@@ -32,7 +32,7 @@ impl Default for Quiet {
 impl Reporter for Quiet {
     fn on_event(&mut self, event: &Event) {
         log(event, false);
-        if let Some(line) = trouble(event) {
+        if let Some(line) = important(event) {
             complain(&line);
         }
         if let Some(summary) = &mut self.summary {
@@ -41,7 +41,7 @@ impl Reporter for Quiet {
     }
 }
 
-/// One bar per running stage, with rate and time left.
+/// A bar per running stage, with rate and remaining time.
 pub struct Live {
     bars: MultiProgress,
     running: BTreeMap<String, ProgressBar>,
@@ -55,22 +55,22 @@ impl Default for Live {
     }
 }
 
-/// How a bar looks: waiting for a worker, working without a known end, on its way.
-const WAITING: &str = "{prefix:>24} waits for a worker";
+/// The form of a bar: waiting for a worker, without a known end, with progress.
+const WAITING: &str = "{prefix:>24} waiting for a worker";
 const WORKING: &str = "{prefix:>24} {spinner} {elapsed}";
 const MOVING: &str = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {rate}  {eta} left";
 
 fn style(form: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        // A line that can't be written is not shown.
+        // A write error has no effect but a missing rate.
         let _ = write!(out, "{:.1}/s", state.per_sec());
     };
     ProgressStyle::with_template(form).expect("the template is well formed").with_key("rate", rate)
 }
 
 impl Live {
-    /// Leaves the summary to the caller.
-    pub fn without_summary() -> Self {
+    /// Without the summary, which the caller prints.
+    pub fn quiet() -> Self {
         Self { summary: None, ..Self::default() }
     }
 
@@ -81,7 +81,7 @@ impl Live {
     }
 
     fn line(&self, text: &str) {
-        // The bars are drawn on standard error; without a terminal there are none.
+        // Without a terminal there are no bars, and nothing to write.
         let _ = self.bars.println(text);
     }
 
@@ -93,7 +93,7 @@ impl Live {
         self.running.insert(stage.to_owned(), bar);
     }
 
-    /// The first unit of a stage starts the clock of its bar.
+    /// Starts the clock of a stage's bar with its first unit.
     fn work(&mut self, stage: &str) {
         let Some(bar) = self.running.get(stage) else { return };
         if bar.position() == 0 {
@@ -122,10 +122,10 @@ impl Reporter for Live {
                 let (jobs, threads) = (count(*jobs, "worker"), count(*threads, "thread"));
                 self.line(&format!("{pipeline} on {devices}: {jobs}, {threads} each"));
             }
-            Event::StageStarted { stage, reason, units, units_reused, steps } => {
+            Event::StageStarted { stage, reason, units, units_cached, steps } => {
                 self.line(&format!("  run {stage}: {reason}"));
-                if *units_reused > 0 {
-                    self.line(&format!("      {units_reused} of {units} units are already there"));
+                if *units_cached > 0 {
+                    self.line(&format!("      {units_cached} of {units} units cached"));
                 }
                 self.begin(stage, *steps);
             }
@@ -135,15 +135,15 @@ impl Reporter for Live {
                 self.end(stage);
                 self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));
             }
-            // Another run computed what this one waited for.
+            // Cached here: another run computed it meanwhile.
             Event::StageFailed { stage, .. } | Event::StageCached { stage, .. } => self.end(stage),
             Event::RunFinished { .. } => {
-                // Nothing to do if the terminal is gone.
+                // A closed terminal needs no cleaning.
                 let _ = self.bars.clear();
             }
             _ => {}
         }
-        if let Some(line) = trouble(event) {
+        if let Some(line) = important(event) {
             self.line(&line);
         }
         if let Some(summary) = &mut self.summary {
@@ -157,17 +157,17 @@ fn count(number: usize, word: &str) -> String {
     format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
-/// What a user must see whatever the form of the report.
-fn trouble(event: &Event) -> Option<String> {
+/// The messages that every form of output shows.
+fn important(event: &Event) -> Option<String> {
     match event {
         Event::StageFailed { stage, unit, error } => {
             let unit = unit.as_ref().map(|unit| format!(", {unit}")).unwrap_or_default();
             Some(format!("error: stage `{stage}`{unit}: {error}"))
         }
-        Event::Stopping { now: false, working: 0 } => Some("stopping: nothing new begins".into()),
+        Event::Stopping { now: false, working: 0 } => Some("stopping: no new units start".into()),
         Event::Stopping { now: false, working } => {
             let (units, it) = (count(*working, "unit"), if *working == 1 { "it" } else { "them" });
-            Some(format!("stopping: finishing {units} first; interrupt once more to stop now and lose {it}"))
+            Some(format!("stopping: finishing {units} first; interrupt again to stop now and lose {it}"))
         }
         Event::Stopping { now: true, .. } => Some("stopping now".into()),
         Event::Log { level, message } => Some(format!("{}: {message}", level.to_lowercase())),
@@ -180,28 +180,28 @@ fn complain(line: &str) {
     eprintln!("{line}");
 }
 
-/// Gathers one row per stage and prints them when the run is over.
+/// Collects a row per stage and prints the table when the run ends.
 #[derive(Default)]
 struct Summary {
     rows: Vec<[String; 4]>,
-    /// Stages that were reused; the first of them have rows.
-    reused: usize,
+    /// The number of cached stages; the first of them have rows.
+    cached: usize,
 }
 
-/// So many reused stages are listed; of more, what did run could not be found among them.
-const LISTED: usize = 50;
-const REUSED: &str = "reused";
+/// With more cached stages than this, none is listed: the stages that ran would be hard to find among them.
+const MAX_LISTED: usize = 50;
+const CACHED: &str = "cached";
 
 impl Summary {
     fn on_event(&mut self, event: &Event) {
         let row = match event {
-            Event::StageCached { adopted: None, .. } if self.reused >= LISTED => {
-                self.reused += 1;
+            Event::StageCached { adopted: None, .. } if self.cached >= MAX_LISTED => {
+                self.cached += 1;
                 return;
             }
             Event::StageCached { stage, outputs, adopted } => {
-                self.reused += usize::from(adopted.is_none());
-                let word = if adopted.is_some() { "adopted" } else { REUSED };
+                self.cached += usize::from(adopted.is_none());
+                let word = if adopted.is_some() { "adopted" } else { CACHED };
                 [stage.clone(), word.into(), String::new(), place(outputs)]
             }
             Event::StageFinished { stage, seconds, outputs } => {
@@ -211,17 +211,17 @@ impl Summary {
                 [stage.clone(), "failed".into(), String::new(), String::new()]
             }
             Event::StageBlocked { stage, by } => {
-                [stage.clone(), "blocked".into(), String::new(), format!("needs {by}")]
+                [stage.clone(), "blocked".into(), String::new(), format!("`{by}` failed")]
             }
-            Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest } => {
-                let mut table = Table::new(&["stage", "", "computing", "results"]);
-                let unlisted = self.reused > LISTED;
-                let listed = self.rows.drain(..).filter(|row| !unlisted || row[1] != REUSED);
+            Event::RunFinished { seconds, cached, ran, failed, blocked, interrupted, manifest } => {
+                let mut table = Table::new(&["stage", "state", "computing", "results"]);
+                let unlisted = self.cached > MAX_LISTED;
+                let listed = self.rows.drain(..).filter(|row| !unlisted || row[1] != CACHED);
                 let listed: Vec<[String; 4]> = listed.collect();
                 let none = listed.is_empty();
                 listed.into_iter().for_each(|row| table.row(row));
                 let table = if none { String::new() } else { format!("{table}\n") };
-                let mut text = format!("{table}{ran} ran, {reused} reused");
+                let mut text = format!("{table}{ran} ran, {cached} cached");
                 if unlisted {
                     text.push_str(" (not listed; `attrflow status` lists all)");
                 }
@@ -244,7 +244,7 @@ impl Summary {
     }
 }
 
-/// The folder that holds all outputs of a stage.
+/// The path of a stage's output, or the folder of its outputs.
 fn place(outputs: &BTreeMap<String, PlacedArtifact>) -> String {
     let paths: Vec<&PathBuf> = outputs.values().map(|shown| &shown.path).collect();
     match paths.as_slice() {

@@ -1,4 +1,4 @@
-//! What `-v` adds: every decision and every unit, as log lines.
+//! The log lines of `-v`: every decision and every unit.
 
 use std::io::Write;
 
@@ -6,27 +6,26 @@ use super::bars::above_bars;
 use super::duration;
 use attrflow_engine::exec::event::Event;
 
-/// Logs an event: decisions and what is done as info, the rest in finer levels. `live` leaves out what the live progress
-/// shows anyway.
+/// Logs an event: decisions and finished work as info, the rest at finer levels. `live` omits what the live progress shows.
 pub fn log(event: &Event, live: bool) {
     match event {
         Event::StageCached { stage, outputs, .. } => {
             let digests: Vec<String> = outputs
                 .iter()
-                .map(|(port, shown)| format!("{port} is {}", shown.artifact.digest.short()))
+                .map(|(port, shown)| format!("{port} {}", shown.artifact.digest.short()))
                 .collect();
-            tracing::info!("reuse {stage}: {}", digests.join(", "));
+            tracing::info!("cached {stage}: {}", digests.join(", "));
         }
-        Event::StageStarted { stage, reason, units, units_reused, .. } if !live => {
-            let units = match (*units, *units_reused) {
+        Event::StageStarted { stage, reason, units, units_cached, .. } if !live => {
+            let units = match (*units, *units_cached) {
                 (1, _) => String::new(),
-                (units, reused) => format!("; {reused} of {units} units are already there"),
+                (units, cached) => format!("; {cached} of {units} units cached"),
             };
             tracing::info!("run {stage}: {reason}{units}");
         }
         Event::UnitStarted { stage, unit } => match unit {
-            Some(unit) => tracing::debug!("begin {stage}, {unit}"),
-            None => tracing::debug!("begin {stage}"),
+            Some(unit) => tracing::debug!("start {stage}, {unit}"),
+            None => tracing::debug!("start {stage}"),
         },
         Event::Progress { stage, done, total } => tracing::trace!("{stage}: {done} of {total}"),
         Event::UnitFinished { stage, unit, seconds } => {
@@ -35,12 +34,12 @@ pub fn log(event: &Event, live: bool) {
         Event::StageFinished { stage, seconds, .. } if !live => {
             tracing::info!("done {stage} in {} of computing", duration(*seconds));
         }
-        Event::StageBlocked { stage, by } => tracing::info!("blocked {stage}: needs {by}"),
+        Event::StageBlocked { stage, by } => tracing::info!("blocked {stage}: `{by}` failed"),
         _ => {}
     }
 }
 
-/// Standard error, for log lines: they go above the progress bars, where there are some.
+/// Standard error for log lines: they appear above the progress bars.
 pub struct LogLines;
 
 impl Write for LogLines {

@@ -1,4 +1,4 @@
-//! Showing what happens: on a terminal, in a pipe, as JSON lines.
+//! Events shown on a terminal, in a pipe, or as JSON lines.
 
 mod bars;
 pub mod drawing;
@@ -22,7 +22,7 @@ pub trait Reporter: Send {
     fn on_event(&mut self, event: &Event);
 }
 
-/// JSON lines if asked for, live progress on a terminal, a summary alone in a pipe.
+/// JSON lines on request, live progress on a terminal, only a summary in a pipe.
 pub fn choose(json: bool) -> Box<dyn Reporter> {
     if json {
         Box::new(lines::JsonLines)
@@ -33,34 +33,22 @@ pub fn choose(json: bool) -> Box<dyn Reporter> {
     }
 }
 
-/// Live progress on a terminal, and what goes wrong; whoever asked for the run tells how it ended.
+/// Live progress on a terminal, and failures; the caller prints the summary.
 pub fn progress() -> Box<dyn Reporter> {
     match std::io::stderr().is_terminal() {
-        true => Box::new(live::Live::without_summary()),
-        false => Box::new(live::Quiet::without_summary()),
+        true => Box::new(live::Live::quiet()),
+        false => Box::new(live::Quiet::quiet()),
     }
 }
 
-/// Writes to standard output; a reader that went away (`| head`) is no fault.
+/// Writes to standard output; a closed pipe (`| head`) is not an error.
 pub fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// Bytes in the unit that reads best: `1.2 MB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
-/// Seconds in the form that reads best: `0.4 s`, `3 min 20 s`, `2 h 05 min`.
+/// Seconds for people: `0.4 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
-    // The sum of nothing is a negative zero.
+    // An empty sum is a negative zero.
     let seconds = seconds + 0.0;
     let whole = seconds.round() as u64;
     match whole {
@@ -70,9 +58,9 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The path as seen from the current folder, where it lies below.
+/// The path, relative to the current folder if it is below it.
 pub fn short_path(path: &Path) -> String {
-    // The program never changes its folder, and asks for thousands of paths.
+    // The current folder never changes, and a plan shows thousands of paths.
     static HERE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let here = HERE.get_or_init(|| std::env::current_dir().ok());
     let below = here.as_deref().and_then(|here| path.strip_prefix(here).ok());

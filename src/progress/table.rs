@@ -1,8 +1,8 @@
-//! Columns of text.
+//! Tables of text.
 
 use std::fmt;
 
-/// Rows under headings, each column as wide as its widest cell.
+/// Rows below headings; each column is as wide as its widest cell.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }

@@ -48,9 +48,9 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     let file = mine.join("pretrain_loss/pretrain_loss.npy");
     let ran = adopt(&project, "pretrain_loss", &["mine/pretrain_loss/pretrain_loss.npy"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    let adopted = "pretrain_loss.losses is mine/pretrain_loss/pretrain_loss.npy (176 B), where it is\n";
+    let adopted = "adopted mine/pretrain_loss/pretrain_loss.npy (176 B) as pretrain_loss.losses\n";
     assert!(ran.out.starts_with(adopted), "{ran:?}");
-    assert!(ran.out.contains(" computes on cpu; "), "{ran:?}");
+    assert!(ran.out.contains(" on cpu; "), "{ran:?}");
 
     let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
     assert!(plan.contains("adopted from mine/pretrain_loss/pretrain_loss.npy"), "{plan}");
@@ -74,7 +74,7 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     fs_err::remove_file(&file).unwrap();
     let status = project.attrflow(["status", "pipelines/demo.toml"]).out;
     let line = status.lines().find(|line| line.starts_with("pretrain_loss")).unwrap();
-    assert!(line.ends_with(" changed outside"), "{line}");
+    assert!(line.ends_with(" modified"), "{line}");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     let told = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead\n";
     assert!(
@@ -216,7 +216,7 @@ fn a_download_that_lacks_a_file_is_refused() {
     fs_err::create_dir_all(project.path("mine/model")).unwrap();
     let told = refused(&project, "data", &["mine"]);
     assert!(
-        told.contains("mine/captions.json: nothing is there, expected what the stage would bring"),
+        told.contains("mine/captions.json: not found, expected the file or folder that the stage downloads"),
         "{told}"
     );
     project.write("file", "x");
@@ -237,11 +237,11 @@ fn the_stage_must_be_one_whose_inputs_are_there() {
     };
     let told = run(&["influence", "a.npy"]);
     assert!(
-        told.contains("`influence` is repeated: name one of influence[grin], influence[pizza]"),
+        told.contains("`influence` is repeated: choose one of influence[grin], influence[pizza]"),
         "{told}"
     );
     let told = run(&["nobody", "a.npy"]);
-    let expected = "no pipeline in pipelines/ has a stage `nobody`: looked in pipelines/demo.toml";
+    let expected = "no pipeline in pipelines/ has a stage `nobody`; searched: pipelines/demo.toml";
     assert!(told.contains(expected), "{told}");
     // Two pipelines with the stage: one must be named.
     fs_err::copy(project.path("pipelines/demo.toml"), project.path("pipelines/other.toml")).unwrap();

@@ -23,11 +23,11 @@ fn an_audit_of_a_finished_run_is_clean_and_says_what_it_looked_at() {
     let ran = project.attrflow(["audit", "last"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     assert!(ran.out.starts_with("cache/runs/demo/"), "{ran:?}");
-    assert!(ran.out.contains(": checked 10 stages, 10 recipes, "), "{ran:?}");
+    assert!(ran.out.contains(": checked 12 stages, 12 recipes, "), "{ran:?}");
     assert!(ran.out.ends_with("\nno difference\n"), "{ran:?}");
     let ran = project.attrflow(["audit", path.to_str().unwrap(), "--json"]);
     let summary = ran.json().pop().unwrap();
-    assert_eq!((ran.code, &summary["findings"], &summary["recipes"]), (0, &0.into(), &10.into()));
+    assert_eq!((ran.code, &summary["findings"], &summary["recipes"]), (0, &0.into(), &12.into()));
 
     // From elsewhere, a manifest knows its cache; a copy of it does not.
     let away = tempfile::tempdir().unwrap();
@@ -60,7 +60,7 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
     let first = ran.out.lines().next().unwrap();
     assert!(first.starts_with("pretrain_loss: ") && first.contains(&digest), "{first}");
-    assert!(first.contains("holds other bytes: found ") && !ran.out.contains("no difference"), "{ran:?}");
+    assert!(first.contains("was modified: found ") && !ran.out.contains("no difference"), "{ran:?}");
     let ran = project.attrflow(["audit", "last", "--all", "--json"]);
     let lines = ran.json();
     assert_eq!((ran.code, lines.len()), (3, 2), "{ran:?}");
@@ -80,10 +80,10 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
     let text = fs_err::read_to_string(&path).unwrap();
     fs_err::write(&path, text.replacen(r#""time_samples": 2"#, r#""time_samples": 3"#, 1)).unwrap();
     let ran = project.attrflow(["audit", "last"]);
-    assert!(ran.code == 3 && ran.out.contains("has the fingerprint"), "{ran:?}");
+    assert!(ran.code == 3 && ran.out.contains("the fingerprint of its recipe is"), "{ran:?}");
     fs_err::write(&path, "{").unwrap();
     let ran = project.attrflow(["audit", "last"]);
-    assert!(ran.code == 2 && ran.err.contains(": no manifest: "), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains(": not a manifest: "), "{ran:?}");
     fs_err::write(&path, text).unwrap();
 
     // Gone is not different.
@@ -94,7 +94,7 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
         ran.out.starts_with("pretrain_loss: its output `losses` is not in the cache any more\n"),
         "{ran:?}"
     );
-    assert_eq!(ran.err, "error: no difference, but one thing could not be checked\n");
+    assert_eq!(ran.err, "error: no difference, but one item could not be checked\n");
 }
 
 #[test]
@@ -110,15 +110,15 @@ fn a_diff_says_what_changed_and_whether_it_mattered() {
     project.run(&["--set", "unlearn.lr=0.002", "--target", "unlearn"]);
     let ran = project.attrflow(["diff", "last~1", "last"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
-    assert!(ran.out.contains("\nwhat unlearn[grin] came from\n  params.lr: 0.001 -> 0.002\n"), "{ran:?}");
-    assert!(ran.out.contains("\nwhat unlearn[grin] gave\n  outputs.weights: "), "{ran:?}");
-    assert!(ran.out.contains("\nwhat influence[grin] gave\n  ended: done -> absent\n"), "{ran:?}");
+    assert!(ran.out.contains("\nrecipe of unlearn[grin]\n  params.lr: 0.001 -> 0.002\n"), "{ran:?}");
+    assert!(ran.out.contains("\nresults of unlearn[grin]\n  outputs.weights: "), "{ran:?}");
+    assert!(ran.out.contains("\nresults of influence[grin]\n  ended: done -> absent\n"), "{ran:?}");
     let ran = project.attrflow(["diff", "last~1", "last", "--json"]);
     let line: Json = ran.json().remove(0);
     assert_eq!((ran.code, &line["same_results"]), (3, &false.into()), "{line}");
     let ran = project.attrflow(["diff", "last", "last~9"]);
     assert!(
-        ran.code == 2 && ran.err.contains("there is no run 9 back") && ran.err.contains("3 manifests"),
+        ran.code == 2 && ran.err.contains("no manifest 9 runs back") && ran.err.contains("3 manifests"),
         "{ran:?}"
     );
 }

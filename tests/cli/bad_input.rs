@@ -60,7 +60,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#""${query.caption}""#,
             r#""${query.captain}""#,
-            &["`${query.captain}` leads nowhere", "`caption`?"],
+            &["`${query.captain}` does not exist", "`caption`?"],
         ),
         (
             r#"vae = "data.files/model/vae""#,
@@ -106,7 +106,11 @@ fn a_fault_of_the_config_is_shown_at_its_place() {
             "\"per_image\"\nbatch_size = 4",
             &["`batch_size` has no effect with noise = \"per_image\""],
         ),
-        ("\"cross-attn-kv\"", "\"cross-atn\"", &["`cross-atn` is none of", "did you mean `cross-attn`?"]),
+        (
+            "\"cross-attn-kv\"",
+            "\"cross-atn\"",
+            &["found `cross-atn`, expected one of", "did you mean `cross-attn`?"],
+        ),
         ("lr = 0.001", "damping = -1.0", &["`damping` is -1, expected a number of at least 0"]),
         ("lr = 0.001", "lr = nan", &["expected a finite number", "lr = nan"]),
         ("name = \"pizza\"", "name = \"grin\"", &["two items of `queries` have the name `grin`"]),
@@ -138,19 +142,20 @@ fn all_faults_are_told_at_once() {
 fn a_wrong_command_line_is_refused() {
     let project = Project::new(1);
     let demo = "pipelines/demo.toml";
-    let cases: [(&[&str], &[&str]); 14] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (
             &[demo, "--target", "latent"],
             &["the pipeline `demo` has no stage `latent`: did you mean `latents`?"],
         ),
         (&[demo, "--target", "generate[grim]"], &["did you mean `generate[grin]`?"]),
         (&[demo, "--force", "latent"], &["has no stage `latent`"]),
-        (&[demo, "--device", "gpu"], &["`gpu` is no device: expected auto, cpu, cuda, or a list"]),
-        (&[demo, "--device", "cpu,cuda:0"], &["`cpu,cuda:0` names the CPU beside other devices"]),
+        (&[demo, "--device", "gpu"], &["unknown device `gpu`: expected auto, cpu, cuda, or a list"]),
+        (&[demo, "--device", "cpu,cuda:0"], &["`cpu,cuda:0` mixes the CPU and other devices"]),
         (&[demo, "--set", "loss.time_samples"], &["found no `=`"]),
         (&[demo, "--set", "los.time_samples=4"], &["no table `los`", "did you mean `loss`?"]),
         (&[demo, "--set", "loss.time_sample=4"], &["unknown key `time_sample`", "--set:1:6"]),
         (&[demo, "--set", "loss.time_samples=many"], &["found a string", "--set:1:19"]),
+        (&[demo, "--set", "run.downloads=3"], &["unknown key `downloads`; it is named `download_jobs` now"]),
         // It would set a key that nobody reads: the run would go on as if nothing had been said.
         (&[demo, "--set", "generate.stpes=9"], &["no stage reads `generate.stpes`", "did you mean `steps`?"]),
         (&[demo, "--set", "queries.grin.captoin=x"], &["no stage reads `queries.grin.captoin`"]),
@@ -163,6 +168,8 @@ fn a_wrong_command_line_is_refused() {
     }
     let ran = project.attrflow(["nothing"]);
     assert!(ran.code == 2 && ran.err.contains("'nothing'"), "{ran:?}");
+    let ran = project.attrflow(["stages"]);
+    assert_eq!((ran.code, ran.err.as_str()), (2, "error: `stages` is named `kinds` now\n"));
 }
 
 #[test]

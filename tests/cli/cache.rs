@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use crate::project::{Project, Ran, command, files};
 use crate::s3::Server;
 
-const STAGES: usize = 10;
+const STAGES: usize = 12;
 
 impl Project {
     fn cache(&self, arguments: &[&str]) -> Ran {
@@ -84,10 +84,7 @@ fn ls_and_du_say_what_is_there() {
     assert_eq!(stages, STAGES);
     assert!(project.cached_well(&["du", "--by", "kind"]).out.contains("\npretrain-loss"), "kinds");
     let ran = project.cache(&["du", "--cache", "elsewhere"]);
-    assert_eq!(
-        (ran.code, ran.err.as_str()),
-        (2, "error: there is no cache folder elsewhere: name it with --cache\n")
-    );
+    assert_eq!((ran.code, ran.err.as_str()), (2, "error: no cache folder elsewhere: give it with --cache\n"));
 }
 
 #[test]
@@ -99,9 +96,9 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     for stage in ["demo/unlearn[grin]", "demo/influence[pizza]"] {
         assert!(planned.lines().any(|line| line.starts_with(stage) && line.contains("result ")), "{planned}");
     }
-    assert!(planned.ends_with("nothing was touched: add --yes to do it\n"), "{planned}");
+    assert!(planned.ends_with("nothing was removed: add --yes to remove these\n"), "{planned}");
     assert!(
-        planned.contains("the last run of each pipeline needs them") && planned.contains("--units"),
+        planned.contains("used by the last run of each pipeline") && planned.contains("--units"),
         "{planned}"
     );
     assert!(!planned.lines().any(|line| line.starts_with("demo/latents")), "{planned}");
@@ -117,18 +114,21 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     let ran = project.cache(&["unpin", "last~1"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let ran = project.cache(&["unpin", "last~1"]);
-    assert!(ran.code == 2 && ran.err.contains("`last~1` is not pinned; pinned are: nothing"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("`last~1` is not pinned; pins: none"), "{ran:?}");
 
     let lines = project.cached_well(&["gc", "--yes", "--json"]).json();
     let total = lines.last().unwrap();
     assert_eq!((&total["done"], total["steps"].as_u64().unwrap() > 0), (&true.into(), true), "{total}");
     assert!(project.run(&[]).computed().is_empty());
     let computed = project.run(&["--set", "unlearn.lr=0.002"]).computed();
-    assert_eq!(computed, ["influence[grin]", "influence[pizza]", "unlearn[grin]", "unlearn[pizza]"]);
+    assert_eq!(
+        computed,
+        ["influence", "ranking", "unlearn"].map(|s| ["grin", "pizza"].map(|i| format!("{s}[{i}]"))).concat()
+    );
     let ran = project.cache(&["gc", "--budget", "much"]);
-    assert!(ran.code == 2 && ran.err.contains("`much` is no size"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("invalid size `much`"), "{ran:?}");
     let told = project.cached_well(&["gc", "--budget", "1k"]).out;
-    assert!(told.contains(" above the budget: --units would free "), "{told}");
+    assert!(told.contains(" above the budget: --units removes "), "{told}");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn gc_refuses_while_a_run_is_on() {
     held.file().lock_shared().unwrap();
     let ran = project.cache(&["gc", "--yes"]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("the cache is in use by a run, or by another gc"), "{ran:?}");
+    assert!(ran.err.contains("the cache is in use by a run or another gc"), "{ran:?}");
     project.cached_well(&["gc"]);
 }
 
@@ -156,7 +156,7 @@ fn verify_ends_with_4_and_the_next_run_rebuilds_just_that() {
     let ran = project.cache(&["verify"]);
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(ran.out.contains("(of demo/pretrain_loss): its bytes hash to "), "{ran:?}");
-    assert!(ran.out.contains("\nthe next run computes: demo/pretrain_loss\n"), "{ran:?}");
+    assert!(ran.out.contains("\nthe next run recomputes: demo/pretrain_loss\n"), "{ran:?}");
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--json"]);
     assert_eq!((ran.code, ran.computed()), (0, vec!["pretrain_loss".to_owned()]), "{ran:?}");
     assert_eq!(project.cached_well(&["verify", "--json"]).json().last().unwrap()["damage"], 0);
@@ -166,19 +166,19 @@ fn verify_ends_with_4_and_the_next_run_rebuilds_just_that() {
 fn pins_are_of_runs_stages_and_digests() {
     let project = Project::finished();
     let told = project.cached_well(&["pin", "unlearn[grin]"]).out;
-    assert!(told.starts_with("pinned demo/unlearn[grin] as ") && told.ends_with(": 1 thing\n"), "{told}");
+    assert!(told.starts_with("pinned demo/unlearn[grin] as ") && told.ends_with(": 1 item\n"), "{told}");
     let digest = project.digest("fisher", "fisher").to_string();
     let told = project.cached_well(&["pin", &digest[..12]]).out;
     assert!(told.starts_with(&format!("pinned {digest} as ")), "{told}");
     let told = project.cached_well(&["pin", "demo:last"]).out;
-    assert!(told.contains(&format!(": {STAGES} things\n")), "{told}");
+    assert!(told.contains(&format!(": {STAGES} items\n")), "{told}");
     for (name, expected) in [
         (
             "unlearn[grim]",
-            "is no stage of the last runs (did you mean `unlearn[grin]`?), no digest, and no manifest",
+            "is neither a stage of the last runs (did you mean `unlearn[grin]`?), nor a digest, nor a manifest",
         ),
         ("00000000", "no result and no object in the cache begins with 00000000"),
-        ("last~7", "there is no run 7 back"),
+        ("last~7", "no manifest 7 runs back"),
     ] {
         let ran = project.cache(&["pin", name]);
         assert!(ran.code == 2 && ran.err.contains(expected), "{ran:?}");
@@ -201,10 +201,10 @@ fn a_run_goes_through_a_folder_to_another_checkout() {
     let remote = here.path("remote");
     let remote = remote.to_str().unwrap();
     let told = here.cached_well(&["push", remote]).out;
-    assert!(told.starts_with("sent ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
-    assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("sent 0 files, 0 B; "));
+    assert!(told.starts_with("uploaded ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
+    assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("uploaded 0 files, 0 B; "));
     let told = there.cached_well(&["pull", &format!("file://{remote}")]).out;
-    assert!(told.contains(&format!("; {STAGES} results new, 0 were there; 1 record of a run\n")), "{told}");
+    assert!(told.contains(&format!("; {STAGES} results new, 0 already there; 1 manifest\n")), "{told}");
     let ran = there.run(&[]);
     assert!(ran.computed().is_empty() && ran.reused().len() == STAGES, "{ran:?}");
     assert_eq!(there.results().len(), here.results().len());
@@ -214,7 +214,7 @@ fn a_run_goes_through_a_folder_to_another_checkout() {
     let told = there.cached_well(&["pull", remote, "--all", "--json"]).json().remove(0);
     assert!(told["entries"].as_u64().unwrap() > 0 && told["refused"] == Json::Array(vec![]), "{told}");
     let ran = there.cache(&["pull", remote, "mine:last"]);
-    assert!(ran.code == 2 && ran.err.contains("holds no run of `mine`, but of demo"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("has no run of `mine`, only of demo"), "{ran:?}");
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
     let ran = here.cache_at(&server, &["push", remote], &[]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let ran = here.cache_at(&server, &["push", remote], &[]);
-    assert!(ran.code == 0 && ran.out.starts_with("sent 0 files, 0 B; "), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.starts_with("uploaded 0 files, 0 B; "), "{ran:?}");
 
     let losses = here.digest("pretrain_loss", "losses");
     let object = server.object(&format!("team/one/attrflow-v1/objects/{}", below(&losses)));
@@ -239,11 +239,11 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
         "{ran:?}"
     );
     assert!(ran.err.contains("the result of `pretrain_loss` was not taken"), "{ran:?}");
-    assert!(ran.out.contains(&format!("; {} results new, 0 were there; ", STAGES - 1)), "{ran:?}");
+    assert!(ran.out.contains(&format!("; {} results new, 0 already there; ", STAGES - 1)), "{ran:?}");
     fs_err::write(&object, whole).unwrap();
     let ran = there.cache_at(&server, &["pull", remote], &[]);
     assert!(
-        ran.code == 0 && ran.out.contains(&format!("1 result new, {} were there", STAGES - 1)),
+        ran.code == 0 && ran.out.contains(&format!("1 result new, {} already there", STAGES - 1)),
         "{ran:?}"
     );
     assert!(there.run(&[]).computed().is_empty());
@@ -259,14 +259,11 @@ fn a_server_that_refuses_is_told_apart_from_one_that_is_not_there() {
         ran.err
     };
     let told = push("s3://results/x", &[("AWS_SECRET_ACCESS_KEY", "wrong")]);
-    assert!(
-        told.contains("s3://results/x does not accept the keys, or does not let them do this: "),
-        "{told}"
-    );
+    assert!(told.contains("s3://results/x refuses the keys, or they lack the permission: "), "{told}");
     let told = push("s3://results/x", &[("AWS_ACCESS_KEY_ID", "nobody")]);
-    assert!(told.contains("does not accept the keys"), "{told}");
+    assert!(told.contains("refuses the keys"), "{told}");
     let told = push("s3://nothing/x", &[]);
-    assert!(told.contains("s3://nothing/x: there is no such bucket at this endpoint: "), "{told}");
+    assert!(told.contains("s3://nothing/x: no such bucket at this endpoint: "), "{told}");
     let told = push("s3://results/x", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")]);
     assert!(told.contains("s3://results/x cannot be reached at http://127.0.0.1:9: "), "{told}");
 }

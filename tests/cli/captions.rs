@@ -121,7 +121,7 @@ fn line_ends_are_not_captions() {
 
     for (text, part) in [
         ("a cat\n\na dog\n", "captions.txt: line 2 is blank, expected a caption on every line"),
-        ("\n", "captions.txt: no caption, expected one a line"),
+        ("\n", "captions.txt: no captions, expected one per line"),
     ] {
         project.write("captions.txt", text);
         let ran = project.attrflow(["run", "pipelines/draw.toml", "--json", "--device", "cpu"]);

@@ -173,15 +173,18 @@ fn the_environment_is_what_is_allowed() {
 #[test]
 fn a_step_that_fails_says_how_and_what_it_wrote_last() {
     let steps = Steps::shell("echo out; echo err >&2; echo x > o; exit 3", "{ o = \"o\" }", "");
-    assert_eq!(steps.error(), "`sh` ended with exit status: 3; its last lines:\n  out\n  err");
+    assert_eq!(steps.error(), "`sh` ended with exit status: 3; last lines of its output:\n  out\n  err");
     let steps = Steps::shell("for i in $(seq 50); do echo $i; done; kill -9 $$", "{ o = \"o\" }", "");
     let error = steps.error();
-    assert!(error.starts_with("`sh` ended with signal: 9 (SIGKILL); its last lines:\n  31\n"), "{error}");
+    assert!(
+        error.starts_with("`sh` ended with signal: 9 (SIGKILL); last lines of its output:\n  31\n"),
+        "{error}"
+    );
     assert!(error.ends_with("\n  50"), "{error}");
     let steps = Steps::shell("printf '1/2\\r2/2\\n\\377\\n' >&2; false", "{ o = \"o\" }", "");
-    assert_eq!(steps.error(), "`sh` ended with exit status: 1; its last lines:\n  2/2\n  \u{fffd}");
+    assert_eq!(steps.error(), "`sh` ended with exit status: 1; last lines of its output:\n  2/2\n  \u{fffd}");
     let steps = Steps::shell("exit 1", "{ o = \"o\" }", "");
-    assert_eq!(steps.error(), "`sh` ended with exit status: 1; it wrote nothing");
+    assert_eq!(steps.error(), "`sh` ended with exit status: 1; no output");
 }
 
 #[test]
@@ -190,10 +193,7 @@ fn a_step_that_cannot_start_says_why() {
         let params = format!("params = {{ argv = {argv}, outputs = {{ o = \"o\" }} }}");
         Steps::new(&format!("[stages.step]\nkind = \"command\"\n{more}\n{params}\n"))
     };
-    assert_eq!(
-        step("[\"no-such-program\"]", "").error(),
-        "there is no program `no-such-program` on the PATH"
-    );
+    assert_eq!(step("[\"no-such-program\"]", "").error(), "program `no-such-program` not found on the PATH");
     let steps = step("[\"{input.script}\"]", "inputs = { script = \"./script\" }");
     fs_err::write(steps.root.join("script"), "echo x > o\n").unwrap();
     let error = steps.error();
@@ -206,20 +206,20 @@ fn outputs_that_are_missing_or_lead_elsewhere_are_refused() {
     let error = |script: &str, outputs: &str| Steps::shell(script, outputs, "").error();
     assert_eq!(
         error("echo x > o; echo y > b.csv", "{ table = \"a.csv\", o = \"o\", z = \"z\" }"),
-        "`sh` ended well: but wrote no `a.csv` (output `table`), `z` (output `z`); its folder holds b.csv, o"
+        "`sh`: invalid outputs: missing `a.csv` (output `table`), `z` (output `z`); its folder contains b.csv, o"
     );
     assert_eq!(
         error("true", "{ o = \"o\" }"),
-        "`sh` ended well: but wrote no `o` (output `o`); its folder holds nothing"
+        "`sh`: invalid outputs: missing `o` (output `o`); its folder contains nothing"
     );
-    let refused = "an output is files and folders, of bytes of their own";
+    let refused = "an output consists of files and folders";
     assert_eq!(
         error("ln -s /etc/passwd o", "{ o = \"o\" }"),
-        format!("`sh` ended well: but `o` is a symbolic link: {refused}")
+        format!("`sh`: invalid outputs: `o` is a symbolic link: {refused}")
     );
     assert_eq!(
         error("mkdir -p o/deep; mkfifo o/deep/pipe", "{ o = \"o\" }"),
-        format!("`sh` ended well: but `o/deep/pipe` is neither a file nor a folder: {refused}")
+        format!("`sh`: invalid outputs: `o/deep/pipe` is neither a file nor a folder: {refused}")
     );
 }
 

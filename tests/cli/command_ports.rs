@@ -164,14 +164,14 @@ fn ports_that_cannot_be() {
        = help: did you mean `table`?
     "#);
     insta::assert_snapshot!(faults("plot = \"first", "\"../plot\" = \"first"), @r#"
-    error: `../plot` is no name of an input: expected letters, digits, `_`, and `-` or `.` behind the first
+    error: `../plot` is not a valid input name: expected letters, digits, `_`; after the first character also `-` and `.`
       --> PROJECT/pipelines/toy.toml:15:40
        |
     15 | inputs = { "data.csv" = "first.table", "../plot" = "first.plots/a.png" }
        |                                        ^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("plots = \"plots\"", "plots = \"a/plots\""), @r#"
-    error: the output `plots` is `a/plots`, expected a file's name: letters, digits, `_`, and `-` or `.` behind the first
+    error: the output `plots` is `a/plots`, expected a file's name: letters, digits, `_`; after the first character also `-` and `.`
      --> PROJECT/pipelines/toy.toml:9:11
       |
     9 | outputs = { table = "table.csv", plots = "a/plots" }
@@ -185,7 +185,7 @@ fn ports_that_cannot_be() {
       |           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("o = \"o\"", "o = \"tmp\""), @r#"
-    error: the output `o` cannot be `tmp`, which is in use
+    error: the output `o` cannot be `tmp`, which is reserved
       --> PROJECT/pipelines/toy.toml:16:59
        |
     16 | params = { argv = ["tool", "{input.data.csv}"], outputs = { o = "tmp" } }
@@ -231,21 +231,21 @@ fn ports_that_cannot_be() {
 #[test]
 fn variables_and_programs_that_cannot_be() {
     insta::assert_snapshot!(faults("CUDA_VISIBLE_DEVICES", "CUDA-DEVICES"), @r#"
-    error: `CUDA-DEVICES` is no variable's name: expected letters, digits and `_`, no digit first
+    error: invalid variable name `CUDA-DEVICES`: expected letters, digits and `_`, not starting with a digit
       --> PROJECT/pipelines/toy.toml:11:8
        |
     11 | env = ["CUDA-DEVICES"]
        |        ^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("CUDA_VISIBLE_DEVICES", "TMPDIR"), @r#"
-    error: `TMPDIR` is set for every command, and cannot be passed on
+    error: `TMPDIR` is set for every command and cannot be passed on
       --> PROJECT/pipelines/toy.toml:11:8
        |
     11 | env = ["TMPDIR"]
        |        ^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("[\"tool\", \"{input.data.csv}\"]", "[]"), @r#"
-    error: `argv` names no program, expected one and its arguments
+    error: `argv` is empty, expected a program and its arguments
       --> PROJECT/pipelines/toy.toml:16:19
        |
     16 | params = { argv = [], outputs = { o = "o" } }

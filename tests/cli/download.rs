@@ -13,25 +13,25 @@ use crate::server::{Fault, Server, sha256};
 const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
 const LATER: &str = "ffeeddccbbaa99887766554433221100ffeeddcc";
 
-/// A project of one stage that downloads.
-struct MeasureBackend {
+/// A project with one stage that downloads.
+struct Project {
     folder: TempDir,
     endpoint: String,
     token: Option<&'static str>,
 }
 
-impl MeasureBackend {
+impl Project {
     fn new(hub: &Server) -> Self {
-        let bench = Self { folder: tempfile::tempdir().unwrap(), endpoint: hub.url(""), token: None };
-        fs_err::create_dir(bench.root().join("pipelines")).unwrap();
-        bench
+        let project = Self { folder: tempfile::tempdir().unwrap(), endpoint: hub.url(""), token: None };
+        fs_err::create_dir(project.root().join("pipelines")).unwrap();
+        project
     }
 
     fn root(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Makes the stage bring these, each a table without its braces.
+    /// Makes the stage download these, each a table without its braces.
     fn get(&self, files: &[&str]) {
         let files: Vec<String> = files.iter().map(|file| format!("{{ {file} }}")).collect();
         let files = files.join(", ");
@@ -59,7 +59,7 @@ impl MeasureBackend {
         ran
     }
 
-    /// What the run must fail with.
+    /// Runs, and expects a failure with these texts.
     fn fails(&self, parts: &[&str]) {
         let ran = self.try_run(&[]);
         assert_eq!(ran.code, 1, "{ran:?}");
@@ -110,49 +110,49 @@ fn file(name: &str, content: &[u8]) -> (String, Vec<u8>) {
     (name.to_owned(), content.to_vec())
 }
 
-/// What the stage failed with.
+/// The error of the stage.
 fn error(ran: &Ran) -> String {
     ran.events("stage_failed", "error").concat()
 }
 
-/// The sample archive of another program, cut into three volumes.
+/// A sample archive of another program, split into three volumes.
 fn volumes() -> Vec<Vec<u8>> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/archive");
     (1..=3).map(|number| fs_err::read(golden.join(format!("sample.7z.{number:03}"))).unwrap()).collect()
 }
 
 #[test]
-fn a_killed_download_goes_on_where_it_was() {
+fn a_killed_download_resumes() {
     let content = bytes(400_000, 7);
     let slow = Fault::Slow { chunk: 4000, pause: Duration::from_millis(20) };
     let server = Server::new().file("/big", content.clone()).fault("/big", slow);
-    let bench = MeasureBackend::new(&server);
-    bench.get(&[&format!("from = \"{}\"", server.url("/big"))]);
+    let project = Project::new(&server);
+    project.get(&[&format!("from = \"{}\"", server.url("/big"))]);
     let begun = Instant::now();
-    let mut run = bench.start(&[]);
+    let mut run = project.start(&[]);
     let part = || {
-        let found = files(&bench.root().join("cache/downloads"));
+        let found = files(&project.root().join("cache/downloads"));
         let part = found.into_iter().find(|(name, _)| name.ends_with(".part"));
         part.map_or(0, |(_, path)| fs_err::metadata(path).unwrap().len())
     };
     while part() < 40_000 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing came");
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was downloaded");
         std::thread::sleep(Duration::from_millis(5));
     }
     run.kill().unwrap();
     run.wait().unwrap();
-    bench.run();
-    assert_eq!(bench.result(), [file("big", &content)]);
+    project.run();
+    assert_eq!(project.result(), [file("big", &content)]);
     let ranges = server.ranges("/big");
     let start = ranges[1].as_ref().unwrap().strip_prefix("bytes=").unwrap().trim_end_matches('-');
     assert!(ranges.len() == 2 && start.parse::<u64>().unwrap() >= 40_000, "{ranges:?}");
     assert!(server.asked().last().unwrap().if_range.is_some());
-    assert_eq!(bench.downloads(), [""; 0]);
-    assert!(bench.lock().contains(&format!("{{ sha256 = \"{}\", bytes = 400000 }}", sha256(&content))));
+    assert_eq!(project.downloads(), [""; 0]);
+    assert!(project.lock().contains(&format!("{{ sha256 = \"{}\", bytes = 400000 }}", sha256(&content))));
 }
 
 #[test]
-fn a_hub_folder_and_the_volumes_that_a_star_fits() {
+fn a_hub_folder_and_volumes_selected_by_a_pattern() {
     let volumes = volumes();
     let (one, two, three) = (volumes[0].as_slice(), volumes[1].as_slice(), volumes[2].as_slice());
     let server = Server::new().page(2).hub_dataset(
@@ -167,15 +167,15 @@ fn a_hub_folder_and_the_volumes_that_a_star_fits() {
             ("mscoco/parts/x.7z.002", two),
         ],
     );
-    let bench = MeasureBackend::new(&server);
-    bench.get(&[
+    let project = Project::new(&server);
+    project.get(&[
         "from = \"hf://datasets/o/r/mscoco/sample\"",
         "from = \"hf://datasets/o/r/mscoco/sample/\", to = \"again\"",
         "from = \"hf://datasets/o/r/README.md\", to = \"about/it.md\"",
         "from = \"hf://datasets/o/r/mscoco/parts/x.7z.*\", unpack = true, to = \"unpacked\"",
     ]);
-    bench.run();
-    let names: Vec<String> = bench.result().into_iter().map(|(name, _)| name).collect();
+    project.run();
+    let names: Vec<String> = project.result().into_iter().map(|(name, _)| name).collect();
     assert_eq!(
         names,
         [
@@ -189,9 +189,9 @@ fn a_hub_folder_and_the_volumes_that_a_star_fits() {
             "unpacked/sample/numbers"
         ]
     );
-    assert_eq!(bench.result()[2], file("again/deep/b.txt", b"b"));
-    assert_eq!(bench.downloads(), [""; 0]);
-    let lock = bench.lock();
+    assert_eq!(project.result()[2], file("again/deep/b.txt", b"b"));
+    assert_eq!(project.downloads(), [""; 0]);
+    let lock = project.lock();
     assert!(lock.contains(&format!("[hub]\n\"datasets/o/r@main\" = \"{COMMIT}\"\n")), "{lock}");
     let pin = format!("\"hf://datasets/o/r@main/mscoco/parts/x.7z.001\" = {{ sha256 = \"{}\"", sha256(one));
     assert!(lock.contains(&pin), "{lock}");
@@ -199,7 +199,7 @@ fn a_hub_folder_and_the_volumes_that_a_star_fits() {
 }
 
 #[test]
-fn what_servers_do_wrong_is_mended() {
+fn faults_of_servers_are_handled() {
     let (one, two) = (bytes(300_000, 1), bytes(5000, 2));
     let server = Server::new()
         .file("/one", one.clone())
@@ -208,7 +208,7 @@ fn what_servers_do_wrong_is_mended() {
         .file("/two", two.clone())
         .fault("/two", Fault::Status { code: 503, retry_after: Some(1), times: 1 })
         .fault("/two", Fault::NoLength);
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let from = |path: &str| {
         format!(
             "from = \"{}\", sha256 = \"{}\"",
@@ -216,12 +216,12 @@ fn what_servers_do_wrong_is_mended() {
             sha256(if path == "/one" { &one } else { &two })
         )
     };
-    bench.get(&[&from("/one"), &from("/two")]);
-    bench.run();
-    assert_eq!(bench.result(), [file("one", &one), file("two", &two)]);
+    project.get(&[&from("/one"), &from("/two")]);
+    project.run();
+    assert_eq!(project.result(), [file("one", &one), file("two", &two)]);
     let ranges = [None, Some("bytes=100000-".to_owned()), Some("bytes=200000-".to_owned())];
     assert_eq!(server.ranges("/one"), ranges);
-    assert_eq!(bench.lock(), "", "the pipeline says what they must be");
+    assert_eq!(project.lock(), "", "the pipeline has their digests");
 }
 
 #[test]
@@ -231,197 +231,198 @@ fn wrong_bytes_leave_nothing() {
         COMMIT,
         &[("x.bin", b"abc")],
     );
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let wrong = "0".repeat(64);
     let (one, two) = (server.url("/one?key=hush"), server.url("/two"));
-    bench.get(&[&format!("from = \"{two}\""), &format!("from = \"{one}\", sha256 = \"{wrong}\"")]);
+    project.get(&[&format!("from = \"{two}\""), &format!("from = \"{one}\", sha256 = \"{wrong}\"")]);
     let shown = format!("{}?", server.url("/one"));
-    bench.fails(&[&shown, &format!(": sha256 {}, expected {wrong}", sha256(&bytes(5000, 1)))]);
-    let ran = bench.try_run(&[]);
+    project.fails(&[&shown, &format!(": sha256 {}, expected {wrong}", sha256(&bytes(5000, 1)))]);
+    let ran = project.try_run(&[]);
     assert!(!error(&ran).contains("hush") && !ran.err.contains("hush"), "{ran:?}");
-    assert_eq!(bench.lock(), "");
-    assert!(!bench.downloads().iter().any(|name| name.ends_with(".part")), "{:?}", bench.downloads());
-    // Of a file on the Hub it is known before anything comes.
+    assert_eq!(project.lock(), "");
+    assert!(!project.downloads().iter().any(|name| name.ends_with(".part")), "{:?}", project.downloads());
+    // The digest of a file on the Hub is known before its download.
     server.forget();
-    bench.get(&[&format!("from = \"hf://datasets/o/r/x.bin\", sha256 = \"{wrong}\"")]);
-    bench.fails(&["hf://datasets/o/r@main/x.bin: the Hub has a file of sha256 ba7816bf", &wrong]);
+    project.get(&[&format!("from = \"hf://datasets/o/r/x.bin\", sha256 = \"{wrong}\"")]);
+    project.fails(&["hf://datasets/o/r@main/x.bin: the Hub has sha256 ba7816bf", &wrong]);
     assert!(!server.asked().iter().any(|asked| asked.path.contains("resolve")));
-    // What is no archive comes again, for it may have been a page about an error.
-    bench.get(&[&format!("from = \"{two}\", unpack = true")]);
-    bench.fails(&[&two, "expected a zip, tar, tar.gz or 7z archive"]);
-    // The commit that a branch stood at is known, whatever became of the file.
-    assert!(!bench.lock().contains("[files]") && bench.lock().contains(COMMIT), "{}", bench.lock());
+    // An invalid archive is downloaded again: it may have been an error page.
+    project.get(&[&format!("from = \"{two}\", unpack = true")]);
+    project.fails(&[&two, "expected a zip, tar, tar.gz or 7z archive"]);
+    // The commit of the branch is pinned although the file failed.
+    assert!(!project.lock().contains("[files]") && project.lock().contains(COMMIT), "{}", project.lock());
 }
 
 #[test]
-fn what_an_address_gave_first_is_held() {
+fn the_first_content_of_an_address_is_pinned() {
     let server = Server::new().file("/f", b"first").hub_dataset(
         "o/r",
         COMMIT,
         &[("x.bin", b"first"), ("y.txt", b"y")],
     );
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let (url, hub) = (server.url("/f"), "hf://datasets/o/r/");
-    bench.get(&[&format!("from = \"{url}\""), &format!("from = \"{hub}\"")]);
-    bench.run();
+    project.get(&[&format!("from = \"{url}\""), &format!("from = \"{hub}\"")]);
+    project.run();
     server.put("/f", b"second".as_slice());
     server.put_repo("datasets/o/r", LATER, &[("x.bin", b"second"), ("y.txt", b"y")]);
-    bench.forget_results();
-    let line = 1 + bench.lock().lines().position(|line| line.starts_with(&format!("\"{url}\""))).unwrap();
+    project.forget_results();
+    let line = 1 + project.lock().lines().position(|line| line.starts_with(&format!("\"{url}\""))).unwrap();
     let message = format!(
-        "{url}: sha256 {}, expected {}, which attrflow.lock:{line} pins since the first download: remove that line",
+        "{url}: sha256 {}, expected {}, pinned by attrflow.lock:{line} since the first download: remove that line",
         sha256(b"second"),
         sha256(b"first")
     );
-    bench.fails(&[&message]);
-    bench.unpin(&url);
+    project.fails(&[&message]);
+    project.unpin(&url);
     server.forget();
-    bench.run();
-    // The Hub still gives what it gave, without being asked which commit that was.
+    project.run();
+    // The Hub's files are those of the pinned commit, without a request for the revision.
     let result = [file("f", b"second"), file("r/x.bin", b"first"), file("r/y.txt", b"y")];
-    assert_eq!(bench.result(), result);
+    assert_eq!(project.result(), result);
     assert!(!server.asked().iter().any(|asked| asked.path.contains("/revision/")));
-    bench.forget_results();
-    bench.unpin("datasets/o/r@main\"");
-    bench.fails(&["@main/x.bin: the Hub has a file of sha256", "pins since the first download"]);
-    bench.unpin("x.bin");
-    bench.run();
-    assert_eq!(bench.result()[1], file("r/x.bin", b"second"));
-    assert!(bench.lock().contains(LATER));
-    // Nothing of it counts: with the results there, nothing is asked.
+    project.forget_results();
+    project.unpin("datasets/o/r@main\"");
+    project.fails(&["@main/x.bin: the Hub has sha256", "since the first download: remove that line"]);
+    project.unpin("x.bin");
+    project.run();
+    assert_eq!(project.result()[1], file("r/x.bin", b"second"));
+    assert!(project.lock().contains(LATER));
+    // Pins are not hashed: with cached results, nothing is requested.
     server.forget();
-    bench.unpin("hf://");
-    bench.run();
+    project.unpin("hf://");
+    project.run();
     assert!(server.asked().is_empty());
 }
 
 #[test]
-fn a_token_reaches_the_hub_alone() {
+fn a_token_is_sent_only_to_the_hub() {
     let cdn = Server::new();
     let hub = Server::new()
         .hub_dataset("o/r", COMMIT, &[("x.bin", b"large"), ("y.txt", b"small")])
         .cdn(&cdn)
         .token("hf_do_not_tell");
-    let mut bench = MeasureBackend::new(&hub);
-    bench.get(&["from = \"hf://datasets/o/r\", to = \"all\""]);
-    bench.fails(&["hf://datasets/o/r@main: the Hub answered 401", "private or gated: set HF_TOKEN"]);
-    bench.token = Some("hf_do_not_tell");
-    let ran = bench.run();
-    assert_eq!(bench.result(), [file("all/x.bin", b"large"), file("all/y.txt", b"small")]);
+    let mut project = Project::new(&hub);
+    project.get(&["from = \"hf://datasets/o/r\", to = \"all\""]);
+    project.fails(&["hf://datasets/o/r@main: the Hub answered 401", "private or gated: set HF_TOKEN"]);
+    project.token = Some("hf_do_not_tell");
+    let ran = project.run();
+    assert_eq!(project.result(), [file("all/x.bin", b"large"), file("all/y.txt", b"small")]);
     assert_eq!(cdn.asked().len(), 1);
     assert_eq!(cdn.asked()[0].authorization, None);
     assert!(!ran.out.contains("do_not_tell") && !ran.err.contains("do_not_tell"), "{ran:?}");
-    for (name, path) in files(bench.root()) {
+    for (name, path) in files(project.root()) {
         let text = fs_err::read(path).unwrap();
-        let tells = |secret: &[u8]| text.windows(secret.len()).any(|window| window == secret);
-        assert!(!tells(b"do_not_tell") && !tells(b"signature"), "{name}");
+        let contains = |secret: &[u8]| text.windows(secret.len()).any(|window| window == secret);
+        assert!(!contains(b"do_not_tell") && !contains(b"signature"), "{name}");
     }
-    bench.token = Some("hf_wrong");
-    bench.forget_results();
-    bench.fails(&["the token that was sent does not open it"]);
+    project.token = Some("hf_wrong");
+    project.forget_results();
+    project.fails(&["the token that was sent has no access to it"]);
 }
 
 #[test]
-fn the_secrets_of_an_address_are_kept_nowhere() {
+fn the_secrets_of_an_address_are_stored_nowhere() {
     let server = Server::new().file("/f", b"first");
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let signed = |signature: &str| {
         let address = server.url(&format!("/f?X-Amz-Signature={signature}&X-Amz-Date=1"));
         let address = address.replace("http://", "http://me:hush@");
-        bench.get(&[&format!("from = \"{address}\"")]);
+        project.get(&[&format!("from = \"{address}\"")]);
     };
     signed("hush1");
-    let ran = bench.run();
-    assert_eq!(bench.result(), [file("f", b"first")]);
+    let ran = project.run();
+    assert_eq!(project.result(), [file("f", b"first")]);
     assert!(!ran.out.contains("hush") && !ran.err.contains("hush"), "{ran:?}");
-    for (name, path) in files(bench.root()) {
+    for (name, path) in files(project.root()) {
         let text = fs_err::read(path).unwrap();
-        let tells = text.windows(4).any(|window| window == b"hush");
-        assert!(name == "pipelines/p.toml" || !tells, "{name}");
+        let contains = text.windows(4).any(|window| window == b"hush");
+        assert!(name == "pipelines/p.toml" || !contains, "{name}");
     }
-    // A renewed signature is no other file.
+    // A renewed signature is the same file.
     let asked = server.asked().len();
     signed("hush2");
-    bench.run();
+    project.run();
     assert_eq!(server.asked().len(), asked);
 }
 
 #[test]
-fn what_has_no_room_is_not_begun() {
+fn a_download_that_does_not_fit_is_not_started() {
     let server = Server::new()
         .file("/huge", b"small")
         .fault("/huge", Fault::Claims(3_000_000_000_000_000_000))
         .file("/f", b"f");
-    let bench = MeasureBackend::new(&server);
-    bench.get(&[&format!("from = \"{}\"", server.url("/f")), &format!("from = \"{}\"", server.url("/huge"))]);
-    bench.fails(&["no room to download: ", "cache/downloads: 3.00 EB are needed, ", " are free"]);
+    let project = Project::new(&server);
+    project
+        .get(&[&format!("from = \"{}\"", server.url("/f")), &format!("from = \"{}\"", server.url("/huge"))]);
+    project.fails(&["no space to download: ", "cache/downloads: 3.00 EB needed, ", " free"]);
     assert!(server.ranges("/huge").is_empty() && server.ranges("/f").is_empty());
 }
 
 #[test]
-fn files_come_at_once_and_land_in_order() {
+fn files_are_downloaded_in_parallel_and_placed_in_order() {
     let slow = Fault::Slow { chunk: 1000, pause: Duration::from_millis(100) };
     let paths: Vec<String> = (0..5).map(|index| format!("/{index}")).collect();
     let mut server = Server::new();
     for (index, path) in paths.iter().enumerate() {
         server = server.file(path, bytes(5000, index)).fault(path, slow.clone());
     }
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let from: Vec<String> = paths.iter().map(|path| format!("from = \"{}\"", server.url(path))).collect();
     let from: Vec<&str> = from.iter().map(String::as_str).collect();
-    bench.get(&from);
-    let ran = bench.try_run(&["--downloads", "3"]);
+    project.get(&from);
+    let ran = project.try_run(&["--download-jobs", "3"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(server.most_at_work(), 3);
-    assert_eq!(bench.result().len(), 5);
+    assert_eq!(project.result().len(), 5);
     let progress = ran.json().into_iter().filter(|line| line["event"] == "progress");
     let progress: Vec<_> = progress.map(|line| (line["done"].as_u64(), line["total"].as_u64())).collect();
     assert!(progress.len() > 1 && progress.is_sorted(), "{progress:?}");
     assert!(progress.iter().all(|(_, total)| *total == Some(25_000)), "{progress:?}");
-    // What can be known beforehand is.
-    bench.get(&[from[4], &format!("{}, to = \"4\"", from[0])]);
-    let ran = bench.try_run(&[]);
+    // Invalid lists are refused before the run.
+    project.get(&[from[4], &format!("{}, to = \"4\"", from[0])]);
+    let ran = project.try_run(&[]);
     assert!(ran.code == 2 && ran.err.starts_with("error: two files would become `4`\n"), "{ran:?}");
-    let wrong = bench.try_run(&["--downloads", "0"]);
+    let wrong = project.try_run(&["--download-jobs", "0"]);
     assert!(wrong.code == 2 && wrong.err.contains("1..=64"), "{wrong:?}");
 }
 
 #[test]
-fn an_archive_that_came_is_not_downloaded_again() {
+fn an_archive_that_failed_to_unpack_is_not_downloaded_again() {
     let volumes = volumes();
     let server = Server::new();
     for (index, volume) in volumes.iter().enumerate() {
         server.put(&format!("/x.7z.00{}", index + 1), volume.clone());
     }
-    let bench = MeasureBackend::new(&server);
+    let project = Project::new(&server);
     let from = |path: &str| format!("from = \"{}\", unpack = true", server.url(path));
     let taken = "from = \"../taken\", to = \"sample\"";
-    fs_err::write(bench.root().join("taken"), "x").unwrap();
-    // A file stands where the archive's folder must go, so unpacking fails after the download.
-    bench.get(&[taken, &from("/x.7z.001"), &from("/x.7z.002"), &from("/x.7z.003")]);
-    assert_eq!(bench.try_run(&[]).code, 1);
-    assert_eq!(bench.downloads().iter().filter(|name| name.ends_with(".file")).count(), 3);
+    fs_err::write(project.root().join("taken"), "x").unwrap();
+    // A file is at the path of the archive's folder, so unpacking fails after the download.
+    project.get(&[taken, &from("/x.7z.001"), &from("/x.7z.002"), &from("/x.7z.003")]);
+    assert_eq!(project.try_run(&[]).code, 1);
+    assert_eq!(project.downloads().iter().filter(|name| name.ends_with(".file")).count(), 3);
     server.forget();
-    bench.get(&[&from("/x.7z.001"), &from("/x.7z.002"), &from("/x.7z.003")]);
-    bench.run();
+    project.get(&[&from("/x.7z.001"), &from("/x.7z.002"), &from("/x.7z.003")]);
+    project.run();
     assert!(server.asked().is_empty(), "{:?}", server.asked());
-    assert_eq!(bench.result().len(), 3);
-    assert_eq!(bench.downloads(), [""; 0]);
+    assert_eq!(project.result().len(), 3);
+    assert_eq!(project.downloads(), [""; 0]);
 }
 
 #[test]
 fn two_runs_share_a_download() {
     let slow = Fault::Slow { chunk: 1000, pause: Duration::from_millis(20) };
     let server = Server::new().file("/f", bytes(50_000, 3)).fault("/f", slow);
-    let bench = MeasureBackend::new(&server);
-    bench.get(&[&format!("from = \"{}\"", server.url("/f"))]);
-    let mut first = bench.start(&[]);
+    let project = Project::new(&server);
+    project.get(&[&format!("from = \"{}\"", server.url("/f"))]);
+    let mut first = project.start(&[]);
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("\"progress\"")));
     let rest = std::thread::spawn(move || lines.count());
-    bench.run();
+    project.run();
     assert!(first.wait().unwrap().success());
     rest.join().unwrap();
     assert_eq!(server.ranges("/f"), [None]);
-    assert_eq!(bench.result(), [file("f", &bytes(50_000, 3))]);
+    assert_eq!(project.result(), [file("f", &bytes(50_000, 3))]);
 }

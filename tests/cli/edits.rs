@@ -168,5 +168,5 @@ fn a_damaged_index_is_told_and_costs_its_own_stage_alone() {
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains(" is damaged: "), "{ran:?}");
-    assert!(ran.out.contains("1 ran, 11 reused"), "{ran:?}");
+    assert!(ran.out.contains("1 ran, 11 cached"), "{ran:?}");
 }

@@ -1,4 +1,4 @@
-//! What `explain`, `why-not`, `plan` and `status` tell of an edit.
+//! What `explain`, `plan` and `status` show after an edit.
 
 use std::process::Command;
 
@@ -23,7 +23,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         ran.out
     };
-    assert!(explain(&["fisher"]).contains("nothing changed since the run of"));
+    assert!(explain(&["fisher"]).contains("no change since the run of"));
 
     git(&project, &["init", "-q"]);
     git(&project, &["add", "configs", "pipelines"]);
@@ -41,7 +41,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
 
     // What does not count is named apart, a value of the command line and a default as such.
     let text = explain(&["pretrain_loss", "--set", "loss.time_samples=4"]);
-    assert!(text.contains("does not count\n  params.per_timestep: "), "{text}");
+    assert!(text.contains("not hashed\n  params.per_timestep: "), "{text}");
     assert!(text.contains("  params.loss.time_samples: 2 -> 4\n      --set loss.time_samples\n"), "{text}");
     let seed = text.lines().find(|line| line.contains("params.loss.seed")).unwrap();
     assert!(seed.ends_with("default"), "{seed}");
@@ -58,7 +58,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
     assert!(plan.contains(&format!("params.epochs: 1 -> 2 (configs/demo.toml:{line})")), "{plan}");
     assert!(plan.contains("\npredicted: ") && plan.contains("the last run of fisher"), "{plan}");
     let status = project.attrflow(["status", "pipelines/demo.toml"]).out;
-    assert!(status.contains("\nout of date: ") && status.contains("\nwaits: "), "{status}");
+    assert!(status.contains("\nout of date: ") && status.contains("\npending: "), "{status}");
 }
 
 #[test]
@@ -69,32 +69,33 @@ fn a_changed_source_is_told_down_to_the_file() {
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
     let text = project.attrflow(["explain", "pipelines/demo.toml", "latents"]).out;
     assert!(text.contains("reads data.files/captions.json"), "{text}");
-    let text = project.attrflow(["explain", "pipelines/demo.toml", "influence[grin]"]).out;
-    assert!(text.contains("inputs.captions: ") && text.contains("known later"), "{text}");
+    let text = project.attrflow(["explain", "pipelines/demo.toml", "ranking[grin]"]).out;
+    assert!(text.contains("inputs.captions: ") && text.contains("pending"), "{text}");
 }
 
 #[test]
-fn why_not_names_the_edit_back() {
+fn the_nearest_hit_names_the_edit_back() {
     let project = Project::finished();
-    let why_not = |arguments: &[&str]| {
-        let ran = project.attrflow([&["why-not", "pipelines/demo.toml"], arguments].concat());
+    let nearest = |arguments: &[&str]| {
+        let ran =
+            project.attrflow([&["explain", "--nearest-hit", "pipelines/demo.toml"], arguments].concat());
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         ran.out
     };
-    assert_eq!(why_not(&["fisher"]), "fisher: its result is in the cache already\n");
+    assert_eq!(nearest(&["fisher"]), "fisher: cached\n");
     project.edit("configs/demo.toml", "epochs = 1", "epochs = 2");
     let line = line_of(&project, "configs/demo.toml", "epochs = 2");
-    let text = why_not(&["fisher"]);
-    assert!(text.starts_with("fisher: 1 edit from a result of "), "{text}");
+    let text = nearest(&["fisher"]);
+    assert!(text.starts_with("fisher: 1 edit from a result computed at "), "{text}");
     let edit = format!("  set fisher.epochs back to 1, it is 2 (configs/demo.toml:{line})\n");
     assert!(text.contains(&edit) && text.ends_with("  for one run: --set fisher.epochs=1\n"), "{text}");
     // Further down it is the same edit.
-    let text = why_not(&["influence[grin]"]);
+    let text = nearest(&["influence[grin]"]);
     assert!(text.contains("influence[grin]: 1 edit from ") && text.contains(&edit), "{text}");
     // And what it says is so.
     let plan = project.attrflow(["plan", "pipelines/demo.toml", "--set", "fisher.epochs=1"]).out;
-    assert!(plan.ends_with("0 to run, 10 to reuse, 0 to be decided by what runs before\n"), "{plan}");
-    let ran = Project::new(2).attrflow(["why-not", "pipelines/demo.toml", "fisher"]);
+    assert!(plan.ends_with("0 to run, 12 cached, 0 pending\n"), "{plan}");
+    let ran = Project::new(2).attrflow(["explain", "pipelines/demo.toml", "fisher", "--nearest-hit"]);
     assert_eq!(ran.out, "fisher: the cache has no result of the kind fisher\n");
 }
 

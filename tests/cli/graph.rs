@@ -24,7 +24,7 @@ fn a_graph_is_drawn_before_and_after_a_run_and_with_a_change() {
         insta::assert_snapshot!(format, drawn.out);
     }
     let full = done.attrflow(["graph", "pipelines/demo.toml", "--full", "--format", "mermaid"]);
-    assert!(full.out.contains("\"unlearn[grin]<br/>unlearn: reuse\""), "{}", full.out);
+    assert!(full.out.contains("\"unlearn[grin]<br/>unlearn: cached\""), "{}", full.out);
     let wrong = done.attrflow(["graph", "pipelines/demo.toml", "--touch", "fischer"]);
     assert_eq!(wrong.code, 2);
     assert!(wrong.err.contains("did you mean `fisher`?"), "{}", wrong.err);
@@ -45,10 +45,7 @@ fn a_project_begins_with_files_that_plan() {
     fs_err::remove_file(folder.path().join("new/pipelines/attribution.toml")).unwrap();
     let again = attrflow(folder.path(), &["init", "new"]);
     assert_eq!(again.code, 1);
-    assert_eq!(
-        again.err,
-        "error: nothing was written, since there is new/configs/attribution.toml already\n"
-    );
+    assert_eq!(again.err, "error: new/configs/attribution.toml already exists; nothing was written\n");
     assert_eq!(fs_err::read_to_string(&config).unwrap(), "mine");
     assert!(!folder.path().join("new/pipelines/attribution.toml").exists());
 }
@@ -95,7 +92,11 @@ fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
     project.edit("configs/demo.toml", "pixels = 32", "pixels = \"${env:PIXELS:-32}\"");
     let refused = plan(&[]);
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("`${env:PIXELS}` stands where its value counts"), "{}", refused.err);
+    assert!(
+        refused.err.contains("`${env:PIXELS}` is not declared, and this value is hashed"),
+        "{}",
+        refused.err
+    );
     assert!(refused.err.contains("configs/demo.toml:13:10"), "{}", refused.err);
     project.edit("pipelines/demo.toml", "include", "env = [\"PIXELS\"]\ninclude");
     assert_eq!(plan(&[]).code, 0);
@@ -116,5 +117,5 @@ fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
         "${env:PLACE}/images.zip\", to = \"${env:NAME:-a}.zip\"",
     );
     let name = plan(&[("PLACE", place.to_str().unwrap())]);
-    assert!(name.err.contains("`${env:NAME}` stands where its value counts"), "{}", name.err);
+    assert!(name.err.contains("`${env:NAME}` is not declared, and this value is hashed"), "{}", name.err);
 }

@@ -59,7 +59,7 @@ fn kill(signal: &str, whom: &str) -> bool {
     Command::new("kill").args([&format!("-{signal}"), "--", whom]).status().unwrap().success()
 }
 
-const AGAIN: &str = "interrupted; the same command goes on from here\n";
+const AGAIN: &str = "interrupted; the same command resumes the run\n";
 
 #[test]
 fn an_interrupt_finishes_the_units_that_run_and_begins_no_other() {
@@ -79,7 +79,7 @@ fn an_interrupt_finishes_the_units_that_run_and_begins_no_other() {
         let runs = manifest::list(&project.path("cache/runs/demo"));
         let stages = manifest::read(&runs[0]).unwrap().stages;
         let interrupted = stages.iter().filter(|record| record.outcome == Outcome::Interrupted).count();
-        assert!(interrupted >= 4 && stages.len() == 10, "{interrupted} interrupted");
+        assert!(interrupted >= 4 && stages.len() == 12, "{interrupted} interrupted");
         assert_eq!(run.named("run_finished").next().unwrap()["interrupted"], interrupted);
         assert_eq!(project.cached("tmp"), ["gate"]);
         assert_eq!(at_work(&project), [""; 0].map(std::path::PathBuf::from));
@@ -107,7 +107,7 @@ fn a_second_interrupt_or_a_termination_ends_a_long_task_now() {
         assert_eq!(stopping["now"], true);
         assert_eq!(run.named("stage_failed").count(), 0, "what was killed did not fail");
         let last = run.seen.last().unwrap();
-        assert_eq!((&last["event"], &last["interrupted"]), (&"run_finished".into(), &4.into()));
+        assert_eq!((&last["event"], &last["interrupted"]), (&"run_finished".into(), &6.into()));
         wait_for_orphans(&project);
         assert_eq!(index(&project), before, "{signals:?}: something half-done was kept");
         assert_eq!(project.cached("tmp"), ["gate"]);
@@ -124,11 +124,11 @@ fn an_interrupt_is_told_to_people() {
     let mut child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let group = format!("-{}", child.id());
-    assert!(lines.any(|line| line.contains("begin unlearn[grin]")));
+    assert!(lines.any(|line| line.contains("start unlearn[grin]")));
     std::thread::sleep(Duration::from_millis(300));
     assert!(kill("INT", &group));
     let said = lines.find(|line| line.starts_with("stopping")).unwrap();
-    let expected = "first; interrupt once more to stop now and lose ";
+    let expected = "first; interrupt again to stop now and lose ";
     assert!(said.starts_with("stopping: finishing ") && said.contains(expected), "{said}");
     assert!(kill("INT", &group));
     let rest: Vec<String> = lines.filter(|line| !line.contains("DEBUG")).collect();
@@ -136,7 +136,7 @@ fn an_interrupt_is_told_to_people() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mut out = String::new();
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-    assert!(out.contains("0 ran, 6 reused, 4 interrupted in "), "{out}");
+    assert!(out.contains("0 ran, 6 cached, 6 interrupted in "), "{out}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The published experiment from nothing to influence, through servers that fail as COCO's and the Hub's do.
+//! The published experiment from downloads to influence, with servers that fail like those of COCO and the Hub.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,12 +24,12 @@ fn volume(number: usize) -> String {
     format!("mscoco/latents_text_embeddings/latents_text_embeddings.7z.{number:03}")
 }
 
-/// Where the bytes of a file of the data set are.
+/// The path of a file of the data set on its server.
 fn at(path: &str) -> String {
     format!("/datasets/{DATASET}/resolve/{COMMIT}/{path}")
 }
 
-/// The miniature with an empty cache, and the places that all comes from.
+/// The miniature experiment with an empty cache, and its servers.
 struct Web {
     project: Project,
     published: Published,
@@ -43,7 +43,7 @@ struct Web {
 impl Web {
     fn new() -> Self {
         let (project, published) = pipeline();
-        // The results of the demo stay, to be compared with.
+        // The demo's results are kept for comparison.
         fs_err::rename(project.path("cache"), project.path("cache of the demo")).unwrap();
         let archives = published.repository().into_iter();
         let dataset: Files = archives.map(|(name, bytes)| (format!("mscoco/{name}"), bytes)).collect();
@@ -78,7 +78,7 @@ impl Web {
         ran
     }
 
-    /// Whether losses, influence and tables are those of the demo in miniature.
+    /// Checks that losses, influence and tables equal those of the demo in miniature.
     #[track_caller]
     fn finished(&self) {
         as_the_demo(&self.project);
@@ -104,7 +104,7 @@ impl Web {
         Pins { version: 1, hub, files: coco.chain(dataset).collect() }
     }
 
-    /// Whether the cache or the results hold any of the latents or of their archive.
+    /// Whether the cache or the results contain any of the latents or of their archive.
     fn holds_latents(&self) -> bool {
         let volumes =
             self.dataset.iter().filter(|(path, _)| path.contains("latents")).map(|(_, bytes)| bytes);
@@ -119,7 +119,7 @@ fn listed(files: &Files) -> Vec<(&str, &[u8])> {
     files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect()
 }
 
-/// The requests for bytes, by what part of a path they have.
+/// The requests for bytes whose path contains a text.
 fn gets(server: &Server, part: &str) -> Vec<Asked> {
     server.asked().into_iter().filter(|asked| asked.verb == "GET" && asked.path.contains(part)).collect()
 }
@@ -129,11 +129,11 @@ fn from(byte: usize) -> Option<String> {
 }
 
 #[test]
-fn from_nothing_to_influence() {
+fn from_downloads_to_influence() {
     let mut web = Web::new();
     let size = |path: &str| web.dataset[path].len();
     let (first, third) = (size(&volume(1)), size(&volume(3)));
-    // Large files of the Hub lie on servers of their own, by their digest.
+    // Large files of the Hub are on separate servers, by their digest.
     let stored = |path: &str| format!("/cdn/{}", sha256(&web.dataset[path]));
     let cdn = Server::new()
         .fault(&stored("mscoco/model_fisher.7z"), Fault::Status { code: 500, retry_after: None, times: 2 })
@@ -152,7 +152,7 @@ fn from_nothing_to_influence() {
     let ran = web.run(&[]);
     assert_eq!(ran.computed(), STAGES);
     web.finished();
-    // All of it went wrong, and was asked for as it should be.
+    // Every fault happened, and the requests are the expected ones.
     let ranges = |path: &str| cdn.ranges(&format!("{path}?signature=secret"));
     assert_eq!(ranges(&paths[0]), [None, from(first / 2)]);
     assert_eq!(ranges(&paths[1]), [None]);
@@ -182,11 +182,11 @@ fn killed_in_the_middle_of_a_volume() {
     let slow = Fault::Slow { chunk: second / 50, pause: Duration::from_millis(50) };
     web.hub = web.hub.fault(&at(&volume(2)), slow);
     let mut run = web.command(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // The other two volumes are whole, and a third of the second is there.
+    // Two volumes are complete, and a third of the second one.
     let size = |number: usize| web.dataset[&volume(number)].len();
     let now = || {
         let found = files(&web.project.path("cache/downloads")).into_iter();
-        // One that is done with goes at any moment.
+        // A file may be removed at any moment after its use.
         let sizes: Vec<(String, usize)> = found
             .filter_map(|(name, path)| Some((name, fs_err::metadata(path).ok()?.len() as usize)))
             .collect();
@@ -225,10 +225,10 @@ fn killed_in_the_middle_of_a_volume() {
 }
 
 #[test]
-fn a_volume_of_other_bytes_than_the_hub_lists() {
+fn a_volume_with_another_digest_than_listed_by_the_hub() {
     let mut web = Web::new();
     web.hub = web.hub.fault(&at(&volume(2)), Fault::Wrong);
-    let ran = web.try_run(&["--downloads", "1"]);
+    let ran = web.try_run(&["--download-jobs", "1"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let mut wrong = web.dataset[&volume(2)].clone();
     *wrong.last_mut().unwrap() ^= 1;
@@ -263,7 +263,7 @@ fn a_volume_of_other_bytes_than_the_hub_lists() {
 }
 
 #[test]
-fn all_that_can_be_is_computed_with_a_model_that_wants_a_token() {
+fn everything_is_computed_with_a_model_that_requires_a_token() {
     let mut web = Web::new();
     let model = Path::new(DEMO).join("model");
     let parts = files(&model).into_iter().filter(|(path, _)| !path.contains("unet"));
@@ -291,7 +291,7 @@ fn all_that_can_be_is_computed_with_a_model_that_wants_a_token() {
         "unlearn[1]",
     ];
     assert_eq!(ran.computed(), stages);
-    // The queries come from one stream of random numbers here, and only the first is the demo's.
+    // All queries share one random stream here, so only the first equals the demo's.
     for (result, demo) in [
         ("latents/latents.npy", "latents/latents.npy"),
         ("latents/text_embeddings.npy", "latents/text_embeddings.npy"),
@@ -301,7 +301,7 @@ fn all_that_can_be_is_computed_with_a_model_that_wants_a_token() {
     ] {
         same(&web.project, result, demo);
     }
-    // What was computed instead did not come, nor did what else is in the model's repository.
+    // Neither the computed files nor other files of the model's repository were downloaded.
     assert_eq!(gets(&web.hub, "latents_text_embeddings"), []);
     assert_eq!(
         gets(&web.hub, "/resolve/").iter().filter(|asked| asked.path.contains("scheduler")).count(),

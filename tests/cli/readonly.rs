@@ -39,7 +39,7 @@ fn a_read_only_project_is_found_up_to_date() {
             };
             assert_eq!(code, 0, "{round}: {verb}: {out}{err}");
             if verb == "run" {
-                assert!(out.contains("0 ran, 12 reused"), "{round}: {out}{err}");
+                assert!(out.contains("0 ran, 12 cached"), "{round}: {out}{err}");
                 assert_eq!(err.matches("so not kept: ").count(), 1, "{round}: {out}{err}");
                 assert!(err.contains("the manifest"), "{round}: {out}{err}");
             }
@@ -63,7 +63,7 @@ fn results_are_restored_from_a_read_only_cache() {
         return std::io::Write::write_all(&mut std::io::stderr(), SKIPPED.as_bytes()).unwrap();
     };
     assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains("0 ran, 12 reused"), "{out}{err}");
+    assert!(out.contains("0 ran, 12 cached"), "{out}{err}");
     assert!(err.contains("latents.npy held other bytes than the stage gave and is restored"), "{out}{err}");
     assert_eq!(project.results(), before);
 }

@@ -1,4 +1,5 @@
-//! A manifest computed once more: `audit --replay`, `run --from`, and what others read of it: signatures, statements, crates.
+//! A manifest computed once more: `audit --replay`, `run --from`, and what others read of it: signatures, statements,
+//! crates.
 
 use std::path::{Path, PathBuf};
 
@@ -81,8 +82,8 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let before = files(&project.path("cache/objects")).len();
     let ran = project.attrflow(["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.out.contains("\nno difference\nreplayed data: the same bytes, "), "{ran:?}");
-    assert!(ran.out.ends_with("\nreplayed 10 of 10 stages: 10 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.contains("\nno difference\nreplayed data: byte-identical; "), "{ran:?}");
+    assert!(ran.out.ends_with("\nreplayed 12 of 12 stages: 12 byte-identical\n"), "{ran:?}");
     // Nothing of it stays.
     assert_eq!(files(&project.path("cache/objects")).len(), before);
     assert_eq!(files(&project.path("cache/tmp")).into_keys().collect::<Vec<_>>(), ["gate"]);
@@ -91,7 +92,7 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
     let manifest = manifest::list(&project.path("cache/runs/demo")).remove(0);
     let ran = at(elsewhere.path(), &["run", "--from", text(&manifest)]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.out.ends_with(": 10 of 10 stages gave the recorded bytes\n"), "{ran:?}");
+    assert!(ran.out.ends_with(": 12 of 12 stages have the recorded outputs\n"), "{ran:?}");
     let results = |root: &Path| {
         let files = files(&root.join("results/demo")).into_iter().filter(|(name, _)| !name.starts_with('.'));
         files.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect::<Vec<_>>()
@@ -108,8 +109,8 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
     bench.hide(&[0.0, 1.0, 2.0, 3.0, 5.0, 5.5]);
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
-    let told = "replayed array: other bytes, ";
-    assert!(ran.out.contains("replayed copy: the same bytes, ") && ran.out.contains(told), "{ran:?}");
+    let told = "replayed array: different; ";
+    assert!(ran.out.contains("replayed copy: byte-identical; ") && ran.out.contains(told), "{ran:?}");
     assert!(
         ran.out.contains(
             "      at [1, 1] differs first: 4 and 5; 2 of 6 values differ, by 1.000e0 at most, 2.000e-1 relative, 2097152 ulp\n"
@@ -117,8 +118,8 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
         "{ran:?}"
     );
     // Each from its recorded inputs: what reads the array is not to blame.
-    assert!(ran.out.contains("replayed behind: the same bytes, "), "{ran:?}");
-    assert!(ran.out.ends_with("replayed 4 of 4 stages: 3 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.contains("replayed behind: byte-identical; "), "{ran:?}");
+    assert!(ran.out.ends_with("replayed 4 of 4 stages: 3 byte-identical\n"), "{ran:?}");
     let ran = bench.attrflow(&["audit", "last", "--replay", "array", "--json"]);
     let line = ran.json().into_iter().find(|line| line["replay"] == "array").unwrap();
     let compared = &line["differing"][0]["compared"];
@@ -138,11 +139,11 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
     let ran = at(elsewhere.path(), &["run", "--from", text(&bench.manifest()), "--device", "cpu"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
     assert!(
-        ran.out.contains(": 2 of 4 stages gave the recorded bytes\nfirst difference: array: "),
+        ran.out.contains(": 2 of 4 stages have the recorded outputs\nfirst difference: array: "),
         "{ran:?}"
     );
     assert!(
-        ran.out.contains(" differs first: 4 and 5; ") && ran.out.ends_with("\nbehind it: behind\n"),
+        ran.out.contains(" differs first: 4 and 5; ") && ran.out.ends_with("\nalso different: behind\n"),
         "{ran:?}"
     );
 }
@@ -157,23 +158,23 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
     fs_err::rename(bench.root.join("data.txt"), bench.root.join("other.txt")).unwrap();
     let ran = from(&[]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
-    assert!(ran.err.starts_with("error: it cannot be created again here:\n  data: its source "), "{ran:?}");
+    assert!(ran.err.starts_with("error: cannot recreate the results here:\n  data: its source "), "{ran:?}");
     assert!(
-        ran.err.contains("data.txt (") && ran.err.contains(") is not there\n  copy: it reads "),
+        ran.err.contains("data.txt (") && ran.err.contains(") does not exist\n  copy: it reads "),
         "{ran:?}"
     );
     assert!(!moved.path().join("cache/objects").exists() && !moved.path().join("results").exists());
     fs_err::write(moved.path().join("data.txt"), "another\n").unwrap();
-    assert!(from(&[]).err.contains(") holds other bytes now\n"));
+    assert!(from(&[]).err.contains(") was modified\n"));
     fs_err::write(moved.path().join("data.txt"), "text\n").unwrap();
     let ran = from(&[]);
-    assert!(ran.code == 0 && ran.out.ends_with(": 4 of 4 stages gave the recorded bytes\n"), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.ends_with(": 4 of 4 stages have the recorded outputs\n"), "{ran:?}");
 
     // In its own cache, the source is needed as well.
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.out.contains("not replayed: data: its source "), "{ran:?}");
-    assert!(ran.out.ends_with("replayed 3 of 4 stages: 3 gave the same bytes\n"), "{ran:?}");
+    assert!(ran.out.ends_with("replayed 3 of 4 stages: 3 byte-identical\n"), "{ran:?}");
     assert_eq!(ran.err, "error: no difference, but 1 stages could not be replayed\n");
 }
 
@@ -189,32 +190,32 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
         at(&bench.root, &["run", "--from", "edited.json", "--cache", "another"])
     };
     let ran = edited(&|manifest| manifest["stages"][1]["params"] = Json::Null);
-    assert!(ran.code == 1 && ran.err.contains("copy: the manifest holds no parameters for it"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("copy: the manifest has no parameters for it"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["params"]["argv"] = 7.into());
-    assert!(ran.err.contains("copy: its parameters are not what the kind `command` takes now: "), "{ran:?}");
+    assert!(ran.err.contains("copy: its parameters are invalid for the current kind `command`: "), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["params"]["outputs"]["text"] = "../out".into());
     assert!(ran.code == 1 && ran.err.contains("the output `text` is `../out`"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["recipe"]["kind"] = "comand".into());
-    assert!(ran.err.contains("copy: there is no kind `comand` here: did you mean `command`?"), "{ran:?}");
+    assert!(ran.err.contains("copy: unknown kind `comand`: did you mean `command`?"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["reads"] = serde_json::json!({}));
-    assert!(ran.err.contains("copy: the manifest names nothing that gave its input `text`"), "{ran:?}");
+    assert!(ran.err.contains("copy: the manifest records no origin for its input `text`"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["reads"]["text"]["stage"] = "behind".into());
     assert!(ran.err.contains("copy: it reads behind.files/data.txt, which cannot be computed"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["reads"]["text"]["port"] = "none".into());
     assert!(ran.err.contains("copy: it reads data.none/data.txt, which cannot be computed"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][1]["stage"] = "../../escape".into());
-    assert!(ran.err.contains("`../../escape` is no name that a stage or a pipeline can have"), "{ran:?}");
+    assert!(ran.err.contains("`../../escape` is not a valid name of a stage or a pipeline"), "{ran:?}");
     let evil = bench.root.join("evil");
     let ran = edited(&|manifest| {
         manifest["pipeline"] = text(&evil).into();
         manifest["stages"] = serde_json::json!([]);
     });
-    assert!(ran.code == 1 && ran.err.contains("is no name that a stage or a pipeline can have"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("is not a valid name of a stage or a pipeline"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"] = serde_json::json!([]));
-    assert!(ran.code == 1 && ran.err.contains("records nothing that can be created again"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains("records no stage that can be recreated"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][0]["params"]["files"][0]["to"] = text(&evil).into());
     assert!(
-        ran.code == 1 && ran.err.contains("data: its parameters are not what the kind `download` takes"),
+        ran.code == 1 && ran.err.contains("data: its parameters are invalid for the current kind `download`"),
         "{ran:?}"
     );
     let ran = edited(&|manifest| manifest["stages"][2]["stage"] = "copy".into());
@@ -226,7 +227,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
         record["recipe"]["inputs"][&port] = digest;
         record["reads"][&port] = record["reads"]["text"].clone();
     });
-    assert!(ran.err.contains("is none that the kind has"), "{ran:?}");
+    assert!(ran.err.contains("is unknown to its kind"), "{ran:?}");
     let ran = edited(&|manifest| manifest["stages"][0]["recipe"]["inputs"] = serde_json::json!({}));
     assert!(ran.err.contains("data: its input `files.0` is missing"), "{ran:?}");
     assert!(!evil.exists());
@@ -238,7 +239,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
     }
     assert!(!evil.exists() && !bench.root.join("crate").exists() && !bench.root.join("statement").exists());
     let ran = edited(&|manifest| manifest["pipeline"] = "..".into());
-    assert!(ran.err.contains("`..` is no name that a stage or a pipeline can have"), "{ran:?}");
+    assert!(ran.err.contains("`..` is not a valid name of a stage or a pipeline"), "{ran:?}");
     assert!(!bench.root.join("another/objects").exists());
     for (arguments, told) in [
         (
@@ -278,7 +279,7 @@ fn manifests_are_signed_and_the_signature_is_held_against_them() {
     write("key", pair.sk.to_box(None).unwrap().into_string());
     write("key.pub", pair.pk.to_box().unwrap().into_string());
     let ran = bench.attrflow(&["audit", "last", "--verify", "key.pub"]);
-    assert!(ran.code == 1 && ran.err.contains(" is not signed: there is no "), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains(" is not signed: "), "{ran:?}");
     let ran = bench.attrflow(&["audit", "last", "--sign", "key"]);
     assert!(ran.code == 0 && ran.out.contains("\nsigned: cache/runs/p/"), "{ran:?}");
     let key = pair.pk.to_base64();
@@ -299,7 +300,10 @@ fn manifests_are_signed_and_the_signature_is_held_against_them() {
     fs_err::write(&manifest, text.replace("pipelines/p.toml", "pipelines/q.toml")).unwrap();
     assert_eq!(bench.attrflow(&["audit", "last"]).code, 0);
     let ran = bench.attrflow(&["audit", "last", "--verify", "key.pub"]);
-    assert!(ran.code == 3 && ran.err.contains(".minisig does not hold: ") && ran.out.is_empty(), "{ran:?}");
+    assert!(
+        ran.code == 3 && ran.err.contains(".minisig is not a valid signature: ") && ran.out.is_empty(),
+        "{ran:?}"
+    );
     fs_err::write(&manifest, text).unwrap();
 
     // Another's signature is not replaced.
@@ -315,7 +319,7 @@ fn manifests_are_signed_and_the_signature_is_held_against_them() {
     assert_eq!(bench.attrflow(&["audit", "last", "--verify", "key.pub"]).code, 0);
     let runs = files(&bench.root.join("cache/runs")).len();
     let ran = bench.attrflow(&["run", "pipelines/p.toml", "--device", "cpu", "--sign", "key.pub"]);
-    assert!(ran.code == 2 && ran.err.contains("key.pub: no secret key of minisign: "), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("key.pub: not a minisign secret key: "), "{ran:?}");
     assert_eq!(files(&bench.root.join("cache/runs")).len(), runs);
     // Nothing is signed that does not hold.
     fs_err::write(bench.root.join("data.txt"), "another\n").unwrap();
@@ -391,11 +395,11 @@ fn a_run_is_told_as_a_statement_and_as_a_crate() {
     assert!(ran.code == 1 && ran.err.contains("; --force replaces it"), "{ran:?}");
     let ran = project.attrflow(["attest", "last", "--ro-crate", "out/crate"]);
     assert!(
-        ran.code == 1 && ran.err.contains("out/crate is there already; a crate is a new folder"),
+        ran.code == 1 && ran.err.contains("out/crate already exists: a crate needs a new folder"),
         "{ran:?}"
     );
     assert_eq!(fs_err::read_dir(project.path("out")).unwrap().count(), 2);
     // From the crate, the run is made again.
     let ran = at(&project.path("out/crate"), &["run", "--from", "manifest.json", "--target", "generate"]);
-    assert!(ran.code == 0 && ran.out.contains(": 3 of 3 stages gave the recorded bytes"), "{ran:?}");
+    assert!(ran.code == 0 && ran.out.contains(": 3 of 3 stages have the recorded outputs"), "{ran:?}");
 }

@@ -11,9 +11,9 @@ fn events_begin_with_the_run_and_end_with_it() {
     let project = Project::finished();
     let lines = project.run(&["--set", "loss.time_samples=4"]).json();
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
-    assert_eq!((first["event"].as_str(), first["stages"].as_u64()), (Some("run_started"), Some(10)));
+    assert_eq!((first["event"].as_str(), first["stages"].as_u64()), (Some("run_started"), Some(12)));
     assert_eq!(last["event"], "run_finished");
-    assert_eq!((last["ran"].as_u64(), last["reused"].as_u64()), (Some(3), Some(7)));
+    assert_eq!((last["ran"].as_u64(), last["cached"].as_u64()), (Some(3), Some(9)));
     let started = lines.iter().find(|line| line["event"] == "stage_started").unwrap();
     let change = &started["reason"]["changes"][0];
     assert_eq!(change["field"], "params.loss.time_samples");
@@ -30,7 +30,7 @@ fn plan_names_the_key_with_its_old_and_new_value() {
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
         ran.out
     };
-    assert!(plan(&[]).ends_with("0 to run, 10 to reuse, 0 to be decided by what runs before\n"));
+    assert!(plan(&[]).ends_with("0 to run, 12 cached, 0 pending\n"));
     let text = plan(&["--set", "loss.time_samples=4"]);
     let line = |stage: &str| text.lines().find(|line| line.starts_with(stage)).unwrap().to_owned();
     assert!(line("pretrain_loss").contains("run"), "{text}");
@@ -44,19 +44,19 @@ fn plan_names_the_key_with_its_old_and_new_value() {
             .contains("params.loss.time_samples: 2 -> 4 (--set loss.time_samples), after pretrain_loss"),
         "{text}"
     );
-    assert!(line("fisher").contains("reuse"), "{text}");
-    assert!(text.ends_with("3 to run, 7 to reuse, 0 to be decided by what runs before\n"), "{text}");
+    assert!(line("fisher").contains("cached"), "{text}");
+    assert!(text.ends_with("3 to run, 7 cached, 2 pending\n"), "{text}");
     let text = plan(&["--force", "latents"]);
-    assert!(text.ends_with("1 to run, 3 to reuse, 6 to be decided by what runs before\n"), "{text}");
+    assert!(text.ends_with("1 to run, 3 cached, 8 pending\n"), "{text}");
 
     // Nothing of it ran, and `--dry-run` says the same.
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--dry-run", "--force", "latents"]);
     assert_eq!((ran.code, ran.out), (0, text));
     let ran = project.attrflow(["plan", "pipelines/demo.toml", "--json"]);
     let mut lines = ran.json();
-    assert_eq!(lines.pop().unwrap()["stages"]["reuse"], 10);
-    assert_eq!(lines.len(), 10);
-    assert!(lines.iter().all(|line| line["verdict"] == "reuse"), "{ran:?}");
+    assert_eq!(lines.pop().unwrap()["stages"]["cached"], 12);
+    assert_eq!(lines.len(), 12);
+    assert!(lines.iter().all(|line| line["action"] == "cached"), "{ran:?}");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn status_says_what_stands_and_where() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     for stage in STAGES {
         let line = ran.out.lines().find(|line| line.starts_with(stage)).unwrap();
-        assert!(line.contains("up to date") && line.contains(" results/demo/"), "{line}");
+        assert!(line.contains("cached") && line.contains(" results/demo/"), "{line}");
     }
     assert!(ran.out.contains("\nlast run: cache/runs/demo/"), "{ran:?}");
     let ran = project.attrflow(["status", "pipelines/demo.toml", "--set", "unlearn.lr=1", "--json"]);
@@ -88,7 +88,7 @@ fn status_says_what_stands_and_where() {
         line["state"].as_str().unwrap().to_owned()
     };
     let states = ["fisher", "unlearn[grin]", "influence[grin]"].map(state);
-    assert_eq!(states, ["up to date", "out of date", "waits"]);
+    assert_eq!(states, ["cached", "out of date", "pending"]);
 }
 
 #[test]
@@ -105,22 +105,25 @@ fn doctor_says_that_the_cpu_computes() {
 }
 
 #[test]
-fn stages_documents_every_kind_with_its_parameters() {
+fn kinds_documents_every_kind_with_its_parameters() {
     let project = Project::new(1);
-    let list = project.attrflow(["stages"]);
+    let list = project.attrflow(["kinds"]);
     assert_eq!((list.code, list.err.as_str()), (0, ""), "{list:?}");
     for kind in ["download", "latents", "pretrain-loss", "fisher", "generate", "unlearn", "influence"] {
         assert!(list.out.lines().any(|line| line.starts_with(kind)), "{list:?}");
-        let one = project.attrflow(["stages", kind]);
+        let one = project.attrflow(["kinds", kind]);
         assert!(one.code == 0 && one.out.contains("\nparams\n"), "{one:?}");
     }
-    let unlearn = project.attrflow(["stages", "unlearn"]).out;
+    let unlearn = project.attrflow(["kinds", "unlearn"]).out;
     assert!(unlearn.contains("  lr (a number; default 0.01)\n      Learning rate."), "{unlearn}");
     assert!(unlearn.contains("  damping (a number; default 0.0)"), "{unlearn}");
-    let influence = project.attrflow(["stages", "influence"]).out;
-    assert!(influence.contains("  loss (a table; taken from the stage on `pretrain_loss`)"), "{influence}");
+    let influence = project.attrflow(["kinds", "influence"]).out;
+    assert!(
+        influence.contains("  loss (a table; inherited from the stage on `pretrain_loss`)"),
+        "{influence}"
+    );
     assert!(influence.contains("    time_samples (an integer"), "{influence}");
-    let wrong = project.attrflow(["stages", "unlern"]);
+    let wrong = project.attrflow(["kinds", "unlern"]);
     assert!(wrong.code == 2 && wrong.err.contains("did you mean `unlearn`?"), "{wrong:?}");
 }
 
@@ -144,10 +147,10 @@ fn the_manifest_says_what_ran_from_what_to_what() {
     for record in &manifest.stages {
         let (stage, recipe) = (&record.stage, record.recipe.as_ref().unwrap());
         assert_eq!(record.fingerprint, Some(recipe.fingerprint()), "{stage}");
-        let ran = ["unlearn", "influence"].contains(&recipe.kind.as_str());
+        let ran = ["unlearn", "influence", "ranking"].contains(&recipe.kind.as_str());
         assert_eq!(
             record.outcome,
-            if ran { manifest::Outcome::Ran } else { manifest::Outcome::Reused },
+            if ran { manifest::Outcome::Ran } else { manifest::Outcome::Cached },
             "{stage}"
         );
         assert_eq!(recipe.numerics.is_some(), stage != "data");

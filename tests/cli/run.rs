@@ -43,7 +43,7 @@ fn a_first_run_leaves_every_output_and_says_where() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
 
     let rows: Vec<Vec<&str>> = ran.out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["stage", "computing", "results"]);
+    assert_eq!(rows[0], ["stage", "state", "computing", "results"]);
     for stage in STAGES {
         let row = rows.iter().find(|row| row.first() == Some(&stage)).unwrap();
         assert_eq!(row[1], "ran", "{row:?}");
@@ -52,7 +52,7 @@ fn a_first_run_leaves_every_output_and_says_where() {
     }
     let last = ran.out.lines().last().unwrap();
     assert!(
-        last.starts_with("12 ran, 0 reused in ") && last.contains("; manifest cache/runs/demo/"),
+        last.starts_with("12 ran, 0 cached in ") && last.contains("; manifest cache/runs/demo/"),
         "{last}"
     );
 

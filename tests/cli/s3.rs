@@ -1,4 +1,4 @@
-//! An S3 server of a package, on a folder and a port of this machine.
+//! A local S3 server on a folder, from the crate s3s.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 
-/// Who may.
+/// The valid credentials.
 pub const KEY: &str = "test-key";
 pub const SECRET: &str = "test-secret";
 
-/// A running server; it ends with the test's process.
+/// A running server; it stops with the test's process.
 pub struct Server {
     pub address: SocketAddr,
     folder: tempfile::TempDir,
@@ -31,12 +31,12 @@ impl Server {
         Self { address: told.recv().unwrap(), folder }
     }
 
-    /// Where an object of the bucket is.
+    /// The file of an object in the bucket.
     pub fn object(&self, name: &str) -> PathBuf {
         self.folder.path().join("results").join(name)
     }
 
-    /// The environment of a client that may.
+    /// The environment of a client with access.
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("AWS_ACCESS_KEY_ID", KEY.into()),
@@ -57,7 +57,7 @@ async fn serve(root: &Path, tell: std::sync::mpsc::Sender<SocketAddr>) {
         let (stream, _) = listener.accept().await.unwrap();
         let service = service.clone();
         tokio::spawn(async move {
-            // A client that goes away is none of the server's business.
+            // Clients may disconnect.
             let connection = hyper::server::conn::http1::Builder::new();
             let _ = connection.serve_connection(TokioIo::new(stream), service).await;
         });

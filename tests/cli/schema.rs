@@ -130,7 +130,7 @@ fn wrong_pipelines_are_not_valid() {
     for (run, valid) in [
         (json!({ "jobs": 2, "device": "cuda:0,cuda:1" }), true),
         (json!({ "jobs": -1 }), false),
-        (json!({ "downloads": 65 }), false),
+        (json!({ "download_jobs": 65 }), false),
         (json!({ "job": 1 }), false),
         (json!({ "jobs": "${a.b}" }), false),
     ] {

@@ -1,6 +1,6 @@
-//! A web server for tests: files, the Hub's API, and the faults that real servers have.
+//! A web server for tests: files, the Hub's API, and faults of real servers.
 //!
-//! One connection, one request. Everything comes from memory; what was asked is kept for assertions.
+//! One request per connection. Files are in memory; requests are recorded for assertions.
 #![allow(
     dead_code,
     reason = "the unit tests of fetching use another part of it than the tests of the program"
@@ -18,28 +18,28 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use sha2::Digest;
 
-/// What goes wrong with a file, or is special about it.
+/// A fault or a property of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// The connection ends after so many bytes of the body, so many times.
+    /// The connection ends after `after` bytes of the body, `times` times.
     Drop { after: usize, times: u32 },
-    /// Another status, so many times.
+    /// Another status, `times` times.
     Status { code: u16, retry_after: Option<u64>, times: u32 },
-    /// So many bytes at once, with a pause before each.
+    /// Chunks of this size, with a pause before each.
     Slow { chunk: usize, pause: Duration },
-    /// Ranges are not understood.
+    /// Ranges are not supported.
     NoRanges,
     /// No ETag.
     NoTag,
     /// A HEAD request names this size.
     Claims(u64),
-    /// No length is told beforehand.
+    /// No Content-Length.
     NoLength,
-    /// The last byte is another than it should be.
+    /// The last byte is wrong.
     Wrong,
 }
 
-/// One request that came.
+/// A recorded request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asked {
     pub verb: String,
@@ -63,7 +63,7 @@ struct State {
     faults: BTreeMap<String, Vec<Fault>>,
     /// By `datasets/OWNER/REPO` or `OWNER/REPO`.
     repos: BTreeMap<String, Repo>,
-    /// The server that large files of repositories lie on.
+    /// The server of large files of repositories.
     cdn: Option<String>,
     token: Option<String>,
     page: usize,
@@ -72,7 +72,7 @@ struct State {
     most_at_work: usize,
 }
 
-/// A server that ends with the value.
+/// A running server; it stops when dropped.
 pub struct Server {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -93,7 +93,7 @@ impl Server {
                     break;
                 }
                 let state = state.clone();
-                // A client that goes away is one of the things to be tested.
+                // Tests also cover clients that disconnect.
                 thread::spawn(move || stream.and_then(|stream| answer(stream, &state)));
             }
         });
@@ -109,30 +109,30 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// Serves bytes at a path, instead of what was there.
+    /// Serves bytes at a path.
     pub fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
         self.state().files.insert(path.into(), bytes.into());
     }
 
-    /// The same while the server is made.
+    /// The same for a new server.
     pub fn file(self, path: &str, bytes: impl Into<Vec<u8>>) -> Self {
         self.put(path, bytes);
         self
     }
 
-    /// Lets something go wrong with a path.
+    /// Adds a fault to a path.
     pub fn fault(self, path: &str, fault: Fault) -> Self {
         self.state().faults.entry(path.into()).or_default().push(fault);
         self
     }
 
-    /// Lets nothing go wrong with a path any more.
+    /// Removes the faults of a path.
     pub fn mend(&self, path: &str) {
         self.state().faults.remove(path);
     }
 
     /// Serves a repository, `datasets/OWNER/REPO` or `OWNER/REPO`, whose `main` is the commit. Files that end in
-    /// `.txt`, `.md` or `.json` lie in git, all others in its large file storage. Again: `main` moves on.
+    /// `.txt`, `.md` or `.json` are in git, all others in its large file storage. A second call moves `main`.
     pub fn put_repo(&self, repo: &str, commit: &str, files: &[(&str, &[u8])]) {
         let mut state = self.state();
         let entry = state.repos.entry(repo.into());
@@ -143,7 +143,7 @@ impl Server {
         }
     }
 
-    /// The same while the server is made.
+    /// The same for a new server.
     pub fn hub_dataset(self, repo: &str, commit: &str, files: &[(&str, &[u8])]) -> Self {
         self.put_repo(&format!("datasets/{repo}"), commit, files);
         self
@@ -155,7 +155,7 @@ impl Server {
         self
     }
 
-    /// Lets large files lie on another server, as `/cdn/SHA256`.
+    /// Serves large files from another server, as `/cdn/SHA256`.
     pub fn cdn(self, cdn: &Server) -> Self {
         self.state().cdn = Some(cdn.url(""));
         let state = self.state();
@@ -168,24 +168,24 @@ impl Server {
         self
     }
 
-    /// Wants a token for everything.
+    /// Requires a token for all requests.
     pub fn token(self, token: &str) -> Self {
         self.state().token = Some(token.into());
         self
     }
 
-    /// Lists so many files on a page.
+    /// Sets the number of files per page of a list.
     pub fn page(self, entries: usize) -> Self {
         self.state().page = entries;
         self
     }
 
-    /// What was asked so far.
+    /// The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.state().asked.clone()
     }
 
-    /// What GET requests for a path asked of its range.
+    /// The ranges of GET requests for a path.
     pub fn ranges(&self, path: &str) -> Vec<Option<String>> {
         let asked = self.asked().into_iter();
         asked.filter(|asked| asked.verb == "GET" && asked.path == path).map(|asked| asked.range).collect()
@@ -195,7 +195,7 @@ impl Server {
         self.state().asked.clear();
     }
 
-    /// The most downloads that were under way at once.
+    /// The most concurrent downloads.
     pub fn most_at_work(&self) -> usize {
         self.state().most_at_work
     }
@@ -236,7 +236,7 @@ fn read(stream: &TcpStream) -> std::io::Result<Asked> {
     Ok(asked)
 }
 
-/// An answer without a body that anything goes wrong with.
+/// An answer whose body has no fault.
 fn say(mut stream: &TcpStream, status: &str, headers: &str, body: &str) -> std::io::Result<()> {
     let length = body.len();
     write!(
@@ -268,7 +268,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         }
     }
     let Some(mut bytes) = file else { return say(&stream, "404", "X-Error-Code: EntryNotFound\r\n", "") };
-    // What counts down is counted down now.
+    // Counts down faults with `times`.
     let mut faults = state_now.faults.get(&path).cloned().unwrap_or_default();
     if asked.verb == "GET" {
         faults

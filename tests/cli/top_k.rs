@@ -161,5 +161,5 @@ fn losses_of_two_passes_are_not_mixed() {
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     let told = ran.out + &ran.err;
-    assert!(told.contains("both must come from one stage"), "{told}");
+    assert!(told.contains("both must come from the same stage"), "{told}");
 }

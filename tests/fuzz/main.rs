@@ -1,5 +1,4 @@
-//! Mutated pipelines of the real kinds and mutated inputs: whatever a file holds, it is read or refused, without a panic
-//! or a hang.
+//! Fuzzes pipelines of the real kinds and input files: each is read or refused, without a panic or a hang.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "../../crates/engine/tests/engine/fuzzing.rs"]
@@ -20,7 +19,7 @@ use attrflow_engine::store::digest_of;
 use fuzzing::{Seed, Target, copy, files, seed};
 use mutation::Mutator;
 
-/// What binary headers are made of.
+/// Pieces of binary headers.
 const BINARY: &[&str] = &[
     "\0\0\0\0",
     "\u{7f}\u{7f}\u{7f}\u{7f}",
@@ -35,7 +34,7 @@ const BINARY: &[&str] = &[
     ".",
 ];
 
-/// What comes from elsewhere: arrays, tensors, pickles, captions, pictures, archives.
+/// Input files: arrays, tensors, pickles, captions, pictures, archives.
 fn inputs(folder: &Path) -> Target<'_> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let small = |path: &PathBuf| fs_err::metadata(path).unwrap().len() < 40_000;
@@ -85,7 +84,7 @@ fn zipped() -> Vec<u8> {
 }
 
 #[test]
-fn whatever_a_file_holds_is_read_or_refused() {
+fn every_file_is_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let below = ["pipelines", "inputs"].map(|name| folder.path().join(name));
     below.iter().for_each(|folder| fs_err::create_dir_all(folder).unwrap());

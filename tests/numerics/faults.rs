@@ -71,5 +71,9 @@ fn a_file_that_is_no_checkpoint_is_named() {
     let load = || Weights::load(&file, Device::Cpu).err().unwrap().to_string();
     assert!(load().contains("weights.safetensors"), "{}", load());
     fs_err::write(&file, "not a checkpoint").unwrap();
-    assert!(load().contains("weights.safetensors: not a safetensors file"), "{}", load());
+    assert!(
+        load().contains("weights.safetensors: neither a safetensors nor a torch.save file"),
+        "{}",
+        load()
+    );
 }

@@ -58,7 +58,7 @@ const GOLDEN: [&str; 21] = [
 ];
 
 /// What `torch.save` would write.
-fn saved(tensors: &Tensors, dtype: torch::Dtype, file: &Path) -> Vec<u8> {
+fn saved(tensors: &Tensors, dtype: Dtype, file: &Path) -> Vec<u8> {
     let stored = |(name, tensor): (&String, &Tensor)| {
         let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
         tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
@@ -145,8 +145,8 @@ impl Web {
         golden.digest("fisher", &information, &expected, 1e-4);
         let model = seven_zip(
             &named([
-                ("model.bin", saved(unet.parameters(), torch::Dtype::F32, &file)),
-                ("fisher_info.pt", saved(&information, torch::Dtype::F64, &file)),
+                ("model.bin", saved(unet.parameters(), Dtype::F32, &file)),
+                ("fisher_info.pt", saved(&information, Dtype::F64, &file)),
             ]),
             EncoderMethod::COPY,
         );

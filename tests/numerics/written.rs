@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::golden::{Tensors, tiny};
 
-fn write_tensors(file: PathBuf, tensors: &Tensors, dtype: torch::Dtype) {
+fn write_tensors(file: PathBuf, tensors: &Tensors, dtype: Dtype) {
     let stored: Vec<(&String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -40,10 +40,10 @@ fn files_for_python() {
     let at = |name: &str| folder.join(name);
 
     let unet = tiny();
-    write_tensors(at("model.bin"), unet.parameters(), torch::Dtype::F32);
+    write_tensors(at("model.bin"), unet.parameters(), Dtype::F32);
     let square = |tensor: &Tensor| tensor.to_kind(Kind::Double).square();
     let squares = unet.parameters().iter().map(|(name, tensor)| (name.clone(), square(tensor))).collect();
-    write_tensors(at("fisher_info.pt"), &squares, torch::Dtype::F64);
+    write_tensors(at("fisher_info.pt"), &squares, Dtype::F64);
 
     write_floats(&at("half.npy"), Dtype::F16);
     write_floats(&at("single.npy"), Dtype::F32);

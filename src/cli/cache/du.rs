@@ -1,4 +1,4 @@
-//! `attrflow cache du`: what takes how much of the disk.
+//! `attrflow cache du`: the disk usage of the cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +6,17 @@ use clap::{Args as ClapArgs, ValueEnum};
 use serde_json::json;
 
 use crate::cli::failure::Failure;
-use crate::progress::{Table, print, size};
+use crate::progress::{Table, print};
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Item, Space};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache du\n  \
+    attrflow cache du --by pipeline --json")]
 pub(super) struct Args {
-    /// What to add up by
+    /// How to group the rows
     #[arg(long, value_enum, default_value_t = By::Stage)]
     by: By,
     /// Write a line of JSON per row
@@ -34,7 +37,7 @@ enum By {
 pub(super) fn du(args: &Args, store: &Store) -> Result<(), Failure> {
     let inventory = Inventory::of(store)?;
     let mut groups: BTreeMap<(String, &str), Space> = BTreeMap::new();
-    // Results before units, and those used last first: what is shared counts with them.
+    // Shared objects count for results before units, and for the last used first.
     let mut items: Vec<&Item> = inventory.items.values().collect();
     items.sort_by_key(|item| (item.is_unit(), std::cmp::Reverse(item.used)));
     let mut counted: BTreeSet<Digest> = BTreeSet::new();
@@ -65,7 +68,7 @@ pub(super) fn du(args: &Args, store: &Store) -> Result<(), Failure> {
             let line = json!({ heading: name, "what": what, "files": files, "bytes": bytes, "disk": disk });
             print(&format!("{line}\n"));
         } else {
-            table.row([name, what.to_owned(), files.to_string(), size(bytes), size(disk)]);
+            table.row([name, what.to_owned(), files.to_string(), format_bytes(bytes), format_bytes(disk)]);
         }
     }
     if !args.json {
@@ -85,10 +88,10 @@ fn group(by: By, item: &Item) -> String {
 
 fn describe(room: &'static str) -> &'static str {
     match room {
-        "runs" => "records of runs",
+        "runs" => "manifests",
         "index" => "index and folders",
         "tmp" => "work folders",
-        "quarantine" => "put aside as damaged",
+        "quarantine" => "quarantined files",
         room => room,
     }
 }

@@ -1,4 +1,4 @@
-//! `attrflow cache gc`: takes away what no run needs.
+//! `attrflow cache gc`: removes what no run needs.
 
 use std::time::Duration;
 
@@ -8,43 +8,46 @@ use serde_json::json;
 
 use super::{count, when};
 use crate::cli::failure::Failure;
-use crate::progress::{Table, duration, print, size};
+use crate::progress::{Table, duration, print};
 use attrflow_engine::maintenance::{Inventory, Plan, Policy, Removal, RetainReason, Target};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache gc\n  \
+    attrflow cache gc --budget 20G --yes")]
 pub(super) struct Args {
-    /// Take away what the plan names; without it, nothing is touched
+    /// Remove what is listed; without it, nothing is removed
     #[arg(long)]
     yes: bool,
-    /// Keep what the last N runs of each pipeline need
+    /// Keep the results of the last N runs of each pipeline
     #[arg(long, value_name = "N", default_value_t = 1)]
     keep_runs: usize,
-    /// Take away only as much as it needs for the cache to fit into this much disk, such as 20G
+    /// Remove only as much as needed for the cache to fit into this size, such as 20G
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     budget: Option<u64>,
-    /// Also take away units of results that are kept: no run needs them, but an edit may, such as more timesteps
+    /// Also remove the units of kept results: no run needs them, but runs after an edit (such as more timesteps) may reuse them
     #[arg(long)]
     units: bool,
-    /// How many days to keep results that no finished run names, and damaged or finished downloaded files
+    /// Days to keep results that belong to no finished run, quarantined files and unused downloads
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     grace: u32,
-    /// Also take away records of runs but the last N of each pipeline (and those that are pinned)
+    /// Also remove manifests except the last N of each pipeline and pinned ones
     #[arg(long, value_name = "N")]
     keep_manifests: Option<usize>,
-    /// Write a line of JSON per step, and one with the totals
+    /// Write a line of JSON per item, and one with the totals
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
-    // Held from before the plan, so that it is still true when it is carried out.
-    let alone = match args.yes {
+    // Locked before planning, so that the plan is still valid when it is carried out.
+    let lock = match args.yes {
         false => None,
         true => match store.exclusive_lock()? {
-            Some(alone) => Some(alone),
+            Some(lock) => Some(lock),
             None => {
-                let message = "the cache is in use by a run, or by another gc: try again when that has ended";
+                let message = "the cache is in use by a run or another gc: try again when it has ended";
                 return Err(Failure::Refused(message.into()));
             }
         },
@@ -62,13 +65,13 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         true => lines(&plan, args.yes),
         false => show(&plan, args),
     }
-    let Some(alone) = alone else { return Ok(()) };
-    let bar = super::remote::bar("taking away", false);
-    let done = plan.execute(store, &inventory, &alone, &mut |_| bar.inc(1))?;
+    let Some(lock) = lock else { return Ok(()) };
+    let bar = super::remote::bar("removing", false);
+    let done = plan.execute(store, &inventory, &lock, &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     if !args.json {
         let (entries, objects) = (done.entries, done.objects);
-        print(&format!("\ndone: {entries} entries of the index and {objects} objects are gone\n"));
+        print(&format!("\nremoved {entries} index entries and {objects} objects\n"));
     }
     Ok(())
 }
@@ -93,15 +96,15 @@ fn lines(plan: &Plan, done: bool) {
 
 fn show(plan: &Plan, args: &Args) {
     if plan.steps.is_empty() {
-        print("nothing to take away\n");
+        print("nothing to remove\n");
     } else {
-        let mut table = Table::new(&["takes away", "kind", "what", "frees", "last used (UTC)", "to rebuild"]);
+        let mut table = Table::new(&["remove", "kind", "item", "size", "last used (UTC)", "rebuild time"]);
         for step in &plan.steps {
             table.row([
                 step.name.clone(),
                 step.kind.clone(),
-                what(step),
-                size(step.frees),
+                item(step),
+                format_bytes(step.frees),
                 step.used.map(when).unwrap_or_default(),
                 step.seconds.map(duration).unwrap_or_default(),
             ]);
@@ -109,38 +112,38 @@ fn show(plan: &Plan, args: &Args) {
         let seconds: f64 =
             plan.steps.iter().filter(|step| is_result(step)).filter_map(|step| step.seconds).sum();
         print(&format!(
-            "{table}\nfrees {} of {}; {} to compute it again\n",
-            size(plan.frees),
-            size(plan.before),
+            "{table}\n{} of {} to remove; rebuild time {}\n",
+            format_bytes(plan.frees),
+            format_bytes(plan.before),
             duration(seconds)
         ));
     }
     for (why, (number, disk)) in &plan.kept {
-        let things = count(*number, "result or unit", "results and units");
-        print(&format!("kept: {things}, {}: {}\n", size(*disk), describe(*why, args)));
+        let items = count(*number, "result or unit", "results and units");
+        print(&format!("kept: {items}, {}: {}\n", format_bytes(*disk), describe(*why, args)));
     }
     if let Some(over) = plan.over {
         let units = plan.kept.get(&RetainReason::Units).map_or(0, |(_, disk)| *disk);
         let more = match units {
             0 => "keep fewer runs, or unpin something".to_owned(),
-            units => format!("--units would free {} more", size(units)),
+            units => format!("--units removes {} more", format_bytes(units)),
         };
-        print(&format!("that is still {} above the budget: {more}\n", size(over)));
+        print(&format!("still {} above the budget: {more}\n", format_bytes(over)));
     }
     if !args.yes && !plan.steps.is_empty() {
-        print("nothing was touched: add --yes to do it\n");
+        print("nothing was removed: add --yes to remove these\n");
     }
 }
 
-/// Units whose joined result stands are no work lost.
+/// Removing the units of a cached result loses no work.
 fn is_result(step: &Removal) -> bool {
     matches!(step.what, Target::Result { .. })
 }
 
-fn what(step: &Removal) -> String {
+fn item(step: &Removal) -> String {
     match &step.what {
         Target::Result { fingerprint } => format!("result {}", fingerprint.short()),
-        Target::Units { units } => format!("{}, joined", count(units.len(), "unit", "units")),
+        Target::Units { units } => format!("{}, merged", count(units.len(), "unit", "units")),
         Target::Stray { .. } => "object".into(),
         Target::Scratch => "work folders".into(),
         Target::Files { paths } => count(paths.len(), "file", "files"),
@@ -150,17 +153,15 @@ fn what(step: &Removal) -> String {
 
 fn describe(why: RetainReason, args: &Args) -> String {
     match why {
-        RetainReason::Run if args.keep_runs == 1 => "the last run of each pipeline needs them".into(),
-        RetainReason::Run => format!("the last {} runs of each pipeline need them", args.keep_runs),
+        RetainReason::Run if args.keep_runs == 1 => "used by the last run of each pipeline".into(),
+        RetainReason::Run => format!("used by the last {} runs of each pipeline", args.keep_runs),
         RetainReason::Pin => "pinned".into(),
-        RetainReason::Unfinished => "a failed run goes on from them".into(),
+        RetainReason::Partial => "a partial stage resumes from them".into(),
         RetainReason::Recent => {
             let age = count(args.grace as usize, "day", "days");
-            format!("no finished run names them, and they are younger than {age} (--grace)")
+            format!("of no finished run, and younger than {age} (--grace)")
         }
-        RetainReason::Units => {
-            "units of kept results: no run needs them, but an edit may; --units takes them away".into()
-        }
+        RetainReason::Units => "units of kept results, for reuse after an edit; --units removes them".into(),
     }
 }
 
@@ -174,7 +175,7 @@ fn bytes(text: &str) -> Result<u64, String> {
     let value: Option<f64> = digits.trim().parse().ok().filter(|value: &f64| *value >= 0.0);
     match (value, power) {
         (Some(value), Some(power)) => Ok((value * base.powi(power as i32)) as u64),
-        _ => Err(format!("`{text}` is no size: expected a number with B, k, M, G or T, such as 20G")),
+        _ => Err(format!("invalid size `{text}`: expected a number with B, k, M, G or T, such as 20G")),
     }
 }
 
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!((read("0"), read("20G"), read("1.5kB")), (0, 20_000_000_000, 1500));
         assert_eq!((read("2MiB"), read("3 T"), read("7b")), (2 << 20, 3_000_000_000_000, 7));
         for text in ["", "G", "20X", "-1", "1Gx", "nanG"] {
-            assert!(bytes(text).unwrap_err().contains("is no size"), "{text}");
+            assert!(bytes(text).unwrap_err().contains("invalid size"), "{text}");
         }
     }
 }

@@ -9,26 +9,29 @@ use serde_json::json;
 
 use super::{count, when};
 use crate::cli::failure::Failure;
-use crate::progress::{Table, duration, print, size};
+use crate::progress::{Table, duration, print};
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Item, Pin, Space};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache ls --sort size\n  \
+    attrflow cache ls --pipeline demo --kind generate --units")]
 pub(super) struct Args {
-    /// Only this pipeline's
+    /// Only results of this pipeline
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
-    /// Only this stage's; a repeated stage's name means all its items
+    /// Only results of this stage; the name of a repeated stage selects all its items
     #[arg(long, value_name = "NAME")]
     stage: Option<String>,
-    /// Only stages of this kind
+    /// Only results of this stage kind
     #[arg(long)]
     kind: Option<String>,
-    /// The order
+    /// How to sort the rows
     #[arg(long, value_enum, default_value_t = Sort::Name)]
     sort: Sort,
-    /// List each unit, not only how many a stage has
+    /// List each unit, not only the number of units of a stage
     #[arg(long)]
     units: bool,
     /// Write a line of JSON per result and unit
@@ -38,18 +41,18 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Sort {
-    /// By pipeline and stage, then the last used first
+    /// By pipeline and stage, then last used first
     Name,
-    /// The largest first
+    /// Largest first
     Size,
-    /// The last used first
+    /// Last used first
     Used,
-    /// The longest to rebuild first
+    /// Longest rebuild time first
     Rebuild,
 }
 
 /// Results and units with their fingerprints.
-type Chosen<'a> = Vec<(&'a Digest, &'a Item)>;
+type Selected<'a> = Vec<(&'a Digest, &'a Item)>;
 
 /// A line of the table.
 struct Row<'a> {
@@ -65,28 +68,29 @@ struct Row<'a> {
 
 pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
     let inventory = Inventory::of(store)?;
-    let chosen: Chosen<'_> = inventory.items.iter().filter(|(_, item)| args.shows(item)).collect();
+    let selected: Selected<'_> = inventory.items.iter().filter(|(_, item)| args.shows(item)).collect();
     if args.json {
-        for (fingerprint, item) in &chosen {
+        for (fingerprint, item) in &selected {
             line(&inventory, fingerprint, item);
         }
         return Ok(());
     }
-    let mut rows = rows(&inventory, &chosen, args.units);
+    let mut rows = rows(&inventory, &selected, args.units);
     match args.sort {
         Sort::Name => rows.sort_by(|a, b| (&a.name, Reverse(a.used)).cmp(&(&b.name, Reverse(b.used)))),
         Sort::Size => rows.sort_by_key(|row| Reverse(row.space.disk)),
         Sort::Used => rows.sort_by_key(|row| Reverse(row.used)),
         Sort::Rebuild => rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds)),
     }
-    let headings = ["stage", "kind", "what", "on disk", "last used (UTC)", "to rebuild", "result", "pinned"];
+    let headings =
+        ["stage", "kind", "item", "on disk", "last used (UTC)", "rebuild time", "result", "pinned"];
     let mut table = Table::new(&headings);
     for row in &rows {
         table.row([
             row.name.clone(),
             row.kind.to_owned(),
             row.what.clone(),
-            size(row.space.disk),
+            format_bytes(row.space.disk),
             when(row.used),
             duration(row.seconds),
             row.fingerprint.map(|found| found.short()).unwrap_or_default(),
@@ -96,20 +100,20 @@ pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
     print(&table.to_string());
     let mut counted = BTreeSet::new();
     let mut total = Space::default();
-    chosen.iter().for_each(|(_, item)| total += inventory.space(item, &mut counted));
-    let results = chosen.iter().filter(|(_, item)| !item.is_unit()).count();
+    selected.iter().for_each(|(_, item)| total += inventory.space(item, &mut counted));
+    let results = selected.iter().filter(|(_, item)| !item.is_unit()).count();
     print(&format!(
         "\n{} and {}, {} on disk\n",
         count(results, "result", "results"),
-        count(chosen.len() - results, "unit", "units"),
-        size(total.disk)
+        count(selected.len() - results, "unit", "units"),
+        format_bytes(total.disk)
     ));
-    // Of objects alone: no row is theirs.
+    // Pins of objects have no row.
     for pin in inventory.pins.iter().filter(|pin| pin.results.is_empty()) {
         print(&format!("pinned {}: {}\n", pin.what, describe(pin)));
     }
     for (path, reason) in &inventory.damaged {
-        tracing::warn!("{} is damaged: {reason}; `attrflow cache verify` puts it aside", path.display());
+        tracing::warn!("{} is damaged: {reason}; `attrflow cache verify` quarantines it", path.display());
     }
     Ok(())
 }
@@ -134,17 +138,17 @@ fn describe(pin: &Pin) -> String {
 }
 
 /// A row for each result, and one for the units of each stage or each unit.
-fn rows<'a>(inventory: &'a Inventory, chosen: &[(&'a Digest, &'a Item)], each: bool) -> Vec<Row<'a>> {
+fn rows<'a>(inventory: &'a Inventory, selected: &[(&'a Digest, &'a Item)], each: bool) -> Vec<Row<'a>> {
     let mut rows = Vec::new();
-    let mut groups: BTreeMap<(Option<Digest>, String), Chosen<'_>> = BTreeMap::new();
-    for (fingerprint, item) in chosen {
+    let mut groups: BTreeMap<(Option<Digest>, String), Selected<'_>> = BTreeMap::new();
+    for (fingerprint, item) in selected {
         let name = item.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         if item.is_unit() && !each {
             groups.entry((item.stages.last().copied(), name)).or_default().push((fingerprint, item));
             continue;
         }
         let what = match (&item.entry.adopted, item.is_unit(), inventory.exists(fingerprint)) {
-            (_, _, false) => "not whole",
+            (_, _, false) => "incomplete",
             (Some(_), ..) => "adopted",
             (None, true, _) => "unit",
             (None, false, _) => "result",
@@ -165,7 +169,7 @@ fn rows<'a>(inventory: &'a Inventory, chosen: &[(&'a Digest, &'a Item)], each: b
         let mut space = Space::default();
         units.iter().for_each(|(_, item)| space += inventory.space(item, &mut counted));
         let joined = stage.is_some_and(|stage| inventory.exists(&stage));
-        let of = if joined { "" } else { ", unfinished" };
+        let of = if joined { "" } else { ", partial" };
         let mut pins: Vec<&Pin> = units.iter().flat_map(|(found, _)| inventory.pinned(found)).collect();
         pins.dedup();
         rows.push(Row {

@@ -1,4 +1,4 @@
-//! `attrflow cache`: what the cache holds, and the care for it.
+//! `attrflow cache`: inspect, clean, verify and share the cache.
 
 mod du;
 mod gc;
@@ -16,6 +16,9 @@ use super::failure::Failure;
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache du\n  \
+    attrflow cache gc --keep-runs 2")]
 pub(super) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -26,45 +29,42 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// List results: of which stage, how large, when last used, how long to rebuild
+    /// List results with their stage, size, last use and rebuild time
     Ls(ls::Args),
-    /// Show what takes how much of the disk
+    /// Show the disk usage
     Du(du::Args),
-    /// Take away what no run needs; shows what that is, and does it with --yes
+    /// Remove what no run needs; without --yes, only list it
     ///
-    /// Kept are: what the last runs of each pipeline need (--keep-runs), what is pinned, units of unfinished stages, and
-    /// for a week (--grace) results that no finished run names. Without a --budget all else goes; with one, what is
-    /// cheapest to rebuild for its size goes first, until the cache fits. Files of yours that were adopted are never
-    /// touched. Refused while a run uses the cache.
+    /// Keeps the results of the last runs of each pipeline (--keep-runs), pinned results, units of partial stages, and for a week
+    /// (--grace) results that belong to no finished run. Removes everything else, or, with --budget, as much as needed, starting
+    /// with the results that are cheapest to rebuild for their size. Never touches adopted files outside the cache. Refuses to
+    /// run while a run uses the cache.
     Gc(gc::Args),
-    /// Read every byte and put aside what is damaged: exit code 4 if anything was
+    /// Hash everything and quarantine what is damaged: exit code 4 if anything is
     ///
-    /// The next run computes what was put aside, and nothing else. It stays in quarantine/ for a look at it, until gc.
+    /// The next run recomputes only what was quarantined. Damaged files stay in quarantine/ until gc.
     Verify(verify::Args),
-    /// Keep a run, a stage's result or an object, whatever gc is asked to take away
+    /// Protect a run, a stage's result or an object from gc
     Pin(pin::Args),
-    /// Let go of what was pinned
+    /// Remove a pin
     Unpin(pin::UnpinArgs),
-    /// Send a run's results to a folder or an S3 bucket
+    /// Upload a run's results to a folder or an S3 bucket
     ///
-    /// What is there already is not sent again. Keys and endpoint of S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    /// AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL.
+    /// Skips files that the remote already has. S3 is configured by AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+    /// AWS_REGION and AWS_ENDPOINT_URL.
     Push(remote::PushArgs),
-    /// Bring a run's results from a folder or an S3 bucket
+    /// Download a run's results from a folder or an S3 bucket
     ///
-    /// Every byte is held against its digest before it counts. Which results belong to a recipe is taken from the remote:
-    /// whoever can write there is trusted with that.
+    /// Checks every file against its digest. Which results belong to which recipe is taken from the remote: pull only from remotes
+    /// whose writers you trust.
     Pull(remote::PullArgs),
 }
 
 pub(super) fn cache(args: &Args) -> Result<(), Failure> {
     let folder = args.cache.as_deref().unwrap_or(Path::new("cache"));
-    // A pull may begin a cache.
+    // A pull may create the cache.
     if !folder.is_dir() && !matches!(args.verb, Verb::Pull(_)) {
-        return Err(Failure::Usage(format!(
-            "there is no cache folder {}: name it with --cache",
-            folder.display()
-        )));
+        return Err(Failure::Usage(format!("no cache folder {}: give it with --cache", folder.display())));
     }
     let store = Store::open(folder)?;
     match &args.verb {
@@ -84,7 +84,7 @@ fn when(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M").to_string()
 }
 
-/// Keeps what is looked at from being taken away meanwhile.
+/// Keeps gc from removing anything meanwhile.
 fn in_use(store: &Store) -> Result<attrflow_engine::store::SharedLock, Failure> {
     Ok(store.shared_lock(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?)
 }

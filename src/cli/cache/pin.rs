@@ -16,18 +16,24 @@ use attrflow_engine::maintenance::{Inventory, Pin, Pins};
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache pin demo/fisher --note paper\n  \
+    attrflow cache pin demo:last")]
 pub(super) struct Args {
     /// A manifest (a file, or last, last~1, PIPELINE:last), a stage of the last run (STAGE or PIPELINE/STAGE), or the
     /// first digits of a result or an object
     what: String,
-    /// Why it is kept; `ls` shows it
+    /// A note, shown by `cache ls`
     #[arg(long, default_value = "")]
     note: String,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache unpin demo/fisher\n  \
+    attrflow cache unpin demo:last")]
 pub(super) struct UnpinArgs {
-    /// As it was pinned, or the id that `ls` shows
+    /// The name that was pinned, or the id shown by `cache ls`
     what: String,
 }
 
@@ -52,15 +58,15 @@ pub(super) fn pin(args: &Args, store: &Store) -> Result<(), Failure> {
         },
     };
     if pin.results.is_empty() && pin.objects.is_empty() {
-        return Err(Failure::Usage(format!("`{what}` gave nothing that could be kept")));
+        return Err(Failure::Usage(format!("`{what}` has no results to pin")));
     }
     Pins::of(store).set(&pin)?;
     let missing = pin.results.iter().filter(|found| !inventory.exists(found)).count();
     if missing > 0 {
         let results = count(missing, "result is", "results are");
-        tracing::warn!("{results} not in the cache any more: the pin keeps what is left");
+        tracing::warn!("{results} no longer in the cache: the pin keeps the others");
     }
-    let number = count(pin.results.len() + pin.objects.len(), "thing", "things");
+    let number = count(pin.results.len() + pin.objects.len(), "item", "items");
     print(&format!("pinned {} as {}: {number}\n", pin.what, pin.id()));
     Ok(())
 }
@@ -70,8 +76,8 @@ pub(super) fn unpin(args: &UnpinArgs, store: &Store) -> Result<(), Failure> {
     if removed.is_empty() {
         let known: Vec<String> =
             Pins::of(store).list()?.iter().map(|pin| format!("{} ({})", pin.id(), pin.asked)).collect();
-        let known = if known.is_empty() { "nothing".into() } else { known.join(", ") };
-        return Err(Failure::Usage(format!("`{}` is not pinned; pinned are: {known}", args.what)));
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        return Err(Failure::Usage(format!("`{}` is not pinned; pins: {known}", args.what)));
     }
     for pin in removed {
         print(&format!("unpinned {} ({})\n", pin.what, pin.id()));
@@ -95,13 +101,13 @@ fn by_digest(text: &str, inventory: &Inventory, blank: &Pin) -> Result<Option<Pi
         ..blank.clone()
     };
     match (results.as_slice(), objects.as_slice()) {
-        ([], []) => Err(Failure::Usage(format!("no result and no object in the cache begins with {text}"))),
+        ([], []) => Err(Failure::Usage(format!("no digest of a result or object starts with {text}"))),
         ([one], []) | ([], [one]) => Ok(Some(pin(one, &results, &objects))),
-        _ => Err(Failure::Usage(format!("{text} is the beginning of several digests: give more digits"))),
+        _ => Err(Failure::Usage(format!("several digests start with {text}: give more digits"))),
     }
 }
 
-/// A stage of the newest run that has a result of it.
+/// A stage, in the newest run that has a result of it.
 fn by_stage(text: &str, inventory: &Inventory, blank: &Pin) -> Result<Option<Pin>, Failure> {
     let (pipeline, stage) = match text.split_once('/') {
         Some((pipeline, stage)) if inventory.runs.contains_key(pipeline) => (Some(pipeline), stage),
@@ -127,7 +133,7 @@ fn by_stage(text: &str, inventory: &Inventory, blank: &Pin) -> Result<Option<Pin
     }
 }
 
-/// All results of a run, and its record.
+/// All results of a run, and its manifest.
 fn by_manifest(text: &str, store: &Store, blank: &Pin) -> Result<Pin, Failure> {
     let named = manifests::open(text, Some(store.root()))?;
     let records = named.manifest.stages.iter().filter(|record| !record.outputs.is_empty());
@@ -138,13 +144,13 @@ fn by_manifest(text: &str, store: &Store, blank: &Pin) -> Result<Pin, Failure> {
     Ok(Pin { what: below.display().to_string(), results, manifest: own, ..blank.clone() })
 }
 
-/// What was asked for is none of the three.
+/// The error for a name that is none of the three.
 fn unknown(text: &str, inventory: &Inventory, error: Failure) -> Failure {
     let runs = inventory.runs.values().filter_map(|past| past.first());
     let names: Vec<&str> =
         runs.flat_map(|run| &run.manifest.stages).map(|record| record.stage.as_str()).collect();
     let help = suggestion(text, names).map(|help| format!(" ({help})")).unwrap_or_default();
     Failure::Usage(format!(
-        "`{text}` is no stage of the last runs{help}, no digest, and no manifest: {error}"
+        "`{text}` is neither a stage of the last runs{help}, nor a digest, nor a manifest: {error}"
     ))
 }

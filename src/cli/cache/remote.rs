@@ -10,43 +10,49 @@ use serde_json::json;
 use super::{count, in_use};
 use crate::cli::failure::Failure;
 use crate::cli::manifests;
-use crate::progress::{print, size};
+use crate::progress::print;
 use attrflow_engine::maintenance::Inventory;
 use attrflow_engine::maintenance::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache push /mnt/shared/cache\n  \
+    attrflow cache push s3://bucket/prefix demo:last")]
 pub(super) struct PushArgs {
     /// A folder, file:///FOLDER or s3://BUCKET/PREFIX
     remote: String,
     /// The run: a manifest, or last, last~1, PIPELINE:last
     #[arg(default_value = "last", conflicts_with = "all")]
     run: String,
-    /// Send all results and records of runs that the cache holds
+    /// Upload all results and manifests of the cache
     #[arg(long)]
     all: bool,
-    /// Send units, too: needed only to compute less after an edit
+    /// Upload units too, which are useful only after an edit
     #[arg(long, requires = "all")]
     units: bool,
-    /// Send what is there already, too, where it may have been damaged
+    /// Upload all files, also those that the remote already has, to repair it
     #[arg(long)]
     again: bool,
-    /// Write what was sent as a line of JSON
+    /// Write the totals as a line of JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache pull /mnt/shared/cache\n  \
+    attrflow cache pull s3://bucket/prefix --all")]
 pub(super) struct PullArgs {
     /// A folder, file:///FOLDER or s3://BUCKET/PREFIX
     remote: String,
-    /// The run, among those of the remote: last, last~1, PIPELINE:last
+    /// The run of the remote: last, last~1, PIPELINE:last
     #[arg(default_value = "last", conflicts_with = "all")]
     run: String,
-    /// Bring all that the remote holds
+    /// Download everything that the remote has
     #[arg(long)]
     all: bool,
-    /// Write what was brought as a line of JSON
+    /// Write the totals as a line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -65,7 +71,7 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
         for (pipeline, past) in inventory.runs {
             records.extend(past.into_iter().map(|run| (pipeline.clone(), run.path)));
         }
-        // The record of a run whose results have gone would promise what is not there; results alone are of use.
+        // A manifest is useless to others without its results; results are useful without a manifest.
         records.retain(|(_, path)| {
             let manifest = attrflow_engine::provenance::manifest::read(path);
             manifest.is_ok_and(|manifest| {
@@ -79,9 +85,7 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
             let Some(fingerprint) = record.fingerprint else { continue };
             match store.lookup(&fingerprint)? {
                 Some(entry) => _ = entries.insert(fingerprint, entry),
-                None => {
-                    refused.push(format!("the result of `{}` is not in the cache any more", record.stage))
-                }
+                None => refused.push(format!("the result of `{}` is no longer in the cache", record.stage)),
             }
         }
         if refused.is_empty() {
@@ -89,8 +93,8 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
         }
     }
     let remote = Remote::open(&args.remote, true)?;
-    let bar = bar("sending", true);
-    let progress = |done, total| relocated(&bar, done, total);
+    let bar = bar("uploading", true);
+    let progress = |done, total| set_progress(&bar, done, total);
     let push = Push { store, entries, manifests: records, again: args.again, progress: &progress };
     let mut pushed = push.execute(&remote)?;
     bar.finish_and_clear();
@@ -99,51 +103,51 @@ pub(super) fn push(args: &PushArgs, store: &Store) -> Result<(), Failure> {
     match args.json {
         true => print(&format!("{}\n", json!(pushed))),
         false => print(&format!(
-            "sent {}, {}; {there} ({}) were there; {} in {}\n",
+            "uploaded {}, {}; {there} ({}) already there; {} in {}\n",
             count(*sent, "file", "files"),
-            size(*sent_bytes),
-            size(*there_bytes),
+            format_bytes(*sent_bytes),
+            format_bytes(*there_bytes),
             count(*entries, "result", "results"),
             args.remote
         )),
     }
-    verdict("sent", refused)
+    check_refused("uploaded", refused)
 }
 
 pub(super) fn pull(args: &PullArgs, store: &Store) -> Result<(), Failure> {
     let remote = Remote::open(&args.remote, false)?;
     let (pipeline, back) = manifests::nth_last(&args.run).ok_or_else(|| {
-        let form = "expected last, last~1 or PIPELINE:last among those of the remote";
-        Failure::Usage(format!("`{}` is no run: {form}", args.run))
+        let form = "expected last, last~1 or PIPELINE:last";
+        Failure::Usage(format!("`{}` does not name a run: {form}", args.run))
     })?;
     let _use = in_use(store)?;
-    let bar = bar("bringing", true);
-    let progress = |done, total| relocated(&bar, done, total);
+    let bar = bar("downloading", true);
+    let progress = |done, total| set_progress(&bar, done, total);
     let pulled = Pull { store, pipeline, back, all: args.all, progress: &progress }.execute(&remote)?;
     bar.finish_and_clear();
-    let Pulled { brought, bytes, entries, there, manifests, refused } = &pulled;
+    let Pulled { downloaded, bytes, entries, there, manifests, refused } = &pulled;
     match args.json {
         true => print(&format!("{}\n", json!(pulled))),
         false => print(&format!(
-            "brought {}, {}; {} new, {there} were there; {}\n",
+            "downloaded {}, {}; {} new, {there} already there; {}\n",
             count(*brought, "file", "files"),
-            size(*bytes),
+            format_bytes(*bytes),
             count(*entries, "result", "results"),
-            count(*manifests, "record of a run", "records of runs")
+            count(*manifests, "manifest", "manifests")
         )),
     }
-    verdict("taken", refused)
+    check_refused("downloaded", refused)
 }
 
-/// Tells what could not be moved; all else was.
-fn verdict(done: &str, refused: &[String]) -> Result<(), Failure> {
+/// Reports what could not be transferred; everything else was.
+fn check_refused(done: &str, refused: &[String]) -> Result<(), Failure> {
     if refused.is_empty() {
         return Ok(());
     }
-    Err(Failure::Refused(format!("not all was {done}:\n  {}", refused.join("\n  "))))
+    Err(Failure::Refused(format!("not everything was {done}:\n  {}", refused.join("\n  "))))
 }
 
-/// A bar on the terminal, in bytes or in things; on anything else, none.
+/// A progress bar of bytes or items; invisible without a terminal.
 pub(super) fn bar(what: &'static str, bytes: bool) -> ProgressBar {
     let form = match bytes {
         true => {
@@ -157,7 +161,7 @@ pub(super) fn bar(what: &'static str, bytes: bool) -> ProgressBar {
     bar
 }
 
-fn relocated(bar: &ProgressBar, done: u64, total: u64) {
+fn set_progress(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_length(total);
     bar.set_position(done);
 }

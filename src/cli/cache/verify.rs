@@ -1,4 +1,4 @@
-//! `attrflow cache verify`: reads every byte, and puts aside what is damaged.
+//! `attrflow cache verify`: hashes everything, and quarantines what is damaged.
 
 use std::time::Instant;
 
@@ -7,13 +7,16 @@ use serde_json::json;
 
 use super::{count, in_use};
 use crate::cli::failure::Failure;
-use crate::progress::{duration, print, short_path, size};
+use crate::progress::{duration, print, short_path};
 use attrflow_engine::maintenance::{Owner, Verify, VerifySummary};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow cache verify\n  \
+    attrflow cache verify --json")]
 pub(super) struct Args {
-    /// Write a line of JSON per damaged thing, and one with what was checked
+    /// Write a line of JSON per damaged file, and one with the totals
     #[arg(long)]
     json: bool,
 }
@@ -31,13 +34,13 @@ pub(super) fn verify(args: &Args, store: &Store) -> Result<(), Failure> {
     let seconds = begun.elapsed().as_secs_f64();
     match args.json {
         true => lines(&checked, seconds),
-        false => show(&checked, seconds),
+        false => print_summary(&checked, seconds),
     }
     match checked.damage.len() {
         0 => Ok(()),
         number => {
-            let things = count(number, "damaged thing was", "damaged things were");
-            Err(Failure::Damaged(format!("{things} put aside; a run computes what is missing")))
+            let items = count(number, "damaged item was", "damaged items were");
+            Err(Failure::Damaged(format!("{items} quarantined; the next run recomputes what is missing")))
         }
     }
 }
@@ -52,28 +55,28 @@ fn lines(checked: &VerifySummary, seconds: f64) {
     print(&format!("{line}\n"));
 }
 
-fn show(checked: &VerifySummary, seconds: f64) {
+fn print_summary(checked: &VerifySummary, seconds: f64) {
     for damage in &checked.damage {
         let place = match &damage.moved {
             Some(to) => format!("now {}", short_path(to)),
-            None => "what leads to it was removed".into(),
+            None => "the reference to it was removed".into(),
         };
         let of = if damage.of.is_empty() { String::new() } else { format!(" (of {})", list(&damage.of)) };
         print(&format!("damaged: {}{of}: {}; {place}\n", short_path(&damage.path), damage.why));
     }
     checked.lost.iter().for_each(|lost| print(&format!("lost: {lost}\n")));
     if !checked.incomplete.is_empty() {
-        print(&format!("not whole before: {}\n", list(&checked.incomplete)));
+        print(&format!("incomplete before: {}\n", list(&checked.incomplete)));
     }
     if !checked.rebuilds.is_empty() {
-        print(&format!("the next run computes: {}\n", list(&checked.rebuilds)));
+        print(&format!("the next run recomputes: {}\n", list(&checked.rebuilds)));
     }
-    let rate = size((checked.bytes as f64 / seconds.max(1e-3)) as u64);
+    let rate = format_bytes((checked.bytes as f64 / seconds.max(1e-3)) as u64);
     print(&format!(
         "checked {} and {}, {} in {}: {rate}/s\n",
         count(checked.objects, "object", "objects"),
         count(checked.entries, "entry", "entries"),
-        size(checked.bytes),
+        format_bytes(checked.bytes),
         duration(seconds)
     ));
     if checked.damage.is_empty() {

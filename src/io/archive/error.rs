@@ -1,13 +1,11 @@
-//! The formats, and what can be wrong with an archive.
+//! Archive formats and errors.
 
 use std::error::Error;
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::PathBuf;
 
-use crate::io::disk_space::InsufficientSpace;
-
-/// A format of archives.
+/// An archive format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `.zip`
@@ -21,7 +19,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Told from the first bytes, at best 512: a name may be anything.
+    /// Detects the format from the first 512 bytes, whatever the file's name.
     pub fn of(start: &[u8]) -> Option<Self> {
         if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
             Some(Format::Zip)
@@ -54,7 +52,7 @@ pub enum ArchiveError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It begins like none of the formats.
+    /// Not one of the formats.
     #[error("{}: begins with {found}, expected a zip, tar, tar.gz or 7z archive", path.display())]
     Unknown {
         /// The archive.
@@ -62,16 +60,16 @@ pub enum ArchiveError {
         /// Its first bytes in hexadecimal.
         found: String,
     },
-    /// Not an archive of its format, or a damaged one.
+    /// Not a valid archive of its format, or a damaged one.
     #[error("{}: {}: {source}", path.display(), entry.clone().unwrap_or(format!("not a readable {format} archive")))]
     Unreadable {
         /// The archive.
         path: PathBuf,
-        /// What it begins as.
+        /// The format of its first bytes.
         format: Format,
-        /// The entry that could not be read, or none if the archive itself could not.
+        /// The entry that could not be read; `None` for the archive itself.
         entry: Option<String>,
-        /// What the reader met.
+        /// The error of the reader.
         source: Box<dyn Error + Send + Sync>,
     },
     /// An entry would be written outside the folder, or is a link.
@@ -81,7 +79,7 @@ pub enum ArchiveError {
         path: PathBuf,
         /// The entry's name.
         entry: String,
-        /// What is wrong with it.
+        /// Why it is refused.
         reason: &'static str,
     },
     /// The content is larger than allowed.
@@ -94,15 +92,15 @@ pub enum ArchiveError {
         /// Bytes allowed.
         limit: u64,
     },
-    /// The disk has no room for the content.
-    #[error("{}: no room to unpack it: {source}", path.display())]
+    /// The disk has too little space for the content.
+    #[error("{}: no space to unpack it: {source}", path.display())]
     InsufficientSpace {
         /// The archive.
         path: PathBuf,
-        /// How much is missing, and where.
-        source: InsufficientSpace,
+        /// Bytes needed and free, and where.
+        source: io::Error,
     },
-    /// An entry has not the size that the archive declares for it.
+    /// The size of an entry differs from the declared one.
     #[error("{}: {entry}: {found} bytes, expected {expected}", path.display())]
     Size {
         /// The archive.

@@ -1,23 +1,24 @@
-//! What all formats share: the rules for names and sizes, and the writing.
+//! Common to all formats: the rules for names and sizes, and writing files.
 
 use std::error::Error;
 use std::io::{self, Read};
 use std::path::Path;
 
 use super::{ArchiveError, Format, Unpacked};
-use crate::io::disk_space;
 
-/// One archive on its way into a folder.
+/// The unpacking of one archive into a folder.
 pub(super) struct Job<'a> {
     path: &'a Path,
     format: Format,
     folder: &'a Path,
-    /// Bytes that all files together may have.
+    /// The largest allowed size of all files together.
     pub limit: u64,
     declared: u128,
+    /// Refuses bytes that the disk has no space for.
+    check_space: &'a dyn Fn(u64) -> io::Result<()>,
     pub unpacked: Unpacked,
-    /// Hears bytes unpacked and bytes declared.
-    heard: &'a mut dyn FnMut(u64, u64),
+    /// Receives bytes unpacked and bytes declared.
+    on_progress: &'a mut dyn FnMut(u64, u64),
 }
 
 impl<'a> Job<'a> {
@@ -26,17 +27,18 @@ impl<'a> Job<'a> {
         format: Format,
         folder: &'a Path,
         limit: u64,
-        heard: &'a mut dyn FnMut(u64, u64),
+        check_space: &'a dyn Fn(u64) -> io::Result<()>,
+        on_progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
         let unpacked = Unpacked { files: 0, bytes: 0 };
-        Self { path, format, folder, limit, declared: 0, unpacked, heard }
+        Self { path, format, folder, limit, declared: 0, check_space, unpacked, on_progress }
     }
 
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// The archive, or an entry of it, can't be read.
+    /// The error for an archive, or an entry of it, that cannot be read.
     pub fn unreadable(
         &self,
         entry: Option<&str>,
@@ -46,12 +48,12 @@ impl<'a> Job<'a> {
         ArchiveError::Unreadable { path, format: self.format, entry, source: source.into() }
     }
 
-    /// The archive holds more than it may.
+    /// The error for an archive whose content is too large.
     pub fn too_large(&self, found: u128) -> ArchiveError {
         ArchiveError::TooLarge { path: self.path.into(), found, limit: self.limit }
     }
 
-    /// Checks an entry before anything is written; `fault` is what its format finds wrong with it.
+    /// Checks an entry before anything is written; `fault` is a reason of its format to refuse it.
     pub fn check(&mut self, name: &str, size: u64, fault: Option<&'static str>) -> Result<(), ArchiveError> {
         if let Some(reason) = fault.or_else(|| unsafe_name(name)) {
             return Err(ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason });
@@ -63,15 +65,15 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Makes the folder that all goes into, after the last check: it must have room for all of it.
+    /// Creates the target folder after the last check, and checks the free disk space.
     pub fn begin(&self) -> Result<(), ArchiveError> {
         fs_err::create_dir_all(self.folder)?;
         let needed = u64::try_from(self.declared).unwrap_or(u64::MAX);
-        disk_space::check(self.folder, needed, disk_space::free(self.folder)?)
+        (self.check_space)(needed)
             .map_err(|source| ArchiveError::InsufficientSpace { path: self.path.into(), source })
     }
 
-    /// Makes an empty folder.
+    /// Creates an empty folder.
     pub fn add_folder(&self, name: &str) -> Result<(), ArchiveError> {
         Ok(fs_err::create_dir_all(self.folder.join(name))?)
     }
@@ -83,13 +85,13 @@ impl<'a> Job<'a> {
             fs_err::create_dir_all(parent)?;
         }
         let left = self.limit - self.unpacked.bytes;
-        // An entry never takes the place of another file, of this archive or one before.
+        // An entry never replaces another file, whether of this archive or of an earlier one.
         let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(target)?;
         let declared = u64::try_from(self.declared).unwrap_or(u64::MAX);
         let mut content = Counted {
             content: content.take(left.saturating_add(1)),
             count: self.unpacked.bytes,
-            heard: &mut |count| (self.heard)(count, declared),
+            on_progress: &mut |count| (self.on_progress)(count, declared),
         };
         let bytes = io::copy(&mut content, &mut file).map_err(|error| self.unreadable(Some(name), error))?;
         if bytes > left {
@@ -105,32 +107,32 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A reader that tells how far it has come.
+/// A reader that reports its progress.
 struct Counted<'a, R> {
     content: R,
     count: u64,
-    heard: &'a mut dyn FnMut(u64),
+    on_progress: &'a mut dyn FnMut(u64),
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.content.read(out)?;
         self.count += count as u64;
-        (self.heard)(self.count);
+        (self.on_progress)(self.count);
         Ok(count)
     }
 }
 
-/// Both separators count, whatever the system: the same archive must be refused everywhere.
+/// Why a name is refused. Both separators are treated alike, so that an archive is refused on every system.
 fn unsafe_name(name: &str) -> Option<&'static str> {
     let mut parts = name.split(['/', '\\']);
     let first = parts.clone().next().unwrap_or_default();
     if first.is_empty() || first.ends_with(':') {
         Some("its path is absolute")
     } else if parts.any(|part| part == "..") {
-        Some("its path has `..`")
+        Some("its path contains `..`")
     } else if name.contains('\0') {
-        Some("its path has a zero byte")
+        Some("its path contains a zero byte")
     } else {
         None
     }

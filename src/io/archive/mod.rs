@@ -1,8 +1,8 @@
-//! Unpacks archives that came from elsewhere, and trusts nothing in them: zip, tar, tar.gz and 7z.
+//! Unpacks untrusted archives: zip, tar, tar.gz and 7z.
 //!
-//! Refused before a byte is written: absolute paths, `..`, links, and declared sizes beyond the limits or the
-//! room on the disk. The sizes are counted again while unpacking, since an archive may lie about them. Times and
-//! permissions are not restored, so that the folder depends on the archive's contents alone.
+//! Refused before a byte is written: absolute paths, `..`, links, and declared sizes beyond the limits or the free disk
+//! space. The sizes are counted again while unpacking, since the declared ones may be false. Times and permissions are
+//! not restored, so that the folder depends only on the archive's contents.
 
 mod error;
 mod job;
@@ -13,7 +13,7 @@ mod tests;
 mod volumes;
 mod zip;
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub use error::{ArchiveError, Format};
@@ -21,7 +21,7 @@ pub use error::{ArchiveError, Format};
 use job::Job;
 use volumes::Volumes;
 
-/// How much an archive may unpack to: the smaller of the two counts.
+/// The largest size that an archive may unpack to: the smaller limit applies.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes in all.
@@ -41,26 +41,27 @@ impl Default for Limits {
 pub struct Unpacked {
     /// Number of files.
     pub files: u64,
-    /// Bytes of them all.
+    /// Bytes of all files.
     pub bytes: u64,
 }
 
-/// Unpacks all entries into `folder`, which is made if need be.
+/// Unpacks all entries into `folder`, which is created if missing.
 ///
 /// # Errors
-/// The archive is of no known format, damaged, or holds what is refused; see [`ArchiveError`].
+/// The format is unknown, the archive is damaged, or an entry is refused; see [`ArchiveError`].
 pub fn unpack(
     path: impl AsRef<Path>,
     folder: impl AsRef<Path>,
     limits: Limits,
 ) -> Result<Unpacked, ArchiveError> {
-    unpack_volumes(&[path], folder, limits, &mut |_, _| ())
+    unpack_volumes(&[path], folder, limits, &|_| Ok(()), &mut |_, _| ())
 }
 
-/// The same for an archive that was cut into files (`x.7z.001`, `x.7z.002`, …), given in order.
+/// The same for an archive that was split into volumes (`x.7z.001`, `x.7z.002`, …), given in order.
 ///
-/// They are read as one, without being joined on disk. Messages name the first of them. `heard` is told the bytes
-/// unpacked so far and the bytes that the archive declares.
+/// They are read as one file, without being joined on disk. Messages name the first of them. `check_space` receives the
+/// bytes needed, before any is written. `on_progress` receives the bytes unpacked so far and the bytes that the archive
+/// declares.
 ///
 /// # Errors
 /// See [`unpack`].
@@ -68,7 +69,8 @@ pub fn unpack_volumes<P: AsRef<Path>>(
     volumes: &[P],
     folder: impl AsRef<Path>,
     limits: Limits,
-    heard: &mut dyn FnMut(u64, u64),
+    check_space: &dyn Fn(u64) -> io::Result<()>,
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Unpacked, ArchiveError> {
     let path = volumes.first().map_or(Path::new(""), AsRef::as_ref);
     let mut archive = Volumes::open(volumes)?;
@@ -80,7 +82,7 @@ pub fn unpack_volumes<P: AsRef<Path>>(
         ArchiveError::Unknown { path: path.into(), found }
     })?;
     let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));
-    let mut job = Job::new(path, format, folder.as_ref(), limit, heard);
+    let mut job = Job::new(path, format, folder.as_ref(), limit, check_space, on_progress);
     match format {
         Format::Zip => zip::unpack(archive, &mut job)?,
         Format::Tar | Format::TarGz => tar::unpack(archive, &mut job)?,

@@ -1,4 +1,4 @@
-//! 7z: its directory is checked first, then the blocks are unpacked in order.
+//! 7z: the directory is checked first, then the blocks are unpacked in order.
 
 use std::io::{self, BufReader, Read, Seek};
 
@@ -7,7 +7,7 @@ use sevenz_rust2::{Archive, ArchiveEntry, ArchiveReader, Error, Password};
 use super::ArchiveError;
 use super::job::Job;
 
-/// Bits of an entry's attributes: a link of Windows, and that the upper half is the mode of Unix.
+/// Bits of an entry's attributes: a Windows link, and a flag that the upper half is a Unix mode.
 const REPARSE_POINT: u32 = 0x400;
 const UNIX_MODE: u32 = 0x8000;
 
@@ -27,7 +27,7 @@ pub(super) fn unpack(archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(),
         }
     }
     let mut left = archive.files.len();
-    // The reader's own error type can't carry ours.
+    // The reader's error type cannot carry ours.
     let mut failure = None;
     let mut reader = ArchiveReader::from_archive(archive, source, Password::empty());
     let done = reader.for_each_entries(|entry, content| {
@@ -48,10 +48,10 @@ pub(super) fn unpack(archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(),
     Ok(())
 }
 
-/// Takes out the entries without data: folders, and files that are empty.
+/// Removes and returns the entries without data: folders and empty files.
 ///
-/// The library looks for the files of a block right behind the block's first one, and would lose as many of them as
-/// there are such entries in between.
+/// The library expects the files of a block directly after the block's first one, and would miss one file for each such
+/// entry in between.
 fn take_empty(archive: &mut Archive) -> Vec<ArchiveEntry> {
     let entries = std::mem::take(&mut archive.files);
     let map = &mut archive.stream_map;
@@ -74,8 +74,8 @@ fn take_empty(archive: &mut Archive) -> Vec<ArchiveEntry> {
     empty
 }
 
-/// The mark of entries that stand for a deletion is not looked at: some writers set it on every folder, and in a
-/// folder that is new there is nothing to delete.
+/// Why an entry is refused. The flag for a deletion is ignored: some writers set it on every folder, and in a new folder
+/// there is nothing to delete.
 fn fault(entry: &ArchiveEntry) -> Option<&'static str> {
     let attributes = if entry.has_windows_attributes { entry.windows_attributes() } else { 0 };
     let mode = if attributes & UNIX_MODE != 0 { attributes >> 16 } else { 0 };

@@ -1,4 +1,4 @@
-//! Tar and tar.gz: read twice, since a tar has no directory that could be checked beforehand.
+//! Tar and tar.gz: read twice, since a tar has no directory to check first.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
@@ -8,7 +8,7 @@ use tar::EntryType;
 use super::job::Job;
 use super::{ArchiveError, Format};
 
-/// What headers and padding may take beyond the files' own bytes.
+/// Allowed bytes of headers and padding beyond the files' own bytes.
 const OVERHEAD: u64 = 1 << 20;
 
 pub(super) fn unpack(mut archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(), ArchiveError> {
@@ -45,7 +45,7 @@ fn walk<'b>(
         Format::TarGz => Box::new(MultiGzDecoder::new(archive)),
         _ => Box::new(archive),
     };
-    // Headers alone can be a bomb: long names, or a million of empty files.
+    // Headers alone can be a bomb: long names, or a million empty files.
     let left = job.limit.saturating_mul(2).saturating_add(OVERHEAD);
     let mut archive = tar::Archive::new(Bounded { stream, left });
     let entries = archive.entries().map_err(|error| job.unreadable(None, error))?;
@@ -58,12 +58,12 @@ fn walk<'b>(
         let name = name.map_err(|error| job.unreadable(None, error))?;
         visit(job, &name, &mut entry)?;
     }
-    // To the end, where gzip keeps its checksum.
+    // Read to the end, where gzip has its checksum.
     let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
     rest.map(drop).map_err(|error| job.unreadable(None, error))
 }
 
-/// A reader that fails, rather than ends, after so many bytes.
+/// A reader that fails after so many bytes.
 struct Bounded<R> {
     stream: R,
     left: u64,
@@ -73,7 +73,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.stream.read(out)?;
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::other("the archive unpacks to far more than it may, most of it headers")
+            io::Error::other("the archive unpacks to far more than the limit, most of it headers")
         })?;
         Ok(count)
     }

@@ -1,4 +1,4 @@
-//! Archives of each format, good ones and others.
+//! Valid, hostile and damaged archives of each format.
 
 use std::io::Write;
 
@@ -19,7 +19,7 @@ fn archive(entries: &[(&str, &[u8])]) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn files_and_folders_come_out() {
+fn files_and_folders_are_unpacked() {
     let file = archive(&[("a/b/c.txt", b"hello"), ("d.txt", b"")]);
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("new");
@@ -34,8 +34,8 @@ fn nothing_is_written_outside_the_folder() {
     for (name, reason) in [
         ("/etc/x", "its path is absolute"),
         ("C:\\x", "its path is absolute"),
-        ("a/../../x", "its path has `..`"),
-        ("..\\x", "its path has `..`"),
+        ("a/../../x", "its path contains `..`"),
+        ("..\\x", "its path contains `..`"),
     ] {
         let file = archive(&[("good.txt", b"1"), (name, b"2")]);
         let folder = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn damage_is_named() {
 
 const EACH: [Format; 4] = [Format::Zip, Format::Tar, Format::TarGz, Format::SevenZ];
 
-/// An archive in memory, with names that no honest program would write.
+/// An archive in memory; its names may be hostile.
 fn packed(format: Format, entries: &[(&str, &[u8])]) -> Vec<u8> {
     match format {
         Format::Zip => fs_err::read(archive(entries).path()).unwrap(),
@@ -130,7 +130,7 @@ fn zipped(bytes: &[u8]) -> Vec<u8> {
 
 /// Entries with a name, bytes and attributes; a name that ends with `/` is a folder.
 fn sevenzipped(entries: &[(&str, &[u8], u32)]) -> Vec<u8> {
-    let mut writer = sevenz_rust2::ArchiveWriter::new(std::io::Cursor::new(Vec::new())).unwrap();
+    let mut writer = sevenz_rust2::ArchiveWriter::new(io::Cursor::new(Vec::new())).unwrap();
     for (name, bytes, attributes) in entries {
         let mut entry = match name.strip_suffix('/') {
             Some(name) => sevenz_rust2::ArchiveEntry::new_directory(name),
@@ -160,7 +160,7 @@ fn unpacked(
             path
         })
         .collect();
-    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &mut |_, _| ());
+    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &|_| Ok(()), &mut |_, _| ());
     (folder, result)
 }
 
@@ -187,7 +187,7 @@ fn each_format_gives_the_same_folder_whole_or_in_volumes() {
 #[test]
 fn each_format_is_kept_within_the_folder() {
     for format in EACH {
-        for (name, reason) in [("/etc/x", "its path is absolute"), ("a/../../x", "its path has `..`")] {
+        for (name, reason) in [("/etc/x", "its path is absolute"), ("a/../../x", "its path contains `..`")] {
             let error = refusal(&packed(format, &[("good.txt", b"1"), (name, b"2")]));
             assert_eq!(error, format!("FOLDER/x.001: entry {name:?} refused: {reason}"), "{format}");
         }
@@ -217,7 +217,7 @@ fn links_and_devices_are_refused_in_tar_and_7z() {
 }
 
 #[test]
-fn folders_and_comments_are_no_files() {
+fn folders_and_comments_are_not_counted_as_files() {
     use ::tar::EntryType;
     let tar = tarred(&[
         ("comment", b"20 comment=a commit\n", EntryType::XGlobalHeader),
@@ -246,18 +246,18 @@ fn bombs_of_each_compressing_format_are_refused() {
     let (_folder, result) =
         unpacked(&packed(Format::TarGz, &empty), usize::MAX, Limits { ratio: 5, ..Limits::default() });
     let error = result.unwrap_err().to_string();
-    assert!(error.contains("far more than it may, most of it headers"), "{error}");
+    assert!(error.contains("far more than the limit, most of it headers"), "{error}");
 }
 
 #[test]
-fn damage_and_missing_volumes_are_told() {
+fn damage_and_missing_volumes_are_errors() {
     let text: Vec<u8> = (0..5000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
     for format in EACH {
         let bytes = packed(format, &[("a.txt", &text)]);
         let (_folder, result) = unpacked(&bytes[..bytes.len() / 2], 1000, Limits::default());
         let error = result.unwrap_err().to_string();
         assert!(error.contains("x.001: "), "{format}: {error}");
-        // A tar has no checksum of what it holds; the others have.
+        // A tar has no checksum of its content; the others have.
         if format != Format::Tar {
             let mut bytes = bytes;
             bytes[200] ^= 0x10;
@@ -265,7 +265,13 @@ fn damage_and_missing_volumes_are_told() {
             assert!(result.is_err(), "{format}");
         }
     }
-    let missing = unpack_volumes(&["/nowhere/x.7z.001"], "/nowhere/out", Limits::default(), &mut |_, _| ());
+    let missing = unpack_volumes(
+        &["/nowhere/x.7z.001"],
+        "/nowhere/out",
+        Limits::default(),
+        &|_| Ok(()),
+        &mut |_, _| (),
+    );
     assert!(missing.unwrap_err().to_string().contains("/nowhere/x.7z.001"));
 }
 
@@ -274,12 +280,15 @@ fn volumes_of_another_program_are_read() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/archive");
     let volumes: Vec<_> = (1..=3).map(|number| golden.join(format!("sample.7z.{number:03}"))).collect();
     let folder = tempfile::tempdir().unwrap();
-    let mut heard = Vec::new();
-    let mut hear = |done, all| heard.push((done, all));
-    let unpacked = unpack_volumes(&volumes, folder.path(), Limits::default(), &mut hear).unwrap();
+    let mut progress = Vec::new();
+    let mut on_progress = |done, all| progress.push((done, all));
+    let unpacked =
+        unpack_volumes(&volumes, folder.path(), Limits::default(), &|_| Ok(()), &mut on_progress).unwrap();
     assert_eq!(unpacked, Unpacked { files: 3, bytes: 640 + 1500 });
     assert!(
-        heard.is_sorted() && heard.iter().all(|(_, all)| *all == 2140) && heard.last().unwrap().0 == 2140
+        progress.is_sorted()
+            && progress.iter().all(|(_, all)| *all == 2140)
+            && progress.last().unwrap().0 == 2140
     );
     assert_eq!(fs_err::read(folder.path().join("sample/0.txt")).unwrap(), b"a cat on a sofa\n".repeat(40));
     let numbers: Vec<u8> = (0..1500u32).map(|i| (i * i * 31 % 251) as u8).collect();

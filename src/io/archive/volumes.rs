@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// The files in order, with a position in the whole. Wants a buffer in front of it.
+/// The files in order, with a position in the whole. Unbuffered.
 pub(super) struct Volumes {
     /// Each file, and where it ends in the whole.
     files: Vec<(fs_err::File, u64)>,
@@ -28,7 +28,7 @@ impl Volumes {
 
 impl Read for Volumes {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        // An empty file ends where the one before it does, and so is passed over.
+        // An empty file ends where the one before it ends, so it is skipped.
         let index = self.files.partition_point(|(_, end)| *end <= self.at);
         let start = index.checked_sub(1).map_or(0, |before| self.files[before].1);
         let Some((file, end)) = self.files.get_mut(index) else { return Ok(0) };
@@ -47,7 +47,7 @@ impl Seek for Volumes {
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
             SeekFrom::End(by) => self.len().checked_add_signed(by),
         };
-        self.at = target.ok_or_else(|| io::Error::other("a place before the archive's begin"))?;
+        self.at = target.ok_or_else(|| io::Error::other("a position before the start of the archive"))?;
         Ok(self.at)
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_is_read_and_sought_like_one_file() {
+    fn volumes_are_read_and_sought_like_one_file() {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<_> = ["abc", "", "d", "efgh"]
             .iter()

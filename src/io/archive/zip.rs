@@ -1,4 +1,4 @@
-//! Zip: its directory is checked first, then each entry is unpacked.
+//! Zip: the directory is checked first, then each entry is unpacked.
 
 use std::io::{BufReader, Read, Seek};
 

@@ -1,6 +1,6 @@
 //! Captions of images in COCO's annotation format.
 //!
-//! Index i of a data set is the i-th entry of the file's `images`; the captions of an image stand in the
+//! Index i of a data set is the i-th entry of the file's `images`; the captions of an image are in the
 //! order of the file's `annotations`. Latents, embeddings and losses all rely on this order.
 //! Source: the COCO data format, captions (`captions_train2017.json`).
 
@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// How many names a message lists before it only counts.
+/// The most names that a message lists.
 const LISTED: usize = 3;
 
-/// Why captions could not be read, or don't fit their images.
+/// Why captions could not be read, or do not match their images.
 #[derive(Debug, thiserror::Error)]
 pub enum CocoError {
     /// The operating system refused; fs-err puts the path into the message.
@@ -25,17 +25,17 @@ pub enum CocoError {
     Json {
         /// The annotation file.
         path: PathBuf,
-        /// What the parser met, with line and column.
+        /// The error of the parser, with line and column.
         source: serde_json::Error,
     },
     /// Two images share an id, or a file name.
-    #[error("{}: {what} {value} stands twice in `images`", path.display())]
+    #[error("{}: {what} {value} occurs twice in `images`", path.display())]
     Duplicate {
         /// The annotation file.
         path: PathBuf,
         /// `id` or `file_name`.
         what: &'static str,
-        /// The value found twice.
+        /// The duplicate value.
         value: String,
     },
     /// A caption belongs to no image.
@@ -48,32 +48,32 @@ pub enum CocoError {
         /// The id that is missing.
         image_id: u64,
     },
-    /// Images have fewer captions than are needed.
+    /// Images have too few captions.
     #[error("{}: {count} images have fewer than {expected} captions, for instance {}", path.display(), some(examples))]
     TooFew {
         /// The annotation file.
         path: PathBuf,
-        /// How many images.
+        /// Number of images.
         count: usize,
-        /// Captions needed for each.
+        /// Captions needed for each image.
         expected: usize,
-        /// The first of them, with the number found.
+        /// The first of them, with their numbers of captions.
         examples: Vec<String>,
     },
-    /// There is nothing to learn from.
+    /// There is no image.
     #[error("{}: `images` is empty", path.display())]
     Empty {
         /// The annotation file.
         path: PathBuf,
     },
-    /// Images that the captions name are not in the folder.
+    /// Images named by the captions are not in the folder.
     #[error("{}: {count} of {total} images are missing, for instance {}", folder.display(), some(examples))]
     MissingFiles {
         /// The image folder.
         folder: PathBuf,
-        /// How many images.
+        /// Number of images.
         count: usize,
-        /// Images that the captions name.
+        /// Images named by the captions.
         total: usize,
         /// The first of them.
         examples: Vec<String>,
@@ -96,7 +96,7 @@ pub struct Captions {
 pub struct Item {
     /// The image's file, relative to the image folder.
     pub file_name: String,
-    /// Exactly as many captions as were asked for.
+    /// Exactly the requested number of captions.
     pub captions: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Captions {
     /// Reads the file and keeps the first `per_image` captions of each image.
     ///
     /// # Errors
-    /// If an image has fewer, if an id or a file name stands twice, or if a caption has no image.
+    /// If an image has fewer, if an id or a file name occurs twice, or if a caption has no image.
     pub fn read(path: impl AsRef<Path>, per_image: usize) -> Result<Self, CocoError> {
         Self::read_all(path.as_ref())?.cut(per_image, path.as_ref())
     }
@@ -112,7 +112,7 @@ impl Captions {
     /// Reads the file with all captions of each image, however many.
     ///
     /// # Errors
-    /// If an id or a file name stands twice, or if a caption has no image.
+    /// If an id or a file name occurs twice, or if a caption has no image.
     pub fn read_all(path: impl AsRef<Path>) -> Result<Self, CocoError> {
         let path = path.as_ref();
         let bytes = fs_err::read(path)?;
@@ -161,7 +161,7 @@ impl Captions {
         Ok(self)
     }
 
-    /// Refuses a folder in which an image's file is missing. Only names are looked at, not contents.
+    /// Checks that the folder has a file for each image. Only names are checked, not contents.
     pub fn check_files(&self, folder: impl AsRef<Path>) -> Result<(), CocoError> {
         let folder = folder.as_ref();
         let missing = |item: &&Item| !folder.join(&item.file_name).is_file();
@@ -213,7 +213,7 @@ mod tests {
         {"image_id": 4, "caption": "three"}, {"image_id": 9, "caption": "four"}, {"image_id": 4, "caption": "five"}"#;
 
     #[test]
-    fn order_is_the_files() {
+    fn the_order_is_that_of_the_file() {
         let captions = read(IMAGES, ANNOTATIONS, 2).unwrap();
         let expected = [("b.png", ["two", "four"]), ("a.png", ["one", "three"])];
         for (item, (file_name, captions)) in captions.items.iter().zip(expected) {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn mismatches_are_named() {
         assert_eq!(
             read(IMAGES, ANNOTATIONS, 3).unwrap_err(),
             "1 images have fewer than 3 captions, for instance b.png (2)"
@@ -237,9 +237,9 @@ mod tests {
             "annotation 0 has image_id 5, which no entry of `images` has"
         );
         let twice = r#"{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}"#;
-        assert_eq!(read(twice, "", 0).unwrap_err(), "id 1 stands twice in `images`");
+        assert_eq!(read(twice, "", 0).unwrap_err(), "id 1 occurs twice in `images`");
         let twice = r#"{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}"#;
-        assert_eq!(read(twice, "", 0).unwrap_err(), "file_name a stands twice in `images`");
+        assert_eq!(read(twice, "", 0).unwrap_err(), "file_name a occurs twice in `images`");
         assert_eq!(read("", "", 0).unwrap_err(), "`images` is empty");
         assert!(read(r#"{"id": 1}"#, "", 0).unwrap_err().contains("missing field `file_name` at line 1"));
     }
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_data_read() {
+    fn the_demo_data_can_be_read() {
         let captions = Captions::read("data/demo/captions.json", 5).unwrap();
         assert_eq!(captions.items.len(), 459);
         assert_eq!(captions.items[0].file_name, "000001.png");

@@ -1,15 +1,15 @@
-//! Captions as a text file, one a line.
+//! Captions as a text file, one per line.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a text file is no list of captions.
+/// Why a text file is not a list of captions.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptionListError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Bytes that are no text.
+    /// Not UTF-8.
     #[error("{}: line {line} is not UTF-8", path.display())]
     Utf8 {
         /// The file.
@@ -17,7 +17,7 @@ pub enum CaptionListError {
         /// The line, from 1.
         line: usize,
     },
-    /// A line between captions holds none: images are numbered by lines, so it can't be passed over.
+    /// A blank line between captions: images are numbered by lines, so it cannot be skipped.
     #[error("{}: line {line} is blank, expected a caption on every line", path.display())]
     Blank {
         /// The file.
@@ -25,18 +25,18 @@ pub enum CaptionListError {
         /// The line, from 1.
         line: usize,
     },
-    /// There is nothing to draw.
-    #[error("{}: no caption, expected one a line", path.display())]
+    /// There is no caption.
+    #[error("{}: no captions, expected one per line", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
 }
 
-/// Reads the captions of a file in UTF-8, with line ends of any system; blank lines at its end don't count.
+/// Reads the captions of a file in UTF-8, with the line ends of any system; blank lines at its end are ignored.
 ///
 /// # Errors
-/// The file can't be read, holds no caption, or a blank line between captions.
+/// The file cannot be read, or has no captions, or a blank line between captions.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
     let path = path.as_ref();
     let bytes = fs_err::read(path)?;
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caption_a_line() {
+    fn one_caption_per_line() {
         let expected = Ok(vec!["a cat".to_owned(), "two dogs, ünder a tree".to_owned()]);
         for text in [
             "a cat\ntwo dogs, ünder a tree",
@@ -80,9 +80,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_told() {
+    fn an_invalid_list_is_an_error() {
         for text in ["", "\n", " \r\n\n"] {
-            assert_eq!(of(text.as_bytes()), Err("no caption, expected one a line".to_owned()), "{text:?}");
+            assert_eq!(of(text.as_bytes()), Err("no captions, expected one per line".to_owned()), "{text:?}");
         }
         let blank = "line 2 is blank, expected a caption on every line".to_owned();
         assert_eq!(of(b"a\n\nb\n"), Err(blank));

@@ -1,4 +1,4 @@
-//! Captions: lists of lines, and COCO's annotations.
+//! Captions: text files with one per line, and COCO annotations.
 
 pub mod coco;
 pub mod list;

@@ -1,47 +1,49 @@
-//! Web addresses: what of them may be shown, whose they are, where a redirect leads.
+//! Web addresses: what of them may be shown, which server they name, where a redirect leads.
 
 use sha2::{Digest, Sha256};
+use url::{Origin, Url};
 
 use super::hash::hex;
 
-/// The address without what may be secret: a user's name and password, and the query.
-pub fn shown(url: &str) -> String {
-    let (base, query) = parts(url);
+/// The address without what may be secret: user name, password and query.
+pub fn shown(address: &str) -> String {
+    let (base, query) = split(address);
     if query.is_empty() { base } else { format!("{base}?…") }
 }
 
-/// A name of the address that keeps its secrets and still tells two addresses apart.
+/// A name for the address that contains no secret and still distinguishes two addresses.
 ///
-/// A user, a password and the signature of an address that holds for a while are left out, so that a renewed one
-/// names the same file; of the rest of the query, which may choose the file, a hash stays.
-pub fn name(url: &str) -> String {
-    let (base, query) = parts(url);
-    let query = unsigned(query);
+/// User name, password and the parameters of a signature are left out, so that a renewed signature names the same
+/// file. The rest of the query may select the file: its hash is part of the name.
+pub fn name(address: &str) -> String {
+    let (base, query) = split(address);
+    let query = unsigned(&query);
     if query.is_empty() {
         return base;
     }
     format!("{base}?{}", &hex(&Sha256::digest(query))[..16])
 }
 
-/// A text with every web address in it as its [`name`].
+/// The text with every web address in it as its [`name`].
 pub fn redact_urls(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
     let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = ["http://", "https://"].iter().filter_map(|scheme| rest.find(scheme)).min() {
-        let (before, from) = rest.split_at(at);
+    let mut done = 0;
+    while let Some(at) = ["http://", "https://"].iter().filter_map(|scheme| lower[done..].find(scheme)).min()
+    {
+        let (before, from) = text[done..].split_at(at);
         let ends = |c: char| c.is_whitespace() || ['"', '\'', '`'].contains(&c);
-        let (address, after) = from.split_at(from.find(ends).unwrap_or(from.len()));
-        out.push_str(before);
-        out.push_str(&name(address));
-        rest = after;
+        let address = from.split(ends).next().unwrap_or(from);
+        out = out + before + &name(address);
+        done += at + address.len();
     }
-    out + rest
+    out + &text[done..]
 }
 
-/// The signatures of the stores that sign addresses: how their parameters begin or are called, and one that is
-/// always among them, for the others are called as anything might be.
+/// The signatures of object stores: a parameter that each signature contains, and the names of all its parameters. The
+/// other names are too common to identify a signature by themselves.
 const SIGNATURES: [(&str, &[&str]); 4] = [
-    // Amazon S3 and those that speak as it does.
+    // Amazon S3 and compatible stores.
     ("x-amz-signature", &["x-amz-*"]),
     // Google Cloud Storage.
     ("x-goog-signature", &["x-goog-*"]),
@@ -72,46 +74,35 @@ fn unsigned(query: &str) -> String {
 }
 
 /// The address without user and query, and the query.
-fn parts(url: &str) -> (String, &str) {
-    let whole = url.split('#').next().unwrap_or(url);
-    let (base, query) = whole.split_once('?').unwrap_or((whole, ""));
-    let (scheme, rest) = base.split_once("://").unwrap_or(("", base));
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = authority.rsplit('@').next().unwrap_or(authority);
-    let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
-    (format!("{scheme}{host}{path}"), query)
-}
-
-/// Scheme, host and port: who is asked, and so who may see a token.
-pub fn origin(url: &str) -> (String, String, u16) {
-    let (base, _) = parts(url);
-    let (scheme, rest) = base.split_once("://").unwrap_or(("", &base));
-    let scheme = scheme.to_ascii_lowercase();
-    let authority = rest.split('/').next().unwrap_or(rest).to_ascii_lowercase();
-    let usual = if scheme == "http" { 80 } else { 443 };
-    // An IPv6 address has colons inside its brackets.
-    let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
-    match port.and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?))) {
-        Some((host, port)) => (scheme, host, port),
-        None => (scheme, authority, usual),
+fn split(address: &str) -> (String, String) {
+    if !address.contains(['@', '?', '#']) {
+        return (address.to_owned(), String::new());
     }
+    let Some(mut url) = Url::parse(address).ok().filter(Url::has_host) else {
+        // Any part of what cannot be parsed may be a password.
+        let scheme = address.find("://").map_or("", |at| &address[..at + 3]);
+        return (format!("{scheme}…"), String::new());
+    };
+    let query = url.query().unwrap_or_default().to_owned();
+    // These fail only without a host.
+    let _ = (url.set_username(""), url.set_password(None));
+    url.set_query(None);
+    url.set_fragment(None);
+    (url.into(), query)
 }
 
-/// Where a `Location` header leads from an address.
-pub fn join(url: &str, location: &str) -> String {
-    let scheme_end = url.find("://").map_or(0, |at| at + 3);
-    let path_start = url[scheme_end..].find('/').map_or(url.len(), |at| scheme_end + at);
-    let is_absolute = location.split(['/', '?', '#']).next().is_some_and(|start| start.ends_with(':'));
-    if is_absolute {
-        location.to_owned()
-    } else if location.starts_with("//") {
-        format!("{}:{location}", url[..scheme_end].trim_end_matches("://"))
-    } else if location.starts_with('/') {
-        format!("{}{location}", &url[..path_start])
-    } else {
-        let path = url.split(['?', '#']).next().unwrap_or(url);
-        let folder = path.rfind('/').filter(|at| *at >= path_start).map_or(path, |at| &path[..at]);
-        format!("{folder}/{location}")
+/// Scheme, host and port: the server that is asked, and so the one that may see a token. An address that cannot be
+/// parsed has an origin that equals no other.
+pub fn origin(address: &str) -> Origin {
+    Url::parse(address).map_or_else(|_| Origin::new_opaque(), |url| url.origin())
+}
+
+/// Where a `Location` or `Link` header leads from an address: only ever to a web address.
+pub fn join(url: &Url, location: &str) -> Result<Url, String> {
+    let url = url.join(location).map_err(|error| error.to_string())?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        other => Err(format!("a redirect to `{other}:`, expected http or https")),
     }
 }
 
@@ -124,13 +115,36 @@ mod tests {
         for (url, expected) in [
             ("https://example.org/a/b.zip", "https://example.org/a/b.zip"),
             ("https://me:pass@example.org:8443/a?token=abc#x", "https://example.org:8443/a?…"),
+            ("https://me@example.org/a", "https://example.org/a"),
+            ("https://:pass@example.org/a", "https://example.org/a"),
+            ("https://me:p%40ss:w@rd@example.org/a#key=abc", "https://example.org/a"),
+            ("HTTPS://me:pass@Example.ORG:443", "https://example.org/"),
+            ("HTTPS://example.org:443", "HTTPS://example.org:443"),
+            ("https://me:pass@[2001:DB8::1]:8443/a?token=abc", "https://[2001:db8::1]:8443/a?…"),
+            ("https:\\\\me:pass@example.org\\a", "https://example.org/a"),
             ("https://example.org/a@b?", "https://example.org/a@b"),
+            ("https://me@example.org/a b/%41/ü/../c", "https://example.org/a%20b/%41/c"),
+            ("https://me@bücher.example/f", "https://xn--bcher-kva.example/f"),
             ("http://", "http://"),
         ] {
             assert_eq!(shown(url), expected);
         }
         let (one, two) = (name("https://example.org/f?id=1"), name("https://example.org/f?id=2"));
         assert!(one != two && one.starts_with("https://example.org/f?") && !one.contains("id="), "{one}");
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_parsed_shows_nothing_that_may_be_secret() {
+        for (url, expected) in [
+            ("http://me:pass@/x?key=abc", "http://…"),
+            ("https://me:pa/ss@example.org/", "https://…"),
+            ("https://me:pass@example.org:port/", "https://…"),
+            ("https://[::1?key=abc", "https://…"),
+            ("me:pass@example.org/x", "…"),
+            ("https://example.org:port/", "https://example.org:port/"),
+        ] {
+            assert_eq!((shown(url).as_str(), name(url).as_str()), (expected, expected));
+        }
     }
 
     #[test]
@@ -145,7 +159,7 @@ mod tests {
             assert_eq!(name(signed), plain);
         }
         assert_eq!(name("https://example.org/f?X-Amz-Signature=0a&X-Amz-Date=2024"), "https://example.org/f");
-        // Without a signature they may be anything.
+        // Without a signature, the same names may select the file.
         assert_ne!(name("https://example.org/f?se=1"), name("https://example.org/f?se=2"));
         assert_ne!(name("https://example.org/f?token=1"), name("https://example.org/f?token=2"));
     }
@@ -156,29 +170,72 @@ mod tests {
             "data.from = \"https://me:pass@a.example/f\" or 'http://b.example/g?sig=0a', else https://c/";
         let expected = "data.from = \"https://a.example/f\" or 'http://b.example/g', else https://c/";
         assert_eq!(redact_urls(text), expected);
+        assert_eq!(redact_urls("é HTTPS://me:pass@A.example/f é"), "é https://a.example/f é");
+        assert_eq!(
+            redact_urls("see https://a.example, or http://[::1]:81/x."),
+            "see https://a.example, or http://[::1]:81/x."
+        );
+        assert_eq!(redact_urls("https://me:pass@ https://me:pass@[::1]/x"), "https://… https://[::1]/x");
         assert_eq!(redact_urls("loss.time_samples=4"), "loss.time_samples=4");
     }
 
     #[test]
     fn an_origin_has_a_port() {
-        assert_eq!(origin("https://Hub.example/a"), ("https".into(), "hub.example".into(), 443));
-        assert_eq!(origin("http://u:p@127.0.0.1:81?q"), ("http".into(), "127.0.0.1".into(), 81));
-        assert_ne!(origin("http://127.0.0.1:81"), origin("http://127.0.0.1:82"));
-        assert_ne!(origin("http://hub.example"), origin("https://hub.example"));
-        assert_eq!(origin("http://[::1]/x"), ("http".into(), "[::1]".into(), 80));
-        assert_eq!(origin("http://[::1]:8080/x"), ("http".into(), "[::1]".into(), 8080));
+        for (one, two) in [
+            ("https://Hub.example/a", "HTTPS://hub.example:443/b?c"),
+            ("http://u:p@127.0.0.1:81?q", "http://127.0.0.1:81/"),
+            ("http://127.0.0.1", "http://127.1:80"),
+            ("http://[::1]/x", "http://u@[0:0:0:0:0:0:0:1]:80/y"),
+            ("https://hub.example\\@evil.example/", "https://hub.example"),
+        ] {
+            assert_eq!(origin(one), origin(two));
+        }
+        for (one, two) in [
+            ("http://127.0.0.1:81", "http://127.0.0.1:82"),
+            ("http://hub.example", "https://hub.example"),
+            ("http://hub.example:443", "https://hub.example:443"),
+            ("http://[::1]/x", "http://[::1]:8080/x"),
+            ("https://hub.example", "https://hub.example.evil.example"),
+            ("https://hub.example@evil.example/", "https://hub.example"),
+            ("https://hub.example:pass@evil.example/", "https://hub.example"),
+            ("https://evil.example/https://hub.example", "https://hub.example"),
+            ("https://evil.example#@hub.example", "https://hub.example"),
+            ("https://hub.example.", "https://hub.example"),
+            ("http://", "http://"),
+        ] {
+            assert_ne!(origin(one), origin(two));
+        }
     }
 
     #[test]
     fn redirects_are_relative_or_not() {
+        let join = |url: &str, location: &str| join(&Url::parse(url).unwrap(), location).map(String::from);
         for (location, expected) in [
             ("https://cdn.example/x?y=a:b", "https://cdn.example/x?y=a:b"),
+            ("HTTPS://CDN.example:443/X", "https://cdn.example/X"),
             ("//cdn.example/x", "http://cdn.example/x"),
-            ("/x?to=http://z", "http://hub.example:80/x?to=http://z"),
-            ("x", "http://hub.example:80/a/x"),
+            ("/x?to=http://z", "http://hub.example:8080/x?to=http://z"),
+            ("x", "http://hub.example:8080/a/x"),
+            ("../x y", "http://hub.example:8080/x%20y"),
+            ("?d", "http://hub.example:8080/a/b?d"),
+            ("http:x", "http://hub.example:8080/a/x"),
+            ("http:/x", "http://hub.example:8080/x"),
+            ("https:x", "https://x/"),
+            ("\\\\cdn.example\\x", "http://cdn.example/x"),
+            ("//[::1]:81/x", "http://[::1]:81/x"),
+            ("/a%2Fb%3f", "http://hub.example:8080/a%2Fb%3f"),
         ] {
-            assert_eq!(join("http://hub.example:80/a/b?c=/d", location), expected);
+            assert_eq!(join("http://hub.example:8080/a/b?c=/d", location).as_deref(), Ok(expected));
         }
-        assert_eq!(join("http://hub.example", "x"), "http://hub.example/x");
+        assert_eq!(join("http://hub.example", "x").as_deref(), Ok("http://hub.example/x"));
+        // The user of an address is for its own server.
+        assert_eq!(join("http://u:p@hub.example/a", "/x").as_deref(), Ok("http://u:p@hub.example/x"));
+        assert_eq!(
+            join("http://u:p@hub.example/a", "//cdn.example/x").as_deref(),
+            Ok("http://cdn.example/x")
+        );
+        for location in ["file:///etc/passwd", "ftp://hub.example/x", "data:,x", "http://[::1", "//"] {
+            assert!(join("http://hub.example/", location).is_err(), "{location}");
+        }
     }
 }

@@ -1,25 +1,27 @@
-//! One HTTP client for all downloads: redirects, tokens, and patience.
+//! One HTTP client for all downloads: redirects, tokens and retries.
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use ureq::http::header::{self, HeaderName};
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
+use url::{Origin, Url};
 
 use super::FetchError;
 use super::address::{join, origin, redact_urls, shown};
 
-/// How patiently to ask.
+/// How often and how long to try again.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
-    /// Attempts without a new byte before giving up.
+    /// Attempts in a row without a new byte before giving up.
     pub attempts: u32,
-    /// Pause before the second attempt; doubled for each further one.
+    /// Pause before the second attempt; doubled for each one after it.
     pub pause: Duration,
-    /// The longest that a server may ask to wait.
+    /// The longest wait that a server may ask for.
     pub longest: Duration,
 }
 
@@ -29,21 +31,21 @@ impl Default for RetryPolicy {
     }
 }
 
-/// A secret, and the address whose server may see it. No other server does, whatever a redirect says.
+/// A secret, and the only server that may see it, whatever a redirect says.
 #[derive(Clone)]
 pub struct Token {
     secret: String,
-    of: String,
+    of: Origin,
 }
 
 impl Token {
     /// The secret for the server at `of`.
-    pub fn new(secret: String, of: String) -> Self {
-        Self { secret, of }
+    pub fn new(secret: String, of: &str) -> Self {
+        Self { secret, of: origin(of) }
     }
 
-    fn header(&self, url: &str) -> Option<String> {
-        (origin(url) == origin(&self.of)).then(|| format!("Bearer {}", self.secret))
+    fn header(&self, url: &Url) -> Option<String> {
+        (url.origin() == self.of).then(|| format!("Bearer {}", self.secret))
     }
 }
 
@@ -53,28 +55,28 @@ impl Debug for Token {
     }
 }
 
-/// What to ask for.
+/// The request's method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
     Get,
     Head,
 }
 
-/// What became of one attempt that did not end in an error.
+/// The result of one attempt, unless it is a final error.
 pub(super) enum Attempt<T> {
     Complete(T),
-    CachedRun {
+    Retry {
         reason: String,
-        /// What the server asks to wait at least.
+        /// The least wait that the server asks for.
         wait: Option<Duration>,
-        /// Whether anything came.
+        /// Whether any bytes arrived.
         progress: bool,
     },
 }
 
 impl<T> Attempt<T> {
-    pub fn again(reason: impl Into<String>) -> Self {
-        Attempt::CachedRun { reason: reason.into(), wait: None, progress: false }
+    pub fn retry(reason: impl Into<String>) -> Self {
+        Attempt::Retry { reason: reason.into(), wait: None, progress: false }
     }
 }
 
@@ -82,16 +84,16 @@ impl<T> Attempt<T> {
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
-    patience: RetryPolicy,
+    policy: RetryPolicy,
     stop: AtomicBool,
 }
 
 impl Client {
-    /// A client of this patience.
-    pub fn new(patience: RetryPolicy) -> Self {
+    /// A client with this policy.
+    pub fn new(policy: RetryPolicy) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            // The client would send a token to another port of the host that a redirect names.
+            // By itself it would send a token to another port of the same host after a redirect.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(Duration::from_secs(30)))
@@ -99,10 +101,10 @@ impl Client {
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build()
             .into();
-        Self { agent, patience, stop: AtomicBool::new(false) }
+        Self { agent, policy, stop: AtomicBool::new(false) }
     }
 
-    /// Makes every request under way end with [`FetchError::Stopped`].
+    /// Ends all requests in progress with [`FetchError::Stopped`].
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -111,7 +113,7 @@ impl Client {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Asks once, and follows redirects. The address of an error is the one that was asked last.
+    /// Sends one request and follows redirects. An error holds the last address that was asked.
     pub(super) fn ask(
         &self,
         verb: Verb,
@@ -119,13 +121,15 @@ impl Client {
         token: Option<&Token>,
         headers: &[(HeaderName, String)],
     ) -> Result<Response<Body>, Unanswered> {
-        let mut url = url.to_owned();
+        let bad =
+            |url: &str, error: String| Unanswered { url: url.into(), error: ureq::Error::BadUri(error) };
+        let mut url = Url::parse(url).map_err(|error| bad(url, error.to_string()))?;
         for _ in 0..10 {
             let mut request = match verb {
-                Verb::Get => self.agent.get(&url),
-                Verb::Head => self.agent.head(&url),
+                Verb::Get => self.agent.get(url.as_str()),
+                Verb::Head => self.agent.head(url.as_str()),
             };
-            // Compressed in transfer, a range would count other bytes than those of the file.
+            // Of a compressed answer, a range would count other bytes than those of the file.
             request = request.header(header::ACCEPT_ENCODING, "identity");
             for (name, value) in headers {
                 request = request.header(name, value);
@@ -133,28 +137,28 @@ impl Client {
             if let Some(secret) = token.and_then(|token| token.header(&url)) {
                 request = request.header(header::AUTHORIZATION, secret);
             }
-            let response = request.call().map_err(|error| Unanswered { url: url.clone(), error })?;
+            let response = request.call().map_err(|error| Unanswered { url: url.to_string(), error })?;
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             match location.filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)) {
-                Some(location) => url = join(&url, location),
+                Some(location) => url = join(&url, location).map_err(|error| bad(url.as_str(), error))?,
                 None => return Ok(response),
             }
         }
-        Err(Unanswered { url, error: ureq::Error::TooManyRedirects })
+        Err(Unanswered { url: url.into(), error: ureq::Error::TooManyRedirects })
     }
 
-    /// A text, whatever the answer's status is.
+    /// The answer's body as text, whatever its status is.
     ///
     /// # Errors
-    /// A server that can't be reached, or goes on to fail.
+    /// The server cannot be reached, or fails at each attempt.
     pub fn text(&self, url: &str, token: Option<&Token>) -> Result<Response<String>, FetchError> {
         self.retry(url, || {
             let response = match self.ask(Verb::Get, url, token, &[]) {
                 Ok(response) => response,
                 Err(unanswered) => return unanswered.classify(url),
             };
-            if let Some(again) = retry_after_status(&response) {
-                return Ok(again);
+            if let Some(retry) = retry_after_status(&response) {
+                return Ok(retry);
             }
             let (head, mut body) = response.into_parts();
             match body.read_to_string() {
@@ -164,7 +168,7 @@ impl Client {
         })
     }
 
-    /// Attempts until one is complete, or too many in a row brought nothing.
+    /// Tries until an attempt is complete, or too many in a row made no progress.
     pub(super) fn retry<T>(
         &self,
         url: &str,
@@ -174,27 +178,27 @@ impl Client {
         loop {
             let (reason, wait, progress) = match attempt()? {
                 Attempt::Complete(done) => return Ok(done),
-                Attempt::CachedRun { reason, wait, progress } => (reason, wait, progress),
+                Attempt::Retry { reason, wait, progress } => (reason, wait, progress),
             };
             failures = if progress { 1 } else { failures + 1 };
             let wait = wait.unwrap_or_default();
             let give_up = |reason| FetchError::Transfer { url: shown(url), attempts: failures, reason };
-            if wait > self.patience.longest {
+            if wait > self.policy.longest {
                 return Err(give_up(format!("{reason}, and asks to wait {} seconds", wait.as_secs())));
             }
-            if failures >= self.patience.attempts {
+            if failures >= self.policy.attempts {
                 return Err(give_up(reason));
             }
-            // One failure passes; who waits for more must know what for.
+            // One failure is common; after a second one, users must know what they wait for.
             match failures {
                 2 => tracing::warn!(
-                    "{}: {reason}; still asking, {} times in all",
+                    "{}: {reason}; trying again, {} times in all",
                     shown(url),
-                    self.patience.attempts
+                    self.policy.attempts
                 ),
-                _ => tracing::info!("{}: {reason}; asking again", shown(url)),
+                _ => tracing::info!("{}: {reason}; trying again", shown(url)),
             }
-            let until = Instant::now() + wait.max(self.patience.pause * 2u32.saturating_pow(failures - 1));
+            let until = Instant::now() + wait.max(self.policy.pause * 2u32.saturating_pow(failures - 1));
             while !self.stopped() && Instant::now() < until {
                 thread::sleep(Duration::from_millis(50).min(until - Instant::now()));
             }
@@ -205,39 +209,39 @@ impl Client {
     }
 }
 
-/// A request that no answer came to.
+/// A request that got no answer.
 pub(super) struct Unanswered {
-    /// Who was asked, which after a redirect is another one than was meant.
+    /// The address that was asked, after redirects.
     url: String,
     error: ureq::Error,
 }
 
 impl Unanswered {
-    /// Worth another attempt at the address that was meant, or final.
-    pub fn classify<T>(self, meant: &str) -> Result<Attempt<T>, FetchError> {
+    /// Whether the request for `requested` is worth another attempt, or the error is final.
+    pub fn classify<T>(self, requested: &str) -> Result<Attempt<T>, FetchError> {
         use ureq::Error::{ConnectionFailed, HostNotFound, Io, Protocol, Timeout};
         let Self { url, error } = self;
-        // Some of the client's errors repeat the address, which may be none that `hushed` would know.
+        // Some errors of ureq repeat the address.
         let mut reason = redact_urls(&error.to_string().replace(&url, &shown(&url)));
-        if origin(&url) != origin(meant) {
+        if url != requested && origin(&url) != origin(requested) {
             reason = format!("{reason}, after a redirect to {}", shown(&url));
         }
         if matches!(error, ConnectionFailed | HostNotFound | Io(_) | Protocol(_) | Timeout(_)) {
-            return Ok(Attempt::again(reason));
+            return Ok(Attempt::retry(reason));
         }
-        Err(FetchError::Request { url: shown(meant), reason })
+        Err(FetchError::Request { url: shown(requested), reason })
     }
 }
 
-/// Whether the server may give another answer to the same request a moment later, and when.
+/// The retry, where the same request may succeed a moment later.
 pub(super) fn retry_after_status<B, T>(response: &Response<B>) -> Option<Attempt<T>> {
     let status = response.status();
-    let passing = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
-    if !status.is_server_error() && !passing {
+    let is_temporary = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
+    if !status.is_server_error() && !is_temporary {
         return None;
     }
     let reason = format!("the server answered {status}");
-    Some(Attempt::CachedRun { reason, wait: retry_after(response), progress: false })
+    Some(Attempt::Retry { reason, wait: retry_after(response), progress: false })
 }
 
 /// `Retry-After` in seconds or as a date.
@@ -246,8 +250,14 @@ fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    Some(Duration::try_from(http_date(text)?.duration_since(Timestamp::now())).unwrap_or_default())
+}
+
+/// A date in one of the three forms of RFC 9110, section 5.6.7.
+pub(super) fn http_date(text: &str) -> Option<Timestamp> {
+    let forms = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    let date = forms.iter().find_map(|form| DateTime::strptime(form, text).ok())?;
+    date.to_zoned(TimeZone::UTC).ok().map(|date| date.timestamp())
 }
 
 #[cfg(test)]
@@ -256,10 +266,23 @@ mod tests {
 
     #[test]
     fn a_token_is_for_one_server_and_not_shown() {
-        let token = Token::new("hf_secret".into(), "https://hub.example".into());
-        assert_eq!(token.header("https://hub.example/api").as_deref(), Some("Bearer hf_secret"));
-        for other in ["http://hub.example/api", "https://hub.example:444/", "https://cdn.example/"] {
-            assert_eq!(token.header(other), None, "{other}");
+        let token = Token::new("hf_secret".into(), "https://Hub.example");
+        let header = |url: &str| token.header(&Url::parse(url).unwrap());
+        for same in ["https://hub.example/api", "HTTPS://HUB.example:443", "https://me:pass@hub.example/"] {
+            assert_eq!(header(same).as_deref(), Some("Bearer hf_secret"), "{same}");
+        }
+        for other in [
+            "http://hub.example/api",
+            "https://hub.example:444/",
+            "https://cdn.example/",
+            "https://hub.example@cdn.example/",
+            "https://hub.example.cdn.example/",
+        ] {
+            assert_eq!(header(other), None, "{other}");
+        }
+        for wrong in ["hub.example", "https://", "data:,x"] {
+            let token = Token::new("hf_secret".into(), wrong);
+            assert_eq!(token.header(&Url::parse("https://hub.example").unwrap()), None, "{wrong}");
         }
         assert!(!format!("{token:?}").contains("secret"));
     }
@@ -271,9 +294,29 @@ mod tests {
         };
         assert_eq!(answer("7"), Some(Duration::from_secs(7)));
         assert_eq!(answer("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
-        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        let later = Timestamp::now() + Duration::from_secs(100);
+        let later = later.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
         let seconds = answer(&later).unwrap().as_secs();
         assert!((98..=100).contains(&seconds), "{seconds}");
         assert_eq!(answer("soon"), None);
+    }
+
+    #[test]
+    fn a_date_has_one_of_three_forms() {
+        let seconds = |text: &str| http_date(text).map(|date| date.as_second());
+        // The examples of RFC 9110.
+        for text in
+            ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+        {
+            assert_eq!(seconds(text), Some(784_111_777), "{text}");
+        }
+        assert_eq!(seconds("Thu, 01 Jan 2026 00:00:00 GMT"), Some(1_767_225_600));
+        assert_eq!(seconds("Thursday, 01-Jan-26 00:00:00 GMT"), Some(1_767_225_600));
+        assert_eq!(seconds("Thu Jan 15 00:00:00 2026"), Some(1_768_435_200));
+        for wrong in
+            ["", "1994-11-06T08:49:37Z", "Sun, 32 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 +0200"]
+        {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
     }
 }

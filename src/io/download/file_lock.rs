@@ -1,10 +1,10 @@
-//! Locks on files that are replaced or removed while others wait for them.
+//! Locks on files that may be replaced or removed while others wait for them.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Holds the file that stands at a path; let go when dropped, or when the process ends in any way.
+/// A lock on the file at a path; released when dropped, or when the process ends in any way.
 #[derive(Debug)]
 pub struct FileLock {
     path: PathBuf,
@@ -12,19 +12,19 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Waits until nobody else holds the file, which is made if need be.
+    /// Waits for an exclusive lock on the file, which is created if missing.
     ///
     /// # Errors
-    /// A file that cannot be made or locked.
+    /// The file cannot be created or locked.
     pub fn exclusive(path: &Path) -> io::Result<Self> {
         Self::hold(path, |file| file.lock().map(|()| true))?
-            .ok_or_else(|| io::Error::other("a lock got lost"))
+            .ok_or_else(|| io::Error::other("the lock was lost"))
     }
 
-    /// Holds the file if nobody else does.
+    /// An exclusive lock, if nobody else holds one.
     ///
     /// # Errors
-    /// A file that cannot be made or locked.
+    /// The file cannot be created or locked.
     pub fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
         Self::hold(path, |file| match file.try_lock() {
             Ok(()) => Ok(true),
@@ -33,13 +33,13 @@ impl FileLock {
         })
     }
 
-    /// Waits until nobody holds the file alone, and holds it together with others.
+    /// Waits for a shared lock.
     ///
     /// # Errors
-    /// A file that cannot be made or locked.
+    /// The file cannot be created or locked.
     pub fn shared(path: &Path) -> io::Result<Self> {
         Self::hold(path, |file| file.lock_shared().map(|()| true))?
-            .ok_or_else(|| io::Error::other("a lock got lost"))
+            .ok_or_else(|| io::Error::other("the lock was lost"))
     }
 
     fn hold(path: &Path, lock: impl Fn(&std::fs::File) -> io::Result<bool>) -> io::Result<Option<Self>> {
@@ -55,37 +55,37 @@ impl FileLock {
         }
     }
 
-    /// Whether the file still stands at its path: a lock on one that was replaced excludes nobody.
+    /// Whether the file is still the one at its path: a lock on a replaced file excludes nobody.
     fn is_current(&self) -> io::Result<bool> {
         let held = self.file.metadata()?;
         let current = fs_err::metadata(&self.path).ok();
         Ok(current.is_some_and(|current| current.ino() == held.ino() && current.dev() == held.dev()))
     }
 
-    /// Holds the file together with others from now on. Another may have held it alone in between.
+    /// Exchanges the lock for a shared one. Another process may hold an exclusive one in between.
     ///
     /// # Errors
-    /// A file that cannot be locked.
+    /// The file cannot be locked.
     pub fn downgrade(self) -> io::Result<Self> {
         let path = self.path.clone();
         drop(self);
         Self::shared(&path)
     }
 
-    /// Holds the file alone, if nobody holds it together with this one.
+    /// Exchanges the lock for an exclusive one, if nobody else holds one.
     ///
     /// # Errors
-    /// A file that cannot be locked.
+    /// The file cannot be locked.
     pub fn try_upgrade(self) -> io::Result<Option<Self>> {
         let path = self.path.clone();
         drop(self);
         Self::try_exclusive(&path)
     }
 
-    /// Removes the file: whoever waits for it makes a new one.
+    /// Removes the file: who waits for it creates a new one.
     ///
     /// # Errors
-    /// A file that cannot be removed.
+    /// The file cannot be removed.
     pub fn remove(self) -> io::Result<()> {
         fs_err::remove_file(&self.path)
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_hold_it_together_and_one_alone() {
+    fn many_share_a_lock_and_one_excludes_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let one = FileLock::shared(&path).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_a_file_that_was_removed_holds_the_new_one() {
+    fn a_waiter_for_a_removed_file_locks_the_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let first = FileLock::exclusive(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The digests that files from elsewhere are told apart by.
+//! Digests of downloaded files.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// The digests of bytes that come one after the other.
+/// The digests of a stream of bytes.
 pub(super) struct Hashes {
     sha256: Sha256,
-    /// Git's name of a file begins with its size, which must be known before.
+    /// Git hashes a file's size first, so that it must be known in advance.
     blob: Option<(u64, Sha1)>,
 }
 
 impl Hashes {
-    /// `blob` is the size of the file where git's name of it is wanted too.
+    /// `blob` is the size of the file, if its git blob id is needed too.
     pub fn new(blob: Option<u64>) -> Self {
         let blob = blob.map(|size| (size, Sha1::new_with_prefix(format!("blob {size}\0"))));
         Self { sha256: Sha256::new(), blob }
@@ -27,12 +27,12 @@ impl Hashes {
         }
     }
 
-    /// The same for no bytes yet.
+    /// Starts again without any bytes.
     pub fn restart(&mut self) {
         *self = Self::new(self.blob.as_ref().map(|(size, _)| *size));
     }
 
-    /// SHA-256, and git's name, both in hexadecimal.
+    /// SHA-256 and git blob id, in hexadecimal.
     pub fn finish(self) -> (String, Option<String>) {
         (hex(&self.sha256.finalize()), self.blob.map(|(_, sha1)| hex(&sha1.finalize())))
     }
@@ -49,7 +49,7 @@ pub fn sha256(path: &Path) -> io::Result<(String, u64)> {
     Ok((hashes.finish().0, bytes))
 }
 
-/// Hashes all that a reader gives, and counts it.
+/// Hashes all bytes of a reader and counts them.
 pub(super) fn feed(from: &mut impl Read, hashes: &mut Hashes) -> io::Result<u64> {
     let mut buffer = vec![0; 1 << 17];
     let mut bytes = 0;

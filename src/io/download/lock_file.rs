@@ -1,6 +1,6 @@
-//! `attrflow.lock`: what remote addresses gave when they were first downloaded.
+//! `attrflow.lock`: the digests of remote files at their first download.
 //!
-//! One entry a line, sorted, so that a change of it reads well under version control.
+//! One entry per line, sorted, so that changes are easy to read under version control.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file_lock::FileLock;
 
-/// What a remote file was.
+/// The pinned content of a remote file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
@@ -27,7 +27,7 @@ pub struct Pin {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pins {
-    /// The format's version; 0 where nothing was written yet.
+    /// The format's version; 0 for a new file.
     #[serde(default)]
     pub version: u32,
     /// Commits by `datasets/OWNER/REPO@REVISION`.
@@ -39,16 +39,16 @@ pub struct Pins {
 }
 
 const VERSION: u32 = 1;
-const HEAD: &str = "# Written by attrflow: what the pipelines' addresses gave when they were first downloaded.\n\
-                    # To accept what an address gives today, remove its line, and run with --force STAGE if the old bytes are in the cache.\n";
+const HEAD: &str = "# Written by attrflow: digests of remote files at their first download.\n\
+                    # To accept the current content of an address, remove its line; run with --force STAGE if the old content is cached.\n";
 
-/// A lock file that can't be used, or does not agree.
+/// Why a lock file cannot be used or updated.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Somebody edited it into something else.
+    /// Not a valid lock file.
     #[error("{}: {reason}", path.display())]
     Damaged {
         /// The lock file.
@@ -56,8 +56,8 @@ pub enum PinError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Another run pinned other bytes in the meantime.
-    #[error("{}: `{address}` gave sha256 {pinned} to another run a moment ago, and {found} to this one", path.display())]
+    /// Another run pinned other content in the meantime.
+    #[error("{}: `{address}`: another run has just pinned sha256 {pinned}, this run downloaded {found}", path.display())]
     Conflict {
         /// The lock file.
         path: PathBuf,
@@ -71,7 +71,7 @@ pub enum PinError {
 }
 
 impl PinError {
-    /// Whether the lock file stands where this user may not write.
+    /// Whether this user may not write the lock file.
     pub fn is_read_only(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         matches!(self, PinError::Io(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem))
@@ -79,10 +79,10 @@ impl PinError {
 }
 
 impl Pins {
-    /// Reads a lock file; one that is not there holds nothing.
+    /// Reads a lock file; a missing one is empty.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no lock file.
+    /// The file cannot be read, or is not a valid lock file.
     pub fn read(path: &Path) -> Result<Self, PinError> {
         let text = match fs_err::read_to_string(path) {
             Ok(text) => text,
@@ -97,12 +97,12 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The commit of a repository that the lock file has, or the one that was `found`, which it then has.
+    /// The pinned commit of a repository; if there is none, pins `found`.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn commit(path: &Path, repo: &str, found: &str) -> Result<String, PinError> {
-        let _held = FileLock::exclusive(path)?;
+        let _lock = FileLock::exclusive(path)?;
         let mut pins = Self::read(path)?;
         if let Some(commit) = pins.hub.get(repo) {
             return Ok(commit.clone());
@@ -112,15 +112,15 @@ impl Pins {
         Ok(found.to_owned())
     }
 
-    /// Adds to a lock file, and writes it if that changed it. A commit that another run pinned first stays.
+    /// Adds these pins to a lock file, and writes it if it changed. A commit that another run pinned first is kept.
     ///
     /// # Errors
-    /// A file that cannot be written; a file of another digest at an address that is pinned.
+    /// The file cannot be written, or an address is pinned with another digest.
     pub fn add_to(self, path: &Path) -> Result<(), PinError> {
         if self.hub.is_empty() && self.files.is_empty() {
             return Ok(());
         }
-        let _held = FileLock::exclusive(path)?;
+        let _lock = FileLock::exclusive(path)?;
         let before = Self::read(path)?;
         let mut pins = before.clone();
         for (repo, commit) in self.hub {
@@ -139,10 +139,10 @@ impl Pins {
         Ok(())
     }
 
-    /// Replaces the lock file, which must be held.
+    /// Replaces the lock file, which must be locked.
     fn write(&self, path: &Path) -> io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        // Readable by whom the umask lets: it is meant to be shared.
+        // The umask decides who may read it: it is meant to be shared.
         let mut file = tempfile::Builder::new()
             .prefix(".attrflow.lock-")
             .permissions(Permissions::from_mode(0o666))
@@ -174,7 +174,7 @@ impl Pins {
     }
 }
 
-/// The place of an entry for people: `attrflow.lock:7`.
+/// The location of an entry for messages: `attrflow.lock:7`.
 pub fn place(path: &Path, key: &str) -> String {
     let text = fs_err::read_to_string(path).unwrap_or_default();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -219,12 +219,12 @@ mod tests {
         assert_eq!(Pins::commit(&path, "datasets/o/r@main", "c1").unwrap(), "c0");
         assert_eq!(fs_err::read_to_string(&path).unwrap(), text, "the first commit stays");
         let error = pins(&[("https://a.example/f", "bb")]).add_to(&path).unwrap_err().to_string();
-        assert!(error.contains("gave sha256 aa to another run a moment ago, and bb to this one"), "{error}");
+        assert!(error.contains("another run has just pinned sha256 aa, this run downloaded bb"), "{error}");
         assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn what_is_no_lock_file_is_refused() {
+    fn an_invalid_lock_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attrflow.lock");
         for (text, reason) in [
@@ -240,14 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_that_may_not_be_written_is_told_apart() {
+    fn a_read_only_lock_file_is_recognised() {
         let of = |kind: io::ErrorKind| PinError::Io(kind.into()).is_read_only();
         assert!(of(io::ErrorKind::ReadOnlyFilesystem) && of(io::ErrorKind::PermissionDenied));
         assert!(!of(io::ErrorKind::StorageFull));
     }
 
     #[test]
-    fn runs_at_once_agree_on_one_commit() {
+    fn concurrent_runs_agree_on_one_commit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attrflow.lock");
         let commit = |index: usize| Pins::commit(&path, "datasets/o/r@main", &format!("c{index}")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_at_once_lose_no_entry() {
+    fn concurrent_runs_lose_no_entry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attrflow.lock");
         std::thread::scope(|scope| {

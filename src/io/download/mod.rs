@@ -1,7 +1,7 @@
-//! Brings files from http(s) addresses into a folder of downloads, whole and checked, or not at all.
+//! Downloads files from http(s) addresses into a folder of downloads: each is complete and verified, or absent.
 //!
-//! A download that breaks off goes on where it stopped, in this run or a later one. Two processes never write one
-//! file: the second waits, and takes what the first one finished if it is still there.
+//! An interrupted download resumes where it stopped, in this run or a later one. Two processes never write one file:
+//! the second waits, and uses the file of the first if it is still there.
 
 mod address;
 mod client;
@@ -35,25 +35,25 @@ use parts::Slot;
 use state::Note;
 use transfer::Transfer;
 
-/// How far a transfer has come.
+/// Progress of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes in the partial file.
     pub done: u64,
-    /// Bytes of the whole, if known.
+    /// Size of the complete file, if known.
     pub total: Option<u64>,
 }
 
 /// One remote file.
 #[derive(Debug, Clone)]
 pub struct DownloadRequest {
-    /// Its address as messages and the lock file name it: without secrets.
+    /// Its address without secrets, as in messages and the lock file.
     pub name: String,
-    /// Where its bytes are.
+    /// Its address.
     pub url: String,
-    /// The secret that the server wants.
+    /// The secret that the server requires.
     pub token: Option<Token>,
-    /// What is known of it.
+    /// What is known about it.
     pub expected: Expected,
 }
 
@@ -64,11 +64,11 @@ impl DownloadRequest {
         Self { name: name(url), url: url.into(), token: None, expected }
     }
 
-    /// Names the file in the folder of downloads.
+    /// Identifies the file in the folder of downloads.
     fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let Expected { sha256, blob, bytes } = &self.expected;
-        // A secret in the query may be a new one each time; a digest is not.
+        // A query may contain a secret that changes; a digest identifies the file without it.
         let name = self.name.split('?').next().filter(|_| self.expected.has_digest()).unwrap_or(&self.name);
         for part in [Some(name), sha256.as_deref(), blob.as_deref()] {
             hasher.update(part.unwrap_or_default().as_bytes()).update(b"\0");
@@ -78,112 +78,112 @@ impl DownloadRequest {
     }
 }
 
-/// Brings files into one folder of downloads.
+/// Downloads files into one folder of downloads.
 pub struct Fetcher<'a> {
     client: &'a Client,
     folder: PathBuf,
 }
 
 impl<'a> Fetcher<'a> {
-    /// A fetcher into `folder`, which is made if need be.
+    /// A fetcher into `folder`, which is created if missing.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// The folder cannot be created.
     pub fn new(client: &'a Client, folder: &Path) -> Result<Self, FetchError> {
         fs_err::create_dir_all(folder)?;
         Ok(Self { client, folder: folder.into() })
     }
 
-    fn slot(&self, wanted: &DownloadRequest) -> Slot {
-        Slot::new(&self.folder, &wanted.key())
+    fn slot(&self, request: &DownloadRequest) -> Slot {
+        Slot::new(&self.folder, &request.key())
     }
 
-    /// Bytes of the file that are here already.
-    pub fn present(&self, wanted: &DownloadRequest) -> u64 {
-        self.slot(wanted).bytes()
+    /// Bytes of the file that are already downloaded.
+    pub fn present(&self, request: &DownloadRequest) -> u64 {
+        self.slot(request).bytes()
     }
 
-    /// The size of the file, if it or the server tells: some refuse the question.
-    pub fn size(&self, wanted: &DownloadRequest) -> Option<u64> {
-        if let Some(finished) = self.slot(wanted).finished() {
+    /// The size of the file, if it is known or the server answers a HEAD request.
+    pub fn size(&self, request: &DownloadRequest) -> Option<u64> {
+        if let Some(finished) = self.slot(request).finished() {
             return Some(finished.bytes);
         }
-        if wanted.expected.bytes.is_some() {
-            return wanted.expected.bytes;
+        if request.expected.bytes.is_some() {
+            return request.expected.bytes;
         }
-        let response = self.client.ask(Verb::Head, &wanted.url, wanted.token.as_ref(), &[]).ok()?;
+        let response = self.client.ask(Verb::Head, &request.url, request.token.as_ref(), &[]).ok()?;
         transfer::length(response.headers()).filter(|_| response.status().is_success())
     }
 
-    /// Brings a file, or finds it finished.
+    /// Downloads a file, or finds it downloaded.
     ///
     /// # Errors
-    /// See [`FetchError`]. What came stays for the next attempt, unless it was the wrong file.
+    /// See [`FetchError`]. The bytes so far are kept for the next attempt, unless it was the wrong file.
     pub fn fetch(
         &self,
-        wanted: &DownloadRequest,
-        heard: &mut dyn FnMut(Progress),
+        request: &DownloadRequest,
+        on_progress: &mut dyn FnMut(Progress),
     ) -> Result<Finished, FetchError> {
-        let slot = self.slot(wanted);
+        let slot = self.slot(request);
         loop {
-            let held = match FileLock::try_exclusive(&slot.lock())? {
-                Some(alone) => {
+            let lock = match FileLock::try_exclusive(&slot.lock())? {
+                Some(exclusive) => {
                     if slot.finished().is_none()
-                        && let Err(error) = self.bring(wanted, &slot, heard)
+                        && let Err(error) = self.download(request, &slot, on_progress)
                     {
                         if slot.bytes() == 0 {
                             slot.clear()?;
-                            alone.remove()?;
+                            exclusive.remove()?;
                         }
                         return Err(error);
                     }
-                    alone.downgrade()?
+                    exclusive.downgrade()?
                 }
                 None => {
-                    tracing::info!("waiting for another download of {}", wanted.name);
+                    tracing::info!("waiting for another download of {}", request.name);
                     FileLock::shared(&slot.lock())?
                 }
             };
-            // Whoever was waited for may have been killed, or had the file for itself.
+            // The other process may have been killed, or have removed the file after use.
             if let Some(fetched) = slot.finished() {
-                heard(Progress { done: fetched.bytes, total: Some(fetched.bytes) });
-                return Ok(Finished::new(slot, held, fetched));
+                on_progress(Progress { done: fetched.bytes, total: Some(fetched.bytes) });
+                return Ok(Finished::new(slot, lock, fetched));
             }
         }
     }
 
-    fn bring(
+    fn download(
         &self,
-        wanted: &DownloadRequest,
+        request: &DownloadRequest,
         slot: &Slot,
-        heard: &mut dyn FnMut(Progress),
+        on_progress: &mut dyn FnMut(Progress),
     ) -> Result<(), FetchError> {
-        let expected = &wanted.expected;
+        let expected = &request.expected;
         let blob = expected.git().map(|(_, size)| size);
-        let mut note = slot.note().unwrap_or_else(|| Note::new(wanted.name.clone()));
+        let mut note = slot.note().unwrap_or_else(|| Note::new(request.name.clone()));
         note.finished = None;
-        let mut again = |note: &mut Note, keep: bool| {
+        let mut transfer = |note: &mut Note, keep: bool| {
             let mut partial = Partial::open(&slot.part(), keep, blob)?;
             let resumed = partial.bytes() > 0;
             let save = |note: &Note| slot.save(note);
-            Transfer { client: self.client, wanted, save: &save, heard }.run(&mut partial, note)?;
+            Transfer { client: self.client, request, save: &save, on_progress }.run(&mut partial, note)?;
             Ok::<_, FetchError>((partial.finish()?, resumed))
         };
-        // Without a digest or a version nothing tells whether an old part belongs to the file that is there today.
+        // Without a digest or a version, nobody knows whether an old part belongs to the current file.
         let keep = expected.has_digest() || note.is_resumable();
-        let (mut fetched, resumed) = again(&mut note, keep)?;
+        let (mut fetched, resumed) = transfer(&mut note, keep)?;
         if resumed && expected.fault(&fetched).is_some() {
-            // The old part was of another file: once more, from nothing.
-            (fetched, _) = again(&mut note, false)?;
+            // The old part was of another file: start again.
+            (fetched, _) = transfer(&mut note, false)?;
         }
         if let Some((found, expected)) = expected.fault(&fetched) {
             slot.clear()?;
-            return Err(FetchError::Digest { origin: wanted.name.clone(), found, expected });
+            return Err(FetchError::Digest { origin: request.name.clone(), found, expected });
         }
         Ok(slot.finish(&mut note, &fetched)?)
     }
 
-    /// Removes downloads that nobody asked for in a month.
+    /// Removes downloads that were not used for a month.
     ///
     /// # Errors
     /// The file system refuses.

@@ -1,4 +1,4 @@
-//! A file in the making, hashed as it grows.
+//! A partially downloaded file, hashed as it grows.
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::hash::{Hashes, feed};
 use super::state::Fetched;
 
-/// A file that is appended to, with the digests of all its bytes.
+/// A file under construction, with the digests of its bytes so far.
 pub(super) struct Partial {
     file: fs_err::File,
     hashes: Hashes,
@@ -14,8 +14,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens the file; what is there already is read and kept if `keep`, else dropped. `blob` is the size of the
-    /// whole where git's name of it is wanted.
+    /// Opens the file. Existing bytes are read and kept if `keep`, else dropped. `blob` is the size of the complete
+    /// file, if its git blob id is needed.
     pub fn open(path: &Path, keep: bool, blob: Option<u64>) -> io::Result<Self> {
         let mut file =
             fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(!keep).open(path)?;
@@ -46,7 +46,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Syncs to disk, and tells size and digests.
+    /// Syncs to disk and returns size and digests.
     pub fn finish(self) -> io::Result<Fetched> {
         self.file.sync_all()?;
         let (sha256, blob) = self.hashes.finish();

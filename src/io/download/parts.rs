@@ -1,10 +1,10 @@
-//! The folder of downloads: what is under way, and what is finished and not yet used.
+//! The folder of downloads: files in progress, and complete ones that are not used yet.
 //!
 //! ```text
-//! KEY.part   the bytes so far          KEY.file   a finished file
-//! KEY.json   the note on either        KEY.lock   held while somebody writes or reads them
+//! KEY.part   the bytes so far          KEY.file   a complete file
+//! KEY.json   the note on either        KEY.lock   locked by those who write or read them
 //! ```
-//! It outlives runs: whoever asks for the same file goes on where another one was killed.
+//! It outlives runs: a later run resumes the download of one that was killed.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -15,8 +15,8 @@ use super::state::Note;
 use super::{FetchError, Fetched};
 use crate::io::download::file_lock::FileLock;
 
-/// How long a download is kept that nobody asks for any more.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long an unused download is kept.
+const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// One download's files.
 #[derive(Debug, Clone)]
@@ -57,27 +57,27 @@ impl Slot {
         Ok(())
     }
 
-    /// The finished file, if there is one.
+    /// The complete file, if there is one.
     pub fn finished(&self) -> Option<Fetched> {
         let fetched = self.note()?.finished?;
         let size = fs_err::metadata(self.file()).ok()?.len();
         (size == fetched.bytes).then_some(fetched)
     }
 
-    /// Keeps the checked part as the finished file.
+    /// Renames the verified part to the complete file.
     pub fn finish(&self, note: &mut Note, fetched: &Fetched) -> io::Result<()> {
         note.finished = Some(fetched.clone());
         self.save(note)?;
         fs_err::rename(self.part(), self.file())
     }
 
-    /// Bytes that need not come any more.
+    /// Bytes that are already downloaded.
     pub fn bytes(&self) -> u64 {
         let size = |path| fs_err::metadata(path).map_or(0, |metadata| metadata.len());
         size(self.file()).max(size(self.part()))
     }
 
-    /// Drops what is there, all but the lock.
+    /// Removes all files but the lock.
     pub fn clear(&self) -> io::Result<()> {
         for path in [self.file(), self.part(), self.path("json")] {
             match fs_err::remove_file(path) {
@@ -89,50 +89,50 @@ impl Slot {
     }
 }
 
-/// A finished, checked file in the folder of downloads, whose bytes stay while this is held.
+/// A complete, verified file in the folder of downloads. It is not removed while this value exists.
 #[derive(Debug)]
 pub struct Finished {
-    /// What it is.
+    /// Its size and digests.
     pub fetched: Fetched,
     slot: Slot,
-    keeps: Keeps,
+    guard: Guard,
 }
 
-/// What keeps the bytes of a finished file.
+/// What keeps a complete file from being removed.
 #[derive(Debug)]
-enum Keeps {
-    /// Nobody removes it before this lock is free.
+enum Guard {
+    /// A lock: nobody removes the file while it is held.
     Lock(FileLock),
-    /// A second name, which is nobody else's.
-    Name(PathBuf),
+    /// A hard link that nobody else uses.
+    Link(PathBuf),
 }
 
 impl Finished {
-    pub(super) fn new(slot: Slot, held: FileLock, fetched: Fetched) -> Self {
-        Self { fetched, slot, keeps: Keeps::Lock(held) }
+    pub(super) fn new(slot: Slot, lock: FileLock, fetched: Fetched) -> Self {
+        Self { fetched, slot, guard: Guard::Lock(lock) }
     }
 
-    /// Where it is, for reading.
+    /// Its path, for reading.
     pub fn path(&self) -> PathBuf {
-        match &self.keeps {
-            Keeps::Lock(_) => self.slot.file(),
-            Keeps::Name(path) => path.clone(),
+        match &self.guard {
+            Guard::Lock(_) => self.slot.file(),
+            Guard::Link(path) => path.clone(),
         }
     }
 
-    /// Keeps it by a name of its own from now on, where nothing may stand yet, rather than by a lock: of these a
-    /// process can hold no more than files. Where the file system has no second names, the lock stays.
+    /// Keeps it by a hard link at the free path `name` rather than by a lock, since each lock takes an open file. On a
+    /// file system without hard links, the lock stays.
     pub fn keep_as(self, name: PathBuf) -> Self {
         match fs_err::hard_link(self.path(), &name) {
-            Ok(()) => Self { keeps: Keeps::Name(name), ..self },
+            Ok(()) => Self { guard: Guard::Link(name), ..self },
             Err(_) => self,
         }
     }
 
-    /// Gives it a second name, or a copy where the file system has none. It stays until [`Finished::remove`].
+    /// Links or copies it to `target`. The original stays until [`Finished::remove`].
     ///
     /// # Errors
-    /// Something stands at `target`, or the file system refuses.
+    /// `target` exists, or the file system refuses.
     pub fn place(&self, target: &Path) -> Result<(), FetchError> {
         if fs_err::hard_link(self.path(), target).is_err() {
             if !self.path().exists() {
@@ -144,30 +144,30 @@ impl Finished {
         Ok(())
     }
 
-    /// Removes it, unless another process is about to use it too, which then removes it.
+    /// Removes it, unless another process uses it, which then removes it.
     ///
     /// # Errors
     /// The file system refuses.
     pub fn remove(self) -> Result<(), FetchError> {
-        let alone = match self.keeps {
-            Keeps::Lock(held) => held.try_upgrade()?,
-            Keeps::Name(name) => {
+        let exclusive = match self.guard {
+            Guard::Lock(lock) => lock.try_upgrade()?,
+            Guard::Link(name) => {
                 fs_err::remove_file(name)?;
                 FileLock::try_exclusive(&self.slot.lock())?
             }
         };
-        if let Some(alone) = alone {
-            // Another process may have removed it, begun it again and been killed: its part is for the next one.
+        if let Some(exclusive) = exclusive {
+            // Another process may have removed it, started it again and been killed: its part can be resumed.
             if self.slot.finished().is_some() {
                 self.slot.clear()?;
             }
-            alone.remove()?;
+            exclusive.remove()?;
         }
         Ok(())
     }
 }
 
-/// Removes downloads that nobody touched for a month.
+/// Removes downloads that were not used for a month.
 pub(super) fn sweep(folder: &Path, now: SystemTime) -> io::Result<()> {
     let mut old = BTreeSet::new();
     let mut young = BTreeSet::new();
@@ -176,7 +176,7 @@ pub(super) fn sweep(folder: &Path, now: SystemTime) -> io::Result<()> {
         let Some(key) = path.file_stem().map(|key| key.to_string_lossy().into_owned()) else { continue };
         // Another process may have removed it a moment ago.
         let Ok(changed) = fs_err::metadata(&path).and_then(|metadata| metadata.modified()) else { continue };
-        let is_old = now.duration_since(changed).is_ok_and(|age| age > KEPT);
+        let is_old = now.duration_since(changed).is_ok_and(|age| age > RETENTION);
         if key.starts_with("write-") && is_old {
             let _ = fs_err::remove_file(&path);
         } else if is_old {
@@ -187,9 +187,9 @@ pub(super) fn sweep(folder: &Path, now: SystemTime) -> io::Result<()> {
     }
     for key in old.difference(&young) {
         let slot = Slot::new(folder, key);
-        if let Some(alone) = FileLock::try_exclusive(&slot.lock())? {
+        if let Some(exclusive) = FileLock::try_exclusive(&slot.lock())? {
             slot.clear()?;
-            alone.remove()?;
+            exclusive.remove()?;
         }
     }
     Ok(())
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_asked_for_in_a_month_is_swept() {
+    fn downloads_unused_for_a_month_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str| fs_err::write(folder.path().join(name), "x").unwrap();
         ["a.part", "a.json", "a.lock", "b.part", "b.lock", "write-x"].into_iter().for_each(write);

@@ -1,87 +1,86 @@
-//! Filling a partial file from a server, going on where it stopped.
+//! Fills a partial file from a server, and resumes it where it stopped.
 
 use std::io::{self, Read};
-use std::time::Duration;
 
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
 use super::address::shown;
-use super::client::{Attempt, Client, Verb, retry_after_status};
+use super::client::{Attempt, Client, Verb, http_date, retry_after_status};
 use super::partial::Partial;
 use super::state::Note;
 use super::{DownloadRequest, FetchError, Progress};
 
-/// Which end of a transfer failed: the server may be asked again, a full disk may not.
+/// Why a transfer ended early: a failed read is worth a retry, a failed write is not.
 enum Stop {
     Read(io::Error),
     Write(io::Error),
-    Told,
+    Cancelled,
 }
 
-/// A download in the making.
+/// A download in progress.
 pub(super) struct Transfer<'a> {
     pub client: &'a Client,
-    pub wanted: &'a DownloadRequest,
-    /// Keeps the note beside the partial file, which must happen before the bytes that it speaks of.
+    pub request: &'a DownloadRequest,
+    /// Writes the note beside the partial file; must happen before the bytes that it describes.
     pub save: &'a dyn Fn(&Note) -> io::Result<()>,
-    pub heard: &'a mut dyn FnMut(Progress),
+    pub on_progress: &'a mut dyn FnMut(Progress),
 }
 
 impl Transfer<'_> {
-    /// Brings what is missing.
+    /// Downloads what is missing.
     pub fn run(mut self, partial: &mut Partial, note: &mut Note) -> Result<(), FetchError> {
         let client = self.client;
-        client.retry(&self.wanted.url, || self.attempt(partial, note))
+        client.retry(&self.request.url, || self.attempt(partial, note))
     }
 
-    /// Asks once, for what is missing.
+    /// One request for what is missing.
     fn attempt(&mut self, partial: &mut Partial, note: &mut Note) -> Result<Attempt<()>, FetchError> {
         let before = partial.bytes();
-        let expected = self.wanted.expected.bytes;
+        let expected = self.request.expected.bytes;
         if partial.bytes() > 0 && expected == Some(partial.bytes()) {
-            return Ok(Attempt::Complete(())); // all was there, only the renaming was missing
+            return Ok(Attempt::Complete(())); // complete, only the rename was missing
         }
-        let tells = self.wanted.expected.has_digest();
-        // Without a digest or a version nothing tells whether two parts are of one file.
-        let joins = tells || note.version.is_some();
-        if !joins || expected.is_some_and(|bytes| bytes < partial.bytes()) {
+        let has_digest = self.request.expected.has_digest();
+        // Without a digest or a version, nobody knows whether two parts belong to one file.
+        let is_resumable = has_digest || note.version.is_some();
+        if !is_resumable || expected.is_some_and(|bytes| bytes < partial.bytes()) {
             partial.restart()?;
         }
-        let url = &self.wanted.url;
+        let url = &self.request.url;
         let mut headers = Vec::new();
         if partial.bytes() > 0 {
             headers.push((header::RANGE, format!("bytes={}-", partial.bytes())));
-            // A digest tells better than a server whether two parts belong together.
-            if let Some(version) = note.version.as_ref().filter(|_| !tells) {
+            // A digest is a better proof than the server's that two parts belong together.
+            if let Some(version) = note.version.as_ref().filter(|_| !has_digest) {
                 headers.push((header::IF_RANGE, version.clone()));
             }
         }
-        let response = match self.client.ask(Verb::Get, url, self.wanted.token.as_ref(), &headers) {
+        let response = match self.client.ask(Verb::Get, url, self.request.token.as_ref(), &headers) {
             Ok(response) => response,
             Err(unanswered) => return unanswered.classify(url),
         };
         let status = response.status();
         if status == StatusCode::RANGE_NOT_SATISFIABLE
             && whole_size(&response) == Some(partial.bytes())
-            && joins
+            && is_resumable
         {
             return Ok(Attempt::Complete(()));
         }
         let version = version(response.headers());
         let whole = whole_size(&response);
         let resized = whole.zip(note.total).is_some_and(|(now, before)| now != before);
-        let same = (tells || (version.is_some() && version == note.version)) && !resized;
+        let is_same = (has_digest || (version.is_some() && version == note.version)) && !resized;
         let resumes = status == StatusCode::PARTIAL_CONTENT
             && partial.bytes() > 0
             && range_start(&response) == Some(partial.bytes())
-            && same;
+            && is_same;
         if status == StatusCode::RANGE_NOT_SATISFIABLE || (status == StatusCode::PARTIAL_CONTENT && !resumes)
         {
             partial.restart()?;
-            return Ok(Attempt::again(format!("the server can't go on in the middle ({status})")));
+            return Ok(Attempt::retry(format!("the server cannot resume the download ({status})")));
         }
-        if let Some(again) = retry_after_status(&response) {
-            return Ok(again);
+        if let Some(retry) = retry_after_status(&response) {
+            return Ok(retry);
         }
         if !status.is_success() {
             return Err(FetchError::Status { url: shown(url), status });
@@ -89,31 +88,31 @@ impl Transfer<'_> {
         if !resumes {
             partial.restart()?;
             let total = length(response.headers());
-            *note = Note { version, total, ..Note::new(self.wanted.name.clone()) };
+            *note = Note { version, total, ..Note::new(self.request.name.clone()) };
             (self.save)(note)?;
         }
         let total = length(response.headers()).map(|left| partial.bytes() + left).or(expected);
-        let ended = self.pump(&mut response.into_body().into_reader(), partial, total);
-        // More than ever: a server that always begins anew and always breaks off makes no progress.
+        let ended = self.copy(&mut response.into_body().into_reader(), partial, total);
+        // More bytes than ever before: a server that restarts and breaks off each time makes no progress.
         let progress = partial.bytes() > before;
-        let again = |reason| Ok(Attempt::CachedRun { reason, wait: None, progress });
+        let retry = |reason| Ok(Attempt::Retry { reason, wait: None, progress });
         match ended {
             Ok(()) => match total.filter(|total| *total != partial.bytes()) {
-                Some(total) => again(format!("{} bytes came, expected {total}", partial.bytes())),
+                Some(total) => retry(format!("{} bytes received, expected {total}", partial.bytes())),
                 None => Ok(Attempt::Complete(())),
             },
-            Err(Stop::Read(error)) => again(error.to_string()),
+            Err(Stop::Read(error)) => retry(error.to_string()),
             Err(Stop::Write(error)) => Err(error.into()),
-            Err(Stop::Told) => Err(FetchError::Stopped { url: shown(url) }),
+            Err(Stop::Cancelled) => Err(FetchError::Stopped { url: shown(url) }),
         }
     }
 
-    fn pump(&mut self, from: &mut dyn Read, partial: &mut Partial, total: Option<u64>) -> Result<(), Stop> {
+    fn copy(&mut self, from: &mut dyn Read, partial: &mut Partial, total: Option<u64>) -> Result<(), Stop> {
         let mut buffer = vec![0; 1 << 17];
         loop {
-            (self.heard)(Progress { done: partial.bytes(), total });
+            (self.on_progress)(Progress { done: partial.bytes(), total });
             if self.client.stopped() {
-                return Err(Stop::Told);
+                return Err(Stop::Cancelled);
             }
             match from.read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -125,22 +124,21 @@ impl Transfer<'_> {
     }
 }
 
-/// The size of what an answer brings.
+/// The size of an answer's body.
 pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// What `If-Range` takes to join two parts: a strong ETag, or a date that a second write can't share.
+/// A value for `If-Range`: a strong ETag, or a date so old that no later version of the file can share it.
 fn version(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    // A weak tag promises no equal bytes.
+    // A weak tag does not promise equal bytes.
     if let Some(tag) = text(header::ETAG).filter(|tag| !tag.starts_with("W/")) {
         return Some(tag.to_owned());
     }
     let modified = text(header::LAST_MODIFIED)?;
-    let at = |text: &str| httpdate::parse_http_date(text).ok();
-    let age = at(text(header::DATE)?)?.duration_since(at(modified)?).ok()?;
-    (age >= Duration::from_secs(60)).then(|| modified.to_owned())
+    let age = http_date(text(header::DATE)?)?.duration_since(http_date(modified)?);
+    (age.as_secs() >= 60).then(|| modified.to_owned())
 }
 
 /// The first byte of a `Content-Range: bytes 100-199/200`.
@@ -172,7 +170,7 @@ mod tests {
         assert_eq!(of(&[(header::ETAG, "\"v1\""), now.clone(), old.clone()]).as_deref(), Some("\"v1\""));
         assert_eq!(of(&[(header::ETAG, "W/\"v1\"")]), None);
         assert_eq!(of(&[now.clone(), old.clone()]).as_deref(), Some(old.1));
-        assert_eq!(of(&[old]), None, "without the server's clock nothing is old");
+        assert_eq!(of(&[old]), None, "without the server's clock, the age is unknown");
         assert_eq!(of(&[now, fresh]), None);
     }
 }

@@ -1,7 +1,6 @@
-//! The picture of an influence: the query, and below it the training images that it came from.
+//! The picture of an influence: the query, and below it the most influential training images.
 //!
-//! Drawn pixel by pixel with bitmap fonts, so that the same input gives the same file on every machine,
-//! whatever fonts it has.
+//! Drawn pixel by pixel with bitmap fonts, so that the same input gives the same file on every machine.
 
 use std::convert::Infallible;
 
@@ -20,10 +19,11 @@ const CELL: u32 = 144;
 /// Side of the query's square.
 const QUERY: u32 = 192;
 const COLUMNS: usize = 5;
-/// Columns that the sheet is wide at least, so that the heading has room.
+/// The least width of the sheet in columns, so that the heading fits.
 const MIN_COLUMNS: usize = 3;
-/// Lines of text below a cell, title apart, and beside the query.
+/// The most lines of text below a cell, without its title.
 const MAX_LINES: usize = 4;
+/// The most lines of the heading.
 const MAX_HEADING: usize = 6;
 
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
@@ -31,7 +31,7 @@ const FRAME: Rgb<u8> = Rgb([208, 208, 208]);
 const DARK: Rgb888 = Rgb888::new(24, 24, 24);
 const SOFT: Rgb888 = Rgb888::new(96, 96, 96);
 
-/// One training image with what is written below it.
+/// One training image with the text below it.
 #[derive(Debug, Clone)]
 pub struct Cell {
     /// The image, of any size.
@@ -97,7 +97,7 @@ impl Sheet {
         }
     }
 
-    /// The heading stands right of the query, centered on its height.
+    /// The heading is right of the query, vertically centered.
     fn heading(&mut self, heading: &str, width: u32) {
         let x = MARGIN + QUERY + GAP + GAP / 2;
         let lines = wrap(&[heading.to_owned()], width - MARGIN - x, &FONT_10X20, MAX_HEADING);
@@ -109,7 +109,7 @@ impl Sheet {
         }
     }
 
-    /// Fits the image into a square of `side` and frames it: many images are white to their borders.
+    /// Fits the image into a square of `side`, with a frame, since many images have white borders.
     fn picture(&mut self, image: &RgbImage, x: u32, y: u32, side: u32) {
         let (width, height) = image.dimensions();
         if width == 0 || height == 0 {
@@ -192,7 +192,7 @@ fn wrap(lines: &[String], width: u32, font: &MonoFont<'_>, max: usize) -> Vec<St
     out
 }
 
-/// Replaces what the fonts, made for Latin 1, don't have.
+/// Replaces characters that the Latin 1 fonts lack.
 fn latin(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_shapes_are_drawn_too() {
+    fn extreme_shapes_are_drawn() {
         for (width, height) in [(1, 1), (1, 900), (900, 1), (0, 0)] {
             contact_sheet(&RgbImage::new(width, height), &"word ".repeat(500), &[]);
         }

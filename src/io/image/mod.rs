@@ -1,7 +1,7 @@
-//! Images in 8-bit RGB: read, crop, to and from the range that the VAE works in, write.
+//! Images in 8-bit RGB: read, crop, convert to and from the VAE's range, write.
 //!
-//! Follows Pillow, torchvision and diffusers to the byte for PNG; a JPEG decoder is free in its
-//! rounding, so that a JPEG's pixels may differ from libjpeg's by a level or two.
+//! For PNG, equal to Pillow, torchvision and diffusers byte for byte. JPEG decoders may round differently, so that a
+//! JPEG's pixels may differ from libjpeg's by a level or two.
 
 pub mod contact_sheet;
 pub mod resize;
@@ -25,21 +25,21 @@ pub enum ImageError {
     Decode {
         /// The file.
         path: PathBuf,
-        /// What the decoder met.
+        /// The error of the decoder.
         source: ::image::ImageError,
     },
     /// The image could not be written.
-    #[error("{}: the image can't be written: {source}", path.display())]
+    #[error("{}: the image cannot be written: {source}", path.display())]
     Encode {
         /// The file.
         path: PathBuf,
-        /// What the encoder met.
+        /// The error of the encoder.
         source: ::image::ImageError,
     },
     /// The crop is larger than the image.
     #[error("crop of {size}x{size} pixels from an image of {width}x{height}")]
     Crop {
-        /// Side of the square wanted.
+        /// Side of the requested square.
         size: u32,
         /// Width of the image.
         width: u32,
@@ -48,18 +48,17 @@ pub enum ImageError {
     },
 }
 
-/// Reads a PNG or JPEG, told apart by content, as RGB.
+/// Reads a PNG or JPEG, detected by content, as RGB.
 ///
-/// Grayscale is repeated, a palette looked up, alpha dropped without blending, 16 bits cut to eight; EXIF
-/// orientation is not applied. All as Pillow's `Image.open(path).convert("RGB")`.
+/// As Pillow's `Image.open(path).convert("RGB")`: grayscale is repeated, a palette applied, alpha dropped without
+/// blending, 16 bits reduced to eight; EXIF orientation is not applied.
 pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     let path = path.as_ref();
     let decode = |source| ImageError::Decode { path: path.into(), source };
     let bytes = fs_err::read(path)?;
     let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
     let image = reader.decode().map_err(decode)?;
-    // The library rounds 16 bits to the nearest of 8; Pillow keeps the upper byte, but of pure gray the lower,
-    // with everything above 255 white.
+    // The library rounds 16 bits to 8. Pillow keeps the upper byte, but clamps grayscale to 255.
     let upper = |value: u16| (value >> 8) as u8;
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
@@ -71,7 +70,7 @@ pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     })
 }
 
-/// Converts pixels of `N` channels of 16 bits.
+/// Converts pixels with `N` channels of 16 bits.
 fn repack<P: Pixel<Subpixel = u16>, const N: usize>(
     deep: &ImageBuffer<P, Vec<u16>>,
     convert: impl Fn([u16; N]) -> [u8; 3],
@@ -84,18 +83,18 @@ fn repack<P: Pixel<Subpixel = u16>, const N: usize>(
     out
 }
 
-/// Cuts a square out of the middle; an odd margin is split as torchvision's `CenterCrop` splits it.
+/// Crops a square from the center; an odd margin is split as by torchvision's `CenterCrop`.
 pub fn center_crop(rgb: &RgbImage, size: u32) -> Result<RgbImage, ImageError> {
     let (width, height) = rgb.dimensions();
     if width < size || height < size {
         return Err(ImageError::Crop { size, width, height });
     }
-    // Python rounds halves to even: a margin of 1 begins at 0, one of 3 at 2.
+    // Python rounds halves to even: a margin of 1 starts at 0, one of 3 at 2.
     let begin = |length: u32| (f64::from(length - size) / 2.0).round_ties_even() as u32;
     Ok(::image::imageops::crop_imm(rgb, begin(width), begin(height), size, size).to_image())
 }
 
-/// Channel, row, column order in [-1, 1], `[3, H, W]`, mirrored left-right if `flip`.
+/// Values in [-1, 1] of shape `[3, H, W]`, flipped horizontally if `flip`.
 pub fn to_unit(rgb: &RgbImage, flip: bool) -> Vec<f32> {
     let unit = |value: u8| (f32::from(value) / 255.0 - 0.5) / 0.5;
     let mut out = Vec::with_capacity(rgb.as_raw().len());
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_png_comes_back() {
+    fn a_png_is_read_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         save_png(&ramp(30, 20), &path).unwrap();
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jpeg_comes_back_nearly() {
+    fn a_jpeg_is_read_nearly_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jpg");
         // Smooth, as far as the 8 bits of its first channels go.
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn unit_range_comes_back_and_mirrors() {
+    fn unit_range_is_inverted_and_flipped() {
         let rgb = ramp(16, 256);
         let chw = to_unit(&rgb, false);
         assert_eq!((chw[0], chw[16 * 256 + 255 * 16]), (-1.0, 1.0)); // red of (0, 0), green of (0, 255)
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_margins_go_where_python_puts_them() {
+    fn odd_margins_are_split_as_in_python() {
         assert_eq!(center_crop(&ramp(11, 10), 10).unwrap()[(0, 0)].0[0], 0);
         assert_eq!(center_crop(&ramp(13, 10), 10).unwrap()[(0, 0)].0[0], 2);
         assert_eq!(center_crop(&ramp(10, 14), 10).unwrap()[(0, 0)].0[1], 2);
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_image_is_named() {
+    fn an_invalid_image_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         fs_err::write(&path, "<html>not found</html>").unwrap();

@@ -1,11 +1,11 @@
-//! Antialiased bilinear resizing that gives, byte for byte, what Pillow gives.
+//! Antialiased bilinear resizing, equal to Pillow's byte for byte.
 //!
 //! The published latents were made from images that Pillow resized, and a pixel off by one is another
-//! input to the VAE: so the filter's weights are rounded to the same fixed point, and the image passes
-//! through 8 bits between the horizontal and the vertical pass, as there.
-//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1). Pillow 10, with
-//! which this was compared, resizes rows before columns always; Pillow 13 swaps the passes for some shapes,
-//! so that there a pixel may come out one level off.
+//! input to the VAE. So, as in Pillow, the filter's weights are rounded to fixed point, and the image is
+//! rounded to 8 bits between the horizontal and the vertical pass.
+//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1). Compared with
+//! Pillow 10, which always resizes rows before columns; Pillow 13 swaps the passes for some shapes, so that
+//! a pixel may differ by one level.
 
 use image::RgbImage;
 
@@ -15,7 +15,7 @@ const PRECISION: u32 = 32 - 8 - 2;
 /// Resizes to exactly `width` x `height`.
 pub fn bilinear(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
     let horizontal = if rgb.width() == width { rgb.clone() } else { transposed_pass(rgb, width) };
-    // After one transposing pass the image lies on its side; the second one rights it.
+    // Each pass transposes the image.
     match (rgb.width() == width, rgb.height() == height) {
         (true, true) => horizontal,
         (false, true) => transpose(&horizontal),
@@ -24,7 +24,7 @@ pub fn bilinear(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
     }
 }
 
-/// Resizes so that the shorter side is `size`; the longer one is cut to an integer as torchvision does.
+/// Resizes so that the shorter side is `size`; the longer one is truncated to an integer, as in torchvision.
 pub fn shorter_side(rgb: &RgbImage, size: u32) -> RgbImage {
     let (width, height) = rgb.dimensions();
     let longer = |long: u32, short: u32| (u64::from(size) * u64::from(long) / u64::from(short)) as u32;
@@ -35,7 +35,7 @@ pub fn shorter_side(rgb: &RgbImage, size: u32) -> RgbImage {
     }
 }
 
-/// The pixels that one output pixel is made of: the first of them, and their weights in fixed point.
+/// The input pixels of one output pixel: the first of them, and their weights in fixed point.
 struct Taps {
     start: usize,
     weights: Vec<i32>,
@@ -43,7 +43,7 @@ struct Taps {
 
 fn taps(from: u32, to: u32) -> Vec<Taps> {
     let scale = f64::from(from) / f64::from(to);
-    // Shrinking widens the triangle so that every input pixel counts; enlarging interpolates.
+    // Shrinking widens the triangle so that every input pixel contributes; enlarging interpolates.
     let support = scale.max(1.0);
     let tap = |i: u32| {
         let center = (f64::from(i) + 0.5) * scale;
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_side_is_cut_not_rounded() {
+    fn the_longer_side_is_truncated_not_rounded() {
         let size = |w, h| shorter_side(&RgbImage::new(w, h), 128).dimensions();
         assert_eq!(size(640, 480), (170, 128)); // 170.67
         assert_eq!(size(480, 640), (128, 170));

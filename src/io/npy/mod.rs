@@ -1,9 +1,9 @@
 //! An open `.npy` array, read a range of rows or values at a time.
 //!
-//! A row is everything behind the first axis, in C order. Text embeddings are tens of gigabytes, so a file
-//! is never loaded whole. Nor is it mapped: the pages of a map count as this process's memory until the system takes
-//! them back, and a file that is cut short under a map ends the process. Blocks read at their place cost about a tenth
-//! of the speed and keep memory flat. What is read is converted to the type asked for.
+//! A row is one index of the first axis, in C order. Text embeddings have tens of gigabytes, so a file is never loaded
+//! completely. Nor is it mapped: mapped pages count as this process's memory until the system reclaims them, and a file
+//! that is truncated while mapped kills the process. Reading blocks costs about a tenth of the speed and keeps memory
+//! constant. Values are converted to the requested type.
 //! Format: NumPy enhancement proposal 1 (`numpy.lib.format`), little-endian.
 
 pub mod header;
@@ -18,14 +18,15 @@ use fs_err::os::unix::fs::FileExt as _;
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 
-pub use header::{Dtype, Header, NpyError};
+pub use super::dtype::Dtype;
+pub use header::{Header, NpyError};
 
-const _: () = assert!(cfg!(target_endian = "little"), "the files' bytes are taken as they are");
+const _: () = assert!(cfg!(target_endian = "little"), "the files' bytes are used without conversion");
 
-/// Bytes that are read at once and stay in the processor's cache until they are converted.
+/// Bytes per read: they stay in the processor's cache until they are converted.
 const BLOCK: usize = 256 << 10;
 
-/// An open array. Threads can share it: reading moves no position.
+/// An open array. Threads can share it: reads do not move a file position.
 #[derive(Debug)]
 pub struct Npy {
     path: PathBuf,
@@ -42,7 +43,7 @@ impl Npy {
         Ok(Self { path: path.into(), header, file })
     }
 
-    /// Header and length check alone.
+    /// Reads the header and checks the length.
     pub fn header(path: impl AsRef<Path>) -> Result<Header, NpyError> {
         let path = path.as_ref();
         Header::read(path, &mut fs_err::File::open(path)?)
@@ -73,7 +74,7 @@ impl Npy {
         self.header.shape.iter().skip(1).product()
     }
 
-    /// Refuses an array of another shape; `None` stands for any length.
+    /// Checks the shape; `None` is any length.
     pub fn expect_shape(&self, expected: &[Option<usize>]) -> Result<(), NpyError> {
         let found = self.shape();
         let fits = |(&n, want): (&usize, &Option<usize>)| want.is_none_or(|want| want == n);
@@ -85,7 +86,7 @@ impl Npy {
         Err(NpyError::Shape { path: self.path.clone(), found: found.to_vec(), expected })
     }
 
-    /// Replaces the content of `out` by the rows, `[rows, row_len]` in C order, from any float type.
+    /// Replaces the content of `out` with the rows, `[rows, row_len]` in C order, from any float type.
     pub fn read_f32(&self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), NpyError> {
         let values = self.values(rows)?;
         out.clear();
@@ -99,11 +100,11 @@ impl Npy {
             Dtype::F16 => self.read(start, out, |block: &[f16], out| block.convert_to_f32_slice(out)),
             Dtype::F32 => self.read(start, out, |block: &[f32], out| out.copy_from_slice(block)),
             Dtype::F64 => self.read(start, out, |block: &[f64], out| convert(block, out, |x| x as f32)),
-            Dtype::I32 | Dtype::I64 => Err(self.wrong_dtype("a float type")),
+            _ => Err(self.wrong_dtype("a float type")),
         }
     }
 
-    /// Fills `out` with the values from number `start` on, counted in C order, of a file of that type.
+    /// Fills `out` with the values from number `start` on, counted in C order, of a float16 file.
     ///
     /// # Errors
     /// As [`Self::read_f32_at`]; or the file is of another type.
@@ -114,7 +115,7 @@ impl Npy {
         }
     }
 
-    /// Replaces the content of `out` by the rows, `[rows, row_len]` in C order, from any integer type.
+    /// Replaces the content of `out` with the rows, `[rows, row_len]` in C order, from any integer type.
     pub fn read_i64(&self, rows: Range<usize>, out: &mut Vec<i64>) -> Result<(), NpyError> {
         let values = self.values(rows)?;
         out.clear();
@@ -122,14 +123,14 @@ impl Npy {
         match self.dtype() {
             Dtype::I32 => self.read(values.start, out, |block: &[i32], out| convert(block, out, i64::from)),
             Dtype::I64 => self.read(values.start, out, |block: &[i64], out| out.copy_from_slice(block)),
-            Dtype::F16 | Dtype::F32 | Dtype::F64 => Err(self.wrong_dtype("an integer type")),
+            _ => Err(self.wrong_dtype("an integer type")),
         }
     }
 
     /// All values of a float array with one axis.
     ///
     /// # Errors
-    /// A file that can't be read, or holds an array of another shape or type.
+    /// The file cannot be read, or holds an array of another shape or type.
     pub fn vector(path: impl AsRef<Path>) -> Result<Vec<f32>, NpyError> {
         let npy = Self::open(path)?;
         npy.expect_shape(&[None])?;
@@ -138,7 +139,7 @@ impl Npy {
         Ok(values)
     }
 
-    /// Where in the file values stand that follow each other in C order; nowhere in one piece in Fortran order.
+    /// The bytes of consecutive values in the file; `None` in Fortran order, where they are not contiguous.
     pub fn place(&self, values: Range<usize>) -> Option<Range<u64>> {
         let byte = |value: usize| (self.header.offset + value * self.header.dtype.size()) as u64;
         (!self.header.fortran).then(|| byte(values.start)..byte(values.end))
@@ -148,7 +149,7 @@ impl Npy {
         NpyError::Dtype { path: self.path.clone(), found: self.dtype(), expected: expected.into() }
     }
 
-    /// The numbers of the values of some rows.
+    /// The indices of the rows' values.
     fn values(&self, rows: Range<usize>) -> Result<Range<usize>, NpyError> {
         if rows.start > rows.end || rows.end > self.rows() {
             return Err(NpyError::Rows { path: self.path.clone(), range: rows, rows: self.rows() });
@@ -156,7 +157,7 @@ impl Npy {
         Ok(rows.start * self.row_len()..rows.end * self.row_len())
     }
 
-    /// Fills `out` from value `start` on, a block of the file's type at a time.
+    /// Fills `out` from value `start` on, block by block.
     fn read<T: Pod, O>(
         &self,
         start: usize,
@@ -191,19 +192,19 @@ impl Npy {
             if error.kind() != io::ErrorKind::UnexpectedEof {
                 return error.into();
             }
-            // The length was right when the file was opened.
+            // The file was truncated after it was opened.
             let found = self.file.metadata().map_or(0, |metadata| metadata.len());
             self.header.wrong_length(&self.path, found)
         })
     }
 
-    /// Values of a file in Fortran order, in C order. There, the same place in consecutive rows is consecutive.
+    /// Values of a file in Fortran order, in C order. In the file, one column of consecutive rows is contiguous.
     fn gather<T: Pod>(&self, values: Range<usize>) -> Result<Vec<T>, NpyError> {
         let row_len = self.row_len();
         let mut out = vec![T::zeroed(); values.len()];
         let mut run = Vec::new();
         for within in 0..row_len {
-            // The rows whose value `within` is among those asked for.
+            // The rows whose value `within` is requested.
             let row = |value: usize| value.saturating_sub(within).div_ceil(row_len);
             let rows = row(values.start)..row(values.end);
             if rows.is_empty() {
@@ -218,7 +219,7 @@ impl Npy {
         Ok(out)
     }
 
-    /// Where the value stands in the file that C order calls the `within`-th of a row.
+    /// The index in the file of the `within`-th value of a row in C order.
     fn fortran_index(&self, row: usize, mut within: usize) -> usize {
         let mut stride: usize = self.header.shape.iter().product();
         let mut index = row;

@@ -27,11 +27,11 @@ fn reads_a_range_of_rows() {
     npy.read_f32(4..4, &mut out).unwrap();
     assert!(out.is_empty());
     let error = npy.read_f32(3..5, &mut out).unwrap_err().to_string();
-    assert!(error.ends_with("a.npy: rows 3..5 asked for, but it has 4"), "{error}");
+    assert!(error.ends_with("a.npy: rows 3..5 requested, but it has 4"), "{error}");
 }
 
 #[test]
-fn rows_stand_in_one_place_of_a_file_in_c_order_alone() {
+fn rows_are_contiguous_only_in_c_order() {
     let data: Vec<u8> = (0..24).collect();
     let file = npy_file("<i4", "False", "(3, 2)", &data);
     let npy = Npy::open(file.path()).unwrap();
@@ -79,7 +79,7 @@ fn fortran_order_reads_like_c_order() {
 }
 
 #[test]
-fn any_stretch_of_values_is_read_in_either_order() {
+fn any_range_of_values_is_read_in_either_order() {
     let numbers: Vec<f32> = (0..24).map(|i| i as f32).collect();
     let c: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
     // Value (i, j, k) of shape (3, 2, 4) is 8 i + 4 j + k; Fortran lets i run fastest.
@@ -94,7 +94,7 @@ fn any_stretch_of_values_is_read_in_either_order() {
             assert_eq!(out, numbers[start..end], "{order} {start}..{end}");
         }
         let error = npy.read_f32_at(20, &mut [0.0; 5]).unwrap_err().to_string();
-        assert!(error.ends_with("rows 2..4 asked for, but it has 3"), "{error}");
+        assert!(error.ends_with("rows 2..4 requested, but it has 3"), "{error}");
     }
 }
 
@@ -110,7 +110,7 @@ fn blocks_follow_each_other() {
 }
 
 #[test]
-fn a_file_cut_short_while_it_is_open_is_an_error() {
+fn a_file_truncated_while_open_is_an_error() {
     let file = npy_file("<f4", "False", "(4,)", &[0; 16]);
     let npy = Npy::open(&file).unwrap();
     let length = file.as_file().metadata().unwrap().len();
@@ -154,7 +154,7 @@ fn a_damaged_file_is_named_with_its_sizes() {
 }
 
 #[test]
-fn shapes_can_be_demanded() {
+fn shapes_can_be_checked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.npy");
     write_i64(&path, &[2, 3], &[0; 6]).unwrap();

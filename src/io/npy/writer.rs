@@ -1,7 +1,7 @@
-//! A `.npy` array written row by row, so that it never has to fit into memory.
+//! Writes a `.npy` array row by row, so that it need not fit into memory.
 //!
-//! Values arrive as `f32` or `i64` in C order. The file is written in place: who needs it to appear
-//! whole or not at all writes aside and renames.
+//! Values are given as `f32` or `i64` in C order. The file is written in place: for an atomic write, the caller renames a
+//! temporary file.
 
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::{Dtype, Npy, NpyError};
 /// The alignment that NumPy gives to the first data byte.
 const ALIGNMENT: usize = 64;
 
-/// An array in the making. [`NpyWriter::finish`] must be called: it alone notices missing rows.
+/// An array under construction. [`NpyWriter::finish`] must be called: only it detects missing rows.
 #[derive(Debug)]
 pub struct NpyWriter {
     path: PathBuf,
@@ -27,8 +27,10 @@ impl NpyWriter {
     /// Creates or replaces the file and writes the header for the whole array.
     pub fn create(path: impl AsRef<Path>, dtype: Dtype, shape: &[usize]) -> Result<Self, NpyError> {
         let path = path.as_ref();
+        let unsupported = || NpyError::UnsupportedDtype { path: path.into(), found: dtype.to_string() };
+        let descr = dtype.descr().ok_or_else(unsupported)?;
         let mut file = BufWriter::with_capacity(1 << 20, fs_err::File::create(path)?);
-        file.write_all(&header(dtype, shape))?;
+        file.write_all(&header(descr, shape))?;
         Ok(Self { path: path.into(), file, dtype, written: 0, expected: shape.iter().product() })
     }
 
@@ -38,7 +40,7 @@ impl NpyWriter {
             Dtype::F16 => self.write(values, |x| f16::from_f32(x).to_le_bytes()),
             Dtype::F32 => self.write(values, f32::to_le_bytes),
             Dtype::F64 => self.write(values, |x| f64::from(x).to_le_bytes()),
-            Dtype::I32 | Dtype::I64 => Err(self.wrong_dtype("a float type")),
+            _ => Err(self.wrong_dtype("a float type")),
         }
     }
 
@@ -50,7 +52,7 @@ impl NpyWriter {
         }
     }
 
-    /// Flushes, and fails unless exactly the promised number of values was written.
+    /// Flushes, and fails unless exactly the expected number of values was written.
     pub fn finish(mut self) -> Result<(), NpyError> {
         self.file.flush()?;
         if self.written == self.expected { Ok(()) } else { Err(self.unfinished(self.written)) }
@@ -61,15 +63,15 @@ impl NpyWriter {
         values: &[T],
         convert: impl Fn(T) -> [u8; SIZE],
     ) -> Result<(), NpyError> {
-        self.promise(values.len())?;
+        self.count(values.len())?;
         for &value in values {
             self.file.write_all(&convert(value))?;
         }
         Ok(())
     }
 
-    /// Counts values about to be written; refused before they reach the file.
-    fn promise(&mut self, count: usize) -> Result<(), NpyError> {
+    /// Counts values before they are written, and refuses too many.
+    fn count(&mut self, count: usize) -> Result<(), NpyError> {
         let written = self.written + count;
         if written > self.expected {
             return Err(self.unfinished(written));
@@ -101,10 +103,10 @@ pub fn write_i64(path: impl AsRef<Path>, shape: &[usize], values: &[i64]) -> Res
     writer.finish()
 }
 
-/// Joins arrays of one dtype and row shape along the first axis, byte for byte and streaming.
+/// Concatenates arrays of one dtype and row shape along the first axis.
 ///
 /// # Errors
-/// If there is no array, if one differs in dtype or row shape from the first, or is in Fortran order.
+/// There is no array, one differs in dtype or row shape from the first, or is in Fortran order.
 pub fn concat<P: AsRef<Path>>(paths: &[P], out: impl AsRef<Path>) -> Result<(), NpyError> {
     let headers = paths.iter().map(Npy::header).collect::<Result<Vec<_>, _>>()?;
     let none = || NpyError::Shape {
@@ -135,18 +137,18 @@ pub fn concat<P: AsRef<Path>>(paths: &[P], out: impl AsRef<Path>) -> Result<(), 
         let mut file = fs_err::File::open(path.as_ref())?;
         file.seek(SeekFrom::Start(header.offset as u64))?;
         let bytes = std::io::copy(&mut file, &mut writer.file)?;
-        writer.promise(bytes as usize / first.dtype.size())?;
+        writer.count(bytes as usize / first.dtype.size())?;
     }
     writer.finish()
 }
 
 /// A version 1.0 header, padded as NumPy pads it, so that equal arrays are equal files.
-fn header(dtype: Dtype, shape: &[usize]) -> Vec<u8> {
+fn header(descr: &str, shape: &[usize]) -> Vec<u8> {
     let axes = match shape {
         [n] => format!("{n},"),
         _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
     };
-    let mut dict = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({axes}), }}", dtype.descr());
+    let mut dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({axes}), }}");
     const BEFORE: usize = 10; // magic, version, length of the dictionary
     let unpadded = BEFORE + dict.len() + 1;
     dict.extend(std::iter::repeat_n(' ', unpadded.next_multiple_of(ALIGNMENT) - unpadded));
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bytes_are_numpys() {
+    fn the_bytes_are_those_of_numpy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
         write_f32(&path, &[1], &[1.0]).unwrap();
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn half_precision_goes_out_and_comes_back() {
+    fn half_precision_is_read_as_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npy");
         let mut writer = NpyWriter::create(&path, Dtype::F16, &[3, 2]).unwrap();
@@ -198,6 +200,8 @@ mod tests {
             writer.write_f32(&[0.0; 3]).unwrap_err().to_string().contains("5 values written, expected 4")
         );
         assert!(writer.write_i64(&[0]).is_err());
+        let error = NpyWriter::create(folder.path().join("b.npy"), Dtype::BF16, &[1]).unwrap_err();
+        assert!(error.to_string().contains("b.npy: unsupported dtype bfloat16"), "{error}");
         assert!(writer.finish().unwrap_err().to_string().contains("a.npy: 2 values written, expected 4"));
     }
 

@@ -1,4 +1,4 @@
-//! What can be wrong with a file of tensors.
+//! Errors of reading and writing `torch.save` files.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,25 +13,25 @@ pub enum TorchFileError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(
-        "{}: not a file that torch.save wrote: it begins with {found}, expected a zip archive or the legacy form",
+        "{}: not a torch.save file: it begins with {found}, expected a zip archive or the legacy format",
         path.display()
     )]
     Format { path: PathBuf, found: String },
     #[error("{}: not a readable zip archive: {source}", path.display())]
     Zip { path: PathBuf, source: zip::result::ZipError },
-    /// An archive, but not as torch lays it out.
+    /// An archive, but not of torch's layout.
     #[error("{}: {found}, expected {expected}", path.display())]
     Archive { path: PathBuf, found: String, expected: String },
     #[error("{}: {source}", path.display())]
     Pickle { path: PathBuf, source: PickleError },
-    #[error("{}: a file of a big-endian machine, expected little-endian", path.display())]
+    #[error("{}: big-endian file, expected little-endian", path.display())]
     BigEndian { path: PathBuf },
-    /// The dict holds dicts: which one is meant is not for us to guess.
-    #[error("{}: tensors lie below the keys {}, expected a dict from names to tensors; save the one meant by itself",
+    /// The dict holds dicts of tensors: the file does not say which one to use.
+    #[error("{}: nested tensors below the keys {}, expected a dict from names to tensors; save only the dict to use",
         path.display(), keys.join(", "))]
     Nested {
         path: PathBuf,
-        /// All keys, each with what it holds.
+        /// All keys, each with a description of its value.
         keys: Vec<String>,
     },
     #[error("{}: holds {found}, expected a dict from names to tensors", path.display())]

@@ -1,4 +1,4 @@
-//! The form before torch 1.6: pickles one after the other, then the storages.
+//! The legacy format before torch 1.6: a sequence of pickles, then the storages.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,10 +8,10 @@ use super::tensors::{Declared, Reader};
 use super::{Storage, TensorInfo, TorchFileError};
 use crate::io::torch::pickle::{Object, Pickle, Value};
 
-/// The first pickle: a number that torch drew once, as protocol 2 writes it.
+/// The first pickle: torch's magic number in protocol 2.
 pub(super) const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
-/// The second pickle: the form's version, the same since 2016.
+/// The second pickle: the format's version, unchanged since 2016.
 const PROTOCOL: i128 = 1001;
 
 type Found = (Vec<TensorInfo>, HashMap<String, Storage>);
@@ -29,25 +29,25 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Found, TorchFileError> {
     let archive =
         |found: String, expected: String| TorchFileError::Archive { path: path.into(), found, expected };
     if protocol.root() != Value::Int(PROTOCOL) {
-        return Err(archive("another version of the legacy form".into(), format!("version {PROTOCOL}")));
+        return Err(archive("another version of the legacy format".into(), format!("version {PROTOCOL}")));
     }
     let system = system.dict(system.root()).unwrap_or_default();
     match system.iter().find(|(key, _)| *key == Value::Str("little_endian")) {
         Some((_, Value::Bool(true))) => {}
         Some((_, Value::Bool(false))) => return Err(TorchFileError::BigEndian { path: path.into() }),
-        _ => return Err(archive("no word on the byte order".into(), "`little_endian`".into())),
+        _ => return Err(archive("no byte order".into(), "`little_endian`".into())),
     }
 
     let reader = Reader { path, pickle: &object };
     let declared: HashMap<&str, Declared<'_>> =
         reader.declared()?.into_iter().map(|storage| (storage.key, storage)).collect();
     let Some(Object::List(keys)) = keys.get(keys.root()) else {
-        return Err(archive("no list of storages".into(), "one behind the object".into()));
+        return Err(archive("no list of storages".into(), "one after the object".into()));
     };
     let mut storages = HashMap::new();
     for key in keys {
         let Value::Str(key) = key else {
-            return Err(archive("a storage whose key is no str".into(), "a str".into()));
+            return Err(archive("a storage key that is not a str".into(), "a str".into()));
         };
         let declared = declared
             .get(key)

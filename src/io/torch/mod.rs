@@ -1,12 +1,11 @@
-//! The tensors of a file that `torch.save` wrote, as bytes that are mapped, not loaded.
+//! Reads the tensors of a `torch.save` file, mapped instead of loaded.
 //!
-//! Two forms: a zip archive (since torch 1.6) with a pickle and one stored entry for each storage, and the older
-//! one, a row of pickles with the storages behind them. In both, the pickle says how a tensor lies in its
-//! storage. Tensors may share a storage, skip elements of it or repeat them; [`TorchFile::read`] gives
-//! their elements in C order. Nothing of the pickle is run: see [`pickle`](pickle).
+//! There are two formats: a zip archive (since torch 1.6) with a pickle and one uncompressed entry per storage, and the
+//! legacy format, a sequence of pickles followed by the storages. In both, the pickle describes each tensor as a view of
+//! a storage. Tensors may share a storage, skip elements of it or repeat them; [`TorchFile::read`] returns their elements
+//! in C order. No code of the pickle is run: see [`pickle`](pickle).
 //! Source: PyTorch, `torch/serialization.py` (`_save`, `_legacy_save`) and `caffe2/serialize/inline_container.h`.
 
-mod dtype;
 mod error;
 mod legacy;
 pub mod pickle;
@@ -26,13 +25,13 @@ use std::sync::OnceLock;
 
 use memmap2::Mmap;
 
-pub use dtype::Dtype;
+pub use super::dtype::Dtype;
 pub use error::TorchFileError;
 pub use writer::{Entry, write};
 
 use strided::Layout;
 
-/// An open file of tensors. Cheap to share between threads; the pages belong to the operating system.
+/// An open file of tensors, mapped into memory. Cheap to share between threads.
 #[derive(Debug)]
 pub struct TorchFile {
     path: PathBuf,
@@ -41,7 +40,7 @@ pub struct TorchFile {
     storages: HashMap<String, Storage>,
 }
 
-/// What is known of a tensor before its bytes are read.
+/// The description of a tensor, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Its key in the dict.
@@ -50,11 +49,11 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Lengths of the axes.
     pub shape: Vec<usize>,
-    /// Elements from one index to the next, for each axis.
+    /// The stride of each axis, in elements.
     pub stride: Vec<usize>,
     /// The first element within the storage.
     pub offset: usize,
-    /// Where the storage lies in the file, in bytes.
+    /// The bytes of the storage in the file.
     pub bytes: Range<usize>,
     storage: String,
 }
@@ -63,17 +62,17 @@ pub struct TensorInfo {
 #[derive(Debug)]
 struct Storage {
     bytes: Range<usize>,
-    /// As the archive states it, none in the legacy form, or if the writer was told to leave it out.
+    /// The archive's checksum; none in the legacy format, or if the file was written without checksums.
     crc: Option<u32>,
-    /// The checksum of the bytes, made when they are first read.
+    /// The checksum of the bytes, computed at the first read.
     found: OnceLock<u32>,
 }
 
 impl TorchFile {
-    /// Whether the file begins as one that `torch.save` wrote; artifacts have no extension to tell it.
+    /// Whether the file begins like a `torch.save` file; artifacts have no extension.
     ///
     /// # Errors
-    /// The file can't be read.
+    /// The file cannot be read.
     pub fn is_one(path: impl AsRef<Path>) -> io::Result<bool> {
         let mut start = Vec::new();
         fs_err::File::open(path.as_ref())?.take(legacy::MAGIC.len() as u64).read_to_end(&mut start)?;
@@ -83,13 +82,12 @@ impl TorchFile {
     /// Maps the file and finds its tensors, without reading their bytes.
     ///
     /// # Errors
-    /// The file is damaged or of another format, holds something else than a dict from names to tensors, or asks
-    /// for code to be run.
+    /// The file is damaged or of another format, is not a dict from names to tensors, or contains code.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TorchFileError> {
         let path = path.as_ref();
         let file = fs_err::File::open(path)?;
-        // SAFETY: the map is read-only and private to this value. A file changed by someone else while it
-        // is mapped would change under us; the store keeps its objects read-only for that reason.
+        // SAFETY: the map is read-only and private to this value. Another process must not change the file meanwhile;
+        // the store keeps its objects read-only for that reason.
         let map = unsafe { Mmap::map(file.file()) }
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let (tensors, storages) = if map.starts_with(zipped::MAGIC) {
@@ -113,13 +111,13 @@ impl TorchFile {
         &self.tensors
     }
 
-    /// The elements of one of [`tensors`](Self::tensors) in C order, little-endian; copied only if they lie otherwise.
+    /// The elements of one of [`tensors`](Self::tensors) in C order, little-endian; copied only if they are stored otherwise.
     ///
     /// # Errors
-    /// The storage is not what the archive's checksum was made of.
+    /// The storage does not match the archive's checksum.
     ///
     /// # Panics
-    /// If the tensor is one of another file.
+    /// If the tensor is of another file.
     pub fn read(&self, tensor: &TensorInfo) -> Result<Cow<'_, [u8]>, TorchFileError> {
         let storage = &self.storages[&tensor.storage];
         let bytes = &self.map[storage.bytes.clone()];

@@ -1,4 +1,4 @@
-//! How a tensor lies in its storage, and its elements in C order.
+//! Views of a storage, and their elements in C order.
 
 use std::borrow::Cow;
 
@@ -11,12 +11,12 @@ pub(super) struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// How many elements there are, `None` if memory has no such number.
+    /// The number of elements, `None` on overflow.
     pub fn len(&self) -> Option<usize> {
         self.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))
     }
 
-    /// How many elements the storage must have, `None` if memory has no such number.
+    /// The number of elements that the storage must have, `None` on overflow.
     pub fn end(&self) -> Option<usize> {
         if self.shape.contains(&0) {
             return Some(0);
@@ -26,7 +26,7 @@ impl Layout<'_> {
         last.chain([Some(1)]).try_fold(self.offset, |sum, steps| sum.checked_add(steps?))
     }
 
-    /// Whether the elements stand in C order without gaps. The stride of an axis of length 1 is never walked.
+    /// Whether the elements are contiguous in C order. The stride of an axis of length 1 is irrelevant.
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(self.stride).rev().all(|(&size, &stride)| {
@@ -69,7 +69,7 @@ impl Layout<'_> {
 mod tests {
     use super::*;
 
-    /// As the definition has it: element i, j, k stands at offset + i s0 + j s1 + k s2.
+    /// By definition: element i, j, k is at offset + i s0 + j s1 + k s2.
     #[test]
     fn any_stride_agrees_with_the_definition() {
         let storage: Vec<u8> = (0..=255).collect();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_memory_are_seen() {
+    fn overflow_is_detected() {
         let layout = |shape, stride| Layout { shape, stride, offset: 0 };
         assert_eq!(layout(&[usize::MAX, 2], &[0, 1]).len(), None);
         assert_eq!(layout(&[3, 2], &[usize::MAX, 1]).end(), None);

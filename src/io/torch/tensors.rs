@@ -1,4 +1,4 @@
-//! From a pickle to the tensors that it describes.
+//! The tensors that a pickle describes.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -7,11 +7,11 @@ use super::strided::Layout;
 use super::{Dtype, Storage, TensorInfo, TorchFileError};
 use crate::io::torch::pickle::{Global, Object, Pickle, Value};
 
-/// A tensor that repeats elements may be larger than its storage, but not without limit: a kilobyte could
-/// otherwise ask for all memory.
+/// The most elements of a tensor that repeats elements, and so may be larger than its storage: otherwise a file of a
+/// kilobyte could exhaust memory.
 const MAX_REPEATED: usize = 1 << 28;
 
-/// What a pickle says of a storage.
+/// A pickle's description of a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Declared<'a> {
     pub key: &'a str,
@@ -19,14 +19,14 @@ pub(super) struct Declared<'a> {
     pub elements: usize,
 }
 
-/// A pickle, and the file that the messages are about.
+/// A pickle, and its file for messages.
 pub(super) struct Reader<'a> {
     pub path: &'a Path,
     pub pickle: &'a Pickle<'a>,
 }
 
 impl<'a> Reader<'a> {
-    /// All storages that the pickle refers to, each once.
+    /// All storages that the pickle references, each once.
     pub fn declared(&self) -> Result<Vec<Declared<'a>>, TorchFileError> {
         let mut seen = HashMap::new();
         let mut all = Vec::new();
@@ -45,7 +45,7 @@ impl<'a> Reader<'a> {
         Ok(all)
     }
 
-    /// `("storage", type, key, device, elements)`; the legacy form adds what only files before torch 0.4 use.
+    /// `("storage", type, key, device, elements)`; the legacy format adds a value that only files before torch 0.4 use.
     fn declaration(&self, id: Value<'a>) -> Result<Declared<'a>, TorchFileError> {
         let malformed = |found: &str| self.content(format!("a reference to {found}"));
         let (kind, key, elements) = match self.pickle.tuple(id) {
@@ -60,7 +60,7 @@ impl<'a> Reader<'a> {
                     Value::None,
                 ],
             ) => (kind, key, elements),
-            _ => return Err(malformed("what is no storage of numbers")),
+            _ => return Err(malformed("something else than a storage")),
         };
         let dtype = Dtype::of_storage(kind).ok_or_else(|| {
             self.storage(key, format!("torch.{kind}"), "a float, int64, int32, uint8 or bool type".to_owned())
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
         Ok(Declared { key, dtype, elements })
     }
 
-    /// The tensors of the dict at the root, in order; `storages` says where their bytes are.
+    /// The tensors of the dict at the root, in order; `storages` are the ranges of their bytes.
     pub fn tensors(&self, storages: &HashMap<String, Storage>) -> Result<Vec<TensorInfo>, TorchFileError> {
         let root = self.pickle.root();
         let items = self.pickle.dict(root).ok_or_else(|| self.content(self.pickle.describe(root)))?;

@@ -1,4 +1,4 @@
-//! Files that torch wrote (`tests/golden/make_torch_files.py`), and such files damaged.
+//! Files written by torch (`tests/golden/make_torch_files.py`), also damaged.
 
 use std::path::PathBuf;
 
@@ -51,7 +51,7 @@ fn the_tensors_are_those_that_python_saved() {
 }
 
 #[test]
-fn views_share_their_storage_and_whole_ones_are_not_copied() {
+fn views_share_their_storage_and_contiguous_ones_are_not_copied() {
     for file in ["views.pt", "views.legacy.pt"] {
         let file = TorchFile::open(golden(file)).unwrap();
         let tensor = |name| file.tensors().iter().find(|tensor| tensor.name == name).unwrap();
@@ -68,30 +68,30 @@ fn a_call_in_the_pickle_is_refused_by_name() {
     for (file, at) in [("malicious.pt", 18), ("malicious.legacy.pt", 18)] {
         let system = error(file);
         let expected = format!(
-            "{file}: refused: the pickle names \"posix.system\" at byte {at}, expected only tensors in dicts (nothing of it was run)"
+            "{file}: refused: the pickle names \"posix.system\" at byte {at}, expected only tensors in dicts (no code was run)"
         );
         assert_eq!(system, expected);
     }
 }
 
 #[test]
-fn other_contents_are_told_with_what_was_found() {
+fn other_contents_are_described() {
     for (file, expected) in [
         (
             "nested.pt",
-            "tensors lie below the keys `state_dict` (7 tensors), `epoch` (an int), expected a dict from names to tensors; save the one meant by itself",
+            "nested tensors below the keys `state_dict` (7 tensors), `epoch` (an int), expected a dict from names to tensors; save only the dict to use",
         ),
         (
             "nested.legacy.pt",
-            "tensors lie below the keys `model` (7 tensors), `optimizer` (0 tensors), expected a dict from names to tensors; save the one meant by itself",
+            "nested tensors below the keys `model` (7 tensors), `optimizer` (0 tensors), expected a dict from names to tensors; save only the dict to use",
         ),
         ("tensor.pt", "holds a tensor, expected a dict from names to tensors"),
         ("mixed.pt", "tensor `epoch`: an int, expected a tensor"),
-        ("compressed.pt", "entry `fisher/data.pkl` is compressed (Deflated), expected it stored as it is"),
-        ("big_endian.pt", "a file of a big-endian machine, expected little-endian"),
+        ("compressed.pt", "entry `fisher/data.pkl` is compressed (Deflated), expected an uncompressed entry"),
+        ("big_endian.pt", "big-endian file, expected little-endian"),
         (
             "plain.pkl",
-            "not a file that torch.save wrote: it begins with 80 02 7d 71 00 58 06 00, expected a zip archive or the legacy form",
+            "not a torch.save file: it begins with 80 02 7d 71 00 58 06 00, expected a zip archive or the legacy format",
         ),
     ] {
         assert_eq!(error(file), format!("{file}: {expected}"));
@@ -135,7 +135,7 @@ fn a_tensor_beyond_its_storage_is_refused() {
 }
 
 #[test]
-fn a_repeated_element_can_not_ask_for_all_memory() {
+fn a_repeated_element_cannot_exhaust_memory() {
     // One byte, repeated 2 billion times by a stride of 0.
     let huge = b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(\
         (X\x07\0\0\0storagectorch\nByteStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\0J\0\0\0\x7f\x85K\0\x85\x89NtRs.";
@@ -156,14 +156,14 @@ fn a_repeated_element_can_not_ask_for_all_memory() {
 }
 
 #[test]
-fn damaged_numbers_are_seen_by_their_checksum() {
+fn damaged_values_are_detected_by_their_checksum() {
     let one_half = [0, 0, 0, 0, 0, 0, 0xf0, 0x3f]; // the weights of the norm are ones
     let found = with("fisher.pt", &one_half, &[1]);
     assert!(found.starts_with("FILE: damaged at tensor `1.weight`: checksum "), "{found}");
 }
 
 #[test]
-fn what_is_written_is_what_was_checked_with_python() {
+fn written_files_equal_the_one_checked_with_python() {
     let expected = expected().remove("written.pt").unwrap();
     let bytes: Vec<Vec<u8>> = expected
         .iter()
@@ -208,14 +208,14 @@ fn what_is_written_is_what_was_checked_with_python() {
 #[derive(Debug, Clone)]
 enum Damage {
     Byte(prop::sample::Index, u8),
-    UnitIndex(prop::sample::Index),
+    Truncate(prop::sample::Index),
     Copy(prop::sample::Index, prop::sample::Index, usize),
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
         8 => (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, byte)| Damage::Byte(at, byte)),
-        1 => any::<prop::sample::Index>().prop_map(Damage::UnitIndex),
+        1 => any::<prop::sample::Index>().prop_map(Damage::Truncate),
         2 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1usize..40)
             .prop_map(|(from, to, length)| Damage::Copy(from, to, length)),
     ]
@@ -224,7 +224,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
     #[test]
-    fn no_damage_makes_it_panic(
+    fn damage_never_panics(
         name in prop::sample::select(vec![
             "state_dict.pt", "views.pt", "kinds.pt", "parameters.pt", "protocol4.pt", "no_crc.pt", "nested.pt",
             "state_dict.legacy.pt", "views.legacy.pt", "parameters.legacy.pt", "malicious.pt",
@@ -236,7 +236,7 @@ proptest! {
             let length = bytes.len().max(1);
             match damage {
                 Damage::Byte(at, byte) => if let Some(old) = bytes.get_mut(at.index(length)) { *old = byte },
-                Damage::UnitIndex(at) => bytes.truncate(at.index(length)),
+                Damage::Truncate(at) => bytes.truncate(at.index(length)),
                 Damage::Copy(from, to, count) => {
                     let (from, to) = (from.index(length), to.index(length));
                     let count = count.min(bytes.len().saturating_sub(from.max(to)));

@@ -1,6 +1,6 @@
-//! Writes a dict of tensors as `torch.save` would, so that `torch.load` reads it with `weights_only=True`.
+//! Writes a dict of tensors like `torch.save`, so that `torch.load` reads it with `weights_only=True`.
 //!
-//! The bytes depend on the entries alone: no date, no name of the file, no random identifier.
+//! The bytes depend only on the entries: no date, no file name, no random identifier.
 
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
@@ -10,13 +10,13 @@ use zip::write::SimpleFileOptions;
 
 use super::{Dtype, TorchFileError};
 
-/// Where storages begin, as torch aligns them, so that Python can map them too.
+/// The alignment of storages, as in torch, so that Python can map them too.
 const ALIGNMENT: u16 = 64;
-/// The folder within the archive; torch takes any.
+/// The folder within the archive; torch accepts any.
 const FOLDER: &str = "archive";
-/// Version of the archive's layout, as torch 1.6 and all later releases write it.
+/// Version of the archive's layout since torch 1.6.
 const VERSION: &[u8] = b"3\n";
-/// Sizes beyond it need the longer form of zip.
+/// Larger entries need zip64.
 const LARGE: usize = u32::MAX as usize;
 
 /// A tensor to be written.
@@ -35,7 +35,7 @@ pub struct Entry<'a> {
 /// Writes the entries, in their order, as an OrderedDict from names to tensors.
 ///
 /// # Errors
-/// The file can't be written, or an entry has not the bytes that its shape asks for.
+/// The file cannot be written, or an entry's bytes do not match its shape.
 pub fn write(path: impl AsRef<Path>, entries: &[Entry<'_>]) -> Result<(), TorchFileError> {
     let path = path.as_ref();
     for entry in entries {
@@ -70,7 +70,7 @@ fn fill(archive: &mut ZipWriter<impl Write + Seek>, entries: &[Entry<'_>]) -> io
     add("version", VERSION)
 }
 
-/// What `pickle.dumps(OrderedDict(…), 2)` gives, without the memo.
+/// The bytes of `pickle.dumps(OrderedDict(…), 2)`, without the memo.
 fn pickle(entries: &[Entry<'_>]) -> Vec<u8> {
     const ORDERED_DICT: &[u8] = b"ccollections\nOrderedDict\n)R";
     let mut out = b"\x80\x02".to_vec();
@@ -97,7 +97,7 @@ fn pickle(entries: &[Entry<'_>]) -> Vec<u8> {
     out
 }
 
-/// Elements from one index to the next, as torch counts them: an empty axis counts as one of length 1.
+/// Strides as in torch: an empty axis counts as one of length 1.
 fn contiguous(shape: &[usize]) -> Vec<usize> {
     let mut stride = 1usize;
     let mut strides: Vec<usize> = shape

@@ -1,4 +1,4 @@
-//! The form since torch 1.6: a zip archive whose entries are stored as they are.
+//! The format since torch 1.6: a zip archive with uncompressed entries.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -24,12 +24,12 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Found, TorchFileError> {
         found,
         expected: expected.into(),
     };
-    // The entries lie in one folder, named after the file as it was called when it was saved.
+    // The entries are in one folder, named after the file when it was saved.
     let mut folders = entries.keys().filter_map(|name| name.strip_suffix("/data.pkl"));
     let folder = match (folders.next(), folders.next()) {
         (Some(folder), None) => folder,
         (None, _) => {
-            return Err(archive("a zip archive without data.pkl".into(), "one that torch.save wrote"));
+            return Err(archive("a zip archive without data.pkl".into(), "a torch.save file"));
         }
         (Some(one), Some(other)) => {
             return Err(archive(format!("data.pkl in `{one}` and in `{other}`"), "one of them"));
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Found, TorchFileError> {
         let length = declared.elements.checked_mul(declared.dtype.size());
         match found {
             Some(entry) if Some(entry.bytes.len()) == length => {
-                // A zero says that the writer left checksums out, as torch can be told to.
+                // Zero: written without checksums.
                 let crc = Some(entry.crc).filter(|crc| *crc != 0);
                 let storage = Storage { bytes: entry.bytes.clone(), crc, found: OnceLock::new() };
                 storages.insert(declared.key.to_owned(), storage);
@@ -74,7 +74,7 @@ struct Entry {
     crc: u32,
 }
 
-/// Where each entry lies. All must be stored: the archive is mapped, not unpacked.
+/// The bytes of each entry. All must be uncompressed: the archive is mapped, not unpacked.
 fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>, TorchFileError> {
     let unreadable = |source| TorchFileError::Zip { path: path.into(), source };
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(unreadable)?;
@@ -87,10 +87,10 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Entry>, TorchFil
             expected: expected.into(),
         };
         if entry.encrypted() {
-            return Err(fault("is encrypted", "it in the clear"));
+            return Err(fault("is encrypted", "an unencrypted entry"));
         }
         if entry.compression() != CompressionMethod::Stored {
-            return Err(fault(&format!("is compressed ({})", entry.compression()), "it stored as it is"));
+            return Err(fault(&format!("is compressed ({})", entry.compression()), "an uncompressed entry"));
         }
         let range = entry.data_start().and_then(|start| {
             let end = start.checked_add(entry.size())?;

@@ -1,7 +1,7 @@
-//! The folders beside a command's outputs: for its inputs, and for what it writes for itself.
+//! The folders for a command's inputs and temporary files.
 //!
-//! Making and removing them costs more than a small command does, so a worker hands them from one command on to the next.
-//! They are moved, not shared: what is in a command's folder is its alone.
+//! Creating and removing them takes longer than a small command, so a worker reuses them for the next command. They are
+//! moved, not shared.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -12,38 +12,38 @@ use anyhow::Context;
 use super::{INPUTS, TMP};
 use attrflow_engine::kind::Inputs;
 
-/// Where this worker keeps them between two commands.
+/// The parent of the reusable folders, between two commands of this worker.
 static KEPT: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 fn kept() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
     KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Lays out the empty folder `out`.
+/// Creates both folders in the empty folder `out`, and links the inputs.
 pub(super) fn link_inputs(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     let kept = kept().take();
-    let bring = |name: &str| -> anyhow::Result<()> {
+    let create = |name: &str| -> anyhow::Result<()> {
         let moved = kept.as_ref().is_some_and(|kept| fs_err::rename(kept.join(name), out.join(name)).is_ok());
         if !moved {
             fs_err::create_dir(out.join(name))?;
         }
         Ok(())
     };
-    bring(TMP)?;
-    bring(INPUTS)?;
+    create(TMP)?;
+    create(INPUTS)?;
     for (name, path) in &inputs.0 {
         let link = out.join(INPUTS).join(name);
-        symlink(path, &link).with_context(|| format!("cannot make the link {}", link.display()))?;
+        symlink(path, &link).with_context(|| format!("cannot create the link {}", link.display()))?;
     }
     Ok(())
 }
 
-/// Takes the folders away again, where nothing was left in them but the inputs.
+/// Removes the folders from `out` for reuse, if they contain nothing but the inputs.
 pub(super) fn unlink_inputs(inputs: &Inputs, out: &Path) {
     let Some(around) = out.parent() else { return };
     let place = around.join(format!("kept-{}", std::process::id()));
     let emptied = || -> std::io::Result<bool> {
-        // A command can have put anything in their place, and nothing may be removed behind a link.
+        // A command may have replaced them, and nothing may be removed behind a link.
         for name in [INPUTS, TMP] {
             let found = fs_err::symlink_metadata(out.join(name))?;
             if !found.is_dir() || found.permissions().mode() & 0o700 != 0o700 {
@@ -67,7 +67,7 @@ pub(super) fn unlink_inputs(inputs: &Inputs, out: &Path) {
     if !place.is_dir() && fs_err::create_dir(&place).is_err() {
         return;
     }
-    // What cannot be moved goes with the attempt, and is made anew for the next command.
+    // A folder that cannot be moved is removed with the attempt.
     let moved = [TMP, INPUTS].map(|name| fs_err::rename(out.join(name), place.join(name)).is_ok());
     if moved.contains(&true) {
         *kept() = Some(place);

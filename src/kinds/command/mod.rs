@@ -1,8 +1,8 @@
-//! A program of the user's own as a stage: its inputs and outputs are declared, its environment is allowed.
+//! A user's program as a stage, with declared inputs, outputs and environment variables.
 //!
-//! It runs in a folder of its own, in which it finds its inputs as `inputs/NAME`, whatever they are called elsewhere,
-//! and leaves its outputs. Only names that count for identity are ever seen by it: the same recipe gives the
-//! same bytes in another folder or on another machine, as far as the program lets it.
+//! It runs in a temporary folder, with its inputs as `inputs/NAME`, and leaves its outputs there. It only sees names that
+//! are hashed: the same recipe gives the same bytes in another folder or on another machine, if the program is
+//! deterministic.
 
 mod links;
 mod outputs;
@@ -21,34 +21,34 @@ use attrflow_engine::config::tree::Node;
 use attrflow_engine::kind::{Compute, Context, Inputs, Kind, KindInfo, Port, Stage, Task};
 use attrflow_engine::params;
 use template::{Argument, Piece};
-use variable::{Counted, Variable};
+use variable::{RecordedEnv, Variable};
 
 pub use process::{adopt_orphans, kill_all};
 
-/// In the command's folder: links to its inputs, and where it may leave what nobody needs.
+/// In the command's folder: links to its inputs, and its temporary folder.
 const INPUTS: &str = "inputs";
 const TMP: &str = "tmp";
 
 params! {
     /// Parameters of `command`.
     pub struct Command {
-        /// The program and its arguments, without a shell; a program's name is looked up on the PATH. `{input.NAME}`
-        /// stands for the path of an input (`inputs/NAME`, for a folder with a `/` behind it), `{output.NAME}` for the
-        /// name of an output's file, `{param.KEY}` for a value of `values`; a brace itself is written twice. The
-        /// program itself does not count: declare a script of yours as an input, `["python3", "{input.script}"]`.
+        /// The program and its arguments, without a shell; the program is found on the PATH. `{input.NAME}` is the path of
+        /// an input (`inputs/NAME`, with a `/` at the end for a folder), `{output.NAME}` the name of an output's file,
+        /// `{param.KEY}` a value of `values`; a literal brace is doubled. The program itself is not hashed: declare your
+        /// script as an input, `["python3", "{input.script}"]`.
         argv: Vec<Argument>,
-        /// The output ports, and the name of the file or folder that the command leaves on each in the folder that it
-        /// starts in. Nothing else is taken from there. An output holds files and folders, no links.
+        /// The output ports, each with the file or folder that the command writes in its working folder. All else in it
+        /// is discarded. An output consists of files and folders, without links.
         outputs: BTreeMap<String, String>,
-        /// Values of your own, of any type. The command finds them as a JSON object in the variable ATTRFLOW_PARAMS, and
-        /// argv can name them.
+        /// Your own values, of any type. The command gets them as a JSON object in the variable ATTRFLOW_PARAMS, and argv
+        /// can refer to them.
         values: Map<String, Json> = Map::new(),
-        /// Variables of the environment that are passed on, and do not count. PATH and HOME always are; LANG is C.UTF-8
-        /// and TMPDIR a folder that goes with the stage; all others are taken away.
+        /// Environment variables that are passed on but not hashed. PATH and HOME always are; LANG is C.UTF-8 and TMPDIR a
+        /// temporary folder of the stage; all others are removed.
         env: Vec<Variable> = Vec::new(),
-        /// Variables that are passed on and whose values count: another value runs the stage again. They are kept in
-        /// recipes and manifests, so name no secrets here.
-        env_counted: Option<Counted> = None,
+        /// Environment variables that are passed on and hashed: another value runs the stage again. Their values are stored
+        /// in recipes and manifests, so do not name secrets here.
+        env_counted: Option<RecordedEnv> = None,
     }
 }
 
@@ -56,23 +56,23 @@ impl Validate for Command {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         if self.argv.first().is_none_or(|program| program.0.is_empty()) {
-            faults.push(("argv", "`argv` names no program, expected one and its arguments".to_owned()));
+            faults.push(("argv", "`argv` is empty, expected a program and its arguments".to_owned()));
         }
         if self.outputs.is_empty() {
-            let message = "`outputs` is empty, expected at least one `name = \"file\"`: nothing else is kept";
+            let message = "`outputs` is empty, expected at least one `name = \"file\"`";
             faults.push(("outputs", message.to_owned()));
         }
         let mut seen = BTreeMap::new();
         for (port, file) in &self.outputs {
             if !plain_name(port) {
-                faults.push(("outputs", format!("`{port}` is no name of an output: expected {PLAIN_NAME}")));
+                faults.push(("outputs", format!("invalid output name `{port}`: expected {PLAIN_NAME}")));
             }
             if !plain_name(file) {
-                let message =
-                    format!("the output `{port}` is `{file}`, expected a file's name: {PLAIN_NAME}");
+                let message = format!("the output `{port}` is `{file}`, expected a file name: {PLAIN_NAME}");
                 faults.push(("outputs", message));
             } else if [INPUTS, TMP].contains(&file.as_str()) {
-                faults.push(("outputs", format!("the output `{port}` cannot be `{file}`, which is in use")));
+                faults
+                    .push(("outputs", format!("the output `{port}` cannot be `{file}`, which is reserved")));
             }
             if let Some(other) = seen.insert(file, port) {
                 faults.push(("outputs", format!("the outputs `{other}` and `{port}` are both `{file}`")));
@@ -83,9 +83,9 @@ impl Validate for Command {
 }
 
 impl Command {
-    /// The variables whose values count, with these.
-    fn counted(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
-        self.env_counted.iter().flat_map(|counted| &counted.0)
+    /// The hashed variables with their values.
+    fn recorded_env(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
+        self.env_counted.iter().flat_map(|recorded| &recorded.0)
     }
 
     /// The value at a dotted path.
@@ -111,12 +111,12 @@ impl Stage for Command {
     fn identity(&self) -> Json {
         let Self { argv, outputs, values, env: _, env_counted } = self;
         let env_counted =
-            env_counted.as_ref().map(|counted| &counted.0).filter(|counted| !counted.is_empty());
+            env_counted.as_ref().map(|recorded| &recorded.0).filter(|recorded| !recorded.is_empty());
         json!({ "argv": argv, "outputs": outputs, "values": values, "env_counted": env_counted })
     }
 
     fn variables(&self) -> BTreeMap<String, Option<String>> {
-        self.counted().map(|(name, value)| (name.clone(), value.clone())).collect()
+        self.recorded_env().map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
@@ -145,7 +145,7 @@ impl Stage for Command {
         faults
     }
 
-    /// Only the command knows what it gives, so that files are taken as they are.
+    /// Any files: only the command knows their format.
     fn accept(&self, _: &Inputs, _: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         Ok(())
     }

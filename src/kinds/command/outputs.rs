@@ -1,4 +1,4 @@
-//! What a command left: every declared output, and in it nothing but files and folders.
+//! Checks the outputs of a command: all of them exist, and consist of files and folders.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 
 use super::{INPUTS, TMP};
 
-/// Holds the outputs to what the cache can keep.
+/// Checks that the cache can store the outputs.
 pub(super) fn check(outputs: &BTreeMap<String, String>, out: &Path) -> anyhow::Result<()> {
     let missing: Vec<String> = outputs
         .iter()
@@ -23,16 +23,16 @@ pub(super) fn check(outputs: &BTreeMap<String, String>, out: &Path) -> anyhow::R
             .collect();
         found.sort();
         let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
-        bail!("but wrote no {}; its folder holds {found}", missing.join(", "));
+        bail!("missing {}; its folder contains {found}", missing.join(", "));
     }
     outputs.values().try_for_each(|file| own(&out.join(file), out))
 }
 
-/// Refuses what leads elsewhere or is no file, and makes a file of two names one of its own.
+/// Refuses links and special files, and copies a file with several hard links.
 fn own(path: &Path, out: &Path) -> anyhow::Result<()> {
     let metadata = fs_err::symlink_metadata(path)?;
     let name = path.strip_prefix(out).unwrap_or(path);
-    ensure!(name.to_str().is_some(), "but the name of `{}` is not UTF-8", name.display());
+    ensure!(name.to_str().is_some(), "the name of `{}` is not UTF-8", name.display());
     if metadata.is_dir() {
         for entry in fs_err::read_dir(path)? {
             own(&entry?.path(), out)?;
@@ -41,17 +41,14 @@ fn own(path: &Path, out: &Path) -> anyhow::Result<()> {
     }
     let what = if metadata.is_symlink() { "a symbolic link" } else { "neither a file nor a folder" };
     let name = name.display();
-    ensure!(
-        metadata.is_file(),
-        "but `{name}` is {what}: an output is files and folders, of bytes of their own"
-    );
-    // The other name may be that of an input, and the cache must share no bytes that somebody can change.
+    ensure!(metadata.is_file(), "`{name}` is {what}: an output consists of files and folders");
+    // The other link may be an input, and nobody may change the cache's bytes.
     if metadata.nlink() > 1 {
         // The command may have removed the folder.
         fs_err::create_dir_all(out.join(TMP))?;
-        let aside = out.join(TMP).join("own");
-        fs_err::copy(path, &aside)?;
-        fs_err::rename(&aside, path)?;
+        let copy = out.join(TMP).join("own");
+        fs_err::copy(path, &copy)?;
+        fs_err::rename(&copy, path)?;
     }
     Ok(())
 }

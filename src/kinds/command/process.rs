@@ -1,4 +1,4 @@
-//! The process of a command: started in its folder, heard to its end, and ended with all that it started.
+//! The process of a command: started in its folder, logged, and killed together with its descendants.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -20,31 +20,31 @@ use super::variable::{PARAMS, TMPDIR};
 use super::{Command, INPUTS, TMP, links, outputs};
 use attrflow_engine::kind::Inputs;
 
-/// The command that runs, whose process leads a group of its own.
+/// The running command, the leader of its process group.
 static RUNNING: Mutex<Option<Pid>> = Mutex::new(None);
 /// Whether orphans of commands become children of this process.
 static ADOPTS: AtomicBool = AtomicBool::new(false);
 
-/// Lets whatever a command leaves running become a child of this process, so that it can be found and ended.
+/// Makes orphans of commands children of this process, so that they can be found and killed.
 ///
-/// For a process that has no other children.
+/// For a process without other children.
 pub fn adopt_orphans() {
     let this = rustix::process::getpid();
     ADOPTS.store(rustix::process::set_child_subreaper(Some(this)).is_ok(), Ordering::Relaxed);
 }
 
-/// Ends the command that runs, if one does, and all that it started; none starts after that.
+/// Kills the running command, if any, with all its descendants; no command starts after that.
 pub fn kill_all() {
     let running = RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(group) = *running {
         let _ = kill_process_group(group, Signal::KILL);
     }
-    end_orphans();
-    // The process is about to end; until then no command may start.
+    kill_orphans();
+    // The process is about to exit; until then no command may start.
     std::mem::forget(running);
 }
 
-/// Runs a command in the empty folder `out`, which then holds its outputs.
+/// Runs a command in the empty folder `out`, which then contains its outputs.
 pub(super) fn run(params: &Command, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     links::link_inputs(inputs, out)?;
     let argv: anyhow::Result<Vec<String>> =
@@ -65,15 +65,15 @@ pub(super) fn run(params: &Command, inputs: &Inputs, out: &Path) -> anyhow::Resu
         .stderr(writer)
         .process_group(0);
     let mut child = start(&mut command).with_context(|| format!("cannot start `{}`", program.display()))?;
-    // With this process's ends of the pipe open, it would never end.
+    // Closes this process's writers of the pipe, so that the reader sees its end.
     drop(command);
-    let said = hear(&child, reader);
+    let log = follow(&child, reader);
     let status = end(&mut child)?;
-    let said = said?;
+    let log = log?;
     if !status.success() {
-        bail!("`{}` ended with {status}{}", argv[0], said.describe());
+        bail!("`{}` ended with {status}{}", argv[0], log.describe());
     }
-    outputs::check(&params.outputs, out).with_context(|| format!("`{}` ended well", argv[0]))?;
+    outputs::check(&params.outputs, out).with_context(|| format!("`{}`: invalid outputs", argv[0]))?;
     links::unlink_inputs(inputs, out);
     Ok(())
 }
@@ -85,7 +85,7 @@ fn fill(argument: &Argument, params: &Command, inputs: &Inputs) -> anyhow::Resul
             Piece::Text(piece) => text += &piece,
             Piece::Input(name) => {
                 text += &format!("{INPUTS}/{name}");
-                // Or `find` and others would see a link and not the folder.
+                // Else `find` and others would see a link instead of the folder.
                 if inputs.path(name).is_dir() {
                     text.push('/');
                 }
@@ -101,9 +101,9 @@ fn fill(argument: &Argument, params: &Command, inputs: &Inputs) -> anyhow::Resul
     Ok(text)
 }
 
-/// What a variable is for the command: the value that counts, else that of this process.
+/// The value of a variable for the command: the hashed one, else that of this process.
 fn variable(name: &str, params: &Command) -> Option<OsString> {
-    match params.counted().find(|(counted, _)| *counted == name) {
+    match params.recorded_env().find(|(recorded, _)| *recorded == name) {
         Some((_, value)) => value.as_ref().map(OsString::from),
         None => std::env::var_os(name),
     }
@@ -121,15 +121,16 @@ fn environment(
         (TMPDIR.to_owned(), out.join(TMP).into()),
     ];
     variables.extend(path.map(|path| ("PATH".to_owned(), path)));
-    let passed = params.env.iter().map(|variable| &variable.0).chain(params.counted().map(|(name, _)| name));
+    let passed =
+        params.env.iter().map(|variable| &variable.0).chain(params.recorded_env().map(|(name, _)| name));
     for name in passed.map(String::as_str).chain(["HOME"]) {
-        // What is set later wins.
+        // Later values replace earlier ones.
         variables.extend(variable(name, params).map(|value| (name.to_owned(), value)));
     }
     Ok(variables)
 }
 
-/// The program's file, so that starting it needs no copy of this process to look for it.
+/// The program's file, found here so that the command can be started without a fork.
 fn find(program: &str, path: Option<&OsStr>, out: &Path) -> anyhow::Result<PathBuf> {
     if program.contains('/') {
         // An input such as `inputs/script`; an absolute path stays one.
@@ -140,10 +141,10 @@ fn find(program: &str, path: Option<&OsStr>, out: &Path) -> anyhow::Result<PathB
         file.is_absolute() && file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
     };
     let found = folders.iter().map(|folder| folder.join(program)).find(runs);
-    found.with_context(|| format!("there is no program `{program}` on the PATH"))
+    found.with_context(|| format!("program `{program}` not found on the PATH"))
 }
 
-/// Starts the process, so that [`end_all`] either sees it or keeps it from starting.
+/// Starts the process, so that [`kill_all`] either kills it or prevents its start.
 fn start(command: &mut Process) -> anyhow::Result<Child> {
     let mut running = RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let child = command.spawn()?;
@@ -155,26 +156,26 @@ fn id(child: &Child) -> anyhow::Result<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process without an id")
 }
 
-/// Ends what is left of the command, and says how it ended itself.
+/// Kills the rest of the process group, and returns the command's exit status.
 fn end(child: &mut Child) -> anyhow::Result<std::process::ExitStatus> {
-    // Until it is waited for, its id cannot become another's.
+    // Its id is not reused before the wait.
     let _ = kill_process_group(id(child)?, Signal::KILL);
     *RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     let status = child.wait()?;
-    end_orphans();
+    kill_orphans();
     Ok(status)
 }
 
-/// Ends the children of this process, and theirs when they come to it in turn.
-fn end_orphans() {
+/// Kills the children of this process, and then theirs, which become its children in turn.
+fn kill_orphans() {
     if !ADOPTS.load(Ordering::Relaxed) {
         return;
     }
     let begun = Instant::now();
-    // What hangs in the kernel ends when the kernel lets it.
+    // A process may be stuck in the kernel.
     while begun.elapsed() < Duration::from_secs(2) {
         match rustix::process::wait(WaitOptions::NOHANG) {
-            // There are none, which is the rule and costs this call alone.
+            // There are none, as usual.
             Err(_) => return,
             Ok(Some(_)) => {}
             Ok(None) => {
@@ -194,18 +195,18 @@ fn children() -> Vec<Pid> {
     let ids = processes.filter_map(|process| {
         let id = process.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)?;
         let stat = fs_err::read_to_string(process.path().join("stat")).ok()?;
-        // Behind the name, which may hold anything, come the state and the parent.
+        // The state and the parent are after the name, which may contain anything.
         let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?;
         (parent == this).then_some(id)
     });
     ids.collect()
 }
 
-/// Hears a command to its end; each line it writes is one of the log.
-fn hear(child: &Child, mut reader: PipeReader) -> anyhow::Result<Said> {
-    // Not every kernel has it; then the end of the pipe must do.
+/// Logs each line of a command until it ends.
+fn follow(child: &Child, mut reader: PipeReader) -> anyhow::Result<OutputLog> {
+    // Old kernels lack it; then the end of the pipe is the end.
     let ended: Option<OwnedFd> = pidfd_open(id(child)?, PidfdFlags::empty()).ok();
-    let mut said = Said::default();
+    let mut log = OutputLog::default();
     let mut open = true;
     while open {
         let mut fds = vec![PollFd::new(&reader, PollFlags::IN)];
@@ -214,42 +215,42 @@ fn hear(child: &Child, mut reader: PipeReader) -> anyhow::Result<Said> {
             Err(rustix::io::Errno::INTR) => continue,
             ready => ready?,
         };
-        // What the command left running may hold the pipe open: its own end is the end.
+        // Orphans may hold the pipe open: the end of the command itself is the end.
         if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
             break;
         }
-        open = said.read(&mut reader)? > 0;
+        open = log.read(&mut reader)? > 0;
     }
-    // The last of it: no more than a pipe holds.
+    // The rest of the output: at most the size of a pipe.
     for _ in 0..64 {
         let mut fds = [PollFd::new(&reader, PollFlags::IN)];
         if !open || poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap_or(0) == 0 {
             break;
         }
-        open = said.read(&mut reader)? > 0;
+        open = log.read(&mut reader)? > 0;
     }
-    said.end();
-    // A command that closed its output runs on.
+    log.end_line();
+    // A command may close its output before it ends.
     if let Some(ended) = &ended {
         while poll(&mut [PollFd::new(ended, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
     }
-    Ok(said)
+    Ok(log)
 }
 
-/// What a command wrote last.
+/// The last lines of a command's output.
 #[derive(Default)]
-struct Said {
+struct OutputLog {
     line: Vec<u8>,
     last: VecDeque<String>,
 }
 
-/// Lines of a command that a message about it shows.
+/// The most lines in a message.
 const SHOWN: usize = 20;
-/// Bytes of a line that are kept.
+/// The most bytes of a line.
 const LINE: usize = 2000;
 
-impl Said {
-    /// Takes what there is; 0 at the end.
+impl OutputLog {
+    /// Reads what is available; 0 at the end.
     fn read(&mut self, reader: &mut PipeReader) -> anyhow::Result<usize> {
         let mut bytes = [0; 16 * 1024];
         let read = match reader.read(&mut bytes) {
@@ -258,8 +259,8 @@ impl Said {
         };
         for &byte in &bytes[..read] {
             match byte {
-                b'\n' => self.end(),
-                // A bar that is drawn over itself: only its last state is a line.
+                b'\n' => self.end_line(),
+                // A progress bar: only its last state is a line.
                 b'\r' => self.line.clear(),
                 byte if self.line.len() < LINE => self.line.push(byte),
                 _ => {}
@@ -268,7 +269,7 @@ impl Said {
         Ok(read)
     }
 
-    fn end(&mut self) {
+    fn end_line(&mut self) {
         let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
         self.line.clear();
         if line.is_empty() {
@@ -284,11 +285,11 @@ impl Said {
     /// The last lines, for a message.
     fn describe(&self) -> String {
         match self.last.len() {
-            0 => "; it wrote nothing".to_owned(),
+            0 => "; no output".to_owned(),
             _ => self
                 .last
                 .iter()
-                .fold("; its last lines:".to_owned(), |text, line| format!("{text}\n  {line}")),
+                .fold("; last lines of its output:".to_owned(), |text, line| format!("{text}\n  {line}")),
         }
     }
 }

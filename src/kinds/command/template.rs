@@ -1,4 +1,4 @@
-//! Arguments with placeholders: `{input.NAME}`, `{output.NAME}`, `{param.KEY}`; a brace itself is written twice.
+//! Arguments with placeholders: `{input.NAME}`, `{output.NAME}`, `{param.KEY}`; a literal brace is doubled.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
@@ -6,12 +6,12 @@ use serde_json::{Value as Json, json};
 use attrflow_engine::config::param::{Param, Reader};
 use attrflow_engine::config::tree::Node;
 
-/// What a placeholder stands for.
+/// A part of an argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece<'t> {
-    /// The text itself.
+    /// Literal text.
     Text(String),
-    /// The path on an input port.
+    /// The path of an input.
     Input(&'t str),
     /// The name of an output's file or folder.
     Output(&'t str),
@@ -24,13 +24,13 @@ pub enum Piece<'t> {
 #[serde(transparent)]
 pub struct Argument(pub String);
 
-const FORMS: &str = "`{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a brace itself is written twice";
+const FORMS: &str = "`{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a literal brace is doubled";
 
 impl Argument {
     /// Its texts and placeholders, in order.
     ///
     /// # Errors
-    /// A placeholder of another form, or a single brace.
+    /// An unknown placeholder, or a single brace.
     pub fn pieces(&self) -> Result<Vec<Piece<'_>>, String> {
         let mut pieces = Vec::new();
         let mut text = String::new();
@@ -84,7 +84,7 @@ impl Param for Argument {
                 None
             }
             None if argument.0.contains('\0') => {
-                reader.problems.at(&node.origin, "an argument cannot hold the character NUL");
+                reader.problems.at(&node.origin, "an argument cannot contain the character NUL");
                 None
             }
             None => Some(argument),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_placeholder() {
+    fn invalid_placeholders() {
         let fault = |text: &str| Argument(text.into()).pieces().unwrap_err();
         assert!(fault("a}").starts_with("a `}` without its `{`"));
         assert!(fault("{input.a").starts_with("a `{` without its `}`"));

@@ -1,4 +1,4 @@
-//! Variables of the environment, by name.
+//! Environment variables.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,31 @@ use serde_json::{Value as Json, json};
 use attrflow_engine::config::param::{Param, Reader};
 use attrflow_engine::config::tree::{Node, Value};
 
-/// Set by this program for every command, whatever the environment says.
+/// Set for every command.
 pub const PARAMS: &str = "ATTRFLOW_PARAMS";
 pub const TMPDIR: &str = "TMPDIR";
 
-/// The name of a variable.
+/// The name of an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Variable(pub String);
 
 impl Param for Variable {
     fn expected() -> String {
-        "a variable's name".into()
+        "the name of an environment variable".into()
     }
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         let name = String::read(node, reader)?;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let fault = if [PARAMS, TMPDIR].contains(&name.as_str()) {
-            format!("`{name}` is set for every command, and cannot be passed on")
+            format!("`{name}` is set for every command and cannot be passed on")
         } else if name.is_empty()
             || name.starts_with(|c: char| c.is_ascii_digit())
             || !name.chars().all(plain)
         {
-            format!("`{name}` is no variable's name: expected letters, digits and `_`, no digit first")
+            format!(
+                "invalid variable name `{name}`: expected letters, digits and `_`, not starting with a digit"
+            )
         } else {
             return Some(Self(name));
         };
@@ -42,16 +44,16 @@ impl Param for Variable {
     }
 }
 
-/// Variables with the values that they had when the pipeline was read; none for one that was not set.
+/// Environment variables with their values when the pipeline was read; `None` for an unset one.
 ///
-/// They are taken once, so that what is hashed is what the command gets.
+/// They are read once, so that the command gets the hashed values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Counted(pub BTreeMap<String, Option<String>>);
+pub struct RecordedEnv(pub BTreeMap<String, Option<String>>);
 
-impl Param for Counted {
+impl Param for RecordedEnv {
     fn expected() -> String {
-        "an array of variables' names".into()
+        "an array of names of environment variables".into()
     }
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         let names = Vec::<Variable>::read(node, reader)?;

@@ -1,4 +1,4 @@
-//! Everything into its place in the output folder.
+//! Puts files into the output folder.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,9 @@ use super::plan::{Item, Remote, Volume};
 use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
 use crate::io::download::{FetchError, Finished, sha256};
 use attrflow_engine::kind::Context;
+use attrflow_engine::store::require_space;
 
-/// Bytes downloaded, and bytes of archives unpacked.
+/// Progress in bytes: downloaded, and of archives unpacked.
 pub(super) struct Steps<'a> {
     pub done: u64,
     pub total: u64,
@@ -17,7 +18,7 @@ pub(super) struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// Shows work under way.
+    /// Reports progress within a step.
     pub fn at(&self, more: u64) {
         self.cx.progress((self.done + more).min(self.total), self.total);
     }
@@ -28,13 +29,13 @@ impl Steps<'_> {
     }
 }
 
-/// The size of a local file; none where it can't be read, which its use will tell.
+/// The size of a local file; 0 if it cannot be read, which is an error later.
 pub(super) fn length(path: &Path) -> u64 {
     fs_err::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Takes one step; `finished` holds the remote files that are still in the folder of downloads.
-pub(super) fn put(
+/// Applies one item; `finished` holds the remote files that are still in the folder of downloads.
+pub(super) fn apply(
     item: &Item<'_>,
     out: &Path,
     finished: &mut [Option<Finished>],
@@ -46,30 +47,30 @@ pub(super) fn put(
         Item::Copy(from, expected, to) => {
             let target = free(out, to)?;
             reflink_copy::reflink_or_copy(from, &target)
-                .with_context(|| format!("{}: can't be copied", from.display()))?;
+                .with_context(|| format!("{}: cannot be copied", from.display()))?;
             if let Some(expected) = expected {
-                same(from, &target, expected)?;
+                verify(from, &target, expected)?;
             }
         }
         Item::Place(remote, to) => {
             let target = free(out, to)?;
-            finished[*remote].as_ref().context("a file has one place")?.place(&target)?;
+            finished[*remote].as_ref().context("a file is placed once")?.place(&target)?;
         }
         Item::Unpack(volumes, to) => unpack(volumes, &out.join(to), finished, remotes, steps)?,
     }
     Ok(())
 }
 
-/// The path below the output folder, where nothing stands yet.
+/// The path in the output folder, which must not exist yet.
 fn free(out: &Path, to: &Path) -> anyhow::Result<PathBuf> {
     let target = out.join(to);
     ensure!(!target.exists(), "two files would become `{}`", to.display());
-    fs_err::create_dir_all(target.parent().context("a file has a folder")?)?;
+    fs_err::create_dir_all(target.parent().context("a file has a parent folder")?)?;
     Ok(target)
 }
 
-/// Checks the bytes at `path`, which came from `origin`.
-fn same(origin: &Path, path: &Path, expected: &str) -> Result<(), FetchError> {
+/// Checks the digest of `path`, which was copied from `origin`.
+fn verify(origin: &Path, path: &Path, expected: &str) -> Result<(), FetchError> {
     let (found, _) = sha256(path)?;
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
@@ -78,7 +79,7 @@ fn same(origin: &Path, path: &Path, expected: &str) -> Result<(), FetchError> {
     Err(FetchError::Digest { origin, found, expected: expected.to_owned() })
 }
 
-/// Unpacks from where the volumes are, and removes those that were downloaded.
+/// Unpacks the volumes, and removes those that were downloaded.
 fn unpack(
     volumes: &[Volume<'_>],
     target: &Path,
@@ -91,7 +92,7 @@ fn unpack(
         paths.push(match volume {
             Volume::Local(path, expected) => {
                 if let Some(expected) = expected {
-                    same(path, path, expected)?;
+                    verify(path, path, expected)?;
                 }
                 path.to_path_buf()
             }
@@ -101,23 +102,24 @@ fn unpack(
         });
     }
     let size = paths.iter().map(|path| length(path)).sum::<u64>();
-    let mut heard = |done: u64, declared: u64| {
+    let mut on_progress = |done: u64, declared: u64| {
         let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
         steps.at(u64::try_from(part).unwrap_or(u64::MAX));
     };
-    let unpacked = unpack_volumes(&paths, target, Limits::default(), &mut heard);
-    // What was no archive, and has no digest that says it should have been another file, must come again.
-    let useless = match &unpacked {
+    let check_space = |needed| require_space(target, needed);
+    let unpacked = unpack_volumes(&paths, target, Limits::default(), &check_space, &mut on_progress);
+    // An invalid archive without a known digest must be downloaded again.
+    let is_removable = match &unpacked {
         Ok(_) => true,
         Err(ArchiveError::Unknown { .. } | ArchiveError::Unreadable { .. } | ArchiveError::Size { .. }) => {
             volumes.iter().all(|volume| match volume {
                 Volume::Local(..) => false,
-                Volume::Remote(remote) => !remotes[*remote].wanted.expected.has_digest(),
+                Volume::Remote(remote) => !remotes[*remote].request.expected.has_digest(),
             })
         }
         Err(_) => false,
     };
-    for volume in volumes.iter().filter(|_| useless) {
+    for volume in volumes.iter().filter(|_| is_removable) {
         if let Volume::Remote(remote) = volume
             && let Some(file) = finished[*remote].take()
         {
@@ -129,11 +131,11 @@ fn unpack(
     Ok(())
 }
 
-/// The error with the address of an archive that was downloaded: its path says nothing.
+/// Adds the address of a downloaded archive to its error: its path is not informative.
 fn named(error: ArchiveError, volumes: &[Volume<'_>], remotes: &[Remote]) -> anyhow::Error {
     match volumes.first() {
         Some(Volume::Remote(remote)) => {
-            anyhow::Error::new(error).context(remotes[*remote].wanted.name.clone())
+            anyhow::Error::new(error).context(remotes[*remote].request.name.clone())
         }
         _ => error.into(),
     }
@@ -149,7 +151,7 @@ fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
         } else {
             ensure!(!target.exists(), "two files would become `{}`", target.display());
             reflink_copy::reflink_or_copy(entry.path(), &target)
-                .with_context(|| format!("{}: can't be copied", entry.path().display()))?;
+                .with_context(|| format!("{}: cannot be copied", entry.path().display()))?;
         }
     }
     Ok(())

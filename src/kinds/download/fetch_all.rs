@@ -1,4 +1,4 @@
-//! Doing it: remote files at once, then everything into its place in the list's order.
+//! Downloads remote files in parallel, then puts all files into the output folder, in the list's order.
 
 use std::cell::LazyCell;
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use super::Download;
-use super::apply::{Steps, length, put};
-use super::parallel::at_once;
+use super::apply::{Steps, apply, length};
+use super::parallel::parallel_for;
 use super::plan::{Check, Item, Plan, Planner, Remote, Volume};
-use crate::io::disk_space;
 use crate::io::download::hub::Hub;
 use crate::io::download::lock_file::{Pin, Pins};
 use crate::io::download::{Client, FetchError, Fetcher, Finished};
 use attrflow_engine::kind::{Context, Downloads};
+use attrflow_engine::store::require_space;
 
-/// Brings everything into the folder `out`.
-pub(super) fn bring(
+/// Fetches everything into the folder `out`.
+pub(super) fn fetch_all(
     params: &Download,
     out: &Path,
     client: &Client,
@@ -34,9 +34,9 @@ pub(super) fn bring(
     let fetcher = if is_remote { Some(Fetcher::new(client, folder)?) } else { None };
     if let Some(fetcher) = &fetcher {
         let sizes = sizes(fetcher, &plan.remotes, *at_once);
-        room(fetcher, &plan.remotes, &sizes, folder)?;
+        check_disk_space(fetcher, &plan.remotes, &sizes, folder)?;
         steps.total = total(&plan, &sizes);
-        // Of this attempt alone, and gone with it.
+        // Only of this attempt.
         let kept = out.with_file_name("downloads");
         fs_err::create_dir(&kept)?;
         finished = fetch(fetcher, &planner, &plan.remotes, &sizes, (*at_once, &kept), &mut steps)?;
@@ -46,11 +46,11 @@ pub(super) fn bring(
     let new = new_pins(&plan, &finished);
     let mut finished: Vec<Option<Finished>> = finished.into_iter().map(Some).collect();
     for item in &plan.items {
-        put(item, out, &mut finished, &plan.remotes, &mut steps)?;
+        apply(item, out, &mut finished, &plan.remotes, &mut steps)?;
     }
     match new.add_to(lock) {
         Err(error) if error.is_read_only() => {
-            tracing::warn!("what was downloaded is not pinned: {error}");
+            tracing::warn!("the downloads are not pinned: {error}");
         }
         added => added?,
     }
@@ -63,7 +63,7 @@ pub(super) fn bring(
     Ok(())
 }
 
-/// Files of unknown size count for nothing, as far as the total goes.
+/// The total of known sizes.
 fn total(plan: &Plan<'_>, sizes: &[Option<u64>]) -> u64 {
     let volumes = plan.items.iter().flat_map(|item| match item {
         Item::Unpack(volumes, _) => volumes.as_slice(),
@@ -77,11 +77,11 @@ fn total(plan: &Plan<'_>, sizes: &[Option<u64>]) -> u64 {
 }
 
 fn sizes(fetcher: &Fetcher<'_>, remotes: &[Remote], threads: usize) -> Vec<Option<u64>> {
-    at_once(remotes.len(), threads, &|index, _| fetcher.size(&remotes[index].wanted), &mut |_, _| ())
+    parallel_for(remotes.len(), threads, &|index, _| fetcher.size(&remotes[index].request), &mut |_, _| ())
 }
 
-/// Refuses downloads that the disk has no room for. What has no known size can't be checked.
-fn room(
+/// Checks the free disk space for all files of known size.
+fn check_disk_space(
     fetcher: &Fetcher<'_>,
     remotes: &[Remote],
     sizes: &[Option<u64>],
@@ -89,10 +89,10 @@ fn room(
 ) -> anyhow::Result<()> {
     let missing = remotes.iter().zip(sizes).filter_map(|(remote, size)| {
         let size = (*size)?;
-        Some(size.saturating_sub(fetcher.present(&remote.wanted)))
+        Some(size.saturating_sub(fetcher.present(&remote.request)))
     });
     let needed = missing.fold(0u64, u64::saturating_add);
-    disk_space::check(folder, needed, disk_space::free(folder)?).context("no room to download")
+    require_space(folder, needed).context("no space to download")
 }
 
 fn fetch(
@@ -104,24 +104,24 @@ fn fetch(
     steps: &mut Steps<'_>,
 ) -> anyhow::Result<Vec<Finished>> {
     let client = planner.client;
-    let mut come = vec![0; remotes.len()];
-    let fetch = |index: usize, say: &dyn Fn(u64)| {
-        let fetched = fetcher.fetch(&remotes[index].wanted, &mut |heard| say(heard.done));
+    let mut received = vec![0; remotes.len()];
+    let fetch = |index: usize, report: &dyn Fn(u64)| {
+        let fetched = fetcher.fetch(&remotes[index].request, &mut |progress| report(progress.done));
         if fetched.is_err() {
             client.stop();
         }
         fetched.map(|finished| finished.keep_as(kept.join(index.to_string())))
     };
-    let results = at_once(remotes.len(), threads, &fetch, &mut |index, done| {
+    let results = parallel_for(remotes.len(), threads, &fetch, &mut |index, done| {
         if let Some(size) = sizes[index] {
-            come[index] = done.min(size);
-            steps.at(come.iter().sum());
+            received[index] = done.min(size);
+            steps.at(received.iter().sum());
         }
     });
     steps.add(sizes.iter().flatten().sum());
-    // The first that failed, not one that was given up because of it.
-    let given_up = |result: &Result<_, FetchError>| matches!(result, Err(FetchError::Stopped { .. }));
-    let failed = results.iter().position(|result| result.is_err() && !given_up(result));
+    // The first failure, not a cancellation because of it.
+    let cancelled = |result: &Result<_, FetchError>| matches!(result, Err(FetchError::Stopped { .. }));
+    let failed = results.iter().position(|result| result.is_err() && !cancelled(result));
     let mut finished = Vec::new();
     for (index, result) in results.into_iter().enumerate() {
         match result {
@@ -141,13 +141,13 @@ fn fetch(
     Ok(finished)
 }
 
-/// What was downloaded without a digest from the pipeline.
+/// Pins of the files without a digest in the pipeline.
 fn new_pins(plan: &Plan<'_>, finished: &[Finished]) -> Pins {
     let mut pins = Pins { hub: plan.commits.clone(), ..Pins::default() };
     for (remote, finished) in plan.remotes.iter().zip(finished) {
         if remote.check == Check::New {
             let pin = Pin { sha256: finished.fetched.sha256.clone(), bytes: finished.fetched.bytes };
-            pins.files.insert(remote.wanted.name.clone(), pin);
+            pins.files.insert(remote.request.name.clone(), pin);
         }
     }
     pins

@@ -1,4 +1,4 @@
-//! Files from elsewhere brought into one folder: local, http(s) or from the Hugging Face Hub, unpacked, checked.
+//! Collects files in one folder: local, from http(s) or from the Hugging Face Hub, unpacked and verified.
 
 mod apply;
 mod fetch_all;
@@ -22,19 +22,19 @@ params! {
     pub struct File {
         /// A path, relative to the file that names it; an http(s) address; or one on the Hugging Face Hub,
         /// `hf://datasets/OWNER/REPO[@REVISION]/PATH` for a dataset and `hf://OWNER/REPO[@REVISION]/PATH` for a
-        /// model. There, PATH is a file, a folder (all below it comes), or has `*` for any part of a name;
-        /// REVISION is `main` by default. What the Hub holds private or gated needs a token in HF_TOKEN. A user, a
-        /// password and the signature of a signed address (of Amazon, CloudFront, Google or Azure) do not count, so
-        /// that a renewed one downloads nothing again; they are kept nowhere, and of the rest of a query only a hash.
+        /// model. There, PATH is a file, a folder (with all files below it), or a pattern in which `*` matches any part
+        /// of a name; REVISION is `main` by default. Private and gated repositories need a token in HF_TOKEN. User,
+        /// password and signature of a signed address (of Amazon, CloudFront, Google or Azure) are not hashed, so that a
+        /// renewed signature downloads nothing again; they are stored nowhere, and only a hash of the rest of a query is.
         from: Location,
-        /// Where it goes in the output folder; by default its own name, or the folder itself for an archive and for
-        /// what a `*` fits.
+        /// Its path in the output folder; by default its own name, or the folder itself for an archive and for a
+        /// pattern with `*`.
         to: Option<String> = None,
-        /// Whether to unpack it: zip, tar, tar.gz or 7z. An archive cut into volumes (`x.7z.001`, `x.7z.002`, …) is
-        /// listed volume by volume, in order; on the Hub, `x.7z.*` stands for all of them.
+        /// Whether to unpack it: zip, tar, tar.gz or 7z. The volumes of a split archive (`x.7z.001`, `x.7z.002`, …) are
+        /// listed in order; on the Hub, `x.7z.*` selects all of them.
         unpack: bool = false,
-        /// The SHA-256 of the file in hexadecimal; another one is refused. Without it, what an address gave first is
-        /// noted in attrflow.lock, and another one is refused from then on.
+        /// The expected SHA-256 of the file in hexadecimal. Without it, the digest of the first download is pinned in
+        /// attrflow.lock and expected from then on.
         sha256: Option<String> = None,
     }
 }
@@ -52,7 +52,7 @@ impl Validate for File {
         if let Some(digest) = &self.sha256
             && (digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
         {
-            faults.push(("sha256", format!("`{digest}` is no SHA-256: expected 64 hexadecimal digits")));
+            faults.push(("sha256", format!("invalid SHA-256 `{digest}`: expected 64 hexadecimal digits")));
         }
         if self.sha256.is_some() && self.from.local().is_some_and(Path::is_dir) {
             faults.push(("sha256", "a folder has no SHA-256".to_owned()));
@@ -77,13 +77,13 @@ impl File {
         let own = match self.hub() {
             _ if self.unpack => ".".to_owned(),
             Some(Ok(address)) => address.own_name().unwrap_or(".").to_owned(),
-            // An address without a path is a host, and must not give a password away.
+            // Without a path, the host is the name, which must not contain the password.
             _ => self.kept().file_name().to_owned(),
         };
         self.to.clone().unwrap_or(own)
     }
 
-    /// Where it comes from, as it may be kept: a web address without its secrets.
+    /// Its source without secrets.
     fn kept(&self) -> Location {
         match self.from.local().is_some() || self.from.hub().is_some() {
             true => self.from.clone(),
@@ -91,12 +91,12 @@ impl File {
         }
     }
 
-    /// For a volume of an archive: the archive's name and the volume's number.
+    /// For a volume of a split archive: the archive's name and the volume's number.
     fn volume(&self) -> Option<(&str, u32)> {
         volume(self.from.file_name()).filter(|_| self.unpack)
     }
 
-    /// Whether both are volumes of one archive, this one right behind `before`.
+    /// Whether both are volumes of one archive, this one directly after `before`.
     fn continues(&self, before: &File) -> bool {
         match (before.volume(), self.volume()) {
             (Some((archive, number)), Some((same, next))) => {
@@ -106,7 +106,7 @@ impl File {
         }
     }
 
-    /// Whether it is one file, which has its place for itself: several folders and archives may go to one.
+    /// Whether it is one file, whose path is its own: several folders and archives may share one.
     fn single(&self) -> bool {
         if self.unpack {
             return false;
@@ -133,7 +133,7 @@ fn volume(name: &str) -> Option<(&str, u32)> {
 params! {
     /// Parameters of `download`.
     pub struct Download {
-        /// What to bring, in order; a later one may not overwrite an earlier.
+        /// The files to collect, in order; a later one may not overwrite an earlier one.
         files: Vec<File>,
     }
 }
@@ -170,13 +170,9 @@ impl Validate for Download {
 impl Kind for Download {
     const INFO: KindInfo = KindInfo {
         inputs: &[],
-        outputs: &[Output::new("files", "files", "a folder; name what is in it as `stage.files/path`")],
+        outputs: &[Output::new("files", "files", "a folder; refer to its content as `stage.files/path`")],
         libtorch: false,
-        ..KindInfo::new::<Self>(
-            "download",
-            1,
-            "local or remote files brought into one folder, checked and unpacked",
-        )
+        ..KindInfo::new::<Self>("download", 1, "local or remote files in one folder, verified and unpacked")
     };
 }
 
@@ -205,9 +201,9 @@ impl Stage for Download {
         json!(kept)
     }
 
-    /// Bytes count, not where they come from: a local file by its digest as an input, a remote one by its
-    /// SHA-256; only where neither is known does the address stand for them, without its secrets: the recipe is
-    /// kept. A SHA-256 always counts, or another one would not be checked again.
+    /// Content is hashed, not its source: a local file by its digest as an input, a remote one by its SHA-256. Only if
+    /// that is unknown, the address without its secrets is hashed instead. A given SHA-256 is always hashed, so that
+    /// another one is verified.
     fn identity(&self) -> Json {
         let files = self.files.iter().map(|file| {
             let address = match (file.from.local(), &file.sha256) {
@@ -220,7 +216,7 @@ impl Stage for Download {
         json!({ "files": files.collect::<Vec<_>>() })
     }
 
-    /// What comes as it is lies where it comes from, until it is brought.
+    /// Files that are not unpacked can be read at their source before the stage runs.
     fn source_path(&self, _: &str, below: Option<&str>) -> Option<PathBuf> {
         let below = Path::new(below?);
         let found = self.files.iter().filter(|file| !file.unpack).find_map(|file| {
@@ -233,7 +229,7 @@ impl Stage for Download {
         found.filter(|path| path.exists())
     }
 
-    /// What an archive holds is not known without it; every other file has its name.
+    /// The content of an archive is unknown; every other file has its name.
     fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         let folder = &outputs["files"];
         anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
@@ -249,7 +245,7 @@ impl Compute for Download {
         let Task { out, .. } = task;
         let files = out.join("files");
         fs_err::create_dir(&files)?;
-        fetch_all::bring(self, &files, &Client::new(RetryPolicy::default()), &Hub::from_env, cx)
+        fetch_all::fetch_all(self, &files, &Client::new(RetryPolicy::default()), &Hub::from_env, cx)
     }
 }
 
@@ -272,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_that_follow_each_other_are_one_archive() {
+    fn consecutive_volumes_are_one_archive() {
         let params = files(&["a.zip", "x.7z.001", "x.7z.002", "y.7z.001", "x.7z.001"]);
         let archives = params.files.chunk_by(|before, file| file.continues(before));
         assert_eq!(archives.map(<[File]>::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
@@ -280,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_without_the_one_before_it_is_a_fault() {
+    fn a_volume_without_its_predecessor_is_a_fault() {
         let faults = files(&["x.7z.001", "x.7z.003", "y.7z.002"]).validate();
         let texts: Vec<_> = faults.into_iter().map(|(_, text)| text).collect();
         assert_eq!(
@@ -293,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn two_files_of_one_place_are_a_fault() {
+    fn two_files_with_one_path_are_a_fault() {
         let loose = |names: &[&str]| {
             let mut params = files(names);
             params.files.iter_mut().for_each(|file| file.unpack = false);
@@ -305,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_a_place_by_its_address() {
+    fn the_address_gives_the_path() {
         let target = |address: &str, unpack: bool| {
             let mut params = files(&[address]);
             params.files[0].unpack = unpack;
@@ -321,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_on_the_hub_is_checked_beforehand() {
+    fn an_address_on_the_hub_is_validated() {
         let mut wrong = files(&["hf://o/r/../x"]).files.remove(0);
         assert!(wrong.validate()[0].1.contains("`..`"), "{:?}", wrong.validate());
         wrong.from = Location("hf://o/r/*".into());

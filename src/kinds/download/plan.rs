@@ -1,4 +1,4 @@
-//! What a list of files comes to: which remote files are wanted, and what becomes of each.
+//! Plans the downloads of a list of files, and what to do with each file.
 
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
@@ -11,63 +11,63 @@ use crate::io::download::hub::{Hub, HubAddress, HubFile, Repo};
 use crate::io::download::lock_file::{Pins, place};
 use crate::io::download::{Client, DownloadRequest, FetchError};
 
-/// A remote file, and what was known of it before.
+/// A remote file.
 pub(super) struct Remote {
-    pub wanted: DownloadRequest,
+    pub request: DownloadRequest,
     pub repo: Option<Repo>,
     pub check: Check,
 }
 
-/// Where the digest comes from that the file must have.
+/// The source of the file's expected digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
-    /// The pipeline gives it.
+    /// The pipeline.
     Given,
-    /// The lock file has it.
+    /// The lock file.
     Pinned,
-    /// The lock file has none yet.
+    /// None yet.
     New,
 }
 
-/// A file of an archive.
+/// A volume of an archive.
 pub(super) enum Volume<'a> {
     Local(&'a Path, Option<&'a str>),
     Remote(usize),
 }
 
-/// One step towards the output folder; the last part is the place in it.
+/// One step; the last field is the path in the output folder.
 pub(super) enum Item<'a> {
-    /// A local folder is copied.
+    /// Copy a local folder.
     Folder(&'a Path, PathBuf),
-    /// A local file is copied.
+    /// Copy a local file.
     Copy(&'a Path, Option<&'a str>, PathBuf),
-    /// A remote file gets its place.
+    /// Place a downloaded file.
     Place(usize, PathBuf),
-    /// An archive is unpacked.
+    /// Unpack an archive.
     Unpack(Vec<Volume<'a>>, PathBuf),
 }
 
-/// Everything there is to do.
+/// All steps.
 pub(super) struct Plan<'a> {
-    /// What must come.
+    /// The files to download.
     pub remotes: Vec<Remote>,
-    /// What then happens, in the list's order.
+    /// The steps after that, in the list's order.
     pub items: Vec<Item<'a>>,
-    /// The commits that revisions were found to be, by repository and revision.
+    /// The commits of revisions, by repository and revision.
     pub commits: BTreeMap<String, String>,
 }
 
-/// What a plan is made with.
+/// Makes plans.
 pub(super) struct Planner<'p> {
     pub client: &'p Client,
     pub hub: &'p LazyCell<Hub, &'p dyn Fn() -> Hub>,
     pub pins: &'p Pins,
-    /// The file that the pins are in.
+    /// The lock file of the pins.
     pub lock: &'p Path,
 }
 
 impl Planner<'_> {
-    /// Asks the Hub what its addresses stand for; other servers are asked nothing yet.
+    /// Resolves addresses on the Hub; other servers get no request yet.
     pub fn plan<'a>(&self, params: &'a Download) -> anyhow::Result<Plan<'a>> {
         let mut plan = Plan { remotes: Vec::new(), items: Vec::new(), commits: BTreeMap::new() };
         for files in params.files.chunk_by(|before, file| file.continues(before)) {
@@ -125,12 +125,12 @@ impl Planner<'_> {
             bail!("{address}: several files have no common SHA-256, but `sha256` is given");
         }
         for found in &found {
-            let wanted = self.hub.wanted(repo, &commit, found);
-            remotes.push(self.remote(wanted, Some(repo.clone()), file.sha256.as_deref(), plan)?);
+            let request = self.hub.request(repo, &commit, found);
+            remotes.push(self.remote(request, Some(repo.clone()), file.sha256.as_deref(), plan)?);
         }
         let target = PathBuf::from(file.target());
         if is_file && file.unpack {
-            // Its other volumes may be listed beside it.
+            // Its other volumes may be listed next to it.
             volumes.extend(remotes.into_iter().map(Volume::Remote));
         } else if file.unpack {
             let files: Vec<_> = found.iter().map(|found| found.path.as_str()).zip(remotes).collect();
@@ -148,7 +148,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The files that an address on the Hub stands for, at the commit that is pinned or is found now.
+    /// The files of an address on the Hub, at the pinned commit or else at the current one.
     fn found(&self, address: &HubAddress, plan: &mut Plan<'_>) -> anyhow::Result<(String, Vec<HubFile>)> {
         let name = address.repo.to_string();
         let files = |commit: &str| self.hub.files(self.client, address, commit);
@@ -165,52 +165,52 @@ impl Planner<'_> {
         if address.repo.commit().is_some() {
             return Ok((found, listed));
         }
-        // Pinned as soon as it is known: another run that asked before the branch moved must not take another one.
+        // Pinned at once, so that concurrent runs use one commit even if the branch moves.
         let commit = match Pins::commit(self.lock, &name, &found) {
-            Err(error) if error.is_read_only() => found.clone(), // told of with the files
+            Err(error) if error.is_read_only() => found.clone(), // a warning follows with the files
             commit => commit?,
         };
         plan.commits.insert(name.clone(), commit.clone());
         if commit == found { Ok((commit, listed)) } else { pinned(commit) }
     }
 
-    /// Adds a file to what must come, with the digest that the pipeline gives or the lock file has.
+    /// Adds a file to download, with the digest of the pipeline or the lock file.
     fn remote(
         &self,
-        mut wanted: DownloadRequest,
+        mut request: DownloadRequest,
         repo: Option<Repo>,
         given: Option<&str>,
         plan: &mut Plan<'_>,
     ) -> anyhow::Result<usize> {
-        let pin = self.pins.files.get(&wanted.name);
+        let pin = self.pins.files.get(&request.name);
         let (known, check) = match (given, pin) {
             (Some(given), _) => (Some(given), Check::Given),
             (None, Some(pin)) => (Some(pin.sha256.as_str()), Check::Pinned),
             (None, None) => (None, Check::New),
         };
         if let Some(known) = known {
-            if let Some(there) = wanted.expected.sha256.filter(|there| !there.eq_ignore_ascii_case(known)) {
-                let (origin, found) = (wanted.name, format!("the Hub has a file of sha256 {there}"));
+            if let Some(there) = request.expected.sha256.filter(|there| !there.eq_ignore_ascii_case(known)) {
+                let (origin, found) = (request.name, format!("the Hub has sha256 {there}"));
                 let expected = known.to_owned();
                 return Err(self.describe(FetchError::Digest { origin, found, expected }, check));
             }
-            wanted.expected.sha256 = Some(known.to_ascii_lowercase());
+            request.expected.sha256 = Some(known.to_ascii_lowercase());
         }
         if check == Check::Pinned {
-            wanted.expected.bytes = wanted.expected.bytes.or(pin.map(|pin| pin.bytes));
+            request.expected.bytes = request.expected.bytes.or(pin.map(|pin| pin.bytes));
         }
-        plan.remotes.push(Remote { wanted, repo, check });
+        plan.remotes.push(Remote { request, repo, check });
         Ok(plan.remotes.len() - 1)
     }
 
-    /// The error with what the lock file has to do with it.
+    /// Adds the lock file's entry to a wrong digest.
     pub fn describe(&self, error: FetchError, check: Check) -> anyhow::Error {
         match &error {
             FetchError::Digest { origin, .. } if check == Check::Pinned => {
                 let place = place(self.lock, origin);
                 anyhow::anyhow!(
-                    "{error}, which {place} pins since the first download: remove that line to accept what the \
-                     address gives today"
+                    "{error}, pinned by {place} since the first download: remove that line to accept the current \
+                     content of the address"
                 )
             }
             _ => error.into(),
@@ -218,7 +218,7 @@ impl Planner<'_> {
     }
 }
 
-/// Sorts found files into archives: volumes that follow each other are one, every other file is its own.
+/// Groups files into archives: consecutive volumes form one, each other file is its own.
 fn archives<'a>(address: &HubAddress, files: &[(&str, usize)]) -> anyhow::Result<Vec<Vec<Volume<'a>>>> {
     let mut archives: Vec<Vec<Volume<'a>>> = Vec::new();
     let mut before = None;
@@ -228,11 +228,11 @@ fn archives<'a>(address: &HubAddress, files: &[(&str, usize)]) -> anyhow::Result
             Some((_, 1)) | None => archives.push(Vec::new()),
             Some((archive, number)) if number == 0 || before != Some((archive, number - 1)) => {
                 let missing = number.saturating_sub(1);
-                bail!("{address}: there is `{path}`, but not `{archive}.{missing:03}` before it");
+                bail!("{address}: `{path}` exists, but not `{archive}.{missing:03}` before it");
             }
             Some(_) => {}
         }
-        archives.last_mut().context("an archive has begun")?.push(Volume::Remote(*remote));
+        archives.last_mut().context("a first volume starts an archive")?.push(Volume::Remote(*remote));
         before = volume;
     }
     Ok(archives)
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volumes_are_one_archive_in_order_and_without_a_gap() {
+    fn consecutive_volumes_are_one_archive() {
         let address = HubAddress::parse("hf://datasets/o/r/*").unwrap();
         let lengths = |names: &[&str]| {
             let files: Vec<_> = names.iter().copied().zip(0..).collect();
@@ -251,7 +251,7 @@ mod tests {
         };
         assert_eq!(lengths(&["a.zip", "b.7z.001", "b.7z.002", "c.7z.001"]).unwrap(), [1, 2, 1]);
         let gap = lengths(&["b.7z.001", "b.7z.003"]).unwrap_err().to_string();
-        assert_eq!(gap, "hf://datasets/o/r@main/*: there is `b.7z.003`, but not `b.7z.002` before it");
+        assert_eq!(gap, "hf://datasets/o/r@main/*: `b.7z.003` exists, but not `b.7z.002` before it");
         assert!(lengths(&["a.zip", "b.7z.002"]).is_err());
         assert!(lengths(&["a.zip", "b.7z.000"]).is_err());
     }

@@ -1,4 +1,4 @@
-//! The loss pass, shared by the two stages whose difference is the influence.
+//! The loss pass, shared by the two stages whose losses are compared for the influence.
 
 pub mod per_image;
 pub mod per_timestep;
@@ -22,7 +22,7 @@ use attrflow_engine::kind::{
     ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Task, Unit, UnitInputs, WorkSize,
 };
 
-/// What counts for a unit.
+/// The hashed parameters of a unit.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     match params.noise {
         Noise::PerBatch => json!(params),
@@ -33,7 +33,7 @@ pub(crate) fn unit_identity(params: &LossParams) -> Json {
 /// The file that a unit writes.
 pub(crate) const LOSSES: &str = "losses.npy";
 
-/// The latents cut into units: of whole batches where those share their noise, else of blocks at single timesteps.
+/// Splits the latents into units: whole batches if these share their noise, else blocks at single timesteps.
 pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let arrays @ (latents, texts) = &arrays::open(inputs)?;
     let (captions, found) = (params.captions, texts.shape()[1]);
@@ -44,12 +44,12 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
     );
     let timesteps = params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
     match params.noise {
-        Noise::PerBatch => Ok(cut(params, latents.rows())),
+        Noise::PerBatch => Ok(split(params, latents.rows())),
         Noise::PerImage => Ok(per_image::units(arrays, &timesteps)),
     }
 }
 
-/// The rows that units read; a unit of batches counts the whole arrays, which it may read at any place.
+/// The rows that units read; a unit of batches hashes the whole arrays, which it may read anywhere.
 pub(crate) fn unit_inputs(
     params: &LossParams,
     inputs: &Inputs,
@@ -61,7 +61,7 @@ pub(crate) fn unit_inputs(
     }
 }
 
-/// Which units are computed together.
+/// The key of units that are computed together.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     match params.noise {
         Noise::PerBatch => None,
@@ -69,18 +69,18 @@ pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Op
     }
 }
 
-/// Batches cut into units.
-fn cut(params: &LossParams, latents: usize) -> Vec<Unit> {
+/// Splits the batches into units.
+fn split(params: &LossParams, latents: usize) -> Vec<Unit> {
     ranges::units("latents", latents, params.images_per_batch())
 }
 
-/// The pass over all latents, and its losses on the port `losses`.
+/// The estimate of the pass over all latents; its losses are on the port `losses`.
 pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
     let (latents, texts) = expected::arrays(inputs)?;
     let rows = latents.shape[0];
     let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
-        Noise::PerBatch => (rows, cut(params, rows).len()),
+        Noise::PerBatch => (rows, split(params, rows).len()),
         Noise::PerImage => (rows * params.time_samples, per_image::tasks(rows)),
     };
     let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
@@ -94,7 +94,7 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
         "stored": [latents.bytes, texts.bytes],
     });
     Ok(Estimate {
-        // Each unit's file has a header of its own.
+        // Each unit's file has its own header.
         parts: match params.noise {
             Noise::PerBatch => tasks * 128 + rows * 4,
             Noise::PerImage => steps * 4 * captions + tasks * time_samples * 128,
@@ -104,10 +104,10 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     })
 }
 
-/// What a trial of the pass is made of: parameters, inputs, and a unit of as many latents as steps are asked for.
+/// The parts of a trial of the pass: parameters, inputs, and a unit of as many latents as requested steps.
 ///
-/// With noise per batch, a batch is the smallest that fills the network's passes twice, until as many steps are asked for as the
-/// batch has images.
+/// With noise per batch, a batch is the smallest that fills two passes through the network, unless more steps are
+/// requested than the batch has images.
 pub(crate) fn trial(
     params: &LossParams,
     inputs: &ExpectedInputs,
@@ -127,7 +127,7 @@ pub(crate) fn trial(
         Noise::PerImage => params.clone(),
         Noise::PerBatch => LossParams { batch_size: Some(batch * an_image), ..params.clone() },
     };
-    // A block without mirror images: where there are any, they would be more of the same.
+    // A block without mirror images: they would cost the same.
     let most = if params.noise == Noise::PerImage { texts.shape[0] } else { latents.shape[0] };
     let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
@@ -141,13 +141,13 @@ pub(crate) fn trial(
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.
 pub(crate) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyhow::Result<()> {
-    // What could not be computed from these inputs was not computed from them.
+    // If these inputs are invalid, the file was not computed from them.
     units(params, inputs)?;
     let (latents, _) = arrays::open(inputs)?;
     check_outputs::finite(file, latents.rows()).map(drop)
 }
 
-/// Computes a batch of units; the weights on the port `weights` take the place of the network's own.
+/// Computes a batch of units; the weights on the port `weights` replace the network's own.
 pub(crate) fn run(
     params: &LossParams,
     tasks: &[Task],
@@ -165,7 +165,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Pairs of image and caption whose rows are computed in float32 as well: the first of a unit.
+/// Pairs of image and caption whose rows are also computed in float32: the first of a unit.
 const SAMPLE: Range<usize> = 0..1;
 
 /// Computes one unit of batches: the losses of its latents, float32 [n].
@@ -195,7 +195,7 @@ fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Contex
     Ok(writer::write_f32(out.join(LOSSES), &[losses.len()], &losses)?)
 }
 
-/// Joins the losses of the units, in order, into the file `out`: float32 [2N].
+/// Merges the losses of the units, in order, into the file `out`: float32 [2N].
 pub(crate) fn merge(
     params: &LossParams,
     inputs: &Inputs,

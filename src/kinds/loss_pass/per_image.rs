@@ -1,8 +1,8 @@
 //! The loss pass with noise per image, in units of one block of images at one timestep.
 //!
-//! With such noise a row's loss depends on its own image, caption and timestep alone. So a unit counts the rows that it
-//! reads and nothing of the others: more timesteps or more images compute what is new, and an image that changed
-//! computes its own block.
+//! With this noise, a row's loss depends only on its own image, caption and timestep. So a unit's recipe hashes only
+//! the rows that the unit reads: after more timesteps or images, only the new units are computed, and after a change of
+//! an image, only those of its block.
 
 use std::iter::once;
 use std::ops::Range;
@@ -23,29 +23,29 @@ use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
 
-/// Images in a block: enough that a unit's start and its files cost little beside its passes through the network, few
-/// enough that a changed image computes little again. It must not depend on how many images there are, or more of
-/// them would move the bounds of all blocks; another number is another unit for every row.
+/// Images in a block: enough that a unit's start and its files cost little compared with its forward passes, few enough
+/// that a changed image recomputes little. It must not depend on the number of images, or more of them would move the
+/// bounds of all blocks; another value changes every unit.
 const BLOCK: usize = 128;
 
-/// Images whose rows are computed in float32 as well: the first of a block.
+/// Images whose rows are also computed in float32: the first of a block.
 const SAMPLE: usize = 1;
 
 /// The file that a unit writes: float32 [images, captions].
 const ROWS: &str = "rows.npy";
 
-/// What a unit covers.
+/// The range of a unit.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Span {
+struct UnitRange {
     images: [usize; 2],
     flipped: bool,
     timestep: i64,
 }
 
-impl Span {
+impl UnitRange {
     fn of(unit: &Unit) -> anyhow::Result<Self> {
-        Self::deserialize(&unit.range).context("a unit of another kind")
+        Self::deserialize(&unit.range).context("invalid unit range")
     }
 
     /// The latents of the block, given the number of images.
@@ -55,13 +55,13 @@ impl Span {
     }
 }
 
-/// The part of the parameters that a unit depends on: which timesteps there are besides its own is not among them.
+/// The hashed parameters of a unit; timesteps other than its own are not among them.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
     json!({ "captions": captions, "seed": seed, "noise": noise, "precision": precision })
 }
 
-/// A unit for each timestep of each block, in the order of the latents.
+/// One unit for each timestep of each block, in the order of the latents.
 pub(crate) fn units((latents, texts): &(Npy, Npy), timesteps: &[i64]) -> Vec<Unit> {
     let images = texts.rows();
     let mut units = Vec::new();
@@ -72,7 +72,7 @@ pub(crate) fn units((latents, texts): &(Npy, Npy), timesteps: &[i64]) -> Vec<Uni
                 let mirror = if flipped { "mirror " } else { "" };
                 units.push(Unit {
                     name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
-                    range: json!(Span { images: [start, end], flipped, timestep }),
+                    range: json!(UnitRange { images: [start, end], flipped, timestep }),
                     steps: (end - start) as u64,
                 });
             }
@@ -81,14 +81,14 @@ pub(crate) fn units((latents, texts): &(Npy, Npy), timesteps: &[i64]) -> Vec<Uni
     units
 }
 
-/// How many tasks the blocks of so many latents come to where each is one.
+/// The number of tasks for this many latents, one per block.
 pub(crate) fn tasks(latents: usize) -> usize {
     latents.div_ceil(BLOCK)
 }
 
-/// What a unit of the first images at the first timestep covers.
+/// The range of a unit of the first images at the first timestep.
 pub(crate) fn trial(images: usize) -> Json {
-    json!(Span { images: [0, images], flipped: false, timestep: 0 })
+    json!(UnitRange { images: [0, images], flipped: false, timestep: 0 })
 }
 
 /// The rows that each unit reads, by port.
@@ -100,9 +100,9 @@ pub(crate) fn unit_inputs(
     let (latents, texts) = arrays::open(inputs)?;
     let (images, captions) = (texts.rows(), params.captions);
     let of = |unit: &Unit| {
-        let span = Span::of(unit)?;
+        let span = UnitRange::of(unit)?;
         let latent = slice(&latents, &latents.shape()[1..], once(span.latents(images)), latents.row_len());
-        // Of an image's captions, the first ones; where that is all of them, the rows follow each other.
+        // The first captions of each image; if these are all captions, the rows are contiguous.
         let (all, length) = (texts.shape()[1], texts.row_len() / texts.shape()[1].max(1));
         let [start, end] = span.images;
         let row = [&[captions], &texts.shape()[2..]].concat();
@@ -116,7 +116,7 @@ pub(crate) fn unit_inputs(
     units.iter().map(of).collect()
 }
 
-/// Ranges of pieces of `length` values as a slice; none of an array in Fortran order, where they lie scattered.
+/// Pieces of `length` values as byte ranges; `None` for an array in Fortran order, whose rows are not contiguous.
 fn slice(
     npy: &Npy,
     row: &[usize],
@@ -127,24 +127,23 @@ fn slice(
     Some(ByteRanges { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
 }
 
-/// What the units of one block share: its rows and its noise, whatever the timestep and the network's weights.
+/// The key of a block's units: they share rows and noise, whatever the timestep and the network's weights.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
-    let Span { images, flipped, timestep: _ } = Span::of(unit).ok()?;
+    let UnitRange { images, flipped, timestep: _ } = UnitRange::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
-    // All that counts for the units, so that nothing that is shared can differ.
+    // Includes all hashed parameters of the units, so that shared values cannot differ.
     Some(json!([images, flipped, unit_identity(params), read]).to_string())
 }
 
-/// Computes a batch of units: the block is read and its noise drawn once, and each network goes through all its
-/// timesteps.
+/// Computes a batch of units: the block is read and its noise drawn once, and each network computes all its timesteps.
 pub(crate) fn run(
     params: &LossParams,
     tasks: &[Task],
     weights: &dyn Fn(&Task) -> Option<PathBuf>,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let spans = tasks.iter().map(|task| Span::of(task.unit()?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let spans = tasks.iter().map(|task| UnitRange::of(task.unit()?)).collect::<anyhow::Result<Vec<_>>>()?;
     let (first, Task { inputs, .. }) = spans.first().zip(tasks.first()).context("no unit")?;
     let mut timesteps: Vec<i64> = spans.iter().map(|span| span.timestep).collect();
     timesteps.sort_unstable();
@@ -164,7 +163,7 @@ pub(crate) fn run(
             with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
-                // Rows of one timestep go through the network together: each has a text of its own, or as good as that.
+                // Rows of one timestep go through the network together; nearly every row has its own text.
                 let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
                 let pass = LossPass::new(unet, &schedule, data, params, micro_batch)?;
                 let block = match &block {
@@ -188,7 +187,7 @@ pub(crate) fn run(
                 }
                 Ok((timesteps, losses))
             })?;
-        // Of the first block alone: a second network for each block would cost more than the block.
+        // Only for the first block: a second network for each block would cost more than the block.
         let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
             let (network, found) = ((inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
@@ -201,9 +200,9 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Joins the rows of the units into the file `out`, float32 [2N]: a mean over timesteps, then over captions.
+/// Merges the rows of the units into the file `out`, float32 [2N]: a mean over timesteps, then over captions.
 ///
-/// Summed in float64 and rounded once, row by row, so that a block's neighbours change no bit.
+/// Summed in float64 and rounded once, row by row, so that results do not depend on a block's neighbours.
 pub(crate) fn merge(
     params: &LossParams,
     inputs: &Inputs,
@@ -213,8 +212,8 @@ pub(crate) fn merge(
     join(params, inputs, parts, out, |_| Vec::new(), |rows| vec![mean(rows.into_iter())])
 }
 
-/// Joins the rows of the units into the file `out`, float32 [2N, ..]: for each image what `values` makes of its captions'
-/// losses at each timestep, of the shape that `each` gives for so many timesteps.
+/// Merges the rows of the units into the file `out`, float32 [2N, ..]: for each image the result of `values` on its
+/// captions' losses at each timestep, with the shape that `each` gives for this number of timesteps.
 pub(crate) fn join(
     params: &LossParams,
     inputs: &Inputs,
@@ -270,7 +269,7 @@ mod tests {
 
     /// Three images with two captions each, at two timesteps: a mean over timesteps, then over captions.
     #[test]
-    fn units_are_joined_in_the_order_of_the_latents() {
+    fn units_are_merged_in_the_order_of_the_latents() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         writer::write_f32(path("latents"), &[6, 1, 1, 1], &[0.0; 6]).unwrap();

@@ -1,4 +1,4 @@
-//! The losses at each timestep beside their means, for whoever goes on from single timesteps.
+//! The losses per timestep, for stages that need single timesteps.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +6,9 @@ use super::per_image;
 use crate::method::loss::LossParams;
 use attrflow_engine::kind::Inputs;
 
-/// Joins the rows of the units into the file `out`, float32 [2N, T]: a mean over captions.
+/// Merges the rows of the units into the file `out`, float32 [2N, T]: a mean over captions.
 ///
-/// Summed in float64 and rounded once, as the means over all are.
+/// Summed in float64 and rounded once, like the means over all timesteps.
 pub(crate) fn merge(
     params: &LossParams,
     inputs: &Inputs,
@@ -19,7 +19,7 @@ pub(crate) fn merge(
     per_image::join(params, inputs, parts, out, |timesteps| vec![timesteps], at_each)
 }
 
-/// The mean of an image's losses at one timestep, or of others.
+/// The mean of an image's losses at one timestep, or of other values.
 pub(crate) fn mean(values: &[f32]) -> f64 {
     values.iter().copied().map(f64::from).sum::<f64>() / values.len() as f64
 }

@@ -1,4 +1,4 @@
-//! Shortened products, held against float32 on a sample of the rows.
+//! Compares reduced-precision losses with float32 on a sample of the rows.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{Device, Inputs};
 
-/// The part of a loss by which its value may differ from that in float32, for a single row.
+/// The largest accepted relative deviation of a single row's loss from float32.
 ///
-/// Some forty times what the networks of docs/performance.md show: more than that is a network that the shorter numbers do
-/// not suit, such as one with values beyond their range.
+/// About forty times the deviation of the networks in docs/performance.md: a larger one means that the network is
+/// unsuitable for reduced precision, for instance because of values out of range.
 fn bound(precision: Precision) -> f64 {
     match precision {
         Precision::Fp32 => f64::INFINITY,
@@ -25,12 +25,12 @@ fn bound(precision: Precision) -> f64 {
     }
 }
 
-/// Computes some rows in float32, where the stage's products are shorter, and compares what was `found` for them.
+/// If the stage's precision is reduced, computes some rows in float32 and compares them with `found`.
 ///
-/// `rows` are those rows in the network's precision; `micro_batch` of them go through it at once.
+/// `rows` computes those rows; `micro_batch` is the number of rows per forward pass.
 ///
 /// # Errors
-/// Files that make no network or data set, and those of `rows`.
+/// Files that are not a valid network or data set, and the errors of `rows`.
 pub(crate) fn check(
     loss: &LossParams,
     (inputs, weights, device): (&Inputs, Option<&Path>, Device),
@@ -47,13 +47,14 @@ pub(crate) fn check(
     })
 }
 
-/// Compares the losses of some rows, by part of the loss, and warns where they are too far apart. The largest deviation.
+/// Compares the losses of some rows relative to the loss, and warns if they are too far apart. Returns the largest
+/// deviation.
 fn compare(precision: Precision, found: &Tensor, exact: &Tensor) -> f64 {
     let deviation = ((found - exact) / exact).abs().max().double_value(&[]);
     let (bound, name) = (bound(precision), json!(precision));
     if deviation > bound || deviation.is_nan() {
         tracing::warn!(
-            "with precision = {name}, a loss differs from float32 by {deviation:.1e} of its value, more than {bound:.0e}: \
+            "with precision = {name}, a loss differs from float32 by {deviation:.1e} of its value, expected at most {bound:.0e}: \
              use \"fp32\" for this network",
         );
     } else {
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_deviation_counts() {
+    fn the_largest_deviation_is_returned() {
         let exact = Tensor::from_slice(&[1.0f32, 2.0, 4.0]);
         let found = Tensor::from_slice(&[1.001f32, 2.0, 4.1]);
         let deviation = compare(Precision::Bf16, &found, &exact);

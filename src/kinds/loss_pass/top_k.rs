@@ -1,4 +1,4 @@
-//! The most influential images without all timesteps of all images, and how sure that is.
+//! Finds the most influential images without computing all timesteps of all images, and certifies the recall.
 
 use std::path::Path;
 
@@ -24,34 +24,37 @@ use attrflow_engine::kind::{Context, Inputs, Unit};
 use attrflow_engine::params;
 
 params! {
-    /// Which images are to be found, and how surely.
+    /// Which images to find, and with which confidence.
     pub struct TopK {
-        /// The images to find: those of the largest influence.
+        /// Number of images to find: those with the largest influence.
         k: u32 [1..=100_000_000] = 100,
-        /// How surely: the probability with which an image of the top k is kept, as far as what remains of its rises
-        /// besides what all images share is normal; and that with which the certified recall holds, whatever they are.
+        /// The probability that an image of the top k is kept, assuming that its rises are normal apart from what all
+        /// images share; also the probability that the certified recall holds, under no assumption.
         confidence: f64 [0.5..=0.999999] = 0.95,
-        /// Discarded images, drawn at random, that are computed in full to certify the recall; 0 certifies nothing.
+        /// Discarded images, drawn at random, to compute in full to certify the recall; 0 certifies nothing.
         certify_samples: u32 [0..=100_000_000] = 200,
-        /// The largest share of the images that a round may keep, however close they are. With 1 only the intervals
-        /// discard; with 0.5 the cost is bounded, and the certified recall alone says what that loses.
+        /// The largest share of the images that a round may keep, however close they are. With 1, only the intervals
+        /// discard; with 0.5, the cost is bounded, and only the certified recall shows what that loses.
         max_keep: f64 [0.01..=1.0] = 1.0,
         /// Seed of the draw for `certify_samples`.
         seed: u32 = 0,
     }
 }
 
-impl Validate for TopK {}
+impl Validate for TopK {
+    const RENAMED: &'static [(&'static str, &'static str)] =
+        &[("top", "k"), ("check", "certify_samples"), ("keep", "max_keep")];
+}
 
-/// The input that holds the pretrained losses at each timestep.
+/// The input with the pretrained losses per timestep.
 pub(crate) const PER_TIMESTEP: &str = "pretrain_loss_per_timestep";
-/// The report.
+/// The file of the report.
 pub(crate) const REPORT: &str = "top_k.json";
 
-/// What a run computed and left out, and what that is worth.
+/// The report of a run: what was computed and discarded, and the certified recall.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// What was asked for.
+    /// The parameters.
     asked: TopK,
     /// N.
     images: usize,
@@ -63,53 +66,53 @@ pub(crate) struct Report {
     rounds: Vec<Rounds>,
     rows: Rows,
     certificate: Certificate,
-    /// The images whose influence is exact, by index. All others have an estimate.
+    /// The images with exact influence, by index. All others have an estimate.
     pub exact: Vec<usize>,
 }
 
-/// A round: how many images had been seen at how many timesteps, and how many were then discarded.
+/// A round: the numbers of images and timesteps computed so far, and of images discarded after it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Rounds {
     timesteps: usize,
     images: usize,
     discarded: usize,
-    /// Of them those that only `max_keep` discarded, though their interval did not.
+    /// Of them, those discarded only because of `max_keep`, not by their interval.
     surplus: usize,
     kept: usize,
-    /// The k-th best score less what all images share, and its standard error.
+    /// The k-th best score minus what all images share, and its standard error.
     threshold: f64,
     threshold_error: f64,
-    /// How far behind it the middle image may be and not be discarded.
+    /// The largest distance behind it at which the median image is not discarded.
     margin: f64,
-    /// The share of the variance of the images' scores that is not by chance.
+    /// The share of the variance of the images' scores that is not random.
     reliability: f64,
 }
 
-/// Passes of the network: rows of image, caption and timestep.
+/// Rows of image, caption and timestep through the network.
 #[derive(Debug, Serialize, Deserialize)]
 struct Rows {
     computed: usize,
-    /// Those of a full pass.
+    /// Rows of a full pass.
     full: usize,
     fraction: f64,
 }
 
-/// What a random sample of the discarded says of all of them.
+/// The inference from a random sample of the discarded images to all of them.
 #[derive(Debug, Serialize, Deserialize)]
 struct Certificate {
     confidence: f64,
     discarded: usize,
     sample: usize,
-    /// Of the sample, those that belong to the top k. They are in the answer.
+    /// Images of the sample that belong to the top k. They are in the answer.
     found: usize,
-    /// The most of the discarded that can belong to it, those among them.
+    /// Upper bound of the discarded images that belong to it, including those.
     most: usize,
     recall: f64,
-    /// The `certify_samples` that would certify a recall of 0.9 if it found none.
+    /// The `certify_samples` that would certify a recall of 0.9 if the sample had no image of the top k.
     sample_for_recall_of_0_9: usize,
 }
 
-/// One unit, for which rows are computed depends on what others gave: an interrupted one begins again.
+/// One unit, because the rows to compute depend on earlier ones: an interrupted one starts again.
 pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let latents = arrays::open(inputs)?.0.rows();
     pretrained(loss, inputs, latents)?;
@@ -117,7 +120,7 @@ pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Un
     Ok(vec![Unit { name: "top k".into(), range: json!({ "latents": [0, latents] }), steps }])
 }
 
-/// The losses at each timestep before the unlearning: float32 [2N, T].
+/// The losses per timestep before the unlearning: float32 [2N, T].
 fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Result<Npy> {
     let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
     npy.expect_shape(&[Some(latents), Some(loss.time_samples)])?;
@@ -126,10 +129,10 @@ fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Res
     Ok(npy)
 }
 
-/// Computes what is needed to find the top k: the losses [2N], exact ones and estimates, and the report.
+/// Computes the rows that are needed to find the top k: the losses [2N], exact ones and estimates, and the report.
 pub(crate) fn run(
     loss: &LossParams,
-    asked: &TopK,
+    params: &TopK,
     inputs: &Inputs,
     out: &Path,
     cx: &Context<'_>,
@@ -151,19 +154,19 @@ pub(crate) fn run(
             captions: loss.captions,
             before: pretrained(loss, inputs, latents)?,
             after: vec![Vec::new(); latents],
-            seed: asked.seed.into(),
+            seed: params.seed.into(),
             progress: &|done| cx.progress(done as u64, total as u64),
             done: 0,
         };
         let wanted = Spec {
-            top: asked.k as usize,
-            confidence: asked.confidence,
-            keep: asked.max_keep,
-            check: asked.certify_samples as usize,
+            top: params.k as usize,
+            confidence: params.confidence,
+            keep: params.max_keep,
+            check: params.certify_samples as usize,
         };
         let found = successive_halving::halve(population, &wanted, &mut rises)?;
         writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
-        let report = Report::of(&found, population, asked, loss.captions);
+        let report = Report::of(&found, population, params, loss.captions);
         let mut text = serde_json::to_vec_pretty(&report)?;
         text.push(b'\n');
         fs_err::write(out.join(REPORT), text)?;
@@ -183,16 +186,16 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// The latent whose rows are computed in float32 as well.
+/// The latent whose rows are also computed in float32.
 const SAMPLE: usize = 0;
 
-/// The rises in loss, computed as they are asked for.
+/// The rises in loss, computed on demand.
 struct Rises<'a> {
     pass: LossPass<'a>,
     timesteps: Vec<i64>,
     captions: usize,
     before: Npy,
-    /// By latent the losses of its rows, timestep by timestep in the order that they were asked for: [seen, captions].
+    /// The losses of each latent's rows, timestep by timestep in the order of computation: [seen, captions].
     after: Vec<Vec<f32>>,
     seed: i64,
     progress: &'a dyn Fn(usize),
@@ -228,11 +231,11 @@ impl Source for Rises<'_> {
 }
 
 impl Rises<'_> {
-    /// The losses [2N] after the unlearning: where all rows were computed, as a full pass gives them; elsewhere the
-    /// loss before and the estimated rise.
+    /// The losses [2N] after the unlearning: exactly those of a full pass if all rows were computed; else the loss
+    /// before plus the estimated rise.
     fn losses(&self, found: &Halving) -> anyhow::Result<Vec<f32>> {
         let (times, captions) = (self.timesteps.len(), self.captions);
-        // Where the timesteps stand in the order that they were seen in.
+        // The positions of the timesteps in the order of computation.
         let mut places = vec![0; times];
         for (place, timestep) in successive_halving::visit_order(times).into_iter().enumerate() {
             places[timestep] = place;
@@ -252,7 +255,7 @@ impl Rises<'_> {
         Ok(losses)
     }
 
-    /// The losses [1, captions, timesteps] of the latent that is computed in float32 as well, and the timesteps.
+    /// The losses [1, captions, timesteps] of the latent that is also computed in float32, and the timesteps.
     fn sample(&self) -> (Vec<i64>, Tensor) {
         let rows = &self.after[SAMPLE];
         let seen = rows.len() / self.captions;
@@ -264,7 +267,7 @@ impl Rises<'_> {
 }
 
 impl Report {
-    fn of(found: &Halving, population: Population, asked: &TopK, captions: usize) -> Self {
+    fn of(found: &Halving, population: Population, params: &TopK, captions: usize) -> Self {
         let Halving { rounds, means: _, exact, computed, check } = found;
         let round = |&Round { timesteps, images, behind, surplus, threshold, margin }: &Round| Rounds {
             timesteps,
@@ -278,9 +281,9 @@ impl Report {
             reliability: threshold.reliability,
         };
         let full = population.pairs();
-        let top = population.images.min(asked.k as usize);
+        let top = population.images.min(params.k as usize);
         Self {
-            asked: asked.clone(),
+            asked: params.clone(),
             images: population.images,
             latents: population.images * population.views,
             timesteps: population.timesteps,
@@ -292,7 +295,7 @@ impl Report {
                 fraction: *computed as f64 / full as f64,
             },
             certificate: Certificate {
-                confidence: asked.confidence,
+                confidence: params.confidence,
                 discarded: check.discarded,
                 sample: check.sample,
                 found: check.found,
@@ -301,20 +304,20 @@ impl Report {
                 sample_for_recall_of_0_9: successive_halving::sample_for(
                     check.discarded,
                     top / 10,
-                    asked.confidence,
+                    params.confidence,
                 ),
             },
             exact: (0..exact.len()).filter(|&image| exact[image]).collect(),
         }
     }
 
-    /// What a unit reported.
+    /// Reads the report of a unit.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = fs_err::read(path)?;
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
-    /// Whether the influence of an image is exact, by index.
+    /// Whether each image's influence is exact, by index.
     pub fn flags(&self) -> Vec<bool> {
         let mut flags = vec![false; self.images];
         for &image in &self.exact {
@@ -324,7 +327,7 @@ impl Report {
     }
 }
 
-/// Refuses losses at each timestep that are not those whose means are on `pretrain_loss`.
+/// Refuses losses per timestep whose means differ from those on `pretrain_loss`.
 pub(crate) fn expect_one_pass(inputs: &Inputs, means: &[f32]) -> anyhow::Result<()> {
     let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
     npy.expect_shape(&[Some(means.len()), None])?;
@@ -332,12 +335,12 @@ pub(crate) fn expect_one_pass(inputs: &Inputs, means: &[f32]) -> anyhow::Result<
     for (latent, &expected) in means.iter().enumerate() {
         npy.read_f32_at(latent * row.len(), &mut row)?;
         let found = mean(&row);
-        // Sums in another order differ by some units in the last place.
+        // Sums in another order differ by a few units in the last place.
         let near = (found - f64::from(expected)).abs() <= 1e-5 * f64::from(expected.abs());
         anyhow::ensure!(
             near,
             "{}: the mean of row {latent} is {found}, expected {expected} as on `pretrain_loss`: \
-             both must come from one stage",
+             both must come from the same stage",
             npy.path().display()
         );
     }

@@ -1,4 +1,4 @@
-//! Checks of files from elsewhere that are to stand for a stage's outputs: headers, and values where there are few.
+//! Checks of files to adopt as a stage's outputs: headers, and the values of small files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,6 @@ use crate::io::download;
 use crate::io::image::load_rgb;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
-use crate::io::torch;
 use crate::method::selection::Selection;
 use crate::models::unet::config::UNetConfig;
 use crate::models::weights::checkpoint;
@@ -19,7 +18,7 @@ use attrflow_engine::kind::Inputs;
 /// The files by output port.
 pub(crate) type Outputs = BTreeMap<String, PathBuf>;
 
-/// An array of this element type, or of any float type, and of this shape, `None` standing for any length.
+/// An array of this dtype, or of any float type, and of this shape, with `None` for any length.
 pub(crate) fn array(path: &Path, dtype: Option<Dtype>, shape: &[Option<usize>]) -> anyhow::Result<Npy> {
     let npy = Npy::open(path)?;
     npy.expect_shape(shape)?;
@@ -45,7 +44,7 @@ pub(crate) fn finite(path: &Path, length: usize) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// The image indices by falling influence, int64 [N].
+/// The image indices in descending order of influence, int64 [N].
 pub(crate) fn ranking(path: &Path, influence: &[f32]) -> anyhow::Result<()> {
     let npy = array(path, Some(Dtype::I64), &[Some(influence.len())])?;
     let mut ranks = Vec::new();
@@ -65,7 +64,7 @@ pub(crate) fn ranking(path: &Path, influence: &[f32]) -> anyhow::Result<()> {
     match ranks.windows(2).position(|pair| !falls(pair)) {
         None => Ok(()),
         Some(at) => anyhow::bail!(
-            "{}: image {} stands before {}, whose influence is higher: expected them by falling influence",
+            "{}: image {} comes before {}, whose influence is higher: expected descending influence",
             path.display(),
             ranks[at],
             ranks[at + 1]
@@ -73,12 +72,12 @@ pub(crate) fn ranking(path: &Path, influence: &[f32]) -> anyhow::Result<()> {
     }
 }
 
-/// Tensors named and shaped as those of the network on `unet`, the selected ones among them.
+/// Tensors with names and shapes of the network on `unet`, including all selected ones.
 pub(crate) fn weights(
     path: &Path,
     inputs: &Inputs,
     selection: &Selection,
-    dtypes: &[torch::Dtype],
+    dtypes: &[Dtype],
 ) -> anyhow::Result<()> {
     let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
     let file = TensorFile::open(path)?;
@@ -114,7 +113,7 @@ pub(crate) fn weights(
     Ok(())
 }
 
-/// The outputs of `latents`: N from the captions file, of which `captions` of each image are embedded.
+/// The outputs of `latents`: N from the captions file, and the first `captions` embeddings of each image.
 pub(crate) fn training_set(
     inputs: &Inputs,
     captions: usize,
@@ -128,7 +127,7 @@ pub(crate) fn training_set(
     Ok(())
 }
 
-/// The outputs of `generate`, `count` of each: latents and texts that fit the network, and pictures that can be read.
+/// The outputs of `generate`, `count` of each: latents and texts that match the network, and readable images.
 pub(crate) fn queries(inputs: &Inputs, count: usize, outputs: &Outputs) -> anyhow::Result<()> {
     let config = UNetConfig::read(&inputs.path("unet").join("config.json"))?;
     let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
@@ -145,23 +144,19 @@ pub(crate) fn queries(inputs: &Inputs, count: usize, outputs: &Outputs) -> anyho
     Ok(())
 }
 
-/// A file with something in it.
+/// A file that is not empty.
 pub(crate) fn some_file(path: &Path) -> anyhow::Result<()> {
     let found = fs_err::metadata(path)?;
-    anyhow::ensure!(
-        found.is_file() && found.len() > 0,
-        "{}: expected a file that is not empty",
-        path.display()
-    );
+    anyhow::ensure!(found.is_file() && found.len() > 0, "{}: expected a file with content", path.display());
     Ok(())
 }
 
-/// A folder that holds what stands at `name` below it, with this SHA-256 if there is one.
+/// A folder with a file or folder at `name`, with this SHA-256 if it is given.
 pub(crate) fn below(folder: &Path, name: &str, sha256: Option<&str>) -> anyhow::Result<()> {
     let path = folder.join(name);
     anyhow::ensure!(
         path.exists(),
-        "{}: nothing is there, expected what the stage would bring",
+        "{}: not found, expected the file or folder that the stage downloads",
         path.display()
     );
     let Some(expected) = sha256 else { return Ok(()) };
@@ -180,7 +175,7 @@ mod tests {
     use crate::io::npy::writer::{write_f32, write_i64};
 
     #[test]
-    fn a_ranking_has_every_image_once_by_falling_influence() {
+    fn a_ranking_has_every_image_once_in_descending_order() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("rank.npy");
         let check = |ranks: &[i64]| {
@@ -193,12 +188,12 @@ mod tests {
         assert!(check(&[2, -1, 1]).unwrap_err().contains("value 1 is -1"));
         assert!(check(&[3, 0, 1]).unwrap_err().contains("value 0 is 3"));
         let error = check(&[2, 1, 0]).unwrap_err();
-        assert!(error.contains("rank.npy: image 1 stands before 0, whose influence is higher"), "{error}");
+        assert!(error.contains("rank.npy: image 1 comes before 0, whose influence is higher"), "{error}");
         assert!(check(&[2, 0]).unwrap_err().ends_with("shape [2], expected [3]"));
     }
 
     #[test]
-    fn values_are_looked_at() {
+    fn values_are_checked() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.npy");
         write_f32(&file, &[3], &[1.0, f32::NEG_INFINITY, f32::NAN]).unwrap();
@@ -209,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_known_bytes_has_them() {
+    fn a_file_matches_its_sha256() {
         let folder = tempfile::tempdir().unwrap();
         fs_err::write(folder.path().join("a"), "abc").unwrap();
         // Of "abc", from FIPS 180-2.
@@ -219,6 +214,9 @@ mod tests {
         let error = below(folder.path(), "a", Some(digest)).unwrap_err().to_string();
         assert!(error.contains("/a: SHA-256 ") && error.ends_with(&format!("expected {digest}")), "{error}");
         let error = below(folder.path(), "b", None).unwrap_err().to_string();
-        assert!(error.ends_with("/b: nothing is there, expected what the stage would bring"), "{error}");
+        assert!(
+            error.ends_with("/b: not found, expected the file or folder that the stage downloads"),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What stages tell of their inputs and outputs before those are there, and inputs made up for a measurement.
+//! Expected shapes of inputs and outputs, and made-up inputs for measurements.
 
 use std::path::{Path, PathBuf};
 
@@ -21,11 +21,11 @@ use attrflow_engine::kind::{ArtifactShape, ExpectedInputs, Inputs};
 pub(crate) struct Array {
     /// Lengths of its axes.
     pub shape: Vec<usize>,
-    /// Bytes of a number.
+    /// Bytes per number.
     pub bytes: usize,
 }
 
-/// The array on a port: from its header, or as it will be.
+/// The array on a port: from its header, or as expected.
 pub(crate) fn array(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Array> {
     let found = match inputs.shape(port)? {
         ArtifactShape::Array { shape, bytes } => Array { shape: shape.clone(), bytes: *bytes },
@@ -33,7 +33,7 @@ pub(crate) fn array(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Array
             let header = Npy::header(path)?;
             Array { bytes: header.dtype.size(), shape: header.shape }
         }
-        ArtifactShape::Bytes(_) => anyhow::bail!("the shape of what stands on `{port}` is not known"),
+        ArtifactShape::Bytes(_) => anyhow::bail!("the shape of the input `{port}` is unknown"),
     };
     anyhow::ensure!(found.shape.len() == 4, "`{port}` has {} axes, expected 4", found.shape.len());
     Ok(found)
@@ -44,7 +44,7 @@ pub(crate) fn arrays(inputs: &ExpectedInputs) -> anyhow::Result<(Array, Array)> 
     Ok((array(inputs, "latents")?, array(inputs, "text_embeddings")?))
 }
 
-/// A `config.json` that stands in the folder on a port: what the time of a step depends on.
+/// The `config.json` in the folder on a port: the time per step depends on it.
 pub(crate) fn config(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Json> {
     let file = inputs.path(port)?.join("config.json");
     let text = fs_err::read_to_string(&file)?;
@@ -58,7 +58,7 @@ pub(crate) fn latent(inputs: &ExpectedInputs, pixels: usize) -> anyhow::Result<[
     Ok([channels as usize, pixels / scale, pixels / scale])
 }
 
-/// Pixels of an image to a side of a latent.
+/// Image pixels per latent pixel, along one side.
 pub(crate) fn scale(inputs: &ExpectedInputs) -> anyhow::Result<usize> {
     let blocks = config(inputs, "vae")?["block_out_channels"].as_array().map_or(0, Vec::len);
     anyhow::ensure!(blocks > 0, "the configuration on `vae` has no `block_out_channels`");
@@ -73,18 +73,19 @@ pub(crate) fn text(inputs: &ExpectedInputs) -> anyhow::Result<[usize; 2]> {
     let encoder = config(inputs, "text_encoder")?;
     let number = |config: &Json, key: &str| {
         let found = config[key].as_u64().map(|number| number as usize);
-        found.with_context(|| format!("the configuration of the texts has no `{key}`"))
+        found
+            .with_context(|| format!("the configuration of the tokenizer or the text encoder has no `{key}`"))
     };
     Ok([number(&tokenizer, "model_max_length")?, number(&encoder, "hidden_size")?])
 }
 
-/// The tensors of the network on `unet` that are chosen, in a file of so many bytes a number.
-pub(crate) fn chosen(
+/// The selected tensors of the network on `unet`, in a file with this many bytes per number.
+pub(crate) fn selected(
     inputs: &ExpectedInputs,
     selection: &Selection,
     bytes: u64,
 ) -> anyhow::Result<ArtifactShape> {
-    /// What names a tensor in the header of a file, about.
+    /// Approximate bytes per tensor in the header of a file.
     const NAME: u64 = 150;
     let network = network(inputs)?;
     let headers = network.headers().iter().filter(|header| selection.matches(&header.name));
@@ -100,9 +101,9 @@ fn network(inputs: &ExpectedInputs) -> anyhow::Result<TensorFile> {
     Ok(TensorFile::open(checkpoint::of(inputs.path("unet")?, checkpoint)?)?)
 }
 
-/// Puts an array of `rows` rows, shaped and stored as `like`, on a port.
+/// Writes an array of `rows` rows, with the row shape and dtype of `like`, for a port.
 ///
-/// Its numbers look like those of a normal distribution: zeros would be multiplied faster by some.
+/// Its numbers resemble a normal distribution: some hardware multiplies zeros faster.
 fn make_array(
     inputs: &mut Inputs,
     port: &str,
@@ -124,7 +125,7 @@ fn make_array(
     Ok(())
 }
 
-/// Puts arrays of `rows` rows on `latents` and `text_embeddings`, unless both are there; whether it did.
+/// Writes arrays of `rows` rows for `latents` and `text_embeddings`, unless both exist; returns whether it did.
 pub(crate) fn make_arrays(
     inputs: &mut Inputs,
     [latents, texts]: [&Array; 2],
@@ -139,13 +140,13 @@ pub(crate) fn make_arrays(
     Ok(missing)
 }
 
-/// A number that looks drawn, without a generator: no result depends on it.
+/// A number that resembles a random one, without a generator: no result depends on it.
 fn normal_like(place: usize) -> f32 {
     let uniform = |step: f64| (place as f64 * step).fract() - 0.5;
     (2.4 * (uniform(0.618_033_988_749) + uniform(0.754_877_666_247) + uniform(0.569_840_290_998))) as f32
 }
 
-/// Puts a file with the chosen tensors of the network on a port: as they are, or all ones in float64.
+/// Writes a file with the selected tensors of the network for a port: unchanged, or all ones in float64.
 pub(crate) fn make_weights(
     inputs: &mut Inputs,
     port: &str,
@@ -179,8 +180,8 @@ struct Size {
     height: Option<u32>,
 }
 
-/// Puts a folder with made-up images of these names on the port `images`, as large as the captions file says; else as large
-/// as photographs are beside what networks see.
+/// Writes a folder of made-up images with these names for the port `images`, with the sizes of the captions file, or of
+/// typical photographs.
 pub(crate) fn make_images<'a>(
     inputs: &mut Inputs,
     names: impl Iterator<Item = &'a str>,
@@ -192,8 +193,8 @@ pub(crate) fn make_images<'a>(
         serde_json::from_slice::<Sizes>(&text).map(|sizes| sizes.images).unwrap_or_default();
     let images = folder.join("images");
     for (place, name) in names.enumerate() {
-        let said = sizes.get(place).and_then(|size| Some((size.width?, size.height?)));
-        let (width, height) = said.unwrap_or((pixels * 4, pixels * 3));
+        let size = sizes.get(place).and_then(|size| Some((size.width?, size.height?)));
+        let (width, height) = size.unwrap_or((pixels * 4, pixels * 3));
         let shade = |x: u32, y: u32, by: u32| (x.wrapping_mul(by) ^ y.wrapping_mul(by + 5)) as u8;
         let image = RgbImage::from_fn(width.max(1), height.max(1), |x, y| {
             image::Rgb([shade(x, y, 3), shade(x, y, 7), shade(x, y, 11)])

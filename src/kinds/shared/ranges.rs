@@ -1,4 +1,4 @@
-//! Ranges as units of work.
+//! Splits ranges into units of work.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use serde_json::json;
 
 use attrflow_engine::kind::Unit;
 
-/// Few enough that a unit is worth its start, many enough that little is lost when a run is cut off.
+/// Few enough that a unit is worth its start, many enough that an interrupted run loses little.
 const UNITS: usize = 32;
 
-/// Cuts `0..count` of `what` into at most 32 even units whose bounds are multiples of `grain`.
+/// Splits `0..count` of `what` into at most 32 even units whose bounds are multiples of `grain`.
 pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
     let grains = count.div_ceil(grain);
     let size = grains.div_ceil(UNITS).max(1) * grain;
@@ -27,9 +27,9 @@ pub(crate) fn units(what: &str, count: usize, grain: usize) -> Vec<Unit> {
         .collect()
 }
 
-/// The range that a unit covers.
+/// The range of a unit.
 pub(crate) fn range(unit: &Unit, what: &str) -> anyhow::Result<Range<usize>> {
     let span = &unit.range[what];
-    let [start, end]: [usize; 2] = serde_json::from_value(span.clone()).context("a unit of another kind")?;
+    let [start, end]: [usize; 2] = serde_json::from_value(span.clone()).context("invalid unit range")?;
     Ok(start..end)
 }

@@ -1,4 +1,4 @@
-//! The graph of a pipeline, drawn: as text, for Graphviz, for Mermaid, as SVG.
+//! Drawings of a pipeline's graph: as text, for Graphviz, for Mermaid, as SVG.
 
 mod formats;
 mod svg;
@@ -10,87 +10,97 @@ pub use formats::{dot, mermaid};
 pub use svg::svg;
 pub use text::text;
 
-/// What would become of a stage.
+/// The state of a stage, in the order of urgency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// Its result is in the cache.
-    Reuse,
-    /// What runs before it decides.
-    Wait,
-    /// It would compute.
+    Cached,
+    /// It is reused if its inputs come out byte-identical.
+    Pending,
+    /// It would run.
     Run,
-    /// It failed when it last ran, or cannot run.
+    /// It failed in the last run.
     Failed,
+    /// An input cannot be read.
+    InvalidInput,
 }
 
 impl State {
-    /// All, in the order of a legend.
-    pub const ALL: [Self; 4] = [Self::Reuse, Self::Run, Self::Wait, Self::Failed];
+    /// All states, in the order of the legend.
+    pub const ALL: [Self; 5] = [Self::Cached, Self::Run, Self::Pending, Self::Failed, Self::InvalidInput];
 
-    /// One word.
+    /// Its name.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Reuse => "reuse",
+            Self::Cached => "cached",
             Self::Run => "run",
-            Self::Wait => "wait",
+            Self::Pending => "pending",
             Self::Failed => "failed",
+            Self::InvalidInput => "invalid input",
         }
     }
 
-    /// What a legend says.
+    /// Its name as an identifier.
+    fn class(self) -> String {
+        self.word().replace(' ', "_")
+    }
+
+    /// Its text in the legend.
     fn meaning(self) -> &'static str {
         match self {
-            Self::Reuse => "reuse: the result is there",
+            Self::Cached => "cached: the result is in the cache",
             Self::Run => "run: would compute",
-            Self::Wait => "wait: what runs before decides",
-            Self::Failed => "failed, or cannot run",
+            Self::Pending => "pending: reused if its inputs come out byte-identical",
+            Self::Failed => "failed: failed in the last run",
+            Self::InvalidInput => "invalid input: an input cannot be read",
         }
     }
 
-    /// One character.
+    /// Its character.
     fn mark(self) -> char {
         match self {
-            Self::Reuse => '○',
+            Self::Cached => '○',
             Self::Run => '●',
-            Self::Wait => '◌',
+            Self::Pending => '◌',
             Self::Failed => '✗',
+            Self::InvalidInput => '!',
         }
     }
 
-    /// Number of the colour on a terminal.
+    /// The number of its colour on a terminal.
     fn ansi(self) -> u8 {
         match self {
-            Self::Reuse => 32,
+            Self::Cached => 32,
             Self::Run => 33,
-            Self::Wait => 36,
-            Self::Failed => 31,
+            Self::Pending => 36,
+            Self::Failed | Self::InvalidInput => 31,
         }
     }
 
-    /// Colours of the inside and the border.
+    /// The colours of a box and its border.
     fn colors(self) -> (&'static str, &'static str) {
         match self {
-            Self::Reuse => ("#d9f2de", "#2e7d32"),
+            Self::Cached => ("#d9f2de", "#2e7d32"),
             Self::Run => ("#fdebc0", "#a15c00"),
-            Self::Wait => ("#dce8fb", "#2a5db0"),
-            Self::Failed => ("#f9d4d1", "#b3261e"),
+            Self::Pending => ("#dce8fb", "#2a5db0"),
+            Self::Failed | Self::InvalidInput => ("#f9d4d1", "#b3261e"),
         }
     }
 }
 
-/// The colour of the border of what a change touches.
+/// The border colour of stages that a change affects.
 const TOUCHED: &str = "#c2185b";
 
-/// One box: a stage, or all items of a repeated one.
+/// A box: a stage, or all items of a repeated stage.
 #[derive(Debug, Clone)]
 pub struct GraphNode {
     /// The stage's name.
     pub name: String,
     /// Its kind.
     pub kind: String,
-    /// How many stages are in each of the states of [`State::ALL`].
-    pub counts: [usize; 4],
-    /// How many of them a change touches.
+    /// The number of stages in each state of [`State::ALL`].
+    pub counts: [usize; State::ALL.len()],
+    /// How many of them a change affects.
     pub touched: usize,
 }
 
@@ -99,13 +109,13 @@ impl GraphNode {
         self.counts.iter().sum()
     }
 
-    /// The state that a user has to know of first.
+    /// The most urgent state.
     fn state(&self) -> State {
         let present = State::ALL.iter().zip(self.counts).filter(|(_, count)| *count > 0);
-        present.map(|(state, _)| *state).max().unwrap_or(State::Reuse)
+        present.map(|(state, _)| *state).max().unwrap_or(State::Cached)
     }
 
-    /// The name, with the number of items where there are several.
+    /// The name, with the number of items if there are several.
     fn title(&self) -> String {
         match self.total() {
             1 => self.name.clone(),
@@ -113,7 +123,7 @@ impl GraphNode {
         }
     }
 
-    /// The state in words, apart for the items where they differ.
+    /// The state; the number of items in each state if they differ.
     fn words(&self) -> String {
         let present = State::ALL.iter().zip(self.counts).filter(|(_, count)| *count > 0);
         match present.clone().count() {
@@ -125,7 +135,7 @@ impl GraphNode {
         }
     }
 
-    /// `touched`, or how many of the items are; nothing where none is.
+    /// `touched`, or the number of touched items; nothing if a change affects none.
     fn touch(&self) -> Option<String> {
         match self.touched {
             0 => None,
@@ -140,23 +150,23 @@ impl GraphNode {
 pub struct Drawing {
     /// The pipeline's name.
     pub name: String,
-    /// The boxes, each after what it reads as far as there are no cycles.
-    pub vertices: Vec<GraphNode>,
-    /// Arrows, from what is read to what reads it.
+    /// The boxes, in topological order as far as there are no cycles.
+    pub nodes: Vec<GraphNode>,
+    /// The arrows, from a stage to a stage that reads its outputs.
     pub edges: BTreeSet<(usize, usize)>,
-    /// Whether the drawing shows what a change touches.
+    /// Whether the drawing shows the effect of a change.
     pub change: bool,
 }
 
 impl Drawing {
     fn readers(&self) -> Vec<Vec<usize>> {
-        let mut readers = vec![Vec::new(); self.vertices.len()];
+        let mut readers = vec![Vec::new(); self.nodes.len()];
         self.edges.iter().for_each(|(from, to)| readers[*from].push(*to));
         readers
     }
 
     fn sources(&self) -> Vec<Vec<usize>> {
-        let mut sources = vec![Vec::new(); self.vertices.len()];
+        let mut sources = vec![Vec::new(); self.nodes.len()];
         self.edges.iter().for_each(|(from, to)| sources[*to].push(*from));
         sources
     }

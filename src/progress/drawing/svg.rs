@@ -1,4 +1,4 @@
-//! A graph as SVG, in layers from top to bottom: each box one layer below the lowest that it reads.
+//! Graphs as SVG, in layers from top to bottom: each box is one layer below the lowest box that it reads.
 
 use super::{Drawing, State, TOUCHED};
 
@@ -6,10 +6,10 @@ const HEIGHT: f64 = 44.0;
 const BETWEEN: f64 = 56.0;
 const GAP: f64 = 22.0;
 const MARGIN: f64 = 24.0;
-/// Advance of a character of the 12 pixel monospaced font.
+/// The advance of a character of the 12 pixel monospaced font.
 const ADVANCE: f64 = 7.25;
-/// Bends of long arrows beyond which they run straight.
-const MOST_BENDS: usize = 20_000;
+/// With more bends than this, long arrows are straight.
+const MAX_BENDS: usize = 20_000;
 const SWEEPS: usize = 12;
 
 /// A box, or a bend of an arrow that crosses a layer.
@@ -47,44 +47,44 @@ pub fn svg(drawing: &Drawing) -> String {
         out += &format!("<path d=\"{}\" marker-end=\"url(#arrow)\"/>\n", curve(path, &spots));
     }
     out += "</g>\n";
-    for (vertex, spot) in drawing.vertices.iter().zip(&spots) {
-        let state = vertex.words();
-        let touch = vertex.touch().map(|touch| format!(", {touch}")).unwrap_or_default();
+    for (node, spot) in drawing.nodes.iter().zip(&spots) {
+        let state = node.words();
+        let touch = node.touch().map(|touch| format!(", {touch}")).unwrap_or_default();
         let (x, y) = (spot.x - spot.width / 2.0, top(spot.layer));
-        let (fill, border) = vertex.state().colors();
-        let (border, stroke) = if vertex.touched > 0 { (TOUCHED, 3.0) } else { (border, 1.2) };
+        let (fill, border) = node.state().colors();
+        let (border, stroke) = if node.touched > 0 { (TOUCHED, 3.0) } else { (border, 1.2) };
         out += &format!(
             "<g><title>{0} ({1}): {state}{touch}</title><rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{2:.1}\" height=\"{HEIGHT}\" rx=\"7\" fill=\"{fill}\" stroke=\"{border}\" stroke-width=\"{stroke}\"/><text x=\"{3:.1}\" y=\"{4:.1}\" text-anchor=\"middle\" font-weight=\"bold\">{0}</text><text x=\"{3:.1}\" y=\"{5:.1}\" text-anchor=\"middle\" fill=\"#444444\">{6}</text></g>\n",
-            safe(&vertex.title()),
-            safe(&vertex.kind),
+            safe(&node.title()),
+            safe(&node.kind),
             spot.width,
             spot.x,
             y + 18.0,
             y + 35.0,
-            safe(&second(vertex)),
+            safe(&second(node)),
         );
     }
     out + &legend + "</svg>\n"
 }
 
 /// The second line in a box.
-fn second(vertex: &super::GraphNode) -> String {
-    format!("{}: {}", vertex.kind, vertex.words())
+fn second(node: &super::GraphNode) -> String {
+    format!("{}: {}", node.kind, node.words())
 }
 
 fn top(layer: usize) -> f64 {
     MARGIN + layer as f64 * (HEIGHT + BETWEEN)
 }
 
-/// The boxes, then the bends of arrows; and each arrow as the spots that it passes.
+/// The boxes, then the bends of arrows; and each arrow as a list of spots.
 fn spots(drawing: &Drawing) -> (Vec<Spot>, Vec<Vec<usize>>) {
     let mut spots: Vec<Spot> = Vec::new();
-    for vertex in &drawing.vertices {
-        let letters = vertex.title().chars().count().max(second(vertex).chars().count());
+    for node in &drawing.nodes {
+        let letters = node.title().chars().count().max(second(node).chars().count());
         let width = letters as f64 * ADVANCE + 24.0;
         spots.push(Spot { layer: 0, width, x: 0.0, up: Vec::new(), down: Vec::new() });
     }
-    // Boxes stand after what they read; an arrow that goes back closes a cycle, and moves nothing.
+    // Boxes come after the boxes that they read; an arrow backwards closes a cycle and moves nothing.
     let sources = drawing.sources();
     for to in 0..spots.len() {
         let lowest = sources[to].iter().filter(|from| **from < to).map(|from| spots[*from].layer + 1).max();
@@ -95,7 +95,7 @@ fn spots(drawing: &Drawing) -> (Vec<Spot>, Vec<Vec<usize>>) {
     let mut paths = Vec::new();
     for &(from, to) in &drawing.edges {
         let mut path = vec![from];
-        if bends <= MOST_BENDS {
+        if bends <= MAX_BENDS {
             for layer in spots[from].layer + 1..spots[to].layer {
                 spots.push(Spot { layer, width: 8.0, x: 0.0, up: Vec::new(), down: Vec::new() });
                 path.push(spots.len() - 1);
@@ -113,7 +113,7 @@ fn spots(drawing: &Drawing) -> (Vec<Spot>, Vec<Vec<usize>>) {
     (spots, paths)
 }
 
-/// Orders each layer by the middle of what its spots are joined to, then moves them towards it.
+/// Orders each layer by the mean position of the connected spots, then moves its spots towards it.
 fn arrange(spots: &mut [Spot], layers: &mut [Vec<usize>]) {
     for layer in layers.iter() {
         pack(spots, layer);
@@ -124,7 +124,7 @@ fn arrange(spots: &mut [Spot], layers: &mut [Vec<usize>]) {
             true => (0..layers.len()).collect(),
             false => (0..layers.len()).rev().collect(),
         };
-        // The last sweeps only move: an order that changes to and fro never settles.
+        // The last sweeps only move spots: an order that oscillates would never settle.
         let order = sweep + 4 < SWEEPS;
         for number in numbers {
             let layer = &mut layers[number];
@@ -147,14 +147,14 @@ fn arrange(spots: &mut [Spot], layers: &mut [Vec<usize>]) {
                 edge = spot.x + spot.width / 2.0;
                 moved += spot.x - wish;
             }
-            // What was pushed to the right is pushed back by half: together they stand in the middle.
+            // Spots were pushed to the right only: moving all back by the mean centres them.
             let back = moved / wishes.len().max(1) as f64;
             wishes.iter().for_each(|(_, index)| spots[*index].x -= back);
         }
     }
 }
 
-/// Puts a layer's spots side by side around 0.
+/// Places a layer's spots side by side around 0.
 fn pack(spots: &mut [Spot], layer: &[usize]) {
     let total: f64 = layer.iter().map(|index| spots[*index].width + GAP).sum();
     let mut x = -total / 2.0;
@@ -214,7 +214,7 @@ fn legend(drawing: &Drawing, y: f64) -> (String, f64) {
     (out, x)
 }
 
-/// Text as XML holds it; what XML can't hold is replaced.
+/// Escapes text for XML, and replaces characters that XML does not allow.
 fn safe(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -1,54 +1,50 @@
-//! A graph as text: lanes beside a list, as `git log --graph` draws them, with the flow from top to bottom.
+//! Graphs as text: a list with lanes, like `git log --graph`, from top to bottom.
 
 use std::collections::BTreeSet;
 
 use super::{Drawing, State};
 
-/// Lanes beyond which they tell nothing any more; the list alone is then written.
-const MOST_LANES: usize = 24;
-/// Boxes beyond which lanes are not tried.
-const MOST_BOXES: usize = 2000;
+/// With more lanes than this, only the list is written.
+const MAX_LANES: usize = 24;
+/// With more boxes than this, lanes are not tried.
+const MAX_BOXES: usize = 2000;
 
-/// The graph as text. A lane leads from a stage to each stage that reads it; one that follows from others is left out,
-/// and `reads` names them all.
+/// The graph as text. Lanes lead from a stage to the stages that read it, without transitive ones; `reads` lists them all.
 pub fn text(drawing: &Drawing, color: bool) -> String {
-    let lanes =
-        lanes(drawing).filter(|rows| rows.iter().all(|row| row.line.chars().count() < 2 * MOST_LANES));
+    let lanes = lanes(drawing).filter(|rows| rows.iter().all(|row| row.line.chars().count() < 2 * MAX_LANES));
     let rows = lanes.unwrap_or_else(|| {
-        let row = |vertex: usize| Row {
-            line: drawing.vertices[vertex].state().mark().to_string(),
-            vertex: Some(vertex),
-        };
-        (0..drawing.vertices.len()).map(row).collect()
+        let row =
+            |node: usize| Row { line: drawing.nodes[node].state().mark().to_string(), node: Some(node) };
+        (0..drawing.nodes.len()).map(row).collect()
     });
     let sources = drawing.sources();
     let longest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
     let count = |text: &str| text.chars().count();
     let lane = longest(&mut rows.iter().map(|row| count(&row.line)));
-    let name = longest(&mut drawing.vertices.iter().map(|vertex| count(&vertex.title())));
-    let state = longest(&mut drawing.vertices.iter().map(|vertex| count(&vertex.words())));
+    let name = longest(&mut drawing.nodes.iter().map(|node| count(&node.title())));
+    let state = longest(&mut drawing.nodes.iter().map(|node| count(&node.words())));
     let paint = |text: &str, code: u8| match color {
         true => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
         false => text.to_owned(),
     };
     let mut out = String::new();
     for row in &rows {
-        let Some(index) = row.vertex else {
+        let Some(index) = row.node else {
             out += row.line.trim_end();
             out.push('\n');
             continue;
         };
-        let vertex = &drawing.vertices[index];
-        let mark = vertex.state().mark();
+        let node = &drawing.nodes[index];
+        let mark = node.state().mark();
         let line =
-            format!("{:<lane$}", row.line).replace(mark, &paint(&mark.to_string(), vertex.state().ansi()));
-        let words = paint(&format!("{:<state$}", vertex.words()), vertex.state().ansi());
+            format!("{:<lane$}", row.line).replace(mark, &paint(&mark.to_string(), node.state().ansi()));
+        let words = paint(&format!("{:<state$}", node.words()), node.state().ansi());
         let mut reads: Vec<&str> =
-            sources[index].iter().map(|from| drawing.vertices[*from].name.as_str()).collect();
+            sources[index].iter().map(|from| drawing.nodes[*from].name.as_str()).collect();
         reads.sort_unstable();
         let reads = if reads.is_empty() { String::new() } else { format!("  reads {}", reads.join(", ")) };
-        let touch = vertex.touch().map(|touch| paint(&format!("  * {touch}"), 35)).unwrap_or_default();
-        let text = format!("{line}  {:<name$}  {words}{touch}{reads}", vertex.title());
+        let touch = node.touch().map(|touch| paint(&format!("  * {touch}"), 35)).unwrap_or_default();
+        let text = format!("{line}  {:<name$}  {words}{touch}{reads}", node.title());
         out += text.trim_end();
         out.push('\n');
     }
@@ -60,30 +56,30 @@ pub fn text(drawing: &Drawing, color: bool) -> String {
     out + &legend.join("  ") + "\n"
 }
 
-/// One line: lanes, and the box that stands on it.
+/// A line: lanes, and the box on it.
 struct Row {
     line: String,
-    vertex: Option<usize>,
+    node: Option<usize>,
 }
 
-/// The lanes of the whole list; `None` where it is too long, or goes in circles.
+/// The lanes of the whole list; `None` if it is too long or has cycles.
 fn lanes(drawing: &Drawing) -> Option<Vec<Row>> {
-    if drawing.vertices.len() > MOST_BOXES || drawing.edges.iter().any(|(from, to)| from >= to) {
+    if drawing.nodes.len() > MAX_BOXES || drawing.edges.iter().any(|(from, to)| from >= to) {
         return None;
     }
-    let readers = reduced(drawing);
-    // What each lane leads to.
+    let readers = transitive_reduction(drawing);
+    // The box that each lane leads to.
     let mut lanes: Vec<Option<usize>> = Vec::new();
     let mut rows = Vec::new();
-    for (index, vertex) in drawing.vertices.iter().enumerate() {
+    for (index, node) in drawing.nodes.iter().enumerate() {
         let own = lanes.iter().position(|lane| *lane == Some(index)).unwrap_or_else(|| free(&mut lanes, 0));
         let cells = lanes.iter().enumerate().map(|(at, lane)| match (at == own, lane) {
-            (true, _) => vertex.state().mark(),
+            (true, _) => node.state().mark(),
             (false, Some(_)) => '│',
             (false, None) => ' ',
         });
         let line = cells.map(String::from).collect::<Vec<_>>().join(" ");
-        rows.push(Row { line, vertex: Some(index) });
+        rows.push(Row { line, node: Some(index) });
         lanes[own] = None;
         let before = lanes.clone();
         let mut targets = BTreeSet::new();
@@ -97,7 +93,7 @@ fn lanes(drawing: &Drawing) -> Option<Vec<Row>> {
             targets.insert(lane);
         }
         if targets.iter().any(|target| *target != own) {
-            rows.push(Row { line: branch(own, &targets, &before, &lanes), vertex: None });
+            rows.push(Row { line: branch(own, &targets, &before, &lanes), node: None });
         }
         while lanes.last() == Some(&None) {
             lanes.pop();
@@ -117,7 +113,7 @@ fn free(lanes: &mut Vec<Option<usize>>, start: usize) -> usize {
     }
 }
 
-/// The line below a box, from its lane to those of its readers.
+/// The line below a box, from its lane to the lanes of its readers.
 fn branch(
     own: usize,
     targets: &BTreeSet<usize>,
@@ -151,14 +147,14 @@ fn branch(
     line
 }
 
-/// Readers of each box without those that are reached by way of another reader.
-fn reduced(drawing: &Drawing) -> Vec<Vec<usize>> {
+/// The readers of each box without those reached through another reader.
+fn transitive_reduction(drawing: &Drawing) -> Vec<Vec<usize>> {
     let readers = drawing.readers();
-    let words = drawing.vertices.len().div_ceil(64);
+    let words = drawing.nodes.len().div_ceil(64);
     let mut reached = vec![vec![0u64; words]; readers.len()];
     let mut kept = vec![Vec::new(); readers.len()];
     for from in (0..readers.len()).rev() {
-        // Readers come in order, so one that leads to another comes before it.
+        // Readers are in topological order: one that leads to another comes first.
         for &to in &readers[from] {
             if reached[from][to / 64] >> (to % 64) & 1 == 0 {
                 kept[from].push(to);

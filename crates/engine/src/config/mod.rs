@@ -1,4 +1,4 @@
-//! Texts that people write: TOML values that know their place, and typed parameters read from them.
+//! Configuration texts: TOML values with their source locations, and typed parameters read from them.
 
 pub mod param;
 pub mod text;

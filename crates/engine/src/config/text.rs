@@ -19,7 +19,7 @@ pub struct Origin {
 /// One text that was read: a file, or a `--set` argument.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// What a message calls it: the path as given, or `--set`.
+    /// The name in messages: the path as given, or `--set`.
     pub name: String,
     /// The folder that relative paths written in this text start from.
     pub folder: PathBuf,
@@ -30,7 +30,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// The line that a byte stands in, counted from 0, and where that line begins.
+    /// The line that contains a byte, counted from 0, and the byte at which it begins.
     fn line(&self, byte: usize) -> (usize, usize) {
         let lines = self.lines.get_or_init(|| {
             let ends =
@@ -57,7 +57,7 @@ impl Sources {
         self.texts.len() - 1
     }
 
-    /// Notes that a text came from this file, or would have if it had not been read under another name before.
+    /// Records that a text came from this file, or would have if it had not been read under another name before.
     pub fn note_file(&mut self, path: &Path) {
         self.files.push(path.to_path_buf());
     }
@@ -95,15 +95,15 @@ impl Sources {
 /// One thing wrong in a pipeline, with its place.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    /// What is wrong: found and expected, one line.
+    /// What was found and what was expected, in one line.
     pub message: String,
-    /// Where, when the fault has a place.
+    /// Where, if the fault has a place.
     pub origin: Option<Origin>,
     /// A way out, such as the nearest valid name.
     pub help: Option<String>,
 }
 
-/// Everything wrong that was found, gathered so that one run shows it all.
+/// All faults found: one run reports them together.
 #[derive(Debug, Clone, Default)]
 pub struct Problems {
     /// In the order found.
@@ -117,14 +117,14 @@ impl Problems {
         self.list.last_mut().expect("just pushed")
     }
 
-    /// Adds a problem that no single place causes.
+    /// Adds a problem without a single place.
     pub fn general(&mut self, message: impl Into<String>) -> &mut Problem {
         self.list.push(Problem { message: message.into(), origin: None, help: None });
         self.list.last_mut().expect("just pushed")
     }
 
-    /// Brings problems into the order of the texts, and drops what was found again at the same place: the text
-    /// of a repeated stage is read once per item.
+    /// Sorts problems by their place in the texts, and drops repetitions: the text of a repeated stage is read once per
+    /// item.
     pub fn tidy(&mut self) {
         self.list.sort_by_key(|problem| problem.origin.as_ref().map(|o| (o.text, o.span.start)));
         let mut kept: Vec<Problem> = Vec::new();
@@ -139,7 +139,7 @@ impl Problems {
         self.list = kept;
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }

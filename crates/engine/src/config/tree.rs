@@ -1,4 +1,4 @@
-//! Configuration values that remember where they were written.
+//! Configuration values with their source locations.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,21 +8,21 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::text::{Origin, Problems, Sources};
 
-/// A value and the place it was written at.
+/// A value and its source location.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// The value.
     pub value: Value,
-    /// Where it stands.
+    /// Its location.
     pub origin: Origin,
 }
 
-/// A configuration value; dates are not among them, no stage has a use for one.
+/// A configuration value. Dates are not supported: no stage needs one.
 #[derive(Debug, Clone)]
 pub enum Value {
     /// `true` or `false`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A number with a fraction or an exponent.
     Float(f64),
@@ -34,7 +34,7 @@ pub enum Value {
     Table(Table),
 }
 
-/// A table: its entries, and where each key was written.
+/// A table: its entries, with the location of each key.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     /// Values by key.
@@ -44,14 +44,14 @@ pub struct Table {
 /// One `key = value`.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Where the key stands.
+    /// Location of the key.
     pub key: Origin,
     /// The value.
     pub node: Node,
 }
 
 impl Node {
-    /// The type in TOML's words, for messages.
+    /// The name of the type in TOML, for messages.
     pub fn type_name(&self) -> &'static str {
         match self.value {
             Value::Bool(_) => "a boolean",
@@ -82,7 +82,7 @@ impl Node {
     /// Follows a dotted `path` through tables.
     ///
     /// # Errors
-    /// The key that is missing and the table it was looked for in.
+    /// The missing key, and the table in which it was looked up.
     pub fn follow<'n, 'p>(&'n self, path: &'p str) -> Result<&'n Node, (&'p str, Option<&'n Table>)> {
         let mut node = self;
         for key in path.split('.') {
@@ -153,7 +153,7 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
         DeValue::Table(table) => Value::Table(convert_table(table, text, problems)),
         DeValue::Datetime(_) => {
             problems
-                .at(&origin, "a date has no use here: expected a string, number, boolean, array or table");
+                .at(&origin, "dates are not supported: expected a string, number, boolean, array or table");
             return None;
         }
     };
@@ -163,20 +163,20 @@ fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) ->
 /// A key that `--set` added to a table.
 #[derive(Debug)]
 pub struct NewKey {
-    /// The whole path.
+    /// The full path.
     pub path: String,
     /// The key.
     pub name: String,
-    /// Where it stands.
+    /// Its location.
     pub origin: Origin,
-    /// The keys that the table had.
+    /// The keys that the table already had.
     pub beside: Vec<String>,
 }
 
-/// Applies one `--set path=value` to `root`; the value is TOML, or text where it is not.
+/// Applies one `--set path=value` to `root`. The value is parsed as TOML, else taken as text.
 ///
-/// The tables on the way must exist, so that a misspelt path is refused. The last key may be new: it is
-/// returned, so that one which no stage reads can be refused too.
+/// All tables on the path must exist, so that a misspelt path is refused. The last key may be new: it is returned, so
+/// that the caller can refuse it if no stage reads it.
 pub fn set(
     root: &mut Node,
     argument: &str,
@@ -254,14 +254,14 @@ pub fn set(
     None
 }
 
-/// A number or a boolean, where the text is one in TOML.
+/// A number or a boolean, if the text is one in TOML.
 pub fn plain(text: &str) -> Option<Value> {
     let value = DeValue::parse(text.trim()).ok()?;
     let found = convert(value, 0, &mut Problems::default())?.value;
     matches!(found, Value::Bool(_) | Value::Int(_) | Value::Float(_)).then_some(found)
 }
 
-/// Finds an item of a list by its index, or by the `name` that it carries.
+/// Finds an item of a list by its index, or by its `name`.
 fn item_index(items: &[Node], key: &str) -> Option<usize> {
     let named =
         |item: &Node| match item.as_table().and_then(|table| table.get("name")).map(|name| &name.value) {
@@ -272,7 +272,7 @@ fn item_index(items: &[Node], key: &str) -> Option<usize> {
     items.iter().position(named).or_else(|| key.parse().ok().filter(|index| *index < items.len()))
 }
 
-/// Points a whole value at one place: spans inside a `--set` value would be relative to the value.
+/// Gives a whole value one location: spans inside a `--set` value would be relative to the value.
 fn relocate(node: &mut Node, origin: &Origin) {
     node.origin = origin.clone();
     match &mut node.value {

@@ -1,4 +1,4 @@
-//! How long a run would take from start to end: its tasks on so many workers.
+//! The wall time of a run: its tasks on a number of workers.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -6,17 +6,17 @@ use std::collections::{BinaryHeap, VecDeque};
 /// A stage's part of the run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Job {
-    /// The jobs that it waits for, by their place in the list.
+    /// The jobs that it waits for, by index.
     pub after: Vec<usize>,
-    /// Tasks that can run at once; none for a stage that takes no time.
+    /// Tasks that can run in parallel; 0 for a stage that takes no time.
     pub tasks: u64,
-    /// Seconds of all of them together.
+    /// Seconds of all tasks together.
     pub seconds: f64,
-    /// Seconds of the task that joins them, once they are done.
+    /// Seconds of the merge task after them.
     pub merge: f64,
 }
 
-/// A time that can be ordered.
+/// A time with a total order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Time(f64);
 
@@ -34,8 +34,8 @@ impl Ord for Time {
     }
 }
 
-/// Seconds from the start of the first to the end of the last job, in the order that the runner takes them in: the first ready
-/// stage's tasks first, a merge before all. Each worker takes `start` seconds before its first task.
+/// Seconds from the start of the first to the end of the last job, in the engine's order: the first ready stage's tasks
+/// first, a merge before all. Each worker takes `start` seconds before its first task.
 pub fn wall(jobs: &[Job], workers: usize, start: f64) -> f64 {
     let mut readers = vec![Vec::new(); jobs.len()];
     let mut waits: Vec<usize> = jobs.iter().map(|job| job.after.len()).collect();
@@ -47,7 +47,7 @@ pub fn wall(jobs: &[Job], workers: usize, start: f64) -> f64 {
     let mut left: Vec<u64> = jobs.iter().map(|job| job.tasks).collect();
     let mut merged = vec![false; jobs.len()];
     let mut queue: VecDeque<(usize, f64)> = VecDeque::new();
-    // Stages without work are done as soon as they are ready; the others put their tasks into the queue.
+    // Stages without work are done as soon as they are ready; the tasks of the others are queued.
     let mut ready: VecDeque<usize> = (0..jobs.len()).filter(|place| waits[*place] == 0).collect();
     let (mut running, mut idle, mut cold, mut now) = (BinaryHeap::new(), workers.max(1), workers.max(1), 0.0);
     loop {
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn stages_wait_for_what_they_read() {
-        // A diamond: the two in the middle run at once.
+        // A diamond: the two in the middle run in parallel.
         let jobs = [
             job(&[], 1, 1.0, 0.0),
             job(&[0], 1, 4.0, 0.0),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_without_work_holds_nothing_up() {
+    fn a_stage_without_work_takes_no_time() {
         let jobs = [job(&[], 0, 0.0, 0.0), job(&[0], 0, 0.0, 0.0), job(&[1], 2, 2.0, 0.0)];
         assert_eq!(wall(&jobs, 2, 0.25), 1.25);
         assert_eq!(wall(&[], 2, 1.0), 0.0);

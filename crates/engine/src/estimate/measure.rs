@@ -1,4 +1,4 @@
-//! Has workers measure what stages would take.
+//! Measures stages with workers.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -9,57 +9,57 @@ use crate::plan::Planner;
 use crate::store::StoreError;
 use crate::worker::measure::CostModel;
 
-/// What a worker is asked to measure.
+/// A request to measure a stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MeasureRequest {
     /// The stage kind.
     pub kind: String,
     /// Its parameters.
     pub params: Json,
-    /// What stands on its inputs, or will.
+    /// The shapes of its inputs.
     pub inputs: ExpectedInputs,
 }
 
-/// Measures with as many workers at once as a run would have: they share the machine's memory and its bandwidth.
+/// Measures with as many parallel workers as a run would use: they share the machine's memory and bandwidth.
 pub trait MeasureBackend {
-    /// What each of the workers found.
+    /// The result of each worker.
     ///
     /// # Errors
-    /// Why one of them found nothing.
+    /// Why a worker has no result.
     fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String>;
 }
 
-/// What is told while stages are measured.
+/// Progress while stages are measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MeasureEvent {
     /// A stage is being measured.
     Measuring(String),
-    /// It could not be, and why.
+    /// It could not be measured, and why.
     Not(String, String),
 }
 
-/// Measures every stage that is outlined, those that are alike once, and keeps what was found.
+/// Measures every outlined stage, those with equal keys once, and stores the results.
 ///
 /// # Errors
 /// A cache that cannot be written.
 pub fn measure(
     forecast: &mut Forecast,
     planner: &Planner<'_>,
-    bench: &dyn MeasureBackend,
-    said: &mut dyn FnMut(MeasureEvent),
+    backend: &dyn MeasureBackend,
+    on_event: &mut dyn FnMut(MeasureEvent),
 ) -> Result<(), StoreError> {
     let mut kept = CostCache::of(planner.store);
     let mut fresh = Vec::new();
     for outline in forecast.outlines.values_mut() {
         let node = &planner.pipeline.stages[outline.stage];
-        let key = match &outline.foreseen {
+        let key = match &outline.estimate {
             Err(why) => {
-                said(MeasureEvent::Not(node.id.clone(), why.clone()));
+                on_event(MeasureEvent::Not(node.id.clone(), why.clone()));
                 continue;
             }
             Ok(_) => match &outline.key {
                 Some(key) => key.clone(),
-                // A kind that is not measured.
+                // A kind without measurements.
                 None => continue,
             },
         };
@@ -67,20 +67,20 @@ pub fn measure(
             outline.measured = *found;
             continue;
         }
-        said(MeasureEvent::Measuring(node.id.clone()));
+        on_event(MeasureEvent::Measuring(node.id.clone()));
         let ask = MeasureRequest {
             kind: key.kind.clone(),
             params: node.stage.to_json(),
             inputs: outline.inputs.clone(),
         };
-        outline.measured = match bench.measure(&ask).map(|found| together(&found)) {
+        outline.measured = match backend.measure(&ask).map(|found| combine(&found)) {
             Ok(Some(measured)) => {
                 kept.keep(&key, measured)?;
                 Some(measured)
             }
             Ok(None) => None,
             Err(why) => {
-                said(MeasureEvent::Not(node.id.clone(), why));
+                on_event(MeasureEvent::Not(node.id.clone(), why));
                 None
             }
         };
@@ -90,8 +90,8 @@ pub fn measure(
     Ok(())
 }
 
-/// The mean of times, and the most memory.
-fn together(found: &[CostModel]) -> Option<CostModel> {
+/// The mean of the times, and the maximum of the memory.
+fn combine(found: &[CostModel]) -> Option<CostModel> {
     let mean = |of: fn(&CostModel) -> f64| found.iter().map(of).sum::<f64>() / found.len() as f64;
     let most = |of: fn(&CostModel) -> u64| found.iter().map(of).max();
     Some(CostModel {

@@ -1,4 +1,4 @@
-//! Measurements kept in the cache.
+//! Measurements in the cache.
 
 use std::path::PathBuf;
 
@@ -11,23 +11,23 @@ use crate::identity::recipe::Numerics;
 use crate::store::{Store, StoreError};
 use crate::worker::measure::CostModel;
 
-/// The folder of the cache; its version changes with the form of the files and with what a key means.
+/// The folder in the cache; its version changes with the format of the files and the meaning of a key.
 const FOLDER: &str = "measured-v1";
-/// What keeps the hash of a key apart from every other hash.
+/// Separates the hash of a key from all other hashes.
 const CONTEXT: &str = "attrflow 2026-11-26 measurement v1";
 
-/// All that a measurement's numbers depend on.
+/// All that a measurement depends on.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Key {
     /// The stage kind.
     pub kind: String,
-    /// Its version: another one may compute otherwise.
+    /// Its version: another one may compute differently.
     pub version: u32,
-    /// See [`crate::kind::Work::like`].
+    /// See [`crate::kind::WorkSize`].
     pub like: Json,
     /// libtorch, the class of device, and the precision.
     pub numerics: Numerics,
-    /// Workers, threads, rows at once, and the machine.
+    /// Workers, threads, micro batch, and the machine.
     pub circumstances: MachineProfile,
 }
 
@@ -38,7 +38,7 @@ impl Key {
     }
 }
 
-/// A file of the folder: the key stands in it for people.
+/// A file of the folder; it contains the key for people.
 #[derive(Serialize)]
 struct Written<'a> {
     key: &'a Key,
@@ -53,7 +53,7 @@ struct Read {
 /// The measurements of a cache.
 pub struct CostCache<'s> {
     store: &'s Store,
-    /// Most caches have none, and are asked once.
+    /// Most caches have none; this is checked once.
     any: bool,
 }
 
@@ -63,13 +63,13 @@ impl<'s> CostCache<'s> {
         Self { store, any: store.root().join(FOLDER).is_dir() }
     }
 
-    /// What was measured; a file that cannot be read is as good as none.
+    /// The measurement of a key; an unreadable file is ignored.
     pub fn find(&self, key: &Key) -> Option<CostModel> {
         let bytes = fs_err::read(self.place(key)).ok().filter(|_| self.any)?;
         serde_json::from_slice::<Read>(&bytes).ok().map(|read| read.measured)
     }
 
-    /// Keeps a measurement in place of an earlier one.
+    /// Stores a measurement, replacing an earlier one.
     ///
     /// # Errors
     /// A cache that cannot be written.

@@ -1,7 +1,7 @@
-//! What a run would take, from what is known before it: forms of inputs and outputs, and measurements on this machine.
+//! Estimates of a run's cost: from the shapes of inputs and outputs, and from measurements on this machine.
 //!
-//! A stage's forms follow from those of the stages before it, so all that is needed is that the networks' files are there. A
-//! measurement belongs to all that its numbers depend on, the machine among it, and is kept in the cache for later plans.
+//! The shapes of a stage follow from those of the stages before it, so only the networks' files must exist. A
+//! measurement depends on its key, which includes the machine, and is cached for later plans.
 
 pub mod makespan;
 mod measure;
@@ -20,59 +20,60 @@ pub use makespan::{Job, wall};
 pub use measure::{MeasureBackend, MeasureEvent, MeasureRequest, measure};
 pub use measurements::{CostCache, Key};
 
-/// Under what a run would compute: none of it changes a result, all of it the time.
+/// The conditions of a run that change its time but no result.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct MachineProfile {
-    /// Workers at once.
+    /// Parallel workers.
     pub jobs: usize,
     /// Threads of each.
     pub threads: usize,
-    /// Most rows that go through a network at once.
+    /// Maximum rows per forward pass.
     pub micro_batch: usize,
-    /// What computes: the names of processor and devices.
+    /// The names of processor and devices.
     pub hardware: String,
 }
 
-/// What is known of a stage that would run.
+/// The estimate of a stage that would run.
 #[derive(Debug)]
 pub struct StageEstimate {
     /// The stage.
     pub stage: usize,
-    /// What stands on its inputs, or will.
+    /// The shapes of its inputs.
     pub inputs: ExpectedInputs,
-    /// What it gives and takes; or why that is not known.
-    pub foreseen: Result<Estimate, String>,
-    /// What a measurement of it is kept under; `None` where there is nothing to measure.
+    /// Its outputs and cost; or why they are unknown.
+    pub estimate: Result<Estimate, String>,
+    /// The key of its measurement; `None` if it cannot be measured.
     pub key: Option<Key>,
-    /// What was measured.
+    /// Its measurement.
     pub measured: Option<CostModel>,
 }
 
 impl StageEstimate {
-    /// Seconds of computing for so many tasks and steps of all, summed over the tasks; `None` where nothing was measured.
+    /// Computing time in seconds for this many tasks and steps in total, summed over the tasks; `None` without a
+    /// measurement.
     pub fn seconds(&self, tasks: u64, steps: u64) -> Option<f64> {
-        let (CostModel { task, step, merge, .. }, Ok(foreseen)) = (self.measured?, &self.foreseen) else {
+        let (CostModel { task, step, merge, .. }, Ok(estimate)) = (self.measured?, &self.estimate) else {
             return None;
         };
-        Some(tasks as f64 * task + steps as f64 * step + foreseen.parts as f64 * merge)
+        Some(tasks as f64 * task + steps as f64 * step + estimate.parts as f64 * merge)
     }
 }
 
-/// The stages that would run, or may.
+/// The stages that would run, or might.
 pub struct Forecast {
     outlines: BTreeMap<usize, StageEstimate>,
     places: HashMap<String, usize>,
 }
 
 impl Forecast {
-    /// Outlines every stage that does not just reuse a result; the verdicts are in the order of the graph.
-    pub fn new(planner: &Planner<'_>, verdicts: &[(usize, Action)], circumstances: &MachineProfile) -> Self {
+    /// Outlines every stage that is not cached; the actions are in topological order.
+    pub fn new(planner: &Planner<'_>, actions: &[(usize, Action)], circumstances: &MachineProfile) -> Self {
         let kept = CostCache::of(planner.store);
         let mut reused: BTreeMap<usize, &Entry> = BTreeMap::new();
         let mut outlines: BTreeMap<usize, StageEstimate> = BTreeMap::new();
-        for (index, verdict) in verdicts {
+        for (index, action) in actions {
             let node = &planner.pipeline.stages[*index];
-            let inputs = match verdict {
+            let inputs = match action {
                 Action::Cached(entry) => {
                     reused.insert(*index, entry);
                     continue;
@@ -86,10 +87,10 @@ impl Forecast {
                         .collect(),
                     unknown: BTreeMap::new(),
                 },
-                Action::Pending { .. } => outlook(planner, node, &reused, &outlines),
+                Action::Pending { .. } => expected_inputs(planner, node, &reused, &outlines),
             };
-            let foreseen = node.stage.estimate(&inputs).map_err(|error| describe(&error));
-            let key = foreseen.as_ref().ok().and_then(|foreseen| foreseen.work.as_ref()).map(|work| Key {
+            let estimate = node.stage.estimate(&inputs).map_err(|error| describe(&error));
+            let key = estimate.as_ref().ok().and_then(|estimate| estimate.work.as_ref()).map(|work| Key {
                 kind: node.kind().name.to_owned(),
                 version: node.kind().version,
                 like: work.cost_key.clone(),
@@ -97,26 +98,26 @@ impl Forecast {
                 circumstances: circumstances.clone(),
             });
             let measured = key.as_ref().and_then(|key| kept.find(key));
-            outlines.insert(*index, StageEstimate { stage: *index, inputs, foreseen, key, measured });
+            outlines.insert(*index, StageEstimate { stage: *index, inputs, estimate, key, measured });
         }
         let name = |index: &usize| (planner.pipeline.stages[*index].id.clone(), *index);
         let places = outlines.keys().map(name).collect();
         Self { outlines, places }
     }
 
-    /// What is known of a stage; `None` for one that does not run.
+    /// The estimate of a stage; `None` if it does not run.
     pub fn of(&self, stage: &str) -> Option<&StageEstimate> {
         self.outlines.get(self.places.get(stage)?)
     }
 
-    /// All that is known, in the pipeline's order.
+    /// All estimates, in the pipeline's order.
     pub fn outlines(&self) -> impl Iterator<Item = &StageEstimate> {
         self.outlines.values()
     }
 }
 
-/// What is known of the inputs of a stage that waits for others.
-fn outlook(
+/// The known shapes of the inputs of a pending stage.
+fn expected_inputs(
     planner: &Planner<'_>,
     node: &StageNode,
     reused: &BTreeMap<usize, &Entry>,
@@ -133,8 +134,8 @@ fn outlook(
                         let path = planner.store.path(&artifact.digest);
                         ArtifactShape::Path(sub.as_ref().map_or(path.clone(), |sub| path.join(sub)))
                     }),
-                    (None, Some(StageEstimate { foreseen: Ok(foreseen), .. })) if sub.is_none() => {
-                        foreseen.outputs.get(output).cloned()
+                    (None, Some(StageEstimate { estimate: Ok(estimate), .. })) if sub.is_none() => {
+                        estimate.outputs.get(output).cloned()
                     }
                     _ => None,
                 };

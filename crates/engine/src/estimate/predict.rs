@@ -1,4 +1,4 @@
-//! What a run would take, from measurements on this machine and from what earlier ones took.
+//! Predicts the cost of a run from measurements on this machine and from earlier runs.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -14,28 +14,26 @@ use crate::plan::{Action, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Outcome, StageRecord};
 use crate::store::StoreError;
 
-/// What computing a stage would take.
+/// The predicted cost of a stage.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Prediction {
-    /// Seconds of computing, summed over units; `None` where nothing is known.
+    /// Computing time in seconds, summed over units; `None` if unknown.
     pub seconds: Option<f64>,
-    /// Of these, the seconds of the task that joins the units' parts, which is alone at the end.
+    /// The part of it that the merge takes, which runs alone at the end.
     pub joining: f64,
-    /// Bytes of its outputs; `None` where nothing is known.
+    /// Bytes of its outputs; `None` if unknown.
     pub bytes: Option<u64>,
-    /// Bytes that the cache keeps of it: the outputs, and beside them the parts of the units that would compute; `None` where
-    /// nothing is known.
+    /// Bytes that the cache keeps: the outputs and the parts of the units to compute; `None` if unknown.
     pub disk: Option<u64>,
-    /// Bytes of memory that each of its workers takes at most; `None` where nothing was measured.
+    /// Maximum memory in bytes of each of its workers; `None` without a measurement.
     pub host_memory: Option<u64>,
-    /// Bytes of a device's memory that each of its workers takes at most; `None` where nothing was measured.
+    /// Maximum device memory in bytes of each of its workers; `None` without a measurement.
     pub device_memory: Option<u64>,
-    /// Tasks that could compute at once; `None` where nothing is known.
+    /// Tasks that could run in parallel; `None` if unknown.
     pub tasks: Option<u64>,
-    /// The units that would compute and all there are; `None` for a stage of one piece, or where they depend on
-    /// what runs before.
+    /// The units to compute, and all units; `None` for a stage without units, or if they depend on pending stages.
     pub units: Option<Units>,
-    /// What it rests on, for people.
+    /// The basis of the prediction, for people.
     pub basis: String,
 }
 
@@ -48,37 +46,37 @@ pub struct Units {
     pub total: usize,
 }
 
-/// What is known of a stage from an earlier time.
+/// A stage in an earlier run.
 struct Known {
     /// Seconds for all of it.
     seconds: f64,
     bytes: u64,
-    /// Its units, where that is known.
+    /// Its units, if known.
     units: Option<usize>,
     basis: String,
 }
 
-/// Predicts from manifests and, where they know nothing of a stage, from all results of its kind.
+/// Predicts from manifests, and for stages without a record from all results of their kind.
 pub struct Predictor<'p> {
     planner: &'p Planner<'p>,
     kinds: RefCell<HashMap<&'static str, Rc<Vec<CachedResult>>>>,
-    /// Records of earlier runs by stage, and by the name of a repeated one; newest first.
+    /// Records of earlier runs by stage, and by the base name of a repeated one; newest first.
     records: OnceCell<HashMap<&'p str, Vec<&'p StageRecord>>>,
     forecast: Option<&'p Forecast>,
 }
 
 impl<'p> Predictor<'p> {
-    /// A predictor beside a planner.
+    /// A predictor for a planner.
     pub fn new(planner: &'p Planner<'p>) -> Self {
         Self { planner, kinds: RefCell::default(), records: OnceCell::new(), forecast: None }
     }
 
-    /// The same, with what was measured and what follows from shapes put before what earlier runs took.
+    /// The same; measurements and shapes take precedence over earlier runs.
     pub fn with(planner: &'p Planner<'p>, forecast: &'p Forecast) -> Self {
         Self { forecast: Some(forecast), ..Self::new(planner) }
     }
 
-    /// What a stage with this verdict would take; `None` for one that does not run.
+    /// The predicted cost of a stage with this action; `None` if it does not run.
     ///
     /// # Errors
     /// A damaged index.
@@ -89,19 +87,19 @@ impl<'p> Predictor<'p> {
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
-            foretell(&mut prediction, outline, left);
+            apply_measurement(&mut prediction, outline, left);
         }
         Ok(Some(prediction))
     }
 
-    /// The prediction, and the tasks and steps that are left where it has units.
+    /// The prediction, and the remaining tasks and steps if it has units.
     fn run(
         &self,
         stage: &StageNode,
         inputs: &ResolvedInputs,
         forced: bool,
     ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
-        // Inputs that cannot be cut into units make the run fail; a prediction has nothing to say to that.
+        // If the inputs cannot be split into units, the run fails; there is nothing to predict.
         let units = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten();
         let Some(units) = units else { return Ok((self.whole(stage, None), None)) };
         let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
@@ -127,7 +125,7 @@ impl<'p> Predictor<'p> {
         Ok((prediction, Some((tasks, left))))
     }
 
-    /// Seconds that a cached unit took.
+    /// The mean seconds of a cached unit.
     fn unit(
         &self,
         stage: &StageNode,
@@ -138,16 +136,12 @@ impl<'p> Predictor<'p> {
         Ok(self.planner.store.lookup(&recipe.fingerprint())?.map(|entry| entry.seconds))
     }
 
-    /// A prediction from earlier runs of the stage, of one of the same name for another item, or of its kind.
+    /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.
     fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
         let Some(known) = self.known(stage) else {
-            return Prediction {
-                units,
-                basis: "nothing of its kind has run".into(),
-                ..Prediction::default()
-            };
+            return Prediction { units, basis: "no run of its kind".into(), ..Prediction::default() };
         };
-        // A unit is what scales; how long one takes with other parameters is not known better than this.
+        // The time scales with the number of units; the effect of other parameters on a unit is unknown.
         let scaled = units
             .zip(known.units)
             .map(|(now, then)| known.seconds / then.max(1) as f64 * (now.total - now.cached) as f64);
@@ -173,7 +167,7 @@ impl<'p> Predictor<'p> {
         of(&stage.id).or_else(|| of(&stage.base)).or_else(|| self.of_kind(stage.kind().name))
     }
 
-    /// The middle one of the kind's results.
+    /// The median of the kind's results.
     fn of_kind(&self, kind: &'static str) -> Option<Known> {
         let mut kinds = self.kinds.borrow_mut();
         let kept =
@@ -186,52 +180,51 @@ impl<'p> Predictor<'p> {
         bytes.sort_unstable();
         let middle = seconds.len() / 2;
         let basis = match seconds.len() {
-            1 => format!("the one result of the kind {kind}"),
+            1 => format!("the only result of the kind {kind}"),
             count => format!("the median of {count} results of the kind {kind}"),
         };
         Some(Known { seconds: *seconds.get(middle)?, bytes: bytes[middle], units: None, basis })
     }
 }
 
-/// Puts what was measured, and what follows from shapes, in place of what earlier runs took; `left` are the tasks and steps that
-/// are not in the cache yet.
-fn foretell(prediction: &mut Prediction, outline: &StageEstimate, left: Option<(u64, u64)>) {
-    let Ok(foreseen) = &outline.foreseen else { return };
-    if let Some(bytes) = foreseen.bytes() {
+/// Replaces the figures of earlier runs by measurements and shapes; `left` are the tasks and steps that are not cached.
+fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left: Option<(u64, u64)>) {
+    let Ok(estimate) = &outline.estimate else { return };
+    if let Some(bytes) = estimate.bytes() {
         prediction.bytes = Some(bytes);
         let units = prediction.units;
         let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
-        prediction.disk = Some(bytes + (foreseen.parts as f64 * part) as u64);
+        prediction.disk = Some(bytes + (estimate.parts as f64 * part) as u64);
     }
-    let Some(work) = &foreseen.work else { return };
+    let Some(work) = &estimate.work else { return };
     let (tasks, steps) = left.unwrap_or((work.tasks, work.steps));
     prediction.tasks = Some(tasks);
     if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
         prediction.seconds = Some(seconds);
-        prediction.joining = measured.merge * foreseen.parts as f64;
+        prediction.joining = measured.merge * estimate.parts as f64;
         prediction.host_memory = Some(measured.host);
         prediction.device_memory = Some(measured.device);
         prediction.basis = "a measurement on this machine".into();
     }
 }
 
-/// The newest of the records that tells how long the stage took.
+/// The newest record with a computing time.
 fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
     let done = |record: &&StageRecord| {
-        matches!(record.outcome, Outcome::Ran | Outcome::Reused) && record.adopted.is_none()
+        matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
     };
     let mut fallback = None;
     for record in records.filter(done) {
         let bytes = record.outputs.values().map(|artifact| artifact.size).sum();
         let basis = format!("the last run of {}", record.stage);
         match record.outcome {
-            // Which says how many units its seconds were spent on.
+            // It records over how many units its seconds are summed.
             Outcome::Ran if record.units_run > 0 => {
-                let units = record.units_run + record.units_reused;
+                let units = record.units_run + record.units_cached;
                 let seconds = record.seconds / record.units_run as f64 * units as f64;
                 return Some(Known { seconds, bytes, units: Some(units), basis });
             }
-            Outcome::Reused if fallback.is_none() => {
+            Outcome::Cached if fallback.is_none() => {
                 fallback = Some(Known { seconds: record.seconds, bytes, units: None, basis });
             }
             _ => {}

@@ -144,7 +144,7 @@ impl<'a> Coordinator<'a> {
         let adopted = entry.adopted.clone();
         self.emit(Event::StageCached { stage: self.id(stage), outputs, adopted });
         let record = StageRecord {
-            outcome: Outcome::Reused,
+            outcome: Outcome::Cached,
             seconds: entry.seconds,
             ..self.record(stage, Some(&entry.recipe))
         };
@@ -183,7 +183,7 @@ impl<'a> Coordinator<'a> {
             stage: node.id.clone(),
             reason,
             units: work.units.len().max(1),
-            units_reused: work.units_reused,
+            units_cached: work.units_cached,
             steps: work.progress.total,
         });
         let merge_now = jobs.is_empty();
@@ -210,7 +210,7 @@ impl<'a> Coordinator<'a> {
                 self.run.store.require(entry, [PART])?;
             }
             match &entry {
-                Some(_) => work.units_reused += 1,
+                Some(_) => work.units_cached += 1,
                 None => {
                     work.progress.total += unit.steps;
                     let batch_key = node.stage.batch_key(&common.inputs, &unit);
@@ -295,7 +295,7 @@ impl<'a> Coordinator<'a> {
             let record = self.record(stage, work.as_ref().map(|work| &work.recipe));
             let mut record = StageRecord { outcome: Outcome::Interrupted, ..record };
             if let Some(work) = work {
-                (record.units_run, record.units_reused) = (work.units_run, work.units_reused);
+                (record.units_run, record.units_cached) = (work.units_run, work.units_cached);
                 record.seconds = work.seconds;
             }
             self.records.insert(stage, record);
@@ -342,14 +342,14 @@ impl<'a> Coordinator<'a> {
         let Some(work) = self.running.get_mut(&stage) else {
             if let Some(record) = self.records.get_mut(&stage) {
                 record.units_run += usize::from(took.is_some());
-                record.units_reused += usize::from(took.is_none());
+                record.units_cached += usize::from(took.is_none());
                 record.seconds += seconds;
             }
             return;
         };
         work.entries[unit] = Some(entry);
         work.units_run += usize::from(took.is_some());
-        work.units_reused += usize::from(took.is_none());
+        work.units_cached += usize::from(took.is_none());
         work.seconds += seconds;
         let name = work.units[unit].name.clone();
         let (done, total) = work.progress.finished(unit, work.units[unit].steps);
@@ -375,7 +375,7 @@ impl<'a> Coordinator<'a> {
         let seconds = work.seconds + seconds;
         let units_run = if work.units.is_empty() { 1 } else { work.units_run };
         self.emit(Event::StageFinished { stage: self.id(stage), seconds, outputs });
-        let record = StageRecord { units_run, units_reused: work.units_reused, seconds, ..record };
+        let record = StageRecord { units_run, units_cached: work.units_cached, seconds, ..record };
         // Another process may have adopted it while this one waited for the lock.
         let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
         self.records.insert(stage, StageRecord { outputs, adopted, ..record });

@@ -1,4 +1,4 @@
-//! What happens during a run, as typed values: the engine emits them, reporters show them.
+//! The events of a run: the engine emits them, reporters show them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,24 +8,24 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Reason;
 use crate::store::{Adopted, Artifact};
 
-/// Something that happened.
+/// An event of a run.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The run begins.
+    /// The run started.
     RunStarted {
         /// The pipeline's name.
         pipeline: String,
-        /// How many stages it will look at.
+        /// The number of selected stages.
         stages: usize,
-        /// Workers at once.
+        /// The number of workers.
         jobs: usize,
         /// Threads of each worker.
         threads: usize,
         /// Devices of the workers.
         devices: Vec<String>,
     },
-    /// A stage's result was in the cache.
+    /// A stage's result is in the cache.
     StageCached {
         /// The stage.
         stage: String,
@@ -35,45 +35,45 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         adopted: Option<Adopted>,
     },
-    /// A stage begins to compute.
+    /// A stage started to compute.
     StageStarted {
         /// The stage.
         stage: String,
-        /// Why it must.
+        /// Why it computes.
         reason: Reason,
-        /// Its units, 1 for a stage of one piece.
+        /// The number of its units; 1 for a stage without units.
         units: usize,
-        /// Units that were in the cache.
-        units_reused: usize,
-        /// Work still to do, in the kind's steps; 0 where the kind does not say.
+        /// Units that are in the cache.
+        units_cached: usize,
+        /// The work to do, in steps of the kind; 0 where the kind does not count steps.
         steps: u64,
     },
-    /// A worker begins with a unit.
+    /// A worker started a unit.
     UnitStarted {
         /// The stage.
         stage: String,
-        /// The unit; none for a stage of one piece, and for joining the units.
+        /// The unit; none for a stage without units, and for the merge of units.
         unit: Option<String>,
     },
-    /// A unit came further.
+    /// Progress of a stage.
     Progress {
         /// The stage.
         stage: String,
-        /// Steps of the stage that are done, in this run.
+        /// Steps done in this run.
         done: u64,
-        /// Steps of the stage to do, in this run.
+        /// Steps to do in this run.
         total: u64,
     },
-    /// A unit is done and kept.
+    /// A unit finished and is in the cache.
     UnitFinished {
         /// The stage.
         stage: String,
         /// The unit.
         unit: String,
-        /// Seconds that it took; 0 where another process computed it meanwhile.
+        /// Seconds of computing; 0 if another process computed it.
         seconds: f64,
     },
-    /// A stage is done and kept.
+    /// A stage finished and is in the cache.
     StageFinished {
         /// The stage.
         stage: String,
@@ -82,56 +82,56 @@ pub enum Event {
         /// Its outputs by port.
         outputs: BTreeMap<String, PlacedArtifact>,
     },
-    /// A stage failed; nothing of the failed unit is kept.
+    /// A stage failed; the failed unit is discarded.
     StageFailed {
         /// The stage.
         stage: String,
         /// The unit that failed.
         unit: Option<String>,
-        /// What went wrong, outermost first.
+        /// The error, outermost first.
         error: String,
     },
-    /// A stage could not start.
+    /// A stage cannot start.
     StageBlocked {
         /// The stage.
         stage: String,
-        /// The failed stage that it waits for.
+        /// The failed stage that it depends on.
         by: String,
     },
-    /// A worker has something to say.
+    /// A log message of a worker.
     Log {
         /// `WARN`, `INFO`, `DEBUG` or `TRACE`.
         level: String,
         /// The message.
         message: String,
     },
-    /// The run was asked to stop.
+    /// The run got a stop request.
     Stopping {
-        /// Whether at once: what the workers are at is lost. Otherwise it is finished first.
+        /// Whether running units are killed; otherwise they finish first.
         now: bool,
-        /// Tasks that the workers are at.
+        /// The number of running units.
         working: usize,
     },
-    /// The run is over.
+    /// The run ended.
     RunFinished {
         /// Seconds from start to end.
         seconds: f64,
-        /// Stages by outcome.
-        reused: usize,
-        /// Stages that computed.
+        /// Stages whose results were in the cache.
+        cached: usize,
+        /// Stages that ran.
         ran: usize,
         /// Stages that failed.
         failed: usize,
-        /// Stages that could not start.
+        /// Stages blocked by a failure.
         blocked: usize,
-        /// Stages that were not done when the run was stopped.
+        /// Stages that had not finished when the run was stopped.
         interrupted: usize,
-        /// The manifest, where one could be written.
+        /// The manifest; none if the cache is read-only.
         manifest: Option<PathBuf>,
     },
 }
 
-/// An output and where people find it.
+/// An output and its path in the results folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PlacedArtifact {
     /// The bytes.

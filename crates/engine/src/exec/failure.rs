@@ -4,6 +4,7 @@ use super::coordinator::Coordinator;
 use crate::exec::event::Event;
 use crate::pipeline::Source;
 use crate::provenance::manifest::{Outcome, StageRecord};
+use crate::store::format_bytes;
 
 impl Coordinator<'_> {
     /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
@@ -24,8 +25,8 @@ impl Coordinator<'_> {
         }
         // As the system says it, in whatever language a stage is written.
         if error.contains("No space left on device") || error.contains("os error 28") {
-            let (free, root) = (self.run.store.free(), self.run.store.root().display());
-            error.push_str(&format!("; {free} bytes are free on the disk of {root}"));
+            let (free, root) = (format_bytes(self.run.store.free_space()), self.run.store.root().display());
+            error.push_str(&format!("; {free} free on the disk of {root}"));
         }
         error
     }
@@ -44,7 +45,7 @@ impl Coordinator<'_> {
         let mut record = self.record(stage, work.as_ref().map(|work| &work.recipe));
         if let Some(work) = work {
             record.units_run = work.units_run;
-            record.units_reused = work.units_reused;
+            record.units_cached = work.units_cached;
             record.seconds = work.seconds;
         }
         let record = StageRecord { outcome: Outcome::Failed, error: Some(error), ..record };

@@ -180,7 +180,7 @@ impl NoopKey {
             return None;
         }
         // What was adopted has rules of its own. Asked first: most runs end here, and sources may be many files.
-        if manifest.stages.iter().any(|record| record.outcome != Outcome::Reused || record.adopted.is_some())
+        if manifest.stages.iter().any(|record| record.outcome != Outcome::Cached || record.adopted.is_some())
         {
             return None;
         }

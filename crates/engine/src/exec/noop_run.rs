@@ -68,7 +68,7 @@ impl CachedRun<'_> {
         };
         emit(Event::RunFinished {
             seconds,
-            reused: stages,
+            cached: stages,
             ran: 0,
             failed: 0,
             blocked: 0,

@@ -60,7 +60,7 @@ impl Coordinator<'_> {
             outputs: BTreeMap::new(),
             adopted: None,
             units_run: 0,
-            units_reused: 0,
+            units_cached: 0,
             seconds: 0.0,
             error: None,
         }
@@ -92,7 +92,7 @@ impl Coordinator<'_> {
             self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
         debug_assert_eq!(stages.len(), self.run.graph.order().len(), "every stage ends in some way");
         let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
-        let (reused, ran) = (count(Outcome::Reused), count(Outcome::Ran));
+        let (cached, ran) = (count(Outcome::Cached), count(Outcome::Ran));
         let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));
         let interrupted = count(Outcome::Interrupted);
         let seconds = self.begun.elapsed().as_secs_f64();
@@ -122,7 +122,7 @@ impl Coordinator<'_> {
             let message = format!("nothing can be written ({error}), so not kept: {}", what.join(", "));
             self.emit(Event::Log { level: "WARN".into(), message });
         }
-        self.emit(Event::RunFinished { seconds, reused, ran, failed, blocked, interrupted, manifest: path });
+        self.emit(Event::RunFinished { seconds, cached, ran, failed, blocked, interrupted, manifest: path });
         Ok(manifest)
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Work {
     pub units: Vec<Unit>,
     /// Results of the units, as far as they are there.
     pub entries: Vec<Option<Entry>>,
-    pub units_reused: usize,
+    pub units_cached: usize,
     pub units_run: usize,
     /// Seconds of computing so far.
     pub seconds: f64,
@@ -31,7 +31,7 @@ impl Work {
             forced,
             units: Vec::new(),
             entries: Vec::new(),
-            units_reused: 0,
+            units_cached: 0,
             units_run: 0,
             seconds: 0.0,
             progress: Progress::default(),

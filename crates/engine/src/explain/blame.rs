@@ -1,21 +1,21 @@
-//! Which commit changed a line last.
+//! The last commit that changed a line.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-/// What git says of a line.
+/// The result of `git blame` for a line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub enum Blame {
-    /// It was changed and not committed.
+    /// It has uncommitted changes.
     Uncommitted,
     /// The commit that changed it last.
     Commit {
         /// Its whole hash.
         hash: String,
-        /// Who wrote it.
+        /// Its author.
         author: String,
         /// The day, UTC.
         day: String,
@@ -35,8 +35,7 @@ impl std::fmt::Display for Blame {
     }
 }
 
-/// Asks git for the commit that changed a line last; `None` without git, outside a checkout, or for a file that is
-/// not tracked.
+/// Runs `git blame` on a line; `None` without git, outside a checkout, or for an untracked file.
 pub fn blame(file: &Path, line: usize) -> Option<Blame> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let output = Command::new("git")
@@ -53,7 +52,7 @@ pub fn blame(file: &Path, line: usize) -> Option<Blame> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Reads the porcelain form: the hash, then one header a line.
+/// Reads the porcelain format: the hash, then one header per line.
 fn parse(text: &str) -> Option<Blame> {
     let hash = text.split_whitespace().next()?;
     if hash.bytes().all(|byte| byte == b'0') {

@@ -1,4 +1,4 @@
-//! Which files of a folder differ from those of an earlier run.
+//! The files of a folder that differ from those of an earlier run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,16 +8,16 @@ use serde::Serialize;
 use crate::identity::digest::Digest;
 use crate::store::{self, Store, StoreError};
 
-/// Files below a folder that are not as they were.
+/// The files below a folder that changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct FileChanges {
-    /// Those that were not there.
+    /// New files.
     pub new: Vec<String>,
-    /// Those that are no longer there.
+    /// Deleted files.
     pub gone: Vec<String>,
-    /// Those with other bytes.
+    /// Modified files.
     pub changed: Vec<String>,
-    /// Those written since: all that is known of a folder outside the store.
+    /// Files written since: all that is known of a folder outside the store.
     pub newer: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ pub struct FileChanges {
 pub type Listed<'c> = (&'static str, &'c [String]);
 
 impl FileChanges {
-    /// The lists that hold anything.
+    /// The lists that are not empty.
     pub fn lists(&self) -> impl Iterator<Item = Listed<'_>> {
         let Self { new, gone, changed, newer } = self;
         let lists: [Listed<'_>; 4] =
@@ -34,8 +34,8 @@ impl FileChanges {
     }
 }
 
-/// The difference between two stored folders, at a path below; `None` where the store no longer lists one of them, or
-/// a file stands there.
+/// The difference between two stored folders, at a path below; `None` if the store has no listing of one of them, or
+/// the path is a file.
 pub(super) fn changed(
     store: &Store,
     before: &Digest,

@@ -1,4 +1,4 @@
-//! Why a stage would run: what counts for it, what changed, where that is written, and what an edit would save.
+//! Why a stage would run: what is hashed, what changed, where it is written, and which edit would reuse a result.
 
 mod blame;
 mod file_changes;
@@ -30,64 +30,64 @@ use crate::store::{Entry, StoreError};
 pub struct Field {
     /// The dotted name: `params.loss.seed`.
     pub field: String,
-    /// The value now; `None` for an input that is not known before another stage ran.
+    /// The current value; `None` for an input that is unknown until another stage has run.
     pub value: Option<String>,
-    /// What changed, if it did.
+    /// The change, if there is one.
     pub change: Option<Change>,
-    /// Where a parameter is written.
+    /// The location of a parameter.
     pub place: Option<Location>,
-    /// Who changed that line last; only of what changed.
+    /// The last commit of that line; only for changed fields.
     pub blame: Option<Blame>,
-    /// What an input reads.
+    /// The source of an input.
     pub input: Option<Input>,
 }
 
-/// What stands on an input.
+/// An input of a stage.
 #[derive(Debug, Clone, Serialize)]
 pub struct Input {
     /// `stage.port/below`, or a path.
     pub reads: String,
-    /// Bytes, where it stands.
+    /// Its size in bytes, if it exists.
     pub bytes: Option<u64>,
     /// When a source was last written, UTC.
     pub written: Option<String>,
-    /// The files below that differ from the last run's, where the input changed and is a folder.
+    /// The files below that changed since the last run, if the input changed and is a folder.
     pub files: Option<FileChanges>,
 }
 
-/// All there is to say of a stage.
+/// The explanation of a stage.
 #[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
     /// The stage.
     pub stage: String,
     /// Its kind.
     pub kind: String,
-    /// `reuse`, `run`, `wait` or `fail`.
-    pub verdict: &'static str,
+    /// `cached`, `run`, `pending` or `invalid input`.
+    pub action: &'static str,
     /// Why, for people.
     pub why: String,
-    /// The fields that count, in the order of the hash.
+    /// The hashed fields, in hash order.
     pub fields: Vec<Field>,
-    /// Parameters that do not count, with their values.
-    pub uncounted: Vec<(String, String)>,
-    /// When the run began that `changes` are told from, and its manifest.
+    /// Parameters that are not hashed, with their values.
+    pub unhashed: Vec<(String, String)>,
+    /// The start of the run that `changes` compare with, and its manifest.
     pub since: Option<(String, PathBuf)>,
-    /// Its units; `None` for a stage of one piece or one that waits.
+    /// Its units; `None` for a stage without units or a pending one.
     pub units: Option<Units>,
-    /// What computing it would take; `None` where it does not run.
+    /// The predicted cost of computing it; `None` if it does not run.
     pub predicted: Option<Prediction>,
 }
 
-/// The results of the stages that need not run.
-pub fn cached_entries(verdicts: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
-    let standing = verdicts.iter().filter_map(|(index, verdict)| match verdict {
+/// The cached results of the stages.
+pub fn cached_entries(actions: &[(usize, Action)]) -> BTreeMap<usize, Entry> {
+    let standing = actions.iter().filter_map(|(index, verdict)| match verdict {
         Action::Cached(entry) => Some((*index, (**entry).clone())),
         _ => None,
     });
     standing.collect()
 }
 
-/// Explains the stages of these numbers, which `graph` must hold.
+/// Explains the stages of these indices, all of which `graph` must select.
 ///
 /// # Errors
 /// A damaged index.
@@ -97,9 +97,9 @@ pub fn explain(
     stages: &[usize],
     sources: &Sources,
 ) -> Result<Vec<Explanation>, StoreError> {
-    let verdicts = planner.all(graph)?;
-    let done = cached_entries(&verdicts);
-    let wanted = verdicts.iter().filter(|(index, _)| stages.contains(index));
+    let actions = planner.all(graph)?;
+    let done = cached_entries(&actions);
+    let wanted = actions.iter().filter(|(index, _)| stages.contains(index));
     wanted.map(|(index, verdict)| one(planner, *index, verdict, &done, sources)).collect()
 }
 
@@ -136,29 +136,29 @@ fn one(
     };
     let mut names: Vec<(String, Option<String>)> =
         recipe.fields().into_iter().map(|(name, value)| (name, Some(value))).collect();
-    // Inputs that are not known yet are no missing ones.
+    // Unknown inputs are not missing inputs.
     names.retain(|(name, _)| name != "inputs" || unknown.is_empty());
     names.extend(unknown.iter().map(|name| (name.clone(), None)));
-    // What the last run had and this one has not.
+    // Fields that only the last run had.
     let gone = changes.iter().filter(|change| change.new.is_none() && !unknown.contains(&change.field));
     names.extend(gone.map(|change| (change.field.clone(), Some("absent".to_owned()))));
-    let counts: BTreeSet<&String> = names.iter().map(|(name, _)| name).collect();
-    // As a manifest would keep them: without secrets.
-    let uncounted = recipe::param_fields(&stage.stage.recorded());
-    let uncounted = uncounted.into_iter().filter(|(name, _)| !counts.contains(name)).collect();
+    let hashed: BTreeSet<&String> = names.iter().map(|(name, _)| name).collect();
+    // In the form of a manifest: without secrets.
+    let unhashed = recipe::param_fields(&stage.stage.recorded());
+    let unhashed = unhashed.into_iter().filter(|(name, _)| !hashed.contains(name)).collect();
     let fields =
         names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
     let (word, why) = match verdict {
-        Action::Cached(entry) if entry.adopted.is_some() => ("reuse", "it was adopted".to_owned()),
-        Action::Cached(_) => ("reuse", "a result of this recipe is in the cache".to_owned()),
+        Action::Cached(entry) if entry.adopted.is_some() => ("cached", "adopted".to_owned()),
+        Action::Cached(_) => ("cached", "a result of this recipe is in the cache".to_owned()),
         Action::Run(_, _, reason) => ("run", reason.to_string()),
         Action::Pending { upstream, certain: Some(reason) } => {
             ("run", format!("{reason}; after {}", upstream.join(", ")))
         }
         Action::Pending { upstream, certain: None } => {
-            ("wait", format!("it runs if {} gives other bytes than before", upstream.join(" or ")))
+            ("pending", format!("runs if {} changes its output", upstream.join(" or ")))
         }
-        Action::InvalidInput(error) => ("fail", error.clone()),
+        Action::InvalidInput(error) => ("invalid input", error.clone()),
     };
     let predicted = Predictor::new(planner).predict(stage, verdict)?;
     let units = match verdict {
@@ -168,17 +168,17 @@ fn one(
     Ok(Explanation {
         stage: stage.id.clone(),
         kind: stage.kind().name.to_owned(),
-        verdict: word,
+        action: word,
         why,
         fields,
-        uncounted,
+        unhashed,
         since: last.map(|last| (last.run.started.clone(), last.path.to_path_buf())),
         units,
         predicted,
     })
 }
 
-/// How many units of a stage are in the cache.
+/// The numbers of cached and of all units of a stage.
 fn units(planner: &Planner<'_>, index: usize, inputs: &ResolvedInputs) -> Result<Option<Units>, StoreError> {
     let stage = &planner.pipeline.stages[index];
     let Some(units) = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten() else {
@@ -191,7 +191,7 @@ fn units(planner: &Planner<'_>, index: usize, inputs: &ResolvedInputs) -> Result
     Ok(Some(Units { cached, total: units.len() }))
 }
 
-/// What stands on a port, and which files of it differ from those of an earlier run.
+/// The artifact on a port, and its files that changed since an earlier run.
 fn input(
     planner: &Planner<'_>,
     index: usize,
@@ -242,7 +242,7 @@ fn reads(planner: &Planner<'_>, feed: &Feed) -> String {
     }
 }
 
-/// A time as people read it, UTC.
+/// A time for people, UTC.
 fn time_of(time: std::time::SystemTime) -> String {
     let time = jiff::Timestamp::try_from(time);
     time.map(|time| time.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The smallest edit after which a stage's result would be found in the cache.
+//! The smallest edit that leads to a cached result.
 
 use std::collections::BTreeMap;
 
@@ -14,27 +14,27 @@ use crate::plan::cached_results::{self, CachedResult};
 use crate::plan::{Last, Planner, ResolvedInputs};
 use crate::store::{Entry, StoreError};
 
-/// How many of the nearest results are followed to what their inputs ask for.
+/// Maximum results whose inputs are traced upstream.
 const FOLLOWED: usize = 16;
-/// How many stages upstream an input is followed.
+/// Maximum stages to trace upstream.
 const DEPTH: usize = 32;
 
-/// One thing to change.
+/// One required change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "edit", rename_all = "snake_case")]
 pub enum Edit {
     /// A parameter.
     Param {
-        /// The stage whose it is.
+        /// The stage of the parameter.
         stage: String,
-        /// From what it is to what it must be.
+        /// The current and the required value.
         change: Change,
-        /// The key as `--set` takes it, if the config gives it.
+        /// The key for `--set`, if the config sets it.
         key: Option<String>,
-        /// Where it is written.
+        /// Its location.
         place: Option<Location>,
     },
-    /// An input whose bytes must be others.
+    /// An input whose bytes must change.
     Input {
         /// The stage that reads it.
         stage: String,
@@ -42,16 +42,16 @@ pub enum Edit {
         port: String,
         /// `stage.port/below`, or a path.
         reads: String,
-        /// The digest that it must have.
+        /// The required digest.
         digest: Digest,
-        /// The run that read it so, where one of this pipeline's last did.
+        /// The run that read it so, if it is one of this pipeline's last runs.
         run: Option<String>,
     },
-    /// Something that no file holds: the kind's version, the device, libtorch.
+    /// A value outside of all files: the kind's version, the device, libtorch.
     Other {
         /// The stage.
         stage: String,
-        /// From what it is to what it must be.
+        /// The current and the required value.
         change: Change,
     },
 }
@@ -62,21 +62,21 @@ impl std::fmt::Display for Edit {
         match self {
             Self::Param { stage, change, key, place } => {
                 let name = key.clone().unwrap_or_else(|| format!("{} of {stage}", change.field));
-                write!(f, "set {name} back to {}, it is {}", value(&change.new), value(&change.old))?;
+                write!(f, "set {name} back to {}, now {}", value(&change.new), value(&change.old))?;
                 place.iter().try_for_each(|place| write!(f, " ({place})"))
             }
             Self::Input { stage, port, reads, digest, run } => {
                 let run = run.as_ref().map(|run| format!(" in the run of {run}")).unwrap_or_default();
                 write!(
                     f,
-                    "the input `{port}` of {stage} ({reads}) must be what it was{run}: {}",
+                    "the input `{port}` of {stage} ({reads}) must have its earlier bytes{run}: {}",
                     digest.short()
                 )
             }
             Self::Other { stage, change } => {
                 write!(
                     f,
-                    "{} of {stage} must be {}, it is {}",
+                    "{} of {stage} must be {}, now {}",
                     change.field,
                     value(&change.new),
                     value(&change.old)
@@ -86,20 +86,20 @@ impl std::fmt::Display for Edit {
     }
 }
 
-/// A result in the cache and what leads to it.
+/// A cached result and the edits that lead to it.
 #[derive(Debug, Clone, Serialize)]
 pub struct NearestHit {
     /// Its fingerprint.
     pub fingerprint: Digest,
-    /// What to change; none if the result is already what a run would take.
+    /// The required changes; empty if a run would already use the result.
     pub edits: Vec<Edit>,
     /// When it was computed, UTC.
     pub computed: String,
-    /// Seconds that it took.
+    /// Its computing time in seconds.
     pub seconds: f64,
 }
 
-/// The result of the stage's kind in the cache with the fewest edits; `None` where the kind has none.
+/// The cached result of the stage's kind with the fewest edits; `None` if the kind has none.
 ///
 /// # Errors
 /// A damaged index.
@@ -123,12 +123,12 @@ struct Search<'s> {
     planner: &'s Planner<'s>,
     done: &'s BTreeMap<usize, Entry>,
     sources: &'s Sources,
-    /// What the index holds, by kind.
+    /// The indexed results, by kind.
     kinds: BTreeMap<&'static str, Vec<CachedResult>>,
 }
 
 impl Search<'_> {
-    /// The result that the fewest edits lead to, among those that `fits`.
+    /// The result with the fewest edits among those that satisfy `fits`.
     fn best(
         &mut self,
         index: usize,
@@ -155,7 +155,7 @@ impl Search<'_> {
             if followed == FOLLOWED {
                 break;
             }
-            // What lost its bytes gives nothing.
+            // A result without its bytes is not a hit.
             if planner.store.lookup(&kept.entry.recipe.fingerprint())?.is_none() {
                 continue;
             }
@@ -202,7 +202,7 @@ impl Search<'_> {
         Ok(edits)
     }
 
-    /// What would make an input what it was: the edits upstream that give these bytes, if the cache has them.
+    /// The edits that restore an input: those upstream that give these bytes, if they are cached.
     fn input(
         &mut self,
         index: usize,
@@ -240,7 +240,7 @@ impl Search<'_> {
     }
 }
 
-/// Whether two edits are one: several stages read a key of the config.
+/// Whether two edits are the same: several stages can read one key of the config.
 fn same(a: &Edit, b: &Edit) -> bool {
     match (a, b) {
         (Edit::Param { key: Some(a), change: from, .. }, Edit::Param { key: Some(b), change: to, .. }) => {

@@ -1,4 +1,4 @@
-//! Where a value of a recipe is written.
+//! The source location of a recipe's value.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::config::tree::{Node, Value};
 use crate::identity::recipe::key_name;
 use crate::pipeline::{Pipeline, StageNode};
 
-/// Where the value of a parameter comes from.
+/// The source of a parameter's value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "from", rename_all = "snake_case")]
 pub enum Location {
@@ -26,7 +26,7 @@ pub enum Location {
         /// The key.
         key: String,
     },
-    /// Nothing is written: the kind's default.
+    /// The kind's default.
     Default,
 }
 
@@ -41,7 +41,7 @@ impl std::fmt::Display for Location {
 }
 
 impl Location {
-    /// Who changed the line last, where git knows.
+    /// The last commit that changed the line, if git knows it.
     pub fn blame(&self) -> Option<Blame> {
         match self {
             Self::File { file, line } => blame(file, *line),
@@ -61,17 +61,17 @@ impl Location {
     }
 }
 
-/// How far a field's name leads among the values that are written.
+/// The result of following a field's name through the written values.
 enum Way<'n> {
-    /// To this value.
+    /// The value.
     Here(&'n Node),
-    /// No further than to this list, which has no such item, or this value, which the kind takes apart.
+    /// A list without such an item, or a value that the kind splits itself.
     Around(&'n Node),
     /// To a table without the key.
     Nowhere,
 }
 
-/// Follows `loss.seed` through tables and lists; keys are compared as a recipe writes them.
+/// Follows `loss.seed` through tables and lists; keys are compared in the form of a recipe.
 fn follow<'n>(node: &'n Node, rest: &str) -> Way<'n> {
     if rest.is_empty() {
         return Way::Here(node);
@@ -95,7 +95,7 @@ fn follow<'n>(node: &'n Node, rest: &str) -> Way<'n> {
     }
 }
 
-/// Where a field of the stage's recipe is written, such as `params.loss.seed`; `None` for one that is no parameter.
+/// The location of a field of the stage's recipe, such as `params.loss.seed`; `None` if it is not a parameter.
 pub fn place(stage: &StageNode, field: &str, sources: &Sources) -> Option<Location> {
     Some(match origin(stage, field)? {
         Some(origin) => Location::of(origin, sources),
@@ -103,7 +103,7 @@ pub fn place(stage: &StageNode, field: &str, sources: &Sources) -> Option<Locati
     })
 }
 
-/// The same as a place in a text; the inner `None` is a default.
+/// The same as an [`Origin`]; the inner `None` is a default.
 fn origin<'s>(stage: &'s StageNode, field: &str) -> Option<Option<&'s Origin>> {
     match follow(&stage.written, field.strip_prefix("params.")?) {
         Way::Here(node) | Way::Around(node) => Some(Some(&node.origin)),
@@ -111,15 +111,15 @@ fn origin<'s>(stage: &'s StageNode, field: &str) -> Option<Option<&'s Origin>> {
     }
 }
 
-/// The key of the config that gives a field of the stage's recipe, as `--set` takes it.
+/// The key of the config that sets a field of the stage's recipe, in the form of `--set`.
 pub fn config_key(pipeline: &Pipeline, stage: &StageNode, field: &str) -> Option<String> {
     find(&pipeline.config, origin(stage, field)??)
 }
 
-/// The dotted way to the value that is written at `origin`.
+/// The dotted path of the value written at `origin`.
 fn find(node: &Node, origin: &Origin) -> Option<String> {
     let below = |key: &str, node: &Node| {
-        // A `--set` of a whole table gives all of it one place: the table is the value then.
+        // A `--set` of a whole table gives all of it one location: the table is then the value.
         if node.origin == *origin {
             return Some(key.to_owned());
         }

@@ -1,4 +1,4 @@
-//! Digests: what identifies the bytes of an artifact.
+//! Digests: they identify the bytes of an artifact.
 
 use std::fmt;
 use std::path::Path;
@@ -15,7 +15,7 @@ impl Digest {
     /// Hashes a file, in parallel where it is large.
     ///
     /// # Errors
-    /// Whatever keeps the file from being read.
+    /// The file cannot be read.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
         let mut hasher = blake3::Hasher::new();
         hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
@@ -55,7 +55,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, String> {
         blake3::Hash::from_hex(text)
             .map(Self::from)
-            .map_err(|_| format!("`{text}` is no digest: expected 64 hexadecimal digits"))
+            .map_err(|_| format!("`{text}` is not a digest: expected 64 hexadecimal digits"))
     }
 }
 
@@ -74,7 +74,7 @@ impl TryFrom<String> for Digest {
 
 /// The files of a folder: relative path with `/`, size in bytes, digest; sorted by path.
 ///
-/// Empty folders do not count. A linked file counts as the file it leads to.
+/// Empty folders are not listed. A symbolic link is listed as the file that it points to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Listing(pub Vec<Listed>);
@@ -102,12 +102,12 @@ impl Listing {
         hasher.finalize().into()
     }
 
-    /// The bytes of all files together.
+    /// Total bytes of all files.
     pub fn size(&self) -> u64 {
         self.0.iter().map(|file| file.size).sum()
     }
 
-    /// The digest of the file or folder at `sub`, `None` where nothing stands there.
+    /// The digest of the file or folder at `sub`, `None` if it does not exist.
     pub fn sub(&self, sub: &str) -> Option<Digest> {
         if let Some(file) = self.0.iter().find(|file| file.path == sub) {
             return Some(file.digest);

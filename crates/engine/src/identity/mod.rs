@@ -1,4 +1,4 @@
-//! What a stage or a unit is: digests of bytes, recipes, fingerprints.
+//! The identity of a stage or a unit: digests, recipes, fingerprints.
 
 pub mod digest;
 pub mod recipe;

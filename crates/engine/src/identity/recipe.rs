@@ -1,15 +1,15 @@
-//! What counts for identity, and nothing else.
+//! Recipes: all that is hashed into a fingerprint, and nothing else.
 //!
-//! | counts | where from |
+//! | hashed | source |
 //! |---|---|
 //! | kind and its version | the stage kind |
-//! | params with defaults filled in | pipeline, config, `--set` |
-//! | input digests: bytes, not upstream recipes; of a unit, of what it reads of them | store |
+//! | parameters with defaults filled in | pipeline, config, `--set` |
+//! | input digests: of bytes, not of upstream recipes; for a unit, of the parts that it reads | store |
 //! | numerics: libtorch version, device class, precision, determinism | command line |
-//! | the unit's span | the stage kind |
+//! | the unit's range | the stage kind |
 //!
-//! Paths, file times, host, user, GPU index, thread and worker counts, micro batch, log level, cache folder
-//! and stage names do not count: none of them is in [`Recipe`].
+//! Not hashed, as [`Recipe`] does not contain them: paths, file times, host, user, GPU index, thread and worker counts,
+//! micro batch, log level, cache folder and stage names.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,7 +18,7 @@ use serde_json::Value as Json;
 
 use crate::identity::digest::Digest;
 
-/// Version of the walk below; a change of it makes every fingerprint new.
+/// Version of the walk below; a change of it changes every fingerprint.
 pub const FORMAT: u32 = 1;
 const CONTEXT: &str = "attrflow recipe fingerprint v1";
 
@@ -30,17 +30,17 @@ pub struct Recipe {
     pub kind: String,
     /// The kind's version.
     pub version: u32,
-    /// The parameters that count.
+    /// The parameters that are hashed.
     pub params: Json,
-    /// Digests of what stands on the input ports.
+    /// Digests of the inputs, by port.
     pub inputs: BTreeMap<String, Digest>,
-    /// How numbers are computed; `None` for a kind that computes none.
+    /// How numbers are computed; `None` for a kind without numerics.
     pub numerics: Option<Numerics>,
-    /// The unit's span; `None` for the stage as a whole.
+    /// The unit's range; `None` for the whole stage.
     pub unit: Option<Json>,
 }
 
-/// What of the machine and its libraries may change a number.
+/// The properties of a machine and its libraries that can change a number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Numerics {
@@ -50,11 +50,11 @@ pub struct Numerics {
     pub device: String,
     /// Floating-point format of the networks: `fp32`.
     pub precision: String,
-    /// Whether only algorithms that repeat bit for bit are allowed.
+    /// Whether only bitwise reproducible algorithms are allowed.
     pub deterministic: bool,
 }
 
-/// Receives a recipe's fields in their one order.
+/// Receives a recipe's fields in their fixed order.
 trait Sink {
     fn open(&mut self, key: &str, tag: u8, len: usize);
     fn leaf(&mut self, key: &str, leaf: Leaf<'_>);
@@ -71,14 +71,14 @@ enum Leaf<'a> {
 }
 
 impl Recipe {
-    /// The hash that names this recipe's result.
+    /// The hash under which this recipe's result is cached.
     pub fn fingerprint(&self) -> Digest {
         let mut sink = HashSink(blake3::Hasher::new_derive_key(CONTEXT));
         self.walk(&mut sink);
         sink.0.finalize().into()
     }
 
-    /// The fields as dotted names and values, in the order that they are hashed in.
+    /// The fields as dotted names and values, in hash order.
     pub fn fields(&self) -> Vec<(String, String)> {
         let mut sink = ExplainSink::default();
         self.walk(&mut sink);
@@ -115,7 +115,7 @@ impl Recipe {
     }
 }
 
-/// `serde_json` maps are sorted by key, so the order is one.
+/// `serde_json` maps are sorted by key, so the order is unique.
 fn walk_json(key: &str, value: &Json, sink: &mut dyn Sink) {
     match value {
         Json::Null => sink.leaf(key, Leaf::Null),
@@ -174,7 +174,7 @@ impl Sink for HashSink {
     }
 }
 
-/// A key of a table as it stands in a field's dotted name.
+/// A key of a table as written in a field's dotted name.
 pub fn key_name(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let plain = key.chars().all(bare) && !key.chars().all(|c| c.is_ascii_digit());
@@ -188,7 +188,7 @@ pub fn param_fields(params: &Json) -> Vec<(String, String)> {
     sink.fields
 }
 
-/// Writes every field as a dotted name and a value for people; what hashes apart is written apart.
+/// Writes every field as a dotted name and a value for people; values with different hashes get different texts.
 #[derive(Default)]
 struct ExplainSink {
     path: Vec<String>,
@@ -198,7 +198,7 @@ struct ExplainSink {
 }
 
 impl ExplainSink {
-    /// An index as it is, a key as TOML writes it; one of digits alone is quoted, as it is no index.
+    /// An index as it is, a key as in TOML; a key of digits alone is quoted, to differ from an index.
     fn name(&self, key: &str) -> String {
         let in_list = self.lists.last().is_some_and(|list| *list);
         if in_list { key.to_owned() } else { key_name(key) }
@@ -240,7 +240,7 @@ impl Sink for ExplainSink {
     }
 }
 
-/// One field that two recipes disagree on.
+/// One field that differs between two recipes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// The dotted name: `params.loss.time_samples`.
@@ -265,7 +265,7 @@ pub fn changes(old: &Recipe, new: &Recipe) -> Vec<Change> {
     let (before, now) = (table(&old), table(&new));
     let gone = old.iter().map(|(name, _)| name).filter(|name| !now.contains_key(*name));
     let names = new.iter().map(|(name, _)| name).chain(gone);
-    // That there are no inputs at all is told by those that are gone or new.
+    // Inputs that were added or removed already show whether there were none.
     names
         .filter(|name| *name != "inputs" && before.get(*name) != now.get(*name))
         .map(|name| Change {

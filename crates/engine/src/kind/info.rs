@@ -1,4 +1,4 @@
-//! What is known of a kind before it has parameters, and how its parameters are read.
+//! The description of a kind, and how its parameters are read.
 
 use std::fmt;
 
@@ -10,43 +10,45 @@ use super::{Compute, Inherit, Input, Output, Port, Stage};
 use crate::config::param::{Key, Param, Reader, Validate};
 use crate::config::tree::Node;
 
-/// A type of parameters that is a kind of stage.
+/// A type of parameters that defines a stage kind.
 pub trait Kind:
     Param + Validate + Serialize + DeserializeOwned + Clone + fmt::Debug + Send + Sync + 'static
 {
-    /// What is known of the kind.
+    /// The description of the kind.
     const INFO: KindInfo;
 }
 
-/// What is known of a kind of stage.
+/// The description of a stage kind.
 #[derive(Debug, Clone, Copy)]
 pub struct KindInfo {
     /// Its name in `kind = "…"`.
     pub name: &'static str,
-    /// Bumped whenever the same recipe would give other bytes, or bytes of another meaning.
+    /// Bumped whenever the same recipe would give other bytes, or bytes with another meaning.
     pub version: u32,
     /// One sentence for people.
     pub summary: &'static str,
     /// Its input ports.
     pub inputs: &'static [Input],
-    /// Its output ports, also those that a stage has only where a parameter asks for them.
+    /// Its output ports, including those that a parameter enables.
     pub outputs: &'static [Output],
     /// Parameters taken from the stage on an input port.
     pub inherits: &'static [Inherit],
-    /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. The
-    /// command-line program itself is the worker of all others, and starts at once.
+    /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. All
+    /// other kinds run in the command-line process itself, which starts at once.
     pub libtorch: bool,
-    /// Whether each stage names its input ports itself; `inputs` is then empty.
+    /// Whether each stage chooses the names of its input ports; `inputs` is then empty.
     pub dynamic_inputs: bool,
-    /// The output ports of a stage, from its parameters as they are written.
+    /// The output ports of a stage, from its parameters as written.
     ///
-    /// Faults of the parameters are reported when they are read, and ignored here.
+    /// Faults of the parameters are ignored here; they are reported when the parameters are read.
     pub ports: fn(&Self, &Node) -> Vec<Port>,
+    /// [`Validate::RENAMED`] of its parameters.
+    pub renamed: &'static [(&'static str, &'static str)],
     /// How its parameters are read.
     pub reading: Reading,
 }
 
-/// How a kind's parameters are documented and read: made from their type.
+/// How a kind's parameters are documented and read; derived from their type.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
     keys: fn() -> Vec<Key>,
@@ -69,6 +71,7 @@ impl KindInfo {
             ports: |kind, written| {
                 kind.outputs.iter().filter(|output| output.is_there(written)).map(Output::port).collect()
             },
+            renamed: S::RENAMED,
             reading: Reading {
                 keys: S::keys,
                 read: |node, reader| Some(Box::new(S::read(node, reader)?)),
@@ -92,22 +95,22 @@ impl KindInfo {
         (self.reading.read)(node, reader)
     }
 
-    /// The stage of parameters that were written as JSON.
+    /// The stage with these parameters, written as JSON.
     ///
     /// # Errors
-    /// Parameters of another form; ranges are not checked, see [`Parameters::faults`].
+    /// Parameters with other fields or types; ranges are not checked, see [`Parameters::faults`].
     pub fn from_json(&self, params: &Json) -> Result<Box<dyn Stage>, String> {
         (self.reading.from_json)(params)
     }
 }
 
-/// What every stage has because its kind is a type of parameters.
+/// The methods that every stage has because its kind is a type of parameters.
 pub trait Parameters: fmt::Debug + Send + Sync {
-    /// What is known of the kind.
+    /// The description of the kind.
     fn kind(&self) -> &'static KindInfo;
     /// All parameters, with defaults filled in.
     fn to_json(&self) -> Json;
-    /// What is out of range, in parameters that were not read from a pipeline.
+    /// The range faults of parameters that were not read from a pipeline.
     fn faults(&self) -> Vec<String>;
     /// A copy.
     fn boxed(&self) -> Box<dyn Stage>;
@@ -149,7 +152,7 @@ impl dyn Stage + '_ {
 pub struct Computation {
     /// The kind.
     pub kind: &'static KindInfo,
-    /// The stage of parameters that were written as JSON.
+    /// The stage with these parameters, written as JSON.
     pub from_json: fn(&Json) -> Result<Box<dyn Compute>, String>,
 }
 

@@ -1,8 +1,9 @@
-//! The contract between the engine and the kinds of stages.
+//! The interface between the engine and the stage kinds.
 //!
-//! A stage is its parameters: a kind is a type declared with [`params!`](crate::params) that says what it is
-//! ([`Kind`]), what the engine must know to plan it ([`Stage`]) and how a worker runs it ([`Compute`]). The last two are
-//! apart so that the command-line process, which only plans and schedules, links no libtorch and answers in milliseconds.
+//! A stage is its parameters: a kind is a type declared with [`params!`](crate::params). Three traits describe it:
+//! [`Kind`] its name and ports, [`Stage`] what the engine needs to plan it, [`Compute`] how a worker runs it. The last
+//! two are separate so that the command-line process, which only plans and schedules, links no libtorch and starts in
+//! milliseconds.
 
 mod estimate;
 mod info;
@@ -25,11 +26,11 @@ pub use task::{ByteRanges, Context, Step, Task, UnitInputs};
 pub struct Input {
     /// The name used in `inputs`.
     pub name: &'static str,
-    /// What stands on it: form and shape.
+    /// Its content: format and shape.
     pub doc: &'static str,
     /// Whether it must be connected.
     pub required: bool,
-    /// Whether units read it; if not, only the merge does, and a change of it recomputes no unit.
+    /// Whether units read it; otherwise only the merge does, and a change of it recomputes no unit.
     pub units: bool,
 }
 
@@ -44,7 +45,7 @@ impl Input {
         Self { name, doc, required: true, units: false }
     }
 
-    /// The same input, allowed to be left open.
+    /// The same input, but optional.
     pub const fn optional(self) -> Self {
         Self { required: false, ..self }
     }
@@ -57,27 +58,27 @@ pub struct Output {
     pub name: &'static str,
     /// The file or folder name in the results folder.
     pub file: &'static str,
-    /// What it is: form and shape.
+    /// Its content: format and shape.
     pub doc: &'static str,
-    /// The parameter that asks for it, where it is not always there.
-    pub asked_by: Option<&'static str>,
+    /// The parameter that enables it, if it is optional.
+    pub enabled_by: Option<&'static str>,
 }
 
 impl Output {
-    /// An output that is always there.
+    /// An output that every stage of the kind has.
     pub const fn new(name: &'static str, file: &'static str, doc: &'static str) -> Self {
-        Self { name, file, doc, asked_by: None }
+        Self { name, file, doc, enabled_by: None }
     }
 
-    /// The same, there only where a parameter is set, and not to `false`.
-    pub const fn asked_by(self, param: &'static str) -> Self {
-        Self { asked_by: Some(param), ..self }
+    /// The same output, enabled by a parameter that is set, and not to `false`.
+    pub const fn enabled_by(self, param: &'static str) -> Self {
+        Self { enabled_by: Some(param), ..self }
     }
 
-    /// Whether a stage with these parameters, as they are written, has it.
+    /// Whether a stage with these parameters, as written, has it.
     pub fn is_there(&self, written: &Node) -> bool {
         let value = |param| written.as_table().and_then(|table| table.get(param));
-        self.asked_by
+        self.enabled_by
             .is_none_or(|param| value(param).is_some_and(|node| !matches!(node.value, Value::Bool(false))))
     }
 
@@ -96,14 +97,14 @@ pub struct Port {
     pub file: String,
 }
 
-/// A parameter that a stage takes from the stage on one of its input ports.
+/// A parameter that a stage inherits from the stage on one of its input ports.
 ///
-/// Two stages whose numbers are only comparable under the same value can then never be given different ones.
+/// Two stages whose numbers are comparable only under equal values can thus never have different ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Inherit {
-    /// The parameter, of the same name and type in both kinds.
+    /// The parameter, with the same name and type in both kinds.
     pub param: &'static str,
-    /// The input port whose stage gives it.
+    /// The input port whose stage defines it.
     pub port: &'static str,
 }
 
@@ -116,7 +117,7 @@ impl Inputs {
     /// The path on a required port.
     ///
     /// # Panics
-    /// If the port is not connected: the pipeline was checked for that.
+    /// If the port is not connected: the pipeline was checked before.
     pub fn path(&self, port: &str) -> &Path {
         self.0.get(port).unwrap_or_else(|| panic!("the input `{port}` is not connected"))
     }
@@ -127,14 +128,14 @@ impl Inputs {
     }
 }
 
-/// A piece of a stage that is scheduled, cached and resumed on its own.
+/// A part of a stage that is scheduled, cached and resumed on its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unit {
-    /// What it covers, for people: `batches 0..8`.
+    /// Its range, for people: `batches 0..8`.
     pub name: String,
-    /// What it covers, for the kind; part of the unit's identity.
+    /// Its range, for the kind; part of the unit's identity.
     pub range: Json,
-    /// Amount of work, in steps that the kind reports progress in.
+    /// Its work, in the steps that the kind reports as progress.
     pub steps: u64,
 }
 
@@ -148,33 +149,33 @@ pub enum Device {
     Cuda(usize),
 }
 
-/// How remote files are brought.
+/// How remote files are downloaded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Downloads {
-    /// Where files lie until they are used; it outlives runs.
+    /// The folder of downloaded files until they are used; it persists between runs.
     pub folder: PathBuf,
-    /// The lock file: what addresses gave when they were first downloaded.
+    /// The lock file: the digests of addresses at their first download.
     pub lock: PathBuf,
-    /// Most files at once.
+    /// Maximum parallel downloads.
     pub at_once: usize,
 }
 
-/// A stage of a pipeline, as the engine sees it: its parameters, and what follows from them.
+/// A stage of a pipeline for the engine: its parameters, and what follows from them.
 pub trait Stage: Parameters {
     /// Local files and folders that the parameters name: the engine hashes them as inputs.
     fn sources(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
 
-    /// Moves the local files and folders of [`Stage::sources`] to other places: new paths by old ones.
+    /// Replaces the local files and folders of [`Stage::sources`]: new paths by old ones.
     fn relocate(&mut self, _places: &BTreeMap<PathBuf, PathBuf>) {}
 
-    /// The part of the parameters that is hashed: all but places.
+    /// The part of the parameters that is hashed: all but paths and addresses.
     fn identity(&self) -> Json {
         self.to_json()
     }
 
-    /// The parameters as a manifest keeps them: all but secrets.
+    /// The parameters as a manifest records them: all but secrets.
     fn recorded(&self) -> Json {
         self.to_json()
     }
@@ -184,20 +185,20 @@ pub trait Stage: Parameters {
         self.identity()
     }
 
-    /// The environment variables that were read into the parameters, with their values.
+    /// The environment variables that the parameters contain, with their values.
     fn variables(&self) -> BTreeMap<String, Option<String>> {
         BTreeMap::new()
     }
 
-    /// Faults between the parameters and the input ports that are connected: the parameter (`argv.1` for an item
-    /// of an array) or the port to point at, and what is wrong.
+    /// Faults between the parameters and the connected input ports: the parameter (`argv.1` for an item of an array) or
+    /// the port to report, and what is wrong.
     fn check(&self, _connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         Vec::new()
     }
 
-    /// The units, or `None` where the stage is one piece that writes the output ports itself.
+    /// The units, or `None` for a stage without units, which writes the output ports itself.
     ///
-    /// Reads no more of the inputs than their headers.
+    /// Reads only the headers of the inputs.
     ///
     /// # Errors
     /// Inputs that cannot be used: the file, what was found and what was expected.
@@ -205,10 +206,10 @@ pub trait Stage: Parameters {
         Ok(None)
     }
 
-    /// For each of the units, the input ports of whose file the unit reads only a part, and which part.
+    /// For each unit, the input ports of which the unit reads only a part of the file, and which part.
     ///
-    /// The unit's recipe then holds the digest of that part, so that a change elsewhere in the file leaves the unit
-    /// alone. Reads no more of the inputs than their headers.
+    /// The unit's recipe then contains the digest of that part, so that a change elsewhere in the file does not
+    /// invalidate the unit. Reads only the headers of the inputs.
     ///
     /// # Errors
     /// Inputs that cannot be read; they are then hashed whole.
@@ -216,55 +217,56 @@ pub trait Stage: Parameters {
         Ok(vec![UnitInputs::new(); units.len()])
     }
 
-    /// The key of the units, of this stage or of others of the kind, that are worth computing together with this one:
-    /// units of equal keys may become one batch, see [`Compute::run_batch`].
+    /// The key for batches: units with equal keys, of this stage or of others of the kind, may be computed as one
+    /// batch, see [`Compute::run_batch`].
     ///
-    /// The key covers all that `run_batch` reads of the parameters, so that the first stage can speak for the batch.
+    /// The key covers all parameters that `run_batch` reads, so that it can run on the first stage.
     fn batch_key(&self, _inputs: &Inputs, _unit: &Unit) -> Option<String> {
         None
     }
 
-    /// Its outputs and its work, from what is known of its inputs before they are all there.
+    /// Its outputs and its work, from the shapes of its inputs, before all of them exist.
     ///
-    /// Reads no more than headers and configurations. By default nothing is known, and the kind is not measured.
+    /// Reads only headers and configurations. By default nothing is estimated, and the kind is not measured.
     ///
     /// # Errors
-    /// Which input is not known well enough, and what must run first; inputs that cannot be used.
+    /// The unknown input, and the stage that must run first; inputs that cannot be used.
     fn estimate(&self, _inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         Ok(Estimate::default())
     }
 
-    /// Where the bytes of an output port, or of a path below it, are already: for a kind that copies files unchanged.
+    /// The existing file with the bytes of an output port, or of a path below it: for a kind that copies files
+    /// unchanged.
     fn source_path(&self, _port: &str, _below: Option<&str>) -> Option<PathBuf> {
         None
     }
 
-    /// Refuses files, by output port, that cannot be what these parameters and inputs give.
+    /// Refuses files, by output port, that cannot be the results of these parameters and inputs.
     ///
-    /// They were made elsewhere and are to be adopted as the stage's outputs. Reads headers, and values where
-    /// there are few.
+    /// The files were made elsewhere and are to be adopted as the stage's outputs. Reads headers, and the values of
+    /// small files.
     ///
     /// # Errors
-    /// The file, what was found and what was expected; by default, that the kind adopts nothing.
+    /// The file, what was found and what was expected; by default, that the kind does not support adoption.
     fn accept(&self, _inputs: &Inputs, _outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
-        anyhow::bail!("outputs of the kind `{}` cannot be adopted", self.kind().name)
+        anyhow::bail!("the kind `{}` does not support adoption", self.kind().name)
     }
 }
 
-/// How a stage is computed, inside a worker.
+/// How a worker computes a stage.
 pub trait Compute: Stage {
-    /// Computes one unit into the empty folder `task.out`; a stage of one piece gets no unit and writes
-    /// `out/<Output::file>` for each of its ports.
+    /// Computes one unit into the empty folder `task.out`; a stage without units writes `out/<Output::file>` for each
+    /// of its ports.
     ///
     /// # Errors
-    /// Whatever keeps the result from being right; nothing of `out` is then kept.
+    /// Any error; the content of `out` is then discarded.
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()>;
 
-    /// Computes several units of one key, see [`Stage::batch_key`], each into its own empty folder. A lone unit is a
-    /// batch of one.
+    /// Computes several units with one key, see [`Stage::batch_key`], each into its own empty folder. A single unit is
+    /// a batch of one.
     ///
-    /// Each must give the bytes that it gives alone, whatever the batch. Nothing is lost where this fails: what is
-    /// not finished then is computed unit by unit.
+    /// Each unit must give the same bytes in any batch. After an error, finished units are kept, and the others are
+    /// computed one by one.
     ///
     /// # Errors
     /// As [`Compute::run`].
@@ -276,7 +278,7 @@ pub trait Compute: Stage {
         Ok(())
     }
 
-    /// Joins the folders that the units wrote, in order, into `out/<Output::file>` for each port.
+    /// Merges the folders of the units, in order, into `out/<Output::file>` for each port.
     ///
     /// # Errors
     /// As [`Compute::run`].
@@ -284,9 +286,10 @@ pub trait Compute: Stage {
         anyhow::bail!("the kind `{}` has units but no merge", self.kind().name)
     }
 
-    /// About `steps` steps of the stage's real work, to be measured; at least as many as one pass through the network takes.
+    /// About `steps` steps of the stage's real work, to be measured; at least one forward pass.
     ///
-    /// Inputs of which only the shape is known are made up, in files below `folder`, and no longer than the trial needs.
+    /// Inputs with only a known shape are filled with made-up values, in files below `folder`, as short as the trial
+    /// allows.
     ///
     /// # Errors
     /// As [`Stage::estimate`], and files that cannot be written.
@@ -297,11 +300,11 @@ pub trait Compute: Stage {
         _folder: &Path,
         _cx: &Context<'_>,
     ) -> anyhow::Result<Trial> {
-        anyhow::bail!("the kind `{}` is not measured", self.kind().name)
+        anyhow::bail!("the kind `{}` does not support measurement", self.kind().name)
     }
 }
 
-/// An error with its causes, outermost first. A cause that the message before it ends with is not said again.
+/// An error with its causes, outermost first. A cause that already ends the message before it is not repeated.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {

@@ -1,4 +1,4 @@
-//! What a worker is given to compute, and what surrounds it.
+//! The work of a worker, and its context.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,16 +11,16 @@ use super::{Device, Downloads, Inputs, Unit};
 
 /// The part of an input file that a unit reads.
 ///
-/// Where the part is in the file is not hashed: rows that move because others were put before them are the same rows.
+/// The position of the part in the file is not hashed: rows that moved because others were inserted are the same rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ByteRanges {
-    /// The bytes, in the order that they are read in.
+    /// The bytes, in reading order.
     pub bytes: Vec<Range<u64>>,
-    /// What they are read as, such as element type and shape of a row: equal bytes of another layout are other values.
+    /// Their interpretation, such as element type and row shape: equal bytes with another layout are other values.
     pub layout: String,
 }
 
-/// What a unit reads of its inputs, by port; all of a port that is not named.
+/// The parts of its inputs that a unit reads, by port; ports that are not listed are read whole.
 pub type UnitInputs = BTreeMap<String, ByteRanges>;
 
 /// One piece of work.
@@ -30,7 +30,7 @@ pub struct Task {
     pub params: Json,
     /// The paths on its input ports.
     pub inputs: Inputs,
-    /// What of the stage to do.
+    /// The step of the stage to run.
     pub step: Step,
     /// The empty folder to write into.
     pub out: PathBuf,
@@ -40,46 +40,46 @@ impl Task {
     /// The unit to compute.
     ///
     /// # Errors
-    /// The task is for the whole stage, or joins units.
+    /// The task is for the whole stage, or a merge.
     pub fn unit(&self) -> anyhow::Result<&Unit> {
         match &self.step {
             Step::Unit(unit) => Ok(unit),
-            Step::Whole | Step::Merge(_) => anyhow::bail!("this kind is computed by units"),
+            Step::Whole | Step::Merge(_) => anyhow::bail!("this task has no unit"),
         }
     }
 }
 
-/// What of a stage a task does.
+/// The step of a stage that a task runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// All of it.
+    /// The whole stage.
     Whole,
     /// One unit.
     Unit(Unit),
-    /// Joining the units' folders, in order.
+    /// Merges the units' folders, in order.
     Merge(Vec<PathBuf>),
 }
 
-/// What surrounds running tasks; nothing in it may change a result.
+/// The context of running tasks; it must not change any result.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// Where to compute.
+    /// The device to compute on.
     pub device: Device,
-    /// Most rows to send through a network at once; 0 leaves it to the kind, as on GPUs, where results need not repeat bit for
-    /// bit.
+    /// Maximum rows per forward pass; 0 lets the kind choose, as on GPUs, where results need not be bitwise
+    /// reproducible.
     pub micro_batch: usize,
     /// How to download remote files.
     pub downloads: &'a Downloads,
     on_progress: &'a dyn Fn(usize, u64, u64),
     on_finished: &'a dyn Fn(&[usize]),
-    /// The task of the batch that progress is reported of.
+    /// The task of the batch whose progress is reported.
     task: usize,
 }
 
 impl<'a> Context<'a> {
-    /// A context that reports a task's steps done and their total to `on_progress`, and to `on_finished` which tasks are
-    /// done: these are kept, whatever happens to the others.
+    /// A context that reports a task's finished steps and their total to `on_progress`, and the finished tasks to
+    /// `on_finished`: these are kept whatever happens to the others.
     pub fn new(
         device: Device,
         micro_batch: usize,
@@ -95,19 +95,19 @@ impl<'a> Context<'a> {
         Self { task, ..*self }
     }
 
-    /// Reports steps done and their total.
+    /// Reports the finished steps and their total.
     pub fn progress(&self, done: u64, total: u64) {
         (self.on_progress)(self.task, done, total);
     }
 
-    /// Reports tasks of the batch that are done.
+    /// Reports finished tasks of the batch.
     pub fn finished(&self, tasks: &[usize]) {
         (self.on_finished)(tasks);
     }
 
-    /// The micro batch for a kind that does not choose one by itself.
+    /// The micro batch for a kind that does not choose one itself.
     pub fn effective_micro_batch(&self) -> usize {
-        /// Keeps a large GPU busy with any network of this crate.
+        /// Keeps a large GPU busy with any network of this project.
         const ROWS: usize = 1024;
         if self.micro_batch == 0 { ROWS } else { self.micro_batch }
     }

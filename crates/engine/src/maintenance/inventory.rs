@@ -1,4 +1,4 @@
-//! What a cache holds, by the names that the runs gave it.
+//! The content of a cache, by the names that the runs gave it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -33,53 +33,53 @@ impl std::fmt::Display for Owner {
 pub struct RunUse {
     /// The file.
     pub path: PathBuf,
-    /// What it says.
+    /// Its content.
     pub manifest: Manifest,
 }
 
 /// A result of a stage or of a unit.
 #[derive(Debug)]
 pub struct Item {
-    /// What the index says.
+    /// The index entry.
     pub entry: Entry,
-    /// The stage that had it last; `None` where no run says.
+    /// The stage that last used it; `None` if no run records one.
     pub name: Option<Owner>,
-    /// When a run last took it or made it.
+    /// When a run last used or made it.
     pub used: Timestamp,
-    /// Whether a manifest names it, or a stage that it is a unit of.
+    /// Whether a manifest records it, or the stage whose unit it is.
     pub recorded: bool,
-    /// The fingerprints of the stages that it is a unit of.
+    /// The fingerprints of the stages whose unit it is.
     pub stages: Vec<Digest>,
 }
 
 impl Item {
-    /// Whether it is a unit's part and no stage's result.
+    /// Whether it is a unit's part and not a stage's result.
     pub fn is_unit(&self) -> bool {
         self.entry.recipe.unit.is_some()
     }
 }
 
-/// All that a store holds, and for whom.
+/// The content of a store, and its owners.
 #[derive(Debug)]
 pub struct Inventory {
     /// Results by fingerprint.
     pub items: BTreeMap<Digest, Item>,
-    /// Files of the index that say nothing, and why.
+    /// Index files that cannot be read, and why.
     pub damaged: Vec<(PathBuf, String)>,
-    /// What the files take.
+    /// The disk usage.
     pub disk: Disk,
     /// The runs of each pipeline, newest first.
     pub runs: BTreeMap<String, Vec<RunUse>>,
     /// Manifests that cannot be read, and why.
     pub unread: Vec<String>,
-    /// Which units the stages have.
+    /// The units of the stages.
     pub cuts: BTreeMap<Digest, UnitIndex>,
-    /// What is pinned.
+    /// The pins.
     pub pins: Vec<Pin>,
 }
 
 impl Inventory {
-    /// Takes stock of a store.
+    /// Reads the content of a store.
     ///
     /// # Errors
     /// A store that cannot be read.
@@ -119,7 +119,7 @@ impl Inventory {
         Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
     }
 
-    /// What the objects of a result take, without those that `counted` holds already, which it is added to.
+    /// The size of a result's objects, without those already in `counted`, to which they are added.
     pub fn space(&self, item: &Item, counted: &mut BTreeSet<Digest>) -> Space {
         let mut space = Space::default();
         for artifact in item.entry.outputs.values() {
@@ -140,7 +140,7 @@ impl Inventory {
         })
     }
 
-    /// Whether a result's stage or unit stands whole, as far as names tell.
+    /// Whether a result's stage or unit is complete, as far as the index tells.
     pub fn exists(&self, fingerprint: &Digest) -> bool {
         self.items.get(fingerprint).is_some_and(|item| {
             item.entry.outputs.values().all(|artifact| self.disk.objects.contains_key(&artifact.digest))
@@ -148,7 +148,7 @@ impl Inventory {
     }
 }
 
-/// Gives results the name that the newest run had for them, and the time of that run.
+/// Names results after the newest run that recorded them, with the time of that run.
 fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<RunUse>>) {
     for (pipeline, past) in runs {
         for RunUse { manifest, .. } in past {
@@ -166,7 +166,7 @@ fn name_results(items: &mut BTreeMap<Digest, Item>, runs: &BTreeMap<String, Vec<
     }
 }
 
-/// Gives units the name of their stage; a run that cut the stage used them.
+/// Names units after their stage; a run that split the stage used them.
 fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (UnitIndex, SystemTime)>) {
     for (stage, (cut, noted)) in cuts {
         let known = items.get(stage).map(|item| (item.name.clone(), item.recorded));
@@ -184,7 +184,7 @@ fn name_units(items: &mut BTreeMap<Digest, Item>, cuts: &BTreeMap<Digest, (UnitI
             item.stages.push(*stage);
         }
     }
-    // A result that no manifest names, of a run that was killed, may have been cut.
+    // A result that no manifest records, of a killed run, may have been split into units.
     for (stage, (cut, _)) in cuts {
         if let Some(item) = items.get_mut(stage)
             && item.name.is_none()

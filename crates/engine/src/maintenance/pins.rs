@@ -1,4 +1,4 @@
-//! Pins: what is kept whatever the runs say.
+//! Pins: results that garbage collection keeps.
 //!
 //! ```text
 //! pins-v1/ID.json   one pin each, so that two can be set at once
@@ -13,18 +13,17 @@ use serde::{Deserialize, Serialize};
 use crate::identity::digest::Digest;
 use crate::store::{Store, StoreError};
 
-/// What is kept, and why.
+/// A pinned item, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
-    /// What was pinned, in the same words whenever it is pinned again: `demo/TIME.json`, `demo/influence[apple]`, a
-    /// digest.
+    /// The pinned item in a canonical form: `demo/TIME.json`, `demo/influence[apple]`, a digest.
     pub what: String,
-    /// As it was asked for: `demo:last`.
+    /// As the user gave it: `demo:last`.
     pub asked: String,
-    /// UTC, RFC 3339.
+    /// The time, UTC, RFC 3339.
     pub at: String,
-    /// The user's words.
+    /// The user's reason.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
     /// Fingerprints whose results are kept.
@@ -33,13 +32,13 @@ pub struct Pin {
     /// Objects that are kept.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub objects: BTreeSet<Digest>,
-    /// The manifest that is kept, below the folder of runs.
+    /// The manifest that is kept, as a path below the folder of runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<PathBuf>,
 }
 
 impl Pin {
-    /// A short name that follows from what is pinned.
+    /// A short name derived from the pinned item.
     pub fn id(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("attrflow pin v1");
         hasher.update(self.what.as_bytes());
@@ -56,7 +55,7 @@ pub struct Pins<'a> {
 }
 
 impl<'a> Pins<'a> {
-    /// Those of this store.
+    /// The pins of this store.
     pub fn of(store: &'a Store) -> Self {
         Self { store }
     }
@@ -64,7 +63,7 @@ impl<'a> Pins<'a> {
     /// All, the oldest first.
     ///
     /// # Errors
-    /// A pin that cannot be read or says nothing: what it kept must not be lost for that.
+    /// A pin that cannot be read: ignoring it could lose what it keeps.
     pub fn list(&self) -> Result<Vec<Pin>, StoreError> {
         let folder = self.folder();
         let mut pins = Vec::new();
@@ -84,7 +83,7 @@ impl<'a> Pins<'a> {
         Ok(pins)
     }
 
-    /// Sets a pin; one of the same name is replaced.
+    /// Sets a pin; one of the same item is replaced.
     ///
     /// # Errors
     /// A write that failed.
@@ -99,7 +98,7 @@ impl<'a> Pins<'a> {
         Ok(())
     }
 
-    /// Takes away the pins of this name: an id or its beginning, what was pinned, or how it was asked for.
+    /// Removes the pins of this name: an id or a prefix of it, the pinned item, or the name that the user gave.
     ///
     /// # Errors
     /// As [`Pins::list`], and a removal that failed.

@@ -1,4 +1,4 @@
-//! What a collection of garbage keeps, and what it removes.
+//! The policy of garbage collection, and its removals.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,38 +13,38 @@ use crate::identity::digest::Digest;
 pub struct Policy {
     /// Runs of each pipeline whose results are kept.
     pub keep_runs: usize,
-    /// Manifests of each pipeline that are kept; all where it is `None`.
+    /// Manifests to keep of each pipeline; `None` keeps all.
     pub keep_manifests: Option<usize>,
-    /// Take away only until the cache takes no more bytes of the disk than this; all that is not kept otherwise.
+    /// Stop as soon as the cache takes at most this many bytes of disk; `None` removes all that is not kept.
     pub budget: Option<u64>,
-    /// Take away units whose results are kept, too.
+    /// Also remove units whose merged results are kept.
     pub units: bool,
-    /// How long what no run's record names is kept, and damaged or downloaded files.
+    /// How long to keep items that no run records, quarantined files and downloads.
     pub grace: Duration,
 }
 
-/// What a step takes away.
+/// What is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Target {
-    /// The result of a stage, or of a unit whose stage is unfinished.
+    /// The result of a stage, or of a unit whose stage is partial.
     Result {
         /// Its fingerprint.
         fingerprint: Digest,
     },
-    /// Units whose joined result stands.
+    /// Units whose merged result exists.
     Units {
         /// Their fingerprints.
         units: Vec<Digest>,
     },
-    /// An object that no entry names.
+    /// An object without an index entry.
     Stray {
         /// The object.
         digest: Digest,
     },
-    /// What runs that were killed left behind.
+    /// Leftovers of killed runs.
     Scratch,
-    /// Files that were found damaged, or finished downloads that nobody took.
+    /// Quarantined files, or finished downloads that no run used.
     Files {
         /// The files and folders.
         paths: Vec<PathBuf>,
@@ -56,21 +56,21 @@ pub enum Target {
     },
 }
 
-/// One thing that goes.
+/// One removal.
 #[derive(Debug, Clone, Serialize)]
 pub struct Removal {
     /// What it is.
     #[serde(flatten)]
     pub what: Target,
-    /// `PIPELINE/STAGE`, or what else tells it.
+    /// `PIPELINE/STAGE`, or another description.
     pub name: String,
-    /// The stage kind; empty for what is no result.
+    /// The stage kind; empty unless it is a result.
     pub kind: String,
-    /// Bytes of the disk that this step frees, after those before it.
+    /// Bytes of disk that this removal frees, after those before it.
     pub frees: u64,
     /// When it was last used.
     #[serde(serialize_with = "super::inventory::as_text")]
     pub used: Option<Timestamp>,
-    /// Seconds of computing to have it back; `None` for what nobody would want back.
+    /// Computing time in seconds to rebuild it; `None` if there is nothing to rebuild.
     pub seconds: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! What is kept: what the last runs need, what is pinned, and the work of runs that did not end.
+//! What garbage collection keeps: results of the last runs, pinned results, and the work of unfinished runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,19 +10,19 @@ use super::policy::Policy;
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::Outcome;
 
-/// Why something is kept; the first that holds.
+/// Why something is kept; the first reason that applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RetainReason {
-    /// One of the last runs of a pipeline has it.
+    /// One of the last runs of a pipeline uses it.
     Run,
     /// It is pinned.
     Pin,
     /// It is a unit of a stage that failed in one of the last runs, which goes on from it.
-    Unfinished,
+    Partial,
     /// No run's record names it yet, and it is young: of a run that was killed, or that goes on elsewhere.
     Recent,
-    /// It is a unit of a result that is kept: no run needs it, but an edit may.
+    /// A unit of a kept result: no run needs it, but a run after an edit may.
     Units,
 }
 
@@ -36,7 +36,7 @@ pub struct Retained {
 }
 
 impl Retained {
-    /// What a policy keeps of what a store holds.
+    /// Applies a policy to the content of a store.
     pub fn of(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Self {
         let mut kept = Self::default();
         for past in inventory.runs.values() {
@@ -63,24 +63,24 @@ impl Retained {
         kept
     }
 
-    /// Keeps what the first of these runs needs. For what it was not asked for, or did not come to, the last result
-    /// before it still counts.
+    /// Keeps what the first of these runs needs. For stages that it did not select or reach, the last result before it
+    /// remains in use.
     fn run(&mut self, inventory: &Inventory, past: &[RunUse]) {
         let Some((run, before)) = past.split_first() else { return };
         let manifest = &run.manifest;
         let mut without: BTreeSet<&str> = manifest.left_out.iter().map(String::as_str).collect();
         for record in &manifest.stages {
-            if matches!(record.outcome, Outcome::Ran | Outcome::Reused) {
+            if matches!(record.outcome, Outcome::Ran | Outcome::Cached) {
                 record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));
                 continue;
             }
             without.insert(&record.stage);
             let cut = record.fingerprint.and_then(|found| inventory.cuts.get(&found));
-            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, RetainReason::Unfinished));
+            cut.iter().flat_map(|cut| &cut.units).for_each(|unit| self.add(*unit, RetainReason::Partial));
         }
         for run in before {
             for record in &run.manifest.stages {
-                if matches!(record.outcome, Outcome::Ran | Outcome::Reused)
+                if matches!(record.outcome, Outcome::Ran | Outcome::Cached)
                     && without.remove(record.stage.as_str())
                 {
                     record.fingerprint.iter().for_each(|found| self.add(*found, RetainReason::Run));

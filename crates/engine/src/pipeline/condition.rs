@@ -6,15 +6,15 @@ use super::scope::{Scope, lookup};
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Node, Value};
 
-/// What the `when` of a stage comes to.
+/// The result of a stage's `when`.
 pub(super) enum Condition {
     /// The stage is part of the pipeline.
     On,
-    /// It is not; where the value stands that says so.
+    /// The stage is disabled; the location of the deciding value.
     DisabledStage(Origin),
 }
 
-/// Reads a `when`: a condition, or an array of which one must hold; `None` after a fault was reported.
+/// Reads a `when`: a condition, or an array of which at least one must hold; `None` after a fault was reported.
 pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<Condition> {
     let conditions = match &node.value {
         Value::List(items) => items.as_slice(),
@@ -29,14 +29,14 @@ pub(super) fn read(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) 
     if read.iter().any(|(holds, _)| *holds) {
         return Some(Condition::On);
     }
-    // One value is what a user has to change; where several are off, only the array names them all.
+    // A single value is what a user has to change; if several are false, only the array names them all.
     Some(Condition::DisabledStage(match read.as_slice() {
         [(_, origin)] => origin.clone(),
         _ => node.origin.clone(),
     }))
 }
 
-/// Whether `true`, `${…}` or `not ${…}` holds, and where its value is written.
+/// Whether `true`, `${…}` or `not ${…}` holds, and the location of its value.
 fn condition(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Option<(bool, Origin)> {
     let text = node.as_text();
     let negated = text.and_then(|text| text.strip_prefix("not "));
@@ -53,7 +53,7 @@ fn condition(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Opt
         return Some((value != negated.is_some(), found.origin.clone()));
     }
     let message = format!("expected true or false, found {}", found.type_name());
-    let form = "`when` takes `\"${a.switch}\"`, `\"not ${a.switch}\"`, or an array of which one must hold";
+    let form = "expected `\"${a.switch}\"`, `\"not ${a.switch}\"`, or an array of alternatives";
     problems.at(&found.origin, message).help(form);
     None
 }

@@ -1,12 +1,12 @@
-//! `[defaults.KIND]`: parameters for every stage of a kind that does not give its own.
+//! `[defaults.KIND]`: default parameters for all stages of a kind.
 
 use super::DEFAULTS;
-use crate::config::param::Key;
+use crate::config::param::unknown_key;
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::kind::Registry;
 
-/// The written defaults as a `--set defaults.KIND.KEY=…` finds them: with a table for each kind.
+/// The written defaults with a table for each kind, so that `--set defaults.KIND.KEY=…` can set any key.
 pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     let origin = Origin { text: 0, span: 0..0 };
     let table = |table| Node { value: Value::Table(table), origin: origin.clone() };
@@ -18,9 +18,9 @@ pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     table(Table { entries: [(DEFAULTS.to_owned(), entry)].into() })
 }
 
-/// The defaults by kind, without those that have a fault: an unknown kind, or a key that the kind does not have.
+/// The defaults by kind, without the faulty ones: an unknown kind, or an unknown key.
 ///
-/// A kind that no stage is of may have defaults: an included file gives them for all that include it.
+/// Defaults of a kind without stages are allowed: an included file may serve several pipelines.
 pub(super) fn read(opened: &Node, registry: &Registry, problems: &mut Problems) -> Table {
     let mut kept = Table::default();
     let kinds = opened.as_table().and_then(|table| table.get(DEFAULTS)).and_then(Node::as_table);
@@ -38,13 +38,12 @@ pub(super) fn read(opened: &Node, registry: &Registry, problems: &mut Problems) 
         if params.entries.is_empty() {
             continue;
         }
-        let keys = kind.keys();
+        let keys: Vec<&str> = kind.keys().iter().map(|key| key.name).collect();
         let mut params = params.clone();
         params.entries.retain(|key, entry| {
-            let known = keys.iter().any(|known: &Key| known.name == key);
+            let known = keys.contains(&key.as_str());
             if !known {
-                let problem = problems.at(&entry.key, format!("unknown key `{key}`"));
-                problem.suggest(key, keys.iter().map(|key| key.name));
+                unknown_key(key, &entry.key, &keys, kind.renamed, problems);
             }
             known
         });

@@ -1,8 +1,8 @@
-//! `${env:NAME}`: what the environment says, kept out of every hash unless the pipeline declares it.
+//! `${env:NAME}`: environment variables, which are hashed only if the pipeline declares them.
 //!
-//! A variable that the pipeline lists in `env = ["NAME"]` counts like anything that is written there. Any other may stand
-//! only where its text does not count: the path of an input, the place that a download comes from, the name of a file,
-//! `[run]`. That it does not is tried out: with another value, the stage must be the same.
+//! A variable listed in `env = ["NAME"]` is hashed like any value of the pipeline. Any other may be used only in values
+//! that are not hashed: the path of an input, the source of a download, the name of a file, `[run]`. This is checked by
+//! trial: with another value, the stage must have the same identity.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,26 +13,26 @@ use crate::config::text::{Origin, Problems};
 use crate::config::tree::{self, Node, Value};
 use crate::kind::Stage;
 
-/// How a reference to the environment begins, inside its `${…}`.
+/// The prefix of a reference to the environment, inside its `${…}`.
 const MARK: &str = "env:";
 
-/// A variable that is not declared, and the text that it gave.
+/// An undeclared variable and its text.
 pub(super) type UndeclaredVar = (String, String);
 
-/// The environment as a pipeline reads it.
+/// The environment of a pipeline.
 #[derive(Default)]
 pub(super) struct Env {
     declared: BTreeSet<String>,
-    /// Declared variables that were read, with what they gave.
+    /// Declared variables that were read, with their values.
     read: RefCell<BTreeMap<String, String>>,
-    /// All variables that were asked for, with what they are.
-    asked: RefCell<BTreeMap<String, Option<String>>>,
-    /// Values that hold the text of a variable that is not declared: by text, first byte, and the value itself.
-    loose: RefCell<BTreeMap<(usize, usize, String), Vec<UndeclaredVar>>>,
+    /// All variables that were read, with their values.
+    all: RefCell<BTreeMap<String, Option<String>>>,
+    /// Values that contain the text of an undeclared variable: by text, first byte, and the value itself.
+    undeclared: RefCell<BTreeMap<(usize, usize, String), Vec<UndeclaredVar>>>,
 }
 
 impl Env {
-    /// Takes the names of an `env = […]`.
+    /// Reads the names of an `env = […]`.
     pub fn declare(&mut self, node: &Node, problems: &mut Problems) {
         let form = "expected `env = [\"NAME\"]`, names of environment variables";
         let Value::List(items) = &node.value else {
@@ -45,7 +45,7 @@ impl Env {
                     self.declared.insert(name.to_owned());
                 }
                 Some(name) => {
-                    problems.at(&item.origin, format!("`{name}` is no name of a variable")).help(form)
+                    problems.at(&item.origin, format!("`{name}` is not a valid variable name")).help(form)
                 }
                 None => problems
                     .at(&item.origin, format!("expected a string, found {}", item.type_name()))
@@ -54,14 +54,14 @@ impl Env {
         }
     }
 
-    /// Whether a reference, without its `${` and `}`, is one to the environment.
+    /// Whether a reference, without its `${` and `}`, names an environment variable.
     pub fn is_reference(reference: &str) -> bool {
         reference.starts_with(MARK)
     }
 
-    /// The text of `env:NAME` or `env:NAME:-default`, and the variable if it is not declared.
+    /// The text of `env:NAME` or `env:NAME:-default`, and the variable if it is undeclared.
     ///
-    /// The default stands for a variable that is not set or empty, as in a shell.
+    /// The default replaces a variable that is unset or empty, as in a shell.
     pub fn text(
         &self,
         reference: &str,
@@ -72,22 +72,22 @@ impl Env {
         let (name, default) =
             reference.split_once(":-").map_or((reference, None), |(name, default)| (name, Some(default)));
         if !is_name(name) {
-            let problem = problems.at(origin, format!("`{name}` is no name of a variable"));
+            let problem = problems.at(origin, format!("`{name}` is not a valid variable name"));
             problem.help("expected `${env:NAME}` or `${env:NAME:-default}`");
             return None;
         }
-        self.asked.borrow_mut().insert(name.to_owned(), std::env::var(name).ok());
+        self.all.borrow_mut().insert(name.to_owned(), std::env::var(name).ok());
         let value = match (std::env::var(name), default) {
             (Ok(value), None) => value,
             (Ok(value), Some(_)) if !value.is_empty() => value,
             (Ok(_) | Err(std::env::VarError::NotPresent), Some(default)) => default.to_owned(),
             (Err(std::env::VarError::NotPresent), None) => {
                 let problem = problems.at(origin, format!("the environment variable `{name}` is not set"));
-                problem.help(format!("`${{env:{name}:-…}}` gives a default"));
+                problem.help(format!("write `${{env:{name}:-…}}` for a default"));
                 return None;
             }
             (Err(std::env::VarError::NotUnicode(_)), _) => {
-                problems.at(origin, format!("the environment variable `{name}` is no UTF-8 text"));
+                problems.at(origin, format!("the environment variable `{name}` is not valid UTF-8"));
                 return None;
             }
         };
@@ -95,37 +95,37 @@ impl Env {
             self.read.borrow_mut().insert(name.to_owned(), value.clone());
             return Some((value, None));
         }
-        let loose = (name.to_owned(), value.clone());
-        Some((value, Some(loose)))
+        let undeclared = (name.to_owned(), value.clone());
+        Some((value, Some(undeclared)))
     }
 
-    /// The value of a reference that stands alone: a number or a boolean where the text is one.
+    /// The value of a reference that is the whole text: a number or a boolean if the text is one.
     pub fn node(&self, reference: &str, origin: &Origin, problems: &mut Problems) -> Option<Node> {
-        let (text, loose) = self.text(reference, origin, problems)?;
+        let (text, undeclared) = self.text(reference, origin, problems)?;
         let node = Node { value: plain(&text), origin: origin.clone() };
-        self.mark(&node, loose.into_iter().collect());
+        self.mark(&node, undeclared.into_iter().collect());
         Some(node)
     }
 
-    /// Notes that a value holds the texts of variables that are not declared.
-    pub fn mark(&self, node: &Node, loose: Vec<UndeclaredVar>) {
-        if !loose.is_empty()
+    /// Records that a value contains the texts of undeclared variables.
+    pub fn mark(&self, node: &Node, undeclared: Vec<UndeclaredVar>) {
+        if !undeclared.is_empty()
             && let Some(key) = key(node)
         {
-            self.loose.borrow_mut().entry(key).or_default().extend(loose);
+            self.undeclared.borrow_mut().entry(key).or_default().extend(undeclared);
         }
     }
 
-    /// The variables, not declared, whose text a value holds.
-    pub fn loose(&self, node: &Node) -> Vec<UndeclaredVar> {
-        let all = self.loose.borrow();
+    /// The undeclared variables whose text a value contains.
+    pub fn undeclared(&self, node: &Node) -> Vec<UndeclaredVar> {
+        let all = self.undeclared.borrow();
         if all.is_empty() {
             return Vec::new();
         }
         key(node).and_then(|key| all.get(&key).cloned()).unwrap_or_default()
     }
 
-    /// Replaces the references to the environment in every text below `node`; other `${…}` stay as they are.
+    /// Replaces the environment references in every text below `node`; other `${…}` are left.
     pub fn fill(&self, node: &mut Node, problems: &mut Problems) {
         match &mut node.value {
             Value::Text(text) => {
@@ -136,9 +136,9 @@ impl Env {
                         *node = new;
                     }
                 } else if text.contains("${env:") {
-                    let (text, loose) = self.inside(text, &node.origin, problems);
+                    let (text, undeclared) = self.inside(text, &node.origin, problems);
                     node.value = Value::Text(text);
-                    self.mark(node, loose);
+                    self.mark(node, undeclared);
                 }
             }
             Value::List(items) => items.iter_mut().for_each(|item| self.fill(item, problems)),
@@ -150,25 +150,25 @@ impl Env {
     }
 
     fn inside(&self, text: &str, origin: &Origin, problems: &mut Problems) -> (String, Vec<UndeclaredVar>) {
-        let (mut out, mut loose, mut rest) = (String::new(), Vec::new(), text);
+        let (mut out, mut undeclared, mut rest) = (String::new(), Vec::new(), text);
         while let Some(start) = rest.find("${env:") {
             let Some(length) = rest[start..].find('}') else {
-                problems.at(origin, "`${` without its `}`");
+                problems.at(origin, "`${` without `}`");
                 break;
             };
             out.push_str(&rest[..start]);
             if let Some((value, by)) = self.text(&rest[start + 2..start + length], origin, problems) {
                 out.push_str(&value);
-                loose.extend(by);
+                undeclared.extend(by);
             }
             rest = &rest[start + length + 1..];
         }
-        (out + rest, loose)
+        (out + rest, undeclared)
     }
 
-    /// Reports values of variables that are not declared, and count in these parameters.
+    /// Reports parameters that are hashed and contain undeclared variables.
     pub fn check(&self, stage: &dyn Stage, node: &Node, problems: &mut Problems) {
-        if !self.loose.borrow().is_empty() {
+        if !self.undeclared.borrow().is_empty() {
             self.check_below(stage, node, &mut Vec::new(), problems);
         }
     }
@@ -190,13 +190,13 @@ impl Env {
                 }
             }
             _ => {
-                for (name, value) in self.loose(node) {
-                    if !counts(stage, path, &value) {
+                for (name, value) in self.undeclared(node) {
+                    if !is_hashed(stage, path, &value) {
                         continue;
                     }
-                    let message = format!("`${{env:{name}}}` stands where its value counts");
+                    let message = format!("`${{env:{name}}}` is not declared, and this value is hashed");
                     let help = format!(
-                        "`env = [\"{name}\"]` at the head of the pipeline declares it: its value then counts, and is recorded"
+                        "declare it with `env = [\"{name}\"]` at the top of the pipeline: its value is then hashed and recorded"
                     );
                     problems.at(&node.origin, message).help(help);
                 }
@@ -204,14 +204,14 @@ impl Env {
         }
     }
 
-    /// The declared variables that were read, with what they gave.
+    /// The declared variables that were read, and all variables that were read, with their values.
     pub fn into_read(self) -> (BTreeMap<String, String>, BTreeMap<String, Option<String>>) {
-        (self.read.into_inner(), self.asked.into_inner())
+        (self.read.into_inner(), self.all.into_inner())
     }
 }
 
-/// Whether a stage would be another one, if at `path` of its parameters `value` were another text.
-fn counts(stage: &dyn Stage, path: &[String], value: &str) -> bool {
+/// Whether the stage's identity changes when `value` at `path` of its parameters is another text.
+fn is_hashed(stage: &dyn Stage, path: &[String], value: &str) -> bool {
     let mut other = stage.to_json();
     let mut place = Some(&mut other);
     for key in path {
@@ -222,7 +222,7 @@ fn counts(stage: &dyn Stage, path: &[String], value: &str) -> bool {
         };
     }
     let new = match place.as_deref() {
-        // The path of a file that is there was made absolute, and may hold the text in another form.
+        // The path of an existing file was made absolute, so it may contain the text in another form.
         Some(Json::String(text)) if !value.is_empty() && text.contains(value) => {
             Json::from(text.replace(value, &format!("{value}-other")))
         }
@@ -240,7 +240,7 @@ fn counts(stage: &dyn Stage, path: &[String], value: &str) -> bool {
     !stage.kind().from_json(&other).is_ok_and(|other| stage.is_equivalent(&*other))
 }
 
-/// A number or a boolean where the text is one in TOML, else the text.
+/// A number or a boolean if the text is one in TOML, else the text.
 fn plain(text: &str) -> Value {
     match tree::plain(text) {
         Some(value) => value,
@@ -254,7 +254,7 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// What tells a value from every other; `None` for tables and arrays, which are told by what is in them.
+/// Identifies a value; `None` for tables and arrays, which are identified by their content.
 fn key(node: &Node) -> Option<(usize, usize, String)> {
     let value = match &node.value {
         Value::Bool(value) => value.to_string(),

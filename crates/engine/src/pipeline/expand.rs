@@ -1,4 +1,4 @@
-//! Repeated stages written out, and `${…}` references replaced.
+//! Expands repeated stages and replaces `${…}` references.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -14,20 +14,20 @@ use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::kind::{KindInfo, Port, Registry};
 
-/// A stage whose references to the config are replaced and whose kind is known.
+/// A stage with its config references replaced and its kind known.
 pub(super) struct Draft<'p> {
     pub base: &'p str,
     pub label: Option<String>,
-    /// The items that it stands for.
+    /// Its items.
     pub items: Vec<Item<'p>>,
     pub origin: &'p Origin,
     pub kind: &'static KindInfo,
     /// `inputs`, by port.
     pub inputs: Table,
-    /// `params` and the defaults of the kind, before the kind has read them.
+    /// `params` and the defaults of the kind, before the kind reads them.
     pub params: Node,
     pub outputs: Vec<Port>,
-    /// Where the switch stands that keeps the stage out of the pipeline; `None` for one that is in it.
+    /// Location of the value that disables the stage; `None` for an enabled stage.
     pub off: Option<Origin>,
 }
 
@@ -40,10 +40,10 @@ impl Draft<'_> {
     }
 }
 
-/// All stages written out.
+/// All stages, expanded.
 pub(super) struct Expanded<'p> {
     pub drafts: Vec<Draft<'p>>,
-    /// Names of stages with a fault that was reported: a reference to one is not a second fault.
+    /// Names of stages whose faults were reported: a reference to one is not a second fault.
     pub faulty: BTreeSet<&'p str>,
     /// Drafts by name.
     ids: HashMap<String, usize>,
@@ -54,7 +54,7 @@ pub(super) struct Expanded<'p> {
 }
 
 impl<'p> Expanded<'p> {
-    /// Whether the value at a path of the config, something below or something around it was read.
+    /// Whether the value at a path of the config, or one below or above it, was read.
     pub fn reads(&self, path: &str) -> bool {
         let meets = |used: &String| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY);
         self.used.iter().any(meets)
@@ -70,8 +70,8 @@ impl<'p> Expanded<'p> {
         self.firsts.get(base).map(|index| &self.drafts[*index])
     }
 
-    /// Of a repeated stage, the item that another stage means: the one over the same items of the same lists, or
-    /// over items of the same names where both are repeated over one list.
+    /// The item of a repeated stage that another stage refers to: the one over the same items of the same lists, or
+    /// over items of the same names if both repeat over one list.
     pub fn same_item(&self, base: &str, from: &Draft<'_>) -> Option<usize> {
         let first = self.first(base)?;
         let same = |item: &Item<'_>| {
@@ -91,7 +91,7 @@ impl<'p> Expanded<'p> {
     }
 }
 
-/// Writes out all stages; a stage with a fault is reported and left out.
+/// Expands all stages; a faulty stage is reported and left out.
 pub(super) fn expand<'p>(
     parts: &'p Parts,
     defaults: &'p Table,
@@ -119,7 +119,7 @@ pub(super) fn expand<'p>(
     Expanded { drafts, faulty, ids, firsts, used: used.into_inner() }
 }
 
-/// Writes out one stage.
+/// Expands one stage.
 fn stage<'p>(
     base: &'p str,
     entry: &'p Entry,
@@ -135,9 +135,9 @@ fn stage<'p>(
     };
     only_keys(table, &["kind", "when", "each", "inputs", "params"], problems);
     if base.contains(['[', ']', '.', '/']) {
-        problems.at(&entry.key, format!("the stage name `{base}` holds one of `[ ] . /`"));
+        problems.at(&entry.key, format!("the stage name `{base}` contains one of `[ ] . /`"));
     } else if base.is_empty() || base.chars().any(char::is_control) {
-        problems.at(&entry.key, "the stage name is empty or holds a control character");
+        problems.at(&entry.key, "the stage name is empty or contains a control character");
     }
     let Some(kind) = kind(table, entry, registry, problems) else { return drafts };
     let defaults = defaults.get(kind.name).and_then(Node::as_table);
@@ -163,7 +163,7 @@ fn stage<'p>(
         };
         let mut params = params.unwrap_or(empty);
         if let (Some(defaults), Value::Table(params)) = (defaults, &mut params.value) {
-            // The stage's own parameters win.
+            // The stage's own parameters take precedence.
             for (name, default) in &defaults.entries {
                 if !params.entries.contains_key(name) {
                     let node = replace(&default.node, &scope, problems);
@@ -202,7 +202,7 @@ fn kind(
     kind.copied()
 }
 
-/// Replaces every reference below `node`; what is already a value of the config is taken as it is.
+/// Replaces every reference below `node`; a referenced value is used unchanged.
 fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node {
     let origin = node.origin.clone();
     let value = match &node.value {
@@ -214,11 +214,11 @@ fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node 
                 return lookup(path, &origin, scope, problems).cloned().unwrap_or_else(|| node.clone());
             }
             None => {
-                let (replaced, loose) = interpolate(text, &origin, scope, problems);
-                // A path that begins in the config is relative to the config's folder, not to the pipeline's.
+                let (replaced, undeclared) = interpolate(text, &origin, scope, problems);
+                // A path that begins with a config value is relative to the config's folder, not to the pipeline's.
                 let origin = beginning(text, scope).unwrap_or(&origin).clone();
                 let node = Node { value: Value::Text(replaced), origin };
-                scope.env.mark(&node, loose);
+                scope.env.mark(&node, undeclared);
                 return node;
             }
         },
@@ -235,7 +235,7 @@ fn replace(node: &Node, scope: &Scope<'_, '_>, problems: &mut Problems) -> Node 
     Node { value, origin }
 }
 
-/// Replaces references inside a longer text by strings and integers; with the undeclared variables in it.
+/// Replaces references inside a longer text by strings and integers; also returns the undeclared variables in it.
 fn interpolate(
     text: &str,
     origin: &Origin,
@@ -243,12 +243,12 @@ fn interpolate(
     problems: &mut Problems,
 ) -> (String, Vec<UndeclaredVar>) {
     let mut out = String::new();
-    let mut loose = Vec::new();
+    let mut undeclared = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         let Some(length) = rest[start..].find('}') else {
-            problems.at(origin, "`${` without its `}`");
-            return (text.to_owned(), loose);
+            problems.at(origin, "`${` without `}`");
+            return (text.to_owned(), undeclared);
         };
         out.push_str(&rest[..start]);
         let path = &rest[start + 2..start + length];
@@ -256,26 +256,27 @@ fn interpolate(
         if Env::is_reference(path) {
             if let Some((value, by)) = scope.env.text(path, origin, problems) {
                 out.push_str(&value);
-                loose.extend(by);
+                undeclared.extend(by);
             }
             continue;
         }
         let Some(node) = lookup(path, origin, scope, problems) else { continue };
-        loose.extend(scope.env.loose(node));
+        undeclared.extend(scope.env.undeclared(node));
         match &node.value {
             Value::Text(value) => out.push_str(value),
             Value::Int(value) => out.push_str(&value.to_string()),
             _ => {
                 let found = node.type_name();
-                let message = format!("`{path}` is {found}, expected a string or an integer inside a text");
+                let message =
+                    format!("`{path}` is {found}, expected a string or an integer within a longer text");
                 problems.at(origin, message);
             }
         }
     }
-    (out + rest, loose)
+    (out + rest, undeclared)
 }
 
-/// Where the text is written that a longer one takes its beginning from: `${a.b}/c`.
+/// The location of the value that a longer text begins with: `${a.b}/c`.
 fn beginning<'c>(text: &str, scope: &Scope<'c, '_>) -> Option<&'c Origin> {
     let (path, _) = text.strip_prefix("${")?.split_once('}')?;
     let node = follow(path, scope).ok()?;

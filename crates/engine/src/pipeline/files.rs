@@ -1,4 +1,4 @@
-//! The files that a pipeline is written in: one and all that it includes, read into one list of stages.
+//! The files of a pipeline: the main file and its includes, read into one list of stages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -11,21 +11,21 @@ use crate::config::tree::{self, Entry, Node, Table, Value};
 /// The keys of a pipeline file.
 const KEYS: [&str; 5] = ["config", "include", "env", "defaults", "stages"];
 
-/// What the files of a pipeline hold together.
+/// The merged content of a pipeline's files.
 pub(super) struct Parts {
-    /// Number of the first file's text.
+    /// Index of the main file's text.
     pub text: usize,
     /// Stages by name: those of an included file before those of the file that includes it, each in file order.
     pub stages: Vec<(String, Entry)>,
     /// Default parameters by kind.
     pub defaults: Table,
-    /// The one config that the files name: its path, and where it is named.
+    /// The config that the files share: its path, and the location of its name.
     pub config: Option<(PathBuf, Origin)>,
-    /// The environment, with the variables that are declared.
+    /// The environment, with the declared variables.
     pub env: Env,
 }
 
-/// Reads a file and all that it includes; `None` where there is nothing to go on with.
+/// Reads a file and its includes; `None` if no stage can be read.
 pub(super) fn read(file: &Path, sources: &mut Sources, problems: &mut Problems) -> Option<Parts> {
     let mut files =
         Files { sources, problems, open: Vec::new(), done: BTreeSet::new(), names: BTreeMap::new() };
@@ -35,7 +35,7 @@ pub(super) fn read(file: &Path, sources: &mut Sources, problems: &mut Problems) 
     problems.is_empty().then_some(parts)
 }
 
-/// Reads a file into `sources`; a file that cannot be read is a problem at `origin`.
+/// Reads a file into `sources`; a read error is reported at `origin`.
 pub(super) fn read_text(
     file: &Path,
     origin: Option<&Origin>,
@@ -58,15 +58,15 @@ pub(super) fn read_text(
     }
 }
 
-/// The walk through the files.
+/// The traversal of the files.
 struct Files<'s> {
     sources: &'s mut Sources,
     problems: &'s mut Problems,
     /// The file that is read and those that include it, outermost first: real path, and name for people.
     open: Vec<(PathBuf, String)>,
-    /// Files that were read: one that two others include stands in the pipeline once.
+    /// Files already read: one that two others include is part of the pipeline once.
     done: BTreeSet<PathBuf>,
-    /// Where each stage is defined.
+    /// Location of each stage.
     names: BTreeMap<String, Origin>,
 }
 
@@ -120,14 +120,14 @@ impl Files<'_> {
         Some(())
     }
 
-    /// A path written in a file, as seen from where the program was started.
+    /// A path written in a file, relative to the working folder.
     fn path(&mut self, node: &Node, text: usize, env: &Env) -> Option<PathBuf> {
         let mut node = node.clone();
         env.fill(&mut node, self.problems);
         match &node.value {
             Value::Text(path) if !path.is_empty() => Some(short_path(&self.sources.get(text).name, path)),
             Value::Text(_) => {
-                self.problems.at(&node.origin, "expected a path, found an empty text");
+                self.problems.at(&node.origin, "expected a path, found an empty string");
                 None
             }
             _ => {
@@ -146,7 +146,7 @@ impl Files<'_> {
             Some((first, place)) => {
                 let place = self.sources.position(place);
                 let message = format!(
-                    "a second config, `{}`: the files of a pipeline share one, and {place} names `{}`",
+                    "a second config `{}`: a pipeline has one config, and {place} names `{}`",
                     path.display(),
                     first.display()
                 );
@@ -188,7 +188,8 @@ impl Files<'_> {
             for (name, entry) in params.entries {
                 if let Some(first) = known.entries.get(&name) {
                     let place = self.sources.position(&first.key);
-                    let message = format!("a second default of `{name}` for `{kind}`: {place} gives one");
+                    let message =
+                        format!("a second default of `{name}` for `{kind}`: the first is at {place}");
                     self.problems.at(&entry.key, message);
                 } else {
                     known.entries.insert(name, entry);
@@ -204,13 +205,13 @@ impl Files<'_> {
             return;
         };
         let mut stages: Vec<(String, Entry)> = stages.entries.into_iter().collect();
-        // File order reads best in every listing; tables are kept sorted by name.
+        // Listings use file order; tables are sorted by name.
         stages.sort_by_key(|(_, entry)| entry.key.span.start);
         for (name, entry) in stages {
             match self.names.get(&name) {
                 Some(first) => {
                     let place = self.sources.position(first);
-                    let message = format!("a second stage `{name}`: {place} defines one");
+                    let message = format!("a second stage `{name}`: the first is at {place}");
                     self.problems.at(&entry.key, message);
                 }
                 None => {

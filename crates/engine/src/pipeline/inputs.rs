@@ -1,4 +1,4 @@
-//! What stands on the input ports of a stage: references between stages, paths, alternatives.
+//! The inputs of a stage: references between stages, paths, alternatives.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::kind::{Input, Output};
 
 /// The connected ports of a stage.
 pub(super) struct Connected {
-    /// What feeds each; stages are numbered as drafts.
+    /// The source of each; stages are numbered as drafts.
     pub sources: BTreeMap<String, Source>,
     /// Whether every entry of `inputs` could be read.
     pub whole: bool,
@@ -24,19 +24,19 @@ struct Port<'p> {
     required: bool,
 }
 
-/// What one text of an input names.
+/// The meaning of an input's text.
 enum Named<'t> {
     /// `""`: the port may stay open.
     Nothing,
-    /// `./a/path`, not looked at yet.
+    /// `./a/path`, not checked yet.
     Path(&'t str),
     /// `stage.port/below`.
     Port { stage: usize, port: &'t str, sub: Option<&'t str> },
-    /// An output that the stage would have if one of its parameters asked for it.
+    /// An output that the stage has only if one of its parameters enables it.
     NotAsked { stage: usize, output: &'static Output },
 }
 
-/// Reads the inputs of a stage. Of one that is switched off, only the names are checked.
+/// Reads the inputs of a stage. For a disabled stage, only the names are checked.
 pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Connected {
     let mut misspelt = false;
     let ports = draft.kind.inputs;
@@ -46,16 +46,16 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             .iter()
             .find(|known| known.name == name)
             .map(|known| Port { name, required: known.required });
-        // What a stage connects under a name of its own, it needs.
+        // An input with a name of the stage's own choice is always required.
         let free = draft.kind.dynamic_inputs.then_some(Port { name, required: true });
         if free.is_some() && !plain_name(name) {
             connected.whole = false;
-            let message = format!("`{name}` is no name of an input: expected {PLAIN_NAME}");
+            let message = format!("`{name}` is not a valid input name: expected {PLAIN_NAME}");
             reader.problems.at(&entry.key, message);
             continue;
         }
         let Some(port) = known.or(free) else {
-            // What is misspelt is not missing as well.
+            // A misspelt input is not also reported as missing.
             misspelt = true;
             connected.whole = false;
             let message = format!("the kind `{}` has no input `{name}`", draft.kind.name);
@@ -73,14 +73,14 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
     let missing = |port: &&Input| port.required && !misspelt && draft.inputs.get(port.name).is_none();
     for port in ports.iter().filter(missing) {
         connected.whole = false;
-        let message = format!("the stage `{}` has nothing on its input `{}`", draft.base, port.name);
+        let message = format!("the input `{}` of the stage `{}` is not connected", port.name, draft.base);
         reader.problems.at(draft.origin, message).help(format!("`{}` takes {}", port.name, port.doc));
     }
     connected
 }
 
-/// Reads one input: the first of its alternatives whose stage is in the pipeline and has the output. `None` after a fault was
-/// reported, `Some(None)` for a port that is left open.
+/// Reads one input: the first of its alternatives whose stage is enabled and has the output. `None` after a fault was
+/// reported, `Some(None)` for a port left open.
 fn read_source(
     port: &Port<'_>,
     entry: &Entry,
@@ -93,11 +93,11 @@ fn read_source(
         _ => std::slice::from_ref(&entry.node),
     };
     if alternatives.is_empty() {
-        let message = "there is no alternative here, expected at least one `stage.port` or path";
+        let message = "the array is empty, expected at least one `stage.port` or path";
         reader.problems.at(&entry.node.origin, message);
         return None;
     }
-    // All are read, so that a misspelt name is told before it is needed.
+    // All alternatives are read, so that a misspelt name is always reported.
     let read: Vec<_> = alternatives.iter().map(|node| read_name(node, draft, expanded, reader)).collect();
     let read = read.into_iter().collect::<Option<Vec<_>>>()?;
     if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
@@ -132,12 +132,12 @@ fn read_source(
     if let Some(Named::NotAsked { stage, output }) =
         read.iter().find(|named| matches!(named, Named::NotAsked { .. }))
     {
-        let (id, param) = (expanded.drafts[*stage].id(), output.asked_by.unwrap_or_default());
+        let (id, param) = (expanded.drafts[*stage].id(), output.enabled_by.unwrap_or_default());
         let message =
             format!("the stage `{id}` has the output `{}` only with its parameter `{param}`", output.name);
         let problem = reader.problems.at(&entry.node.origin, message);
         if !port.required {
-            problem.help(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
+            problem.help(format!("add `\"\"` as the last alternative to leave `{}` open", port.name));
         }
         return None;
     }
@@ -145,7 +145,7 @@ fn read_source(
     None
 }
 
-/// Reports an input whose stages are all switched off, and where.
+/// Reports an input whose stages are all disabled, and where.
 fn all_off(
     port: &Port<'_>,
     entry: &Entry,
@@ -160,15 +160,15 @@ fn all_off(
     });
     let places: Vec<(String, String)> = places.collect();
     let message = match places.as_slice() {
-        [(id, place)] => format!("the stage `{id}` is switched off at {place}"),
+        [(id, place)] => format!("the stage `{id}` is disabled at {place}"),
         several => {
             let names: Vec<String> = several.iter().map(|(id, place)| format!("`{id}` at {place}")).collect();
-            format!("all of these stages are switched off: {}", names.join(", "))
+            format!("all of these stages are disabled: {}", names.join(", "))
         }
     };
     let problem = reader.problems.at(&entry.node.origin, message);
     if !port.required {
-        problem.help(format!("`\"\"` as the last alternative leaves `{}` open", port.name));
+        problem.help(format!("add `\"\"` as the last alternative to leave `{}` open", port.name));
     }
 }
 
@@ -193,7 +193,7 @@ fn read_name<'t>(
     }
     let after_label = text.find(']').map_or(0, |end| end + 1);
     let Some(dot) = text[after_label..].find('.').map(|dot| dot + after_label) else {
-        let problem = reader.problems.at(origin, format!("`{text}` is neither `stage.port` nor a path"));
+        let problem = reader.problems.at(origin, format!("`{text}` is not `stage.port` or a path"));
         match expanded.first(text).or_else(|| expanded.by_id(text).map(|index| &expanded.drafts[index])) {
             Some(Draft { outputs, .. }) if !outputs.is_empty() => {
                 problem.help(format!("did you mean `{text}.{}`?", outputs[0].name))
@@ -206,9 +206,9 @@ fn read_name<'t>(
     let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
     let stage = find_stage(name, origin, draft, expanded, reader)?;
     let outputs = &expanded.drafts[stage].outputs;
-    let asked_by = expanded.drafts[stage].kind.outputs.iter().find(|output| output.name == port);
+    let output_named = expanded.drafts[stage].kind.outputs.iter().find(|output| output.name == port);
     if !outputs.iter().any(|known| known.name == port) {
-        if let Some(output) = asked_by.filter(|output| output.asked_by.is_some()) {
+        if let Some(output) = output_named.filter(|output| output.enabled_by.is_some()) {
             return Some(Named::NotAsked { stage, output });
         }
         let message = format!("the stage `{name}` has no output `{port}`");
@@ -219,7 +219,7 @@ fn read_name<'t>(
     Some(Named::Port { stage, port, sub })
 }
 
-/// A stage by its full name, or the repeated stage's item beside the one that asks.
+/// A stage by its full name, or the same item of another repeated stage.
 fn find_stage(
     name: &str,
     origin: &Origin,
@@ -243,7 +243,7 @@ fn find_stage(
     } else {
         let id = |draft: &Draft<'_>| if name.contains('[') { draft.id() } else { draft.base.to_owned() };
         let names: Vec<String> = expanded.drafts.iter().map(id).collect();
-        let problem = reader.problems.at(origin, format!("there is no stage `{name}`"));
+        let problem = reader.problems.at(origin, format!("unknown stage `{name}`"));
         problem.suggest(name, names.iter().map(String::as_str));
     }
     None

@@ -1,4 +1,4 @@
-//! `each`: the items that a stage is repeated over, one list or the product of several.
+//! `each`: the items that a stage repeats over, one list or the product of several.
 
 use std::collections::BTreeSet;
 
@@ -7,18 +7,18 @@ use super::scope::{ANY, Item, Scope, find};
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Node, Table, Value};
 
-/// The most stages that one table may stand for.
+/// Maximum stages of one repeated stage.
 const MOST: usize = 100_000;
-/// The most bytes of a label: it names a folder, whose name may have 255.
+/// Maximum bytes of a label: it names a folder, and file systems allow 255.
 const LONGEST: usize = 200;
 
-/// The items of one repetition and their joint label; no item and no label for a stage that is not repeated.
+/// The items of one repetition and their joint label; both are empty for a stage that is not repeated.
 pub(super) struct Repetition<'c> {
     pub label: Option<String>,
     pub items: Vec<Item<'c>>,
 }
 
-/// What a stage is repeated over: each combination of one item per list, the last list's turning fastest.
+/// The repetitions of a stage: each combination of one item per list, the last list varying fastest.
 pub(super) fn repetitions<'c>(
     table: &'c Table,
     scope: &Scope<'c, '_>,
@@ -39,14 +39,14 @@ pub(super) fn repetitions<'c>(
         if variable.contains(['.', ':', '}']) || variable.is_empty() {
             problems.at(
                 &entry.key,
-                format!("`{variable}` cannot be referred to: expected a name without `.`, `:`, `}}`"),
+                format!("`{variable}` is not a valid name: expected a name without `.`, `:`, `}}`"),
             );
             continue;
         }
         let (path, items): (&str, &[Node]) = match &entry.node.value {
             Value::List(items) => {
                 if let Some(item) = items.iter().find(|item| has_reference(item)) {
-                    problems.at(&item.origin, "a list that stands here holds values alone, and no `${…}`");
+                    problems.at(&item.origin, "a list written here must contain values only, no `${…}`");
                     continue;
                 }
                 ("", items.as_slice())
@@ -56,7 +56,7 @@ pub(super) fn repetitions<'c>(
                     problems.at(&entry.node.origin, form);
                     continue;
                 };
-                // Of the items, their names count as read, and then what the stage refers to.
+                // The items' names are marked as read, and then whatever the stage refers to.
                 scope.used.borrow_mut().insert(format!("{path}.{ANY}.name"));
                 let Some(found) = find(path, &entry.node.origin, scope, problems) else { continue };
                 let Value::List(list) = &found.value else {
@@ -75,7 +75,7 @@ pub(super) fn repetitions<'c>(
     product(&axes, &each.origin, problems)
 }
 
-/// The items of one list with their labels; those with a fault are reported and left out.
+/// The items of one list with their labels; faulty ones are reported and left out.
 fn axis<'c>(variable: &'c str, list: &'c str, nodes: &'c [Node], problems: &mut Problems) -> Vec<Item<'c>> {
     let mut seen = BTreeSet::new();
     let mut items = Vec::new();
@@ -104,7 +104,7 @@ fn product<'c>(axes: &[Vec<Item<'c>>], origin: &Origin, problems: &mut Problems)
     let count = axes.iter().try_fold(1usize, |count, axis| count.checked_mul(axis.len()));
     let Some(count) = count.filter(|count| *count <= MOST) else {
         let sizes: Vec<String> = axes.iter().map(|axis| axis.len().to_string()).collect();
-        problems.at(origin, format!("{} stages, more than {MOST}", sizes.join(" x ")));
+        problems.at(origin, format!("{} stages, expected at most {MOST}", sizes.join(" x ")));
         return Vec::new();
     };
     let mut seen = BTreeSet::new();
@@ -134,8 +134,8 @@ pub(super) fn join<'l>(labels: impl Iterator<Item = &'l str>) -> String {
     labels.collect::<Vec<_>>().join(",")
 }
 
-/// The item's `name`, else the item itself where it is plain, else its index; `None` for a name that is neither text
-/// nor integer.
+/// The item's `name`, else the item itself if it is a string or an integer, else its index; `None` for a name of
+/// another type.
 fn label(item: &Node, index: usize) -> Option<String> {
     let plain = |node: &Node| match &node.value {
         Value::Text(text) => Some(text.clone()),
@@ -151,13 +151,13 @@ fn label(item: &Node, index: usize) -> Option<String> {
     }
 }
 
-/// What keeps a label from being part of a stage's name and the name of a folder.
+/// Why a label cannot be part of a stage's name and the name of a folder.
 fn fault(label: &str) -> Option<String> {
     if label.is_empty() || label.contains(['[', ']', '/']) || label.starts_with('.') {
-        return Some("is empty, starts with `.`, or holds one of `[ ] /`".to_owned());
+        return Some("is empty, starts with `.`, or contains one of `[ ] /`".to_owned());
     }
     if label.chars().any(char::is_control) {
-        return Some("holds a control character".to_owned());
+        return Some("contains a control character".to_owned());
     }
     (label.len() > LONGEST).then(|| format!("is longer than {LONGEST} bytes"))
 }

@@ -1,4 +1,4 @@
-//! Pipeline files: text to typed stages, with every fault reported at its place.
+//! Pipeline files: parsed into typed stages, with every fault reported at its location.
 //!
 //! ```toml
 //! config = "../configs/demo.toml"
@@ -10,28 +10,27 @@
 //! params = { caption = "${query.caption}", steps = "${generate.steps}" }
 //! ```
 //!
-//! A stage can be switched off, and an input can name several sources, of which the first counts whose stage
-//! is in the pipeline:
+//! A stage can be disabled, and an input can list several sources: the first one whose stage is enabled is used.
 //!
 //! ```toml
 //! [stages.latents]
-//! when = "${compute.latents}"       # or "not ${…}", or an array of both, of which one must hold
+//! when = "${compute.latents}"       # or "not ${…}", or an array of both, of which at least one must hold
 //!
 //! [stages.fisher.inputs]
 //! latents = ["latents.latents", "published.files/train_latents.npy"]
 //!
 //! [stages.influence.inputs]
-//! images = ["coco.files/train2017", ""] # the last one leaves an optional input open
+//! images = ["coco.files/train2017", ""] # `""` leaves an optional input open
 //! ```
 //!
-//! What is switched off is not part of the pipeline: it is not listed, not run, and its results are not shown.
-//! Its names are checked all the same, and its references to the config count as read. An input whose sources
-//! are all switched off is a fault, even where it may be left open: that takes the `""`.
+//! A disabled stage is not part of the pipeline: it is not listed, not run, and its results are not shown. Its names
+//! are still checked, and its references to the config mark the keys as read. If all sources of an input are disabled,
+//! that is a fault, even for an optional input, unless the last alternative is `""`.
 //!
-//! A stage repeats over each combination of several lists, a file includes the stages of others, `[defaults.KIND]` fills in
-//! parameters, and `${env:NAME}` is what the environment says: see `pipelines/README.md`.
+//! A stage repeats over each combination of several lists, a file includes the stages of others, `[defaults.KIND]` sets
+//! default parameters, and `${env:NAME}` reads the environment: see `pipelines/README.md`.
 //!
-//! A relative path starts from the folder of the file that it, or its beginning `${…}`, is written in; in a
+//! A relative path starts from the folder of the file that contains it, or that contains its leading `${…}`; in a
 //! `--set`, from the working folder.
 
 mod condition;
@@ -49,60 +48,62 @@ mod scope;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::param::{Param, Reader, Validate};
+use crate::config::param::{Param, Reader, Validate, unknown_key};
 use crate::config::text::{Origin, Problems, Sources};
 use crate::config::tree::{self, Entry, Node, Table, Value};
 use crate::kind::{KindInfo, Port, Registry, Stage};
 use crate::params;
 use files::Parts;
 
-/// A pipeline that was read and checked: every name resolves and every parameter has its type.
+/// A pipeline after all checks: every name resolves and every parameter has its type.
 pub struct Pipeline {
-    /// The file's stem.
+    /// The file's name without extension.
     pub name: String,
-    /// The folder that `cache/` and `results/` stand in.
+    /// The folder of `cache/` and `results/`.
     pub root: PathBuf,
-    /// The stages, repeated ones written out, in file order.
+    /// The stages, repeated ones expanded, in file order.
     pub stages: Vec<StageNode>,
-    /// The stages that are switched off.
+    /// The disabled stages.
     pub off: Vec<DisabledStage>,
-    /// The config's `[run]` table: how to compute, never what.
+    /// The config's `[run]` table: how to compute; it does not change results.
     pub run: RunTable,
-    /// The environment variables that the pipeline declares and refers to, with their values: they count.
+    /// The declared environment variables that the pipeline reads, with their values; they are hashed.
     pub env: BTreeMap<String, String>,
-    /// All environment variables that were asked for, with what they are, whether or not they count.
+    /// All environment variables that the pipeline reads, with their values, hashed or not.
     pub variables: BTreeMap<String, Option<String>>,
-    /// The config, with the `--set` arguments applied: where each value is written.
+    /// The config with the `--set` arguments applied, with the location of each value.
     pub config: Node,
 }
 
-/// The config's table of how to compute.
+/// The table of run settings in the config.
 const RUN: &str = "run";
 /// The table of default parameters.
 const DEFAULTS: &str = "defaults";
-/// The most files that may be downloaded at once.
-pub const MOST_DOWNLOADS: u32 = 64;
-/// As many as are downloaded at once where nothing is said of it.
-pub const DOWNLOADS: u32 = 4;
+/// The largest `download_jobs`.
+pub const MAX_DOWNLOAD_JOBS: u32 = 64;
+/// The default of `download_jobs`.
+pub const DOWNLOAD_JOBS: u32 = 4;
 
 params! {
-    /// How to compute; nothing here counts for identity, and the command line wins.
+    /// Run settings. They are not hashed, and the command line takes precedence.
     pub struct RunTable {
-        /// `auto`, `cpu`, `cuda`, or a list such as `cuda:0,cuda:1`; `auto` takes a GPU where there is one.
+        /// `auto`, `cpu`, `cuda`, or a list such as `cuda:0,cuda:1`; `auto` uses a GPU if there is one.
         device: String = "auto".to_owned(),
-        /// Workers at once on the CPU; 0 chooses from the number of cores.
+        /// Parallel workers on the CPU; 0 chooses from the number of cores.
         jobs: u32 = 0,
         /// Threads of each worker; 0 divides the cores among the workers.
         threads: u32 = 0,
-        /// Most rows to send through a network at once; 0 chooses 32 on the CPU, whose caches they fit, and 1024
-        /// on a GPU.
+        /// The most rows sent through a network at once; 0 chooses: 128 on the CPU, and on a GPU the number that a short
+        /// trial finds fastest.
         micro_batch: u32 = 0,
-        /// Most files that a `download` stage brings at once.
-        downloads: u32 [1..=MOST_DOWNLOADS] = DOWNLOADS,
+        /// Files that a `download` stage downloads at the same time.
+        download_jobs: u32 [1..=MAX_DOWNLOAD_JOBS] = DOWNLOAD_JOBS,
     }
 }
 
-impl Validate for RunTable {}
+impl Validate for RunTable {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("downloads", "download_jobs")];
+}
 
 /// One stage of a pipeline.
 pub struct StageNode {
@@ -114,13 +115,13 @@ pub struct StageNode {
     pub label: Option<String>,
     /// Its kind and parameters, defaults filled in.
     pub stage: Box<dyn Stage>,
-    /// The parameters as they are written, each value with its place; without those that a default gives.
+    /// The parameters as written, with locations; without defaults.
     pub written: Node,
-    /// What stands on its input ports.
+    /// The sources of its input ports.
     pub inputs: BTreeMap<String, Source>,
     /// Its output ports.
     pub outputs: Vec<Port>,
-    /// Where its table's name is written.
+    /// Location of its table's name.
     pub origin: Origin,
 }
 
@@ -130,23 +131,23 @@ impl StageNode {
         self.stage.kind()
     }
 
-    /// Where the stage's outputs show in the results folder: `generate/apple`.
+    /// The stage's folder below the results folder: `generate/apple`.
     pub fn folder(&self) -> PathBuf {
         Path::new(&self.base).join(self.label.as_deref().unwrap_or_default())
     }
 }
 
-/// A stage that its `when` keeps out of the pipeline.
+/// A stage that its `when` disables.
 pub struct DisabledStage {
     /// As [`StageNode::id`].
     pub id: String,
     /// As [`StageNode::base`].
     pub base: String,
-    /// Where the switch stands: `configs/mscoco.toml:12:11`.
+    /// Location of the deciding value: `configs/mscoco.toml:12:11`.
     pub place: String,
 }
 
-/// What feeds an input port.
+/// The source of an input port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// An output of another stage, or a path below it.
@@ -155,9 +156,9 @@ pub enum Source {
         stage: usize,
         /// Its output port.
         port: String,
-        /// The path below, where the output is a folder.
+        /// The path below, if the output is a folder.
         sub: Option<String>,
-        /// Where the reference is written.
+        /// Location of the reference.
         origin: Origin,
     },
     /// A file or folder outside the store.
@@ -213,7 +214,7 @@ fn read(
     });
     let off: Vec<DisabledStage> = off.collect();
     if problems.is_empty() && nodes.is_empty() && !off.is_empty() {
-        problems.at(expanded.drafts[0].origin, "every stage is switched off by its `when`");
+        problems.at(expanded.drafts[0].origin, "every stage is disabled by its `when`");
     }
     if !problems.is_empty() {
         return None;
@@ -238,7 +239,7 @@ fn read(
     })
 }
 
-/// The folder that `cache/` and `results/` of a pipeline file stand in.
+/// The folder of `cache/` and `results/` for a pipeline file.
 pub fn root(file: &Path) -> Option<PathBuf> {
     let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
     match folder.file_name() {
@@ -247,9 +248,9 @@ pub fn root(file: &Path) -> Option<PathBuf> {
     }
 }
 
-/// The config that the pipeline names, with the `--set` arguments applied, and the keys that they added.
+/// The pipeline's config with the `--set` arguments applied, and the keys that they added.
 ///
-/// A `--set defaults.KIND.KEY=…` goes to the pipeline's defaults, where the config has no such table.
+/// `--set defaults.KIND.KEY=…` sets the pipeline's defaults, unless the config has such a table.
 fn config(
     parts: &Parts,
     defaults: &mut Node,
@@ -262,7 +263,7 @@ fn config(
         None => sources.add("config".into(), PathBuf::new(), String::new()),
     };
     let mut config = tree::parse(sources, text, problems);
-    // What does not parse is not there: everything that needs it would be a fault too.
+    // After a syntax error, do not report every key that is missing because of it.
     if !problems.is_empty() {
         return None;
     }
@@ -275,7 +276,7 @@ fn config(
     let mut new_keys = Vec::new();
     for argument in sets {
         match argument.trim_start().strip_prefix(DEFAULTS).is_some_and(|rest| rest.starts_with('.')) && !own {
-            // Keys that no kind has are found where all defaults are read.
+            // Unknown keys of defaults are reported when all defaults are read.
             true => drop(tree::set(defaults, argument, sources, problems)),
             false => new_keys.extend(tree::set(&mut config, argument, sources, problems)),
         }
@@ -285,11 +286,11 @@ fn config(
     (problems.list.len() == known).then_some((config, new_keys))
 }
 
-/// Reports keys that a table of the pipeline file cannot have.
+/// Reports unknown keys of a table of the pipeline file.
 fn only_keys(table: &Table, known: &[&str], problems: &mut Problems) {
     for (key, entry) in &table.entries {
         if !known.contains(&key.as_str()) {
-            problems.at(&entry.key, format!("unknown key `{key}`")).suggest(key, known.iter().copied());
+            unknown_key(key, &entry.key, known, &[], problems);
         }
     }
 }

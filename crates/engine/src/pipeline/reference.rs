@@ -1,6 +1,6 @@
-//! `${…}`: how a value refers to another.
+//! `${…}`: a reference to another value.
 
-/// `a.b` for `${a.b}` and nothing around it.
+/// `a.b` if the text is exactly `${a.b}`.
 pub(super) fn whole_reference(text: &str) -> Option<&str> {
     text.strip_prefix("${")?.strip_suffix('}').filter(|path| !path.contains(['$', '{', '}']))
 }

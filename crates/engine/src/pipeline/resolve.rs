@@ -1,4 +1,4 @@
-//! Parameters read by their kinds, some of them taken from upstream; references numbered as stages.
+//! Parameters read by their kinds, including inherited ones; references resolved to stage indices.
 
 use super::env_vars::Env;
 use super::expand::{Draft, Expanded};
@@ -9,13 +9,12 @@ use crate::config::text::Problem;
 use crate::config::tree::{Node, Value};
 use crate::kind::Stage;
 
-/// Turns drafts into stages, without those that are switched off; the result is complete only when no problem
-/// was added.
+/// Turns drafts into stages, without the disabled ones; the result is complete only if no problem was added.
 pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_>) -> Vec<StageNode> {
     let drafts = &expanded.drafts;
     let known = reader.problems.list.len();
     let connected: Vec<_> = drafts.iter().map(|draft| inputs::read(draft, expanded, reader)).collect();
-    // A draft's number among the stages.
+    // The index of a draft among the stages.
     let places: Vec<usize> = drafts
         .iter()
         .scan(0, |next, draft| {
@@ -50,7 +49,7 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
             origin: draft.origin.clone(),
         });
     }
-    // A value that a `${…}` could not give is not of a wrong type as well.
+    // A value of an unresolved `${…}` is not also reported as of a wrong type.
     let new = reader.problems.list.split_off(known);
     let reported = |problem: &Problem| reader.problems.list.iter().any(|old| old.origin == problem.origin);
     let new: Vec<Problem> = new.into_iter().filter(|problem| !reported(problem)).collect();
@@ -58,9 +57,9 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
     stages
 }
 
-/// Reports what the kind finds wrong between parameters and connected inputs, at the one that it names.
+/// Reports the kind's faults between parameters and connected inputs, at the one that it names.
 fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &mut Reader<'_>) {
-    // What could not be read is not missing as well.
+    // An input that could not be read is not also reported as missing.
     if !connected.whole {
         return;
     }
@@ -78,7 +77,7 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
     }
 }
 
-/// The stage's parameters with those that its kind takes from upstream.
+/// The stage's parameters, with those inherited from upstream.
 fn with_inherited(
     index: usize,
     drafts: &[Draft<'_>],
@@ -90,19 +89,20 @@ fn with_inherited(
     for inherit in draft.kind.inherits {
         let written = draft.inputs.get(inherit.port).is_some();
         if written && !connected[index].whole && !connected[index].sources.contains_key(inherit.port) {
-            // The parameter is not missing: what gives it could not be read.
+            // Not missing: the upstream stage could not be read.
             return None;
         }
         let Some(Source::Port { stage, .. }) = connected[index].sources.get(inherit.port) else { continue };
         let Some(giver) = giver(*stage, inherit.param, drafts, connected, 0) else { continue };
         let Value::Table(table) = &mut params.value else { return Some(params) };
         if let Some(own) = table.entries.get(inherit.param) {
-            let message = format!("`{}` comes from the stage on `{}`", inherit.param, inherit.port);
-            reader.problems.at(&own.key, message).help("remove the key: the two must not differ");
+            let message =
+                format!("`{}` is inherited from the stage on the input `{}`", inherit.param, inherit.port);
+            reader.problems.at(&own.key, message).help("remove the key: both stages must use the same value");
             return None;
         }
         let Some(entry) = giver.params.as_table().and_then(|table| table.entries.get(inherit.param)) else {
-            // Where the giver must have the key, it is told that it is missing there.
+            // If the key is required, it is reported as missing upstream.
             let required = |key: &Key| key.name == inherit.param && key.default.is_none();
             if giver.kind.keys().iter().any(required) {
                 return None;
@@ -114,7 +114,7 @@ fn with_inherited(
     Some(params)
 }
 
-/// The stage whose own parameter it is: the one upstream, or the one that it inherits from in turn.
+/// The stage that defines the parameter: the upstream one, or the one that it inherits from in turn.
 fn giver<'d, 'p>(
     stage: usize,
     param: &str,
@@ -126,7 +126,7 @@ fn giver<'d, 'p>(
     match draft.kind.inherits.iter().find(|inherit| inherit.param == param) {
         None => draft.kind.keys().iter().any(|key| key.name == param).then_some(draft),
         Some(inherit) => match connected[stage].sources.get(inherit.port) {
-            // A cycle is reported by the graph; here it only must end.
+            // The graph reports cycles; this loop only has to end.
             Some(Source::Port { stage, .. }) if depth < drafts.len() => {
                 giver(*stage, param, drafts, connected, depth + 1)
             }

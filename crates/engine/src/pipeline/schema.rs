@@ -1,7 +1,7 @@
-//! The form of pipeline files and configs as JSON Schema, for editors and for readers that are not this program.
+//! JSON Schema of pipeline files and configs, for editors and other programs.
 //!
-//! A schema can't know what a reference leads to, so it takes `${…}` wherever a value may stand, and a loader still
-//! reports what is wrong behind it.
+//! A schema cannot resolve references, so it accepts `${…}` in place of any value; the loader checks the value behind
+//! it.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -11,24 +11,28 @@ use crate::kind::{Input, KindInfo, Registry};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// The keys of a pipeline file: name, meaning, form.
+/// The keys of a pipeline file: name, meaning, schema.
 fn file_keys(registry: &Registry) -> Vec<(&'static str, &'static str, Json)> {
     let defaults = registry.iter().map(|kind| {
         let mut params = param::table(&kind.keys(), &[]);
-        // What a default leaves out, the stage gives.
+        // The stage can give a key that the defaults omit.
         params.as_object_mut().and_then(|params| params.remove("required"));
         (kind.name.to_owned(), params)
     });
     vec![
-        ("config", "the file that `${…}` refers to, relative to this one", json!({ "type": "string" })),
+        (
+            "config",
+            "the config that `${…}` refers to, a path relative to this file",
+            json!({ "type": "string" }),
+        ),
         (
             "include",
-            "files whose stages, defaults and declared variables are part of this pipeline, relative to this one",
+            "files whose stages, defaults and declared variables are part of this pipeline, paths relative to this file",
             json!({ "type": "array", "items": { "type": "string" } }),
         ),
         (
             "env",
-            "environment variables whose values count where `${env:NAME}` stands",
+            "declared environment variables: their values are hashed where `${env:NAME}` is used",
             json!({ "type": "array", "items": { "type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" } }),
         ),
         (
@@ -48,7 +52,7 @@ fn file_keys(registry: &Registry) -> Vec<(&'static str, &'static str, Json)> {
     ]
 }
 
-/// The keys of a stage that are the same for every kind.
+/// The keys of a stage that are common to all kinds.
 fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
     let condition = json!({ "anyOf": [
         { "type": "boolean" },
@@ -60,7 +64,7 @@ fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
     vec![
         (
             "when",
-            "whether the stage is part of the pipeline: true, false, `${…}`, `not ${…}`, or an array of which one must hold",
+            "whether the stage is part of the pipeline: true, false, `${…}`, `not ${…}`, or an array of alternatives",
             conditions,
         ),
         (
@@ -71,7 +75,7 @@ fn stage_keys() -> Vec<(&'static str, &'static str, Json)> {
     ]
 }
 
-/// The schema of pipeline files on these kinds.
+/// The schema of pipeline files with these kinds.
 pub fn pipeline(registry: &Registry) -> Json {
     let source = json!({ "type": "string" });
     let mut definitions = properties(stage_keys());
@@ -87,7 +91,7 @@ pub fn pipeline(registry: &Registry) -> Json {
         "source".into(),
         json!({
             "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; \
-                            or several, of which the first counts that is in the pipeline",
+                            or an array of them, of which the first enabled one is used",
             "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
         }),
     );
@@ -103,11 +107,11 @@ pub fn pipeline(registry: &Registry) -> Json {
     })
 }
 
-/// The schema of configs: what a run looks for there, and whatever else the pipelines refer to.
+/// The schema of configs: the table of run settings, and any other keys.
 pub fn config() -> Json {
     let mut run = param::table(&RunTable::keys(), &[]);
-    run["description"] = json!("how to compute; nothing here counts for identity, and the command line wins");
-    // The loader reads this table as it is.
+    run["description"] = json!("run settings: they are not hashed, and the command line takes precedence");
+    // The loader does not replace references in this table.
     let plain = run["properties"].as_object_mut().into_iter().flat_map(Map::values_mut);
     for key in plain {
         if let Some(Json::Array(forms)) = key.as_object_mut().and_then(|key| key.remove("anyOf"))
@@ -151,7 +155,7 @@ fn stage(kind: &KindInfo) -> Json {
 fn inputs(kind: &KindInfo) -> Json {
     if kind.dynamic_inputs {
         return json!({
-            "description": format!("files and folders under names of your own: {PLAIN_NAME}"),
+            "description": format!("files and folders under names of your choice: {PLAIN_NAME}"),
             "type": "object",
             "propertyNames": { "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$" },
             "additionalProperties": { "$ref": "#/$defs/source" },

@@ -1,4 +1,4 @@
-//! The values that a reference may name, and finding the one that it names.
+//! The values that a reference may name, and their lookup.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -7,19 +7,19 @@ use super::env_vars::Env;
 use crate::config::text::{Origin, Problems};
 use crate::config::tree::{Node, Table};
 
-/// Stands for any item of a list in a path that was read.
+/// Matches any item of a list in a path that was read.
 pub(super) const ANY: &str = "*";
 
-/// One item of a list that a stage is repeated over.
+/// One item of a list that a stage repeats over.
 #[derive(Clone)]
 pub(super) struct Item<'c> {
-    /// What the stage calls it.
+    /// The name of the stage's variable.
     pub variable: &'c str,
     /// Its value.
     pub node: &'c Node,
-    /// The list's path in the config; empty for a list that stands in the stage itself.
+    /// The list's path in the config; empty for a list written in the stage itself.
     pub list: &'c str,
-    /// What it is called in the stage's name.
+    /// Its label in the stage's name.
     pub label: String,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Scope<'c, 's> {
     pub env: &'s Env,
 }
 
-/// The value that a reference names; it counts as read.
+/// The value that a reference names; it is marked as read.
 pub(super) fn lookup<'c>(
     path: &str,
     origin: &Origin,
@@ -53,7 +53,7 @@ pub(super) fn lookup<'c>(
     find(path, origin, scope, problems)
 }
 
-/// The value that a reference names, or the key that leads nowhere and the table without it.
+/// The value that a reference names, or the missing key and the table without it.
 pub(super) fn follow<'c, 'p>(
     path: &'p str,
     scope: &Scope<'c, '_>,
@@ -66,7 +66,7 @@ pub(super) fn follow<'c, 'p>(
     }
 }
 
-/// The value that a reference names; one that leads nowhere is reported.
+/// The value that a reference names; a missing one is reported.
 pub(super) fn find<'c>(
     path: &str,
     origin: &Origin,
@@ -79,11 +79,11 @@ pub(super) fn find<'c>(
         Err((key, table)) => {
             let Some(table) = table else {
                 let message =
-                    format!("`${{{path}}}` leads nowhere: what stands before `{key}` is not a table");
+                    format!("`${{{path}}}` does not exist: the value before `{key}` is not a table");
                 problems.at(origin, message);
                 return None;
             };
-            let problem = problems.at(origin, format!("`${{{path}}}` leads nowhere: there is no `{key}`"));
+            let problem = problems.at(origin, format!("`${{{path}}}` does not exist: unknown key `{key}`"));
             let mut names: Vec<&str> = table.keys().collect();
             if key == first {
                 names.extend(scope.items.iter().map(|item| item.variable));

@@ -1,4 +1,4 @@
-//! What the cache holds of a kind.
+//! The cached results of a kind.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -8,22 +8,22 @@ use rayon::prelude::*;
 use crate::identity::recipe;
 use crate::store::{Entry, Store};
 
-/// A result of a stage as a whole, and when it was kept.
+/// A cached result of a whole stage, and when it was written.
 #[derive(Debug, Clone)]
 pub struct CachedResult {
-    /// What the index says.
+    /// The index entry.
     pub entry: Entry,
     /// When it was written.
     pub written: SystemTime,
 }
 
-/// The results of a kind's stages, newest first; a file of the index that cannot be read holds none.
+/// The results of a kind's stages, newest first; unreadable index files are skipped.
 pub fn of_kind(store: &Store, kind: &str) -> Vec<CachedResult> {
     let folder = store.root().join(format!("recipes-v{}", recipe::FORMAT));
     let below = |folder: PathBuf| fs_err::read_dir(folder).into_iter().flatten().flatten();
     let files: Vec<PathBuf> =
         below(folder).flat_map(|folder| below(folder.path())).map(|file| file.path()).collect();
-    // Most files are of other kinds or of units, and reading a text through takes longer than to look for a word.
+    // Most files are of other kinds or of units, and parsing a text takes longer than searching it for a word.
     let word = serde_json::to_string(kind).unwrap_or_default().into_bytes();
     let read = |file: PathBuf| {
         let text = fs_err::read(&file).ok()?;

@@ -1,4 +1,4 @@
-//! The stages of a pipeline as a directed graph without cycles.
+//! The stages of a pipeline as a directed acyclic graph.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -9,7 +9,7 @@ use petgraph::visit::{Dfs, Reversed};
 use crate::config::text::{Problems, suggestion};
 use crate::pipeline::{Pipeline, Source};
 
-/// The stages to run, in an order where each comes after what it reads.
+/// The stages to run, in topological order.
 pub struct Graph {
     graph: DiGraph<usize, ()>,
     order: Vec<usize>,
@@ -37,7 +37,7 @@ impl Graph {
         let order = topological(&graph);
         if order.len() < nodes.len() {
             let mut problems = Problems::default();
-            // Not by recursion: a chain may be as long as the pipeline. A stage without a cycle is a component alone.
+            // Iterative: a chain may be as long as the pipeline. A stage without a cycle is a component of its own.
             for component in kosaraju_scc(&graph) {
                 if let Some(cycle) = cycle(&graph, &component) {
                     report(&cycle, pipeline, &mut problems);
@@ -49,7 +49,7 @@ impl Graph {
         Ok(Self { graph, order, selected })
     }
 
-    /// The stages, each after those it reads; among equals in file order.
+    /// The stages, each after those it reads; ties are in file order.
     pub fn order(&self) -> &[usize] {
         &self.order
     }
@@ -60,12 +60,12 @@ impl Graph {
         readers.filter(|reader| self.selected[*reader])
     }
 
-    /// Keeps the named stages and all they need; every stage where no name is given.
+    /// Keeps the named stages and all that they need; all stages if no name is given.
     ///
-    /// A repeated stage's name means all its items.
+    /// The name of a repeated stage selects all its items.
     ///
     /// # Errors
-    /// A name that no stage has, with the nearest.
+    /// An unknown stage, with the nearest name.
     pub fn select(&mut self, targets: &[String], pipeline: &Pipeline) -> Result<(), String> {
         if targets.is_empty() {
             return Ok(());
@@ -73,7 +73,7 @@ impl Graph {
         self.selected = vec![false; pipeline.stages.len()];
         let reversed = Reversed(&self.graph);
         let mut search = Dfs::empty(reversed);
-        // One search over all of them: it looks at no stage twice.
+        // One search over all of them visits each stage once.
         search.stack = named(targets, pipeline)?.into_iter().map(NodeIndex::new).collect();
         while let Some(node) = search.next(reversed) {
             self.selected[self.graph[node]] = true;
@@ -83,10 +83,10 @@ impl Graph {
     }
 }
 
-/// The stages that the names mean: a full name, or a repeated stage's name for all its items.
+/// The stages of these names: a full name, or a repeated stage's name for all its items.
 ///
 /// # Errors
-/// A name that no stage has, with the nearest.
+/// An unknown stage, with the nearest name.
 pub fn named(names: &[String], pipeline: &Pipeline) -> Result<Vec<usize>, String> {
     let mut found = Vec::new();
     for name in names {
@@ -95,7 +95,7 @@ pub fn named(names: &[String], pipeline: &Pipeline) -> Result<Vec<usize>, String
         found.extend(stages.filter(|(_, s)| s.id == *name || s.base == *name).map(|(index, _)| index));
         if found.len() == before {
             if let Some(off) = pipeline.off.iter().find(|off| off.id == *name || off.base == *name) {
-                return Err(format!("the stage `{name}` is switched off at {}", off.place));
+                return Err(format!("the stage `{name}` is disabled at {}", off.place));
             }
             let known = pipeline.stages.iter().flat_map(|stage| [stage.id.as_str(), stage.base.as_str()]);
             let hint = suggestion(name, known).map(|hint| format!(": {hint}")).unwrap_or_default();
@@ -125,7 +125,7 @@ fn cycle(graph: &DiGraph<usize, ()>, component: &[NodeIndex]) -> Option<Vec<usiz
     None
 }
 
-/// Reports a cycle where its first stage names the next one.
+/// Reports a cycle at the first stage's reference to the next one.
 fn report(cycle: &[usize], pipeline: &Pipeline, problems: &mut Problems) {
     let first = &pipeline.stages[cycle[0]];
     let next = cycle.get(1).unwrap_or(&cycle[0]);
@@ -142,7 +142,7 @@ fn report(cycle: &[usize], pipeline: &Pipeline, problems: &mut Problems) {
     problems.at(origin, message);
 }
 
-/// Kahn's order, always taking the first ready stage of the file, so that listings are stable; without the stages on
+/// Kahn's algorithm, always with the first ready stage of the file, so that listings are stable; without the stages on
 /// a cycle and those after them.
 fn topological(graph: &DiGraph<usize, ()>) -> Vec<usize> {
     let mut waits: Vec<usize> = graph

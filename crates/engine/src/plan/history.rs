@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use crate::identity::recipe::Recipe;
 use crate::provenance::manifest::{self, Manifest, StageRecord};
 
-/// How many runs back are looked at.
+/// Maximum runs to read.
 const RUNS: usize = 20;
 
-/// The newest manifests of a pipeline, read as far back as its stages are found.
+/// The newest manifests of a pipeline, read until each of its stages is found.
 #[derive(Default)]
 pub struct History {
     runs: Vec<(PathBuf, Manifest)>,
-    /// Where the newest record with a recipe stands, by stage: the run, and the place in it.
+    /// The newest record with a recipe, by stage: the run, and the index in it.
     newest: HashMap<String, (usize, usize)>,
 }
 
-/// A stage when it last had a recipe.
+/// The last record of a stage that has a recipe.
 #[derive(Clone, Copy)]
 pub struct Last<'h> {
     /// Its record.
@@ -26,12 +26,12 @@ pub struct Last<'h> {
     pub recipe: &'h Recipe,
     /// The run.
     pub run: &'h Manifest,
-    /// The manifest's file.
+    /// The manifest's path.
     pub path: &'h Path,
 }
 
 impl History {
-    /// Reads the manifests in `folder` until each of `stages` was found, or there are none left.
+    /// Reads the manifests in `folder`, newest first, until each of `stages` is found.
     pub fn read<'s>(folder: &Path, stages: impl IntoIterator<Item = &'s str>) -> Self {
         let mut wanted: HashSet<&str> = stages.into_iter().collect();
         let mut history = Self::default();
@@ -39,7 +39,7 @@ impl History {
             if wanted.is_empty() {
                 break;
             }
-            // A manifest of an older form explains nothing, and stops nothing.
+            // A manifest of an older format is skipped.
             let Ok(manifest) = manifest::read(&path) else { continue };
             let run = history.runs.len();
             for (index, record) in manifest.stages.iter().enumerate() {
@@ -53,7 +53,7 @@ impl History {
         history
     }
 
-    /// The stage of this name when it last had a recipe.
+    /// The last record of this stage that has a recipe.
     pub fn last(&self, stage: &str) -> Option<Last<'_>> {
         let (run, index) = self.newest.get(stage)?;
         let (path, run) = &self.runs[*run];
@@ -61,7 +61,7 @@ impl History {
         Some(Last { record, recipe: record.recipe.as_ref()?, run, path })
     }
 
-    /// All records, those of newer runs first.
+    /// All records, newest run first.
     pub fn records(&self) -> impl Iterator<Item = &StageRecord> {
         self.runs.iter().flat_map(|(_, run)| &run.stages)
     }

@@ -1,4 +1,4 @@
-//! What a run would do, stage by stage, and why.
+//! The actions of a run, stage by stage, with their reasons.
 
 pub mod cached_results;
 pub mod graph;
@@ -24,23 +24,23 @@ pub use history::{History, Last};
 #[derive(Debug, Clone, Serialize, PartialEq)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Reason {
-    /// No earlier run of this pipeline holds the stage.
+    /// No earlier run of this pipeline contains the stage.
     First,
-    /// The recipe differs from the last run's.
+    /// The recipe differs from that of the last run.
     Changed {
-        /// Field by field.
+        /// The changed fields.
         changes: Vec<Change>,
     },
-    /// The recipe is the last run's, but its result is not in the cache: removed, or never finished.
+    /// The recipe is that of the last run, but its result is not in the cache: removed, or never finished.
     Missing,
-    /// The recipe is the last run's, in which the stage failed.
+    /// The recipe is that of the last run, in which the stage failed.
     Failed {
-        /// What it said then.
+        /// Its error.
         error: String,
     },
-    /// Its result was adopted, and the files are no longer what they were.
+    /// Its result was adopted, and the files are missing or were modified.
     Modified {
-        /// What became of them.
+        /// What happened to them.
         what: String,
     },
     /// The user asked for it.
@@ -51,7 +51,7 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::First => f.write_str("never run before"),
-            Self::Missing => f.write_str("not finished, or its result is no longer in the cache"),
+            Self::Missing => f.write_str("partial, or its result is not cached"),
             Self::Failed { error } => write!(f, "failed in the last run: {error}"),
             Self::Modified { what } => f.write_str(what),
             Self::Forced => f.write_str("forced"),
@@ -63,25 +63,25 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// What a run would do with a stage.
+/// The action of a run for a stage.
 #[derive(Debug, Clone)]
 pub enum Action {
-    /// Take the cached result.
+    /// Use the cached result.
     Cached(Box<Entry>),
-    /// Compute it, from these inputs.
+    /// Compute it from these inputs.
     Run(Box<Recipe>, ResolvedInputs, Reason),
-    /// It reads what is not there yet.
+    /// Some of its inputs are not known yet.
     Pending {
-        /// The stages that it waits for.
+        /// The stages that it is pending on.
         upstream: Vec<String>,
-        /// Why it computes whatever they give; `None` where that depends on them.
+        /// Why it computes regardless of their results; `None` if that depends on them.
         certain: Option<Reason>,
     },
     /// It cannot run, for this reason.
     InvalidInput(String),
 }
 
-/// A stage's input that cannot be had.
+/// An input of a stage is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// The store could not be read.
@@ -92,11 +92,11 @@ pub enum InputError {
     Source {
         /// The input port.
         port: String,
-        /// What the file system says, with the path.
+        /// The error of the file system, with the path.
         error: String,
     },
-    /// A reference below an output leads nowhere.
-    #[error("the input `{port}` reads `{sub}` below the output `{output}`, and nothing stands there")]
+    /// A reference below an output does not exist.
+    #[error("the input `{port}` reads `{sub}` below the output `{output}`, which does not contain it")]
     NoSub {
         /// The input port.
         port: String,
@@ -107,7 +107,7 @@ pub enum InputError {
     },
 }
 
-/// The inputs of a stage: digests that count, and paths to read.
+/// The inputs of a stage: digests for the recipe, and paths to read.
 #[derive(Debug, Clone, Default)]
 pub struct ResolvedInputs {
     /// Digests by port.
@@ -116,18 +116,18 @@ pub struct ResolvedInputs {
     pub paths: BTreeMap<String, PathBuf>,
 }
 
-/// Units whose parts of files are hashed together.
+/// Maximum units whose file ranges are hashed together.
 const MANY: usize = 4096;
 
-/// Judges stages against the store and the last runs.
+/// Decides on each stage, from the store and the last runs.
 pub struct Planner<'a> {
     /// The pipeline.
     pub pipeline: &'a Pipeline,
     /// The cache.
     pub store: &'a Store,
-    /// How numbers would be computed.
+    /// How numbers will be computed.
     pub numerics: &'a Numerics,
-    /// Stages to compute whatever the cache holds.
+    /// Stages to compute even if cached.
     pub forced: &'a [usize],
     history: OnceCell<History>,
 }
@@ -143,10 +143,10 @@ impl<'a> Planner<'a> {
         Self { pipeline, store, numerics, forced, history: OnceCell::new() }
     }
 
-    /// Digests and paths of a stage's inputs, given the results so far; the stages still missing otherwise.
+    /// Digests and paths of a stage's inputs, given the results so far; otherwise the stages still missing.
     ///
     /// # Errors
-    /// A source that cannot be read, or a path below an output where nothing stands.
+    /// A source that cannot be read, or a path that does not exist below an output.
     pub fn inputs(
         &self,
         stage: &StageNode,
@@ -194,7 +194,7 @@ impl<'a> Planner<'a> {
         Ok(if missing.is_empty() { Ok(resolved) } else { Err((resolved, missing)) })
     }
 
-    /// The recipe of a stage as a whole.
+    /// The recipe of the whole stage.
     pub fn recipe(&self, stage: &StageNode, inputs: &ResolvedInputs) -> Recipe {
         Recipe {
             kind: stage.kind().name.to_owned(),
@@ -206,14 +206,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The recipe of one unit: of parameters and inputs only what the unit reads.
+    /// The recipe of one unit: only the parameters and inputs that the unit reads.
     pub fn unit_recipe(&self, stage: &StageNode, inputs: &ResolvedInputs, unit: &Unit) -> Recipe {
         self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
     }
 
-    /// The recipes of units, in order; the parts of files that they read are hashed together.
+    /// The recipes of units, in order; the file ranges that they read are hashed together.
     ///
-    /// A file of which no part can be read counts whole: who computes the unit meets the reason again, and tells it.
+    /// If no range of a file can be read, the whole file is hashed; computing the unit will report the error.
     pub fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
             |port: &str| stage.kind().inputs.iter().any(|input| input.name == port && !input.units);
@@ -225,16 +225,16 @@ impl<'a> Planner<'a> {
         };
         let of = |unit: &Unit| Recipe { unit: Some(unit.range.clone()), ..common.clone() };
         let mut recipes: Vec<Recipe> = units.iter().map(of).collect();
-        // What some of them read may be told by many ranges.
+        // A unit may read many ranges.
         for (units, recipes) in units.chunks(MANY).zip(recipes.chunks_mut(MANY)) {
             if let Err(error) = self.narrow(stage, inputs, units, recipes) {
-                tracing::debug!("{}: inputs count whole: {error:#}", stage.id);
+                tracing::debug!("{}: whole inputs are hashed: {error:#}", stage.id);
             }
         }
         recipes
     }
 
-    /// Puts the digests of what units read into their recipes, in place of those of whole files.
+    /// Replaces the digests of whole files by those of the ranges that the units read.
     fn narrow(
         &self,
         stage: &StageNode,
@@ -257,7 +257,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// What to do with one stage, given the results so far.
+    /// The action for one stage, given the results so far.
     ///
     /// # Errors
     /// As [`Planner::inputs`], and a damaged index.
@@ -297,7 +297,7 @@ impl<'a> Planner<'a> {
         Ok(Action::Run(Box::new(recipe), inputs, reason))
     }
 
-    /// Why a stage computes although some of its inputs are not known yet, if that is sure.
+    /// Why a stage computes although some of its inputs are unknown, if that is certain.
     fn certain(&self, stage: &StageNode, known: &ResolvedInputs) -> Option<Reason> {
         let Some(Last { recipe: last, .. }) = self.history().last(&stage.id) else {
             return Some(Reason::First);
@@ -314,30 +314,30 @@ impl<'a> Planner<'a> {
         (!changes.is_empty()).then_some(Reason::Changed { changes })
     }
 
-    /// What the last runs recorded.
+    /// The records of the last runs.
     pub fn history(&self) -> &History {
         let stages = || self.pipeline.stages.iter().map(|stage| stage.id.as_str());
         self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), stages()))
     }
 
-    /// Judges every selected stage without running any.
+    /// Decides on every selected stage without running any.
     ///
     /// # Errors
     /// A damaged index.
     pub fn all(&self, graph: &Graph) -> Result<Vec<(usize, Action)>, StoreError> {
         let mut done = BTreeMap::new();
-        let mut verdicts = Vec::new();
+        let mut actions = Vec::new();
         for &index in graph.order() {
-            let verdict = match self.decide(index, &done) {
+            let action = match self.decide(index, &done) {
                 Err(InputError::Store(error)) => return Err(error),
                 Err(error) => Action::InvalidInput(error.to_string()),
-                Ok(verdict) => verdict,
+                Ok(action) => action,
             };
-            if let Action::Cached(entry) = &verdict {
+            if let Action::Cached(entry) = &action {
                 done.insert(index, (**entry).clone());
             }
-            verdicts.push((index, verdict));
+            actions.push((index, action));
         }
-        Ok(verdicts)
+        Ok(actions)
     }
 }

@@ -1,4 +1,4 @@
-//! The record of a run: what ran, from what, to what.
+//! The record of a run: its stages, their inputs and their outputs.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -13,9 +13,9 @@ use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
 use crate::store::{Adopted, Artifact};
 
-/// Version of the manifest's form; older ones are read too. 2 added `adopted`, 3 what an audit follows and repeats:
-/// `reads`, `params` and `micro_batch`; 4 `left_out`.
-pub const FORMAT: u32 = 4;
+/// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
+/// `micro_batch`, for audits and replays; 4 added `left_out`; 5 renamed `reused` to `cached`.
+pub const FORMAT: u32 = 5;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,22 +31,22 @@ pub struct Manifest {
     pub file: PathBuf,
     /// The `--set` arguments.
     pub sets: Vec<String>,
-    /// When the run began, UTC, RFC 3339.
+    /// When the run started, UTC, RFC 3339.
     pub started: String,
     /// Seconds from start to end.
     pub seconds: f64,
     /// How numbers were computed.
     pub numerics: Numerics,
-    /// What did not count for identity but may explain a time.
+    /// What is not hashed but may explain a time.
     pub conditions: Conditions,
-    /// Stages of the pipeline that the run was not asked for: their last results are as current as they were.
+    /// Stages of the pipeline that were not selected: their last results stay valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
-    /// The stages in the order of the graph.
+    /// The stages in topological order.
     pub stages: Vec<StageRecord>,
 }
 
-/// Which attrflow it was.
+/// The attrflow that ran.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Program {
@@ -56,17 +56,17 @@ pub struct Program {
     pub commit: String,
 }
 
-/// What surrounded a run.
+/// The conditions of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Conditions {
-    /// Workers at once.
+    /// Parallel workers.
     pub jobs: usize,
     /// Threads of each worker.
     pub threads: usize,
     /// Devices of the workers.
     pub devices: Vec<String>,
-    /// Most rows that went through a network at once, which may round otherwise than others; 0 where unknown.
+    /// The most rows sent through a network at once, which affects rounding; 0 where unknown.
     #[serde(default)]
     pub micro_batch: usize,
 }
@@ -76,14 +76,15 @@ pub struct Conditions {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The result was in the cache.
-    Reused,
-    /// It computed.
+    #[serde(alias = "reused")]
+    Cached,
+    /// It ran.
     Ran,
     /// It failed.
     Failed,
-    /// A stage that it reads from failed.
+    /// A stage that it depends on failed.
     Blocked,
-    /// The run was stopped before it was done, or begun; units that were done are kept.
+    /// The run was stopped before the stage finished; its finished units are kept.
     Interrupted,
 }
 
@@ -95,42 +96,43 @@ pub struct StageRecord {
     pub stage: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// The recipe's hash; absent where the stage could not start.
+    /// The recipe's hash; absent where the stage did not start.
     pub fingerprint: Option<Digest>,
-    /// All that counted.
+    /// Everything that is hashed.
     pub recipe: Option<Recipe>,
-    /// The parameters in whole, with what does not count for identity; null where unknown.
+    /// All parameters, also those that are not hashed; null where unknown.
     #[serde(default, skip_serializing_if = "Json::is_null")]
     pub params: Json,
-    /// Outputs of other stages that it reads, by input port.
+    /// The outputs of other stages that it reads, by input port.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reads: BTreeMap<String, Reads>,
     /// Sources outside the store, by input port.
     pub sources: BTreeMap<String, PathBuf>,
     /// Outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
-    /// Where the outputs come from, if the stage never computed them here.
+    /// Where the outputs come from, if they were adopted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
-    /// Units that computed in this run.
+    /// Units that ran in this run.
     pub units_run: usize,
     /// Units that were in the cache.
-    pub units_reused: usize,
-    /// Seconds of computing, summed over units; for a reused stage, those of the run that made it.
+    #[serde(alias = "units_reused")]
+    pub units_cached: usize,
+    /// Seconds of computing, summed over units; for a cached stage, those of the run that computed it.
     pub seconds: f64,
-    /// Why it failed.
+    /// Its error.
     pub error: Option<String>,
 }
 
-/// An output of another stage, or what stands below it.
+/// An output of another stage, or a path below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reads {
-    /// The stage that gives it.
+    /// The stage that produces it.
     pub stage: String,
     /// Its output port.
     pub port: String,
-    /// The path below, where it is not the whole output.
+    /// The path below, if it is not the whole output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<String>,
 }
@@ -142,14 +144,14 @@ impl std::fmt::Display for Reads {
     }
 }
 
-/// How the text of a manifest ends that holds no stages.
+/// The end of the text of a manifest without stages.
 const NO_STAGES: &str = "\"stages\": []\n}";
 
 impl Manifest {
-    /// The stages' records as they stand in the text of a manifest.
+    /// The stages' records as text, in the form that a manifest has them.
     ///
     /// # Errors
-    /// None for what was made here: it is plain data.
+    /// A record that JSON cannot express.
     pub fn records(&self) -> std::io::Result<String> {
         let text =
             String::from_utf8(serde_json::to_vec_pretty(&Self { stages: Vec::new(), ..self.clone() })?);
@@ -161,17 +163,19 @@ impl Manifest {
     }
 }
 
-/// Writes a manifest whose records are a text already, see [`Manifest::records`].
+/// Writes a manifest whose records are given as text, see [`Manifest::records`].
 ///
 /// # Errors
 /// A write that failed.
 pub fn write_with(folder: &Path, manifest: &Manifest, records: &[u8]) -> std::io::Result<PathBuf> {
     let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
-    let head = text.strip_suffix(NO_STAGES).ok_or_else(|| std::io::Error::other("stages of two sources"))?;
+    let head = text
+        .strip_suffix(NO_STAGES)
+        .ok_or_else(|| std::io::Error::other("the manifest already has stages"))?;
     write_text(folder, &manifest.started, &[head.as_bytes(), records])
 }
 
-/// Writes a manifest beside those of earlier runs and returns its path.
+/// Writes a manifest to the folder of runs and returns its path.
 ///
 /// # Errors
 /// A write that failed.
@@ -186,7 +190,7 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
     text.iter().try_for_each(|part| file.write_all(part))?;
     file.write_all(b"\n")?;
-    // The name sorts: by the time, and by a number where that is not later than the newest run's. Clocks are set back.
+    // Names sort by time. A clock may have been set back: a number then sorts the name behind the newest run's.
     let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
     let mut number = 0;
     if let Some(newest) = manifests(folder)
@@ -207,16 +211,16 @@ fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<P
             Err(error) => return Err(error.error),
         }
     }
-    unreachable!("the loop has no end")
+    unreachable!("the loop never ends")
 }
 
-/// Whether a name is one that [`write`] gives: `20261126T112103.676570Z`, and a number.
+/// Whether a name has the form that [`write`] uses: `20261126T112103.676570Z`, and a number.
 fn is_stamp(name: &str) -> bool {
     let time = name.split('-').next().unwrap_or(name);
     time.ends_with('Z') && time.starts_with(|c: char| c.is_ascii_digit()) && time.contains('T')
 }
 
-/// The name of a manifest's file without its ending.
+/// The name of a manifest's file without its extension.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -224,26 +228,26 @@ fn stem(path: &Path) -> String {
 /// Reads a manifest.
 ///
 /// # Errors
-/// A file that cannot be read, or that holds something else.
+/// A file that cannot be read, or is not a manifest.
 pub fn read(path: &Path) -> std::io::Result<Manifest> {
     parse(path, &fs_err::read(path)?)
 }
 
-/// The same of bytes that were read from a path.
+/// Parses a manifest from the bytes of a file.
 ///
 /// # Errors
-/// Bytes that are no manifest.
+/// Bytes that are not a manifest.
 pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
     let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
     let manifest: Manifest =
-        serde_json::from_slice(text).map_err(|error| fault(format!("no manifest: {error}")))?;
+        serde_json::from_slice(text).map_err(|error| fault(format!("not a manifest: {error}")))?;
     match manifest.format {
         ..=FORMAT => Ok(manifest),
-        newer => Err(fault(format!("a manifest of form {newer}, expected at most {FORMAT}"))),
+        newer => Err(fault(format!("manifest format {newer}, expected at most {FORMAT}"))),
     }
 }
 
-/// Where the signature of a manifest stands.
+/// The path of a manifest's signature.
 pub fn signature_path(file: &Path) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".minisig");

@@ -1,4 +1,4 @@
-//! What happened, and how others check it: manifests, audits, replays, attestations.
+//! The record of a run, and ways to check it: manifests, audits, replays, attestations.
 
 pub mod attest;
 pub mod audit;

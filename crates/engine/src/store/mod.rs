@@ -46,6 +46,7 @@ use crate::identity::recipe::{self, Recipe};
 
 pub use adopted::{Adopted, AdoptedStat};
 pub use attempts::{Attempt, Scratch};
+pub use disk_space::{disk_space, format_bytes, require_space};
 pub use file_state::byte_ranges::FilePart;
 pub use file_state::snapshot::{FollowLinks, Snapshot};
 use integrity::Integrity;
@@ -62,14 +63,14 @@ pub enum StoreError {
     /// The file system refused; the message names the path.
     #[error("cache: {0}")]
     Io(#[from] std::io::Error),
-    /// There is no room to write.
-    #[error("cache: {error}; {free} bytes are free on the disk of {root}", root = root.display())]
+    /// The disk is full.
+    #[error("cache: {error}; {free} free on the disk of {root}", free = format_bytes(*free), root = root.display())]
     Full {
         /// What the file system says, with the path.
         error: String,
         /// The cache.
         root: PathBuf,
-        /// Bytes that may still be written.
+        /// Bytes that are free.
         free: u64,
     },
     /// A file of the store does not say what it must.

@@ -1,4 +1,4 @@
-//! Outputs from elsewhere: they stand without a copy, as long as they are what they were.
+//! Adopted outputs: used in place, as long as they are not modified.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use attrflow_engine::provenance::manifest::Outcome;
 use crate::project::{Project, Ran, files, project};
 use crate::toys::Fault;
 
-/// A project of which nothing but the first stage ran, and a file that can stand for the second's output.
+/// A project of which only the first stage ran, and a file to adopt as the second's output.
 fn prepared() -> (Project, PathBuf) {
     let project = project();
     project.run_targets(&["first"]);
@@ -40,23 +40,23 @@ fn reason(ran: &Ran, name: &str) -> Option<Reason> {
 }
 
 #[test]
-fn a_file_stands_for_an_output_where_it_is() {
+fn an_adopted_file_is_used_in_place() {
     let (project, file) = prepared();
     let before = fs_err::metadata(&file).unwrap();
     let entry = project.adopt("second", &file).unwrap();
     let ran = project.run(&[]);
-    assert_eq!(ran.with(Outcome::Reused), ["first", "second"]);
+    assert_eq!(ran.with(Outcome::Cached), ["first", "second"]);
     assert_eq!(ran.ran(), ["last[one]", "last[two]", "lines"]);
     assert!(project.read("results/toy/lines/folder/lines.txt").contains("my own b0x\n"));
 
-    // The manifest says where it comes from, of this run and of the next.
+    // The manifest records its origin, of this run and of the next.
     for ran in [ran, project.run(&[])] {
         let record = ran.stage("second");
         assert_eq!(record.adopted.as_ref().unwrap().paths["text"], file);
         assert_eq!((record.seconds, &record.outputs), (0.0, &entry.outputs));
         assert!(ran.stage("first").adopted.is_none());
     }
-    // Neither cache nor results hold a copy, and the file is as it was.
+    // Neither cache nor results contain a copy, and the file is unchanged.
     let text = entry.outputs["text"].digest.to_string();
     for link in [object(&project, &text), project.path("results/toy/second/text.txt")] {
         assert_eq!(fs_err::read_link(&link).unwrap(), file);
@@ -67,7 +67,7 @@ fn a_file_stands_for_an_output_where_it_is() {
 }
 
 #[test]
-fn a_folder_stands_with_the_files_that_it_had() {
+fn an_adopted_folder_consists_of_the_files_it_had() {
     let project = project();
     project.run_targets(&["second"]);
     project.write("mine/lines/lines.txt", "from elsewhere\n");
@@ -79,31 +79,31 @@ fn a_folder_stands_with_the_files_that_it_had() {
     assert_eq!(project.read("results/toy/last/one/text.txt"), "from elsewhere\n1");
     assert_eq!(fs_err::read_link(project.path("results/toy/lines/folder")).unwrap(), folder);
 
-    // A file that was put beside them is no part of it; one that changed is.
+    // A file added beside them is ignored; a modified one is not.
     project.write("mine/lines/later.txt", "later\n");
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     project.write("mine/lines/deep/er/more.txt", "less\n");
     let ran = project.run(&[]);
-    let told = format!(
+    let expected = format!(
         "of the adopted folder {}, deep/er/more.txt holds other bytes than when it was adopted",
         folder.display()
     );
-    assert_eq!(reason(&ran, "lines"), Some(Reason::Modified { what: told.clone() }));
-    assert_eq!(warnings(&ran), [format!("{told}; `lines` is computed instead")]);
+    assert_eq!(reason(&ran, "lines"), Some(Reason::Modified { what: expected.clone() }));
+    assert_eq!(warnings(&ran), [format!("{expected}; `lines` is computed instead")]);
     assert_eq!(ran.ran(), ["last[one]", "last[two]", "lines"]);
-    // What the run wrote is its own, and the user's folder is untouched.
+    // What the run wrote is separate, and the user's folder is untouched.
     assert!(!fs_err::symlink_metadata(project.path("results/toy/lines/folder")).unwrap().is_symlink());
     assert_eq!(project.read("mine/lines/lines.txt"), "from elsewhere\n");
     assert_eq!(project.run(&[]).ran(), [""; 0]);
 }
 
 #[test]
-fn what_became_of_a_file_is_noticed_and_told() {
+fn a_modified_adopted_file_is_reported() {
     type Edit = fn(&Path);
     let edits: [(&str, Edit); 4] = [
         ("is gone", |file| fs_err::remove_file(file).unwrap()),
         ("holds other bytes than when it was adopted", |file| fs_err::write(file, "longer than b").unwrap()),
-        // As many bytes as before, and the times set back.
+        // The same size, and the times set back.
         ("holds other bytes than when it was adopted", |file| {
             let time = fs_err::metadata(file).unwrap().modified().unwrap();
             fs_err::write(file, "my OWN b").unwrap();
@@ -120,10 +120,10 @@ fn what_became_of_a_file_is_noticed_and_told() {
         project.run(&[]);
         edit(&file);
         let ran = project.run(&[]);
-        let Some(Reason::Modified { what: told }) = reason(&ran, "second") else {
+        let Some(Reason::Modified { what: change }) = reason(&ran, "second") else {
             panic!("{what}: {ran:?}", ran = ran.tasks)
         };
-        assert!(told.starts_with(&format!("the adopted file {} {what}", file.display())), "{told}");
+        assert!(change.starts_with(&format!("the adopted file {} {what}", file.display())), "{change}");
         assert_eq!(warnings(&ran).len(), 1);
         assert!(ran.stage("second").adopted.is_none());
         assert_eq!(project.read("results/toy/second/text.txt"), "source\naab");
@@ -133,7 +133,7 @@ fn what_became_of_a_file_is_noticed_and_told() {
 }
 
 #[test]
-fn a_file_that_moved_with_its_bytes_still_stands() {
+fn a_replaced_file_with_equal_bytes_stays_adopted() {
     let (project, file) = prepared();
     project.adopt("second", &file).unwrap();
     project.run(&[]);
@@ -148,7 +148,7 @@ fn a_file_that_moved_with_its_bytes_still_stands() {
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_read_fails_its_reader() {
+fn a_file_that_changes_while_it_is_read_fails_its_dependent() {
     let (mut project, file) = prepared();
     project.adopt("second", &file).unwrap();
     project.backend.fault = Some(("number 0".into(), Fault::Rewrites(file.clone(), "another".into())));
@@ -156,12 +156,12 @@ fn a_file_that_changes_while_it_is_read_fails_its_reader() {
     let error = ran.stage("lines").error.clone().unwrap();
     assert!(error.starts_with("the input `from` changed while it was read: the adopted file "), "{error}");
     project.backend.fault = None;
-    // The file's bytes are now others, so the stage computes its own.
+    // The file's bytes changed, so the stage is computed.
     assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]", "lines", "second"]);
 }
 
 #[test]
-fn what_is_refused_is_recorded_nowhere() {
+fn a_refused_adoption_records_nothing() {
     let project = project();
     project.write("mine/text.txt", "my own b");
     let file = project.path("mine/text.txt");
@@ -179,7 +179,7 @@ fn what_is_refused_is_recorded_nowhere() {
     );
     assert!(refused("second", &project.path("mine/none.txt")).contains("PROJECT/mine/none.txt"));
     assert!(refused("first", &file).starts_with("`first` is up to date: it was computed in "));
-    // What runs may replace or remove at any time is not the user's, and no link makes it so.
+    // Files that a run may replace or remove cannot be adopted, not even through a link.
     let own = "PROJECT/results/toy/first/text.txt is in PROJECT/results/toy, where runs replace what is there: \
                move or copy it elsewhere first";
     assert_eq!(refused("second", &project.path("results/toy/first/text.txt")), own);
@@ -193,7 +193,7 @@ fn what_is_refused_is_recorded_nowhere() {
 }
 
 #[test]
-fn a_kind_takes_nothing_unless_it_says_what() {
+fn a_kind_without_accept_adopts_nothing() {
     let project = Project::new(
         "[stages.lines]\nkind = \"count\"\nparams = { say = {} }\ninputs = { from = \"../source.txt\" }\n\
          [stages.echo]\nkind = \"echo\"\ninputs = { lines = \"lines.lines\" }\n",
@@ -202,11 +202,11 @@ fn a_kind_takes_nothing_unless_it_says_what() {
     project.write("source.txt", "source\n");
     project.run_targets(&["lines"]);
     let error = project.adopt("echo", &project.path("source.txt")).unwrap_err();
-    assert_eq!(error, "`echo` does not take these files: outputs of the kind `echo` cannot be adopted");
+    assert_eq!(error, "`echo` does not take these files: the kind `echo` does not support adoption");
 }
 
 #[test]
-fn a_result_that_is_there_is_replaced_by_force_alone() {
+fn a_cached_result_is_replaced_only_by_force() {
     let (project, file) = prepared();
     project.run(&[]);
     let error = project.adopt("second", &file).unwrap_err();
@@ -215,7 +215,7 @@ fn a_result_that_is_there_is_replaced_by_force_alone() {
     assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]", "lines"]);
     let error = project.adopt("second", &file).unwrap_err();
     assert!(error.starts_with("`second` is up to date: it was adopted at 20"), "{error}");
-    // Computed again, it is the stage's own.
+    // Once computed again, it is no longer adopted.
     let mut project = project;
     project.force = vec!["second"];
     let ran = project.run(&[]);
@@ -224,7 +224,7 @@ fn a_result_that_is_there_is_replaced_by_force_alone() {
 }
 
 #[test]
-fn it_stands_under_the_parameters_that_it_was_adopted_for() {
+fn adoption_is_bound_to_the_parameters() {
     let (project, file) = prepared();
     project.adopt("second", &file).unwrap();
     let ran = project.run(&["second.text=bat"]);
@@ -236,7 +236,7 @@ fn it_stands_under_the_parameters_that_it_was_adopted_for() {
 }
 
 #[test]
-fn bytes_that_the_store_has_are_not_borrowed() {
+fn bytes_in_the_store_are_not_adopted_by_path() {
     let (project, _) = prepared();
     project.run(&[]);
     // What another recipe of the stage gave.
@@ -259,7 +259,7 @@ fn one_file_adopted_from_two_places_is_shown_from_the_last() {
     project.write("mine/moved.txt", "my own b");
     let moved = project.path("mine/moved.txt");
     fs_err::remove_file(&file).unwrap();
-    // What no longer stands needs no force.
+    // A missing adopted file needs no force.
     project.adopt("second", &moved).unwrap();
     let ran = project.run(&[]);
     assert_eq!((ran.ran(), warnings(&ran)), (vec![], vec![]));
@@ -285,7 +285,7 @@ fn equal_bytes_that_are_computed_take_the_place_of_adopted_ones() {
 }
 
 #[test]
-fn results_of_an_adopted_stage_that_is_gone_go_and_its_file_stays() {
+fn results_of_a_removed_adopted_stage_are_removed_and_its_file_stays() {
     let (project, file) = prepared();
     project.adopt("second", &file).unwrap();
     project.run(&[]);

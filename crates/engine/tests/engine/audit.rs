@@ -1,4 +1,4 @@
-//! Audits: a manifest held against what the cache holds, and against another manifest.
+//! Audits: a manifest compared with the cache, and with another manifest.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ fn stage<'j>(json: &'j mut Json, name: &str) -> &'j mut Json {
 }
 
 #[test]
-fn a_finished_run_has_nothing_that_differs() {
+fn a_finished_run_has_no_difference() {
     let project = project();
     let ran = project.run(&[]);
     for manifest in [&ran.manifest, &project.run(&[]).manifest] {
@@ -60,7 +60,7 @@ fn a_finished_run_has_nothing_that_differs() {
 }
 
 #[test]
-fn a_changed_byte_is_found_whatever_size_and_times_say() {
+fn a_changed_byte_is_found_despite_equal_size_and_times() {
     let project = project();
     let manifest = project.run(&[]).manifest;
     let second = manifest.stages.iter().find(|record| record.stage == "second").unwrap();
@@ -71,7 +71,7 @@ fn a_changed_byte_is_found_whatever_size_and_times_say() {
     let expected = Mismatch::Bytes { port: "text".into(), path, recorded: digest, found };
     assert_eq!(faults(&project, &manifest), [("second".into(), expected)]);
 
-    // In a folder it is named below it; a file more and one less are told apart.
+    // In a folder, the file is named; an extra file differs from a missing one.
     let lines = manifest.stages.iter().find(|record| record.stage == "lines").unwrap();
     let folder = object(&project, &lines.outputs["lines"].digest);
     flip(&folder.join("lines.txt"));
@@ -90,14 +90,14 @@ fn a_changed_byte_is_found_whatever_size_and_times_say() {
     );
     assert_eq!((of_lines.len(), found.len()), (3, 4));
 
-    // Without `all`, the first difference ends it.
+    // Without `all`, the audit stops at the first difference.
     let report = audit(&project, &manifest, false);
     assert_eq!((report.findings.len(), report.difference().unwrap().stage.as_str()), (1, "second"));
     assert!(report.stages < manifest.stages.len());
 }
 
 #[test]
-fn what_is_gone_is_no_difference() {
+fn a_missing_artifact_is_not_a_difference() {
     let project = project();
     let manifest = project.run(&[]).manifest;
     let first = manifest.stages.iter().find(|record| record.stage == "first").unwrap();
@@ -106,7 +106,7 @@ fn what_is_gone_is_no_difference() {
     let report = audit(&project, &manifest, false);
     assert!(report.difference().is_none());
     assert_eq!(report.findings.len(), 1);
-    assert_eq!(report.findings[0].fault.to_string(), "its output `text` is not in the cache any more");
+    assert_eq!(report.findings[0].fault.to_string(), "its output `text` is no longer in the cache");
     assert_eq!((report.stages, report.sources), (5, 0));
     assert_eq!(report.sources_gone, [project.path("source.txt")]);
 }
@@ -141,22 +141,22 @@ fn an_edit_of_the_manifest_is_found() {
             found.iter().map(|(stage, fault)| (stage.as_str(), fault.as_str())).collect();
         assert_eq!(found, expected);
     };
-    // A parameter: the fingerprint is another's.
+    // A parameter: the fingerprint no longer matches.
     is(
         names(&|json| stage(json, "second")["recipe"]["params"]["text"] = "c".into()),
         &[("second", "fingerprint")],
     );
-    // The fingerprint: and the cache knows no such recipe.
+    // The fingerprint: and the cache has no such recipe.
     is(
         names(&|json| stage(json, "second")["fingerprint"] = other.clone().into()),
         &[("second", "fingerprint"), ("second", "gone")],
     );
-    // An output: the cache has another one for the recipe, its bytes are nowhere, and its readers read other ones.
+    // An output: the cache has another one for the recipe, its bytes are missing, and its dependents read other ones.
     is(
         names(&|json| stage(json, "second")["outputs"]["text"]["digest"] = other.clone().into()),
         &[("second", "index"), ("second", "gone"), ("lines", "chain")],
     );
-    // An input, below a folder too.
+    // An input, also below a folder.
     is(
         names(&|json| stage(json, "last[one]")["reads"]["a"]["below"] = "sub/title.txt".into()),
         &[("last[one]", "chain")],
@@ -167,7 +167,7 @@ fn an_edit_of_the_manifest_is_found() {
 }
 
 #[test]
-fn a_manifest_of_an_older_form_is_followed_by_digest() {
+fn a_manifest_of_an_older_format_is_followed_by_digest() {
     let project = project();
     let manifest = project.run(&[]).manifest;
     let old = |digest: Option<&str>| {
@@ -177,6 +177,8 @@ fn a_manifest_of_an_older_form_is_followed_by_digest() {
             for record in json["stages"].as_array_mut().unwrap() {
                 record.as_object_mut().unwrap().remove("reads");
                 record.as_object_mut().unwrap().remove("params");
+                let units = record.as_object_mut().unwrap().remove("units_cached").unwrap();
+                (record["units_reused"], record["outcome"]) = (units, "reused".into());
             }
             if let Some(digest) = digest {
                 stage(json, "last[one]")["recipe"]["inputs"]["a"] = digest.into();
@@ -190,13 +192,13 @@ fn a_manifest_of_an_older_form_is_followed_by_digest() {
             && matches!(found[1].1, Mismatch::Unexplained { .. })
     );
 
-    // One of a newer form is not guessed at.
+    // A newer format is refused.
     project.write(
         "new.json",
         &serde_json::to_string(&edited(&manifest, |json| json["format"] = 99.into())).unwrap(),
     );
     let error = manifest::read(&project.path("new.json")).unwrap_err().to_string();
-    assert!(error.ends_with("a manifest of form 99, expected at most 4"), "{error}");
+    assert!(error.ends_with("manifest format 99, expected at most 5"), "{error}");
 }
 
 #[test]
@@ -208,7 +210,7 @@ fn adopted_files_and_folders_are_hashed_where_they_are() {
     }
     project.adopt("lines", &project.path("mine")).unwrap();
     let manifest = project.run(&[]).manifest;
-    // What is put beside them later is no part of it.
+    // A file added beside them later is ignored.
     project.write("mine/later.txt", "later");
     assert_eq!(faults(&project, &manifest), []);
 
@@ -222,13 +224,13 @@ fn adopted_files_and_folders_are_hashed_where_they_are() {
     assert_eq!(found, [("lines".into(), Mismatch::Files { port: "lines".into(), path, extra: false })]);
     fs_err::remove_dir_all(project.path("mine")).unwrap();
     let found = faults(&project, &manifest);
-    let told = found[0].1.to_string();
+    let message = found[0].1.to_string();
     assert!(found.len() == 1 && !found[0].1.differs(), "{found:?}");
-    assert!(told.contains("adopted from") && told.ends_with("is not in the cache any more"), "{told}");
+    assert!(message.contains("adopted from") && message.ends_with("is no longer in the cache"), "{message}");
 }
 
 #[test]
-fn a_failed_stage_is_audited_as_far_as_it_came() {
+fn a_failed_stage_is_audited_as_far_as_it_ran() {
     let project = project();
     let manifest = project.run(&["second.text='!'"]).manifest;
     let report = audit(&project, &manifest, true);

@@ -1,4 +1,4 @@
-//! The care of a cache: what goes, what stays, and that it never lies.
+//! Maintenance of a cache: what is removed, what is kept, and that the index stays consistent.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,7 +27,7 @@ fn plan(project: &Project, policy: &Policy) -> Plan {
     Plan::of(&store, &Inventory::of(&store).unwrap(), policy, Timestamp::now()).unwrap()
 }
 
-/// What goes, by name; `+` marks units.
+/// The removed items by name; `+` marks units.
 fn named(plan: &Plan) -> Vec<String> {
     let mut names: Vec<String> = plan
         .steps
@@ -54,7 +54,7 @@ fn collect(project: &Project, policy: &Policy) -> Plan {
     carry_out(project, policy, &mut |_| ())
 }
 
-/// Every entry of the index leads to objects that are what their names say.
+/// Every index entry leads to objects that match their digests.
 fn truthful(project: &Project) -> usize {
     let store = store(project);
     let entries = store.entries().unwrap();
@@ -68,7 +68,7 @@ fn truthful(project: &Project) -> usize {
 }
 
 #[test]
-fn what_the_last_run_needs_stays_and_what_an_edit_left_behind_goes() {
+fn results_of_the_last_run_are_kept_and_older_ones_removed() {
     let project = project();
     project.run(&[]);
     assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
@@ -78,7 +78,7 @@ fn what_the_last_run_needs_stays_and_what_an_edit_left_behind_goes() {
     // `first` is the same in both; the units of the old `lines` go with it.
     let expected = ["toy/last[one]", "toy/last[two]", "toy/lines", "toy/lines +4", "toy/second"];
     assert_eq!(named(&found), expected);
-    assert_eq!(files(&project.cache), before, "a plan touches nothing");
+    assert_eq!(files(&project.cache), before, "a plan modifies nothing");
     assert!(found.steps.iter().all(|step| step.used.is_some() && step.seconds.is_some()));
     assert_eq!(found.frees, found.steps.iter().map(|step| step.frees).sum::<u64>());
 
@@ -86,7 +86,7 @@ fn what_the_last_run_needs_stays_and_what_an_edit_left_behind_goes() {
     assert_eq!((named(&done), truthful(&project)), (named(&found), 9));
     assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
     assert_eq!(project.run(&["second.text=z"]).ran(), [""; 0]);
-    // What went is computed again, and nothing else.
+    // The removed results are computed again, and nothing else.
     assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]", "lines", "second"]);
     // Two runs, two sets of results.
     let policy = Policy { keep_runs: 2, ..POLICY };
@@ -94,7 +94,7 @@ fn what_the_last_run_needs_stays_and_what_an_edit_left_behind_goes() {
 }
 
 #[test]
-fn units_of_a_kept_result_go_only_when_asked_for() {
+fn units_of_a_kept_result_are_removed_only_on_request() {
     let project = project();
     project.run(&[]);
     let kept = plan(&project, &POLICY).kept;
@@ -109,7 +109,7 @@ fn units_of_a_kept_result_go_only_when_asked_for() {
 }
 
 #[test]
-fn a_kill_at_any_point_leaves_no_lie() {
+fn a_kill_at_any_point_leaves_the_index_consistent() {
     for point in 1.. {
         let project = project();
         project.run(&["second.text=z"]);
@@ -127,18 +127,18 @@ fn a_kill_at_any_point_leaves_no_lie() {
         assert_eq!(project.run(&[]).ran(), [""; 0], "the last run was kept");
         assert_eq!(project.run(&["second.text=z"]).with(Outcome::Failed), [""; 0]);
         assert_eq!(project.results(), expected);
-        // What was left behind goes the next time.
+        // Leftovers are removed the next time.
         collect(&project, &POLICY);
         assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
         if killed.is_ok() {
-            assert!(point > 12, "{point} things went");
+            assert!(point > 12, "{point} removals");
             return;
         }
     }
 }
 
 #[test]
-fn nothing_goes_while_a_run_uses_the_cache() {
+fn nothing_is_removed_while_a_run_uses_the_cache() {
     let project = project();
     project.run(&[]);
     let store = store(&project);
@@ -150,7 +150,7 @@ fn nothing_goes_while_a_run_uses_the_cache() {
     drop(second);
     let alone = store.exclusive_lock().unwrap().unwrap();
     assert!(store.exclusive_lock().unwrap().is_none());
-    // A run waits, and goes on when it is free.
+    // A run waits, and continues once the lock is free.
     std::thread::scope(|scope| {
         let run = scope.spawn(|| project.run(&["count.to=5"]));
         std::thread::sleep(Duration::from_millis(100));
@@ -164,10 +164,10 @@ fn nothing_goes_while_a_run_uses_the_cache() {
 }
 
 #[test]
-fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
+fn unselected_and_failed_stages_keep_their_results() {
     let mut project = project();
     project.run(&[]);
-    // A selection says nothing of the rest.
+    // A run of selected stages does not affect the others.
     project.run_targets(&["first"]);
     assert_eq!(named(&plan(&project, &POLICY)), [""; 0]);
 
@@ -179,14 +179,14 @@ fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
     let inventory = Inventory::of(&store(&project)).unwrap();
     let kept = Retained::of(&inventory, &POLICY, Timestamp::now());
     let there = kept.items.iter().filter(|(found, _)| inventory.items.contains_key(found));
-    assert_eq!(there.filter(|(_, why)| **why == RetainReason::Unfinished).count(), 3);
+    assert_eq!(there.filter(|(_, why)| **why == RetainReason::Partial).count(), 3);
     // It goes on where it was, and the results before are there as well.
     project.backend.fault = None;
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     let ran = project.run(&["say.text=y"]);
-    assert_eq!((ran.stage("lines").units_run, ran.stage("lines").units_reused), (1, 3));
+    assert_eq!((ran.stage("lines").units_run, ran.stage("lines").units_cached), (1, 3));
 
-    // A stage that the pipeline has no more is nobody's.
+    // A stage that the pipeline no longer has is not kept.
     project.replace("configs/toy.toml", "name = \"two\"\ntext = \"2\"", "name = \"two\"\ntext = \"3\"");
     project.run(&["say.text=y"]);
     assert!(named(&plan(&project, &POLICY)).contains(&"toy/last[two]".to_owned()));
@@ -196,7 +196,7 @@ fn stages_that_a_run_left_out_or_failed_at_keep_what_they_had() {
 fn the_work_of_a_killed_run_is_kept_for_a_while() {
     let project = project();
     project.run(&[]);
-    // As if the runner had been killed before it could write what it did.
+    // As if the engine had been killed before it wrote its manifest.
     for path in manifest::list(&project.cache.join("runs/toy")) {
         fs_err::remove_file(path).unwrap();
     }
@@ -209,13 +209,13 @@ fn the_work_of_a_killed_run_is_kept_for_a_while() {
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(8 * 24);
     let found = Plan::of(&store, &inventory, &week, later).unwrap();
     assert_eq!(found.steps.len(), 6);
-    // Only the cut knows a name.
+    // Only the unit index has a name for it.
     assert!(named(&found).contains(&"of no recorded run".to_owned()));
     assert!(named(&found).contains(&"toy/lines".to_owned()));
 }
 
 #[test]
-fn a_budget_frees_what_is_cheapest_to_have_back() {
+fn a_budget_frees_what_is_cheapest_to_rebuild() {
     let project = project();
     for text in ["a", "b", "c"] {
         project.run(&[&format!("first.text={text}")]);
@@ -226,11 +226,11 @@ fn a_budget_frees_what_is_cheapest_to_have_back() {
         results.map(|step| step.seconds.unwrap()).collect()
     };
     assert!(results(&all).len() > 6 && all.over.is_none());
-    // Everything has the same size here, but the folders.
+    // Everything has the same size here, except the folders.
     let budget = all.before - all.frees / 2;
     let half = plan(&project, &Policy { budget: Some(budget), ..POLICY });
     assert!(half.steps.len() < all.steps.len() && half.before - half.frees <= budget);
-    // Units of whole stages first, and no more than needed.
+    // Units of complete stages first, and no more than needed.
     assert!(matches!(half.steps[0].what, Target::Units { .. }));
     assert!(half.before - half.frees + half.steps.last().unwrap().frees > budget);
     let none = plan(&project, &Policy { budget: Some(u64::MAX), ..POLICY });
@@ -239,13 +239,13 @@ fn a_budget_frees_what_is_cheapest_to_have_back() {
     assert_eq!(too_small.over, Some(too_small.before - too_small.frees - 1));
     let done = collect(&project, &Policy { budget: Some(budget), ..POLICY });
     let total = Inventory::of(&store(&project)).unwrap().disk.total().disk;
-    // The folders of what went stay, and one for the work of taking away comes and goes.
+    // The folders of removed items stay, and a temporary folder for the removal may exist.
     assert!(total <= budget + 4096, "{total} {budget} {}", done.frees);
     assert_eq!(project.run(&["first.text=c"]).ran(), [""; 0]);
 }
 
 #[test]
-fn adopted_files_are_never_touched() {
+fn adopted_files_are_never_modified() {
     let project = project();
     let mine = project.path("mine.txt");
     fs_err::write(&mine, "b is mine\n").unwrap();
@@ -255,12 +255,12 @@ fn adopted_files_are_never_touched() {
     project.run(&["second.text=z"]);
     let budget = Policy { budget: Some(1), ..POLICY };
     let adopted = |plan: &Plan| plan.steps.iter().filter(|step| step.name == "toy/second").count();
-    // It takes no room, so a budget leaves it.
+    // It takes no space, so a budget keeps it.
     assert_eq!((adopted(&plan(&project, &POLICY)), adopted(&plan(&project, &budget))), (1, 0));
     collect(&project, &POLICY);
     assert_eq!(fs_err::read_to_string(&mine).unwrap(), "b is mine\n");
     assert!(files(&project.cache).iter().all(|path| path.extension().is_none_or(|e| e != "adopted")));
-    // It is computed now.
+    // Now it is computed.
     assert!(project.run(&[]).ran().contains(&"second"));
 }
 
@@ -302,13 +302,13 @@ fn pins_keep_results_and_objects() {
     assert_eq!(pins.remove(&of_object.id()[..6]).unwrap(), [of_object]);
     assert_eq!(pins.remove("second").unwrap(), [blank]);
     assert_eq!(pins.remove("second").unwrap(), []);
-    // One that says nothing may have kept something.
+    // An unreadable pin may keep something.
     fs_err::write(project.cache.join("pins-v1/x.json"), "{").unwrap();
     assert!(Inventory::of(&store).unwrap_err().to_string().contains("x.json is damaged"));
 }
 
 #[test]
-fn rubbish_goes_when_it_is_old_and_nobody_holds_it() {
+fn orphans_are_removed_when_old_and_unlocked() {
     let project = project();
     project.run(&[]);
     let write = |name: &str| {
@@ -328,7 +328,7 @@ fn rubbish_goes_when_it_is_old_and_nobody_holds_it() {
     write("downloads/k.lock");
     write("downloads/under-way.part");
     write("downloads/under-way.json");
-    // Alive.
+    // Still locked.
     let held = fs_err::File::open(project.cache.join("tmp/2-b.lock")).unwrap();
     held.file().lock().unwrap();
     let found = plan(&project, &Policy { grace: Duration::from_secs(3600), ..POLICY });
@@ -344,7 +344,7 @@ fn rubbish_goes_when_it_is_old_and_nobody_holds_it() {
 }
 
 #[test]
-fn records_of_runs_go_only_when_asked_for() {
+fn manifests_are_removed_only_on_request() {
     let project = project();
     for text in ["a", "b", "c"] {
         project.run(&[&format!("first.text={text}")]);
@@ -357,7 +357,7 @@ fn records_of_runs_go_only_when_asked_for() {
 }
 
 #[test]
-fn nothing_goes_where_something_cannot_be_read() {
+fn nothing_is_removed_if_something_cannot_be_read() {
     let project = project();
     project.run(&[]);
     let refused = || {
@@ -373,23 +373,23 @@ fn nothing_goes_where_something_cannot_be_read() {
     let newest = &manifest::list(&project.cache.join("runs/toy"))[0];
     let text = fs_err::read(newest).unwrap();
     fs_err::write(newest, "{").unwrap();
-    assert!(refused().contains("no manifest"));
+    assert!(refused().contains("not a manifest"));
     fs_err::write(newest, text).unwrap();
     fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
     assert!(refused().contains("a newer attrflow wrote it"));
 }
 
 #[test]
-fn what_the_disk_says_is_what_is_told() {
+fn disk_usage_matches_du() {
     let project = project();
     project.run(&[]);
     fs_err::write(project.cache.join("downloads"), vec![1; 5000]).unwrap();
-    // Two names for one file.
+    // Two names of one file.
     fs_err::hard_link(project.cache.join("downloads"), project.cache.join("other")).unwrap();
     let disk = Inventory::of(&store(&project)).unwrap().disk;
-    let said = std::process::Command::new("du").args(["-s", "-B1"]).arg(&project.cache).output().unwrap();
-    let said = String::from_utf8(said.stdout).unwrap();
-    assert_eq!(disk.total().disk.to_string(), said.split('\t').next().unwrap());
+    let du = std::process::Command::new("du").args(["-s", "-B1"]).arg(&project.cache).output().unwrap();
+    let du = String::from_utf8(du.stdout).unwrap();
+    assert_eq!(disk.total().disk.to_string(), du.split('\t').next().unwrap());
     let lengths: u64 = files(&project.cache).iter().map(|path| fs_err::metadata(path).unwrap().len()).sum();
     assert_eq!(disk.total().bytes, lengths);
     let missing = Store::open(Path::new("/nowhere/at/all")).unwrap();

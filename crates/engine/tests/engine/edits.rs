@@ -23,9 +23,8 @@ fn tasks(says: usize, merges: usize, units: &[&str]) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// Makes an edit of a project that ran, and holds the next run to `stages` and `tasks`.
-///
-/// What is then there must be what a run without a cache gives, and a third run must find nothing to do.
+/// Edits a project that has run, and checks the next run against `stages` and `tasks`.
+/// Its results must be those of a run without a cache, and a third run must have nothing to do.
 fn check(what: &str, edit: impl FnOnce(&mut Project), sets: &[&str], stages: &[&str], tasks: Vec<String>) {
     let mut project = project();
     assert_eq!(project.run(&[]).ran(), ALL);
@@ -45,7 +44,7 @@ fn check(what: &str, edit: impl FnOnce(&mut Project), sets: &[&str], stages: &[&
     for (path, text) in project.results() {
         assert_eq!(results.get(&path), Some(&text), "{what}: {path} is not what a fresh run gives");
     }
-    assert_eq!(ran.manifest.stages.len(), fresh.manifest.stages.len(), "{what}: a stage was not looked at");
+    assert_eq!(ran.manifest.stages.len(), fresh.manifest.stages.len(), "{what}: a stage is missing");
     for (stage, new) in again.manifest.stages.iter().zip(&fresh.manifest.stages) {
         assert_eq!(stage.fingerprint, new.fingerprint, "{what}: {} knows where its cache is", stage.stage);
     }
@@ -61,7 +60,7 @@ fn touch(project: &Project, time: SystemTime) {
     file.file().set_modified(time).unwrap();
 }
 
-/// A source is only remembered by its times once it was still for a moment.
+/// A source is only remembered by its times once it has not changed for a moment.
 fn settle() {
     std::thread::sleep(Duration::from_millis(120));
 }
@@ -98,7 +97,7 @@ fn the_old_value_again() {
 }
 
 #[test]
-fn what_does_not_count() {
+fn what_is_not_hashed() {
     check_idle("a key that no stage reads", |p| p.replace(VALUES, "key = 1", "key = 2"), &[]);
     let order = |p: &mut Project| {
         p.replace(VALUES, "[first]\ntext = \"a\"\ntimes = 2", "# new\n[first]\ntimes = 2\ntext = \"a\"");
@@ -142,7 +141,7 @@ fn the_source_behind_the_stat_cache() {
 }
 
 #[test]
-fn a_results_file_that_is_gone() {
+fn a_missing_results_file() {
     let project = project();
     project.run(&[]);
     let before = project.results();
@@ -156,7 +155,7 @@ fn a_results_file_that_is_gone() {
 }
 
 #[test]
-fn an_object_that_is_gone() {
+fn a_missing_object() {
     let project = project();
     let first = project.run(&[]);
     let before = project.results();
@@ -171,7 +170,7 @@ fn an_object_that_is_gone() {
         let ran = project.run(&[]);
         assert_eq!(ran.ran(), [stage]);
         assert_eq!(ran.tasks, expected, "{stage}");
-        assert_eq!(ran.with(Outcome::Reused).len(), ALL.len() - 1);
+        assert_eq!(ran.with(Outcome::Cached).len(), ALL.len() - 1);
     }
     assert_eq!(project.results(), before);
 }
@@ -291,7 +290,7 @@ inputs = { lines = "echo.text" }
     project.write("source.txt", "source\n");
     project.run(&["count.to=0"]);
     assert_eq!(project.read("results/toy/echo/text.txt"), "x");
-    // Without units the folder stays as it is: what runs, runs for the parameter alone.
+    // The folder is the same without units: only the parameter makes stages run.
     let ran = project.run(&["count.to=0", "say.text=why"]);
     assert_eq!(ran.ran(), ["again", "echo", "lines"]);
     assert_eq!(project.read("results/toy/echo/text.txt"), "why");
@@ -303,7 +302,7 @@ fn targets() {
     let project = project();
     let ran = project.run_targets(&["second"]);
     assert_eq!(ran.ran(), ["first", "second"]);
-    assert_eq!(ran.manifest.stages.len(), 2, "what was not asked for is not in the manifest");
+    assert_eq!(ran.manifest.stages.len(), 2, "unselected stages are not in the manifest");
     assert_eq!(project.run_targets(&["last[two]"]).ran(), ["last[two]", "lines"]);
     assert_eq!(project.run(&[]).ran(), ["last[one]"]);
     assert!(files(&project.path("results/toy")).len() > 5);

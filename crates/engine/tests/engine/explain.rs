@@ -13,14 +13,14 @@ use attrflow_engine::store::Store;
 use crate::project::{Project, project};
 use crate::toys::registry;
 
-/// What is said of one stage.
-struct Told {
+/// The explanation of one stage.
+struct Explained {
     explanation: Explanation,
     near: Option<NearestHit>,
     predicted: BTreeMap<String, Prediction>,
 }
 
-fn describe(project: &Project, sets: &[&str], stage: &str) -> Told {
+fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let (pipeline, sources) =
         pipeline::load(&project.path("pipelines/toy.toml"), &sets, &registry()).ok().unwrap();
@@ -29,10 +29,10 @@ fn describe(project: &Project, sets: &[&str], stage: &str) -> Told {
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
     let index = pipeline.stages.iter().position(|node| node.id == stage).unwrap();
     let explanation = explain(&planner, &graph, &[index], &sources).unwrap().remove(0);
-    let verdicts = planner.all(&graph).unwrap();
-    let near = nearest(&planner, index, &cached_entries(&verdicts), &sources).unwrap();
+    let actions = planner.all(&graph).unwrap();
+    let near = nearest(&planner, index, &cached_entries(&actions), &sources).unwrap();
     let predictor = Predictor::new(&planner);
-    let predicted = verdicts.iter().filter_map(|(index, verdict)| {
+    let predicted = actions.iter().filter_map(|(index, verdict)| {
         let node = &pipeline.stages[*index];
         Some((node.id.clone(), predictor.predict(node, verdict).unwrap()?))
     });
@@ -40,13 +40,13 @@ fn describe(project: &Project, sets: &[&str], stage: &str) -> Told {
     Told { explanation, near, predicted }
 }
 
-fn place_of(told: &Told, field: &str) -> Option<Location> {
-    let found = told.explanation.fields.iter().find(|found| found.field == field);
+fn place_of(explained: &Explained, field: &str) -> Option<Location> {
+    let found = explained.explanation.fields.iter().find(|found| found.field == field);
     found.unwrap_or_else(|| panic!("no {field}")).place.clone()
 }
 
 #[test]
-fn values_know_where_they_are_written() {
+fn values_have_source_locations() {
     let project = project();
     project.run(&[]);
     let of = describe(&project, &["say.text=y"], "lines");
@@ -55,13 +55,13 @@ fn values_know_where_they_are_written() {
     let file = project.path("configs/toy.toml");
     assert_eq!(place_of(&of, "params.to"), Some(Location::File { file, line: 13 }));
     assert_eq!(place_of(&of, "kind"), None);
-    assert_eq!(of.explanation.verdict, "run");
+    assert_eq!(of.explanation.action, "run");
     let changes = of.explanation.fields.iter().filter(|field| field.change.is_some());
     assert_eq!(changes.map(|field| field.field.as_str()).collect::<Vec<_>>(), ["params.say.text"]);
 }
 
 #[test]
-fn a_changed_folder_is_told_file_by_file() {
+fn a_changed_folder_is_explained_file_by_file() {
     let project = Project::new(
         "[stages.lines]\nkind = \"count\"\nparams = { say = { text = \"x\" }, title = \"T\" }\n\
          inputs = { from = \"../source.txt\" }\n\
@@ -98,7 +98,7 @@ fn the_nearest_result_is_the_one_with_the_fewest_edits_at_their_source() {
 }
 
 #[test]
-fn predictions_count_the_units_that_are_missing() {
+fn predictions_count_the_missing_units() {
     let project = project();
     let of = describe(&project, &[], "first");
     assert!(of.predicted["first"].seconds.is_none(), "nothing has run");
@@ -117,10 +117,10 @@ fn predictions_count_the_units_that_are_missing() {
 }
 
 #[test]
-fn inputs_that_are_not_known_yet_are_no_change() {
+fn unknown_inputs_are_not_changes() {
     let project = project();
     project.run(&[]);
-    // All that `second` reads is computed anew.
+    // All inputs of `second` are recomputed.
     let of = describe(&project, &["first.times=3"], "second");
     let names: Vec<&str> = of.explanation.fields.iter().map(|field| field.field.as_str()).collect();
     assert!(names.contains(&"inputs.a") && !names.contains(&"inputs"), "{names:?}");

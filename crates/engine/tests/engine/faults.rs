@@ -1,4 +1,4 @@
-//! What goes wrong in a run, what is kept of it, and what the next run makes of that.
+//! Faults of a run: what is kept, and what the next run does.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::project::{CONFIG, PIPELINE, Project, Ran, files, project};
 use crate::toys::Fault;
 
-/// A stage that needs none of the others.
+/// A stage that is independent of the others.
 const APART: &str = "\n[stages.apart]\nkind = \"say\"\nparams = { text = \"apart\" }\n";
 
 fn with(stages: &str) -> Project {
@@ -23,7 +23,7 @@ fn with(stages: &str) -> Project {
     project
 }
 
-/// Nothing half-written is anywhere in the cache, and the run's working folder is gone.
+/// The cache contains no half-written file, and the run's working folder is removed.
 fn assert_clean(project: &Project) {
     for file in files(&project.cache) {
         let text = fs_err::read(&file).unwrap();
@@ -54,10 +54,10 @@ fn a_unit_that_fails() {
         assert_eq!(ran.tasks, ["number 0", "number 1", "number 2", "say", "say", "say"]);
         let record = ran.stage("lines");
         assert_eq!(record.error.as_deref(), Some(error));
-        assert_eq!((record.units_run, record.units_reused), (3, 0));
+        assert_eq!((record.units_run, record.units_cached), (3, 0));
         assert!(record.fingerprint.is_some() && record.outputs.is_empty());
         assert!(ran.stage("last[one]").recipe.is_none());
-        let told: Vec<_> = ran
+        let failed: Vec<_> = ran
             .events
             .iter()
             .filter_map(|event| match event {
@@ -67,9 +67,9 @@ fn a_unit_that_fails() {
                 _ => None,
             })
             .collect();
-        assert_eq!(told, [("lines", Some("number 3"), error)]);
+        assert_eq!(failed, [("lines", Some("number 3"), error)]);
         assert!(!project.path("results/toy/lines").exists(), "a failed stage shows no results");
-        assert_eq!(entries(&project).len(), 6, "three units and three stages; what failed has no entry");
+        assert_eq!(entries(&project).len(), 6, "three units and three stages; the failed one has no entry");
         assert_clean(&project);
 
         project.backend.fault = None;
@@ -77,7 +77,7 @@ fn a_unit_that_fails() {
         assert_eq!(healed.ran(), ["last[one]", "last[two]", "lines"]);
         assert_eq!(healed.tasks, ["count merge", "number 3", "say", "say"]);
         let record = healed.stage("lines");
-        assert_eq!((record.units_run, record.units_reused), (1, 3));
+        assert_eq!((record.units_run, record.units_cached), (1, 3));
         assert_clean(&project);
     }
 }
@@ -113,7 +113,7 @@ fn a_merge_that_fails() {
 }
 
 #[test]
-fn units_that_go_on_when_another_failed() {
+fn units_finish_after_another_failed() {
     let mut project = project();
     project.backend.slots = 4;
     project.backend.pause = Duration::from_millis(50);
@@ -125,7 +125,7 @@ fn units_that_go_on_when_another_failed() {
     assert_clean(&project);
     project.backend.fault = None;
     let healed = project.run(&[]);
-    assert_eq!(healed.stage("lines").units_reused, units, "what they computed was kept");
+    assert_eq!(healed.stage("lines").units_cached, units, "what they computed was kept");
     assert_eq!(healed.stage("lines").units_run, 4 - units);
 }
 
@@ -136,10 +136,10 @@ fn a_stage_that_refuses() {
     assert_eq!(ran.with(Outcome::Failed), ["second"]);
     assert_eq!(ran.with(Outcome::Blocked), ["last[one]", "last[two]", "lines"]);
     assert_eq!(ran.ran(), ["apart", "first"]);
-    assert_eq!(ran.stage("second").error.as_deref(), Some("told to fail"));
+    assert_eq!(ran.stage("second").error.as_deref(), Some("failing as requested"));
     let blocked = |event: &Event| matches!(event, Event::StageBlocked { by, .. } if by == "second");
     assert_eq!(ran.events.iter().filter(|event| blocked(event)).count(), 3);
-    // It is tried again, and what did not fail is not.
+    // It is tried again, and the other stages are not.
     assert_eq!(project.run(&["second.text=!"]).starts, 1);
 
     let written = manifest::list(&project.path("cache/runs/toy"));
@@ -158,13 +158,13 @@ fn an_output_that_is_missing() {
 }
 
 #[test]
-fn a_path_below_an_output_where_nothing_stands() {
+fn a_missing_path_below_an_output() {
     let project = with("\n[stages.below]\nkind = \"say\"\ninputs = { a = \"lines.lines/sub/titel.txt\" }\n");
     let ran = project.run(&[]);
     assert_eq!(ran.with(Outcome::Failed), ["below"]);
     assert_eq!(
         ran.stage("below").error.as_deref(),
-        Some("the input `a` reads `sub/titel.txt` below the output `lines.lines`, and nothing stands there")
+        Some("the input `a` reads `sub/titel.txt` below the output `lines.lines`, which does not contain it")
     );
 }
 
@@ -234,7 +234,7 @@ fn two_runs_at_once() {
     }
 }
 
-/// A run begins, and sweeps, while others end.
+/// One run starts and removes leftovers while others end.
 #[test]
 fn working_folders_made_and_removed_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -291,7 +291,7 @@ fn heal_file(path: &Path, bytes: &[u8]) {
     fs_err::write(path, bytes).unwrap();
 }
 
-/// A run that must not go on, for what it cannot read.
+/// A run that must stop because of an unreadable file.
 fn broken(result: Result<Ran, StoreError>, path: &Path) {
     match result {
         Err(StoreError::Io(error)) => assert!(error.to_string().contains(path.to_str().unwrap()), "{error}"),
@@ -300,7 +300,7 @@ fn broken(result: Result<Ran, StoreError>, path: &Path) {
     }
 }
 
-/// What is cut short by a power cut, or says what its checksum does not, stands for nothing and costs its own stage.
+/// A truncated entry, or one that does not match its checksum, is ignored and costs only its own stage.
 #[test]
 fn a_damaged_index() {
     let project = project();
@@ -319,8 +319,8 @@ fn a_damaged_index() {
         fs_err::write(&second, wrong).unwrap();
         let healed = project.run(&[]);
         assert_eq!(healed.ran(), ["second"], "{why}");
-        let told = |message: &str| message.contains(second.to_str().unwrap()) && message.contains(why);
-        assert!(healed.warnings().iter().any(|message| told(message)), "{:?}", healed.warnings());
+        let warned = |message: &str| message.contains(second.to_str().unwrap()) && message.contains(why);
+        assert!(healed.warnings().iter().any(|message| warned(message)), "{:?}", healed.warnings());
         assert_eq!(project.run(&[]).ran(), [""; 0], "{why}");
     }
     let bytes = break_file(&second);
@@ -329,7 +329,7 @@ fn a_damaged_index() {
     assert_eq!(project.run(&[]).ran(), [""; 0]);
 }
 
-/// A run that ends early must leave no record of results that are not shown.
+/// A run that ends early must not record results that are not placed.
 #[test]
 fn a_run_that_ends_in_the_middle() {
     let project = project();
@@ -338,7 +338,7 @@ fn a_run_that_ends_in_the_middle() {
     let new = project.run(&["first.times=3"]);
     project.run(&[]);
     assert_eq!(project.results(), before);
-    // `first` is shown with its new bytes, then `second` cannot be looked up.
+    // `first` is placed with its new bytes, then the lookup of `second` fails.
     let entry = entry_of(&project, &new, "second");
     let bytes = break_file(&entry);
     broken(project.try_run(&["first.times=3"], &[]), &entry);
@@ -349,9 +349,9 @@ fn a_run_that_ends_in_the_middle() {
     assert!(old.ran().contains(&"first"));
 }
 
-/// Jobs that wait are not begun once the run cannot go on.
+/// Queued jobs are not started once the run cannot continue.
 #[test]
-fn the_queue_of_a_run_that_cannot_go_on() {
+fn the_queue_of_a_run_that_cannot_continue() {
     let stages = r#"
 [stages.early]
 kind = "say"
@@ -378,7 +378,7 @@ inputs = { from = "../source.txt" }
     broken(project.try_run(&[], &[]), &entry);
     fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
-    let reused = healed.stage("slow").units_reused;
+    let reused = healed.stage("slow").units_cached;
     assert!(reused < 20, "{reused} units were computed by a run that could not go on");
 }
 
@@ -424,7 +424,7 @@ fn write(folder: &Path, name: &str, text: &str) -> (String, PathBuf) {
 }
 
 #[test]
-fn an_entry_is_there_once_all_outputs_are() {
+fn an_entry_appears_only_with_all_outputs() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("cache")).unwrap();
     let recipe = recipe("a");

@@ -1,4 +1,5 @@
-//! The edits and faults by which pipeline runners are told apart, on a chain of seven stages, each at its ideal.
+//! The edits and faults that distinguish workflow engines, on a chain of seven stages, each with its ideal number of
+//! runs.
 
 use std::time::{Duration, SystemTime};
 
@@ -38,7 +39,7 @@ const FISHER: &str = "[fisher]\ntext = \"fisher\"";
 
 type Edit = fn(&mut Project);
 
-/// What is done to a project that ran, the stages that then ideally run, and what they are.
+/// An edit of a project that has run, and the number of stages that should then run.
 const EDITS: &[(&str, usize, Edit)] = &[
     ("nothing", 0, |_| {}),
     ("one parameter of `fisher`", 4, |p| p.replace(VALUES, FISHER, "[fisher]\ntext = \"g\"")),
@@ -72,14 +73,14 @@ const EDITS: &[(&str, usize, Edit)] = &[
     }),
 ];
 
-/// What happens to the first run, and the stages that the second then ideally runs.
+/// A fault of the first run, and the number of stages that the second should then run.
 const FAULTS: &[(&str, usize, Edit)] = &[
     ("the first worker dies", 7, |p| p.backend.fault = Some(("say".into(), Fault::Dies))),
     ("interrupted after the second stage", 5, |p| (p.interrupt, p.haste) = (Some(6), CancelMode::Drain)),
     ("a dead run's lock", 7, |p| {
         let store = Store::open(&p.cache).unwrap();
         let fingerprint = chain().run(&[]).stage("data").fingerprint.unwrap();
-        // Of a process that was killed, the system lets go of the lock.
+        // The system releases the lock of a killed process.
         drop(store.lock(&fingerprint, || {}).unwrap());
         assert!(p.cache.join("units.lock").exists());
         p.interrupt = Some(0);
@@ -92,12 +93,12 @@ const FAULTS: &[(&str, usize, Edit)] = &[
 ];
 
 #[expect(clippy::print_stdout, reason = "the table is to be seen")]
-/// Holds the next run of a project to a number of stages, and its results to those of a clean one; prints a row.
+/// Compares the stages of the next run with the ideal, and its results with those of a clean run; prints a row.
 fn held(what: &str, ideal: usize, project: &mut Project) {
     let ran = project.run(&[]);
     println!("{what:<40} {:>3} of {} ran, ideal {ideal}", ran.ran().len(), NAMES.len());
     assert_eq!(ran.ran().len(), ideal, "{what}: {:?}", ran.ran());
-    assert_eq!(ran.with(Outcome::Reused).len(), NAMES.len() - ideal, "{what}");
+    assert_eq!(ran.with(Outcome::Cached).len(), NAMES.len() - ideal, "{what}");
     let results = project.results();
     project.cache = project.path("another-cache");
     fs_err::remove_dir_all(project.path("results")).unwrap();

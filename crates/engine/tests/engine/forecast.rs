@@ -1,4 +1,4 @@
-//! What a run would take, told before it, on toy kinds.
+//! Estimates of a run's cost before it, on toy kinds.
 
 use std::cell::RefCell;
 
@@ -50,32 +50,32 @@ fn project() -> Project {
     project
 }
 
-/// Finds what it is told to and keeps account of what it was asked.
+/// Returns the given result and records the requests.
 struct Given {
     found: Result<Vec<CostModel>, String>,
-    asked: RefCell<Vec<MeasureRequest>>,
+    requests: RefCell<Vec<MeasureRequest>>,
 }
 
 impl MeasureBackend for Given {
     fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String> {
-        self.asked.borrow_mut().push(ask.clone());
+        self.requests.borrow_mut().push(ask.clone());
         self.found.clone()
     }
 }
 
 fn given(found: Result<Vec<CostModel>, &str>) -> Given {
-    Given { found: found.map_err(str::to_owned), asked: RefCell::default() }
+    Given { found: found.map_err(str::to_owned), requests: RefCell::default() }
 }
 
 fn circumstances(threads: usize) -> MachineProfile {
     MachineProfile { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into() }
 }
 
-/// Looks at a project with so many threads; the forecast, what was said, and the predictions by stage.
+/// Plans a project with this many threads; returns the estimate, the events, and the predictions by stage.
 fn with<T>(
     project: &Project,
     threads: usize,
-    bench: Option<&Given>,
+    backend: Option<&Given>,
     look: impl Fn(&Forecast, &dyn Fn(&str) -> Option<Prediction>) -> T,
 ) -> (Vec<MeasureEvent>, T) {
     let (pipeline, _) = pipeline::load(&project.path("pipelines/toy.toml"), &[], &registry())
@@ -83,27 +83,27 @@ fn with<T>(
     let graph = Graph::new(&pipeline).ok().unwrap();
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
-    let verdicts = planner.all(&graph).unwrap();
-    let mut forecast = Forecast::new(&planner, &verdicts, &circumstances(threads));
-    let mut said = Vec::new();
-    if let Some(bench) = bench {
-        measure(&mut forecast, &planner, bench, &mut |one| said.push(one)).unwrap();
+    let actions = planner.all(&graph).unwrap();
+    let mut forecast = Forecast::new(&planner, &actions, &circumstances(threads));
+    let mut events = Vec::new();
+    if let Some(backend) = backend {
+        measure(&mut forecast, &planner, backend, &mut |one| events.push(one)).unwrap();
     }
     let predictor = Predictor::with(&planner, &forecast);
     let predict = |name: &str| {
         let of = |(index, _): &&(usize, Action)| pipeline.stages[*index].id == name;
-        let (index, verdict) = verdicts.iter().find(of).unwrap();
+        let (index, verdict) = actions.iter().find(of).unwrap();
         predictor.predict(&pipeline.stages[*index], verdict).unwrap()
     };
     let seen = look(&forecast, &predict);
-    (said, seen)
+    (events, seen)
 }
 
 const FIRST: CostModel = CostModel { start: 1.0, task: 0.5, step: 2.0, merge: 0.01, host: 1000, device: 7 };
 const SECOND: CostModel = CostModel { start: 3.0, task: 1.5, step: 4.0, merge: 0.03, host: 3000, device: 5 };
 
 #[test]
-fn forms_go_from_stage_to_stage_before_anything_ran() {
+fn shapes_propagate_before_anything_ran() {
     with(&project(), 1, None, |forecast, predict| {
         let lines = forecast.of("lines").unwrap();
         assert_eq!(
@@ -114,25 +114,25 @@ fn forms_go_from_stage_to_stage_before_anything_ran() {
         assert_eq!(again.inputs.shapes["from"], ArtifactShape::Bytes(400));
         let predicted = predict("again").unwrap();
         assert_eq!((predicted.bytes, predicted.disk, predicted.seconds), (Some(600), Some(660), None));
-        // A kind that tells nothing ends what is known.
-        let why = forecast.of("last").unwrap().foreseen.as_ref().unwrap_err();
-        assert_eq!(why, "what stands on `from` is not known before `echo` has run");
+        // A kind without estimates ends the chain.
+        let why = forecast.of("last").unwrap().estimate.as_ref().unwrap_err();
+        assert_eq!(why, "the input `from` is unknown until `echo` has run");
     });
 }
 
 #[test]
-fn what_was_measured_is_kept_for_work_that_is_alike() {
+fn measurements_are_kept_for_equal_work() {
     let project = project();
-    let bench = given(Ok(vec![FIRST, SECOND]));
+    let backend = given(Ok(vec![FIRST, SECOND]));
     let seconds = |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| {
         ["lines", "again", "other", "last"].map(|name| predict(name).unwrap().seconds)
     };
-    let (said, found) = with(&project, 1, Some(&bench), seconds);
-    // `lines` and `again` differ in how much there is to do alone.
-    let why = "what stands on `from` is not known before `echo` has run".to_owned();
+    let (events, found) = with(&project, 1, Some(&backend), seconds);
+    // `lines` and `again` differ only in the amount of work.
+    let why = "the input `from` is unknown until `echo` has run".to_owned();
     let measuring = |name: &str| MeasureEvent::Measuring(name.into());
-    assert_eq!(said, [measuring("lines"), measuring("other"), MeasureEvent::Not("last".into(), why)]);
-    assert_eq!(bench.asked.borrow().len(), 2);
+    assert_eq!(events, [measuring("lines"), measuring("other"), MeasureEvent::Not("last".into(), why)]);
+    assert_eq!(backend.requests.borrow().len(), 2);
     // The mean of the workers: 1 second a task, 3 a step, and 0.02 for each of 10 bytes a task.
     assert_eq!(found, [Some(16.8), Some(25.2), Some(16.8), None]);
     assert_eq!(with(&project, 1, None, seconds).1, found, "kept");
@@ -143,7 +143,7 @@ fn what_was_measured_is_kept_for_work_that_is_alike() {
         assert_eq!((predicted.tasks, predicted.basis.as_str()), (Some(4), "a measurement on this machine"));
         assert!((predicted.joining - 0.8).abs() < 1e-9, "{predicted:?}");
     });
-    // Of what is in the cache, nothing is to be done.
+    // Cached units take no time.
     project.run(&[]);
     project.write("configs/toy.toml", "to = 6\n");
     with(&project, 1, None, |forecast, predict| {
@@ -155,19 +155,19 @@ fn what_was_measured_is_kept_for_work_that_is_alike() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_told_and_not_kept() {
+fn failed_measurements_are_reported_and_not_kept() {
     let project = project();
-    let bench = given(Err("no room"));
-    let (said, ()) = with(&project, 1, Some(&bench), |_, predict| {
+    let backend = given(Err("out of memory"));
+    let (events, ()) = with(&project, 1, Some(&backend), |_, predict| {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
-    assert!(said.contains(&MeasureEvent::Not("lines".into(), "no room".into())), "{said:?}");
+    assert!(events.contains(&MeasureEvent::Not("lines".into(), "out of memory".into())), "{events:?}");
     assert!(!project.cache.join("measured-v1").exists());
-    // A file that was damaged is as good as none.
-    let bench = given(Ok(vec![FIRST]));
+    // A damaged file is ignored.
+    let backend = given(Ok(vec![FIRST]));
     let seconds =
         |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
-    assert!(with(&project, 1, Some(&bench), seconds).1.is_some());
+    assert!(with(&project, 1, Some(&backend), seconds).1.is_some());
     for file in fs_err::read_dir(project.cache.join("measured-v1")).unwrap() {
         fs_err::write(file.unwrap().path(), "{").unwrap();
     }
@@ -175,7 +175,7 @@ fn what_cannot_be_measured_is_told_and_not_kept() {
 }
 
 #[test]
-fn a_trial_does_the_work_itself() {
+fn a_trial_does_real_work() {
     let folder = tempfile::tempdir().unwrap();
     let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
     let cx = Context::new(Device::Cpu, 1, &downloads, &|_, _, _| {}, &|_| {});

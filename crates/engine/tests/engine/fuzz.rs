@@ -1,4 +1,4 @@
-//! Mutated pipelines and store files: whatever a file holds, it is read or refused, without a panic or a hang.
+//! Mutated pipelines and store files: any content is read or refused, without a panic or a hang.
 
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::mutation::Mutator;
 use crate::project::{PIPELINE, changed, files, project};
 use crate::toys;
 
-/// What JSON of the store is made of.
+/// Fragments of the store's JSON.
 const JSON: &[&str] = &[
     "null",
     "{}",
@@ -37,7 +37,7 @@ const JSON: &[&str] = &[
     "\"folder\":true",
 ];
 
-/// Everything that the runner reads back of what it wrote.
+/// All files that the engine reads back.
 fn store(folder: &Path) -> Target<'_> {
     let mut project = project();
     project.run(&[]);
@@ -62,7 +62,7 @@ fn store(folder: &Path) -> Target<'_> {
         let path = project.path(seed.path.to_str().unwrap());
         replace(&path, bytes);
         if mutator.below(16) == 0 {
-            // Whatever it makes of it, it ends, and says which file is damaged where it can't go on.
+            // The run ends, and an error names the damaged file.
             if let Err(error) = project.try_run(&[], &[]) {
                 assert!(error.to_string().starts_with("cache: "), "{error}");
             }
@@ -111,7 +111,7 @@ fn replace(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn whatever_a_file_holds_is_read_or_refused() {
+fn any_file_content_is_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let below = ["pipelines", "store"].map(|name| folder.path().join(name));
     for name in ["pipelines/pipelines", "pipelines/configs", "store"] {
@@ -123,9 +123,9 @@ fn whatever_a_file_holds_is_read_or_refused() {
     fuzzing::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
 }
 
-/// What the fuzzer found.
+/// Earlier findings of the fuzzer.
 #[test]
-fn what_once_broke_the_runner_is_told() {
+fn earlier_crashes_are_reported_as_errors() {
     let project = project();
     for set in ["jin\u{fffd}=", "\u{1f34e}=", "jin\u{fffd}"] {
         assert!(project.problems(&[set]).contains("error"), "{set}");
@@ -138,10 +138,10 @@ fn what_once_broke_the_runner_is_told() {
         project.write(&file, &changed(&text, &format!("\"{port}\":{{"), "\"other\":{"));
         let again = project.run(&[]);
         assert_eq!(again.stage(stage).outcome, Outcome::Ran, "{stage}");
-        let told = format!(
+        let expected = format!(
             "is damaged: its outputs do not have its checksum; remove it to have it rebuilt; `{stage}` is computed"
         );
-        assert!(again.warnings().iter().any(|warning| warning.contains(&told)), "{:?}", again.warnings());
+        assert!(again.warnings().iter().any(|warning| warning.contains(&expected)), "{:?}", again.warnings());
         assert_eq!(project.run(&[]).ran(), [""; 0]);
     }
 }

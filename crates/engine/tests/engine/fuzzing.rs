@@ -1,6 +1,6 @@
-//! The fuzzer's loop: seeds are mutated, and whatever comes of one is read or refused, without a panic or a hang.
+//! The fuzzer's loop: seeds are mutated, and each mutation is read or refused, without a panic or a hang.
 //!
-//! Two seconds with the suite; `ATTRFLOW_FUZZ_SECONDS=1800` makes it longer, `ATTRFLOW_FUZZ_SEED` another.
+//! Two seconds with the suite; `ATTRFLOW_FUZZ_SECONDS=1800` makes it longer, `ATTRFLOW_FUZZ_SEED` changes the seed.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -99,13 +99,13 @@ fn a_stage_repeats_over_each_combination() {
     ];
     assert_eq!(ids, expected);
     assert_eq!(params(&loaded, "pair[2,8]")["text"], "2-8");
-    // A stage reads the item of its own items, whatever their order, and one over fewer lists likewise.
+    // A stage reads the item with the same items, in any order; also from a stage over fewer lists.
     assert_eq!(fed(&loaded, "turned[8,one]", "a"), "pair[one,8]");
     assert_eq!(fed(&loaded, "pair[2,7]", "a"), "single[2]");
 }
 
 #[test]
-fn defaults_fill_what_a_stage_leaves_out() {
+fn defaults_apply_to_missing_parameters() {
     let project = project(PIPELINE, CONFIG);
     let loaded = load(&project, &[]);
     assert_eq!(params(&loaded, "common")["times"], 2);
@@ -120,7 +120,7 @@ fn defaults_fill_what_a_stage_leaves_out() {
 }
 
 #[test]
-fn declared_variables_count_and_are_kept() {
+fn declared_variables_are_hashed_and_recorded() {
     let loaded = load(&project(PIPELINE, CONFIG), &[]);
     assert_eq!(params(&loaded, "turned[7,2]")["text"], "attrflow-engine");
     assert_eq!(
@@ -137,7 +137,7 @@ fn faults_of_the_rest_of_the_language() {
         assert!(PIPELINE.contains(from), "{from}");
         project(&PIPELINE.replace(from, to), CONFIG).problems(&[])
     };
-    let mut told = String::new();
+    let mut messages = String::new();
     let single = "each = { item = \"${items}\" }\n";
     for (from, to) in [
         ("[defaults.say]\ntimes", "[defaults.say]\ntime"),
@@ -152,12 +152,12 @@ fn faults_of_the_rest_of_the_language() {
         (single, "each = { item = [\"${x}\"] }\n"),
         ("\"pair.text\"", "\"literal.text\""),
     ] {
-        told += &of(from, to);
-        told += "\n\n";
+        messages += &of(from, to);
+        messages += "\n\n";
     }
     let named = CONFIG.replace("name = 2", "name = 1.5");
-    told += &project(PIPELINE, &named).problems(&[]);
-    insta::assert_snapshot!(told);
+    messages += &project(PIPELINE, &named).problems(&[]);
+    insta::assert_snapshot!(messages);
 }
 
 #[test]
@@ -170,10 +170,10 @@ fn a_cycle_of_includes_is_named() {
 }
 
 #[test]
-fn two_combinations_of_one_name_are_a_fault() {
+fn two_combinations_with_one_name_are_a_fault() {
     let pipeline = "config = \"../configs/toy.toml\"\n[stages.x]\nkind = \"say\"\neach = { a = \"${a}\", b = \"${b}\" }\n";
-    let told = faults(pipeline, "a = [\"p\", \"p,q\"]\nb = [\"q,r\", \"r\"]\n", &[]);
-    assert!(told.contains("two combinations have the name `p,q,r`"), "{told}");
+    let messages = faults(pipeline, "a = [\"p\", \"p,q\"]\nb = [\"q,r\", \"r\"]\n", &[]);
+    assert!(messages.contains("two combinations have the name `p,q,r`"), "{messages}");
 }
 
 #[test]

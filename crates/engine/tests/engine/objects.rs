@@ -1,4 +1,4 @@
-//! Objects and results whose bytes are not what they were: found whatever their times say, told, and mended.
+//! Modified objects and results are found whatever their times are, reported, and repaired.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use attrflow_engine::store::{Health, Store};
 
 use crate::project::{Project, Ran, files, flip, project};
 
-/// Two runs, so that every object is vouched for by how it looks.
+/// Two runs, so that every object is verified and recorded in the file-state cache.
 fn past_racy_window() -> (Project, Ran) {
     let project = project();
     let ran = project.run(&[]);
@@ -37,17 +37,18 @@ fn a_flipped_byte_of_an_object_is_found_and_its_stage_alone_runs() {
     let mended = project.run(&[]);
     assert_eq!(mended.ran(), ["second"]);
     let digest = ran.stage("second").outputs["text"].digest;
-    let told = format!("the file {} in the cache is damaged: its bytes hash to ", digest.short());
-    assert!(mended.warnings().iter().any(|line| line.starts_with(&told)), "{:?}", mended.warnings());
+    let expected = format!("the file {} in the cache is damaged: its bytes hash to ", digest.short());
+    assert!(mended.warnings().iter().any(|line| line.starts_with(&expected)), "{:?}", mended.warnings());
     assert_eq!(fs_err::read(&file).unwrap(), right);
     // The view shared the damaged bytes.
     assert_eq!(project.results(), before);
-    // The damaged bytes are put aside, with the reason.
-    let aside = files(&project.path("cache/quarantine"));
-    assert_eq!(aside.len(), 2, "{aside:?}");
-    let note =
-        fs_err::read_to_string(aside.iter().find(|path| path.to_str().unwrap().ends_with(".json")).unwrap())
-            .unwrap();
+    // The damaged bytes are quarantined, with the reason.
+    let quarantined = files(&project.path("cache/quarantine"));
+    assert_eq!(quarantined.len(), 2, "{quarantined:?}");
+    let note = fs_err::read_to_string(
+        quarantined.iter().find(|path| path.to_str().unwrap().ends_with(".json")).unwrap(),
+    )
+    .unwrap();
     assert!(note.contains(&digest.to_string()) && note.contains("its bytes hash to "), "{note}");
     assert_eq!(project.run(&[]).ran(), [""; 0]);
 }
@@ -59,7 +60,7 @@ fn a_flipped_byte_in_a_folder_of_the_cache_is_found() {
     flip(&object(&project, &ran, "lines", "lines").join("lines.txt"));
     let mended = project.run(&[]);
     // Its units stand: only the merge is done again.
-    assert_eq!((mended.ran(), mended.stage("lines").units_reused), (vec!["lines"], 4));
+    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 4));
     assert!(mended.warnings().iter().any(|line| line.contains("in it, lines.txt holds other bytes")));
     assert_eq!(project.results(), before);
 }
@@ -69,11 +70,11 @@ fn a_flipped_byte_of_a_unit_is_found_when_the_unit_is_needed() {
     let (project, ran) = past_racy_window();
     let unit = files(&project.path("cache/objects")).into_iter().find(|path| path.ends_with("line")).unwrap();
     flip(&unit);
-    // Nothing reads it as long as the stage stands.
+    // Nothing reads it while the stage is cached.
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     fs_err::remove_dir_all(object(&project, &ran, "lines", "lines")).unwrap();
     let mended = project.run(&[]);
-    assert_eq!((mended.ran(), mended.stage("lines").units_reused), (vec!["lines"], 3));
+    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 3));
     assert!(mended.warnings().iter().any(|line| line.contains("of `lines` is computed instead")));
 }
 
@@ -91,7 +92,7 @@ fn a_damaged_or_missing_listing_is_found() {
 }
 
 #[test]
-fn a_changed_result_is_restored_and_told() {
+fn a_changed_result_is_restored_and_reported() {
     let (project, _) = past_racy_window();
     let before = project.results();
     let inner = project.path("results/toy/lines/folder/lines.txt");
@@ -114,7 +115,7 @@ fn a_changed_result_is_restored_and_told() {
         warnings[1]
             .ends_with("results/toy/lines/folder: a file in it was missing or changed and is restored")
     );
-    // One that is gone in a folder; what the user put beside it stays.
+    // A missing file of a folder; the user's own file beside it stays.
     project.write("results/toy/lines/folder/mine.txt", "mine");
     fs_err::remove_file(&inner).unwrap();
     assert_eq!(project.run(&[]).warnings().len(), 1);
@@ -124,9 +125,9 @@ fn a_changed_result_is_restored_and_told() {
     assert_eq!((last.warnings(), project.results()), (vec![], before));
 }
 
-/// Written through a hard link, a result takes its object along.
+/// A result written through a hard link also changes its object.
 #[test]
-fn a_result_that_is_overwritten_in_place_is_mended_in_the_cache_too() {
+fn a_result_overwritten_in_place_is_repaired_in_the_cache_too() {
     let (project, ran) = past_racy_window();
     let before = project.results();
     flip(&project.path("results/toy/first/text.txt"));
@@ -153,9 +154,9 @@ fn a_touched_object_or_result_runs_nothing() {
     }
 }
 
-/// Clocks that were wrong leave times of the future and of the far past, and equal ones.
+/// Wrong clocks produce times of the future and of the far past, and equal ones.
 #[test]
-fn no_file_time_makes_a_changed_source_look_unchanged() {
+fn no_file_time_hides_a_changed_source() {
     let project = project();
     let source = project.path("source.txt");
     for (round, offset) in [-(1i64 << 30), 0, 1 << 30].into_iter().enumerate() {
@@ -176,7 +177,7 @@ fn no_file_time_makes_a_changed_source_look_unchanged() {
 }
 
 #[test]
-fn a_damaged_or_missing_record_of_looks_costs_a_look_at_the_bytes() {
+fn a_damaged_or_missing_file_state_only_costs_hashing() {
     let (project, _) = past_racy_window();
     let file = project.path("cache/vouched-v1");
     let good = fs_err::read(&file).unwrap();
@@ -189,9 +190,9 @@ fn a_damaged_or_missing_record_of_looks_costs_a_look_at_the_bytes() {
     }
 }
 
-/// The pack of index files misleads nobody: not when it is damaged, and not when an index file is gone or another.
+/// A damaged index pack, or a missing or replaced index file, never leads to wrong results.
 #[test]
-fn a_damaged_or_outdated_pack_costs_time_alone() {
+fn a_damaged_or_outdated_pack_only_costs_time() {
     let (project, ran) = past_racy_window();
     let pack = project.path("cache/packed-v1");
     let good = fs_err::read(&pack).unwrap();

@@ -1,5 +1,4 @@
-//! What the user is told about a pipeline that cannot run.
-//! Each is read as a user would: where it is, what is wrong, what to do.
+//! The messages for pipelines that cannot run: each names the location, the fault, and a way out.
 
 use crate::project::{CONFIG, PIPELINE, changed, faults};
 
@@ -34,6 +33,11 @@ fn unknown_keys() {
        |
        = help: valid names: text, times
     "#);
+    let defaults = format!("{PIPELINE}\n[defaults.say]\nphrase = \"a\"\n");
+    let config = changed(CONFIG, "[say]", "[say]\nphrase = 1");
+    for faults in [faults(&defaults, CONFIG, &[]), faults(PIPELINE, &config, &[])] {
+        assert!(faults.contains("error: unknown key `phrase`; it is named `text` now\n"), "{faults}");
+    }
     insta::assert_snapshot!(faults(&format!("stage = 1\n{PIPELINE}"), CONFIG, &[]), @r#"
     error: unknown key `stage`
      --> PROJECT/pipelines/toy.toml:1:1
@@ -197,7 +201,7 @@ fn kinds() {
 #[test]
 fn references_to_stages() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "secnd.text""#), CONFIG, &[]), @r#"
-    error: there is no stage `secnd`
+    error: unknown stage `secnd`
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "secnd.text", name = "first.text" }
@@ -215,7 +219,7 @@ fn references_to_stages() {
        = help: did you mean `text`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "second""#), CONFIG, &[]), @r#"
-    error: `second` is neither `stage.port` nor a path
+    error: `second` is not `stage.port` or a path
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "second", name = "first.text" }
@@ -224,7 +228,7 @@ fn references_to_stages() {
        = help: did you mean `second.text`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text""#, r#"from = "source""#), CONFIG, &[]), @r#"
-    error: `source` is neither `stage.port` nor a path
+    error: `source` is not `stage.port` or a path
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "source", name = "first.text" }
@@ -241,7 +245,7 @@ fn references_to_stages() {
        |
        = help: name one of its items, such as `last[one]`
 
-    error: there is no stage `last[ome]`
+    error: unknown stage `last[ome]`
       --> PROJECT/pipelines/toy.toml:27:33
        |
     27 | inputs = { a = "last.text", b = "last[ome].text" }
@@ -254,7 +258,7 @@ fn references_to_stages() {
 #[test]
 fn inputs() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"from = "second.text", "#, ""), CONFIG, &[]), @r#"
-    error: the stage `lines` has nothing on its input `from`
+    error: the input `from` of the stage `lines` is not connected
       --> PROJECT/pipelines/toy.toml:14:9
        |
     14 | [stages.lines]
@@ -301,7 +305,7 @@ fn cycles() {
 #[test]
 fn sources() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, "../source.txt", "../sauce.txt"), CONFIG, &[]), @r#"
-    error: there is no file or folder `PROJECT/sauce.txt`
+    error: no such file or folder: `PROJECT/sauce.txt`
      --> PROJECT/pipelines/toy.toml:7:16
       |
     7 | inputs = { a = "../sauce.txt" }
@@ -319,13 +323,13 @@ fn sources() {
 #[test]
 fn inherited_keys() {
     insta::assert_snapshot!(faults(&format!("{PIPELINE}{ECHO}{}", r#"params = { say = { text = "q" } }"#), CONFIG, &[]), @r#"
-    error: `say` comes from the stage on `lines`
+    error: `say` is inherited from the stage on the input `lines`
       --> PROJECT/pipelines/toy.toml:28:12
        |
     28 | params = { say = { text = "q" } }
        |            ^^^
        |
-       = help: remove the key: the two must not differ
+       = help: remove the key: both stages must use the same value
     "#);
     insta::assert_snapshot!(faults(&changed(&format!("{PIPELINE}{ECHO}"), r#"say = "${say}", "#, ""), CONFIG, &[]), @r#"
     error: the key `say` is missing

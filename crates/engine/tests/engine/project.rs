@@ -1,4 +1,4 @@
-//! A project in a temporary folder, and what a run of it did.
+//! A project in a temporary folder, and the outcome of its runs.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -26,12 +26,12 @@ pub struct Project {
     pub numerics: Numerics,
     pub conditions: Conditions,
     pub stop: Cancel,
-    /// After how many events a run is asked to stop.
+    /// The number of events after which a run is interrupted.
     pub interrupt: Option<usize>,
     pub haste: CancelMode,
 }
 
-/// What a run did.
+/// The outcome of a run.
 #[derive(Clone)]
 pub struct Ran {
     pub manifest: Manifest,
@@ -55,7 +55,7 @@ impl Ran {
         self.with(Outcome::Ran)
     }
 
-    /// What users are warned of.
+    /// The warnings.
     pub fn warnings(&self) -> Vec<&str> {
         fn warning(event: &Event) -> Option<&str> {
             match event {
@@ -188,7 +188,7 @@ impl Project {
         Ok(Ran { manifest, tasks, events, starts: backend.starts.load(Ordering::Relaxed) })
     }
 
-    /// Lets a file or folder stand for the one output of a stage; the error as a user reads it.
+    /// Adopts a file or folder as the only output of a stage; returns the error as text.
     pub fn adopt(&self, stage: &str, path: &Path) -> Result<Entry, String> {
         self.adopt_set(&[], stage, path, false)
     }
@@ -260,7 +260,7 @@ pub fn files(root: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Flips a bit of a file in its place, and sets its time back to what it was.
+/// Flips a bit of a file in place, and restores its times.
 pub fn flip(file: &Path) {
     let before = fs_err::metadata(file).unwrap();
     let mut bytes = fs_err::read(file).unwrap();

@@ -1,4 +1,4 @@
-//! Identity: what the fingerprint hashes, and what the explanation of a change says.
+//! Identity: what the fingerprint hashes, and how changes are reported.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn with(params: Json) -> Recipe {
     Recipe { params, ..recipe() }
 }
 
-/// A new value here makes every cache worthless: it needs a new `FORMAT`.
+/// A new value here invalidates every cache: it needs a new `FORMAT`.
 #[test]
 fn the_fingerprint_is_pinned() {
     assert_eq!(
@@ -69,9 +69,9 @@ unit.rows.1 = 32"#;
     assert_eq!(lines, expected.trim_start().lines().collect::<Vec<_>>());
 }
 
-/// One edit of every field; each must change the fingerprint, and be the one change that is told.
+/// One edit of every field; each must change the fingerprint, and be the only reported change.
 #[test]
-fn every_field_counts() {
+fn every_field_is_hashed() {
     type Edit = (&'static str, fn(&mut Recipe));
     fn numerics(recipe: &mut Recipe) -> &mut Numerics {
         recipe.numerics.as_mut().unwrap()
@@ -102,15 +102,15 @@ fn every_field_counts() {
     for (field, edit) in edits {
         let mut new = recipe();
         edit(&mut new);
-        let told: Vec<String> = changes(&old, &new).into_iter().map(|change| change.field).collect();
-        assert_eq!(told, [*field]);
-        assert!(!seen.contains(&new.fingerprint()), "`{field}` does not count");
+        let reported: Vec<String> = changes(&old, &new).into_iter().map(|change| change.field).collect();
+        assert_eq!(reported, [*field]);
+        assert!(!seen.contains(&new.fingerprint()), "`{field}` is not hashed");
         seen.push(new.fingerprint());
     }
 }
 
 #[test]
-fn what_is_absent_counts_too() {
+fn absence_is_hashed_too() {
     let old = recipe();
     let mut fewer_inputs = recipe();
     fewer_inputs.inputs.remove("unet");
@@ -136,7 +136,7 @@ fn the_text_of_changes() {
     let mut new = with(json!({ "seed": 1, "new": {}, "steps": 20, "rate": 1.0 }));
     new.kind = "other".into();
     new.inputs.insert("latents".into(), digest("new"));
-    let told: Vec<String> = changes(&old, &new).iter().map(ToString::to_string).collect();
+    let reported: Vec<String> = changes(&old, &new).iter().map(ToString::to_string).collect();
     let expected = [
         "kind: \"loss\" -> \"other\"".to_owned(),
         "params.new: absent -> {}".to_owned(),
@@ -146,11 +146,11 @@ fn the_text_of_changes() {
         "params.gone.0: 1 -> absent".to_owned(),
         "params.gone.1: 2 -> absent".to_owned(),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
     assert_eq!(changes(&old, &old), []);
 }
 
-/// Pairs that a careless encoding would take for the same.
+/// Pairs that a careless encoding would confuse.
 #[test]
 fn near_misses() {
     let pairs = [
@@ -183,14 +183,14 @@ fn near_misses() {
     for (one, two) in pairs {
         let (old, new) = (with(one.clone()), with(two.clone()));
         assert_ne!(old.fingerprint(), new.fingerprint(), "{one} and {two}");
-        assert!(!changes(&old, &new).is_empty(), "no change is told between {one} and {two}");
-        assert!(!changes(&new, &old).is_empty(), "no change is told between {two} and {one}");
+        assert!(!changes(&old, &new).is_empty(), "no change is reported between {one} and {two}");
+        assert!(!changes(&new, &old).is_empty(), "no change is reported between {two} and {one}");
         let (old, new) = (Recipe { unit: Some(one), ..recipe() }, Recipe { unit: Some(two), ..recipe() });
         assert_ne!(old.fingerprint(), new.fingerprint(), "as units");
     }
 }
 
-/// So few leaves and keys that two values are often near to each other.
+/// So few leaves and keys that two values are often similar.
 fn any_json() -> impl Strategy<Value = Json> {
     let leaves =
         [json!(null), json!(true), json!(0), json!(1), json!(1.0), json!(-0.0), json!(0.0), json!("1")];
@@ -230,7 +230,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn params_are_told_apart(one in any_json(), two in any_json()) {
+    fn different_params_have_different_fingerprints(one in any_json(), two in any_json()) {
         let (old, new) = (with(one.clone()), with(two.clone()));
         prop_assert_eq!(old.fingerprint() == new.fingerprint(), same(&one, &two));
         prop_assert_eq!(changes(&old, &new).is_empty(), same(&one, &two), "{:?}", changes(&old, &new));
@@ -246,7 +246,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_keys_does_not_count(value in any_json()) {
+    fn the_order_of_keys_is_not_hashed(value in any_json()) {
         prop_assert_eq!(with(value.clone()).fingerprint(), with(reversed(&value)).fingerprint());
     }
 
@@ -275,10 +275,10 @@ fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, Digest) {
 fn folders() {
     let same = [("a", "1"), ("b/c", "2"), ("b.x", "3")];
     let (kept, digest) = folder(&same);
-    assert_eq!(digest, folder(&[same[2], same[1], same[0]]).1, "the order that files are made in counts");
+    assert_eq!(digest, folder(&[same[2], same[1], same[0]]).1, "the order that files are made in is hashed");
     fs_err::create_dir(kept.path().join("root/empty")).unwrap();
     let store = Store::open(&kept.path().join("cache")).unwrap();
-    assert_eq!(store.source(&kept.path().join("root")).unwrap(), digest, "an empty folder counts");
+    assert_eq!(store.source(&kept.path().join("root")).unwrap(), digest, "an empty folder is hashed");
     let others: &[&[(&str, &str)]] = &[
         &[("a", "1"), ("b/c", "2"), ("b.x", "4")],
         &[("a", "1"), ("b/c", "2"), ("b.y", "3")],
@@ -307,7 +307,7 @@ fn listing(files: &[(&str, &str)]) -> Listing {
 }
 
 #[test]
-fn what_stands_below_a_folder() {
+fn digests_below_a_folder() {
     let whole = listing(&[("a/b/c", "1"), ("a/b/d", "2"), ("ab", "3")]);
     assert_eq!(whole.sub("ab"), Some(digest("3")));
     assert_eq!(whole.sub("a/b/c"), Some(digest("1")));
@@ -319,7 +319,7 @@ fn what_stands_below_a_folder() {
     let alone = folder(&[("c", "1"), ("d", "2")]).1;
     assert_eq!(whole.sub("a/b"), Some(alone), "below is what the folder alone would be");
     assert_eq!(whole.size(), 3);
-    // The path's length stands before it, so that a digest can't be taken for the end of a name.
+    // The path's length precedes it, so that a digest cannot be mistaken for the end of a name.
     assert_ne!(listing(&[("a", "1"), ("b", "2")]).digest(), listing(&[("b", "1"), ("a", "2")]).digest());
 }
 
@@ -333,7 +333,7 @@ fn digests_are_written_in_one_form() {
     assert_eq!(hex.parse::<Digest>(), Ok(digest));
     assert_eq!(serde_json::to_value(digest).unwrap(), json!(hex));
     let error = "af13".parse::<Digest>().unwrap_err();
-    assert_eq!(error, "`af13` is no digest: expected 64 hexadecimal digits");
+    assert_eq!(error, "`af13` is not a digest: expected 64 hexadecimal digits");
     let missing = Digest::of_file(Path::new("nowhere/at all")).unwrap_err().to_string();
     assert!(missing.starts_with("nowhere/at all: "), "{missing}");
 }

@@ -1,4 +1,4 @@
-//! Results sent to a folder and brought from it.
+//! Results pushed to a folder and pulled from it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,14 +35,14 @@ fn pull(project: &Project, from: &Path) -> Result<Pulled, RemoteError> {
     Pull { store: &store, pipeline: None, back: 0, all: false, progress: QUIET }.execute(&remote)
 }
 
-/// Where a remote holds the bytes of a digest.
+/// The path of a digest's bytes on a remote.
 fn at(remote: &Path, folder: &str, digest: &Digest, ending: &str) -> PathBuf {
     let name = digest.to_string();
     remote.join("attrflow-v1").join(folder).join(&name[..2]).join(format!("{name}{ending}"))
 }
 
 #[test]
-fn a_run_that_was_brought_is_not_computed() {
+fn a_pulled_run_is_not_computed() {
     let (here, there) = (project(), project());
     here.run(&[]);
     let remote = here.path("remote");
@@ -55,20 +55,20 @@ fn a_run_that_was_brought_is_not_computed() {
     assert_eq!((pushed.sent, pushed.there, files(&remote)), (0, 6, before));
 
     let pulled = pull(&there, &remote).unwrap();
-    assert_eq!((pulled.brought, pulled.entries, pulled.there, pulled.manifests), (6, 5, 0, 1));
+    assert_eq!((pulled.downloaded, pulled.entries, pulled.there, pulled.manifests), (6, 5, 0, 1));
     let ran = there.run(&[]);
     assert_eq!((ran.ran(), ran.starts), (Vec::<&str>::new(), 0));
     assert_eq!(there.results(), here.results());
     let pulled = pull(&there, &remote).unwrap();
-    assert_eq!((pulled.brought, pulled.entries, pulled.there, pulled.manifests), (0, 0, 5, 0));
-    // Brought objects are as read-only as computed ones.
+    assert_eq!((pulled.downloaded, pulled.entries, pulled.there, pulled.manifests), (0, 0, 5, 0));
+    // Pulled objects are as read-only as computed ones.
     let store = Store::open(&there.cache).unwrap();
     let object = store.path(&ran.stage("first").outputs["text"].digest);
     assert_eq!(fs_err::metadata(object).unwrap().permissions().mode() & 0o222, 0);
 }
 
 #[test]
-fn a_writer_that_dies_leaves_nothing_that_misleads() {
+fn an_interrupted_push_leaves_no_entry() {
     let (here, there) = (project(), project());
     here.run(&[]);
     let remote = here.path("remote");
@@ -80,8 +80,8 @@ fn a_writer_that_dies_leaves_nothing_that_misleads() {
     catch_unwind(AssertUnwindSafe(|| push_with(&here, &remote, false, &dies))).unwrap_err();
     assert!(!remote.join("attrflow-v1/recipes-v1").exists() && !remote.join("attrflow-v1/runs").exists());
     let error = pull(&there, &remote).unwrap_err().to_string();
-    assert!(error.ends_with("holds no run: push one first"), "{error}");
-    // The next one goes on.
+    assert!(error.ends_with("has no runs: push one first"), "{error}");
+    // The next push resumes.
     let pushed = push(&here, &remote);
     assert!(pushed.there >= 2 && pushed.sent + pushed.there == 6, "{pushed:?}");
     pull(&there, &remote).unwrap();
@@ -89,7 +89,7 @@ fn a_writer_that_dies_leaves_nothing_that_misleads() {
 }
 
 #[test]
-fn what_is_damaged_there_is_refused_and_named_and_the_rest_arrives() {
+fn damaged_remote_files_are_refused_and_the_rest_is_pulled() {
     let (here, there) = (project(), project());
     let ran = here.run(&[]);
     let remote = here.path("remote");
@@ -101,10 +101,10 @@ fn what_is_damaged_there_is_refused_and_named_and_the_rest_arrives() {
     fs_err::write(&object, &bytes).unwrap();
     let pulled = pull(&there, &remote).unwrap();
     assert_eq!((pulled.entries, pulled.manifests, pulled.refused.len()), (4, 0, 2), "{pulled:?}");
-    assert!(pulled.refused[0].contains(&format!("{digest} is damaged: its bytes hash to ")), "{pulled:?}");
-    assert_eq!(pulled.refused[1], "the result of `second` was not taken");
+    assert!(pulled.refused[0].contains(&format!("{digest} is damaged: its digest is ")), "{pulled:?}");
+    assert_eq!(pulled.refused[1], "the result of `second` was refused");
     assert_eq!(there.run(&[]).ran(), ["second"]);
-    // A shorter one is sent again by itself, one of the same size when asked to.
+    // A shorter one is sent again by default, one of the same size only on request.
     fs_err::write(&object, "short").unwrap();
     assert_eq!(push(&here, &remote).sent, 1);
     fs_err::write(&object, &bytes).unwrap();
@@ -114,12 +114,12 @@ fn what_is_damaged_there_is_refused_and_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn nothing_is_believed_that_does_not_fit_its_name() {
+fn files_that_do_not_match_their_name_are_refused() {
     let here = project();
     let ran = here.run(&[]);
     let remote = here.path("remote");
     push(&here, &remote);
-    // An entry under another's name, and one that promises other bytes.
+    // An entry under another's name, and one with other digests.
     let entry = |stage: &str| at(&remote, "recipes-v1", &ran.stage(stage).fingerprint.unwrap(), ".json");
     fs_err::copy(entry("first"), entry("second")).unwrap();
     let other = ran.stage("second").outputs["text"].digest.to_string();
@@ -133,7 +133,7 @@ fn nothing_is_believed_that_does_not_fit_its_name() {
     assert!(pulled.refused.iter().any(|fault| fault.contains("do not have its checksum")));
     push_with(&here, &remote, true, QUIET);
 
-    // A folder that wants a file beside the cache.
+    // A listing with a file outside of the cache.
     let there = project();
     let first = ran.stage("first").outputs["text"].digest;
     let evil = Listing(vec![Listed { path: "../../evil".into(), size: 1, digest: first }]);
@@ -142,7 +142,7 @@ fn nothing_is_believed_that_does_not_fit_its_name() {
     fs_err::write(&path, serde_json::to_vec(&evil).unwrap()).unwrap();
     let pulled = pull(&there, &remote).unwrap();
     assert!(pulled.refused[0].contains("lists another folder"), "{pulled:?}");
-    // Even if the entry asks for just that folder.
+    // Also if the entry asks for exactly that listing.
     let text = fs_err::read_to_string(entry("lines")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
     json["outputs"]["lines"]["digest"] = evil.digest().to_string().into();
@@ -157,7 +157,7 @@ fn nothing_is_believed_that_does_not_fit_its_name() {
 }
 
 #[test]
-fn what_is_damaged_here_is_not_sent() {
+fn damaged_local_objects_are_not_sent() {
     let here = project();
     let ran = here.run(&[]);
     let store = Store::open(&here.cache).unwrap();
@@ -172,17 +172,21 @@ fn what_is_damaged_here_is_not_sent() {
 }
 
 #[test]
-fn places_that_are_none_are_told() {
-    let told = |address: &str| Remote::open(address, false).err().unwrap().to_string();
-    assert!(told("ftp://host/x").contains("`ftp` is not known; expected a folder, file:///FOLDER or s3://"));
-    assert!(told("s3:///x").contains("it names no bucket"));
-    assert!(told("/nowhere/at/all").contains("there is no such folder"));
-    assert!(told("").contains("it is empty"));
+fn invalid_addresses_are_reported() {
+    let error = |address: &str| Remote::open(address, false).err().unwrap().to_string();
+    assert!(
+        error("ftp://host/x").contains("unknown scheme `ftp`; expected a folder, file:///FOLDER or s3://")
+    );
+    assert!(error("s3:///x").contains("it names no bucket"));
+    assert!(error("/nowhere/at/all").contains("no such folder"));
+    assert!(error("").contains("it is empty"));
     let here = project();
     here.run(&[]);
     let remote = here.path("remote");
     fs_err::create_dir_all(remote.join("attrflow-v9")).unwrap();
     let error = pull(&here, &remote).unwrap_err().to_string();
-    assert!(error.contains("holds attrflow-v9, which this attrflow does not read: expected attrflow-v1"));
-    assert!(pull(&here, &here.path("pipelines")).unwrap_err().to_string().contains("no run: push one first"));
+    assert!(error.contains("contains attrflow-v9, which this version does not read: expected attrflow-v1"));
+    assert!(
+        pull(&here, &here.path("pipelines")).unwrap_err().to_string().contains("no runs: push one first")
+    );
 }

@@ -1,4 +1,4 @@
-//! What a run notices and mends: changed sources, damaged objects, results of stages that are gone.
+//! Repairs by a run: changed sources, damaged objects, results of removed stages.
 
 use attrflow_engine::provenance::manifest::Outcome;
 
@@ -16,7 +16,7 @@ fn a_source_that_changes_while_it_is_read_fails_its_stage() {
         error.contains("the input `a` changed while it was read: ") && error.ends_with("source.txt"),
         "{error}"
     );
-    // Neither the old nor the new text has got the other's result.
+    // Neither the old nor the new text gets the other's result.
     project.backend.fault = None;
     assert_eq!(project.run_targets(&["first"]).ran(), ["first"]);
     assert_eq!(project.read("results/toy/first/text.txt"), "other\naa");
@@ -26,7 +26,7 @@ fn a_source_that_changes_while_it_is_read_fails_its_stage() {
 }
 
 #[test]
-fn a_job_that_breaks_the_runner_fails_its_stage_and_ends_the_run() {
+fn a_panic_in_the_engine_fails_the_stage_and_ends_the_run() {
     let mut project = project();
     project.backend.fault = Some(("number 1".into(), Fault::Panics));
     let ran = project.run(&[]);
@@ -43,7 +43,7 @@ fn a_damaged_object_is_replaced_when_its_stage_is_forced() {
     let digest = ran.stage("first").outputs["text"].digest.to_string();
     let object = project.cache.join("objects").join(&digest[..2]).join(&digest);
     let right = fs_err::read(&object).unwrap();
-    // The same size, so that nothing but the bytes tells.
+    // The same size, so that only the bytes differ.
     let wrong: Vec<u8> = right.iter().map(|byte| byte ^ 1).collect();
     let replace = |bytes: &[u8]| {
         fs_err::remove_file(&object).unwrap();
@@ -53,7 +53,7 @@ fn a_damaged_object_is_replaced_when_its_stage_is_forced() {
     project.force = vec!["first"];
     assert_eq!(project.run(&[]).ran(), ["first"]);
     assert_eq!(fs_err::read(&object).unwrap(), right);
-    // A wrong size is noticed without being asked to look.
+    // A wrong size is noticed without hashing.
     replace(b"short");
     project.force = vec![];
     assert_eq!(project.run(&[]).ran(), ["first"]);
@@ -61,7 +61,7 @@ fn a_damaged_object_is_replaced_when_its_stage_is_forced() {
 }
 
 #[test]
-fn results_of_stages_that_are_gone_go_too() {
+fn results_of_removed_stages_are_removed() {
     let project = project();
     project.run(&[]);
     assert!(project.path("results/toy/last/two/text.txt").exists());
@@ -73,7 +73,7 @@ fn results_of_stages_that_are_gone_go_too() {
     assert_eq!(ran.ran(), [""; 0]);
     assert!(!project.path("results/toy/last/two").exists());
     assert!(!project.path("results/toy/second/text.txt").exists());
-    // What nobody but the user put there stays; so do other stages, selected or not.
+    // The user's own files stay; so do other stages, selected or not.
     assert_eq!(project.read("results/toy/second/mine.txt"), "kept");
     assert!(project.path("results/toy/last/one/text.txt").exists());
 }

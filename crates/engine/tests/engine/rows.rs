@@ -1,4 +1,4 @@
-//! Units that read a part of a file, and units that are computed together.
+//! Units that read a part of a file, and batches of units.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -108,7 +108,7 @@ fn project(stages: &str) -> Project {
     let mut project = Project::new(&format!("{PIPELINE}{stages}"), "letters = \"ab\"\n");
     project.backend.slots = 1;
     project.write("table", TABLE);
-    // A file that changed a moment ago is read again, not remembered.
+    // A file that changed a moment ago is hashed again, not remembered.
     std::thread::sleep(Duration::from_millis(60));
     project
 }
@@ -148,14 +148,14 @@ fn an_edit_computes_the_units_that_read_it() {
     let all = project.run(&[]);
     assert_eq!(computed(&all).len(), 8);
     let steps: Vec<(&str, &[&str], &[&str])> = vec![
-        // A letter more, in the config; then as it was.
+        // One more letter, in the config; then the old value.
         (TABLE, &["letters=\"abc\""], &["0..2 c", "2..4 c", "4..6 c", "6..7 c"]),
         (TABLE, &[], &[]),
-        // Rows at the end: those of the block that was not full, and new ones.
+        // Rows at the end: the block that was not full, and new blocks.
         ("aaaabbbbccccddddeeeeffffgggghhhhiiii", &[], &["6..8 a", "6..8 b", "8..9 a", "8..9 b"]),
         // A row in the middle.
         ("aaaabbbbccccddddeeeeXfffgggghhhhiiii", &[], &["4..6 a", "4..6 b"]),
-        // A row at the front: all rows are others at their places.
+        // A row at the front: all rows move.
         ("aaaa", &[], &["0..1 a", "0..1 b"]),
         ("aaaabbbbccccddddeeeeXfff", &[], &[]),
         (TABLE, &[], &[]),
@@ -170,7 +170,7 @@ fn an_edit_computes_the_units_that_read_it() {
 }
 
 #[test]
-fn parts_are_remembered_and_a_damaged_memory_costs_nothing_but_a_read() {
+fn ranges_are_cached_and_a_damaged_cache_only_costs_a_read() {
     let project = project("");
     project.run(&[]);
     let memory = project.path("cache/slices-v1");
@@ -189,7 +189,7 @@ fn parts_are_remembered_and_a_damaged_memory_costs_nothing_but_a_read() {
 }
 
 #[test]
-fn a_part_counts_by_its_bytes_and_its_layout_and_not_by_its_place() {
+fn a_range_is_hashed_by_bytes_and_layout_not_by_position() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("cache")).unwrap();
     let write = |name: &str, text: &str| {
@@ -204,16 +204,16 @@ fn a_part_counts_by_its_bytes_and_its_layout_and_not_by_its_place() {
     let (a, b) = (write("a", "0123456789"), write("b", "xx3456xx"));
     let digest = part(&a, "u8", &[(3, 7)]).unwrap();
     assert_eq!(part(&b, "u8", &[(2, 6)]).unwrap(), digest);
-    // One range or two, the same bytes follow each other.
+    // One range or two: the bytes are contiguous.
     assert_eq!(part(&a, "u8", &[(3, 4), (4, 7)]).unwrap(), digest);
     let others = [part(&a, "i8", &[(3, 7)]), part(&a, "u8", &[(3, 6)]), part(&a, "u8", &[(4, 7), (3, 4)])];
     assert!(others.into_iter().all(|other| other.unwrap() != digest));
-    assert_ne!(part(&a, "u8", &[(0, 10)]).unwrap(), a.0, "a part is no file");
+    assert_ne!(part(&a, "u8", &[(0, 10)]).unwrap(), a.0, "a range is not a file");
     let error = part(&a, "u8", &[(8, 11)]).unwrap_err().to_string();
     assert!(error.contains("/a"), "{error}");
 }
 
-/// A source that changes between its hash and the unit's end must not be taken for what it was.
+/// A source that changes between its hash and the unit's end must not get the result.
 #[test]
 fn a_source_that_changes_under_a_unit_fails_it() {
     let mut project = project("");
@@ -232,7 +232,7 @@ fn a_source_that_changes_under_a_unit_fails_it() {
 }
 
 #[test]
-fn a_table_in_the_store_counts_by_parts_too() {
+fn a_table_in_the_store_is_hashed_by_ranges_too() {
     let pipeline = r#"
 [stages.make]
 kind = "say"
@@ -271,7 +271,7 @@ fn tasks(ran: &Ran) -> Vec<&str> {
 }
 
 #[test]
-fn units_of_one_company_are_one_task_across_stages() {
+fn units_with_one_batch_key_are_one_task_across_stages() {
     let mut project = of_three();
     let ran = project.run(&[]);
     let block = |rows: &str| ["rows", "one", "two"].map(|_| format!("{rows} a + {rows} b")).join(" + ");
@@ -279,17 +279,17 @@ fn units_of_one_company_are_one_task_across_stages() {
     assert_eq!(computed(&ran).len(), 24);
     // Progress adds up for each stage.
     for stage in ["rows", "one", "two"] {
-        let told = |event: &Event| match event {
+        let progress = |event: &Event| match event {
             Event::Progress { stage: of, done, total } if of == stage => Some((*done, *total)),
             _ => None,
         };
-        let told: Vec<(u64, u64)> = ran.events.iter().filter_map(told).collect();
-        assert_eq!(told.last(), Some(&(14, 14)), "{stage}");
-        assert!(told.iter().all(|(done, total)| done <= total) && told.is_sorted(), "{told:?}");
+        let progress: Vec<(u64, u64)> = ran.events.iter().filter_map(progress).collect();
+        assert_eq!(progress.last(), Some(&(14, 14)), "{stage}");
+        assert!(progress.iter().all(|(done, total)| done <= total) && progress.is_sorted(), "{progress:?}");
     }
     let results = project.results();
     assert_eq!(results, from_nothing(&mut project, &[]));
-    // Only what is missing is computed, together.
+    // Only the missing units are computed, as a batch.
     project.write("two.txt", "3");
     assert_eq!(
         tasks(&project.run(&[])),
@@ -298,7 +298,7 @@ fn units_of_one_company_are_one_task_across_stages() {
 }
 
 #[test]
-fn several_slots_share_what_waits() {
+fn several_slots_share_the_queue() {
     let mut project = of_three();
     let alone = {
         project.run(&[]);
@@ -309,14 +309,14 @@ fn several_slots_share_what_waits() {
     project.backend.pause = Duration::from_millis(30);
     let ran = project.run(&[]);
     assert_eq!(computed(&ran).len(), 24);
-    // The first takes a third of all at most; none of them ends with nothing to do while another has many.
+    // The first takes at most a third of all; none is idle while another has many.
     assert!(tasks(&ran).iter().all(|task| task.matches('+').count() < 8), "{:?}", tasks(&ran));
     assert_eq!(ran.starts, 3);
     assert_eq!(project.results(), alone);
 }
 
 #[test]
-fn a_task_that_fails_is_computed_unit_by_unit_and_blames_one() {
+fn a_failed_batch_is_computed_unit_by_unit_to_find_the_fault() {
     let project = of_three();
     project.write("table", &TABLE.replace("dddd", "ddd!"));
     let ran = project.run(&[]);
@@ -328,7 +328,7 @@ fn a_task_that_fails_is_computed_unit_by_unit_and_blames_one() {
         _ => None,
     });
     assert_eq!(blamed.collect::<Vec<_>>(), ["2..4 b"; 3]);
-    // What was done before, of any stage, is kept; the same for what was done in the task that failed.
+    // Units finished before are kept, of any stage, also those of the failed batch.
     project.write("table", TABLE);
     let again = project.run(&[]);
     assert!(!computed(&again).contains(&"0..2 a"));
@@ -336,7 +336,7 @@ fn a_task_that_fails_is_computed_unit_by_unit_and_blames_one() {
 }
 
 #[test]
-fn a_worker_that_dies_with_several_units_costs_the_one_that_kills_it() {
+fn a_worker_that_dies_in_a_batch_costs_only_the_faulty_unit() {
     let mut project = of_three();
     project.backend.fault = Some(("4..6 a".to_owned(), Fault::Dies));
     let ran = project.run(&[]);
@@ -352,9 +352,9 @@ fn a_worker_that_dies_with_several_units_costs_the_one_that_kills_it() {
     assert_eq!(results, from_nothing(&mut project, &[]));
 }
 
-/// What another run computes is left to it, and taken from it when it is done.
+/// Units of another run are left to it, and used when it is done.
 #[test]
-fn a_unit_that_another_run_holds_is_waited_for_with_nothing_else_held() {
+fn a_run_waits_for_a_unit_of_another_run_without_other_locks() {
     let project = of_three();
     project.run(&[]);
     let other = of_three();
@@ -373,7 +373,7 @@ fn a_unit_that_another_run_holds_is_waited_for_with_nothing_else_held() {
     assert_eq!(results, (24, project.results()));
 }
 
-/// What another run computes; the others are computed meanwhile, in whatever company is left.
+/// Locks every second unit, as another run would; the others are computed meanwhile in smaller batches.
 fn every_second_unit(project: &Project) -> Vec<attrflow_engine::identity::digest::Digest> {
     let store = Store::open(&project.cache).unwrap();
     let entries = store.entries().unwrap();

@@ -1,4 +1,4 @@
-//! Any sequence of edits, kills and reruns ends with the bytes that a clean run gives, and computes nothing twice.
+//! Any sequence of edits, kills and reruns gives the bytes of a clean run, and computes nothing twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,22 +12,22 @@ use proptest::test_runner::{Config, TestRunner};
 use crate::project::{CONFIG, PIPELINE, Project, Ran, project};
 use crate::toys::Fault;
 
-/// One thing that a user, or the world, does to a project.
+/// One step of a sequence: an edit, a loss of files, or a run.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Another value of a parameter; 0 is the one at the beginning.
+    /// Another value of a parameter; 0 is the initial one.
     Param(usize, usize),
     /// Other bytes in the source.
     Source(usize),
-    /// `second` is called otherwise, or as at the beginning.
+    /// `second` is renamed, or has its initial name.
     Name(bool),
-    /// Stage's object is removed.
+    /// A stage's object is removed.
     Delete(usize),
     /// An output is removed from the results.
     Unshow(usize),
     /// A run to the end.
     Run,
-    /// A run that is interrupted when this many events were told.
+    /// A run that is interrupted after this many events.
     Interrupt(usize),
     /// A run whose worker dies at a task.
     Die(usize),
@@ -56,13 +56,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A project, and what is known of what it computed.
+/// A project, and the recorded results.
 struct World {
     project: Project,
     values: [usize; PARAMS.len()],
-    /// What each fingerprint gave.
+    /// The output of each fingerprint.
     kept: BTreeMap<String, Vec<Digest>>,
-    /// Objects that were taken away.
+    /// Objects that were removed.
     gone: BTreeSet<Digest>,
     last: Option<Ran>,
 }
@@ -80,19 +80,19 @@ impl World {
             let Some(fingerprint) = record.fingerprint.map(|fingerprint| fingerprint.to_string()) else {
                 continue;
             };
-            let stands = self
+            let cached = self
                 .kept
                 .get(&fingerprint)
                 .is_some_and(|digests| digests.iter().all(|digest| !self.gone.contains(digest)));
             let digests: Vec<Digest> = record.outputs.values().map(|output| output.digest).collect();
             match record.outcome {
                 Outcome::Ran => {
-                    assert!(!stands, "{} ran, whose result was there", record.stage);
-                    // What else gave the same bytes stands again with it.
+                    assert!(!cached, "{} ran, whose result was cached", record.stage);
+                    // Other results with the same bytes are valid again.
                     self.gone.retain(|digest| !digests.contains(digest));
                     self.kept.insert(fingerprint, digests);
                 }
-                Outcome::Reused => assert!(stands, "{} was reused, whose result was not there", record.stage),
+                Outcome::Cached => assert!(stands, "{} was reused, whose result was not there", record.stage),
                 _ => {}
             }
         }
@@ -113,7 +113,7 @@ impl World {
             Step::Delete(stage) => self.delete(*stage),
             Step::Unshow(name) => {
                 let path = self.project.path("results/toy").join(SHOWN[*name]);
-                // Nothing to remove is no step.
+                // If there is nothing to remove, the step is skipped.
                 let _ = if path.is_dir() { fs_err::remove_dir_all(path) } else { fs_err::remove_file(path) };
             }
             Step::Run => drop(self.run()),
@@ -131,7 +131,7 @@ impl World {
         }
     }
 
-    /// Takes away the object of a stage that the last run had, and with it all results of the same bytes.
+    /// Removes an object of the last run, and thereby all results with the same bytes.
     fn delete(&mut self, stage: usize) {
         let Some(last) = &self.last else { return };
         let Some(artifact) = last.manifest.stages[stage % last.manifest.stages.len()].outputs.values().next()
@@ -148,7 +148,7 @@ impl World {
     }
 }
 
-/// The results of these settings where nothing was there before, remembered.
+/// The results of these settings with an empty cache, remembered.
 fn clean(world: &World, known: &mut BTreeMap<String, BTreeMap<String, String>>) -> BTreeMap<String, String> {
     let sets = world.sets();
     let source = world.project.read("source.txt");
@@ -192,7 +192,7 @@ fn any_sequence_of_edits_kills_and_reruns_ends_as_a_clean_run() {
 }
 
 #[test]
-fn a_run_that_is_interrupted_at_any_event_keeps_what_was_done() {
+fn a_run_interrupted_at_any_event_keeps_finished_work() {
     for haste in [CancelMode::Drain, CancelMode::Kill] {
         for events in 0..30 {
             let mut project = project();
@@ -204,7 +204,7 @@ fn a_run_that_is_interrupted_at_any_event_keeps_what_was_done() {
             assert_eq!(ran.ran().len() + ran.with(Outcome::Interrupted).len(), stages);
             (project.interrupt, project.stop) = (None, Cancel::default());
             let rest = project.run(&[]);
-            // Nothing twice, and nothing that was begun and not kept.
+            // Nothing twice, and nothing that was started and not kept.
             let (done, all) = (ran.tasks.len() + rest.tasks.len(), 9);
             assert_eq!(done, all, "{haste:?} after {events} events: {:?}, then {:?}", ran.tasks, rest.tasks);
         }

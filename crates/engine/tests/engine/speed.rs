@@ -1,4 +1,4 @@
-//! How long the engine takes of its own: figures to read, on demand; nothing is asserted of a time.
+//! The engine's own time: figures to read, on demand; no time is asserted.
 //!
 //! `cargo nextest run --test engine --run-ignored only --no-capture speed`, with an optimised build.
 
@@ -39,11 +39,11 @@ fn chains(stages: usize) -> String {
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let result = work();
-    tell(what, begun.elapsed());
+    print(what, begun.elapsed());
     result
 }
 
-fn tell(what: &str, time: Duration) {
+fn print(what: &str, time: Duration) {
     let _ = writeln!(std::io::stderr(), "{what:<44} {:>9.2} ms", time.as_secs_f64() * 1e3);
 }
 
@@ -65,8 +65,8 @@ fn a_thousand_stages() {
     let graph = timed("  the graph", || Graph::new(&pipeline).ok().unwrap());
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
-    timed("  judging all stages", || planner.all(&graph).unwrap());
-    timed("  judging them once more", || planner.all(&graph).unwrap());
+    timed("  deciding on all stages", || planner.all(&graph).unwrap());
+    timed("  deciding on them once more", || planner.all(&graph).unwrap());
     timed("  writing a manifest", || manifest::write(&store.runs("copy"), &cold.manifest).unwrap());
     fs_err::remove_dir_all(project.path("results")).unwrap();
     timed("results made anew", || project.run(&[]));
@@ -83,13 +83,13 @@ fn planning_ten_thousand_stages() {
     let graph = timed("their graph", || Graph::new(&pipeline).ok().unwrap());
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
-    timed("judging them, nothing there", || planner.all(&graph).unwrap());
+    timed("deciding on them, nothing there", || planner.all(&graph).unwrap());
     project.run(&[]);
     std::thread::sleep(Duration::from_millis(300));
     project.run(&[]);
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
-    timed("judging them, all there", || planner.all(&graph).unwrap());
+    timed("deciding on them, all there", || planner.all(&graph).unwrap());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Stages that are switched off, and inputs with alternatives.
+//! Disabled stages, and inputs with alternatives.
 
 use attrflow_engine::pipeline::{self, Pipeline, Source};
 use attrflow_engine::plan::graph::named;
@@ -76,7 +76,7 @@ fn ids(pipeline: &Pipeline) -> Vec<&str> {
     pipeline.stages.iter().map(|stage| stage.id.as_str()).collect()
 }
 
-/// What stands on a stage's input: the stage's name, the file's, or nothing.
+/// The source of a stage's input: the stage's name, the file's, or nothing.
 fn fed(pipeline: &Pipeline, id: &str, port: &str) -> String {
     let stage = pipeline.stages.iter().find(|stage| stage.id == id).unwrap();
     match stage.inputs.get(port) {
@@ -95,7 +95,7 @@ fn faults(edits: &[(&str, &str)], sets: &[&str]) -> String {
 }
 
 #[test]
-fn the_first_alternative_in_the_pipeline_counts() {
+fn the_first_enabled_alternative_is_used() {
     let project = project();
     let on = load(&project, &[]);
     assert_eq!(ids(&on), ["counted", "both", "last", "item[one]", "reader[one]", "reader[two]"]);
@@ -126,7 +126,7 @@ fn inherited_parameters_follow_the_alternative() {
 }
 
 #[test]
-fn what_is_switched_off_is_not_run_and_its_results_go() {
+fn disabled_stages_are_not_run_and_their_results_are_removed() {
     let project = project();
     let ran = project.run(&[]);
     assert_eq!(ran.ran(), ["both", "counted", "item[one]", "last", "reader[one]", "reader[two]"]);
@@ -146,53 +146,53 @@ fn what_is_switched_off_is_not_run_and_its_results_go() {
 }
 
 #[test]
-fn a_target_that_is_switched_off_says_where() {
+fn a_disabled_target_names_the_location() {
     let project = project();
     let pipeline = load(&project, &["use.counted=false"]);
     let error = named(&["counted".to_owned()], &pipeline).unwrap_err();
-    assert_eq!(error, "the stage `counted` is switched off at --set:1:13");
+    assert_eq!(error, "the stage `counted` is disabled at --set:1:13");
     let pipeline = load(&project, &["use.extra=false"]);
     let place = |name: &str| named(&[name.to_owned()], &pipeline).unwrap_err();
     let place = |name: &str| place(name).replace(project.root.to_str().unwrap(), "PROJECT");
-    assert_eq!(place("both"), "the stage `both` is switched off at PROJECT/pipelines/toy.toml:18:8");
-    assert_eq!(place("item[two]"), "the stage `item[two]` is switched off at PROJECT/configs/toy.toml:15:6");
+    assert_eq!(place("both"), "the stage `both` is disabled at PROJECT/pipelines/toy.toml:18:8");
+    assert_eq!(place("item[two]"), "the stage `item[two]` is disabled at PROJECT/configs/toy.toml:15:6");
     assert_eq!(named(&["item".to_owned()], &pipeline).unwrap().len(), 1);
 }
 
 #[test]
-fn an_input_whose_sources_are_all_off() {
+fn an_input_whose_sources_are_all_disabled() {
     let last = r#"lines = ["counted.lines", "stored.lines"]"#;
     insta::assert_snapshot!(faults(&[(last, r#"lines = "counted.lines""#)], &["use.counted=false"]), @r#"
-    error: the stage `counted` is switched off at --set:1:13
+    error: the stage `counted` is disabled at --set:1:13
       --> PROJECT/pipelines/toy.toml:22:20
        |
     22 | inputs = { lines = "counted.lines" }
        |                    ^^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults(&[(r#""both.text", """#, r#""both.text""#)], &["use.extra=false"]), @r#"
-    error: all of these stages are switched off: `item[two]` at PROJECT/configs/toy.toml:15:6, `both` at PROJECT/pipelines/toy.toml:18:8
+    error: all of these stages are disabled: `item[two]` at PROJECT/configs/toy.toml:15:6, `both` at PROJECT/pipelines/toy.toml:18:8
       --> PROJECT/pipelines/toy.toml:34:16
        |
     34 | inputs = { a = ["item.text", "both.text"], b = ["counted.lines/lines.txt", "../source.txt"] }
        |                ^^^^^^^^^^^^^^^^^^^^^^^^^^
        |
-       = help: `""` as the last alternative leaves `a` open
+       = help: add `""` as the last alternative to leave `a` open
     "#);
     insta::assert_snapshot!(faults(&[(r#"a = ["item.text", "both.text", ""]"#, r#"a = "both.text""#)], &["use.extra=false"]), @r#"
-    error: the stage `both` is switched off at PROJECT/pipelines/toy.toml:18:8
+    error: the stage `both` is disabled at PROJECT/pipelines/toy.toml:18:8
       --> PROJECT/pipelines/toy.toml:34:16
        |
     34 | inputs = { a = "both.text", b = ["counted.lines/lines.txt", "../source.txt"] }
        |                ^^^^^^^^^^^
        |
-       = help: `""` as the last alternative leaves `a` open
+       = help: add `""` as the last alternative to leave `a` open
     "#);
 }
 
 #[test]
-fn names_are_checked_whatever_is_on() {
+fn names_are_checked_in_disabled_stages_too() {
     insta::assert_snapshot!(faults(&[(r#""counted.lines", "stored.lines""#, r#""counted.lines", "sotred.lines""#)], &[]), @r#"
-    error: there is no stage `sotred`
+    error: unknown stage `sotred`
       --> PROJECT/pipelines/toy.toml:22:38
        |
     22 | inputs = { lines = ["counted.lines", "sotred.lines"] }
@@ -209,12 +209,12 @@ fn names_are_checked_whatever_is_on() {
        |
        = help: did you mean `lines`?
     "#);
-    // In a stage that is off: its kind, its ports, its references and what it reads of the config.
+    // In a disabled stage: its kind, its ports, its references and the config keys that it reads.
     insta::assert_snapshot!(faults(&[(
         "params = { say = { text = \"stored\" }, to = 3 }\ninputs = { from = \"../source.txt\" }",
         "params = { say = \"${sya}\" }\ninputs = { from = \"cuonted.lines\", nmae = \"first.text\", name = \"../nowhere\" }",
     )], &[]), @r#"
-    error: `${sya}` leads nowhere: there is no `sya`
+    error: `${sya}` does not exist: unknown key `sya`
       --> PROJECT/pipelines/toy.toml:13:18
        |
     13 | params = { say = "${sya}" }
@@ -222,7 +222,7 @@ fn names_are_checked_whatever_is_on() {
        |
        = help: did you mean `say`?
 
-    error: there is no stage `cuonted`
+    error: unknown stage `cuonted`
       --> PROJECT/pipelines/toy.toml:14:19
        |
     14 | inputs = { from = "cuonted.lines", nmae = "first.text", name = "../nowhere" }
@@ -246,7 +246,7 @@ fn faults_of_a_when() {
         faults(&[(r#"when = ["not ${use.counted}", "${use.extra}"]"#, &format!("when = {when}"))], sets)
     };
     insta::assert_snapshot!(of(r#""${use.counetd}""#, &[]), @r#"
-    error: `${use.counetd}` leads nowhere: there is no `counetd`
+    error: `${use.counetd}` does not exist: unknown key `counetd`
       --> PROJECT/pipelines/toy.toml:18:8
        |
     18 | when = "${use.counetd}"
@@ -261,7 +261,7 @@ fn faults_of_a_when() {
     7 | text = "x"
       |        ^^^
       |
-      = help: `when` takes `"${a.switch}"`, `"not ${a.switch}"`, or an array of which one must hold
+      = help: expected `"${a.switch}"`, `"not ${a.switch}"`, or an array of alternatives
     "#);
     insta::assert_snapshot!(of(r#"["${use.extra}", "use.extra"]"#, &[]), @r#"
     error: expected true or false, found a string
@@ -270,7 +270,7 @@ fn faults_of_a_when() {
     18 | when = ["${use.extra}", "use.extra"]
        |                         ^^^^^^^^^^^
        |
-       = help: `when` takes `"${a.switch}"`, `"not ${a.switch}"`, or an array of which one must hold
+       = help: expected `"${a.switch}"`, `"not ${a.switch}"`, or an array of alternatives
     "#);
     insta::assert_snapshot!(of("[]", &[]), @r#"
     error: `when` is empty, expected at least one condition
@@ -287,7 +287,7 @@ fn faults_of_alternatives() {
         faults(&[(r#"b = ["counted.lines/lines.txt", "../source.txt"]"#, &format!("b = {b}"))], &[])
     };
     insta::assert_snapshot!(of("[]"), @r#"
-    error: there is no alternative here, expected at least one `stage.port` or path
+    error: the array is empty, expected at least one `stage.port` or path
       --> PROJECT/pipelines/toy.toml:34:52
        |
     34 | inputs = { a = ["item.text", "both.text", ""], b = [] }
@@ -327,11 +327,11 @@ fn faults_of_alternatives() {
        |
        = help: expected `stage.port` or a path
     "#);
-    // A path is looked at where it is the one that counts.
+    // Only the path that is used must exist.
     let absent =
         of(r#"["counted.lines", "../absent.txt"]"#.replace("counted.lines", "stored.lines").as_str());
     insta::assert_snapshot!(absent, @r#"
-    error: there is no file or folder `PROJECT/absent.txt`
+    error: no such file or folder: `PROJECT/absent.txt`
       --> PROJECT/pipelines/toy.toml:34:69
        |
     34 | inputs = { a = ["item.text", "both.text", ""], b = ["stored.lines", "../absent.txt"] }
@@ -340,10 +340,10 @@ fn faults_of_alternatives() {
 }
 
 #[test]
-fn a_pipeline_of_which_nothing_is_left() {
+fn a_pipeline_with_all_stages_disabled() {
     let project = Project::new("[stages.a]\nkind = \"say\"\nwhen = false\n", "");
     insta::assert_snapshot!(project.problems(&[]), @r#"
-    error: every stage is switched off by its `when`
+    error: every stage is disabled by its `when`
      --> PROJECT/pipelines/toy.toml:1:9
       |
     1 | [stages.a]

@@ -19,13 +19,15 @@ use serde_json::{Value as Json, json};
 use crate::rows::Rows;
 
 params! {
-    /// Writes a text, after what stands on its inputs.
+    /// Writes a text, after the contents of its inputs.
     pub struct Say {
         text: String = "hello".to_owned(),
         times: u32 [1..=9] = 1,
     }
 }
-impl Validate for Say {}
+impl Validate for Say {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("phrase", "text")];
+}
 
 impl Kind for Say {
     const INFO: KindInfo = KindInfo {
@@ -39,7 +41,7 @@ impl Stage for Say {
     fn accept(&self, inputs: &Inputs, outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
         let text = fs_err::read_to_string(&outputs["text"])?;
         let expected = self.text.chars().next().map(String::from).unwrap_or_default();
-        anyhow::ensure!(inputs.0.values().all(|path| path.exists()), "an input is not there");
+        anyhow::ensure!(inputs.0.values().all(|path| path.exists()), "an input does not exist");
         anyhow::ensure!(text.contains(&expected), "found {text:?}, expected a `{expected}` in it");
         Ok(())
     }
@@ -54,9 +56,9 @@ impl Compute for Say {
                 text += &fs_err::read_to_string(path)?;
             }
         }
-        // The first letter alone, so that a changed parameter can give unchanged bytes.
+        // Only the first letter, so that a changed parameter can give unchanged bytes.
         text += &self.text.chars().next().map(String::from).unwrap_or_default().repeat(self.times as usize);
-        anyhow::ensure!(!self.text.starts_with('!'), "told to fail");
+        anyhow::ensure!(!self.text.starts_with('!'), "failing as requested");
         if self.text == "nothing" {
             return Ok(());
         }
@@ -152,7 +154,7 @@ impl Compute for Count {
 }
 
 params! {
-    /// Takes `say` from the stage that it counts after.
+    /// Inherits `say` from the stage that it reads.
     pub struct Echo {
         say: Say,
     }
@@ -182,20 +184,20 @@ pub fn registry() -> Registry {
     vec![&Say::INFO, &Count::INFO, &Echo::INFO, &Rows::INFO]
 }
 
-/// What goes wrong with a task.
+/// A fault of a task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// The worker ends, as after a kill.
     Dies,
-    /// The task fails and the worker lives on.
+    /// The task fails and the worker survives.
     Fails,
-    /// The worker's own thread in the runner breaks.
+    /// The worker's own thread in the engine panics.
     Panics,
-    /// Before the task, this file gets another text.
+    /// Before the task, this file is rewritten.
     Rewrites(PathBuf, String),
 }
 
-/// Runs tasks in this process and keeps account of them.
+/// Runs tasks in this process and records them.
 #[derive(Clone, Default)]
 pub struct InProcess {
     pub slots: usize,
@@ -203,13 +205,13 @@ pub struct InProcess {
     pub fault: Option<(String, Fault)>,
     /// Each unit waits for the next one to be kept, so that they finish in reverse.
     pub reversed: bool,
-    /// How long every task takes at least.
+    /// Minimum time of every task.
     pub pause: Duration,
-    /// Tasks that ran, in the order that they began in.
+    /// Tasks that ran, in the order of their start.
     pub log: Arc<Mutex<Vec<String>>>,
-    /// Workers that were started.
+    /// Number of started workers.
     pub starts: Arc<AtomicUsize>,
-    /// What the run told so far.
+    /// The events of the run so far.
     pub events: Arc<Mutex<Vec<Event>>>,
 }
 
@@ -237,7 +239,7 @@ impl Backend for InProcess {
 struct Here(InProcess);
 
 impl Worker for Here {
-    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+    fn run(&mut self, task: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
         let computations = [
             Computation::of::<Say>(),
             Computation::of::<Count>(),
@@ -265,15 +267,15 @@ impl Worker for Here {
                     half();
                     return Err(TaskError::Failed("failed by the test".into()));
                 }
-                Fault::Panics => panic!("told to panic"),
+                Fault::Panics => panic!("panicking as requested"),
                 Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
             }
         }
         self.0.log.lock().unwrap().push(names.join(" + "));
         std::thread::sleep(self.0.pause);
-        let said = std::cell::RefCell::new(said);
-        let progress = |piece, done, total| (said.borrow_mut())(Reply::Progress { piece, done, total });
-        let finished = |pieces: &[usize]| (said.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
+        let on_reply = std::cell::RefCell::new(on_reply);
+        let progress = |piece, done, total| (on_reply.borrow_mut())(Reply::Progress { piece, done, total });
+        let finished = |pieces: &[usize]| (on_reply.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
         let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);
         let stage = (computation.from_json)(&task.tasks[0].params).expect("parameters of the kind");

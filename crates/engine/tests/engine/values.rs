@@ -1,12 +1,11 @@
-//! What the user is told about a config, a `${…}` or a `--set` that cannot be used.
-//! Each is read as a user would: where it is, what is wrong, what to do.
+//! The messages for an unusable config, `${…}` or `--set`: each names the location, the fault, and a way out.
 
 use crate::project::{CONFIG, PIPELINE, changed, faults};
 
 #[test]
 fn references_to_the_config() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "${second.txt}"), CONFIG, &[]), @r#"
-    error: `${second.txt}` leads nowhere: there is no `txt`
+    error: `${second.txt}` does not exist: unknown key `txt`
       --> PROJECT/pipelines/toy.toml:11:19
        |
     11 | params = { text = "${second.txt}" }
@@ -15,7 +14,7 @@ fn references_to_the_config() {
        = help: did you mean `text`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "${secnd.text}"), CONFIG, &[]), @r#"
-    error: `${secnd.text}` leads nowhere: there is no `secnd`
+    error: `${secnd.text}` does not exist: unknown key `secnd`
       --> PROJECT/pipelines/toy.toml:11:19
        |
     11 | params = { text = "${secnd.text}" }
@@ -24,14 +23,14 @@ fn references_to_the_config() {
        = help: did you mean `second`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "${second.text.more}"), CONFIG, &[]), @r#"
-    error: `${second.text.more}` leads nowhere: what stands before `more` is not a table
+    error: `${second.text.more}` does not exist: the value before `more` is not a table
       --> PROJECT/pipelines/toy.toml:11:19
        |
     11 | params = { text = "${second.text.more}" }
        |                   ^^^^^^^^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${count.to}", "${count.too}"), CONFIG, &[]), @r#"
-    error: `${count.too}` leads nowhere: there is no `too`
+    error: `${count.too}` does not exist: unknown key `too`
       --> PROJECT/pipelines/toy.toml:16:33
        |
     16 | params = { say = "${say}", to = "${count.too}", title = "${count.title}" }
@@ -40,14 +39,14 @@ fn references_to_the_config() {
        = help: did you mean `to`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "x ${say} y"), CONFIG, &[]), @r#"
-    error: `say` is a table, expected a string or an integer inside a text
+    error: `say` is a table, expected a string or an integer within a longer text
       --> PROJECT/pipelines/toy.toml:11:19
        |
     11 | params = { text = "x ${say} y" }
        |                   ^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "x ${say y"), CONFIG, &[]), @r#"
-    error: `${` without its `}`
+    error: `${` without `}`
       --> PROJECT/pipelines/toy.toml:11:19
        |
     11 | params = { text = "x ${say y" }
@@ -136,7 +135,7 @@ fn settings_on_the_command_line() {
       |             ^^^^^^^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults(PIPELINE, CONFIG, &["first.times=[1, 2020-01-01]"]), @r#"
-    error: a date has no use here: expected a string, number, boolean, array or table
+    error: dates are not supported: expected a string, number, boolean, array or table
      --> --set:1:13
       |
     1 | first.times=[1, 2020-01-01]
@@ -154,14 +153,14 @@ fn items() {
        |        ^^^^^
     "#);
     insta::assert_snapshot!(faults(PIPELINE, &changed(CONFIG, r#"name = "two""#, r#"name = "a/b""#), &[]), @r#"
-    error: the name `a/b` is empty, starts with `.`, or holds one of `[ ] /`
+    error: the name `a/b` is empty, starts with `.`, or contains one of `[ ] /`
       --> PROJECT/configs/toy.toml:24:8
        |
     24 | name = "a/b"
        |        ^^^^^
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${items}", "${itens}"), CONFIG, &[]), @r#"
-    error: `${itens}` leads nowhere: there is no `itens`
+    error: `${itens}` does not exist: unknown key `itens`
       --> PROJECT/pipelines/toy.toml:21:17
        |
     21 | each = { item = "${itens}" }
@@ -186,9 +185,9 @@ fn items() {
 }
 
 #[test]
-fn a_fault_of_a_repeated_stage_is_told_once() {
+fn a_fault_of_a_repeated_stage_is_reported_once() {
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${item.text}", "${item.txt}"), CONFIG, &[]), @r#"
-    error: `${item.txt}` leads nowhere: there is no `txt`
+    error: `${item.txt}` does not exist: unknown key `txt`
       --> PROJECT/pipelines/toy.toml:22:19
        |
     22 | params = { text = "${item.txt}" }
@@ -212,7 +211,7 @@ fn a_fault_of_a_repeated_stage_is_told_once() {
        = help: did you mean `times`?
     "#);
     insta::assert_snapshot!(faults(&format!("{PIPELINE}{}", "\n[stages.x]\nkind = \"count\"\neach = { i = \"${items}\" }\nparams = { say = {} }\n"), CONFIG, &[]), @r#"
-    error: the stage `x` has nothing on its input `from`
+    error: the input `from` of the stage `x` is not connected
       --> PROJECT/pipelines/toy.toml:25:9
        |
     25 | [stages.x]
@@ -225,7 +224,7 @@ fn a_fault_of_a_repeated_stage_is_told_once() {
 #[test]
 fn all_faults_at_once() {
     insta::assert_snapshot!(faults(&changed(&changed(PIPELINE, "\"second.text", "\"secnd.text"), "${item.text}", "${item.txt}"), &changed(&changed(CONFIG, "to = 4", "to = -4"), "times = 2", "time = 2\ntimes = 0"), &[]), @r#"
-    error: there is no stage `secnd`
+    error: unknown stage `secnd`
       --> PROJECT/pipelines/toy.toml:17:19
        |
     17 | inputs = { from = "secnd.text", name = "first.text" }
@@ -233,7 +232,7 @@ fn all_faults_at_once() {
        |
        = help: did you mean `second`?
 
-    error: `${item.txt}` leads nowhere: there is no `txt`
+    error: `${item.txt}` does not exist: unknown key `txt`
       --> PROJECT/pipelines/toy.toml:22:19
        |
     22 | params = { text = "${item.txt}" }
@@ -279,7 +278,7 @@ fn syntax() {
        | ^^
     "#);
     insta::assert_snapshot!(faults(PIPELINE, &changed(CONFIG, "to = 4", "to = 2020-01-01"), &[]), @r#"
-    error: a date has no use here: expected a string, number, boolean, array or table
+    error: dates are not supported: expected a string, number, boolean, array or table
       --> PROJECT/configs/toy.toml:13:6
        |
     13 | to = 2020-01-01

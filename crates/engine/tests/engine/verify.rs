@@ -1,4 +1,4 @@
-//! A cache whose bytes are held against their names.
+//! Verifies the bytes of a cache against their digests.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -17,7 +17,7 @@ fn named(checked: &VerifySummary) -> Vec<String> {
 }
 
 #[test]
-fn damage_is_found_put_aside_and_rebuilt_and_nothing_else_is() {
+fn damage_is_found_quarantined_and_rebuilt() {
     let project = project();
     let ran = project.run(&[]);
     let results = project.results();
@@ -64,7 +64,7 @@ fn an_extra_file_of_a_folder_is_damage() {
 }
 
 #[test]
-fn a_unit_that_is_damaged_costs_nothing_while_its_stage_stands() {
+fn a_damaged_unit_costs_nothing_while_its_stage_is_cached() {
     let project = project();
     project.run(&[]);
     let store = Store::open(&project.cache).unwrap();
@@ -79,7 +79,7 @@ fn a_unit_that_is_damaged_costs_nothing_while_its_stage_stands() {
 }
 
 #[test]
-fn entries_that_say_nothing_or_something_else_are_put_aside() {
+fn damaged_or_wrong_entries_are_quarantined() {
     let project = project();
     let ran = project.run(&[]);
     let store = Store::open(&project.cache).unwrap();
@@ -101,7 +101,7 @@ fn entries_that_say_nothing_or_something_else_are_put_aside() {
 }
 
 #[test]
-fn files_that_stand_for_results_are_told_and_left() {
+fn modified_adopted_files_are_reported_and_left() {
     let project = project();
     let mine = project.path("mine.txt");
     fs_err::write(&mine, "b is mine\n").unwrap();

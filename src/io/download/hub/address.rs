@@ -1,10 +1,10 @@
-//! Addresses on the Hugging Face Hub, as fsspec writes them: `hf://datasets/OWNER/REPO@REVISION/PATH`.
+//! Addresses on the Hugging Face Hub in fsspec's form: `hf://datasets/OWNER/REPO@REVISION/PATH`.
 
 use std::fmt::{self, Display, Formatter};
 
 use percent_encoding::percent_decode_str;
 
-/// What a repository holds.
+/// The kind of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RepoKind {
     /// `hf://OWNER/REPO`
@@ -13,10 +13,10 @@ pub enum RepoKind {
     Dataset,
 }
 
-/// One state of a repository.
+/// A repository at a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Repo {
-    /// What it holds.
+    /// Its kind.
     pub kind: RepoKind,
     /// `OWNER/REPO`
     pub name: String,
@@ -25,7 +25,7 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// How its pages begin: `datasets/OWNER/REPO` or `OWNER/REPO`.
+    /// The path of its page: `datasets/OWNER/REPO` or `OWNER/REPO`.
     pub fn page(&self) -> String {
         match self.kind {
             RepoKind::Model => self.name.clone(),
@@ -33,7 +33,7 @@ impl Repo {
         }
     }
 
-    /// The commit, where the revision is one already.
+    /// The commit, if the revision is one.
     pub fn commit(&self) -> Option<&str> {
         let is_commit =
             self.revision.len() == 40 && self.revision.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -52,14 +52,14 @@ impl Display for Repo {
     }
 }
 
-/// A file, a folder, or all files that a pattern fits.
+/// A file, a folder, or all files that match a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubAddress {
     /// The repository.
     pub repo: Repo,
-    /// The path in it without slashes around it; empty for all of it. `*` stands for any part of a name.
+    /// The path in it, without slashes at its ends; empty for the whole repository. `*` matches any part of a name.
     pub path: String,
-    /// Whether it ends with a slash, and so must be a folder.
+    /// Whether it ends with a slash, so that it must be a folder.
     pub folder: bool,
 }
 
@@ -69,7 +69,7 @@ impl HubAddress {
     /// Reads an address that begins with `hf://`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why it is not a valid address.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |reason: &str| format!("`{text}`: {reason}; {FORM}");
         let rest = text.strip_prefix("hf://").ok_or_else(|| wrong("it does not begin with `hf://`"))?;
@@ -94,10 +94,10 @@ impl HubAddress {
             !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
         };
         if !plain(owner) || !plain(repo) {
-            return Err(wrong("it names no repository"));
+            return Err(wrong("no repository given"));
         }
         if revision.is_empty() || revision.contains(['*', '?', '#', ' ']) {
-            return Err(wrong(&format!("`{revision}` is no revision")));
+            return Err(wrong(&format!("invalid revision `{revision}`")));
         }
         let parts: Vec<&str> = parts.collect();
         let folder = parts.last().is_none_or(|last| last.is_empty());
@@ -107,13 +107,13 @@ impl HubAddress {
         }
         if path.contains("**") {
             return Err(wrong(
-                "`**` is not known: `*` stands for any part of a name, and a folder for all below it",
+                "`**` is not supported: `*` matches any part of a name, and a folder includes all files below it",
             ));
         }
         Ok(Self { repo: Repo { kind, name: format!("{owner}/{repo}"), revision }, path, folder })
     }
 
-    /// Whether it stands for whatever fits it.
+    /// Whether it is a pattern.
     pub fn is_pattern(&self) -> bool {
         self.path.contains('*')
     }
@@ -124,7 +124,7 @@ impl HubAddress {
         whole.rsplit('/').next().filter(|_| !self.is_pattern())
     }
 
-    /// The folder that everything it stands for lies in, empty for the repository itself.
+    /// The folder that contains all files it selects, empty for the repository itself.
     pub fn base(&self) -> &str {
         let end = match self.path.find('*') {
             Some(star) => self.path[..star].rfind('/'),
@@ -134,10 +134,10 @@ impl HubAddress {
         &self.path[..end.unwrap_or(0)]
     }
 
-    /// Whether the pattern fits a path.
-    pub fn fits(&self, path: &str) -> bool {
+    /// Whether the pattern matches a path.
+    pub fn matches(&self, path: &str) -> bool {
         let mut names = path.split('/');
-        self.path.split('/').all(|pattern| names.next().is_some_and(|name| name_fits(pattern, name)))
+        self.path.split('/').all(|pattern| names.next().is_some_and(|name| name_matches(pattern, name)))
             && names.next().is_none()
     }
 }
@@ -148,11 +148,11 @@ impl Display for HubAddress {
     }
 }
 
-/// Whether a name has the pattern's pieces in their order, the first at its begin and the last at its end.
-fn name_fits(pattern: &str, name: &str) -> bool {
+/// Whether a name consists of the pattern's pieces in order, with anything between them.
+fn name_matches(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(start) else { return false };
-    // The shortest fit of each piece leaves most for those behind it.
+    // The first match of each piece leaves the most for the pieces after it.
     let (pieces, end) = rest.rsplit_once('*').unwrap_or(("", rest));
     let Some(mut name) = name.strip_suffix(end) else { return false };
     for piece in pieces.split('*') {
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_those_of_fsspec() {
+    fn addresses_have_the_form_of_fsspec() {
         for (text, canonical, base) in [
             ("hf://datasets/o/r/a/b.txt", "hf://datasets/o/r@main/a/b.txt", "a"),
             ("hf://o/r-1.x@v2/b.txt", "hf://o/r-1.x@v2/b.txt", ""),
@@ -183,13 +183,13 @@ mod tests {
         let folder = |text: &str| HubAddress::parse(text).unwrap().folder;
         assert!(folder("hf://o/r") && folder("hf://o/r/") && folder("hf://o/r/a/") && !folder("hf://o/r/a"));
         for (text, reason) in [
-            ("hf://datasets/o", "names no repository"),
-            ("hf://o/", "names no repository"),
-            ("hf://o/r@/x", "`` is no revision"),
+            ("hf://datasets/o", "no repository given"),
+            ("hf://o/", "no repository given"),
+            ("hf://o/r@/x", "invalid revision ``"),
             ("hf://o/r/../x", "`..`"),
             ("hf://o/r//x", "an empty part"),
             ("hf://spaces/o/r/x", "only datasets and models"),
-            ("hf://o/r/**", "`**` is not known"),
+            ("hf://o/r/**", "`**` is not supported"),
         ] {
             let error = HubAddress::parse(text).unwrap_err();
             assert!(
@@ -200,20 +200,24 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_within_a_name() {
-        let fits =
-            |pattern: &str, path: &str| HubAddress::parse(&format!("hf://o/r/{pattern}")).unwrap().fits(path);
-        assert!(fits("a/x.7z.*", "a/x.7z.001"));
-        assert!(!fits("a/x.7z.*", "a/b/x.7z.001") && !fits("a/x.7z.*", "a/x.7z"));
-        assert!(fits("*/x", "a/x") && !fits("*/x", "x") && !fits("*", "a/x"));
+    fn a_star_matches_within_a_name() {
+        let matches = |pattern: &str, path: &str| {
+            HubAddress::parse(&format!("hf://o/r/{pattern}")).unwrap().matches(path)
+        };
+        assert!(matches("a/x.7z.*", "a/x.7z.001"));
+        assert!(!matches("a/x.7z.*", "a/b/x.7z.001") && !matches("a/x.7z.*", "a/x.7z"));
+        assert!(matches("*/x", "a/x") && !matches("*/x", "x") && !matches("*", "a/x"));
         assert!(
-            fits("a*b*c", "abc") && fits("a*b*c", "a-b-b-c") && !fits("a*b*c", "ac") && !fits("ab*bc", "abc")
+            matches("a*b*c", "abc")
+                && matches("a*b*c", "a-b-b-c")
+                && !matches("a*b*c", "ac")
+                && !matches("ab*bc", "abc")
         );
-        assert!(fits("a", "a") && !fits("a", "ab"));
+        assert!(matches("a", "a") && !matches("a", "ab"));
     }
 
     #[test]
-    fn a_commit_needs_no_question() {
+    fn a_commit_needs_no_request() {
         let commit = |text: &str| HubAddress::parse(text).unwrap().repo.commit().map(str::to_owned);
         let hash = "0123456789abcdef0123456789abcdef01234567";
         assert_eq!(commit(&format!("hf://o/r@{hash}/x")).as_deref(), Some(hash));

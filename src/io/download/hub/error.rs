@@ -1,40 +1,40 @@
-//! What can go wrong on the Hub, and what most likely did.
+//! Errors of the Hub, with their most likely causes.
 
 use ureq::http::StatusCode;
 
 use super::Repo;
 use crate::io::download::FetchError;
 
-/// Why the Hub did not give what was asked for.
+/// Why a request to the Hub failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The transfer failed.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// The Hub refused; `likely` says why it usually does.
+    /// The Hub refused; `likely` is the usual cause.
     #[error("hf://{repo}: the Hub answered {status}: {likely}")]
     Refused {
         /// The repository.
         repo: String,
-        /// The answer.
+        /// The status of the answer.
         status: StatusCode,
-        /// The Hub's own word for it, if it said one.
+        /// The Hub's error code, if it sent one.
         code: Option<String>,
-        /// What to look at.
+        /// The most likely cause.
         likely: String,
     },
-    /// Nothing stands at the address.
+    /// There is nothing at the address.
     #[error("{address}: {what}{}", near(names))]
     Missing {
         /// The address.
         address: String,
         /// What is missing.
         what: String,
-        /// Paths that are there and have a similar name.
+        /// Existing paths with similar names.
         names: Vec<String>,
     },
-    /// The Hub answered with something else than it does by its documentation.
-    #[error("hf://{repo}: the Hub's answer is not understood: {reason}")]
+    /// The answer differs from the Hub's documentation.
+    #[error("hf://{repo}: unexpected answer of the Hub: {reason}")]
     Answer {
         /// The repository.
         repo: String,
@@ -50,14 +50,14 @@ fn near(names: &[String]) -> String {
     }
 }
 
-/// What a refusal most likely means. `code` is the Hub's own word for it, if it said one.
+/// The most likely cause of a refusal. `code` is the Hub's error code, if it sent one.
 pub(super) fn likely(status: StatusCode, code: Option<&str>, repo: &Repo, has_token: bool) -> String {
     let Repo { name, revision, .. } = repo;
     let page = repo.page();
     let token = if has_token {
-        "the token that was sent does not open it"
+        "the token that was sent has no access to it"
     } else {
-        "set HF_TOKEN to a token that may read it"
+        "set HF_TOKEN to a token that has access to it"
     };
     match (status.as_u16(), code) {
         (401 | 403, Some("GatedRepo")) | (403, _) => {
@@ -65,11 +65,11 @@ pub(super) fn likely(status: StatusCode, code: Option<&str>, repo: &Repo, has_to
         }
         (404, Some("RevisionNotFound")) => format!("`{name}` has no revision `{revision}`"),
         (401, _) => format!("there is no `{page}`, or it is private or gated: {token}"),
-        (404, Some("EntryNotFound")) => format!("the file is not there at revision `{revision}`"),
+        (404, Some("EntryNotFound")) => format!("there is no such file at revision `{revision}`"),
         (404, Some("RepoNotFound")) => format!("there is no `{page}`, or it is private: {token}"),
         (404, _) => {
             format!("there is no `{page}` or it has no revision `{revision}`; or it is private: {token}")
         }
-        _ => "it does not say why".to_owned(),
+        _ => "no reason given".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! The Hugging Face Hub: which commit a revision is, which files it holds, where their bytes are.
+//! The Hugging Face Hub: the commit of a revision, the files of a repository, and their addresses.
 //!
 //! Source: the Hub's HTTP API, `/api/{datasets|models}/REPO/revision/REVISION` and `…/tree/COMMIT/FOLDER`.
 
@@ -11,6 +11,7 @@ mod token;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use url::Url;
 
 pub use address::{HubAddress, Repo, RepoKind};
 pub use error::HubError;
@@ -23,7 +24,7 @@ use error::likely;
 pub struct HubFile {
     /// Its path in the repository.
     pub path: String,
-    /// Size and digest, which the Hub knows of every file.
+    /// Size and digest, which the Hub gives for every file.
     pub expected: Expected,
 }
 
@@ -66,7 +67,7 @@ impl Entry {
     }
 }
 
-/// What a path in an address keeps as it is.
+/// Escapes all that a path in an address may not contain.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 /// The same for one part of a path.
 const PART: &AsciiSet = &PLAIN.add(b'/');
@@ -75,11 +76,11 @@ impl Hub {
     /// The Hub at an endpoint such as `https://huggingface.co`.
     pub fn new(endpoint: &str, secret: Option<String>) -> Self {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let token = secret.map(|secret| Token::new(secret, endpoint.clone()));
+        let token = secret.map(|secret| Token::new(secret, &endpoint));
         Self { endpoint, token }
     }
 
-    /// The Hub that the environment names (`HF_ENDPOINT`), with the user's token.
+    /// The Hub at `HF_ENDPOINT`, with the user's token.
     pub fn from_env() -> Self {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.trim().is_empty());
         Self::new(endpoint.as_deref().unwrap_or("https://huggingface.co").trim(), token::from_env())
@@ -93,7 +94,7 @@ impl Hub {
         format!("{}/api/{kind}/{}", self.endpoint, repo.name)
     }
 
-    /// The commit that a revision is now.
+    /// The current commit of a revision.
     ///
     /// # Errors
     /// See [`HubError`].
@@ -111,21 +112,21 @@ impl Hub {
         Ok(sha)
     }
 
-    /// The files that an address stands for at a commit, sorted by path.
+    /// The files that an address selects at a commit, sorted by path.
     ///
     /// # Errors
-    /// See [`HubError`]; an address that stands for none is [`HubError::Missing`].
+    /// See [`HubError`]; an address that selects no file is [`HubError::Missing`].
     pub fn files(
         &self,
         client: &Client,
         address: &HubAddress,
         commit: &str,
     ) -> Result<Vec<HubFile>, HubError> {
-        // A refusal is then one of this commit, not of a branch.
+        // So that an error names this commit, not a branch.
         let repo = &Repo { revision: commit.to_owned(), ..address.repo.clone() };
         let list = |folder: &str, below: bool| self.list(client, repo, commit, folder, below, usize::MAX);
         let missing = |what: &str| {
-            // For a hint, one page is enough.
+            // One page is enough for a hint.
             let all = self.list(client, repo, commit, "", true, 1)?.unwrap_or_default();
             let names = nearest(&address.path, all.into_iter().map(|entry| entry.path));
             Err(HubError::Missing { address: address.to_string(), what: what.to_owned(), names })
@@ -145,26 +146,26 @@ impl Hub {
         }
         entries.retain(|entry| entry.kind == "file");
         if address.is_pattern() {
-            entries.retain(|entry| address.fits(&entry.path));
+            entries.retain(|entry| address.matches(&entry.path));
         }
         if entries.is_empty() {
             return missing(if address.is_pattern() {
-                "no file fits"
+                "no file matches"
             } else {
                 "there is no such file or folder"
             });
         }
         let within = |path: &str| path.split('/').all(|part| !["", ".", ".."].contains(&part));
         if let Some(entry) = entries.iter().find(|entry| !within(&entry.path)) {
-            return Err(self.answer(repo, format!("the path {:?} leads out of the repository", entry.path)));
+            return Err(self.answer(repo, format!("the path {:?} leads outside the repository", entry.path)));
         }
         let mut files: Vec<HubFile> = entries.into_iter().map(Entry::file).collect();
         files.sort_by(|one, two| one.path.cmp(&two.path));
         Ok(files)
     }
 
-    /// What is needed to fetch a file at a commit.
-    pub fn wanted(&self, repo: &Repo, commit: &str, file: &HubFile) -> DownloadRequest {
+    /// The request for a file at a commit.
+    pub fn request(&self, repo: &Repo, commit: &str, file: &HubFile) -> DownloadRequest {
         let path = utf8_percent_encode(&file.path, PLAIN);
         DownloadRequest {
             name: repo.address(&file.path),
@@ -174,7 +175,7 @@ impl Hub {
         }
     }
 
-    /// Says of a failed transfer from the Hub what it most likely means.
+    /// Adds the most likely cause to a failed download from the Hub.
     pub fn explain(&self, repo: &Repo, error: FetchError) -> HubError {
         match error {
             FetchError::Status { status, .. } => self.refused(repo, status, None),
@@ -182,7 +183,7 @@ impl Hub {
         }
     }
 
-    /// What lies in a folder, or also below it; `None` where there is no such folder.
+    /// The entries of a folder, and with `below` of all its subfolders; `None` if there is no such folder.
     fn list(
         &self,
         client: &Client,
@@ -190,14 +191,13 @@ impl Hub {
         commit: &str,
         folder: &str,
         below: bool,
-        most_pages: usize,
+        max_pages: usize,
     ) -> Result<Option<Vec<Entry>>, HubError> {
         let slash = if folder.is_empty() { "" } else { "/" };
         let folder = utf8_percent_encode(folder, PLAIN);
-        let mut next = Some(format!("{}/tree/{commit}{slash}{folder}?recursive={below}", self.api(repo)));
+        let mut url = format!("{}/tree/{commit}{slash}{folder}?recursive={below}", self.api(repo));
         let mut entries = Vec::new();
-        for _ in 0..most_pages {
-            let Some(url) = next else { break };
+        for _ in 0..max_pages {
             let answer = self.ask::<Vec<Entry>>(client, repo, &url);
             let (page, link) = match answer {
                 Err(HubError::Refused { code: Some(code), .. }) if code == "EntryNotFound" => {
@@ -206,7 +206,11 @@ impl Hub {
                 answer => answer?,
             };
             entries.extend(page);
-            next = link.as_deref().and_then(|link| Some(join(&url, next_page(link)?)));
+            let Some(link) = link.as_deref().and_then(next_page) else { break };
+            let next = Url::parse(&url).map_err(|error| error.to_string()).and_then(|url| join(&url, link));
+            url = next
+                .map_err(|error| self.answer(repo, format!("the address of a next page: {error}")))?
+                .into();
         }
         Ok(Some(entries))
     }
@@ -247,11 +251,11 @@ fn next_page(link: &str) -> Option<&str> {
     Some(address)
 }
 
-/// Up to three paths that are most like the one that is missing.
+/// The paths most similar to the missing one, up to three.
 fn nearest(path: &str, paths: impl Iterator<Item = String>) -> Vec<String> {
     let mut near: Vec<(f64, String)> = paths
         .map(|other| (strsim::jaro_winkler(path, &other), other))
-        .filter(|(like, _)| *like > 0.7)
+        .filter(|(similarity, _)| *similarity > 0.7)
         .collect();
     near.sort_by(|one, two| two.0.total_cmp(&one.0).then_with(|| one.1.cmp(&two.1)));
     near.into_iter().take(3).map(|(_, path)| path).collect()

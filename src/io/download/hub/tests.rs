@@ -1,4 +1,4 @@
-//! The Hub's answers, as the miniature of it gives them.
+//! Answers of the test server that imitates the Hub.
 
 use super::*;
 use crate::io::download::RetryPolicy;
@@ -50,17 +50,17 @@ fn an_address_is_a_file_a_folder_or_a_pattern() {
         let a_b = HubAddress::parse("hf://datasets/o/r/mscoco/deep/a b.txt").unwrap();
         let hub = Hub::new(&server.url(""), None);
         let files = hub.files(&client(), &a_b, COMMIT).unwrap();
-        let wanted = hub.wanted(&a_b.repo, COMMIT, &files[0]);
-        assert_eq!(wanted.url, server.url(&format!("/datasets/o/r/resolve/{COMMIT}/mscoco/deep/a%20b.txt")));
-        assert_eq!(wanted.name, "hf://datasets/o/r@main/mscoco/deep/a b.txt");
+        let request = hub.request(&a_b.repo, COMMIT, &files[0]);
+        assert_eq!(request.url, server.url(&format!("/datasets/o/r/resolve/{COMMIT}/mscoco/deep/a%20b.txt")));
+        assert_eq!(request.name, "hf://datasets/o/r@main/mscoco/deep/a b.txt");
         // `printf text | git hash-object --stdin`
-        assert_eq!(wanted.expected.blob.as_deref(), Some("f3a34851d44d6b97c90fbb99dd3d18c261b9a237"));
-        assert_eq!(wanted.expected.bytes, Some(4));
+        assert_eq!(request.expected.blob.as_deref(), Some("f3a34851d44d6b97c90fbb99dd3d18c261b9a237"));
+        assert_eq!(request.expected.bytes, Some(4));
     }
 }
 
 #[test]
-fn large_files_have_their_digest_beforehand() {
+fn the_digest_of_a_large_file_is_known_before_its_download() {
     let server = server();
     let hub = Hub::new(&server.url(""), None);
     let model = HubAddress::parse("hf://datasets/o/r/mscoco/model.7z").unwrap();
@@ -70,7 +70,7 @@ fn large_files_have_their_digest_beforehand() {
 }
 
 #[test]
-fn what_is_not_there_is_named_with_its_neighbours() {
+fn a_missing_path_is_reported_with_similar_ones() {
     let server = server();
     for (address, message) in [
         (
@@ -78,7 +78,7 @@ fn what_is_not_there_is_named_with_its_neighbours() {
             "hf://datasets/o/r@main/mscoco/modle.7z: there is no such file or folder; there is `mscoco/model.7z`",
         ),
         ("hf://datasets/o/r/mscocoo/", "hf://datasets/o/r@main/mscocoo: there is no such folder"),
-        ("hf://datasets/o/r/mscoco/y.*", "hf://datasets/o/r@main/mscoco/y.*: no file fits"),
+        ("hf://datasets/o/r/mscoco/y.*", "hf://datasets/o/r@main/mscoco/y.*: no file matches"),
         (
             "hf://datasets/o/r@v9/x",
             "hf://datasets/o/r@v9: the Hub answered 404 Not Found: `o/r` has no revision `v9`",
@@ -94,7 +94,7 @@ fn what_is_not_there_is_named_with_its_neighbours() {
 }
 
 #[test]
-fn a_refusal_says_what_is_likely() {
+fn a_refusal_names_its_likely_cause() {
     let repo = HubAddress::parse("hf://datasets/o/r/x").unwrap().repo;
     let says = |status: u16, code: Option<&str>, token: bool| {
         likely(ureq::http::StatusCode::from_u16(status).unwrap(), code, &repo, token)
@@ -103,7 +103,7 @@ fn a_refusal_says_what_is_likely() {
     assert!(
         says(401, Some("GatedRepo"), false).contains("is gated: ask for access on its page; set HF_TOKEN")
     );
-    assert!(says(403, None, true).contains("the token that was sent does not open it"));
+    assert!(says(403, None, true).contains("the token that was sent has no access to it"));
     let server = server().token("hf_secret");
     let error = found(&server, "hf://datasets/o/r/x").unwrap_err();
     assert!(error.contains("401 Unauthorized: there is no `datasets/o/r`, or it is private"), "{error}");
@@ -113,8 +113,8 @@ fn a_refusal_says_what_is_likely() {
 }
 
 #[test]
-fn a_list_that_leads_out_of_the_repository_is_refused() {
+fn a_path_that_leads_outside_the_repository_is_refused() {
     let server = Server::new().hub_dataset("o/r", COMMIT, &[("a/../../x.bin", b"evil")]);
     let error = found(&server, "hf://datasets/o/r/a/").unwrap_err();
-    assert!(error.contains("leads out of the repository"), "{error}");
+    assert!(error.contains("leads outside the repository"), "{error}");
 }

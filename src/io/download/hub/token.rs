@@ -1,4 +1,4 @@
-//! The user's token for the Hub, where the Hub's own tools keep it.
+//! The user's token for the Hub, from where the Hub's own tools keep it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

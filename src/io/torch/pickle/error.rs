@@ -1,52 +1,52 @@
-//! What can be wrong with a pickle.
+//! Errors of reading a pickle.
 
-/// Why a pickle could not be read. The caller knows the file.
+/// Why a pickle could not be read. The caller adds the file's name.
 #[derive(Debug, thiserror::Error)]
 pub enum PickleError {
-    /// It names something that could do harm, or that we would have to understand.
+    /// It imports a name that is not in the list of allowed ones.
     #[error(
-        "refused: the pickle names {global:?} at byte {at}, expected only tensors in dicts (nothing of it was run)"
+        "refused: the pickle names {global:?} at byte {at}, expected only tensors in dicts (no code was run)"
     )]
     Global {
         /// Module and name.
         global: String,
-        /// Where the opcode stands.
+        /// The position of the opcode.
         at: usize,
     },
     /// It ends within an opcode.
     #[error("truncated pickle: {left} bytes left at byte {at}, expected {wanted}")]
     Truncated {
-        /// Where reading went on.
+        /// The position of the read.
         at: usize,
-        /// Bytes wanted.
+        /// Bytes expected.
         wanted: usize,
-        /// Bytes there.
+        /// Bytes left.
         left: usize,
     },
-    /// An opcode that `torch.save` has no use for.
+    /// An opcode that `torch.save` does not write.
     #[error("opcode {opcode:#04x} at byte {at} of the pickle, expected one that torch.save writes")]
     Opcode {
         /// The opcode.
         opcode: u8,
-        /// Where it stands.
+        /// Its position.
         at: usize,
     },
-    /// An opcode meets a value that it can't work on.
+    /// An invalid operand of an opcode.
     #[error("malformed pickle at byte {at}: {found}, expected {expected}")]
     Malformed {
-        /// Where the opcode stands.
+        /// The position of the opcode.
         at: usize,
-        /// What it met.
+        /// What was found.
         found: String,
-        /// What it works on.
+        /// What was expected.
         expected: &'static str,
     },
-    /// More than any file of tensors needs.
+    /// A limit is exceeded.
     #[error("a pickle with more than {limit} {what} is refused")]
     TooLarge {
-        /// What there is too much of.
+        /// The counted things.
         what: &'static str,
-        /// How much is allowed.
+        /// The most allowed.
         limit: usize,
     },
 }

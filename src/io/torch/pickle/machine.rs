@@ -1,14 +1,14 @@
-//! The stack machine: one opcode after the other, into a list of objects.
+//! The stack machine: executes opcodes and collects objects.
 
 use std::collections::HashMap;
 
 use super::{Global, Id, Object, Pickle, PickleError, Value};
 
-/// Opcodes that are carried out, and so values and objects that can come to be. A tensor takes about 30.
+/// The most opcodes, which also bounds values and objects. A tensor takes about 30.
 const MAX_STEPS: usize = 1 << 23;
-/// Containers that are open at once. `torch.save` has four open within a tensor.
+/// The most containers open at a time. `torch.save` has four open within a tensor.
 const MAX_DEPTH: usize = 256;
-/// How much of a name from the file stands in a message.
+/// The most characters of a name from the file in a message.
 const SHOWN: usize = 100;
 
 type Result<T> = std::result::Result<T, PickleError>;
@@ -29,10 +29,10 @@ pub(super) fn run(bytes: &[u8]) -> Result<(Pickle<'_>, usize)> {
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Where the opcode that is carried out stands.
+    /// The position of the current opcode.
     opcode: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack at which a container was opened.
+    /// Stack heights at which containers were opened.
     marks: Vec<usize>,
     memo: HashMap<usize, Value<'a>>,
     objects: Vec<Object<'a>>,
@@ -47,12 +47,12 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Carries out one opcode; the last one gives the result.
+    /// Executes one opcode; the last one gives the result.
     fn step(&mut self) -> Result<Option<Value<'a>>> {
         let [opcode] = self.array()?;
         match opcode {
             b'.' => return self.pop().map(Some),
-            0x95 => _ = self.take(8)?, // a frame, whose length only helps one who reads ahead
+            0x95 => _ = self.take(8)?, // a frame, whose length is only for reading ahead
 
             b'N' => self.stack.push(Value::None),
             0x88 => self.stack.push(Value::Bool(true)),
@@ -111,7 +111,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Str(name), Value::Str(module)) => self.global(module, name)?,
-                _ => return Err(self.malformed("a global that is no str", "two strs")),
+                _ => return Err(self.malformed("a global that is not a str", "two strs")),
             },
             b'R' => self.call()?,
             b'b' => self.build()?,
@@ -125,7 +125,7 @@ impl<'a> Machine<'a> {
         PickleError::Malformed { at: self.opcode, found: found.into(), expected }
     }
 
-    // What stands behind an opcode.
+    // Operands of opcodes.
 
     fn take(&mut self, wanted: usize) -> Result<&'a [u8]> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
@@ -141,7 +141,7 @@ impl<'a> Machine<'a> {
         Ok(array)
     }
 
-    /// An unsigned number of up to 8 bytes; one beyond memory is as good as the largest.
+    /// An unsigned number of up to 8 bytes, saturating.
     fn size(&mut self, bytes: usize) -> Result<usize> {
         let mut number = [0; 8];
         number[..bytes].copy_from_slice(self.take(bytes)?);
@@ -165,7 +165,7 @@ impl<'a> Machine<'a> {
         let length = self.size(length)?;
         let bytes = self.take(length)?;
         let text =
-            std::str::from_utf8(bytes).map_err(|_| self.malformed("a str that is no text", "UTF-8"))?;
+            std::str::from_utf8(bytes).map_err(|_| self.malformed("a str that is not text", "UTF-8"))?;
         self.stack.push(Value::Str(text));
         Ok(())
     }
@@ -182,10 +182,10 @@ impl<'a> Machine<'a> {
         let length = rest.iter().position(|&byte| byte == b'\n');
         let length = length.ok_or_else(|| self.malformed("a name without end", "a line"))?;
         let line = self.take(length + 1)?;
-        std::str::from_utf8(&line[..length]).map_err(|_| self.malformed("a name that is no text", "UTF-8"))
+        std::str::from_utf8(&line[..length]).map_err(|_| self.malformed("a name that is not text", "UTF-8"))
     }
 
-    // The stack. Nothing below the last mark can be reached.
+    // The stack. Values below the last mark cannot be reached.
 
     fn push(&mut self, object: Object<'a>) {
         self.stack.push(Value::Object(Id(self.objects.len())));
@@ -210,7 +210,7 @@ impl<'a> Machine<'a> {
 
     fn open(&mut self) -> Result<()> {
         if self.marks.len() == MAX_DEPTH {
-            return Err(PickleError::TooLarge { what: "containers within each other", limit: MAX_DEPTH });
+            return Err(PickleError::TooLarge { what: "nested containers", limit: MAX_DEPTH });
         }
         self.marks.push(self.stack.len());
         Ok(())
@@ -221,13 +221,13 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(height))
     }
 
-    // What changes an object that stands on the stack.
+    // Changes of an object on the stack.
 
     fn append(&mut self, more: Vec<Value<'a>>) -> Result<()> {
         let list = self.top()?;
         match self.object(list) {
             Some(Object::List(items)) => items.extend(more),
-            _ => return Err(self.malformed("items for what is no list", "a list")),
+            _ => return Err(self.malformed("items for a non-list", "a list")),
         }
         Ok(())
     }
@@ -239,7 +239,9 @@ impl<'a> Machine<'a> {
             Some(Object::Dict { items, .. }) if rest.is_empty() => {
                 items.extend(pairs.iter().map(|&[key, value]| (key, value)));
             }
-            _ => return Err(self.malformed("keys and values for what is no dict", "a dict and pairs")),
+            _ => {
+                return Err(self.malformed("keys and values for a non-dict", "a dict and pairs"));
+            }
         }
         Ok(())
     }
@@ -264,7 +266,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    // Names and calls: noted, never carried out.
+    // Names and calls: recorded, never executed.
 
     fn global(&mut self, module: &'a str, name: &'a str) -> Result<()> {
         let global = Global::named(module, name).ok_or_else(|| {
@@ -286,27 +288,27 @@ impl<'a> Machine<'a> {
                 self.push(Object::Dict { items: Vec::new(), ordered: true });
             }
             (Value::Global(Global::Size), 1, Some(sizes)) => self.stack.push(sizes),
-            // The arguments are not copied: one long tuple can be called with many times.
+            // The arguments are not copied: many calls can share one long tuple.
             (Value::Global(function @ (Global::RebuildTensor | Global::RebuildParameter)), _, _) => {
                 self.push(Object::Call { function, arguments });
             }
             (Value::Global(function), _, _) => {
                 let found = format!("{function:?} called with {count} arguments");
-                return Err(self.malformed(found, "a call that makes a tensor or an empty OrderedDict"));
+                return Err(self.malformed(found, "a call for a tensor or an empty OrderedDict"));
             }
-            _ => return Err(self.malformed("a call of what is no function", "a function")),
+            _ => return Err(self.malformed("a call of a non-function", "a function")),
         }
         Ok(())
     }
 
-    /// A module's state dict carries its version as an attribute of the OrderedDict: nothing that we need.
+    /// A module's state dict has its version as an attribute of the OrderedDict, which is not needed.
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         let state_is_dict = matches!(self.object(state), Some(Object::Dict { .. }));
         let target = self.top()?;
         match self.object(target) {
             Some(Object::Dict { ordered: true, .. }) if state_is_dict => Ok(()),
-            _ => Err(self.malformed("attributes for an object", "them on an OrderedDict alone")),
+            _ => Err(self.malformed("attributes for an object", "them only on an OrderedDict")),
         }
     }
 }

@@ -1,10 +1,9 @@
-//! Reads the pickles that `torch.save` writes, and runs nothing of them.
+//! Reads the pickles that `torch.save` writes, without running their code.
 //!
-//! A pickle is a program for a stack machine, and Python's machine imports and calls whatever the program names:
-//! a checkpoint from elsewhere can do anything to the one who loads it. Here a name from a short list becomes
-//! a word ([`Global`]), calling one becomes a note of the call ([`Object::Call`]), and any other name ends the
-//! reading. Objects lie in one list and point to each other by index, so that a pickle with cycles, or with
-//! tuples nested a million deep, costs no more than its length.
+//! A pickle is a program for a stack machine, and Python imports and calls whatever it names: loading an untrusted
+//! checkpoint can run any code. Here a name from a short list becomes a [`Global`], a call of it becomes an
+//! [`Object::Call`], and any other name is an error. Objects are in one list and reference each other by index, so that
+//! the cost of a pickle with cycles, or with tuples nested a million deep, is bounded by its length.
 //! Source: CPython, `Lib/pickletools.py`, which documents the opcodes; protocols 2 to 5 without sets and classes.
 
 mod error;
@@ -15,7 +14,7 @@ pub mod writer;
 
 pub use error::PickleError;
 
-/// A name that a pickle may use. Nothing stands behind it.
+/// A name that a pickle may use. It is never imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Global<'a> {
     /// `collections.OrderedDict`
@@ -31,7 +30,7 @@ pub enum Global<'a> {
 }
 
 impl<'a> Global<'a> {
-    /// The global of that name, unless it is one that tensors have no need of.
+    /// The global of that name, if it is in the list of allowed ones.
     fn named(module: &str, name: &'a str) -> Option<Self> {
         Some(match (module, name) {
             ("collections", "OrderedDict") => Global::OrderedDict,
@@ -48,11 +47,11 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// Where an object lies in its [`Pickle`].
+/// The index of an object in its [`Pickle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Id(usize);
 
-/// A plain value, or the place of an object.
+/// A plain value, or the index of an object.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
     /// `None`
@@ -69,27 +68,27 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
     /// A name.
     Global(Global<'a>),
-    /// Something that holds other values: see [`Pickle::get`].
+    /// A container: see [`Pickle::get`].
     Object(Id),
 }
 
-/// What holds other values.
+/// A container.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object<'a> {
-    /// A tuple, or the `torch.Size` that was made of one.
+    /// A tuple, or a `torch.Size`.
     Tuple(Vec<Value<'a>>),
     /// A list.
     List(Vec<Value<'a>>),
-    /// A dict or an OrderedDict, in the order of insertion; a key set twice stands twice.
+    /// A dict or an OrderedDict, in the order of insertion; a key set twice occurs twice.
     Dict {
         /// Key and value.
         items: Vec<(Value<'a>, Value<'a>)>,
         /// Whether it is an OrderedDict.
         ordered: bool,
     },
-    /// A call that was not made.
+    /// A call, not executed.
     Call {
-        /// What would have been called.
+        /// The function.
         function: Global<'a>,
         /// The tuple of its arguments.
         arguments: Value<'a>,
@@ -98,7 +97,7 @@ pub enum Object<'a> {
     Persistent(Value<'a>),
 }
 
-/// What a pickle holds.
+/// The content of a pickle.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pickle<'a> {
     objects: Vec<Object<'a>>,
@@ -106,20 +105,20 @@ pub struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle that `bytes` begin with; the number is where it ends.
+    /// Reads the pickle at the start of `bytes`; also returns where it ends.
     ///
     /// # Errors
-    /// The pickle is cut off, damaged or too large, or holds what a file of tensors has no need of.
+    /// The pickle is truncated, damaged or too large, or uses something that files of tensors do not need.
     pub fn read(bytes: &'a [u8]) -> Result<(Self, usize), PickleError> {
         machine::run(bytes)
     }
 
-    /// The value that the pickle is of.
+    /// The pickled value.
     pub fn root(&self) -> Value<'a> {
         self.root
     }
 
-    /// The object at a value's place, `None` for a plain value.
+    /// The object of a value, `None` for a plain value.
     pub fn get(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {
             Value::Object(Id(index)) => self.objects.get(index),
@@ -143,7 +142,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The references to something outside, in the order in which they stand.
+    /// The references to something outside, in order.
     pub fn persistent(&self) -> impl Iterator<Item = Value<'a>> + '_ {
         self.objects.iter().filter_map(|object| match object {
             Object::Persistent(value) => Some(*value),
@@ -151,7 +150,7 @@ impl<'a> Pickle<'a> {
         })
     }
 
-    /// What a value is, in a user's words.
+    /// Describes a value for messages.
     pub fn describe(&self, value: Value<'a>) -> &'static str {
         match value {
             Value::None => "None",

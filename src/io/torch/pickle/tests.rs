@@ -1,4 +1,4 @@
-//! Pickles as Python writes them, and bytes that nobody should have written.
+//! Pickles as Python writes them, and invalid ones.
 
 use proptest::prelude::*;
 
@@ -69,7 +69,7 @@ fn nesting_without_end_is_no_danger() {
     bytes.push(b'.');
     drop(root(&bytes).clone());
     let opened = [&b"\x80\x02"[..], &b"(".repeat(1000)].concat();
-    assert_eq!(error(&opened), "a pickle with more than 256 containers within each other is refused");
+    assert_eq!(error(&opened), "a pickle with more than 256 nested containers is refused");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn more_opcodes_than_any_file_of_tensors_has_are_refused() {
 fn nothing_but_tensors_may_be_named() {
     let refused = |name| {
         format!(
-            "refused: the pickle names {name:?} at byte 2, expected only tensors in dicts (nothing of it was run)"
+            "refused: the pickle names {name:?} at byte 2, expected only tensors in dicts (no code was run)"
         )
     };
     assert_eq!(error(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R."), refused("os.system"));
@@ -159,10 +159,10 @@ fn what_is_cut_off_or_upside_down_is_told() {
         (b"\x80\x02h\x07.", "malformed pickle at byte 2: memo 7, expected one that was set"),
         (
             b"\x80\x02}(Nu.",
-            "malformed pickle at byte 5: keys and values for what is no dict, expected a dict and pairs",
+            "malformed pickle at byte 5: keys and values for a non-dict, expected a dict and pairs",
         ),
-        (b"\x80\x02)Na.", "malformed pickle at byte 4: items for what is no list, expected a list"),
-        (b"\x80\x02X\x01\0\0\0\xff.", "malformed pickle at byte 2: a str that is no text, expected UTF-8"),
+        (b"\x80\x02)Na.", "malformed pickle at byte 4: items for a non-list, expected a list"),
+        (b"\x80\x02X\x01\0\0\0\xff.", "malformed pickle at byte 2: a str that is not text, expected UTF-8"),
         (b"\x80\x02cos", "malformed pickle at byte 2: a name without end, expected a line"),
         (
             b"\x80\x02\x8a\x11000000000000000000.",
@@ -173,7 +173,7 @@ fn what_is_cut_off_or_upside_down_is_told() {
     }
 }
 
-/// Opcodes and short operands, so that more than the first step is tried.
+/// Opcodes with short operands, so that pickles get beyond the first step.
 fn soup() -> impl Strategy<Value = Vec<u8>> {
     const PIECES: &[&[u8]] = &[
         b"N",

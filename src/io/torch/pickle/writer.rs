@@ -1,7 +1,6 @@
-//! Writes a dict of numpy arrays as `pickle.dumps` would, so that every Python with numpy reads it.
+//! Writes a dict of numpy arrays like `pickle.dumps`, for every Python with numpy.
 //!
-//! The bytes depend on the arrays alone. The names are those of numpy 1, which numpy 2 keeps for old pickles and
-//! takes without a warning.
+//! The bytes depend only on the arrays. The names are those of numpy 1, which numpy 2 accepts without a warning.
 //! Source: CPython, `Lib/pickletools.py`; numpy, `ndarray.__reduce__` and `dtype.__reduce__`; protocol 4.
 
 /// The values of an array with one axis.
@@ -45,7 +44,7 @@ fn write(out: &mut Vec<u8>, array: Array<'_>) {
     out.extend(b"tb");
 }
 
-/// `dtype(kind, False, True)`, and then its state: version, little-endian, and nothing of what records have.
+/// `dtype(kind, False, True)`, and then its state: version, little-endian, and no fields of records.
 fn dtype(out: &mut Vec<u8>, kind: &str) {
     const MINUS_ONE: &[u8] = b"J\xff\xff\xff\xff";
     global(out, "numpy", "dtype");
@@ -88,7 +87,7 @@ mod tests {
         assert!(written == fs_err::read(&file).unwrap(), "written.pkl: other bytes, see check_exports.py");
     }
 
-    /// Our reader is for tensors alone: it must get as far as the first name and take nothing from numpy.
+    /// Our reader is only for tensors: it must stop at the first name of numpy.
     #[test]
     fn our_own_reader_gets_to_the_first_name_and_refuses_it() {
         let error = Pickle::read(&dict(&[("rank", Array::I64(&RANK))])).unwrap_err().to_string();

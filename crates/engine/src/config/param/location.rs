@@ -8,12 +8,13 @@ use serde_json::{Value as Json, json};
 use super::{Param, Reader};
 use crate::config::tree::Node;
 
-/// A file or folder that is there, or an address on the web or the Hugging Face Hub: made absolute from the folder of the text that names it.
+/// An existing file or folder, or an address on the web or the Hugging Face Hub. Paths are absolute: they start from
+/// the folder of the text that names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Location(pub String);
 
-/// How addresses begin that are no paths.
+/// The schemes of addresses.
 const SCHEMES: [&str; 3] = ["http", "https", "hf"];
 
 impl Location {
@@ -23,7 +24,7 @@ impl Location {
         (!is_address).then(|| Path::new(&self.0))
     }
 
-    /// The address, where it is one on the Hub.
+    /// The address, if it is on the Hub.
     pub fn hub(&self) -> Option<&str> {
         Some(self.0.as_str()).filter(|address| address.starts_with("hf://"))
     }
@@ -44,7 +45,7 @@ impl Param for Location {
         if let (Some(_), Some((scheme, _))) = (location.local(), location.0.split_once("://"))
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {
-            let message = format!("`{scheme}://` is not known, expected {}", Self::expected());
+            let message = format!("`{scheme}://` is an unknown scheme, expected {}", Self::expected());
             reader.problems.at(&node.origin, message);
             return None;
         }

@@ -18,21 +18,21 @@ use crate::config::tree::{Node, Table};
 pub use location::Location;
 pub use schema::{bounded, or_reference, table};
 
-/// What a parameter reader sees and writes to.
+/// The input and output of a parameter reader.
 pub struct Reader<'a> {
     /// The texts, for the folder that a relative path starts from.
     pub sources: &'a Sources,
-    /// Where faults go.
+    /// Collects the faults.
     pub problems: &'a mut Problems,
 }
 
 impl Reader<'_> {
-    /// The absolute form of a path written at `origin`; `None` after it was reported that nothing stands there.
+    /// The absolute form of a path written at `origin`; `None` after the missing file was reported.
     pub fn existing(&mut self, path: &Path, origin: &Origin) -> Option<PathBuf> {
         let path = normal(&self.sources.folder(origin).join(path));
         let message = match path.try_exists() {
             Ok(true) => return Some(path),
-            Ok(false) => format!("there is no file or folder `{}`", path.display()),
+            Ok(false) => format!("no such file or folder: `{}`", path.display()),
             Err(error) => format!("`{}`: {error}", path.display()),
         };
         self.problems.at(origin, message);
@@ -42,13 +42,13 @@ impl Reader<'_> {
 
 /// A type that a parameter can have.
 pub trait Param: Sized {
-    /// The type in a user's words, such as `an integer of at least 0`.
+    /// The type for users, such as `an integer of at least 0`.
     fn expected() -> String;
     /// Reads a node; `None` after a fault was reported.
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self>;
     /// The type as JSON Schema.
     fn schema() -> Json;
-    /// What is wrong with a value that was not read here but comes from elsewhere: ranges, and what is between fields.
+    /// The faults of a value that was not read by [`Param::read`]: ranges, and relations between fields.
     fn faults(&self) -> Vec<String> {
         Vec::new()
     }
@@ -63,34 +63,36 @@ pub trait Param: Sized {
 pub struct Key {
     /// The key.
     pub name: &'static str,
-    /// What it means.
+    /// Its meaning.
     pub doc: String,
-    /// The type in a user's words.
+    /// The type for users.
     pub expected: String,
     /// The type and range as JSON Schema.
     pub schema: Json,
     /// The default as TOML, `None` where the key is required.
     pub default: Option<String>,
-    /// The keys below, for a table.
+    /// The keys of a nested table.
     pub keys: Vec<Key>,
 }
 
-/// Faults between several parameters; the key names the one to point at.
+/// What a parameter struct says beyond its fields.
 pub trait Validate {
-    /// Lists them: the key, and what is wrong with it.
+    /// Keys of earlier versions, each with its name now.
+    const RENAMED: &'static [(&'static str, &'static str)] = &[];
+    /// Faults between several parameters: the key to point at, and the message.
     fn validate(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
 }
 
-/// A number that a range can hold.
+/// A number that can have a range.
 pub trait Bounded: PartialOrd + std::fmt::Display + Copy {}
 impl Bounded for u32 {}
 impl Bounded for u64 {}
 impl Bounded for usize {}
 impl Bounded for f64 {}
 
-/// Reads the fields of one table, and knows which keys nobody asked for.
+/// Reads the fields of one table, and records which keys were read.
 pub struct Fields<'n> {
     table: &'n Table,
     origin: &'n Origin,
@@ -99,7 +101,7 @@ pub struct Fields<'n> {
 }
 
 impl<'n> Fields<'n> {
-    /// Opens a table node, or reports that it is something else.
+    /// Opens a table node; any other type is reported.
     pub fn open(node: &'n Node, reader: &mut Reader<'_>) -> Option<Self> {
         let Some(table) = node.as_table() else {
             wrong_type(node, "a table", reader);
@@ -108,7 +110,7 @@ impl<'n> Fields<'n> {
         Some(Self { table, origin: &node.origin, known: Vec::new(), missing: false })
     }
 
-    /// Reads one field, or takes its default.
+    /// Reads one field, or uses its default.
     pub fn field<P: Param>(
         &mut self,
         name: &'static str,
@@ -128,7 +130,7 @@ impl<'n> Fields<'n> {
         }
     }
 
-    /// Holds a number to its range.
+    /// Checks that a number is in its range.
     pub fn bounded<B: Bounded>(
         &self,
         name: &str,
@@ -147,12 +149,11 @@ impl<'n> Fields<'n> {
         None
     }
 
-    /// Reports keys that no field has.
-    pub fn finish(&self, reader: &mut Reader<'_>) {
+    /// Reports keys that no field has; `renamed` lists those of earlier versions.
+    pub fn finish(&self, renamed: &[(&str, &str)], reader: &mut Reader<'_>) {
         for (key, entry) in &self.table.entries {
             if !self.known.contains(&key.as_str()) {
-                let problem = reader.problems.at(&entry.key, format!("unknown key `{key}`"));
-                problem.suggest(key, self.known.iter().copied());
+                unknown_key(key, &entry.key, &self.known, renamed, reader.problems);
             }
         }
     }
@@ -164,6 +165,22 @@ impl<'n> Fields<'n> {
             reader.problems.at(origin, message.as_str());
         }
         faults.is_empty().then_some(())
+    }
+}
+
+/// Reports a key that is not known, with its new name if it was renamed, else with the nearest known key.
+pub fn unknown_key(
+    key: &str,
+    origin: &Origin,
+    known: &[&str],
+    renamed: &[(&str, &str)],
+    problems: &mut Problems,
+) {
+    match renamed.iter().find(|(old, _)| *old == key) {
+        Some((_, new)) => _ = problems.at(origin, format!("unknown key `{key}`; it is named `{new}` now")),
+        None => {
+            problems.at(origin, format!("unknown key `{key}`")).suggest(key, known.iter().copied());
+        }
     }
 }
 
@@ -186,20 +203,20 @@ fn normal(path: &Path) -> PathBuf {
     out
 }
 
-/// What [`plain_name`] wants, for messages.
-pub const PLAIN_NAME: &str = "letters, digits, `_`, and `-` or `.` behind the first";
+/// The form that [`plain_name`] accepts, for messages.
+pub const PLAIN_NAME: &str = "letters, digits, `_`; after the first character also `-` and `.`";
 
-/// Whether a text can name a port or a file on its own: nothing in it leads elsewhere.
+/// Whether a text can name a port or a file: it contains no path.
 pub fn plain_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     !text.is_empty() && !text.starts_with(['-', '.']) && text.bytes().all(plain)
 }
 
-/// Reports a name that is none of the choices of an enumeration.
+/// Reports a name that is not one of the choices of an enumeration.
 pub fn wrong_choice(node: &Node, names: &[&str], reader: &mut Reader<'_>) {
     match node.as_text() {
         Some(text) => {
-            let message = format!("`{text}` is none of {}", names.join(", "));
+            let message = format!("found `{text}`, expected one of {}", names.join(", "));
             reader.problems.at(&node.origin, message).suggest(text, names.iter().copied());
         }
         None => wrong_type(node, &format!("one of {}", names.join(", ")), reader),
@@ -256,7 +273,7 @@ macro_rules! params {
                     let $field = fields.field::<$ty>(stringify!($field), default, reader);
                     $( let $field = fields.bounded(stringify!($field), $field, &$range, reader); )?
                 )*
-                fields.finish(reader);
+                fields.finish(<Self as $crate::config::param::Validate>::RENAMED, reader);
                 let read = Self { $( $field: $field? ),* };
                 fields.validate($crate::config::param::Validate::validate(&read), reader)?;
                 Some(read)
@@ -285,7 +302,7 @@ macro_rules! params {
                     },
                     expected: {
                         let expected = <$ty as $crate::config::param::Param>::expected();
-                        // The range says more than the type's own lower bound.
+                        // The range is more precise than the type's own lower bound.
                         $( let expected = format!(
                             "{} from {} to {}",
                             expected.trim_end_matches(" of at least 0"),

@@ -1,4 +1,4 @@
-//! Parameters as JSON Schema, for editors and for whoever checks pipelines without this program.
+//! Parameters as JSON Schema, for editors and for other programs that check pipelines.
 
 use std::ops::RangeInclusive;
 
@@ -7,25 +7,25 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Bounded, Key};
 
-/// A value that the pipeline may also take from its config, as `${…}`.
+/// A value, or a reference `${…}` to a value of the config.
 ///
-/// [`pipeline::schema`](crate::pipeline::schema) says what `reference` is.
+/// [`pipeline::schema`](crate::pipeline::schema) defines `reference`.
 pub fn or_reference(schema: Json) -> Json {
-    // A text can hold a reference as it is.
+    // A string type accepts a reference already.
     if schema["type"] == "string" && schema.get("pattern").is_none() {
         return schema;
     }
     json!({ "anyOf": [schema, { "$ref": "#/$defs/reference" }] })
 }
 
-/// The same type, held to a range.
+/// The same type with a range.
 pub fn bounded<B: Bounded + Serialize>(mut schema: Json, range: &RangeInclusive<B>) -> Json {
     schema["minimum"] = json!(range.start());
     schema["maximum"] = json!(range.end());
     schema
 }
 
-/// A table of these keys and no others; those `given` come from elsewhere, and need not be written.
+/// A table with these keys only; the `given` ones come from elsewhere and are optional.
 pub fn table(keys: &[Key], given: &[&str]) -> Json {
     let mut properties = Map::new();
     let mut required = Vec::new();

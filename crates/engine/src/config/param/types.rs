@@ -151,7 +151,7 @@ impl<P: Param> Param for BTreeMap<String, P> {
     }
 }
 
-/// Values of any type, by key: what a user's own program makes of them is not known here.
+/// Values of any type, by key: only a user's own program interprets them.
 impl Param for Map<String, Json> {
     fn expected() -> String {
         "a table of any values".into()

@@ -1,13 +1,13 @@
-//! A cache's results in a folder or an S3 bucket, for others to take.
+//! Shares a cache's results through a folder or an S3 bucket.
 //!
 //! ```text
 //! attrflow-v1/objects/ab/ab12…            the bytes of a file; of a folder, those of its files
 //! attrflow-v1/listings/ab/ab12….json      the files of a folder
-//! attrflow-v1/recipes-v1/ab/ab34….json    what a fingerprint gave
+//! attrflow-v1/recipes-v1/ab/ab34….json    the outputs of a fingerprint
 //! attrflow-v1/runs/PIPELINE/TIME.json     manifests
 //! ```
-//! Everything is named by what it holds, so two writers never disagree. Objects go before entries, entries before
-//! manifests, and each appears whole or not at all: a writer that dies leaves objects that the next one need not send.
+//! Every name is derived from the content, so two writers never conflict. Objects go before entries, entries before
+//! manifests, and each appears completely or not at all: objects of an interrupted push need not be sent again.
 
 mod pull;
 mod push;
@@ -29,70 +29,70 @@ use crate::store::StoreError;
 pub use pull::{Pull, Pulled};
 pub use push::{Push, Pushed};
 
-/// Version of the form, part of the folder's name.
+/// Version of the format, part of the folder's name.
 const FORMAT: u32 = 1;
-/// Files on their way at once.
+/// Maximum parallel transfers.
 const AT_ONCE: usize = 16;
 
-/// Why nothing, or not all, was sent or brought.
+/// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The address names no place that this program knows.
-    #[error("`{address}` is no remote: {reason}; expected a folder, file:///FOLDER or s3://BUCKET/PREFIX")]
+    /// The address is not a known kind of remote.
+    #[error("`{address}` is not a remote: {reason}; expected a folder, file:///FOLDER or s3://BUCKET/PREFIX")]
     Address {
         /// As given.
         address: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The keys are missing or not those of somebody who may.
-    #[error("{address} does not accept the keys, or does not let them do this: {error}")]
+    /// The keys are missing, wrong, or lack a permission.
+    #[error("{address} refuses the keys, or they lack the permission: {error}")]
     Keys {
         /// As given.
         address: String,
-        /// What the server says.
+        /// The error of the server.
         error: String,
     },
-    /// The bucket is not there.
-    #[error("{address}: there is no such bucket at this endpoint: {error}")]
+    /// The bucket does not exist.
+    #[error("{address}: no such bucket at this endpoint: {error}")]
     Bucket {
         /// As given.
         address: String,
-        /// What the server says.
+        /// The error of the server.
         error: String,
     },
-    /// Nobody answers.
+    /// The remote cannot be reached.
     #[error("{address} cannot be reached{endpoint}: {error}")]
     Unreachable {
         /// As given.
         address: String,
         /// ` at ENDPOINT`, where one was set.
         endpoint: String,
-        /// What went wrong.
+        /// The error.
         error: String,
     },
-    /// It holds another form.
-    #[error("{address} holds {found}, which this attrflow does not read: expected attrflow-v{FORMAT}")]
+    /// The remote has another format.
+    #[error("{address} contains {found}, which this version does not read: expected attrflow-v{FORMAT}")]
     Form {
         /// As given.
         address: String,
-        /// The folder that is there.
+        /// The folder that was found.
         found: String,
     },
-    /// It does not hold what was asked for.
-    #[error("{address} holds {what}")]
+    /// The requested item is not there.
+    #[error("{address} has {what}")]
     Missing {
         /// As given.
         address: String,
         /// What is missing, and what is there instead.
         what: String,
     },
-    /// Anything else that the remote says.
+    /// Any other error of the remote.
     #[error("{address}: {error}")]
     Failed {
         /// As given.
         address: String,
-        /// What went wrong.
+        /// The error.
         error: String,
     },
     /// The cache could not be read or written.
@@ -105,10 +105,10 @@ pub enum RemoteError {
 
 type Result<T> = std::result::Result<T, RemoteError>;
 
-/// How far a transfer is: bytes done, and bytes in all.
+/// The progress of a transfer: bytes done, and total bytes.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
 
-/// A place that results are sent to and brought from.
+/// A remote: results are pushed to it and pulled from it.
 pub struct Remote {
     address: String,
     store: Arc<dyn ObjectStore>,
@@ -116,10 +116,10 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Opens the place at an address; `make` lets a folder be made.
+    /// Opens the remote at an address; `make` allows a folder to be created.
     ///
     /// # Errors
-    /// An address that names none; nobody is asked yet.
+    /// An invalid address; the remote is not contacted yet.
     pub fn open(address: &str, make: bool) -> Result<Self> {
         let fault = |reason: String| RemoteError::Address { address: address.to_owned(), reason };
         let (store, prefix): (Arc<dyn ObjectStore>, &str) = match address.split_once("://") {
@@ -131,7 +131,7 @@ impl Remote {
                 (Arc::new(bucket_of(address, bucket)?), prefix)
             }
             Some(("file", path)) if path.starts_with('/') => (Arc::new(folder(address, path, make)?), ""),
-            Some((scheme, _)) => return Err(fault(format!("`{scheme}` is not known"))),
+            Some((scheme, _)) => return Err(fault(format!("unknown scheme `{scheme}`"))),
             None if address.is_empty() => return Err(fault("it is empty".into())),
             None => (Arc::new(folder(address, address, make)?), ""),
         };
@@ -140,7 +140,7 @@ impl Remote {
         Ok(Self { address: address.to_owned(), store, root })
     }
 
-    /// Drives a transfer to its end on this thread.
+    /// Runs a transfer to completion on this thread.
     fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
     }
@@ -170,7 +170,7 @@ impl Remote {
         self.root.clone().join(folder).join(name[..2].to_owned()).join(format!("{name}{ending}"))
     }
 
-    /// Refuses a place that holds only forms that are not read, and one that does not answer, before any work is done.
+    /// Refuses a remote with unsupported formats only, and one that does not answer, before any work is done.
     async fn greet(&self) -> Result<()> {
         let above = Path::from_iter(self.root.parts().take(self.root.parts_count() - 1));
         let above = Some(above).filter(|above| above.parts_count() > 0);
@@ -186,7 +186,7 @@ impl Remote {
         }
     }
 
-    /// The bytes at a path, `None` where nothing is.
+    /// The bytes at a path, `None` if it does not exist.
     async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         match self.store.get(path).await {
             Ok(found) => Ok(Some(found.bytes().await.map_err(|error| self.describe(error))?.to_vec())),
@@ -195,7 +195,7 @@ impl Remote {
         }
     }
 
-    /// The size of what is at a path, `None` where nothing is.
+    /// The size of the file at a path, `None` if it does not exist.
     async fn size(&self, path: &Path) -> Result<Option<u64>> {
         match self.store.head(path).await {
             Ok(meta) => Ok(Some(meta.size)),
@@ -209,7 +209,7 @@ impl Remote {
         Ok(())
     }
 
-    /// The names of what is below a folder, sorted.
+    /// The paths below a folder, sorted.
     async fn names(&self, folder: &Path) -> Result<Vec<Path>> {
         let listed = self.store.list(Some(folder)).map_ok(|meta| meta.location);
         let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.describe(error))?;
@@ -221,7 +221,7 @@ impl Remote {
         RemoteError::Missing { address: self.address.clone(), what }
     }
 
-    /// Says what an error of the library means for whoever gave the address.
+    /// Translates an error of the library for the user of the address.
     fn describe(&self, error: object_store::Error) -> RemoteError {
         use object_store::Error as E;
         let address = self.address.clone();
@@ -243,18 +243,18 @@ impl Remote {
     }
 }
 
-/// A folder of this machine, or of one whose disk is mounted here.
+/// A local folder, or one of a mounted file system.
 fn folder(address: &str, path: &str, make: bool) -> Result<LocalFileSystem> {
     let path = FilePath::new(path);
     if make {
         fs_err::create_dir_all(path)?;
     } else if !path.is_dir() {
-        let reason = "there is no such folder".to_owned();
+        let reason = "no such folder".to_owned();
         return Err(RemoteError::Address { address: address.to_owned(), reason });
     }
     let store = LocalFileSystem::new_with_prefix(path)
         .map_err(|error| RemoteError::Failed { address: address.to_owned(), error: error.to_string() })?;
-    // What is named there must be there, also after a power cut.
+    // Files must be durable once they have their name, also after a power cut.
     Ok(store.with_fsync(true))
 }
 
@@ -275,7 +275,7 @@ fn bucket_of(address: &str, bucket: &str) -> Result<object_store::aws::AmazonS3>
     ];
     let address = address.to_owned();
     let endpoint = endpoint();
-    // Without any, those of a machine of Amazon's are asked for; another's has none.
+    // Without any, the library would query Amazon's metadata service, which other machines do not have.
     if endpoint.is_some() && KEYS.iter().all(|name| std::env::var_os(name).is_none()) {
         let error = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set".to_owned();
         return Err(RemoteError::Keys { address, error });
@@ -284,7 +284,7 @@ fn bucket_of(address: &str, bucket: &str) -> Result<object_store::aws::AmazonS3>
     let options = ClientOptions::new()
         .with_allow_http(http)
         .with_connect_timeout(Duration::from_secs(10))
-        // A large object takes what it takes.
+        // No time limit: objects can be large.
         .with_timeout_disabled()
         .with_read_timeout(Duration::from_secs(60));
     let backoff = BackoffConfig { init_backoff: Duration::from_millis(200), ..BackoffConfig::default() };

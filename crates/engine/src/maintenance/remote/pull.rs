@@ -1,4 +1,4 @@
-//! Bringing results from a remote.
+//! Downloads results from a remote.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,41 +14,41 @@ use crate::identity::digest::{Digest, Listing};
 use crate::provenance::manifest::Manifest;
 use crate::store::{Artifact, Entry, Scratch, Store};
 
-/// Artifacts on their way at once; of each, up to [`AT_ONCE`] files.
+/// Maximum parallel artifacts; for each, up to [`AT_ONCE`] files.
 const ARTIFACTS: usize = 4;
 
-/// What is brought, and where to.
+/// The results to pull, and their cache.
 pub struct Pull<'a> {
     /// The cache.
     pub store: &'a Store,
-    /// The pipeline whose run is brought; the only one of the remote where it is `None`.
+    /// The pipeline whose run is pulled; `None` for the only one of the remote.
     pub pipeline: Option<&'a str>,
     /// How many runs back.
     pub back: usize,
-    /// Bring everything.
+    /// Pull everything.
     pub all: bool,
-    /// Hears how far it is.
+    /// Receives the progress.
     pub progress: Progress<'a>,
 }
 
-/// What was brought.
+/// The result of a pull.
 #[derive(Debug, Default, Serialize)]
 pub struct Pulled {
-    /// Files that were brought.
-    pub brought: usize,
+    /// Files downloaded.
+    pub downloaded: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Results that now stand.
+    /// Results that are now cached.
     pub entries: usize,
-    /// Results that stood before.
+    /// Results that were already cached.
     pub there: usize,
-    /// Manifests that were brought.
+    /// Manifests downloaded.
     pub manifests: usize,
-    /// What was not taken, and why.
+    /// What was refused, and why.
     pub refused: Vec<String>,
 }
 
-/// A manifest with its place below the folder of runs.
+/// A manifest with its path below the folder of runs.
 struct Record {
     pipeline: String,
     name: String,
@@ -57,15 +57,15 @@ struct Record {
 }
 
 impl Pull<'_> {
-    /// Brings objects, then entries, then manifests; nothing counts before its bytes were held against its name.
+    /// Downloads objects, then entries, then manifests; nothing is used before its bytes match its digest.
     ///
     /// # Errors
-    /// A remote that refuses, cannot be reached or does not hold what was asked for, and a cache that cannot be written.
+    /// A remote that refuses, cannot be reached or lacks the requested run, and a cache that cannot be written.
     pub fn execute(&self, remote: &Remote) -> Result<Pulled> {
-        remote.block_on(self.bring(remote))
+        remote.block_on(self.pull(remote))
     }
 
-    async fn bring(&self, remote: &Remote) -> Result<Pulled> {
+    async fn pull(&self, remote: &Remote) -> Result<Pulled> {
         remote.greet().await?;
         let mut pulled = Pulled::default();
         let records = self.records(remote, &mut pulled).await?;
@@ -89,7 +89,7 @@ impl Pull<'_> {
         for (fingerprint, entry) in &entries {
             if entry.outputs.values().any(|output| bad.contains(&output.digest)) {
                 let what = stages.get(fingerprint).map_or_else(|| fingerprint.short(), Clone::clone);
-                pulled.refused.push(format!("the result of `{what}` was not taken"));
+                pulled.refused.push(format!("the result of `{what}` was refused"));
                 continue;
             }
             self.store.take_entry(entry)?;
@@ -104,7 +104,7 @@ impl Pull<'_> {
         Ok(pulled)
     }
 
-    /// The manifests of what was asked for.
+    /// The manifests of the requested runs.
     async fn records(&self, remote: &Remote, pulled: &mut Pulled) -> Result<Vec<Record>> {
         let folder = remote.root.clone().join("runs");
         let mut found: BTreeMap<String, Vec<object_store::path::Path>> = BTreeMap::new();
@@ -137,7 +137,7 @@ impl Pull<'_> {
                     let (pipeline, name) = (pipeline.clone(), name.clone());
                     records.push(Record { pipeline, name, text, manifest });
                 }
-                Err(error) => pulled.refused.push(format!("{path}: no manifest: {error}")),
+                Err(error) => pulled.refused.push(format!("{path}: not a manifest: {error}")),
             }
         }
         Ok(records)
@@ -152,24 +152,24 @@ impl Pull<'_> {
         let of = |pipeline: &str, paths: &'p [object_store::path::Path]| {
             let count = paths.len();
             paths.iter().rev().nth(self.back).ok_or_else(|| {
-                remote.missing(format!("{count} runs of `{pipeline}`, and none {} back", self.back))
+                remote.missing(format!("{count} runs of `{pipeline}`, none of them {} back", self.back))
             })
         };
         match (self.pipeline, found.len()) {
-            (_, 0) => Err(remote.missing("no run: push one first".into())),
+            (_, 0) => Err(remote.missing("no runs: push one first".into())),
             (Some(name), _) => match found.get(name) {
                 Some(paths) => of(name, paths),
-                None => Err(remote.missing(format!("no run of `{name}`, but of {}", names()))),
+                None => Err(remote.missing(format!("no run of `{name}`, only of {}", names()))),
             },
             (None, 1) => found
                 .iter()
                 .next()
-                .map_or_else(|| Err(remote.missing("no run".into())), |(name, paths)| of(name, paths)),
+                .map_or_else(|| Err(remote.missing("no runs".into())), |(name, paths)| of(name, paths)),
             (None, _) => Err(remote.missing(format!("runs of several pipelines: name one of {}", names()))),
         }
     }
 
-    /// The entries that do not stand here yet.
+    /// The entries that are not cached yet.
     async fn entries(
         &self,
         remote: &Remote,
@@ -179,7 +179,7 @@ impl Pull<'_> {
     ) -> Result<BTreeMap<Digest, Entry>> {
         let mut open = Vec::new();
         for fingerprint in wanted {
-            // One that is damaged here is replaced.
+            // A damaged local entry is replaced.
             match self.store.lookup(fingerprint) {
                 Ok(Some(_)) => pulled.there += 1,
                 _ => open.push(*fingerprint),
@@ -194,7 +194,7 @@ impl Pull<'_> {
             let path = remote.entry(&fingerprint);
             let Some(text) = text else {
                 let stage = stages.get(&fingerprint).map_or_else(|| fingerprint.short(), Clone::clone);
-                pulled.refused.push(format!("the result of `{stage}` is not there: {path}"));
+                pulled.refused.push(format!("the result of `{stage}` is missing: {path}"));
                 continue;
             };
             match serde_json::from_slice::<Entry>(&text) {
@@ -208,7 +208,7 @@ impl Pull<'_> {
         Ok(entries)
     }
 
-    /// Brings what the entries name, and returns the artifacts that could not be had.
+    /// Downloads the artifacts of the entries, and returns those that could not be downloaded.
     async fn objects(
         &self,
         remote: &Remote,
@@ -234,7 +234,7 @@ impl Pull<'_> {
             let mut counts = counts.borrow_mut();
             match result {
                 Ok(files) => {
-                    counts.brought += files;
+                    counts.downloaded += files;
                     counts.bytes += artifact.size;
                 }
                 Err(faults) => {
@@ -249,7 +249,7 @@ impl Pull<'_> {
         Ok(bad.into_inner())
     }
 
-    /// Brings one artifact and keeps it, and returns its number of files; or what is wrong with it.
+    /// Downloads one artifact and caches it; returns its number of files, or what is wrong with it.
     async fn artifact(
         &self,
         remote: &Remote,
@@ -263,7 +263,7 @@ impl Pull<'_> {
         if artifact.folder {
             let path = remote.listing(&artifact.digest);
             let listing = match remote.read(&path).await? {
-                None => return Ok(Err(vec![format!("{path} is not there")])),
+                None => return Ok(Err(vec![format!("{path} is missing")])),
                 Some(text) => serde_json::from_slice::<Listing>(&text),
             };
             let listing = match listing {
@@ -271,7 +271,7 @@ impl Pull<'_> {
                 Ok(_) => return Ok(Err(vec![format!("{path} lists another folder")])),
                 Err(error) => return Ok(Err(vec![format!("{path} is damaged: {error}")])),
             };
-            // Whoever wrote there must not choose where on this machine a file goes.
+            // The remote's writer must not choose where on this machine a file is written.
             if let Some(file) = listing.0.iter().find(|file| !plain(Path::new(&file.path))) {
                 return Ok(Err(vec![format!("{path} names a file outside its folder: {}", file.path)]));
             }
@@ -294,7 +294,7 @@ impl Pull<'_> {
         Ok(self.store.take(&target, artifact)?.map(|()| count).map_err(|fault| vec![fault]))
     }
 
-    /// Keeps a manifest under its name; whether it was not there.
+    /// Writes a manifest under its name; returns whether it is new.
     fn keep(&self, record: &Record) -> Result<bool> {
         let folder = self.store.runs(&record.pipeline);
         fs_err::create_dir_all(&folder)?;
@@ -308,7 +308,7 @@ impl Pull<'_> {
     }
 }
 
-/// Brings a file and hashes it on the way; what is wrong with it, if anything is.
+/// Downloads and hashes a file; returns what is wrong with it, if anything.
 async fn fetch(
     remote: &Remote,
     digest: &Digest,
@@ -319,7 +319,7 @@ async fn fetch(
     let path = remote.object(digest);
     let found = match remote.store.get(&path).await {
         Ok(found) => found,
-        Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{path} is not there"))),
+        Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{path} is missing"))),
         Err(error) => return Err(remote.describe(error)),
     };
     if found.meta.size != size {
@@ -337,10 +337,10 @@ async fn fetch(
         tell(piece.len() as u64);
     }
     let found = Digest::from(hasher.finalize());
-    Ok((found != *digest).then(|| format!("{path} is damaged: its bytes hash to {found}")))
+    Ok((found != *digest).then(|| format!("{path} is damaged: its digest is {found}")))
 }
 
-/// Whether a path goes only downwards.
+/// Whether a path stays below its folder.
 fn plain(path: &Path) -> bool {
     let mut parts = path.components().peekable();
     parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))

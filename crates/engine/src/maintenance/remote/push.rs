@@ -13,10 +13,10 @@ use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
 use crate::store::{Entry, Store};
 
-/// What goes in one piece; S3 wants parts of at least 5 MiB.
+/// The size of an upload part; S3 requires at least 5 MiB.
 const PIECE: usize = 8 << 20;
 
-/// What is sent, and where from.
+/// The results to push, and their cache.
 pub struct Push<'a> {
     /// The cache.
     pub store: &'a Store,
@@ -24,24 +24,24 @@ pub struct Push<'a> {
     pub entries: BTreeMap<Digest, Entry>,
     /// Manifests: the pipeline, and the file.
     pub manifests: Vec<(String, PathBuf)>,
-    /// Send what is there already, too: it may have been damaged there.
+    /// Also send files that exist on the remote: they may be damaged there.
     pub again: bool,
-    /// Hears how far it is.
+    /// Receives the progress.
     pub progress: Progress<'a>,
 }
 
-/// What was sent.
+/// The result of a push.
 #[derive(Debug, Default, Serialize)]
 pub struct Pushed {
-    /// Files that were sent.
+    /// Files sent.
     pub sent: usize,
     /// Their bytes.
     pub sent_bytes: u64,
-    /// Files that were there.
+    /// Files that already existed.
     pub there: usize,
     /// Their bytes.
     pub there_bytes: u64,
-    /// Results whose entry is now there.
+    /// Results whose entry is now on the remote.
     pub entries: usize,
     /// What was not sent, and why: a damaged or missing object.
     pub refused: Vec<String>,
@@ -57,7 +57,7 @@ struct File {
 impl Push<'_> {
     /// Sends objects, then entries, then manifests.
     ///
-    /// What is not what its name says is not sent, nor any entry that needs it.
+    /// An object that does not match its digest is not sent, nor any entry that needs it.
     ///
     /// # Errors
     /// A remote that refuses or cannot be reached, and a cache that cannot be read.
@@ -71,7 +71,7 @@ impl Push<'_> {
         let mut bad: BTreeSet<Digest> = BTreeSet::new();
         let mut files: BTreeMap<Digest, File> = BTreeMap::new();
         let mut listings: BTreeMap<Digest, Listing> = BTreeMap::new();
-        // The files of each folder, so that a bad one spoils the folder.
+        // The files of each folder: a bad file makes the folder bad.
         let artifacts = self.entries.values().flat_map(|entry| entry.outputs.values());
         for artifact in artifacts {
             let object = self.store.path(&artifact.digest);
@@ -151,8 +151,8 @@ impl Push<'_> {
             let results = if spoiled == 1 { "result was" } else { "results were" };
             pushed
                 .refused
-                .push(format!("{spoiled} {results} not sent: `attrflow cache verify` puts them aside"));
-            // A record of a run that cannot be brought whole is none.
+                .push(format!("{spoiled} {results} not sent: `attrflow cache verify` quarantines them"));
+            // A manifest is sent only if all its results can be pulled.
             return Ok(());
         }
         for (pipeline, path) in &self.manifests {
@@ -166,12 +166,12 @@ impl Push<'_> {
     }
 }
 
-/// Sends a file and hashes it on the way: only if it is what its name says does it appear there; else what is wrong.
+/// Uploads and hashes a file; it appears on the remote only if it matches its digest. Otherwise returns what is wrong.
 async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
     let fault = |what: String| Ok(Some(format!("{}: {what}", file.path.display())));
     let mut reader = match fs_err::File::open(&file.path) {
         Ok(reader) => reader,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return fault("it is gone".into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return fault("it is missing".into()),
         Err(error) => return Err(error.into()),
     };
     let path = remote.object(&file.digest);
@@ -195,7 +195,7 @@ async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
             Ok(None)
         }
         sent => {
-            // What is left of it there costs room, but stands for nothing.
+            // A failed abort leaves unused parts, which cost space but have no name.
             let _ = upload.abort().await;
             sent?;
             fault(format!("it is damaged: found {found}, expected {}", file.digest))
@@ -220,7 +220,7 @@ async fn parts(
     Ok(())
 }
 
-/// The next bytes of a file; fewer than a piece only at its end.
+/// The next bytes of a file; shorter than a part only at its end.
 fn piece(reader: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader.take(PIECE as u64).read_to_end(&mut bytes)?;

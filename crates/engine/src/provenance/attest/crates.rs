@@ -1,4 +1,4 @@
-//! A run as a Workflow Run RO-Crate: a folder with the manifest, the results and a description of how they were made.
+//! A run as a Workflow Run RO-Crate: a folder with the manifest, the results and a description of their origin.
 //!
 //! Form: RO-Crate 1.1 with the profiles Process Run Crate 0.5, Workflow Run Crate 0.5 and Workflow RO-Crate 1.0. The
 //! manifest itself is the workflow: `attrflow run --from` executes it.
@@ -13,13 +13,13 @@ use super::outputs::{Output, sources};
 use super::statement::finished;
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
 
-/// The description's file.
+/// The file of the description.
 const METADATA: &str = "ro-crate-metadata.json";
-/// The manifest's file, which is the workflow.
+/// The file of the manifest, which is the workflow.
 const WORKFLOW: &str = "manifest.json";
 /// The folder of results.
 const RESULTS: &str = "results";
-/// What may not stand in an identifier as it is.
+/// Characters that must be escaped in an identifier.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'/').remove(b'~');
 
 const PROFILES: [(&str, &str, &str); 3] = [
@@ -28,57 +28,57 @@ const PROFILES: [(&str, &str, &str); 3] = [
     ("https://w3id.org/workflowhub/workflow-ro-crate/1.0", "Workflow RO-Crate", "1.0"),
 ];
 
-/// What a crate is made from.
+/// The content of a crate.
 pub struct Crate<'a> {
     /// The record of the run.
     pub manifest: &'a Manifest,
-    /// The bytes of its file.
+    /// The manifest's bytes.
     pub bytes: &'a [u8],
-    /// What it gave.
+    /// The outputs of the run.
     pub outputs: &'a [Output],
     /// The licence of the results: an address, or a text.
     pub license: &'a str,
 }
 
-/// Writes the crate as a new folder, whole or not at all.
+/// Writes the crate as a new folder, completely or not at all.
 ///
 /// # Errors
-/// A folder that is there already, and whatever cannot be read or written.
+/// An existing folder, and read or write errors.
 pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
     use std::io::{Error, ErrorKind};
     if folder.symlink_metadata().is_ok() {
-        let message = format!("{} is there already; a crate is a new folder", folder.display());
+        let message = format!("{} already exists: a crate needs a new folder", folder.display());
         return Err(Error::new(ErrorKind::AlreadyExists, message));
     }
     let around = folder.parent().filter(|around| !around.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(around)?;
-    let aside = tempfile::Builder::new().prefix(".crate-").tempdir_in(around)?;
-    fs_err::write(aside.path().join(WORKFLOW), content.bytes)?;
+    let temporary = tempfile::Builder::new().prefix(".crate-").tempdir_in(around)?;
+    fs_err::write(temporary.path().join(WORKFLOW), content.bytes)?;
     for output in content.outputs.iter().filter(|output| output.last) {
         let Some(bytes) = &output.bytes else { continue };
-        let place = aside.path().join(RESULTS).join(&output.name);
-        fs_err::create_dir_all(place.parent().unwrap_or(aside.path()))?;
-        // A copy that shares the blocks of the original where the file system can.
+        let place = temporary.path().join(RESULTS).join(&output.name);
+        fs_err::create_dir_all(place.parent().unwrap_or(temporary.path()))?;
+        // A copy-on-write clone if the file system supports it.
         reflink_copy::reflink_or_copy(&bytes.path, &place)?;
         let mut writable = fs_err::metadata(&place)?.permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut writable, 0o644);
         fs_err::set_permissions(&place, writable)?;
     }
-    fs_err::write(aside.path().join(README), content.readme())?;
+    fs_err::write(temporary.path().join(README), content.readme())?;
     let mut text = serde_json::to_vec_pretty(&content.metadata())?;
     text.push(b'\n');
-    fs_err::write(aside.path().join(METADATA), text)?;
-    fs_err::set_permissions(aside.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    // Once it stands, nothing is left to be removed.
-    fs_err::rename(aside.path(), folder)?;
-    let _ = aside.keep();
+    fs_err::write(temporary.path().join(METADATA), text)?;
+    fs_err::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    // After the rename, nothing is left to clean up.
+    fs_err::rename(temporary.path(), folder)?;
+    let _ = temporary.keep();
     Ok(())
 }
 
-/// What a reader of the folder sees first.
+/// The introduction for readers of the folder.
 const README: &str = "README.md";
 
-/// One value where there is one, as RO-Crate wants it, else an array.
+/// A single value alone, as RO-Crate requires, else an array.
 fn many(values: impl IntoIterator<Item = Json>) -> Json {
     let mut values: Vec<Json> = values.into_iter().collect();
     if values.len() == 1 { values.remove(0) } else { Json::Array(values) }
@@ -98,13 +98,13 @@ fn media(name: &str) -> &'static str {
     }
 }
 
-/// A time in whole seconds, as the profiles want it.
+/// A time in whole seconds, as the profiles require.
 fn whole(time: &str) -> String {
     let parsed = time.parse::<jiff::Timestamp>();
     parsed.map_or_else(|_| time.to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string())
 }
 
-/// A source by its place on the machine of the run.
+/// A source by its path on the machine of the run.
 fn source(path: &str) -> String {
     format!("file://{}", utf8_percent_encode(path, ESCAPED))
 }
@@ -114,7 +114,7 @@ fn to(id: impl Into<String>) -> Json {
     json!({ "@id": id.into() })
 }
 
-/// A stage kind, which is the same in every crate.
+/// A stage kind; its identifier is the same in every crate.
 fn tool(kind: &str) -> String {
     format!("urn:attrflow:kind:{}", utf8_percent_encode(kind, ESCAPED))
 }
@@ -167,9 +167,9 @@ impl Crate<'_> {
         let Manifest { pipeline, started, .. } = self.manifest;
         format!(
             "# {pipeline}, run of {started}\n\n\
-             `{RESULTS}/` holds what the run gave, `{WORKFLOW}` how: the parameters and the digests of all that went in and came out.\n\
-             `{METADATA}` says the same in the terms of RO-Crate.\n\n\
-             `attrflow run --from {WORKFLOW}` makes it again and says whether the bytes are the same.\n"
+             `{RESULTS}/` contains the outputs of the run, `{WORKFLOW}` its record: the parameters and the digests of all inputs and outputs.\n\
+             `{METADATA}` is the same record as an RO-Crate.\n\n\
+             `attrflow run --from {WORKFLOW}` repeats the run and reports whether the bytes are the same.\n"
         )
     }
 
@@ -190,7 +190,7 @@ impl Crate<'_> {
         json!({
             "@id": "./", "@type": "Dataset",
             "name": format!("{pipeline}, run of {started}"),
-            "description": format!("What the pipeline {pipeline} gave in the run that began at {started}, and how it was made."),
+            "description": format!("The outputs of the pipeline {pipeline} in the run that began at {started}, and their record."),
             "datePublished": started,
             "license": to(self.license_id()),
             "conformsTo": PROFILES.map(|(id, ..)| to(id)),
@@ -239,13 +239,13 @@ impl Crate<'_> {
             .manifest
             .stages
             .iter()
-            .all(|record| matches!(record.outcome, Outcome::Ran | Outcome::Reused));
+            .all(|record| matches!(record.outcome, Outcome::Ran | Outcome::Cached));
         let status = if done { "CompletedActionStatus" } else { "FailedActionStatus" };
         let results = self.outputs.iter().filter(|output| output.last);
         json!({
             "@id": "#run", "@type": "CreateAction",
             "name": format!("run of {}", self.manifest.pipeline),
-            "description": "The run as a whole, from the sources to what no stage reads.",
+            "description": "The whole run, from the sources to the final results.",
             "instrument": to(WORKFLOW),
             "startTime": started, "endTime": ended,
             "actionStatus": format!("http://schema.org/{status}"),
@@ -254,7 +254,7 @@ impl Crate<'_> {
         })
     }
 
-    /// One stage of it, and its parameters. When it ran within the run is not recorded.
+    /// One stage and its parameters. Its times within the run are not recorded.
     fn stage(&self, record: &StageRecord, started: &str, ended: &str) -> Vec<Json> {
         let mut entities = Vec::new();
         let mut objects: Vec<Json> =
@@ -274,7 +274,7 @@ impl Crate<'_> {
             }
         }
         let (status, error) = match record.outcome {
-            Outcome::Ran | Outcome::Reused => ("CompletedActionStatus", None),
+            Outcome::Ran | Outcome::Cached => ("CompletedActionStatus", None),
             _ => ("FailedActionStatus", record.error.clone()),
         };
         let results = self.outputs.iter().filter(|output| output.stage == record.stage);
@@ -295,7 +295,7 @@ impl Crate<'_> {
         entities
     }
 
-    /// A file that is in the crate, or what is known of one that is not.
+    /// A file of the crate, or the metadata of one that is not included.
     fn output(&self, output: &Output) -> Json {
         let mut entity = json!({
             "@id": self.id(output),
@@ -313,7 +313,7 @@ impl Crate<'_> {
         entity
     }
 
-    /// What goes into the run and what comes out of it, as parameters of the workflow.
+    /// The inputs and outputs of the run, as parameters of the workflow.
     fn formal(&self) -> Vec<Json> {
         let parameter = |id: String, name: &str, examples: Vec<Json>| {
             json!({
@@ -332,7 +332,7 @@ impl Crate<'_> {
         parameters
     }
 
-    /// `stage.port` of what the run was for.
+    /// `stage.port` of the final results.
     fn ends(&self) -> BTreeSet<String> {
         self.outputs.iter().filter(|output| output.last).map(port).collect()
     }

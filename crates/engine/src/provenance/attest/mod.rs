@@ -1,4 +1,4 @@
-//! What a manifest says, in forms that others check: signed, as an in-toto statement, as a Workflow Run RO-Crate.
+//! A manifest in forms that others can check: signed, as an in-toto statement, as a Workflow Run RO-Crate.
 
 mod crates;
 mod outputs;

@@ -1,4 +1,4 @@
-//! The files that a run gave, each with its hashes.
+//! The output files of a run, with their hashes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -13,32 +13,32 @@ use crate::store::{Store, StoreError};
 /// A file of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// The stage that gave it.
+    /// The stage that produced it.
     pub stage: String,
     /// Its output port.
     pub port: String,
-    /// Its place below the results of the pipeline.
+    /// Its path below the results of the pipeline.
     pub name: String,
-    /// Of its bytes.
+    /// The digest of its bytes.
     pub digest: Digest,
-    /// Its bytes, where they are at hand.
+    /// Its bytes, if available.
     pub bytes: Option<Bytes>,
-    /// Whether no other stage reads it: it is what the run was for.
+    /// Whether no other stage reads it, so that it is a final result.
     pub last: bool,
 }
 
 /// The bytes of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bytes {
-    /// Where they are.
+    /// Their path.
     pub path: PathBuf,
-    /// How many there are.
+    /// Their number.
     pub size: u64,
-    /// Their SHA-256 in hexadecimal, which others know better than BLAKE3.
+    /// Their SHA-256 in hexadecimal: more tools know it than BLAKE3.
     pub sha256: String,
 }
 
-/// The sources of a run by path, with the digests that it read.
+/// The sources of a run by path, with the recorded digests.
 pub(super) fn sources(manifest: &Manifest) -> BTreeMap<String, Digest> {
     let mut sources = BTreeMap::new();
     for record in &manifest.stages {
@@ -51,12 +51,12 @@ pub(super) fn sources(manifest: &Manifest) -> BTreeMap<String, Digest> {
     sources
 }
 
-/// All files that the stages of a manifest gave, in its order; those that the cache no longer holds have no bytes.
+/// All files that the stages of a manifest produced, in its order; files that are no longer cached have no bytes.
 ///
-/// `name` says where a stage's output stands below the results.
+/// `name` gives the path of a stage's output below the results.
 ///
 /// # Errors
-/// A cache that cannot be read, and bytes that are not what their digest says.
+/// A cache that cannot be read, and bytes that do not match their digest.
 pub fn outputs(
     manifest: &Manifest,
     store: &Store,
@@ -80,7 +80,7 @@ pub fn outputs(
                 files.push(file(place, artifact.digest, object));
                 continue;
             }
-            // Of a folder whose listing is gone, nothing is known but its digest, which is of no file.
+            // A folder without its listing: only the folder's digest is known, and it is not that of a file.
             for listed in store.listing(&artifact.digest)?.unwrap_or_default().0 {
                 inside(&listed.path)?;
                 let path = object.join(&listed.path);
@@ -97,24 +97,24 @@ pub fn outputs(
     hashed.collect()
 }
 
-/// Refuses a name that does not stay below the folder that it is put in: a manifest may come from anybody.
+/// Refuses a name that leaves its folder: a manifest may come from anybody.
 fn inside(name: &str) -> Result<(), StoreError> {
     let normal = |part: Component<'_>| matches!(part, Component::Normal(_));
     if !name.is_empty() && Path::new(name).components().all(normal) {
         return Ok(());
     }
-    let message = format!("the manifest names a result `{name}`, which leads elsewhere");
+    let message = format!("the manifest names a result `{name}`, which is outside of its folder");
     Err(std::io::Error::new(std::io::ErrorKind::InvalidData, message).into())
 }
 
-/// Both hashes from one reading, so that they are of the same bytes.
+/// Computes both hashes in one read, so that they are of the same bytes.
 fn hash(path: PathBuf, expected: &Digest) -> Result<Bytes, StoreError> {
     let mut file = fs_err::File::open(&path)?;
     let mut hashes = Hashes { blake3: blake3::Hasher::new(), sha256: Sha256::new() };
     let size = std::io::copy(&mut file, &mut hashes)?;
     let found = Digest::from(hashes.blake3.finalize());
     if found != *expected {
-        let reason = format!("its bytes have the digest {found}, expected {expected}");
+        let reason = format!("its digest is {found}, expected {expected}");
         return Err(StoreError::Damaged { path, reason });
     }
     let sha256 = hashes.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();

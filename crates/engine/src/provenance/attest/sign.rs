@@ -1,4 +1,4 @@
-//! Signatures of minisign: one small file beside what is signed, which minisign and its kin check too.
+//! Minisign signatures: a small file beside the signed one, compatible with minisign and other implementations.
 
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
@@ -9,44 +9,44 @@ use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 
 use crate::provenance::manifest::signature_path;
 
-/// Why there is no signature, or why one does not hold.
+/// Why signing failed, or why a signature is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// The file system refused; the message names the path.
+    /// A file system error; the message names the path.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A file that holds no such key.
-    #[error("{}: no {what} of minisign: {reason}", path.display())]
+    /// A file without a valid key.
+    #[error("{}: not a minisign {what}: {reason}", path.display())]
     Key {
-        /// The file, or the text that should have been a key.
+        /// The file, or the text given as a key.
         path: PathBuf,
         /// `secret key` or `public key`.
         what: &'static str,
         /// What is wrong with it.
         reason: String,
     },
-    /// There is no signature.
-    #[error("{} is not signed: there is no {}", file.display(), signature_path(file).display())]
+    /// The signature is missing.
+    #[error("{} is not signed: {} does not exist", file.display(), signature_path(file).display())]
     Unsigned {
         /// The file that should be signed.
         file: PathBuf,
     },
-    /// Another key's signature is there.
-    #[error("{} is signed by {by} already: remove {} to sign it with another key", file.display(), signature_path(file).display())]
+    /// The file is already signed with another key.
+    #[error("{} is already signed by {by}: remove {} to sign it with another key", file.display(), signature_path(file).display())]
     Signed {
         /// The file.
         file: PathBuf,
         /// The other key's number.
         by: String,
     },
-    /// What was looked at is not what stands there by now.
+    /// The file changed between reading and signing.
     #[error("{} changed since it was read", file.display())]
     Changed {
         /// The file.
         file: PathBuf,
     },
-    /// The signature is of other bytes, by another key, or none at all.
-    #[error("{} does not hold: {reason}", signature.display())]
+    /// The signature is of other bytes, by another key, or malformed.
+    #[error("{} is not a valid signature: {reason}", signature.display())]
     Invalid {
         /// The signature's file.
         signature: PathBuf,
@@ -55,13 +55,13 @@ pub enum SignError {
     },
 }
 
-/// A secret key that is open.
+/// An opened secret key.
 pub struct Key {
     secret: SecretKey,
     public: PublicKey,
 }
 
-/// What a signature that holds says.
+/// The content of a valid signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
     /// The comment that is signed with the file.
@@ -71,19 +71,19 @@ pub struct Signed {
 }
 
 impl Key {
-    /// Opens a secret key file; `password` is asked for only where it is encrypted.
+    /// Opens a secret key file; `password` is called only if it is encrypted.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no secret key, and a wrong password.
+    /// A file that cannot be read or is not a secret key, and a wrong password.
     pub fn open(path: &Path, password: impl FnOnce() -> std::io::Result<String>) -> Result<Self, SignError> {
         let text = fs_err::read_to_string(path)?;
         let none = |reason: String| SignError::Key { path: path.into(), what: "secret key", reason };
         let fault = |error: minisign::PError| none(error.to_string());
         let encoded =
-            text.lines().nth(1).ok_or_else(|| none("expected a comment, and below it the key".into()))?;
+            text.lines().nth(1).ok_or_else(|| none("expected a comment line, then the key".into()))?;
         let bytes = BASE64.decode(encoded.trim()).map_err(|error| none(error.to_string()))?;
-        // A key without a password has no checksum where minisign itself wrote it, and is taken as it stands: a signature
-        // that does not fit the public half is refused when it is made.
+        // A key without a password has no checksum if minisign itself wrote it, so it is used unchecked: a signature
+        // that does not match the public half is refused when it is made.
         let mut secret = SecretKey::from_bytes(&bytes).map_err(fault)?;
         if secret.is_encrypted() {
             let form = SecretKeyBox::from_string(&text).map_err(fault)?;
@@ -93,16 +93,16 @@ impl Key {
         Ok(Self { secret, public })
     }
 
-    /// Signs the bytes of a file, and returns where the signature stands. One of the same key that is there is replaced.
+    /// Signs the bytes of a file, and returns the path of the signature. An existing one of the same key is replaced.
     ///
     /// # Errors
-    /// A file that cannot be read or holds other bytes by now, and a signature that cannot be written.
+    /// A file that cannot be read or has changed since, and a signature that cannot be written.
     pub fn sign(&self, file: &Path, bytes: &[u8], comment: &str) -> Result<PathBuf, SignError> {
         let path = signature_path(file);
         if fs_err::read(file)? != bytes {
             return Err(SignError::Changed { file: file.into() });
         }
-        // Somebody else's signature cannot be had again.
+        // Never replace somebody else's signature: it cannot be restored.
         let there = fs_err::read_to_string(&path).ok().and_then(|text| SignatureBox::from_string(&text).ok());
         if let Some(there) = there.filter(|there| number(there) != number_of(&self.public)) {
             return Err(SignError::Signed { file: file.into(), by: number(&there) });
@@ -118,18 +118,18 @@ impl Key {
         let text = signed.map_err(fault)?.into_string();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        let mut aside =
+        let mut temporary =
             tempfile::Builder::new().permissions(readable).tempfile_in(folder.unwrap_or(Path::new(".")))?;
-        aside.write_all(text.as_bytes())?;
-        aside.persist(&path).map_err(|error| error.error)?;
+        temporary.write_all(text.as_bytes())?;
+        temporary.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     }
 }
 
-/// Holds the bytes of a file against the signature beside it. `key` is a public key, or a file that holds one.
+/// Verifies the signature beside a file against its bytes. `key` is a public key, or a file that contains one.
 ///
 /// # Errors
-/// A key that is none, a file without a signature, and a signature that does not hold.
+/// An invalid key, a file without a signature, and an invalid signature.
 pub fn verify(key: &str, file: &Path, bytes: &[u8]) -> Result<Signed, SignError> {
     let public = public_key(key)?;
     let signature = signature_path(file);
@@ -153,7 +153,7 @@ fn number(signature: &SignatureBox) -> String {
     signature.keynum().iter().rev().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// The number of a public key: behind two bytes that name the algorithm.
+/// The number of a public key: it follows two bytes that name the algorithm.
 fn number_of(key: &PublicKey) -> String {
     key.to_bytes().iter().skip(2).take(8).rev().map(|byte| format!("{byte:02X}")).collect()
 }
@@ -165,7 +165,7 @@ fn public_key(key: &str) -> Result<PublicKey, SignError> {
         what: "public key",
         reason: error.to_string(),
     };
-    // The key itself first: whoever hands over a folder could put a file of that name into it.
+    // Try the text as a key first: the author of a folder could put a file of that name into it.
     match PublicKey::from_base64(key.trim()) {
         Err(error) if !path.exists() => return Err(fault(error)),
         Err(_) => {}
@@ -222,22 +222,22 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_hold_is_told() {
+    fn invalid_signatures_are_reported() {
         let (signer, other) = (folder(None), folder(None));
         let path = |name: &str| signer.path().join(name);
         let key = |folder: &tempfile::TempDir| folder.path().join("key.pub").to_str().unwrap().to_owned();
         let unsigned = verify(&key(&signer), &path("file"), b"what is signed").unwrap_err().to_string();
-        assert!(unsigned.contains("file is not signed: there is no "), "{unsigned}");
+        assert!(unsigned.contains("file is not signed: "), "{unsigned}");
         Key::open(&path("key"), no_password)
             .unwrap()
             .sign(&path("file"), b"what is signed", "comment")
             .unwrap();
         let foreign = verify(&key(&other), &path("file"), b"what is signed").unwrap_err().to_string();
-        assert!(foreign.contains("file.minisig does not hold: "), "{foreign}");
+        assert!(foreign.contains("file.minisig is not a valid signature: "), "{foreign}");
         let changed = verify(&key(&signer), &path("file"), b"something else").unwrap_err().to_string();
-        assert!(changed.contains("file.minisig does not hold: "), "{changed}");
+        assert!(changed.contains("file.minisig is not a valid signature: "), "{changed}");
         let no_key = verify("not a key", &path("file"), b"what is signed").unwrap_err().to_string();
-        assert!(no_key.starts_with("not a key: no public key of minisign: "), "{no_key}");
+        assert!(no_key.starts_with("not a key: not a minisign public key: "), "{no_key}");
         // The comment is signed too.
         let text = fs_err::read_to_string(path("file.minisig")).unwrap();
         fs_err::write(path("file.minisig"), text.replace("comment: comment", "comment: another")).unwrap();
@@ -245,13 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_called_like_a_key_is_none() {
+    fn a_key_wins_over_a_file_of_that_name() {
         let (signer, other) = (folder(None), folder(None));
         let path = |name: &str| other.path().join(name);
         Key::open(&path("key"), no_password).unwrap().sign(&path("file"), b"what is signed", "x").unwrap();
         let text = fs_err::read_to_string(signer.path().join("key.pub")).unwrap();
         let key = text.lines().nth(1).unwrap();
-        // Relative to the working folder, as it would be given.
+        // Relative to the working folder, as a user would give it.
         if !key.contains('/') {
             let named = path(key);
             fs_err::copy(path("key.pub"), &named).unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_asked_for_where_there_is_one() {
+    fn an_encrypted_key_needs_its_password() {
         let folder = folder(Some("secret"));
         let path = folder.path().join("key");
         Key::open(&path, || Ok("secret".to_owned())).unwrap();
@@ -270,6 +270,6 @@ mod tests {
         assert!(wrong.contains("Wrong password"), "{wrong}");
         fs_err::write(&path, "untrusted comment: x\nAAAA\n").unwrap();
         let none = Key::open(&path, no_password).err().unwrap().to_string();
-        assert!(none.contains("no secret key of minisign"), "{none}");
+        assert!(none.contains("not a minisign secret key"), "{none}");
     }
 }

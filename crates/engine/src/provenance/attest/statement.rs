@@ -1,4 +1,4 @@
-//! A run as an in-toto statement: which files came out, and how they were made.
+//! A run as an in-toto statement: its output files and how they were made.
 //!
 //! Form: in-toto Attestation Framework, Statement v1, with the predicate of SLSA Provenance v1.
 
@@ -10,7 +10,7 @@ use super::outputs::{Output, sources};
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::{FORMAT, Manifest, StageRecord};
 
-/// The statement that the run of `manifest` gave `outputs`. `sha256` is that of the manifest's file.
+/// The statement that the run of `manifest` produced `outputs`. `sha256` is that of the manifest's file.
 pub fn statement(manifest: &Manifest, outputs: &[Output], sha256: &str) -> Json {
     let Manifest { attrflow, pipeline, file, sets, started, numerics, conditions, stages, .. } = manifest;
     let subject: Vec<Json> = outputs.iter().map(subject).collect();
@@ -46,7 +46,7 @@ pub fn statement(manifest: &Manifest, outputs: &[Output], sha256: &str) -> Json 
     })
 }
 
-/// When a run ended, UTC, RFC 3339; when it began where that cannot be told.
+/// When a run ended, UTC, RFC 3339; its start if the end is unknown.
 pub(super) fn finished(manifest: &Manifest) -> String {
     let Manifest { started, seconds, .. } = manifest;
     let taken = jiff::SignedDuration::try_from_secs_f64(*seconds).unwrap_or_default();
@@ -62,7 +62,7 @@ fn subject(output: &Output) -> Json {
     json!({ "name": output.name, "digest": digest })
 }
 
-/// What a stage computed, from what.
+/// A stage's recipe and inputs.
 fn described(record: &StageRecord) -> Json {
     let reads: BTreeMap<&String, String> =
         record.reads.iter().map(|(port, reads)| (port, reads.to_string())).collect();
@@ -76,14 +76,14 @@ fn described(record: &StageRecord) -> Json {
     })
 }
 
-/// The sources outside of the run, each once.
+/// The external sources of the run, each once.
 fn dependencies(manifest: &Manifest) -> Vec<Json> {
     let dependency = |(path, digest): (String, Digest)| {
-        // A folder's digest is of its listing, and no hash of bytes.
+        // A folder's digest is that of its listing, not a hash of bytes.
         let algorithm = match fs_err::metadata(&path) {
             Ok(found) if found.is_file() => "blake3",
             Ok(_) => "attrflow-folder-v1",
-            // What it was is not known any more.
+            // The path is gone: file or folder is unknown.
             Err(_) => "attrflow-v1",
         };
         json!({ "name": path, "digest": { algorithm: digest } })

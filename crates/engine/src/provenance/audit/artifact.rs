@@ -1,4 +1,4 @@
-//! The bytes of what the cache holds, and of the files that it only leads to.
+//! Checks artifacts in the cache, and the files that the cache only links to.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -15,7 +15,7 @@ impl Pass<'_> {
     pub(super) fn artifact(&mut self, port: &str, artifact: &Artifact) -> Result<(), Stop> {
         let store = self.audit.store;
         let object = store.path(&artifact.digest);
-        let Some(place) = self.sound(store.adopted(&artifact.digest))? else { return Ok(()) };
+        let Some(place) = self.intact(store.adopted(&artifact.digest))? else { return Ok(()) };
         let adopted = place.is_some();
         // An adopted file is named by its own path.
         let place = place.unwrap_or_else(|| object.clone());
@@ -46,7 +46,7 @@ impl Pass<'_> {
         adopted: bool,
     ) -> Result<u64, Stop> {
         let store = self.audit.store;
-        let Some(listing) = self.sound(store.listing(&artifact.digest))? else { return Ok(artifact.size) };
+        let Some(listing) = self.intact(store.listing(&artifact.digest))? else { return Ok(artifact.size) };
         let Some(listing) = listing else {
             self.found(Mismatch::Gone { what: format!("the listing of its output `{port}`") })?;
             return Ok(artifact.size);
@@ -56,7 +56,7 @@ impl Pass<'_> {
             let path = store.listing_path(&artifact.digest);
             self.found(Mismatch::Bytes { port: port.to_owned(), path, recorded, found })?;
         }
-        // What stands beside adopted files is no part of the artifact.
+        // Other files beside adopted ones are not part of the artifact.
         if !adopted {
             let listed: BTreeSet<&str> = listing.0.iter().map(|file| file.path.as_str()).collect();
             for name in store::names(object)?.iter().filter(|name| !listed.contains(name.as_str())) {
@@ -69,7 +69,7 @@ impl Pass<'_> {
         Ok(listing.size())
     }
 
-    /// Hashes files again, many at once, and tells what differs in their order.
+    /// Hashes files again in parallel, and reports differences in file order.
     fn files(&mut self, port: &str, files: &[(PathBuf, Digest)]) -> Result<(), Stop> {
         let hashed: Vec<_> = files
             .par_iter()

@@ -1,4 +1,4 @@
-//! Two manifests, key by key.
+//! Compares two manifests, key by key.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,25 +8,25 @@ use serde_json::{Value as Json, json};
 use crate::identity::recipe::Recipe;
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
 
-/// One key that two manifests disagree on.
+/// One key that differs between two manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The dotted name.
     pub key: String,
-    /// The value in the first, `None` where it has none.
+    /// The value in the first, `None` if absent.
     pub a: Option<String>,
-    /// The value in the second.
+    /// The value in the second, `None` if absent.
     pub b: Option<String>,
 }
 
-/// What differs between two manifests; their times are not compared.
+/// The differences between two manifests; times are not compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diff {
     /// Program, pipeline, numerics and conditions.
     pub run: Vec<Difference>,
-    /// By stage, in the first's order: what its result came from.
+    /// By stage, in the first's order: recipe and sources.
     pub recipes: Vec<(String, Vec<Difference>)>,
-    /// By stage: outputs, and stages that only one has or that only one finished.
+    /// By stage: outputs, and stages that only one has or that only one completed.
     pub results: Vec<(String, Vec<Difference>)>,
 }
 
@@ -53,7 +53,7 @@ impl Diff {
         Self { run: compare(&run(a), &run(b)), recipes, results }
     }
 
-    /// Whether both came to the same: the same stages with the same outputs.
+    /// Whether both have the same stages with the same outputs.
     pub fn same_results(&self) -> bool {
         self.results.is_empty()
     }
@@ -63,7 +63,7 @@ impl Diff {
 type Fields = Vec<(String, String)>;
 type Part = fn(&StageRecord) -> Fields;
 
-/// What surrounded the run.
+/// The properties of the run.
 fn run(manifest: &Manifest) -> Fields {
     let Manifest { format, attrflow, pipeline, file, sets, numerics, conditions, .. } = manifest;
     let whole = json!({
@@ -87,7 +87,7 @@ fn flatten(name: &str, value: &Json, fields: &mut Fields) {
     }
 }
 
-/// What a stage's result came from: its recipe, the places of its sources, and files that were adopted.
+/// The origin of a stage's result: its recipe, the paths of its sources, and adopted files.
 fn origin(record: &StageRecord) -> Fields {
     let mut fields = record.recipe.as_ref().map(Recipe::fields).unwrap_or_default();
     fields.extend(record.sources.iter().map(|(port, path)| (format!("sources.{port}"), shown(path))));
@@ -100,10 +100,10 @@ fn shown(path: &std::path::Path) -> String {
     path.display().to_string()
 }
 
-/// How a stage ended: from the cache or not is the same.
+/// How a stage ended; cached or computed is the same.
 fn result(record: &StageRecord) -> Fields {
     let ended = match record.outcome {
-        Outcome::Ran | Outcome::Reused => "done",
+        Outcome::Ran | Outcome::Cached => "done",
         Outcome::Failed => "failed",
         Outcome::Blocked => "blocked",
         Outcome::Interrupted => "interrupted",

@@ -1,4 +1,4 @@
-//! What an audit finds.
+//! The findings of an audit.
 
 use std::path::PathBuf;
 
@@ -6,36 +6,36 @@ use serde::Serialize;
 
 use crate::identity::digest::Digest;
 
-/// One thing that is not as the manifest says, or that cannot be looked at any more.
+/// One mismatch with the manifest, or one item that can no longer be checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The stage whose record it is about.
+    /// The stage of the record.
     pub stage: String,
-    /// What it is.
+    /// The mismatch.
     #[serde(flatten)]
     pub fault: Mismatch,
 }
 
-/// What is wrong with a part of a record.
+/// A mismatch in a part of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "fault", rename_all = "snake_case")]
 pub enum Mismatch {
-    /// The fingerprint is not that of the recipe.
-    #[error("the recipe has the fingerprint {derived}, and the manifest says {recorded}")]
+    /// The fingerprint does not match the recipe.
+    #[error("the fingerprint of its recipe is {derived}, but the manifest records {recorded}")]
     Fingerprint {
         /// As recorded.
         recorded: Digest,
-        /// As the recipe gives it.
+        /// Recomputed from the recipe.
         derived: Digest,
     },
-    /// A stage that has a result and no recipe or fingerprint.
-    #[error("the manifest holds no {what} for it")]
+    /// A stage with a result but without a recipe or fingerprint.
+    #[error("the manifest has no {what} for it")]
     Incomplete {
         /// What is missing.
         what: String,
     },
-    /// What the recipe reads is not what the stage upstream gave.
-    #[error("its input `{port}` is {recorded}, and {giver} gave {}", digest(found))]
+    /// An input differs from the output of the stage upstream.
+    #[error("its input `{port}` is {recorded}, but {giver} is {}", digest(found))]
     Chain {
         /// The input port.
         port: String,
@@ -43,19 +43,19 @@ pub enum Mismatch {
         recorded: Digest,
         /// `stage.port`, with the path below.
         giver: String,
-        /// What that output is, `None` where there is none.
+        /// The digest of that output, `None` if it does not exist.
         found: Option<Digest>,
     },
-    /// An input that no stage gives and that is no source.
-    #[error("its input `{port}` is {recorded}, and the manifest names nothing that gave it")]
+    /// An input that is neither an output of a stage nor a source.
+    #[error("its input `{port}` is {recorded}, but the manifest records no origin for it")]
     Unexplained {
         /// The input port.
         port: String,
         /// The digest in the recipe.
         recorded: Digest,
     },
-    /// A source with other bytes than then.
-    #[error("its source {} holds other bytes: found {found}, expected {recorded}", path.display())]
+    /// A source whose bytes changed.
+    #[error("its source {} was modified: found {found}, expected {recorded}", path.display())]
     Source {
         /// The file or folder.
         path: PathBuf,
@@ -64,9 +64,9 @@ pub enum Mismatch {
         /// The digest now.
         found: Digest,
     },
-    /// The cache's index gives another result for the same recipe.
+    /// The cache's index has another result for the same recipe.
     #[error(
-        "its output `{port}` is {}, and the cache holds {} for the same recipe",
+        "its output `{port}` is {}, but the cache has {} for the same recipe",
         digest(recorded),
         digest(found)
     )]
@@ -78,20 +78,20 @@ pub enum Mismatch {
         /// The digest in the index.
         found: Option<Digest>,
     },
-    /// An artifact or a file of one with other bytes than its digest says.
-    #[error("{} of its output `{port}` holds other bytes: found {found}, expected {recorded}", path.display())]
+    /// An artifact, or a file of one, whose bytes do not match its digest.
+    #[error("{} of its output `{port}` was modified: found {found}, expected {recorded}", path.display())]
     Bytes {
         /// The output port.
         port: String,
         /// The file.
         path: PathBuf,
-        /// The digest that it is stored under.
+        /// The expected digest.
         recorded: Digest,
         /// The digest of its bytes.
         found: Digest,
     },
-    /// An artifact of another size than recorded.
-    #[error("its output `{port}` has {found} bytes, and the manifest says {recorded}")]
+    /// An artifact with another size than recorded.
+    #[error("its output `{port}` has {found} bytes, but the manifest records {recorded}")]
     Size {
         /// The output port.
         port: String,
@@ -100,17 +100,17 @@ pub enum Mismatch {
         /// Bytes in the cache.
         found: u64,
     },
-    /// A folder with a file more or less than its listing.
-    #[error("the folder of its output `{port}` {} {}", if *extra { "also holds" } else { "lacks" }, path.display())]
+    /// A folder with a file that its listing lacks, or without one that it has.
+    #[error("the folder of its output `{port}` {} {}", if *extra { "also contains" } else { "lacks" }, path.display())]
     Files {
         /// The output port.
         port: String,
         /// The file.
         path: PathBuf,
-        /// Whether it is one too many.
+        /// Whether the file is in the folder but not in its listing.
         extra: bool,
     },
-    /// A file of the cache's own that is not what it must be.
+    /// A damaged metadata file of the cache.
     #[error("{} of the cache is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
@@ -118,24 +118,24 @@ pub enum Mismatch {
         /// What is wrong with it.
         reason: String,
     },
-    /// What is not there to be looked at.
-    #[error("{what} is not in the cache any more")]
+    /// Missing, so it cannot be checked.
+    #[error("{what} is no longer in the cache")]
     Gone {
         /// The output port, or the recipe.
         what: String,
     },
-    /// What cannot be read.
+    /// A file or folder that cannot be read.
     #[error("{} cannot be read: {error}", path.display())]
     Unreadable {
         /// The file or folder.
         path: PathBuf,
-        /// What the file system says.
+        /// The error of the file system.
         error: String,
     },
 }
 
 impl Mismatch {
-    /// Whether it is a difference; what is gone or cannot be read is only left unchecked.
+    /// Whether it is a difference; missing or unreadable items are only unchecked.
     pub fn differs(&self) -> bool {
         !matches!(self, Self::Gone { .. } | Self::Unreadable { .. })
     }

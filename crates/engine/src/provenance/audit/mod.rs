@@ -1,6 +1,6 @@
-//! Whether a manifest still tells the truth: every recipe, input, source and stored byte held against it.
+//! Checks a manifest: every recipe, input, source and stored byte is compared with it.
 //!
-//! Nothing is taken from memory: bytes are hashed again, whatever their sizes and times say.
+//! No cached state is used: all bytes are hashed again, whatever their sizes and times are.
 
 mod artifact;
 mod diff;
@@ -18,29 +18,29 @@ use crate::store::{self, Store, StoreError};
 pub use diff::{Diff, Difference};
 pub use fault::{Finding, Mismatch};
 
-/// The first form of a manifest that says which stage gave an input.
+/// The first manifest format that records which stage produced an input.
 const NAMES_GIVERS: u32 = 3;
 
 /// An audit of one manifest against a cache.
 pub struct Audit<'a> {
     /// The record of a run.
     pub manifest: &'a Manifest,
-    /// The cache that holds what it names.
+    /// The cache that holds its results.
     pub store: &'a Store,
-    /// Whether to go on after the first difference.
+    /// Whether to continue after the first difference.
     pub all: bool,
 }
 
-/// What an audit looked at, and what it found.
+/// The counts and findings of an audit.
 #[derive(Debug, Default, Serialize)]
 pub struct AuditReport {
     /// In the order of the manifest.
     pub findings: Vec<Finding>,
-    /// Stages that were looked at.
+    /// Stages checked.
     pub stages: usize,
-    /// Recipes whose fingerprint was derived again.
+    /// Recipes whose fingerprint was recomputed.
     pub recipes: usize,
-    /// Inputs that were followed to the output or source that gave them.
+    /// Inputs that were traced to their output or source.
     pub inputs: usize,
     /// Sources that were hashed.
     pub sources: usize,
@@ -61,9 +61,9 @@ impl AuditReport {
     }
 }
 
-/// Why an audit ends before its end.
+/// Why an audit ends early.
 enum Stop {
-    /// A difference was found, and one is enough.
+    /// A difference was found, and the audit stops at the first.
     Found,
     /// The cache cannot be read.
     Store(StoreError),
@@ -76,10 +76,10 @@ impl<E: Into<StoreError>> From<E> for Stop {
 }
 
 impl Audit<'_> {
-    /// Checks stage by stage, up to the first difference or all of it.
+    /// Checks stage by stage, up to the first difference, or all stages.
     ///
     /// # Errors
-    /// A cache that cannot be read; what is damaged in it is a finding.
+    /// A cache that cannot be read; damage in it is a finding.
     pub fn execute(&self) -> Result<AuditReport, StoreError> {
         let (report, seen, sources) = (AuditReport::default(), BTreeSet::new(), BTreeMap::new());
         let mut pass = Pass { audit: self, stage: "", report, seen, sources };
@@ -95,13 +95,13 @@ impl Audit<'_> {
     }
 }
 
-/// One way through a manifest.
+/// One pass over a manifest.
 struct Pass<'a> {
     audit: &'a Audit<'a>,
-    /// The stage that is being looked at.
+    /// The stage that is being checked.
     stage: &'a str,
     report: AuditReport,
-    /// Artifacts that were looked at: several stages may give the same.
+    /// Artifacts already checked: several stages may produce the same.
     seen: BTreeSet<Digest>,
     /// Digests of the sources that were hashed.
     sources: BTreeMap<&'a Path, Digest>,
@@ -110,7 +110,7 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn record(&mut self, record: &'a StageRecord, before: &[StageRecord]) -> Result<(), Stop> {
         self.report.stages += 1;
-        let done = matches!(record.outcome, Outcome::Ran | Outcome::Reused);
+        let done = matches!(record.outcome, Outcome::Ran | Outcome::Cached);
         let (Some(recipe), Some(fingerprint)) = (&record.recipe, record.fingerprint) else {
             return match done || !record.outputs.is_empty() {
                 true => self.found(Mismatch::Incomplete { what: "recipe or fingerprint".into() }),
@@ -139,15 +139,15 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Takes a finding; an error once one is enough.
+    /// Records a finding; an error if the audit stops at the first.
     fn found(&mut self, fault: Mismatch) -> Result<(), Stop> {
         let enough = fault.differs() && !self.audit.all;
         self.report.findings.push(Finding { stage: self.stage.to_owned(), fault });
         if enough { Err(Stop::Found) } else { Ok(()) }
     }
 
-    /// Takes a damaged file of the cache as a finding.
-    fn sound<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, Stop> {
+    /// Records a damaged file of the cache as a finding.
+    fn intact<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, Stop> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(StoreError::Damaged { path, reason }) => {
@@ -158,7 +158,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Follows an input to what gave it.
+    /// Traces an input to its producer.
     fn input(
         &mut self,
         record: &'a StageRecord,
@@ -178,7 +178,7 @@ impl<'a> Pass<'a> {
                 if artifact.digest == digest {
                     return Ok(());
                 }
-                let listing = self.sound(self.audit.store.listing(&artifact.digest))?.flatten();
+                let listing = self.intact(self.audit.store.listing(&artifact.digest))?.flatten();
                 if listing.is_some_and(|listing| holds(&listing, digest)) {
                     return Ok(());
                 }
@@ -187,7 +187,7 @@ impl<'a> Pass<'a> {
         self.found(Mismatch::Unexplained { port: port.to_owned(), recorded: digest })
     }
 
-    /// Holds an input against the output that it names.
+    /// Compares an input with the output that it names.
     fn chain(
         &mut self,
         port: &str,
@@ -199,7 +199,7 @@ impl<'a> Pass<'a> {
         let given = giver.and_then(|record| record.outputs.get(&reads.port)).map(|output| output.digest);
         let found = match (given, &reads.below) {
             (Some(folder), Some(below)) => {
-                let Some(listing) = self.sound(self.audit.store.listing(&folder))? else { return Ok(()) };
+                let Some(listing) = self.intact(self.audit.store.listing(&folder))? else { return Ok(()) };
                 let Some(listing) = listing else {
                     let what = format!("the listing of {}.{}", reads.stage, reads.port);
                     return self.found(Mismatch::Gone { what });
@@ -246,9 +246,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Holds the outputs against those that the cache has for the recipe.
+    /// Compares the outputs with those that the cache has for the recipe.
     fn index(&mut self, record: &StageRecord, fingerprint: Digest) -> Result<(), Stop> {
-        let Some(entry) = self.sound(self.audit.store.entry(&fingerprint))? else { return Ok(()) };
+        let Some(entry) = self.intact(self.audit.store.entry(&fingerprint))? else { return Ok(()) };
         let Some(entry) = entry else {
             return self.found(Mismatch::Gone { what: format!("its recipe {}", fingerprint.short()) });
         };
@@ -264,7 +264,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Whether a file or folder of that digest stands somewhere below a folder.
+/// Whether a file or folder of this digest exists anywhere below a folder.
 fn holds(listing: &Listing, digest: Digest) -> bool {
     let folders = listing.0.iter().flat_map(|file| Path::new(&file.path).ancestors().skip(1));
     let folders: BTreeSet<&Path> = folders.filter(|folder| !folder.as_os_str().is_empty()).collect();

@@ -1,8 +1,8 @@
-//! What a manifest records, computed once more: the pipeline that it describes, and whether the same bytes come out.
+//! Recomputes the stages of a manifest, and checks whether the same bytes result.
 //!
-//! Two ways lead here. A *replay* takes each stage by itself, from the inputs that the cache still holds, so that a
-//! difference is the stage's own. A *re-creation* starts from the sources alone, somewhere else, and lets each stage
-//! read what the one before it gave there.
+//! There are two ways. A *replay* computes each stage on its own, from inputs that are still cached, so that a
+//! difference is the stage's own. A *re-creation* starts from the sources alone, in another folder, and each stage
+//! reads the new outputs of the stages before it.
 
 mod rebuild;
 mod verdict;

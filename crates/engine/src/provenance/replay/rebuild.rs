@@ -1,4 +1,4 @@
-//! A manifest as a pipeline again.
+//! Rebuilds a pipeline from a manifest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -11,102 +11,102 @@ use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::{KindInfo, Port, Registry, Stage};
-use crate::pipeline::{DOWNLOADS, Pipeline, RunTable, Source, StageNode};
+use crate::pipeline::{DOWNLOAD_JOBS, Pipeline, RunTable, Source, StageNode};
 use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
 use crate::store::{Artifact, Store, StoreError};
 
-/// Why a stage cannot be computed once more.
+/// Why a stage cannot be recomputed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
-    /// The run did not come so far as to know what counts for it.
-    #[error("the run did not come to it, so the manifest does not say what it computes")]
+    /// The run ended before the stage's recipe was known.
+    #[error("the run ended before it, so the manifest has no recipe for it")]
     NoRecipe,
-    /// A name that leads elsewhere than into a folder of its own.
-    #[error("`{name}` is no name that a stage or a pipeline can have")]
+    /// A name that is not the name of a single folder.
+    #[error("`{name}` is not a valid name of a stage or a pipeline")]
     Name {
         /// As recorded.
         name: String,
     },
-    /// A manifest of an early form.
-    #[error("the manifest holds no parameters for it, as those of forms before 3 do not")]
+    /// A manifest of an early format.
+    #[error("the manifest has no parameters for it: its format is older than 3")]
     NoParams,
-    /// A kind that this program does not have.
-    #[error("there is no kind `{kind}` here{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
+    /// A kind that this version does not have.
+    #[error("unknown kind `{kind}`{}", hint.as_ref().map(|hint| format!(": {hint}")).unwrap_or_default())]
     Kind {
         /// As recorded.
         kind: String,
-        /// The nearest that there is.
+        /// The nearest known kind.
         hint: Option<String>,
     },
-    /// Parameters that the kind does not take.
-    #[error("its parameters are not what the kind `{kind}` takes now: {why}")]
+    /// Parameters that the kind does not accept.
+    #[error("its parameters are invalid for the current kind `{kind}`: {why}")]
     Params {
         /// The kind.
         kind: String,
         /// What is wrong with them.
         why: String,
     },
-    /// Two records of one name.
+    /// Two records with the same name.
     #[error("the manifest has more than one record of it")]
     Twice,
     /// An input port that the kind does not have, or lacks.
-    #[error("its input `{port}` is {}", if *missing { "missing" } else { "none that the kind has" })]
+    #[error("its input `{port}` is {}", if *missing { "missing" } else { "unknown to its kind" })]
     Port {
         /// The input port.
         port: String,
-        /// Whether the kind needs it and the record lacks it.
+        /// Whether the kind requires it and the record lacks it.
         missing: bool,
     },
-    /// An input of which nothing is known but its digest.
-    #[error("the manifest names nothing that gave its input `{port}`")]
+    /// An input of unknown origin.
+    #[error("the manifest records no origin for its input `{port}`")]
     Unexplained {
         /// The input port.
         port: String,
     },
     /// A recorded input that the cache no longer holds.
-    #[error("its input `{port}`, {giver}, is not in the cache any more")]
+    #[error("its input `{port}`, {giver}, is no longer in the cache")]
     Gone {
         /// The input port.
         port: String,
         /// `stage.port`, with the path below.
         giver: String,
     },
-    /// An input of a stage that cannot be computed itself.
+    /// An input from a stage that cannot be computed.
     #[error("it reads {giver}, which cannot be computed")]
     Upstream {
         /// `stage.port`, with the path below.
         giver: String,
     },
-    /// A source of which the recorded bytes are nowhere to be found.
+    /// A source whose recorded bytes cannot be found.
     #[error(
         "its source {} ({}) {}",
         path.display(),
         digest.short(),
-        if *changed { "holds other bytes now" } else { "is not there" }
+        if *changed { "was modified" } else { "does not exist" }
     )]
     Source {
-        /// Where it was.
+        /// Its recorded path.
         path: PathBuf,
-        /// What it was.
+        /// Its recorded digest.
         digest: Digest,
-        /// Whether something else is there.
+        /// Whether a file or folder with other bytes exists there.
         changed: bool,
     },
 }
 
-/// A pipeline made from a manifest.
+/// A pipeline rebuilt from a manifest.
 pub struct RebuiltPipeline {
     /// The stages that can be computed.
     pub pipeline: Pipeline,
     /// Those that cannot, and why.
     pub obstacles: Vec<(String, ReplayError)>,
-    /// The text that places in the pipeline lead to; empty, as nobody wrote it.
+    /// The texts that locations in the pipeline refer to; empty, as there is no file.
     pub sources: Sources,
 }
 
-/// Each of the named stages by itself, on the inputs that `store` holds of the recorded run.
+/// Each of the named stages on its own, with the inputs of the recorded run that `store` holds.
 ///
-/// An input that is no longer there is computed too where its stage is among those named.
+/// If an input is no longer cached and its stage is named too, that stage is computed first.
 ///
 /// # Errors
 /// A store that cannot be read.
@@ -120,7 +120,7 @@ pub fn replay(
     let feed = |builder: &Builder<'_>, port: &str, reads: &Reads| {
         let given = manifest.stages.iter().find(|giver| giver.stage == reads.stage);
         let artifact = given.and_then(|giver| giver.outputs.get(&reads.port));
-        let stands = |artifact: &Artifact| -> Result<Option<PathBuf>, StoreError> {
+        let cached = |artifact: &Artifact| -> Result<Option<PathBuf>, StoreError> {
             let path = store.path(&artifact.digest);
             let below = match &reads.below {
                 None => return Ok(path.exists().then_some(path)),
@@ -129,7 +129,7 @@ pub fn replay(
             let path = path.join(below);
             Ok((store.sub(&artifact.digest, below)?.is_some() && path.exists()).then_some(path))
         };
-        match artifact.map(stands).transpose()?.flatten() {
+        match artifact.map(cached).transpose()?.flatten() {
             Some(path) => Ok(Source::File(path)),
             None => {
                 let gone = || ReplayError::Gone { port: port.to_owned(), giver: reads.to_string() };
@@ -141,7 +141,7 @@ pub fn replay(
     Builder::new(manifest, registry, root).build(of, &|path, digest| at_its_place(path, digest), &feed)
 }
 
-/// All stages from the sources alone, which are where they were or below `root`.
+/// All stages from the sources alone, found at their recorded paths or below `root`.
 ///
 /// # Errors
 /// As [`replay`].
@@ -157,17 +157,17 @@ pub fn recreation(
     Builder::new(manifest, registry, root).build(|_| true, &find, &feed)
 }
 
-/// The stages that `which` means: `all`, a name (of a repeated stage, all its items), or so many of them, drawn by
-/// `draw`, which gives a number below its argument.
+/// The stages selected by `which`: `all`, a name (of a repeated stage, all its items), or a number of stages, drawn by
+/// `draw`, which returns an index below its argument.
 ///
 /// # Errors
-/// A name that no stage has, with the nearest.
+/// An unknown stage, with the nearest name.
 pub fn selected(
     manifest: &Manifest,
     which: &str,
     mut draw: impl FnMut(usize) -> usize,
 ) -> Result<Vec<String>, String> {
-    // Of a stage that gave nothing, there is nothing to compare.
+    // A stage without outputs has nothing to compare.
     let done = manifest.stages.iter().filter(|record| !record.outputs.is_empty());
     let all: Vec<&String> = done.map(|record| &record.stage).collect();
     let means = |name: &&&String| **name == which || parts(name).0 == which;
@@ -192,7 +192,7 @@ pub fn selected(
     }
 }
 
-/// A stage's name as that of its table and its item's label: `generate[apple]` as `generate` and `apple`.
+/// Splits a stage's name into that of its table and its item's label: `generate[apple]` into `generate` and `apple`.
 pub fn parts(stage: &str) -> (&str, Option<&str>) {
     match stage.strip_suffix(']').and_then(|name| name.split_once('[')) {
         Some((base, label)) => (base, Some(label)),
@@ -200,7 +200,7 @@ pub fn parts(stage: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The output ports of a recorded stage; none where they are not known.
+/// The output ports of a recorded stage; empty if they are unknown.
 pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
     let kind =
         record.recipe.as_ref().and_then(|recipe| registry.iter().find(|kind| kind.name == recipe.kind));
@@ -208,7 +208,7 @@ pub fn ports(record: &StageRecord, registry: &Registry) -> Vec<Port> {
     kind.map(|kind| kind.ports(&written)).unwrap_or_default()
 }
 
-/// Why there is no stage.
+/// Why a stage could not be built.
 enum Halt {
     ReplayError(ReplayError),
     Store(StoreError),
@@ -226,28 +226,28 @@ impl From<StoreError> for Halt {
     }
 }
 
-/// Whether a name is that of one folder, and leads nowhere else.
+/// Whether a name is the name of a single folder.
 fn names_a_folder(name: &str) -> bool {
     let one = matches!(Path::new(name).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]);
     one && !name.contains('/') && !name.starts_with('.') && !name.chars().any(char::is_control)
 }
 
-/// Where a source is, given its recorded place and digest.
+/// Finds a source from its recorded path and digest.
 type Find<'f> = &'f dyn Fn(&Path, &Digest) -> Result<PathBuf, ReplayError>;
-/// What stands on a port that reads another stage.
+/// Finds the artifact for a port that reads another stage.
 type Feed<'f> = &'f dyn Fn(&Builder<'_>, &str, &Reads) -> Result<Source, Halt>;
 
 struct Builder<'a> {
     manifest: &'a Manifest,
     registry: &'a Registry,
     root: &'a Path,
-    /// The place of nothing: of a text that nobody wrote.
+    /// The location for values that are in no file.
     origin: Origin,
     sources: Sources,
-    /// How many records each stage has.
+    /// The number of records of each stage.
     records: HashMap<&'a str, usize>,
     nodes: Vec<StageNode>,
-    /// The numbers of the nodes by stage.
+    /// The node indices by stage.
     numbers: HashMap<&'a str, usize>,
 }
 
@@ -287,14 +287,14 @@ impl<'a> Builder<'a> {
             }
         }
         let Manifest { pipeline, numerics, conditions, .. } = manifest;
-        // Threads and the micro batch may round otherwise, so they are those of the recorded run.
+        // Threads and the micro batch may change rounding, so they are those of the recorded run.
         let Conditions { threads, micro_batch, .. } = conditions;
         let run = RunTable {
             device: numerics.device.clone(),
             jobs: 0,
             threads: u32::try_from(*threads).unwrap_or_default(),
             micro_batch: u32::try_from(*micro_batch).unwrap_or_default(),
-            downloads: DOWNLOADS,
+            download_jobs: DOWNLOAD_JOBS,
         };
         let config = Node { value: Value::Table(Table::default()), origin: self.origin };
         let pipeline = Pipeline {
@@ -366,7 +366,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// What another stage of the same pipeline gives.
+    /// The output of another stage of the same pipeline.
     fn link(&self, reads: &Reads) -> Option<Source> {
         let stage = *self.numbers.get(reads.stage.as_str())?;
         let gives = self.nodes[stage].outputs.iter().any(|output| output.name == reads.port);
@@ -375,7 +375,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Holds the inputs of a record to the ports that its kind has, and needs.
+/// Checks the recorded inputs against the ports of the kind.
 fn ports_fit(stage: &dyn Stage, recipe: &Recipe) -> Result<(), ReplayError> {
     let kind = stage.kind();
     let sources: Vec<String> = stage.sources().into_iter().map(|(port, _)| port).collect();
@@ -394,7 +394,7 @@ fn ports_fit(stage: &dyn Stage, recipe: &Recipe) -> Result<(), ReplayError> {
     }
 }
 
-/// Parameters as if they had been written. What a pipeline cannot hold, a null, is what was not written.
+/// Parameters as a pipeline would contain them. TOML has no null: such a key is omitted.
 fn written(params: &Json, origin: &Origin) -> Node {
     let value = match params {
         Json::Null => Value::Table(Table::default()),
@@ -414,7 +414,7 @@ fn written(params: &Json, origin: &Origin) -> Node {
     Node { value, origin: origin.clone() }
 }
 
-/// A source where it was, whatever its bytes are now: another recipe tells of them.
+/// A source at its recorded path, whatever its bytes are now: a change shows in the recipe.
 fn at_its_place(path: &Path, digest: &Digest) -> Result<PathBuf, ReplayError> {
     match path.exists() {
         true => Ok(path.to_path_buf()),
@@ -422,7 +422,7 @@ fn at_its_place(path: &Path, digest: &Digest) -> Result<PathBuf, ReplayError> {
     }
 }
 
-/// A source by its bytes: where it was, or at a shorter and shorter end of its path below `root`.
+/// A source with the recorded bytes: at its path, or at ever shorter suffixes of it below `root`.
 fn elsewhere(path: &Path, digest: &Digest, root: &Path) -> Result<PathBuf, ReplayError> {
     let parts: Vec<_> = path.components().collect();
     let ends = (1..parts.len()).map(|start| root.join(parts[start..].iter().collect::<PathBuf>()));

@@ -1,4 +1,4 @@
-//! Two records of one stage held against each other.
+//! Compares a stage with its record.
 
 use std::path::PathBuf;
 
@@ -9,56 +9,56 @@ use crate::identity::recipe::{self, Change};
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
 use crate::store::{Artifact, Store, StoreError};
 
-/// What became of a stage that was computed once more.
+/// The outcome of recomputing a stage.
 #[derive(Debug, Clone, Serialize)]
 pub struct ReplayOutcome {
     /// The stage.
     pub stage: String,
-    /// How it ended; a stage that was reused computed nothing.
+    /// How it ended; a cached stage computed nothing.
     pub outcome: Outcome,
-    /// Why it failed.
+    /// Its error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What counts now and did not then, such as another libtorch: it may explain other bytes.
+    /// Changes of the recipe, such as another libtorch version: they may explain different bytes.
     pub changes: Vec<Change>,
-    /// Whether the recorded run has outputs of it to compare with.
+    /// Whether the recorded run has outputs to compare with.
     pub recorded: bool,
     /// The outputs that differ.
     pub differing: Vec<ArrayDiff>,
-    /// Seconds of computing in the recorded run, and now.
+    /// Computing time in seconds, in the recorded run and now.
     pub seconds: (f64, f64),
 }
 
-/// An output that is not what it was.
+/// An output that differs from the record.
 #[derive(Debug, Clone, Serialize)]
 pub struct ArrayDiff {
     /// The output port.
     pub port: String,
-    /// As recorded; none where there was no such output.
+    /// As recorded; `None` if there was no such output.
     pub recorded: Option<Digest>,
     /// As computed.
     pub found: Option<Digest>,
-    /// The first file of a folder that differs, by its path below.
+    /// The first file of a folder that differs, by its path below the folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub below: Option<String>,
-    /// The two files, where both can be read.
+    /// The two files, if both can be read.
     #[serde(skip)]
     pub files: Option<(PathBuf, PathBuf)>,
 }
 
 impl ReplayOutcome {
-    /// Whether the stage gave the recorded bytes.
+    /// Whether the stage reproduced the recorded bytes.
     pub fn same(&self) -> bool {
         self.done() && self.recorded && self.differing.is_empty()
     }
 
-    /// Whether it gave anything.
+    /// Whether it completed.
     pub fn done(&self) -> bool {
-        matches!(self.outcome, Outcome::Ran | Outcome::Reused)
+        matches!(self.outcome, Outcome::Ran | Outcome::Cached)
     }
 }
 
-/// Holds each stage of `now` against its record, in the order of the recorded run.
+/// Compares each stage of `now` with its record, in the order of the recorded run.
 ///
 /// `then` may still hold the recorded bytes, and `here` holds the new ones.
 ///
@@ -89,7 +89,7 @@ fn outcome(
     };
     let mut differing = Vec::new();
     // A stage that failed then, or does now, has no outputs to hold against each other.
-    if !before.outputs.is_empty() && matches!(now.outcome, Outcome::Ran | Outcome::Reused) {
+    if !before.outputs.is_empty() && matches!(now.outcome, Outcome::Ran | Outcome::Cached) {
         let mut ports: Vec<&String> = before.outputs.keys().chain(now.outputs.keys()).collect();
         ports.sort();
         ports.dedup();

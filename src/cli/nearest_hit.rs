@@ -1,38 +1,27 @@
-//! `attrflow why-not`: the smallest edit after which nothing of a stage would be computed.
+//! `attrflow explain --nearest-hit`: the smallest edit after which a stage's result would be found in the cache.
 
-use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::failure::Failure;
-use super::project::{StageArgs, named};
+use super::project::Project;
 use crate::progress::{duration, print};
 use attrflow_engine::explain::{Edit, NearestHit, cached_entries, nearest};
-use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::Planner;
 
-#[derive(Debug, ClapArgs)]
-pub(super) struct Args {
-    #[command(flatten)]
-    of: StageArgs,
-    /// Write one line of JSON per stage
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn why_not(args: &Args, registry: &Registry) -> Result<(), Failure> {
-    let project = args.of.open(registry)?;
+/// Prints the nearest cached result of each of these stages.
+pub(super) fn nearest_hit(project: &Project, stages: &[usize], as_json: bool) -> Result<(), Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let done = cached_entries(&planner.all(&project.graph)?);
-    for index in named(&args.of, &project)? {
+    let cached = cached_entries(&planner.all(&project.graph)?);
+    for &index in stages {
         let stage = &project.pipeline.stages[index];
-        let hit = done.contains_key(&index);
-        let near = if hit { None } else { nearest(&planner, index, &done, &project.sources)? };
-        if args.json {
+        let hit = cached.contains_key(&index);
+        let near = if hit { None } else { nearest(&planner, index, &cached, &project.sources)? };
+        if as_json {
             print(&format!("{}\n", json!({ "stage": stage.id, "cached": hit, "nearest": near })));
             continue;
         }
         print(&match near {
-            _ if hit => format!("{}: its result is in the cache already\n", stage.id),
+            _ if hit => format!("{}: cached\n", stage.id),
             None => format!("{}: the cache has no result of the kind {}\n", stage.id, stage.kind().name),
             Some(near) => describe(&stage.id, &near),
         });
@@ -43,7 +32,7 @@ pub(super) fn why_not(args: &Args, registry: &Registry) -> Result<(), Failure> {
 fn describe(stage: &str, near: &NearestHit) -> String {
     let count = near.edits.len();
     let mut text = format!(
-        "{stage}: {count} edit{} from a result of {} UTC that took {} of computing\n",
+        "{stage}: {count} edit{} from a result computed at {} UTC in {}\n",
         if count == 1 { "" } else { "s" },
         near.computed,
         duration(near.seconds),
@@ -51,7 +40,7 @@ fn describe(stage: &str, near: &NearestHit) -> String {
     for edit in &near.edits {
         text += &format!("  {edit}\n");
     }
-    // What `--set` can do is tried without an edit.
+    // Edits that `--set` can make can be tried without changing a file.
     let sets: Option<Vec<String>> = near.edits.iter().map(set).collect();
     if let Some(sets) = sets.filter(|sets| !sets.is_empty()) {
         text += &format!("  for one run: {}\n", sets.join(" "));
@@ -59,7 +48,7 @@ fn describe(stage: &str, near: &NearestHit) -> String {
     text
 }
 
-/// The edit as an argument; `None` where that can't be.
+/// The edit as an argument; `None` where `--set` cannot make it.
 fn set(edit: &Edit) -> Option<String> {
     match edit {
         Edit::Param { key: Some(key), change, .. } => {

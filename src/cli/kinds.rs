@@ -1,4 +1,4 @@
-//! `attrflow stages`: the kinds that a pipeline can use, their ports and parameters.
+//! `attrflow kinds`: the stage kinds, their ports and parameters.
 
 use clap::Args as ClapArgs;
 
@@ -9,22 +9,25 @@ use attrflow_engine::config::text::suggestion;
 use attrflow_engine::kind::{KindInfo, Registry};
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    attrflow kinds\n  \
+    attrflow kinds pretrain-loss")]
 pub(super) struct Args {
-    /// Show one kind with its ports and parameters
+    /// The kind to show with its ports and parameters
     kind: Option<String>,
 }
 
-pub(super) fn stages(args: &Args, registry: &Registry) -> Result<(), Failure> {
+pub(super) fn kinds(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let Some(name) = &args.kind else {
         for kind in registry {
             print(&format!("{:<14} {}\n", kind.name, kind.summary));
         }
-        print("\nattrflow stages KIND shows ports and parameters\n");
+        print("\n`attrflow kinds KIND` shows ports and parameters\n");
         return Ok(());
     };
     let Some(kind) = registry.iter().find(|kind| kind.name == name) else {
         let hint = suggestion(name, registry.iter().map(|kind| kind.name)).unwrap_or_default();
-        return Err(Failure::Usage(format!("there is no stage kind `{name}`: {hint}")));
+        return Err(Failure::Usage(format!("unknown stage kind `{name}`: {hint}")));
     };
     print(&describe(kind));
     Ok(())
@@ -34,7 +37,7 @@ fn describe(kind: &KindInfo) -> String {
     let mut text = format!("{}: {}\n", kind.name, kind.summary);
     text += "\ninputs\n";
     if kind.dynamic_inputs {
-        text += &format!("  {:<18} what the stage names, under names of its own: {PLAIN_NAME}\n", "NAME");
+        text += &format!("  {:<18} any files and folders, under names of your own: {PLAIN_NAME}\n", "NAME");
     }
     for port in kind.inputs {
         let optional = if port.required { "" } else { " (optional)" };
@@ -42,7 +45,7 @@ fn describe(kind: &KindInfo) -> String {
     }
     text += "\noutputs\n";
     if kind.outputs.is_empty() {
-        text += &format!("  {:<18} what `outputs` below declares\n", "NAME");
+        text += &format!("  {:<18} as declared by the parameter `outputs`\n", "NAME");
     }
     for port in kind.outputs {
         text += &format!("  {:<18} {}: {}\n", port.name, port.file, port.doc);
@@ -55,11 +58,11 @@ fn describe(kind: &KindInfo) -> String {
     text
 }
 
-/// A parameter with its type and default, and those below it.
+/// A parameter with its type and default, and the keys of a table.
 fn describe_key(key: &Key, depth: usize, inherited: Option<&str>) -> String {
     let indent = "  ".repeat(depth);
     let default = match (inherited, &key.default) {
-        (Some(port), _) => format!("taken from the stage on `{port}`"),
+        (Some(port), _) => format!("inherited from the stage on `{port}`"),
         (None, Some(default)) if default == "null" => "not set by default".to_owned(),
         (None, Some(default)) => format!("default {default}"),
         (None, None) => "required".to_owned(),

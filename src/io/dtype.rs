@@ -1,0 +1,89 @@
+//! Element types of arrays and tensors, with their names in npy files and in pickles of torch.
+
+use std::fmt::{self, Display, Formatter};
+
+/// The element type of an array or a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// `torch.float64`
+    F64,
+    /// `torch.float32`
+    F32,
+    /// `torch.float16`
+    F16,
+    /// `torch.bfloat16`
+    BF16,
+    /// `torch.int64`
+    I64,
+    /// `torch.int32`
+    I32,
+    /// `torch.uint8`
+    U8,
+    /// `torch.bool`
+    Bool,
+}
+
+/// Type, name, type of torch's storage, type in the header of a npy file, bytes per element.
+type Row = (Dtype, &'static str, &'static str, Option<&'static str>, usize);
+
+const TABLE: [Row; 8] = [
+    (Dtype::F64, "float64", "DoubleStorage", Some("<f8"), 8),
+    (Dtype::F32, "float32", "FloatStorage", Some("<f4"), 4),
+    (Dtype::F16, "float16", "HalfStorage", Some("<f2"), 2),
+    (Dtype::BF16, "bfloat16", "BFloat16Storage", None, 2),
+    (Dtype::I64, "int64", "LongStorage", Some("<i8"), 8),
+    (Dtype::I32, "int32", "IntStorage", Some("<i4"), 4),
+    (Dtype::U8, "uint8", "ByteStorage", None, 1),
+    (Dtype::Bool, "bool", "BoolStorage", None, 1),
+];
+
+impl Dtype {
+    fn row(self) -> &'static Row {
+        // The table has the order of the enum; a test checks that.
+        &TABLE[self as usize]
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        self.row().4
+    }
+
+    /// The storage type's name in the module `torch`.
+    pub(super) fn storage(self) -> &'static str {
+        self.row().2
+    }
+
+    pub(super) fn of_storage(name: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.2 == name).map(|row| row.0)
+    }
+
+    /// The type in the header of a npy file, `None` if this program stores no such arrays.
+    pub(super) fn descr(self) -> Option<&'static str> {
+        self.row().3
+    }
+
+    pub(super) fn of_descr(descr: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.3 == Some(descr)).map(|row| row.0)
+    }
+}
+
+impl Display for Dtype {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.row().1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_the_order_of_the_enum() {
+        for row in &TABLE {
+            assert_eq!(row, row.0.row());
+            assert_eq!(Dtype::of_storage(row.2), Some(row.0));
+            assert!(row.3.is_none_or(|descr| Dtype::of_descr(descr) == Some(row.0)));
+        }
+        assert_eq!((Dtype::of_storage("ComplexFloatStorage"), Dtype::of_descr("<u2")), (None, None));
+    }
+}
