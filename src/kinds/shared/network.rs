@@ -254,11 +254,15 @@ mod tests {
     fn models_of_different_types_do_not_displace_each_other() {
         let folder = tempfile::tempdir().unwrap();
         let key = || ModelKey::of(Device::Cpu, None, &[Some(folder.path())]).unwrap();
-        let mut loaded = Vec::new();
-        for round in 0..2 {
-            with_cached(key(), || Ok(loaded.push("u8")).map(|()| 1u8), |_| Ok(())).unwrap();
-            with_cached(key(), || Ok(loaded.push("u16")).map(|()| 2u16), |_| Ok(())).unwrap();
-            assert_eq!(loaded, ["u8", "u16"], "{round}");
+        let mut loaded = 0;
+        let mut load = || {
+            loaded += 1;
+            Ok(())
+        };
+        for _ in 0..2 {
+            with_cached(key(), || load().map(|()| 1u8), |_| Ok(())).unwrap();
+            with_cached(key(), || load().map(|()| 2u16), |_| Ok(())).unwrap();
         }
+        assert_eq!(loaded, 2);
     }
 }
