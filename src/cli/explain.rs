@@ -49,7 +49,7 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
 }
 
 fn describe(explanation: &Explanation) -> String {
-    let Explanation { stage, kind, action, why, fields, uncounted, since, units, predicted } = explanation;
+    let Explanation { stage, kind, action, why, fields, unhashed, since, units, predicted } = explanation;
     let mut text = format!("{stage} (kind {kind}): {action}, {why}\n");
     let mut table = Table::new(&["", "hashed", "value", "from"]);
     for Field { field, value, change, place, input, .. } in fields {
@@ -70,9 +70,9 @@ fn describe(explanation: &Explanation) -> String {
     for field in changed {
         text += &format_change(field);
     }
-    if !uncounted.is_empty() {
+    if !unhashed.is_empty() {
         text += "\nnot hashed\n";
-        for (name, value) in uncounted {
+        for (name, value) in unhashed {
             text += &format!("  {name}: {value}\n");
         }
     }

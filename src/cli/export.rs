@@ -78,7 +78,7 @@ impl<'a> Results<'a> {
     fn of(project: &'a Project, args: &Args, kinds: &[&str]) -> Result<Self, Failure> {
         let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
         let actions = planner.all(&project.graph)?;
-        project.store.save_stat()?;
+        project.store.try_flush()?;
         let wanted = |index: &usize| kinds.contains(&project.pipeline.stages[*index].kind().name);
         let mut done: BTreeMap<usize, Entry> = BTreeMap::new();
         let mut stale = Vec::new();

@@ -107,7 +107,7 @@ fn downstream(project: &Project, changed: BTreeSet<usize>) -> BTreeSet<usize> {
 fn draw(project: &Project, touched: &BTreeSet<usize>, change: bool, full: bool) -> Result<Drawing, Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
     let actions = planner.all(&project.graph)?;
-    project.store.save_stat()?;
+    project.store.try_flush()?;
     let last = manifest::list(&project.store.runs(&project.pipeline.name));
     let last = last.first().and_then(|path| manifest::read(path).ok());
     let failed = last.iter().flat_map(|run| &run.stages).filter(|record| record.outcome == Outcome::Failed);

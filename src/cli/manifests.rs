@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
 use attrflow_engine::provenance::manifest::{self, Manifest};
+use attrflow_engine::store::Area;
 
 /// A manifest and its file.
 pub(super) struct Named {
@@ -37,7 +38,8 @@ pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failur
     }
     let path = std::path::absolute(path).map_err(|error| Failure::Usage(error.to_string()))?;
     // cache/runs/PIPELINE/TIME.json
-    let around = path.ancestors().nth(2).filter(|folder| folder.ends_with("runs")).and_then(Path::parent);
+    let around =
+        path.ancestors().nth(2).filter(|folder| folder.ends_with(Area::Runs.name())).and_then(Path::parent);
     let here = Path::new("cache");
     match around.or(Some(here).filter(|here| here.is_dir())) {
         Some(cache) => Ok(cache.to_path_buf()),
@@ -58,7 +60,7 @@ pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
 
 /// The manifest of the run that is so many runs back.
 fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Failure> {
-    let runs = cache.join("runs");
+    let runs = cache.join(Area::Runs.name());
     let folders = fs_err::read_dir(&runs).map_err(|error| Failure::Usage(format!("no runs: {error}")))?;
     let mut names: Vec<String> =
         folders.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

@@ -1,7 +1,7 @@
-//! Questions that a run asks, and their answers where they are recalled.
+//! Runs that found everything cached, and may be repeated without a plan.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::failure::Failure;
 use super::project::{Settings, nvidia_driver};
@@ -9,44 +9,38 @@ use attrflow_engine::exec::noop_cache::{NoopKey, NoopRun};
 use attrflow_engine::pipeline;
 use attrflow_engine::store::{SharedLock, Store};
 
-/// What a run of these arguments asks; `None` where it cannot be put.
-pub(super) fn question(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
+/// The key of a run with these arguments; `None` where it has none.
+pub(super) fn key(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
     let Settings { sets, device, cache: _ } = settings;
-    let cache = std::path::absolute(cache(file, settings)?).ok()?;
     let program = fs_err::metadata(std::env::current_exe().ok()?).ok()?;
     let mut parts = vec![
         format!("{} {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_COMMIT")),
         format!("{} {} {} {}", program.len(), program.ino(), program.mtime(), program.mtime_nsec()),
         env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
         format!("device {device:?}, nvidia {}", nvidia_driver()),
-        cache.display().to_string(),
+        store(file, settings)?.root().display().to_string(),
         format!("{} sets", sets.len()),
     ];
     parts.extend(sets.iter().chain(targets).cloned());
     NoopKey::new(file, &parts)
 }
 
-fn cache(file: &Path, settings: &Settings) -> Option<PathBuf> {
-    Some(settings.cache_of(&pipeline::root(file)?))
+fn store(file: &Path, settings: &Settings) -> Option<Store> {
+    Store::open(&settings.cache_of(&pipeline::root(file)?)).ok()
 }
 
-/// The answer, and the cache that it is about.
-pub(super) fn recall(question: &NoopKey, file: &Path, settings: &Settings) -> Option<(NoopRun, Store)> {
-    let store = Store::open(&cache(file, settings)?).ok()?;
-    Some((question.recall(&store)?, store))
+/// The run of this key.
+pub(super) fn find(key: &NoopKey, file: &Path, settings: &Settings) -> Option<NoopRun> {
+    key.find(&store(file, settings)?)
 }
 
-/// The same for a run, which keeps what it found from being taken away: looked at only once nobody is about to.
-pub(super) fn recall_in_use(
-    question: &NoopKey,
+/// The same to be repeated, with its cache, and the lock that keeps gc from removing what it found.
+pub(super) fn find_locked(
+    key: &NoopKey,
     file: &Path,
     settings: &Settings,
 ) -> Result<Option<(NoopRun, Store, SharedLock)>, Failure> {
-    let Some(cache) = cache(file, settings) else { return Ok(None) };
-    let store = Store::open(&cache)?;
-    if !question.noted(&store) {
-        return Ok(None);
-    }
-    let in_use = store.shared_lock(|| tracing::info!("waiting for `attrflow cache gc` to end"))?;
-    Ok(question.recall(&store).map(|recalled| (recalled, store, in_use)))
+    let Some(store) = store(file, settings).filter(|store| key.exists(store)) else { return Ok(None) };
+    let lock = store.shared_lock(|| tracing::info!("waiting for `attrflow cache gc` to end"))?;
+    Ok(key.find(&store).map(|run| (run, store, lock)))
 }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::failure::Failure;
 use super::measure::machine_profile;
-use super::noop::{question, recall};
+use super::noop;
 use super::project::{Project, ProjectArgs};
 use super::requirements::Requirements;
 use super::run_args::RunArgs;
@@ -46,10 +46,10 @@ pub(super) struct Args {
 
 pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
     let ProjectArgs { pipeline: file, settings, targets } = &args.project;
-    if let Some(question) = question(file, settings, targets).filter(|_| args.force.is_empty())
-        && let Some((recalled, _)) = recall(&question, file, settings)
+    if let Some(key) = noop::key(file, settings, targets).filter(|_| args.force.is_empty())
+        && let Some(run) = noop::find(&key, file, settings)
     {
-        show_cached(&recalled, args.json);
+        show_cached(&run, args.json);
         return Ok(());
     }
     let project = args.project.open(registry)?;
@@ -62,10 +62,10 @@ pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Fa
 }
 
 /// Prints the plan of a run that the no-op cache knows to be complete.
-fn show_cached(recalled: &NoopRun, as_json: bool) {
+fn show_cached(run: &NoopRun, as_json: bool) {
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
-    for Stage { stage, seconds, outputs } in &recalled.stages {
+    for Stage { stage, seconds, outputs } in &run.stages {
         if as_json {
             let outputs: BTreeMap<_, _> =
                 outputs.iter().map(|(port, shown)| (port, &shown.artifact)).collect();
@@ -76,7 +76,7 @@ fn show_cached(recalled: &NoopRun, as_json: bool) {
             table.row([stage.clone(), CACHED.to_owned(), none(), none(), none(), computed_in(*seconds)]);
         }
     }
-    let counts = [recalled.stages.len(), 0, 0, 0];
+    let counts = [run.stages.len(), 0, 0, 0];
     match as_json {
         true => text += &totals_line(&[Total::default(), Total::default()], &Requirements::default(), counts),
         false => text += &format!("{table}{}", counted(counts)),
@@ -119,7 +119,7 @@ pub(super) fn show(
 ) -> Result<(), Failure> {
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, forced);
     let actions = planner.all(&project.graph)?;
-    project.store.save_stat()?;
+    project.store.try_flush()?;
     let conditions = how.conditions(&project.pipeline.run, &project.devices);
     let mut forecast = Forecast::new(&planner, &actions, &machine_profile(&conditions));
     if let Some(log) = measure {

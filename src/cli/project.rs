@@ -133,7 +133,6 @@ impl Settings {
         let numerics = Numerics {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
             device: if devices[0] == Device::Cpu { "cpu".into() } else { "cuda".into() },
-            precision: "fp32".into(),
             // libtorch's CUDA kernels need not be bitwise reproducible.
             deterministic: devices[0] == Device::Cpu,
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use super::noop::{question, recall_in_use};
+use super::noop;
 use super::project::{Project, Settings};
 use super::replay;
 use super::run_args::{Origin, RunArgs, RunOutcome, check_failed, execute, repeat};
@@ -59,12 +59,12 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     let Some(from) = &args.from else {
         let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
         let origin = || Origin { file, sets: &args.settings.sets };
-        let question = question(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
-        if let Some(question) = question.as_ref().filter(|_| !args.dry_run)
-            && let Some((recalled, store, _use)) = recall_in_use(question, file, &args.settings)?
+        let key = noop::key(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
+        if let Some(key) = key.as_ref().filter(|_| !args.dry_run)
+            && let Some((no_op, store, _lock)) = noop::find_locked(key, file, &args.settings)?
         {
             let device = args.settings.device.as_deref();
-            let ended = repeat(recalled, &store, &args.how, device, origin(), reporter)?;
+            let ended = repeat(no_op, &store, &args.how, device, origin(), reporter)?;
             return sign(signer.as_ref(), &ended, args.json);
         }
         let project = args.settings.open(file, &args.targets, registry)?;
@@ -73,8 +73,8 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
             return super::plan::show(&project, &forced, &args.how, None, args.json);
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
-        if let Some(question) = &question {
-            note(question, &project, &ended);
+        if let Some(key) = &key {
+            keep(key, &project, &ended);
         }
         sign(signer.as_ref(), &ended, args.json)?;
         return check_failed(&ended.manifest);
@@ -88,14 +88,14 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
 }
 
 /// Adds a complete run to the no-op cache. If that fails, the run has not failed.
-fn note(question: &NoopKey, project: &Project, ended: &RunOutcome) {
+fn keep(key: &NoopKey, project: &Project, ended: &RunOutcome) {
     let Project { store, pipeline, sources, results, .. } = project;
     let RunOutcome { manifest, placed: shown, .. } = ended;
     let (texts, view) = (sources.files(), &View::record_path(results));
-    let noted = store
+    let kept = store
         .shared_lock(|| {})
-        .and_then(|_use| question.note(&Found { store, pipeline, texts, view, manifest, shown }));
-    if let Err(error) = noted {
+        .and_then(|_lock| key.keep(&Found { store, pipeline, texts, view, manifest, shown }));
+    if let Err(error) = kept {
         tracing::warn!("no-op cache not saved: {error}");
     }
 }

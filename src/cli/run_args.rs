@@ -13,12 +13,13 @@ use super::signals::{EventSink, Signals};
 use crate::io::download::redact_urls;
 use crate::progress::Reporter;
 use attrflow_engine::exec::event::{Event, PlacedArtifact};
+use attrflow_engine::exec::noop_cache::CachedRun;
 use attrflow_engine::exec::noop_cache::NoopRun;
-use attrflow_engine::exec::{CachedRun, Cancel, Run};
+use attrflow_engine::exec::{Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
 
 /// How to compute; results do not depend on it.
@@ -69,7 +70,7 @@ impl RunArgs {
         let Conditions { jobs, threads, micro_batch, .. } = conditions;
         let device = |slot: usize| project.devices[slot % project.devices.len()];
         let downloads = Downloads {
-            folder: project.store.root().join("downloads"),
+            folder: project.store.area(Area::Downloads),
             lock: project.pipeline.root.join("attrflow.lock"),
             at_once: self.download_jobs.unwrap_or(table.download_jobs) as usize,
         };
@@ -166,7 +167,7 @@ pub(super) fn execute(
 /// # Errors
 /// An unusable cache.
 pub(super) fn repeat(
-    recalled: NoopRun,
+    run: NoopRun,
     store: &Store,
     how: &RunArgs,
     device: Option<&str>,
@@ -174,21 +175,13 @@ pub(super) fn repeat(
     mut reporter: Box<dyn Reporter>,
 ) -> Result<RunOutcome, Failure> {
     let begun = Instant::now();
-    let devices = devices(device.unwrap_or(&recalled.run.device))?;
-    let conditions = how.conditions(&recalled.run, &devices);
+    let devices = devices(device.unwrap_or(&run.run.device))?;
+    let conditions = how.conditions(&run.run, &devices);
     let sets = origin.sets.iter().map(|set| redact_urls(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);
     let emit = |event: Event| reporter.borrow_mut().on_event(&event);
-    let again = CachedRun {
-        recalled,
-        store,
-        file: origin.file,
-        sets,
-        program: program(),
-        conditions,
-        begun,
-        emit: &emit,
-    };
+    let again =
+        CachedRun { run, store, file: origin.file, sets, program: program(), conditions, begun, emit: &emit };
     let (manifest, path) = again.execute()?;
     Ok(RunOutcome { manifest, path, placed: BTreeMap::new() })
 }

@@ -40,7 +40,7 @@ pub(super) fn status(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let project = args.project.open(registry)?;
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
     let actions = planner.all(&project.graph)?;
-    project.store.save_stat()?;
+    project.store.try_flush()?;
     let mut table = Table::new(&["stage", "state", "size", "computed in", "results"]);
     let mut states = BTreeSet::new();
     let interrupted = |stage: &str| {

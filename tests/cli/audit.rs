@@ -90,10 +90,7 @@ fn a_flipped_byte_is_named_and_ends_with_3() {
     fs_err::remove_file(&object).unwrap();
     let ran = project.attrflow(["audit", "last"]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.out.starts_with("pretrain_loss: its output `losses` is not in the cache any more\n"),
-        "{ran:?}"
-    );
+    assert!(ran.out.starts_with("pretrain_loss: its output `losses` is no longer in the cache\n"), "{ran:?}");
     assert_eq!(ran.err, "error: no difference, but one item could not be checked\n");
 }
 

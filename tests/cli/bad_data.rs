@@ -57,7 +57,7 @@ impl MeasureBackend {
     fn fails(&self, pipeline: &str, parts: &[&str]) {
         let project = &self.0;
         let kept = |folder: &str| project.cached(folder);
-        let before = [kept("objects"), kept("recipes-v1")];
+        let before = [kept("objects"), kept("recipes-v2")];
         let ran = project.attrflow(["run", &format!("pipelines/{pipeline}.toml"), "--json"]);
         assert_eq!(ran.code, 1, "{parts:?}: {ran:?}");
         let errors = ran.events("stage_failed", "error");
@@ -72,7 +72,7 @@ impl MeasureBackend {
         );
         let said: Vec<&str> = error.split(": ").collect();
         assert!(said.windows(2).all(|pair| pair[0] != pair[1]), "{error}");
-        assert_eq!([kept("objects"), kept("recipes-v1")], before, "{error}");
+        assert_eq!([kept("objects"), kept("recipes-v2")], before, "{error}");
         assert_eq!(kept("tmp"), ["gate"], "{error}");
         assert!(!project.path("results").join(pipeline).exists(), "{error}");
         let runs = manifest::list(&project.path("cache/runs").join(pipeline));
@@ -420,16 +420,16 @@ fn what_does_not_need_the_failed_stage_goes_on() {
 #[test]
 fn a_cache_that_cannot_be_read_is_code_4_and_names_the_file() {
     let project = Project::finished();
-    for path in files(&project.path("cache/recipes-v1")).values() {
+    for path in files(&project.path("cache/recipes-v2")).values() {
         fs_err::remove_file(path).unwrap();
         fs_err::create_dir(path).unwrap();
     }
     for verb in ["run", "plan", "status"] {
         let ran = project.attrflow([verb, "pipelines/demo.toml"]);
         assert_eq!((ran.code, ran.err.lines().count()), (4, 1), "{verb}: {ran:?}");
-        assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains("s a directory"), "{ran:?}");
+        assert!(ran.err.contains("/cache/recipes-v2/") && ran.err.contains("s a directory"), "{ran:?}");
     }
-    fs_err::remove_dir_all(project.path("cache/recipes-v1")).unwrap();
+    fs_err::remove_dir_all(project.path("cache/recipes-v2")).unwrap();
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
 }
 

@@ -82,6 +82,10 @@ fn ls_and_du_say_what_is_there() {
     assert_eq!(total["disk"], sum);
     let stages = lines.iter().filter(|line| line["what"] == "results").count();
     assert_eq!(stages, STAGES);
+    assert!(
+        lines.iter().any(|line| line["area"] == "runs" && line["what"] == "manifests of runs"),
+        "{lines:?}"
+    );
     assert!(project.cached_well(&["du", "--by", "kind"]).out.contains("\npretrain-loss"), "kinds");
     let ran = project.cache(&["du", "--cache", "elsewhere"]);
     assert_eq!((ran.code, ran.err.as_str()), (2, "error: no cache folder elsewhere: give it with --cache\n"));
@@ -134,7 +138,7 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
 #[test]
 fn gc_refuses_while_a_run_is_on() {
     let project = Project::finished();
-    let held = fs_err::OpenOptions::new().append(true).open(project.path("cache/use.lock")).unwrap();
+    let held = fs_err::OpenOptions::new().append(true).open(project.path("cache/store.lock")).unwrap();
     held.file().lock_shared().unwrap();
     let ran = project.cache(&["gc", "--yes"]);
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -234,11 +238,8 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
     bytes[0] ^= 1;
     fs_err::write(&object, bytes).unwrap();
     let ran = there.cache_at(&server, &["pull", remote], &[]);
-    assert!(
-        ran.code == 1 && ran.err.contains(&format!("{losses} is damaged: its bytes hash to ")),
-        "{ran:?}"
-    );
-    assert!(ran.err.contains("the result of `pretrain_loss` was not taken"), "{ran:?}");
+    assert!(ran.code == 1 && ran.err.contains(&format!("{losses} is damaged: its digest is ")), "{ran:?}");
+    assert!(ran.err.contains("the result of `pretrain_loss` was refused"), "{ran:?}");
     assert!(ran.out.contains(&format!("; {} results new, 0 already there; ", STAGES - 1)), "{ran:?}");
     fs_err::write(&object, whole).unwrap();
     let ran = there.cache_at(&server, &["pull", remote], &[]);

@@ -106,7 +106,7 @@ fn noise_of_their_own_makes_captions_independent() {
     let batched = [own, "draw.batch_size=3"];
     assert_eq!(drawn(&draw(&project, &batched)), [""; 0]);
     project.write("captions.txt", CAPTIONS);
-    fs_err::remove_dir_all(project.path("cache/recipes-v1")).unwrap();
+    fs_err::remove_dir_all(project.path("cache/recipes-v2")).unwrap();
     assert_eq!(drawn(&draw(&project, &batched)), ["captions 0..3"]);
     close(&latents(&project), &single);
 }

@@ -95,7 +95,7 @@ impl Project {
     }
 
     fn forget_results(&self) {
-        fs_err::remove_dir_all(self.root().join("cache/recipes-v1")).unwrap();
+        fs_err::remove_dir_all(self.root().join("cache/recipes-v2")).unwrap();
         let objects = self.root().join("cache/objects");
         assert!(std::process::Command::new("rm").arg("-rf").arg(objects).status().unwrap().success());
         fs_err::remove_dir_all(self.root().join("results")).unwrap();

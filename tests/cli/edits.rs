@@ -160,13 +160,13 @@ fn removed_results_are_shown_again_and_removed_objects_computed_again() {
 #[test]
 fn a_damaged_index_is_told_and_costs_its_own_stage_alone() {
     let project = Project::finished();
-    let entries = files(&project.path("cache/recipes-v1"));
+    let entries = files(&project.path("cache/recipes-v2"));
     let of_data =
         |path: &&std::path::PathBuf| fs_err::read_to_string(path).unwrap().contains("\"kind\":\"download\"");
     let entry = entries.values().find(of_data).unwrap();
     fs_err::write(entry, "{ \"recipe\"").unwrap();
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.err.contains("/cache/recipes-v1/") && ran.err.contains(" is damaged: "), "{ran:?}");
+    assert!(ran.err.contains("/cache/recipes-v2/") && ran.err.contains(" is damaged: "), "{ran:?}");
     assert!(ran.out.contains("1 ran, 11 cached"), "{ran:?}");
 }

@@ -87,7 +87,7 @@ fn the_nearest_hit_names_the_edit_back() {
     let line = line_of(&project, "configs/demo.toml", "epochs = 2");
     let text = nearest(&["fisher"]);
     assert!(text.starts_with("fisher: 1 edit from a result computed at "), "{text}");
-    let edit = format!("  set fisher.epochs back to 1, it is 2 (configs/demo.toml:{line})\n");
+    let edit = format!("  set fisher.epochs back to 1, now 2 (configs/demo.toml:{line})\n");
     assert!(text.contains(&edit) && text.ends_with("  for one run: --set fisher.epochs=1\n"), "{text}");
     // Further down it is the same edit.
     let text = nearest(&["influence[grin]"]);

@@ -5,8 +5,8 @@ use std::path::Path;
 use attrflow::io::image::load_rgb;
 use attrflow::io::npy::{Dtype, Npy};
 use attrflow::io::tensor_file::TensorFile;
+use attrflow::io::torch::TorchFile;
 use attrflow::io::torch::pickle::writer::{Array, dict};
-use attrflow::io::torch::{self, TorchFile};
 
 use crate::project::{DEMO, Project, files};
 

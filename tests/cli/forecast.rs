@@ -43,7 +43,7 @@ fn everything_is_predicted_before_anything_ran() {
         needs["wall_seconds"].as_f64().unwrap() > 0.0 && needs["disk_free"].as_u64().unwrap() > 0,
         "{needs}"
     );
-    assert_eq!(project.cached("measured-v1").len(), 6);
+    assert_eq!(project.cached("costs-v1").len(), 6);
     assert!(project.cached("objects").is_empty() && !project.path("results").exists());
 
     // A plan without measuring knows it, and so does one for people.
@@ -87,12 +87,12 @@ fn what_must_be_there_first_is_told() {
         "  { from = \"http://127.0.0.1:9/model\" },",
     );
     let (ran, lines) = plan(&project, &["--measure"]);
-    let why = "cannot measure fisher: what stands on `latents` is not known before `latents` has run\n";
+    let why = "cannot measure fisher: the input `latents` is unknown until `latents` has run\n";
     assert!(ran.err.contains(why), "{ran:?}");
     assert!(
-        ran.err.contains("cannot measure latents: what stands on `vae` is not known before `data` has run\n"),
+        ran.err.contains("cannot measure latents: the input `vae` is unknown until `data` has run\n"),
         "{ran:?}"
     );
     assert!(of(&lines, "fisher")["seconds"].is_null());
-    assert!(!project.path("cache/measured-v1").exists());
+    assert!(!project.path("cache/costs-v1").exists());
 }

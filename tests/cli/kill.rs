@@ -17,7 +17,7 @@ pub const IMAGES: usize = 20;
 pub type Index = BTreeMap<String, Vec<u8>>;
 
 pub fn index(project: &Project) -> Index {
-    let files = files(&project.path("cache/recipes-v1")).into_iter();
+    let files = files(&project.path("cache/recipes-v2")).into_iter();
     // A kill may leave the temporary file of an entry beside it.
     let entries = files.filter(|(name, _)| name.ends_with(".json"));
     entries.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect()
@@ -96,7 +96,7 @@ fn a_run_killed_as_its_results_come_goes_on_from_them() {
     for more in [0, 1, 2, 1, 3, 2, 5, 1, 4, 2, 3] {
         let before = index(&project);
         let entries =
-            || files(&project.path("cache/recipes-v1")).keys().filter(|name| name.ends_with(".json")).count();
+            || files(&project.path("cache/recipes-v2")).keys().filter(|name| name.ends_with(".json")).count();
         // With nothing to wait for, the moment is that of the first lock.
         let now = || match more {
             0 => locks(&project) > 0,

@@ -40,7 +40,7 @@ fn a_read_only_project_is_found_up_to_date() {
             assert_eq!(code, 0, "{round}: {verb}: {out}{err}");
             if verb == "run" {
                 assert!(out.contains("0 ran, 12 cached"), "{round}: {out}{err}");
-                assert_eq!(err.matches("so not kept: ").count(), 1, "{round}: {out}{err}");
+                assert_eq!(err.matches("; not saved: ").count(), 1, "{round}: {out}{err}");
                 assert!(err.contains("the manifest"), "{round}: {out}{err}");
             }
         }

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, files};
 
-const RECALLED: &str = "cache/recall-v1/demo";
+const RECALLED: &str = "cache/noop-v1/demo";
 
 /// A finished project of which a run was noted.
 fn noted() -> Project {
@@ -86,7 +86,7 @@ fn nothing_that_changed_is_missed() {
     };
     let entry = || {
         let fingerprint = last(&project)["stages"][2]["fingerprint"].as_str().unwrap().to_owned();
-        project.path("cache/recipes-v1").join(&fingerprint[..2]).join(format!("{fingerprint}.json"))
+        project.path("cache/recipes-v2").join(&fingerprint[..2]).join(format!("{fingerprint}.json"))
     };
     let again = |what: &str, computed: &[&str]| {
         let ran = project.run(&[]);
@@ -203,7 +203,7 @@ fn step(root: &std::path::Path, variables: &[(&str, &str)], more: &[&str]) -> Ra
 fn note(root: &std::path::Path, variables: &[(&str, &str)]) {
     for _ in 0..30 {
         step(root, variables, &[]);
-        if root.join("cache/recall-v1/p").exists() {
+        if root.join("cache/noop-v1/p").exists() {
             return;
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -1,4 +1,4 @@
-//! `attrflow cache du`: the disk usage of the cache.
+//! `attrflow cache du`: disk usage, by stage and by area.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::cli::failure::Failure;
 use crate::progress::{Table, print};
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Item, Space};
-use attrflow_engine::store::{Store, format_bytes};
+use attrflow_engine::store::{Area, Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -46,29 +46,40 @@ pub(super) fn du(args: &Args, store: &Store) -> Result<(), Failure> {
         let what = if item.is_unit() { "units" } else { "results" };
         *groups.entry((group(args.by, item), what)).or_default() += space;
     }
-    let mut rest = Space::default();
-    let strays = inventory.disk.objects.iter().filter(|(digest, _)| !counted.contains(*digest));
-    strays.for_each(|(_, space)| rest += *space);
-    let mut rows: Vec<(String, &str, Space)> =
-        groups.into_iter().map(|((name, what), space)| (name, what, space)).collect();
-    if rest != Space::default() {
-        rows.push((String::new(), "objects without an entry", rest));
+    let objects = Area::Objects.name();
+    let mut rows: Vec<(String, &str, String, Space)> =
+        groups.into_iter().map(|((name, what), space)| (name, objects, what.to_owned(), space)).collect();
+    let mut strays = Space::default();
+    let free = inventory.disk.objects.iter().filter(|(digest, _)| !counted.contains(*digest));
+    free.for_each(|(_, space)| strays += *space);
+    if strays != Space::default() {
+        rows.push((String::new(), objects, "objects without an entry".to_owned(), strays));
     }
-    rows.extend(inventory.disk.rooms.iter().map(|(room, space)| (String::new(), describe(room), *space)));
-    rows.push((String::new(), "total", inventory.disk.total()));
+    let parts = inventory.disk.parts.iter();
+    rows.extend(parts.map(|(part, space)| (String::new(), part.name(), part.purpose(), *space)));
+    rows.push((String::new(), "", "total".to_owned(), inventory.disk.total()));
     let heading = match args.by {
         By::Pipeline => "pipeline",
         By::Stage => "stage",
         By::Kind => "kind",
     };
-    let mut table = Table::new(&[heading, "what", "files", "length", "on disk"]);
-    for (name, what, Space { files, bytes, disk }) in rows {
+    let mut table = Table::new(&[heading, "area", "what", "files", "length", "on disk"]);
+    for (name, area, what, Space { files, bytes, disk }) in rows {
         if args.json {
-            let name = Some(name).filter(|name| !name.is_empty());
-            let line = json!({ heading: name, "what": what, "files": files, "bytes": bytes, "disk": disk });
+            let [name, area] = [name.as_str(), area].map(|text| Some(text).filter(|text| !text.is_empty()));
+            let line = json!({
+                heading: name, "area": area, "what": what, "files": files, "bytes": bytes, "disk": disk
+            });
             print(&format!("{line}\n"));
         } else {
-            table.row([name, what.to_owned(), files.to_string(), format_bytes(bytes), format_bytes(disk)]);
+            table.row([
+                name,
+                area.to_owned(),
+                what,
+                files.to_string(),
+                format_bytes(bytes),
+                format_bytes(disk),
+            ]);
         }
     }
     if !args.json {
@@ -83,15 +94,5 @@ fn group(by: By, item: &Item) -> String {
         (_, None) => "of no recorded run".to_owned(),
         (By::Pipeline, Some(name)) => name.pipeline.clone(),
         (By::Stage, Some(name)) => name.to_string(),
-    }
-}
-
-fn describe(room: &'static str) -> &'static str {
-    match room {
-        "runs" => "manifests",
-        "index" => "index and folders",
-        "tmp" => "work folders",
-        "quarantine" => "quarantined files",
-        room => room,
     }
 }

@@ -147,6 +147,7 @@ fn item(step: &Removal) -> String {
         Target::Stray { .. } => "object".into(),
         Target::Scratch => "work folders".into(),
         Target::Files { paths } => count(paths.len(), "file", "files"),
+        Target::Obsolete { .. } => "obsolete".into(),
         Target::Manifest { .. } => "manifest".into(),
     }
 }

@@ -13,7 +13,7 @@ use crate::progress::print;
 use attrflow_engine::config::text::suggestion;
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Pin, Pins};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Area, Store};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -140,7 +140,7 @@ fn by_manifest(text: &str, store: &Store, blank: &Pin) -> Result<Pin, Failure> {
     let results = records.filter_map(|record| record.fingerprint).collect();
     let file = named.path.file_name().unwrap_or_default();
     let below = Path::new(&named.manifest.pipeline).join(file);
-    let own = store.root().join("runs").join(&below).exists().then(|| below.clone());
+    let own = store.area(Area::Runs).join(&below).exists().then(|| below.clone());
     Ok(Pin { what: below.display().to_string(), results, manifest: own, ..blank.clone() })
 }
 

@@ -130,7 +130,7 @@ pub(super) fn pull(args: &PullArgs, store: &Store) -> Result<(), Failure> {
         true => print(&format!("{}\n", json!(pulled))),
         false => print(&format!(
             "downloaded {}, {}; {} new, {there} already there; {}\n",
-            count(*brought, "file", "files"),
+            count(*downloaded, "file", "files"),
             format_bytes(*bytes),
             count(*entries, "result", "results"),
             count(*manifests, "manifest", "manifests")

@@ -68,6 +68,9 @@ fn print_summary(checked: &VerifySummary, seconds: f64) {
     if !checked.incomplete.is_empty() {
         print(&format!("incomplete before: {}\n", list(&checked.incomplete)));
     }
+    if !checked.unchecked.is_empty() {
+        print(&format!("not checked: {}\n", checked.unchecked.join(", ")));
+    }
     if !checked.rebuilds.is_empty() {
         print(&format!("the next run recomputes: {}\n", list(&checked.rebuilds)));
     }

@@ -8,12 +8,10 @@ use serde_json::Value as Json;
 use super::MachineProfile;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
-use crate::store::{Store, StoreError};
+use crate::store::{Area, Store, StoreError};
 use crate::worker::measure::CostModel;
 
-/// The folder in the cache; its version changes with the format of the files and the meaning of a key.
-const FOLDER: &str = "measured-v1";
-/// Separates the hash of a key from all other hashes.
+/// What keeps the hash of a key apart from every other hash.
 const CONTEXT: &str = "attrflow 2026-11-26 measurement v1";
 
 /// All that a measurement depends on.
@@ -25,7 +23,7 @@ pub struct Key {
     pub version: u32,
     /// See [`crate::kind::WorkSize`].
     pub like: Json,
-    /// libtorch, the class of device, and the precision.
+    /// libtorch, the class of device, and determinism.
     pub numerics: Numerics,
     /// Workers, threads, micro batch, and the machine.
     pub circumstances: MachineProfile,
@@ -60,10 +58,10 @@ pub struct CostCache<'s> {
 impl<'s> CostCache<'s> {
     /// Those of this store.
     pub fn of(store: &'s Store) -> Self {
-        Self { store, any: store.root().join(FOLDER).is_dir() }
+        Self { store, any: store.area(Area::Costs).is_dir() }
     }
 
-    /// The measurement of a key; an unreadable file is ignored.
+    /// What was measured; a file that cannot be read counts as none.
     pub fn find(&self, key: &Key) -> Option<CostModel> {
         let bytes = fs_err::read(self.place(key)).ok().filter(|_| self.any)?;
         serde_json::from_slice::<Read>(&bytes).ok().map(|read| read.measured)
@@ -82,6 +80,6 @@ impl<'s> CostCache<'s> {
     }
 
     fn place(&self, key: &Key) -> PathBuf {
-        self.store.root().join(FOLDER).join(format!("{}.json", key.digest()))
+        self.store.area(Area::Costs).join(format!("{}.json", key.digest()))
     }
 }

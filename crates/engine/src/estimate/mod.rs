@@ -69,13 +69,13 @@ impl Forecast {
     /// Outlines every stage that is not cached; the actions are in topological order.
     pub fn new(planner: &Planner<'_>, actions: &[(usize, Action)], circumstances: &MachineProfile) -> Self {
         let kept = CostCache::of(planner.store);
-        let mut reused: BTreeMap<usize, &Entry> = BTreeMap::new();
+        let mut cached: BTreeMap<usize, &Entry> = BTreeMap::new();
         let mut outlines: BTreeMap<usize, StageEstimate> = BTreeMap::new();
         for (index, action) in actions {
             let node = &planner.pipeline.stages[*index];
             let inputs = match action {
                 Action::Cached(entry) => {
-                    reused.insert(*index, entry);
+                    cached.insert(*index, entry);
                     continue;
                 }
                 Action::InvalidInput(_) => continue,
@@ -87,7 +87,7 @@ impl Forecast {
                         .collect(),
                     unknown: BTreeMap::new(),
                 },
-                Action::Pending { .. } => expected_inputs(planner, node, &reused, &outlines),
+                Action::Pending { .. } => expected_inputs(planner, node, &cached, &outlines),
             };
             let estimate = node.stage.estimate(&inputs).map_err(|error| describe(&error));
             let key = estimate.as_ref().ok().and_then(|estimate| estimate.work.as_ref()).map(|work| Key {
@@ -120,7 +120,7 @@ impl Forecast {
 fn expected_inputs(
     planner: &Planner<'_>,
     node: &StageNode,
-    reused: &BTreeMap<usize, &Entry>,
+    cached: &BTreeMap<usize, &Entry>,
     outlines: &BTreeMap<usize, StageEstimate>,
 ) -> ExpectedInputs {
     let mut found = ExpectedInputs::default();
@@ -129,7 +129,7 @@ fn expected_inputs(
             Source::File(path) => (Some(ArtifactShape::Path(path.clone())), None),
             Source::Port { stage, port: output, sub, .. } => {
                 let upstream = &planner.pipeline.stages[*stage];
-                let form = match (reused.get(stage), outlines.get(stage)) {
+                let form = match (cached.get(stage), outlines.get(stage)) {
                     (Some(entry), _) => entry.outputs.get(output).map(|artifact| {
                         let path = planner.store.path(&artifact.digest);
                         ArtifactShape::Path(sub.as_ref().map_or(path.clone(), |sub| path.join(sub)))

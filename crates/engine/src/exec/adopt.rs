@@ -8,7 +8,7 @@ use crate::kind::{self, Inputs};
 use crate::pipeline::{Pipeline, Source};
 use crate::plan::graph::Graph;
 use crate::plan::{Action, InputError, Planner, ResolvedInputs};
-use crate::store::{Adopted, AdoptedStat, Entry, Lookup, Store, StoreError};
+use crate::store::{Adopted, Entry, Lookup, Store, StoreError, TreeStat};
 
 /// Why files do not become a stage's outputs. Nothing is recorded then.
 #[derive(Debug, thiserror::Error)]
@@ -121,21 +121,21 @@ impl Adoption<'_> {
         let paths = self.paths.iter().map(|(port, path)| Ok((port.clone(), self.real(path)?)));
         let paths: BTreeMap<String, PathBuf> = paths.collect::<Result<_, AdoptError>>()?;
         // What is checked must be what is recorded, and hashing takes its time.
-        let stamps = || paths.values().map(|path| AdoptedStat::of(path)).collect::<Result<Vec<_>, _>>();
-        let before = stamps()?;
+        let stamps = || paths.values().map(|path| TreeStat::at(path)).collect::<Result<Vec<_>, _>>();
+        let before = stamps().map_err(StoreError::from)?;
         let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::describe(&error) };
         node.stage.accept(&Inputs(inputs.paths), &paths).map_err(refused)?;
         self.read_below(&paths)?;
         let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.link_source(path)?)));
         let outputs = outputs.collect::<Result<_, StoreError>>()?;
-        let after = stamps()?;
+        let after = stamps().map_err(StoreError::from)?;
         let changed = before.iter().zip(&after).position(|(before, after)| before != after);
         if let Some(path) = changed.and_then(|at| paths.values().nth(at)) {
             return Err(AdoptError::Changed { path: path.clone() });
         }
         let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         let entry = self.store.adopt(&recipe, outputs, Adopted { at, paths })?;
-        self.store.save_stat()?;
+        self.store.try_flush()?;
         Ok(entry)
     }
 

@@ -7,7 +7,6 @@ pub mod event;
 mod failure;
 mod messages;
 pub mod noop_cache;
-mod noop_run;
 mod queue;
 mod record;
 mod state;
@@ -25,7 +24,6 @@ use crate::store::{Store, StoreError};
 use crate::worker::local::Backend;
 pub use cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
-pub use noop_run::CachedRun;
 use queue::Queue;
 use worker_slots::{Reports, Slot};
 
@@ -72,6 +70,9 @@ impl Run<'_> {
             let message = "waiting for `attrflow cache gc` to end".to_owned();
             (self.emit)(Event::Log { level: "INFO".into(), message });
         })?;
+        if let Some(message) = self.store.old_index()? {
+            (self.emit)(Event::Log { level: "WARN".into(), message });
+        }
         self.run_jobs().map_err(|error| self.store.with_free_space(error))
     }
 

@@ -1,38 +1,38 @@
-//! What a run found that found everything done, recalled as long as nothing looks otherwise.
+//! The no-op cache: a run that finds everything cached is repeated without a plan as long as no file has changed.
 //!
-//! Reading a pipeline of a thousand stages and judging each takes a hundred times as long as a look at the files that the
-//! judgement rests on: the pipeline's texts, the sources, the index entries, the objects, and what shows in the results folder. A
-//! run that reuses every stage notes how they looked; a later one of the same question that finds them so has the same answer.
-//! It trusts what the slow way trusts, sizes and times, and no more: what changed within the clock's last tick is not noted.
+//! To read a pipeline of a thousand stages and decide on each takes a hundred times as long as to look at the files that
+//! the decisions rest on: the pipeline's texts, the sources, the index entries, the objects, and the results folder. A
+//! run that finds every stage cached keeps a snapshot of them; a later one with the same arguments that finds them
+//! unchanged has the same outcome. It relies on what a plan relies on, sizes and times, and no more.
+//!
+//! ```text
+//! noop-v1/PIPELINE    32 bytes of hash of the arguments, 32 of hash of what follows;
+//!                     the snapshot, the run as JSON, the manifest's records, each after 8 bytes of length
+//! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::event::PlacedArtifact;
+use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::{Pipeline, RunTable, Source};
-use crate::provenance::manifest::{Manifest, Outcome};
-use crate::store::{FollowLinks, Snapshot, Store, StoreError};
+use crate::provenance::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
+use crate::store::{Area, FollowLinks, Snapshot, Store, StoreError};
 
-/// The folder of what is recalled; another form gets another name.
-const FOLDER: &str = "recall-v1";
-/// A file that changed this short a time before it was read may have changed again in the same tick of the clock.
-const TICK: Duration = Duration::from_millis(50);
-
-/// What was asked: everything that the answer depends on and that is no file.
+/// Everything that the outcome of a run depends on, except for files.
 pub struct NoopKey {
     key: Digest,
-    /// The pipeline's name, under which the last answer stands.
+    /// The pipeline's name, under which its last no-op run is kept.
     name: String,
-    /// When it was asked, by both clocks.
-    asked: (SystemTime, Instant),
+    /// When the run began, by both clocks.
+    begun: (SystemTime, Instant),
 }
 
-/// The answer: every stage is reused.
+/// A run that found every stage cached.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NoopRun {
     /// The pipeline's name.
@@ -41,27 +41,18 @@ pub struct NoopRun {
     pub run: RunTable,
     /// The numerics.
     pub numerics: Numerics,
-    /// Stages of the pipeline that were not asked for.
+    /// Stages of the pipeline that were not selected.
     pub left_out: Vec<String>,
-    /// The variables of the environment that the pipeline asks for.
+    /// The environment variables that the pipeline reads.
     variables: BTreeMap<String, Option<String>>,
     /// The stages in the order of the graph.
     pub stages: Vec<Stage>,
-    /// All that was read, at whose end stand the records.
-    #[serde(skip)]
-    bytes: Vec<u8>,
-    #[serde(skip)]
-    records: usize,
-}
-
-impl NoopRun {
     /// The stages' records as a manifest holds them.
-    pub fn records(&self) -> &[u8] {
-        &self.bytes[self.bytes.len() - self.records..]
-    }
+    #[serde(skip)]
+    records: Vec<u8>,
 }
 
-/// A stage that is reused.
+/// A cached stage.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Stage {
     /// The stage.
@@ -72,7 +63,7 @@ pub struct Stage {
     pub outputs: BTreeMap<String, PlacedArtifact>,
 }
 
-/// What a run found.
+/// What a run read and found.
 pub struct Found<'a> {
     /// The cache.
     pub store: &'a Store,
@@ -80,19 +71,19 @@ pub struct Found<'a> {
     pub pipeline: &'a Pipeline,
     /// The files that it was read from, by each name that led to one.
     pub texts: &'a [PathBuf],
-    /// The file that says what shows in the results folder, and so what is to go from it.
+    /// The file that records what is in the results folder, and so what is to be removed from it.
     pub view: &'a Path,
-    /// The record of the run.
+    /// The manifest of the run.
     pub manifest: &'a Manifest,
-    /// Where the outputs of reused stages show, by stage and port.
+    /// Where the outputs of cached stages are in the results folder, by stage and port.
     pub shown: &'a BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
 }
 
 impl NoopKey {
-    /// What is asked of a pipeline file; `parts` are the arguments that count, and the program itself.
+    /// The key of a run of a pipeline file; `parts` are the arguments that matter, and the program itself.
     pub fn new(file: &Path, parts: &[String]) -> Option<Self> {
         let file = std::path::absolute(file).ok()?;
-        let mut hasher = blake3::Hasher::new_derive_key("attrflow recalled question v1");
+        let mut hasher = blake3::Hasher::new_derive_key("attrflow no-op run v1");
         let folder = std::env::current_dir().ok()?;
         let texts = [file.display().to_string(), folder.display().to_string()];
         for part in texts.iter().chain(parts) {
@@ -100,66 +91,57 @@ impl NoopKey {
             hasher.update(part.as_bytes());
         }
         let name = file.file_stem()?.to_string_lossy().into_owned();
-        Some(Self { key: hasher.finalize().into(), name, asked: (SystemTime::now(), Instant::now()) })
+        Some(Self { key: hasher.finalize().into(), name, begun: (SystemTime::now(), Instant::now()) })
     }
 
     fn file(&self, store: &Store) -> PathBuf {
-        store.root().join(FOLDER).join(&self.name)
+        store.area(Area::Noop).join(&self.name)
     }
 
-    /// Whether there is an answer to anything: what it would be takes a look at every file.
-    pub fn noted(&self, store: &Store) -> bool {
+    /// Whether a run of this pipeline is kept; whether it is this one takes a look at every file.
+    pub fn exists(&self, store: &Store) -> bool {
         self.file(store).exists()
     }
 
-    /// The answer of an earlier run, if it was asked the same and nothing looks otherwise.
-    pub fn recall(&self, store: &Store) -> Option<NoopRun> {
+    /// The run that is kept, if it had the same key and no file has changed since.
+    pub fn find(&self, store: &Store) -> Option<NoopRun> {
         let bytes = fs_err::read(self.file(store)).ok()?;
         let (key, rest) = bytes.split_first_chunk::<32>()?;
-        if *key != self.key.0 {
+        let (hash, rest) = rest.split_first_chunk::<32>()?;
+        if *key != self.key.0 || blake3::hash(rest) != *hash {
             return None;
         }
-        // What was cut short or changed would be taken for what it is not.
-        let (check, rest) = rest.split_first_chunk::<32>()?;
-        if blake3::hash(rest).as_bytes() != check {
-            return None;
-        }
-        let [watch, head, records] = parts(rest)?;
-        let records = records.len();
-        let recalled: NoopRun = serde_json::from_slice(head).ok()?;
-        let set = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
-        if !recalled.variables.iter().all(set) || !Snapshot::unchanged(watch) {
-            return None;
-        }
-        Some(NoopRun { records, bytes, ..recalled })
+        let [snapshot, run, records] = parts(rest)?;
+        let run: NoopRun = serde_json::from_slice(run).ok()?;
+        let same = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
+        let unchanged = run.variables.iter().all(same) && Snapshot::unchanged(snapshot);
+        unchanged.then(|| NoopRun { records: records.to_vec(), ..run })
     }
 
-    /// Notes the answer of a run, if it is one that can be recalled.
+    /// Keeps a run, if it is a no-op that can be repeated.
     ///
     /// # Errors
     /// A write that failed, unless the cache is read-only.
-    pub fn note(&self, found: &Found<'_>) -> Result<(), StoreError> {
-        let Some(watch) = self.watch(found) else { return Ok(()) };
+    pub fn keep(&self, found: &Found<'_>) -> Result<(), StoreError> {
+        let Some(snapshot) = self.snapshot(found) else { return Ok(()) };
         let Found { store, pipeline, manifest, shown, texts: _, view: _ } = found;
         let stages = manifest.stages.iter().map(|record| Stage {
             stage: record.stage.clone(),
             seconds: record.seconds,
             outputs: shown.get(&record.stage).cloned().unwrap_or_default(),
         });
-        let head = NoopRun {
+        let run = NoopRun {
             pipeline: manifest.pipeline.clone(),
             run: pipeline.run.clone(),
             numerics: manifest.numerics.clone(),
             left_out: manifest.left_out.clone(),
             variables: pipeline.variables.clone(),
             stages: stages.collect(),
-            bytes: Vec::new(),
-            records: 0,
+            records: Vec::new(),
         };
-        let head = serde_json::to_vec(&head).map_err(std::io::Error::from)?;
-        let records = manifest.records()?;
+        let run = serde_json::to_vec(&run).map_err(std::io::Error::from)?;
         let mut rest = Vec::new();
-        for part in [watch.bytes(), &head, records.as_bytes()] {
+        for part in [snapshot.bytes(), &run, manifest.records()?.as_bytes()] {
             rest.extend_from_slice(&(part.len() as u64).to_le_bytes());
             rest.extend_from_slice(part);
         }
@@ -170,58 +152,56 @@ impl NoopKey {
         }
     }
 
-    /// How everything looks that the answer rests on; `None` where it cannot be recalled.
-    fn watch(&self, found: &Found<'_>) -> Option<Snapshot> {
+    /// How all files look that the outcome rests on; `None` for a run that cannot be repeated.
+    fn snapshot(&self, found: &Found<'_>) -> Option<Snapshot> {
+        use FollowLinks::{Name, Through};
         let Found { store, pipeline, texts, view, manifest, shown } = found;
-        // With a clock that jumped meanwhile, times tell nothing.
-        let (began, since) = self.asked;
-        let passed = began.elapsed().ok()?;
-        if passed.abs_diff(since.elapsed()) > Duration::from_secs(1) {
+        // If the clock jumped during the run, times prove nothing.
+        let (begun, since) = self.begun;
+        if begun.elapsed().ok()?.abs_diff(since.elapsed()) > Duration::from_secs(1) {
             return None;
         }
-        // What was adopted has rules of its own. Asked first: most runs end here, and sources may be many files.
-        if manifest.stages.iter().any(|record| record.outcome != Outcome::Cached || record.adopted.is_some())
-        {
+        // Adopted files have rules of their own. Checked first: most runs end here, and sources may be many files.
+        let no_op = |record: &StageRecord| record.outcome == Outcome::Cached && record.adopted.is_none();
+        if !manifest.stages.iter().all(no_op) {
             return None;
         }
-        let before = began.checked_sub(TICK)?.duration_since(UNIX_EPOCH).ok()?.as_nanos() as i128;
-        let mut watch = Snapshot::default();
-        // What is no plain file, such as a pipe, does not look otherwise when it says something else.
-        let plain = |text: &PathBuf| fs_err::metadata(text).is_ok_and(|found| found.is_file());
-        let mut texts = texts.iter().map(PathBuf::as_path).chain([*view]);
-        let mut all =
-            found.texts.iter().all(plain) && texts.all(|text| watch.add(FollowLinks::Through, text, before));
-        for stage in &pipeline.stages {
-            let files = stage.inputs.values().filter_map(|source| match source {
-                Source::File(path) => Some(path),
-                Source::Port { .. } => None,
-            });
-            for file in files {
-                all = all && watch.add(FollowLinks::Through, file, before);
+        // Anything but a regular file, such as a pipe, can have another content and the same look.
+        let regular = |text: &PathBuf| fs_err::metadata(text).is_ok_and(|found| found.is_file());
+        let mut snapshot = Snapshot::new(begun);
+        let mut add = |look, path: &Path| snapshot.add(look, path).then_some(());
+        for text in *texts {
+            regular(text).then_some(())?;
+            add(Through, text)?;
+        }
+        add(Through, view)?;
+        for source in pipeline.stages.iter().flat_map(|stage| stage.inputs.values()) {
+            if let Source::File(path) = source {
+                add(Through, path)?;
             }
         }
         for record in &manifest.stages {
-            all = all && watch.add(FollowLinks::Through, &store.entry_path(&record.fingerprint?), before);
+            add(Through, &store.entry_path(&record.fingerprint?))?;
             for (port, artifact) in &record.outputs {
-                let look = if artifact.folder { FollowLinks::Through } else { FollowLinks::Name };
                 let place = &shown.get(&record.stage)?.get(port)?.path;
                 // Equal bytes may have been adopted for another stage.
                 let linked = fs_err::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
                 if linked || store.adopted(&artifact.digest).ok()?.is_some() {
                     return None;
                 }
-                all = all
-                    && watch.add(look, &store.path(&artifact.digest), before)
-                    && watch.add(look, place, before)
-                    && (!artifact.folder
-                        || watch.add(FollowLinks::Through, &store.listing_path(&artifact.digest), before));
+                let look = if artifact.folder { Through } else { Name };
+                add(look, &store.path(&artifact.digest))?;
+                add(look, place)?;
+                if artifact.folder {
+                    add(Through, &store.listing_path(&artifact.digest))?;
+                }
             }
         }
-        all.then_some(watch)
+        Some(snapshot)
     }
 }
 
-/// Three parts, each behind its length.
+/// Three parts, each after its length.
 fn parts(mut bytes: &[u8]) -> Option<[&[u8]; 3]> {
     let mut parts = [&bytes[..0]; 3];
     for part in &mut parts {
@@ -229,4 +209,74 @@ fn parts(mut bytes: &[u8]) -> Option<[&[u8]; 3]> {
         (*part, bytes) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     }
     bytes.is_empty().then_some(parts)
+}
+
+/// Repeats a no-op run: emits the events and writes the manifest of a run that finds everything cached.
+pub struct CachedRun<'a> {
+    /// The run to repeat.
+    pub run: NoopRun,
+    /// The cache.
+    pub store: &'a Store,
+    /// The pipeline file, for the manifest.
+    pub file: &'a Path,
+    /// The `--set` arguments, for the manifest.
+    pub sets: Vec<String>,
+    /// The program that runs, for the manifest.
+    pub program: Program,
+    /// Workers, threads and devices, for the manifest.
+    pub conditions: Conditions,
+    /// When the run began.
+    pub begun: Instant,
+    /// Called with each event.
+    pub emit: &'a dyn Fn(Event),
+}
+
+impl CachedRun<'_> {
+    /// Emits the events and writes the manifest. The one returned has no stages: they are in its file alone.
+    ///
+    /// # Errors
+    /// A store that cannot be written to, for another reason than that it is read-only.
+    pub fn execute(self) -> Result<(Manifest, Option<PathBuf>), StoreError> {
+        let Self { run, store, file, sets, program, conditions, begun, emit } = self;
+        let Conditions { jobs, threads, devices, .. } = conditions.clone();
+        let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+        let stages = run.stages.len();
+        emit(Event::RunStarted { pipeline: run.pipeline.clone(), stages, jobs, threads, devices });
+        for Stage { stage, outputs, .. } in run.stages {
+            emit(Event::StageCached { stage, outputs, adopted: None });
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let manifest = Manifest {
+            format: FORMAT,
+            attrflow: program,
+            pipeline: run.pipeline,
+            file: file.to_path_buf(),
+            sets,
+            started,
+            seconds,
+            numerics: run.numerics,
+            conditions,
+            left_out: run.left_out,
+            stages: Vec::new(),
+        };
+        let folder = store.runs(&manifest.pipeline);
+        let path = match manifest::write_with(&folder, &manifest, &run.records).map_err(StoreError::from) {
+            Err(error) if error.is_read_only() => {
+                let message = format!("read-only file system ({error}); not saved: the manifest");
+                emit(Event::Log { level: "WARN".into(), message });
+                None
+            }
+            path => Some(path?),
+        };
+        emit(Event::RunFinished {
+            seconds,
+            cached: stages,
+            ran: 0,
+            failed: 0,
+            blocked: 0,
+            interrupted: 0,
+            manifest: path.clone(),
+        });
+        Ok((manifest, path))
+    }
 }

@@ -81,8 +81,8 @@ impl Coordinator<'_> {
             result => result,
         };
         keep("results of stages that are gone", self.view.prune(&shown))?;
-        keep("how the results look", self.view.save())?;
-        keep("what was learnt about files", self.run.store.flush_file_state())?;
+        keep("results index", self.view.save())?;
+        keep("file-state cache", self.run.store.flush())?;
         let mut records = std::mem::take(&mut self.records);
         let selected: BTreeSet<usize> = self.run.graph.order().iter().copied().collect();
         let names = self.run.pipeline.stages.iter().enumerate();
@@ -119,7 +119,7 @@ impl Coordinator<'_> {
         };
         if let Some((_, error)) = unkept.first() {
             let what: Vec<&str> = unkept.iter().map(|(what, _)| *what).collect();
-            let message = format!("nothing can be written ({error}), so not kept: {}", what.join(", "));
+            let message = format!("read-only file system ({error}); not saved: {}", what.join(", "));
             self.emit(Event::Log { level: "WARN".into(), message });
         }
         self.emit(Event::RunFinished { seconds, cached, ran, failed, blocked, interrupted, manifest: path });

@@ -64,7 +64,7 @@ pub struct Explanation {
     pub kind: String,
     /// `cached`, `run`, `pending` or `invalid input`.
     pub action: &'static str,
-    /// Why, for people.
+    /// The reason, for people.
     pub why: String,
     /// The hashed fields, in hash order.
     pub fields: Vec<Field>,
@@ -150,7 +150,7 @@ fn one(
         names.into_iter().map(|(name, value)| field(name, value)).collect::<Result<_, StoreError>>()?;
     let (word, why) = match verdict {
         Action::Cached(entry) if entry.adopted.is_some() => ("cached", "adopted".to_owned()),
-        Action::Cached(_) => ("cached", "a result of this recipe is in the cache".to_owned()),
+        Action::Cached(_) => ("cached", "a result of this recipe is cached".to_owned()),
         Action::Run(_, _, reason) => ("run", reason.to_string()),
         Action::Pending { upstream, certain: Some(reason) } => {
             ("run", format!("{reason}; after {}", upstream.join(", ")))

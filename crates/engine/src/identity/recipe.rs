@@ -3,10 +3,10 @@
 //! | hashed | source |
 //! |---|---|
 //! | kind and its version | the stage kind |
-//! | parameters with defaults filled in | pipeline, config, `--set` |
-//! | input digests: of bytes, not of upstream recipes; for a unit, of the parts that it reads | store |
-//! | numerics: libtorch version, device class, precision, determinism | command line |
-//! | the unit's range | the stage kind |
+//! | params with defaults filled in | pipeline, config, `--set` |
+//! | input digests: bytes, not upstream recipes; of a unit, of what it reads of them | store |
+//! | numerics: libtorch version, device class, determinism | command line |
+//! | the unit's span | the stage kind |
 //!
 //! Not hashed, as [`Recipe`] does not contain them: paths, file times, host, user, GPU index, thread and worker counts,
 //! micro batch, log level, cache folder and stage names.
@@ -18,8 +18,8 @@ use serde_json::Value as Json;
 
 use crate::identity::digest::Digest;
 
-/// Version of the walk below; a change of it changes every fingerprint.
-pub const FORMAT: u32 = 1;
+/// Version of the walk below; a change of it makes every fingerprint new.
+pub const FORMAT: u32 = 2;
 const CONTEXT: &str = "attrflow recipe fingerprint v1";
 
 /// Everything that can change the bytes of a stage or a unit.
@@ -40,17 +40,16 @@ pub struct Recipe {
     pub unit: Option<Json>,
 }
 
-/// The properties of a machine and its libraries that can change a number.
+/// What of the machine and its libraries may change a number.
+///
+/// Manifests of earlier versions have a `precision` too, which was always `fp32` and is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Numerics {
     /// Version of libtorch, such as `2.11.0+cu130`.
     pub libtorch: String,
     /// `cpu` or `cuda`.
     pub device: String,
-    /// Floating-point format of the networks: `fp32`.
-    pub precision: String,
-    /// Whether only bitwise reproducible algorithms are allowed.
+    /// Whether only algorithms that repeat bit for bit are allowed.
     pub deterministic: bool,
 }
 
@@ -99,11 +98,10 @@ impl Recipe {
         sink.close();
         match numerics {
             None => sink.leaf("numerics", Leaf::Null),
-            Some(Numerics { libtorch, device, precision, deterministic }) => {
-                sink.open("numerics", b'{', 4);
+            Some(Numerics { libtorch, device, deterministic }) => {
+                sink.open("numerics", b'{', 3);
                 sink.leaf("libtorch", Leaf::Text(libtorch));
                 sink.leaf("device", Leaf::Text(device));
-                sink.leaf("precision", Leaf::Text(precision));
                 sink.leaf("deterministic", Leaf::Bool(*deterministic));
                 sink.close();
             }

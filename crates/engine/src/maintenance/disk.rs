@@ -1,4 +1,4 @@
-//! What the files of a cache take: lengths, and what the disk says.
+//! Disk usage of a cache, by area: lengths of files, and blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
@@ -7,16 +7,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::identity::digest::Digest;
-use crate::store::{Store, StoreError};
+use crate::store::{Area, Part, Store, StoreError};
 
-/// Files and what they take.
+/// Files and their disk usage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Space {
     /// Files, links and folders.
     pub files: u64,
     /// The lengths of the files together.
     pub bytes: u64,
-    /// Bytes in blocks of the disk; what has several names counts once.
+    /// Bytes in blocks of the disk; a file with several names counts once.
     pub disk: u64,
 }
 
@@ -28,13 +28,13 @@ impl std::ops::AddAssign for Space {
     }
 }
 
-/// All that is below a cache's folder.
+/// Everything in a cache folder.
 #[derive(Debug, Default)]
 pub struct Disk {
-    /// Objects with what stands beside them, by digest.
+    /// Objects with their listings, by digest.
     pub objects: BTreeMap<Digest, Space>,
-    /// What is no object: `index`, `runs`, `downloads`, `tmp`, `quarantine`, `other`.
-    pub rooms: BTreeMap<&'static str, Space>,
+    /// Everything else, by what it is at the top level; of the objects, the folders around them.
+    pub parts: BTreeMap<Part, Space>,
     /// Files with a second name that was counted.
     seen: BTreeSet<(u64, u64)>,
 }
@@ -56,12 +56,12 @@ impl Disk {
     /// Everything together.
     pub fn total(&self) -> Space {
         let mut total = Space::default();
-        self.objects.values().chain(self.rooms.values()).for_each(|space| total += *space);
+        self.objects.values().chain(self.parts.values()).for_each(|space| total += *space);
         total
     }
 
     fn walk(&mut self, root: &Path, path: &Path) -> Result<(), StoreError> {
-        // A run may remove a file while it is looked for.
+        // A run may have removed the file meanwhile.
         let Ok(metadata) = fs_err::symlink_metadata(path) else { return Ok(()) };
         let first =
             metadata.nlink() < 2 || metadata.is_dir() || self.seen.insert((metadata.dev(), metadata.ino()));
@@ -70,7 +70,7 @@ impl Disk {
         let below = path.strip_prefix(root).unwrap_or(path);
         match object(below) {
             Some(digest) => *self.objects.entry(digest).or_default() += space,
-            None => *self.rooms.entry(room(below)).or_default() += space,
+            None => *self.parts.entry(part(below)).or_default() += space,
         }
         if metadata.is_dir() {
             for entry in fs_err::read_dir(path)? {
@@ -84,24 +84,16 @@ impl Disk {
 /// The object that a path below the cache belongs to: `objects/ab/ab12…` and all below and beside it.
 fn object(below: &Path) -> Option<Digest> {
     let mut parts = below.iter().map(|part| part.to_str().unwrap_or_default());
-    if parts.next() != Some("objects") {
+    if parts.next() != Some(Area::Objects.name()) {
         return None;
     }
     let name = parts.nth(1)?;
     name.split('.').next()?.parse().ok()
 }
 
-fn room(below: &Path) -> &'static str {
-    let first = below.iter().next().and_then(|part| part.to_str()).unwrap_or_default();
-    match first {
-        "runs" => "runs",
-        "downloads" => "downloads",
-        "tmp" => "tmp",
-        "quarantine" => "quarantine",
-        // The folders themselves count as the index, which they are.
-        "" | "objects" | "pins-v1" | "stat-v1.json" | "vouched-v1" | "packed-v1" => "index",
-        "recall-v1" | "units.lock" | "slices-v1" => "index",
-        first if first.starts_with("recipes-v") || first.starts_with("units-v") => "index",
-        _ => "other",
+fn part(below: &Path) -> Part {
+    match below.iter().next() {
+        Some(name) => Part::of(&name.to_string_lossy()),
+        None => Part::Root,
     }
 }

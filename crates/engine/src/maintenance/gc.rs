@@ -1,4 +1,4 @@
-//! What can go: a plan that names everything first, and the taking away.
+//! Garbage collection: a plan that names everything to be removed, and its execution.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,22 +12,22 @@ use super::retention::{RetainReason, Retained};
 use crate::identity::digest::Digest;
 use crate::store::{ExclusiveLock, Store, StoreError};
 
-/// What goes and what stays.
+/// What is removed and what is kept.
 #[derive(Debug, Serialize)]
 pub struct Plan {
-    /// In the order that it goes in.
+    /// What is removed, in this order.
     pub steps: Vec<Removal>,
     /// Bytes of the disk that the cache takes now.
     pub before: u64,
     /// Bytes that the steps free.
     pub frees: u64,
-    /// What stays of results and units: how many, and what they take.
+    /// Results and units that are kept: how many, and their bytes.
     pub kept: BTreeMap<RetainReason, (usize, u64)>,
     /// Bytes above the budget after all steps.
     pub over: Option<u64>,
 }
 
-/// What was taken away so far.
+/// What was removed so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GcSummary {
     /// Entries of the index.
@@ -36,7 +36,7 @@ pub struct GcSummary {
     pub objects: usize,
 }
 
-/// Counts who names an object.
+/// Counts the entries that have an object as an output.
 struct References(BTreeMap<Digest, usize>);
 
 impl References {
@@ -48,7 +48,7 @@ impl References {
         Self(counts)
     }
 
-    /// Takes an entry away, and returns the objects that nobody names any more.
+    /// Removes an entry, and returns the objects that no other entry has.
     fn drop(&mut self, item: &Item) -> Vec<Digest> {
         let mut free = digests(item);
         free.retain(|digest| {
@@ -65,10 +65,10 @@ fn digests(item: &Item) -> BTreeSet<Digest> {
 }
 
 impl Plan {
-    /// What would go.
+    /// What would be removed.
     ///
     /// # Errors
-    /// A record that cannot be read: what it needs is not known, so nothing may go.
+    /// A manifest that cannot be read: what it needs is not known, so nothing may be removed.
     pub fn of(
         store: &Store,
         inventory: &Inventory,
@@ -86,7 +86,7 @@ impl Plan {
             }
         }
         let (units, mut results) = candidates(inventory, &kept);
-        // Cheapest to have back for the room that they take; then those not used for longest.
+        // Cheapest to recompute for their size first; then those not used for longest.
         let worth = |fingerprint: &Digest| {
             let item = &inventory.items[fingerprint];
             let disk = inventory.space(item, &mut BTreeSet::new()).disk.max(1);
@@ -103,7 +103,7 @@ impl Plan {
             if policy.budget.is_some_and(|budget| before.saturating_sub(frees) <= budget) {
                 break;
             }
-            // What only leads to a user's files takes no room, and would have to be adopted again.
+            // Links to a user's files take no space, and the files would have to be adopted again.
             let adopted = group.iter().any(|found| inventory.items[found].entry.adopted.is_some());
             if policy.budget.is_some() && adopted {
                 continue;
@@ -117,9 +117,9 @@ impl Plan {
         Ok(Self { steps, before, frees, kept, over: over.filter(|over| *over > 0) })
     }
 
-    /// Takes away what the plan names; `tell` hears of each thing that went.
+    /// Removes what the plan names; `tell` is called after each removal.
     ///
-    /// Entries go first and durably, then objects: whenever this ends, the index never names what was taken away.
+    /// Entries are removed first and durably, then objects: whenever this ends, the index never names a removed object.
     ///
     /// # Errors
     /// A removal that failed.
@@ -154,7 +154,7 @@ impl Plan {
         });
         let objects: BTreeSet<Digest> =
             of_gone.chain(strays).filter(|digest| !named.contains(digest)).collect();
-        // Also sweeps what killed runs left.
+        // This also sweeps the working folders of killed runs.
         let scratch = store.scratch()?;
         for digest in &objects {
             store.remove_object(digest, &scratch)?;
@@ -164,7 +164,7 @@ impl Plan {
         for step in &self.steps {
             match &step.what {
                 Target::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
-                Target::Manifest { path } => orphans::remove(path)?,
+                Target::Manifest { path } | Target::Obsolete { path } => orphans::remove(path)?,
                 _ => {}
             }
         }
@@ -172,7 +172,7 @@ impl Plan {
     }
 }
 
-/// Units of whole stages, by stage, and everything else that no rule keeps.
+/// Units of finished stages, by stage, and all other results that no rule keeps.
 fn candidates(inventory: &Inventory, kept: &Retained) -> (BTreeMap<Digest, Vec<Digest>>, Vec<Digest>) {
     let mut units: BTreeMap<Digest, Vec<Digest>> = BTreeMap::new();
     let mut results = Vec::new();

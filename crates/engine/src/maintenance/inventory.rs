@@ -1,4 +1,4 @@
-//! The content of a cache, by the names that the runs gave it.
+//! What a cache holds, by the names of stages in its manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::disk::{Disk, Space};
 use super::pins::{Pin, Pins};
 use crate::identity::digest::Digest;
 use crate::provenance::manifest::{self, Manifest};
-use crate::store::{Entry, Store, StoreError, UnitIndex};
+use crate::store::{Area, Entry, Store, StoreError, UnitIndex};
 
 /// A stage of a pipeline, as a run named it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -40,11 +40,11 @@ pub struct RunUse {
 /// A result of a stage or of a unit.
 #[derive(Debug)]
 pub struct Item {
-    /// The index entry.
+    /// Its entry.
     pub entry: Entry,
-    /// The stage that last used it; `None` if no run records one.
+    /// The stage that had it last; `None` if no run recorded one.
     pub name: Option<Owner>,
-    /// When a run last used or made it.
+    /// When a run last used or computed it.
     pub used: Timestamp,
     /// Whether a manifest records it, or the stage whose unit it is.
     pub recorded: bool,
@@ -53,20 +53,20 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether it is a unit's part and not a stage's result.
+    /// Whether it is the result of a unit, not of a stage.
     pub fn is_unit(&self) -> bool {
         self.entry.recipe.unit.is_some()
     }
 }
 
-/// The content of a store, and its owners.
+/// Everything in a store, and for whom.
 #[derive(Debug)]
 pub struct Inventory {
     /// Results by fingerprint.
     pub items: BTreeMap<Digest, Item>,
     /// Index files that cannot be read, and why.
     pub damaged: Vec<(PathBuf, String)>,
-    /// The disk usage.
+    /// Disk usage.
     pub disk: Disk,
     /// The runs of each pipeline, newest first.
     pub runs: BTreeMap<String, Vec<RunUse>>,
@@ -79,14 +79,14 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Reads the content of a store.
+    /// Reads a store.
     ///
     /// # Errors
     /// A store that cannot be read.
     pub fn of(store: &Store) -> Result<Self, StoreError> {
         let mut runs = BTreeMap::new();
         let mut unread = Vec::new();
-        let folder = store.root().join("runs");
+        let folder = store.area(Area::Runs);
         if folder.is_dir() {
             for pipeline in fs_err::read_dir(folder)? {
                 let pipeline = pipeline?;
@@ -119,7 +119,7 @@ impl Inventory {
         Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
     }
 
-    /// The size of a result's objects, without those already in `counted`, to which they are added.
+    /// Disk usage of a result's objects, without those that are in `counted`, to which they are added.
     pub fn space(&self, item: &Item, counted: &mut BTreeSet<Digest>) -> Space {
         let mut space = Space::default();
         for artifact in item.entry.outputs.values() {

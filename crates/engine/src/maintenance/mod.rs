@@ -1,4 +1,4 @@
-//! Care for a cache: what it holds and for whom, what can go, whether it is sound, and sharing it with others.
+//! Maintenance of a cache: what it holds and for whom, garbage collection, verification, and remotes.
 
 mod disk;
 mod gc;

@@ -1,4 +1,4 @@
-//! What nobody needs: left by killed runs, set aside as damaged, downloaded and not taken.
+//! Files that no run needs, area by area: working folders of killed runs, quarantined files, unused downloads, obsolete areas.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,31 +8,27 @@ use jiff::Timestamp;
 
 use super::inventory::Inventory;
 use super::policy::{Policy, Removal, Target};
-use crate::identity::recipe;
 use crate::provenance::manifest;
-use crate::store::{Store, StoreError};
+use crate::store::{Area, Part, Store, StoreError};
 
-/// Refuses where something of the store can't be read that may need what would be taken away.
+/// Refuses where something of the store cannot be read, for that may need what would be removed.
 pub(super) fn readable(store: &Store, inventory: &Inventory) -> Result<(), StoreError> {
     if let Some((path, reason)) = inventory.damaged.first() {
         return Err(StoreError::Damaged { path: path.clone(), reason: reason.clone() });
     }
     if let Some(reason) = inventory.unread.first() {
-        let path = store.root().join("runs");
+        let path = store.area(Area::Runs);
         return Err(StoreError::Damaged { path, reason: reason.clone() });
     }
-    for path in below(store.root())? {
-        let name = name(&path);
-        let version = name.strip_prefix("recipes-v").and_then(|number| number.parse::<u32>().ok());
-        if version.is_some_and(|version| version > recipe::FORMAT) {
-            let reason = "a newer attrflow wrote it, whose results this one cannot tell".to_owned();
-            return Err(StoreError::Damaged { path, reason });
-        }
+    if let Some(newer) = store.parts()?.into_iter().find(|part| matches!(part, Part::Newer(_))) {
+        let reason =
+            "a newer version of attrflow wrote it, whose results this version cannot read".to_owned();
+        return Err(StoreError::Damaged { path: store.root().join(newer.name()), reason });
     }
     Ok(())
 }
 
-/// What goes in any case.
+/// What is removed in any case, area by area.
 pub(super) fn steps(
     store: &Store,
     inventory: &Inventory,
@@ -40,51 +36,99 @@ pub(super) fn steps(
     now: Timestamp,
 ) -> Result<Vec<Removal>, StoreError> {
     let mut steps = Vec::new();
-    let scratch: u64 = dead(&store.root().join("tmp"))?.iter().map(|path| blocks(path)).sum();
-    if scratch > 0 {
-        steps.push(Removal::orphan(Target::Scratch, "work of runs that were killed".into(), scratch));
-    }
-    let old = |path: &Path| {
-        let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
-        let changed = changed.ok().and_then(|time: SystemTime| Timestamp::try_from(time).ok());
-        changed.is_some_and(|at| now.duration_since(at).as_secs() >= policy.grace.as_secs() as i64)
-    };
-    for path in below(&store.root().join("quarantine"))?.into_iter().filter(|path| old(path)) {
-        let (name, frees) = (format!("damaged {}", name(&path)), blocks(&path));
-        steps.push(Removal::orphan(Target::Files { paths: vec![path] }, name, frees));
-    }
-    let mut downloads: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    for path in below(&store.root().join("downloads"))? {
-        let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        downloads.entry(key).or_default().push(path);
-    }
-    for (key, paths) in downloads {
-        // What is under way goes on in the next run.
-        let finished = paths.iter().any(|path| path.extension().is_some_and(|ending| ending == "file"));
-        if finished && paths.iter().filter(|path| !name(path).ends_with(".lock")).all(|path| old(path)) {
-            let frees = paths.iter().map(|path| blocks(path)).sum();
-            let name = format!("finished download {key}");
-            steps.push(Removal::orphan(Target::Files { paths }, name, frees));
-        }
-    }
-    let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
-    for (pipeline, past) in &inventory.runs {
-        for run in past.iter().skip(most) {
-            let pinned = |path: &PathBuf| run.path.ends_with(Path::new("runs").join(path));
-            // What somebody signed is their word, and not ours to take away.
-            let signed = manifest::signature_path(&run.path).exists();
-            if signed || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned) {
-                continue;
+    for part in store.parts()? {
+        let path = store.root().join(part.name());
+        match &part {
+            Part::Area(Area::Tmp) => scratch(&path, &mut steps)?,
+            Part::Area(Area::Quarantine) => quarantined(&path, policy, now, &mut steps)?,
+            Part::Area(Area::Downloads) => downloads(&path, policy, now, &mut steps)?,
+            Part::Area(Area::Runs) => manifests(inventory, policy, &mut steps),
+            // Removed by what names them.
+            Part::Area(Area::Objects | Area::Recipes | Area::Units) => {}
+            Part::Area(Area::Pins | Area::Costs | Area::FileState | Area::Noop) => {}
+            Part::Area(Area::StoreLock | Area::UnitsLock | Area::CacheTag | Area::GitIgnore) => {}
+            Part::Obsolete(name) => {
+                let frees = blocks(&path);
+                let target = Target::Obsolete { path };
+                steps.push(Removal::orphan(target, format!("{name}, {}", part.purpose()), frees));
             }
-            let path = run.path.clone();
-            let (name, frees) = (format!("record of {pipeline}/{}", name(&path)), blocks(&path));
-            steps.push(Removal::orphan(Target::Manifest { path }, name, frees));
+            // Somebody else's.
+            Part::Root | Part::Newer(_) | Part::Unknown(_) => {}
         }
     }
     Ok(steps)
 }
 
-/// Removes a file, or a folder and all below it; what is gone already is no fault.
+fn scratch(tmp: &Path, steps: &mut Vec<Removal>) -> Result<(), StoreError> {
+    let frees: u64 = dead(tmp)?.iter().map(|path| blocks(path)).sum();
+    if frees > 0 {
+        steps.push(Removal::orphan(Target::Scratch, "working folders of killed runs".into(), frees));
+    }
+    Ok(())
+}
+
+/// Whether a file has not changed for as long as the policy keeps such files.
+fn expired(path: &Path, policy: &Policy, now: Timestamp) -> bool {
+    let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let changed = changed.ok().and_then(|time: SystemTime| Timestamp::try_from(time).ok());
+    changed.is_some_and(|at| now.duration_since(at).as_secs() >= policy.grace.as_secs() as i64)
+}
+
+fn quarantined(
+    folder: &Path,
+    policy: &Policy,
+    now: Timestamp,
+    steps: &mut Vec<Removal>,
+) -> Result<(), StoreError> {
+    for path in below(folder)?.into_iter().filter(|path| expired(path, policy, now)) {
+        let (name, frees) = (format!("damaged {}", name(&path)), blocks(&path));
+        steps.push(Removal::orphan(Target::Files { paths: vec![path] }, name, frees));
+    }
+    Ok(())
+}
+
+fn downloads(
+    folder: &Path,
+    policy: &Policy,
+    now: Timestamp,
+    steps: &mut Vec<Removal>,
+) -> Result<(), StoreError> {
+    let mut downloads: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for path in below(folder)? {
+        let key = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        downloads.entry(key).or_default().push(path);
+    }
+    for (key, paths) in downloads {
+        // An unfinished download is resumed by the next run.
+        let finished = paths.iter().any(|path| path.extension().is_some_and(|ending| ending == "file"));
+        let mut files = paths.iter().filter(|path| !name(path).ends_with(".lock"));
+        if finished && files.all(|path| expired(path, policy, now)) {
+            let frees = paths.iter().map(|path| blocks(path)).sum();
+            let name = format!("finished download {key}");
+            steps.push(Removal::orphan(Target::Files { paths }, name, frees));
+        }
+    }
+    Ok(())
+}
+
+fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
+    let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
+    for (pipeline, past) in &inventory.runs {
+        for run in past.iter().skip(most) {
+            let pinned = |path: &PathBuf| run.path.ends_with(Path::new(Area::Runs.name()).join(path));
+            // A signed manifest is somebody's statement, so it stays.
+            let signed = manifest::signature_path(&run.path).exists();
+            if signed || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned) {
+                continue;
+            }
+            let path = run.path.clone();
+            let (name, frees) = (format!("manifest of {pipeline}/{}", name(&path)), blocks(&path));
+            steps.push(Removal::orphan(Target::Manifest { path }, name, frees));
+        }
+    }
+}
+
+/// Removes a file, or a folder with everything in it; one that is missing is no error.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match fs_err::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs_err::remove_dir_all(path),
@@ -97,7 +141,7 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Work folders and files whose lock nobody holds.
+/// Working folders and temporary files whose lock nobody holds.
 fn dead(tmp: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut dead = Vec::new();
     for path in below(tmp)? {
@@ -129,7 +173,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Bytes of the disk that a file takes, or a folder with all below it.
+/// Disk usage of a file, or of a folder with everything in it.
 fn blocks(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let Ok(metadata) = fs_err::symlink_metadata(path) else { return 0 };
@@ -140,9 +184,9 @@ fn blocks(path: &Path) -> u64 {
     }
 }
 
-/// Moves a file of the index out of the way, beside the damaged objects.
+/// Moves an index file into quarantine.
 pub(super) fn quarantine_file(store: &Store, path: &Path) -> Result<PathBuf, StoreError> {
-    let folder = store.root().join("quarantine");
+    let folder = store.area(Area::Quarantine);
     fs_err::create_dir_all(&folder)?;
     let at = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
     let target = folder.join(format!("{at}-{}", name(path)));

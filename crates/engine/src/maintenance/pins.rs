@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::digest::Digest;
-use crate::store::{Store, StoreError};
+use crate::store::{Area, Store, StoreError};
 
 /// A pinned item, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ impl<'a> Pins<'a> {
     }
 
     fn folder(&self) -> PathBuf {
-        self.store.root().join("pins-v1")
+        self.store.area(Area::Pins)
     }
 
     fn path(&self, pin: &Pin) -> PathBuf {

@@ -15,24 +15,24 @@ pub struct Policy {
     pub keep_runs: usize,
     /// Manifests to keep of each pipeline; `None` keeps all.
     pub keep_manifests: Option<usize>,
-    /// Stop as soon as the cache takes at most this many bytes of disk; `None` removes all that is not kept.
+    /// Remove only until the cache uses no more bytes of the disk than this; without it, everything that is not kept.
     pub budget: Option<u64>,
-    /// Also remove units whose merged results are kept.
+    /// Also remove units whose results are kept.
     pub units: bool,
-    /// How long to keep items that no run records, quarantined files and downloads.
+    /// How long results that no manifest names are kept, and damaged or downloaded files.
     pub grace: Duration,
 }
 
-/// What is removed.
+/// What a step removes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Target {
-    /// The result of a stage, or of a unit whose stage is partial.
+    /// The result of a stage, or of a unit of a partial stage.
     Result {
         /// Its fingerprint.
         fingerprint: Digest,
     },
-    /// Units whose merged result exists.
+    /// Units whose stage has its result.
     Units {
         /// Their fingerprints.
         units: Vec<Digest>,
@@ -42,27 +42,32 @@ pub enum Target {
         /// The object.
         digest: Digest,
     },
-    /// Leftovers of killed runs.
+    /// Working folders of killed runs.
     Scratch,
-    /// Quarantined files, or finished downloads that no run used.
+    /// Damaged files, or finished downloads that were not used.
     Files {
         /// The files and folders.
         paths: Vec<PathBuf>,
     },
-    /// The record of an old run.
+    /// An area of an earlier version, which nothing reads any more.
+    Obsolete {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The manifest of an old run.
     Manifest {
         /// The file.
         path: PathBuf,
     },
 }
 
-/// One removal.
+/// One step of a garbage collection.
 #[derive(Debug, Clone, Serialize)]
 pub struct Removal {
     /// What it is.
     #[serde(flatten)]
     pub what: Target,
-    /// `PIPELINE/STAGE`, or another description.
+    /// `PIPELINE/STAGE`, or what it is.
     pub name: String,
     /// The stage kind; empty unless it is a result.
     pub kind: String,
@@ -71,6 +76,6 @@ pub struct Removal {
     /// When it was last used.
     #[serde(serialize_with = "super::inventory::as_text")]
     pub used: Option<Timestamp>,
-    /// Computing time in seconds to rebuild it; `None` if there is nothing to rebuild.
+    /// Seconds to recompute it; `None` for what no run recomputes.
     pub seconds: Option<f64>,
 }

@@ -18,9 +18,10 @@ pub enum RetainReason {
     Run,
     /// It is pinned.
     Pin,
-    /// It is a unit of a stage that failed in one of the last runs, which goes on from it.
+    /// A unit of a stage that failed in one of the last runs: the next run resumes from it.
     Partial,
-    /// No run's record names it yet, and it is young: of a run that was killed, or that goes on elsewhere.
+    /// It is young, and no run has recorded it yet: it may be of a run that was killed, or that is still active
+    /// elsewhere.
     Recent,
     /// A unit of a kept result: no run needs it, but a run after an edit may.
     Units,

@@ -1,4 +1,4 @@
-//! Every byte of a cache held against its name.
+//! Reads every byte of a cache and checks it against its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,9 +11,9 @@ use serde::Serialize;
 use super::inventory::{Inventory, Owner};
 use super::orphans;
 use crate::identity::digest::Digest;
-use crate::store::{Artifact, Health, Store, StoreError};
+use crate::store::{Artifact, Health, Part, Store, StoreError};
 
-/// One thing that is not what its name says.
+/// A file that is not what its name says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Corruption {
     /// What it is: `object` or `index`.
@@ -24,7 +24,7 @@ pub struct Corruption {
     pub why: String,
     /// The results that it belongs to, by the names that runs gave them, and whether a unit's.
     pub of: BTreeSet<Owner>,
-    /// Where it was put; `None` for what leads to a user's file.
+    /// Where it was moved; `None` for a link to a user's file.
     pub moved: Option<PathBuf>,
 }
 
@@ -37,32 +37,36 @@ pub struct VerifySummary {
     pub bytes: u64,
     /// Entries of the index.
     pub entries: usize,
-    /// What was damaged, and is now out of the way.
+    /// What was damaged, and is now in quarantine.
     pub damage: Vec<Corruption>,
-    /// What became of files that stand for results and are not the cache's own.
+    /// Adopted files that are missing or were modified.
     pub lost: Vec<String>,
-    /// Stages that lost a result by it: the next run computes them.
+    /// Stages that lost a result: the next run recomputes them.
     pub rebuilds: BTreeSet<Owner>,
-    /// Stages with a result of which something was not there before: removed, or found damaged earlier.
+    /// Stages with a result of which something was missing before: removed, or found damaged earlier.
     pub incomplete: BTreeSet<Owner>,
+    /// Files and folders at the top level that were not checked, for nothing reads them: obsolete or unknown.
+    pub unchecked: Vec<String>,
 }
 
 /// A verification of a whole store.
 pub struct Verify<'a> {
     /// The cache.
     pub store: &'a Store,
-    /// Hears how many bytes were read of how many.
+    /// Called with how many bytes were read of how many.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
 impl Verify<'_> {
-    /// Reads everything, and puts aside what is damaged.
+    /// Reads everything, and quarantines what is damaged.
     ///
     /// # Errors
     /// What cannot be read or moved.
     pub fn execute(&self) -> Result<VerifySummary, StoreError> {
         let inventory = Inventory::of(self.store)?;
         let mut checked = VerifySummary { entries: inventory.items.len(), ..VerifySummary::default() };
+        let unchecked = self.store.parts()?.into_iter().filter(|part| !matches!(part, Part::Area(_)));
+        checked.unchecked = unchecked.map(|part| format!("{} ({})", part.name(), part.purpose())).collect();
         let mut incomplete: BTreeSet<Digest> = BTreeSet::new();
         for (fingerprint, item) in &inventory.items {
             if !inventory.exists(fingerprint) {
@@ -82,7 +86,7 @@ impl Verify<'_> {
                 Some(artifact) => (*artifact).clone(),
                 None => Artifact { digest, size: 0, folder: self.store.path(&digest).is_dir() },
             };
-            // The next run says so and computes the stage, or finds the files again, on a disk that is not there now.
+            // Left alone: the files may be on a disk that is not mounted now.
             if let Some(loss) = self.store.adoption_change(&artifact)? {
                 checked.lost.push(loss);
                 continue;
@@ -117,7 +121,7 @@ impl Verify<'_> {
         Ok(checked)
     }
 
-    /// Whether it is a unit whose joined result stands.
+    /// Whether it is a unit whose stage has its result.
     fn spared(&self, inventory: &Inventory, fingerprint: &Digest) -> bool {
         let item = &inventory.items[fingerprint];
         item.is_unit() && item.stages.iter().any(|stage| inventory.exists(stage))
@@ -147,7 +151,7 @@ impl Verify<'_> {
         Ok(found)
     }
 
-    /// The stages that a damaged file of the index was for, as far as the runs' records tell.
+    /// The stages that a damaged index file belongs to, according to the manifests.
     fn named_in_runs(&self, inventory: &Inventory, path: &std::path::Path) -> BTreeSet<Owner> {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let Ok(fingerprint) = stem.parse::<Digest>() else { return BTreeSet::new() };

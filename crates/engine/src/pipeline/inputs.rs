@@ -33,7 +33,7 @@ enum Named<'t> {
     /// `stage.port/below`.
     Port { stage: usize, port: &'t str, sub: Option<&'t str> },
     /// An output that the stage has only if one of its parameters enables it.
-    NotAsked { stage: usize, output: &'static Output },
+    NotEnabled { stage: usize, output: &'static Output },
 }
 
 /// Reads the inputs of a stage. For a disabled stage, only the names are checked.
@@ -126,11 +126,11 @@ fn read_source(
                 let (port, sub) = ((*port).to_owned(), sub.map(str::to_owned));
                 return Some(Some(Source::Port { stage: *stage, port, sub, origin: node.origin.clone() }));
             }
-            Named::Port { .. } | Named::NotAsked { .. } => {}
+            Named::Port { .. } | Named::NotEnabled { .. } => {}
         }
     }
-    if let Some(Named::NotAsked { stage, output }) =
-        read.iter().find(|named| matches!(named, Named::NotAsked { .. }))
+    if let Some(Named::NotEnabled { stage, output }) =
+        read.iter().find(|named| matches!(named, Named::NotEnabled { .. }))
     {
         let (id, param) = (expanded.drafts[*stage].id(), output.enabled_by.unwrap_or_default());
         let message =
@@ -209,7 +209,7 @@ fn read_name<'t>(
     let output_named = expanded.drafts[stage].kind.outputs.iter().find(|output| output.name == port);
     if !outputs.iter().any(|known| known.name == port) {
         if let Some(output) = output_named.filter(|output| output.enabled_by.is_some()) {
-            return Some(Named::NotAsked { stage, output });
+            return Some(Named::NotEnabled { stage, output });
         }
         let message = format!("the stage `{name}` has no output `{port}`");
         reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name.as_str()));

@@ -5,8 +5,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use crate::identity::recipe;
-use crate::store::{Entry, Store};
+use crate::store::{Area, Entry, Store};
 
 /// A cached result of a whole stage, and when it was written.
 #[derive(Debug, Clone)]
@@ -19,7 +18,7 @@ pub struct CachedResult {
 
 /// The results of a kind's stages, newest first; unreadable index files are skipped.
 pub fn of_kind(store: &Store, kind: &str) -> Vec<CachedResult> {
-    let folder = store.root().join(format!("recipes-v{}", recipe::FORMAT));
+    let folder = store.area(Area::Recipes);
     let below = |folder: PathBuf| fs_err::read_dir(folder).into_iter().flatten().flatten();
     let files: Vec<PathBuf> =
         below(folder).flat_map(|folder| below(folder.path())).map(|file| file.path()).collect();

@@ -1,4 +1,4 @@
-//! What the last runs of a pipeline recorded.
+//! The records of a pipeline's last runs.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

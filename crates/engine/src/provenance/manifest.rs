@@ -37,7 +37,7 @@ pub struct Manifest {
     pub seconds: f64,
     /// How numbers were computed.
     pub numerics: Numerics,
-    /// What is not hashed but may explain a time.
+    /// Properties of the run that are not hashed but may explain its time.
     pub conditions: Conditions,
     /// Stages of the pipeline that were not selected: their last results stay valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -46,7 +46,7 @@ pub struct Manifest {
     pub stages: Vec<StageRecord>,
 }
 
-/// The attrflow that ran.
+/// The version of attrflow.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Program {
@@ -98,7 +98,7 @@ pub struct StageRecord {
     pub outcome: Outcome,
     /// The recipe's hash; absent where the stage did not start.
     pub fingerprint: Option<Digest>,
-    /// Everything that is hashed.
+    /// Its recipe.
     pub recipe: Option<Recipe>,
     /// All parameters, also those that are not hashed; null where unknown.
     #[serde(default, skip_serializing_if = "Json::is_null")]

@@ -1,12 +1,12 @@
-//! Artifacts that stay where they are: files of the user's that stand for a stage's outputs.
+//! Adopted artifacts: files of the user that serve as a stage's outputs and stay where they are.
 //!
 //! ```text
-//! objects/ab/ab12…          a link to the file; for a folder, a folder of links, one per file, so that what is
-//!                           put beside the files later is no part of the artifact
+//! objects/ab/ab12…          a link to the file; for a folder, a folder with a link per file, so that files added
+//!                           later do not belong to the artifact
 //! objects/ab/ab12….adopted  where the file or folder is
 //! ```
-//! The store does not own the bytes, so it looks at them again whenever it is asked for them: a file whose size and
-//! times have moved is hashed anew, and one with other bytes no longer stands for anything.
+//! The store does not own the bytes, so it checks them at each use: a file whose size or times have changed is hashed
+//! again, and one with other bytes is no longer a result.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -15,9 +15,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::file_state::stat::Stat;
 use super::{
-    Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, names, read_json, remove,
+    Area, Artifact, Entry, Listing, Result, Store, StoreError, digest_of, list, read_json, remove,
     sync_folder,
 };
 use crate::identity::digest::Digest;
@@ -40,25 +39,7 @@ struct Place {
     path: PathBuf,
 }
 
-/// What the file system says of a file, or of all files of a folder.
-#[derive(Debug, PartialEq, Eq)]
-pub struct AdoptedStat(BTreeMap<String, Stat>);
-
-impl AdoptedStat {
-    /// Looks at what stands at a path.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being looked at.
-    pub fn of(path: &Path) -> Result<Self> {
-        if !fs_err::metadata(path)?.is_dir() {
-            return Ok(Self(BTreeMap::from([(String::new(), Stat::of(path)?)])));
-        }
-        let stats = names(path)?.into_iter().map(|name| Ok((name.clone(), Stat::of(&path.join(name))?)));
-        Ok(Self(stats.collect::<Result<_>>()?))
-    }
-}
-
-/// What became of an adopted file.
+/// What is wrong with an adopted file.
 enum Fault {
     Gone,
     Changed,
@@ -76,7 +57,7 @@ impl std::fmt::Display for Fault {
 }
 
 impl Store {
-    /// Lets what was lent stand for what the recipe gives.
+    /// Makes linked files the result of a recipe.
     ///
     /// # Errors
     /// A write that failed; the entry is then not there.
@@ -92,7 +73,7 @@ impl Store {
         Ok(entry)
     }
 
-    /// Makes the object that leads to a file or folder of the user's.
+    /// Makes an object that links to a file or folder of the user.
     ///
     /// # Errors
     /// A file that cannot be read, or a write that failed.
@@ -110,7 +91,7 @@ impl Store {
         if self.adopted(&artifact.digest)?.is_some() {
             self.unadopt(&artifact.digest)?;
         } else if target.exists() {
-            // The store has the bytes themselves, which is better than to know where they are.
+            // The store has the bytes itself, which is better than a link.
             if digest_of(&target)? == artifact.digest {
                 return Ok(artifact);
             }
@@ -120,7 +101,7 @@ impl Store {
         let text = serde_json::to_vec(&place).map_err(std::io::Error::from)?;
         let place = self.place_path(&artifact.digest);
         self.write(&place, &text)?;
-        // Nothing else tells whether it is whole.
+        // It has no checksum.
         fs_err::File::open(&place)?.sync_all()?;
         let scratch = self.scratch()?;
         let attempt = scratch.attempt()?;
@@ -134,13 +115,13 @@ impl Store {
         Ok(artifact)
     }
 
-    /// Removes what leads to adopted bytes, not the bytes.
+    /// Removes the links to adopted files, not the files.
     pub(super) fn unadopt(&self, digest: &Digest) -> Result<()> {
         let target = self.path(digest);
         if fs_err::symlink_metadata(&target).is_ok() {
             remove(&target)?;
         }
-        // Last: a crash in between leaves a place without an object, which stands for nothing.
+        // Last: a crash in between leaves a place without an object, which no lookup finds.
         Ok(fs_err::remove_file(self.place_path(digest))?)
     }
 
@@ -153,7 +134,7 @@ impl Store {
         Ok(place.map(|place| place.path))
     }
 
-    /// What became of an adopted artifact, for people; `None` for one that is as it was, or is not adopted.
+    /// What changed in an adopted artifact, for people; `None` if it is unchanged, or not adopted.
     ///
     /// # Errors
     /// A file of the store that cannot be read.
@@ -198,7 +179,7 @@ impl Store {
     }
 
     pub(super) fn place_path(&self, digest: &Digest) -> PathBuf {
-        self.beside(digest, ".adopted")
+        self.sharded(Area::Objects, digest, ".adopted")
     }
 }
 

@@ -1,17 +1,23 @@
-//! Folders to work in: one per run, and in it one per attempt.
+//! Working folders: one per run, and in it one per attempt.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Result, Store};
+use super::{Area, Result, Store};
 
-const TAG: &str =
-    "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n";
+/// What marks the folder as a cache: for backup programs, and for Git.
+const MARKS: [(Area, &str); 2] = [
+    (
+        Area::CacheTag,
+        "Signature: 8a477f597d28d172789f06886806bc55\n# attrflow's cache: safe to delete, costly to rebuild\n",
+    ),
+    (Area::GitIgnore, "*\n!.gitignore\n"),
+];
 
 /// The working folder of one run; the lock tells other runs that it is in use.
 ///
-/// No two runs ever share one, nor two attempts a name, so a worker that outlives its runner cannot touch what a later run
-/// builds.
+/// No two runs share a folder, and no two attempts a name, so a worker that outlives its run cannot touch the files of a later
+/// one.
 pub struct Scratch {
     folder: PathBuf,
     lock_path: PathBuf,
@@ -19,30 +25,32 @@ pub struct Scratch {
     count: AtomicU64,
 }
 
-/// How the names of files began that were on their way to their place, by earlier versions.
+/// How the names of temporary files of earlier versions begin.
 const WRITE: &str = "write-";
 
 impl Store {
-    /// A path for a file on its way to its place, swept if its writer dies before it is there.
+    /// A path for a temporary file, which is swept if its writer dies before renaming it.
     pub(super) fn temp_path(&self) -> Result<PathBuf> {
-        let mut aside = self.aside.lock().expect("no panic under this lock");
-        let scratch = match &mut *aside {
+        let mut temporary = self.temporary.lock().expect("no panic under this lock");
+        let scratch = match &mut *temporary {
             Some(scratch) => scratch,
             none => none.insert(self.scratch()?),
         };
         Ok(scratch.next())
     }
 
-    /// Makes the working folder of a run, and removes those of runs that ended without doing so.
+    /// Makes the working folder of a run, and removes those of dead runs.
     ///
     /// # Errors
     /// A folder that cannot be made.
     pub fn scratch(&self) -> Result<Scratch> {
-        let tmp = self.root.join("tmp");
+        let tmp = self.area(Area::Tmp);
         fs_err::create_dir_all(&tmp)?;
-        let tag = self.root.join("CACHEDIR.TAG");
-        if !tag.exists() {
-            fs_err::write(&tag, TAG)?;
+        for (area, text) in MARKS {
+            let mark = self.area(area);
+            if !mark.exists() {
+                fs_err::write(&mark, text)?;
+            }
         }
         let gate = gate(&tmp)?;
         gate.file().lock()?;
@@ -61,7 +69,7 @@ impl Store {
     }
 }
 
-/// Held while a lock file is made and locked: a sweep must not take it for a dead run's in between.
+/// Held while a lock file is made and locked: a sweep in between would take it for a dead run's.
 fn gate(tmp: &Path) -> Result<fs_err::File> {
     Ok(fs_err::File::create(tmp.join("gate"))?)
 }
@@ -79,7 +87,7 @@ fn sweep(tmp: &Path) -> Result<()> {
         if lock.file().try_lock().is_ok() {
             let folder = path.with_extension("");
             if folder.is_dir() {
-                // What cannot be removed now, because an orphan still writes there, goes next time.
+                // If an orphan still writes there, the next sweep removes it.
                 if fs_err::remove_dir_all(&folder).is_err() {
                     continue;
                 }
@@ -91,7 +99,7 @@ fn sweep(tmp: &Path) -> Result<()> {
 }
 
 impl Scratch {
-    /// A path that nothing stands at.
+    /// A new path.
     fn next(&self) -> PathBuf {
         self.folder.join(self.count.fetch_add(1, Ordering::Relaxed).to_string())
     }
@@ -106,10 +114,10 @@ impl Scratch {
         Ok(Attempt { folder })
     }
 
-    /// An attempt for another use, under a name of its own, if nothing to speak of is left in it; small files that are go with
-    /// the run, such as outputs of which the store had the bytes already.
+    /// Renames an attempt's folder for another attempt, if only small files are left in it, such as outputs that the store had
+    /// already; they are removed with the run.
     ///
-    /// Some file systems make new files the slower the more were removed a moment ago.
+    /// Some file systems make new files the slower, the more were removed just before.
     pub fn recycle(&self, attempt: Attempt) -> Option<Attempt> {
         for entry in fs_err::read_dir(&attempt.folder).ok()? {
             let path = entry.ok()?.path();
@@ -133,7 +141,7 @@ impl Drop for Scratch {
     }
 }
 
-/// The folder of one attempt at a unit; what was not taken from it goes with it, or at the latest with the run.
+/// The folder of one attempt at a unit; what is left in it is removed with it, at the latest with the run.
 pub struct Attempt {
     folder: PathBuf,
 }
@@ -145,12 +153,12 @@ impl Attempt {
     }
 }
 
-/// What a file may have and wait for the end of the run to be removed.
+/// Files up to this size may wait until the end of the run to be removed.
 const SMALL: u64 = 64 << 10;
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        // What takes no room to speak of is left until the run ends, see above.
+        // Empty folders and links are left until the run ends, see above.
         if holds_files(&self.folder) {
             let _ = fs_err::remove_dir_all(&self.folder);
         }

@@ -1,17 +1,14 @@
-//! Whether an object may be used: it is what its name says, by memory or by its bytes.
+//! Whether an object may be used: it is what its name says, by how it looks or by its bytes.
 
 use std::path::Path;
-use std::sync::MutexGuard;
 
-use rayon::prelude::*;
-
+use super::file_state::Trust;
 use super::file_state::tree_stat::TreeStat;
-use super::file_state::verified::{VerifiedObjects, VerifiedStat};
 use super::{Artifact, Health, Result, Store};
 use crate::identity::digest::Digest;
 
-/// Smaller objects are hashed a second time before they are vouched for, which takes less than waiting for the clock's
-/// next tick before the first.
+/// Smaller objects are hashed a second time before later processes may believe them, which takes less than waiting for the
+/// clock's next tick before the first.
 pub(super) const SMALL: u64 = 1 << 20;
 
 /// The state of what an entry names.
@@ -26,19 +23,15 @@ pub(super) enum Integrity {
 }
 
 impl Store {
-    pub(super) fn verified(&self) -> MutexGuard<'_, VerifiedObjects> {
-        self.vouched.lock().expect("no panic under this lock")
-    }
-
     /// Looks at an object; at its bytes only where it does not look as when they were hashed.
     pub(super) fn state(&self, artifact: &Artifact) -> Result<Integrity> {
         let digest = &artifact.digest;
         let object = self.path(digest);
         let Ok(link) = fs_err::symlink_metadata(&object) else { return Ok(Integrity::Missing) };
-        // An adopted file is a link; only of a folder the name tells nothing.
+        // An adopted file is a link; a folder may be either.
         if (link.is_symlink() || link.is_dir()) && self.adopted(digest)?.is_some() {
             return Ok(match self.adoption_change(artifact)? {
-                Some(loss) => Integrity::Invalid(loss),
+                Some(change) => Integrity::Invalid(change),
                 None if object.exists() => Integrity::Ok,
                 None => Integrity::Missing,
             });
@@ -48,44 +41,40 @@ impl Store {
             false => self.look(&object, digest)?,
         };
         let Some(seen) = seen else { return Ok(Integrity::Missing) };
-        let lost = |why: &str| {
+        let invalid = |why: &str| {
             let kind = if artifact.folder { "folder" } else { "file" };
             Integrity::Invalid(format!("the {kind} {} in the cache is damaged: {why}", digest.short()))
         };
-        let mark = seen.stat_hash();
-        {
-            let mut vouched = self.verified();
-            if vouched.is_verified(digest, &mark) {
-                return Ok(Integrity::Ok);
-            }
-            if let Some(why) = vouched.fault(digest, &mark) {
-                return Ok(lost(why));
-            }
+        let look = seen.stat_hash();
+        match self.file_state().get(digest, &look) {
+            Some([]) => return Ok(Integrity::Ok),
+            Some(why) => return Ok(invalid(&String::from_utf8_lossy(why))),
+            None => {}
         }
         let why = if link.is_dir() != artifact.folder {
             format!("it is {}", if link.is_dir() { "a folder" } else { "a file" })
         } else if !artifact.folder && link.len() != artifact.size {
             format!("it has {} bytes instead of {}", link.len(), artifact.size)
         } else {
-            let sure = seen.past_racy_window();
+            let trust = Trust::of_object(seen.past_racy_window());
             match self.verify(digest)? {
                 Health::Sound => {
-                    self.verified().put(*digest, &seen, sure);
+                    self.file_state().put(*digest, look, &[], trust);
                     return Ok(Integrity::Ok);
                 }
                 Health::Gone => return Ok(Integrity::Missing),
                 Health::Damaged(why) => why,
             }
         };
-        let state = lost(&why);
-        self.verified().mark_invalid(*digest, mark, why);
-        Ok(state)
+        // It is not hashed again as long as it looks the same.
+        self.file_state().put(*digest, look, why.as_bytes(), Trust::Local);
+        Ok(invalid(&why))
     }
 
     /// Looks at an object and at what belongs to it.
     pub(super) fn look(&self, object: &Path, digest: &Digest) -> Result<Option<TreeStat>> {
         match TreeStat::at(object)? {
-            Some(seen) if object.is_dir() => Ok(Some(seen.with(".list", &self.listing_path(digest))?)),
+            Some(seen) if object.is_dir() => Ok(Some(seen.with(".list", &self.listing_path(digest)))),
             seen => Ok(seen),
         }
     }
@@ -101,7 +90,7 @@ impl Store {
         })
     }
 
-    /// Puts aside the damaged outputs of an entry, so that it stands for nothing.
+    /// Quarantines the damaged outputs of an entry, which then has no result.
     ///
     /// # Errors
     /// A move that failed.
@@ -118,31 +107,11 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what was learnt about objects for the next run, once their bytes are on the disk.
-    pub(super) fn save_verified(&self) -> Result<()> {
-        let fresh = self.verified().fresh();
-        let sure: Vec<(Digest, Digest)> = fresh
-            .par_iter()
-            .filter(|(digest, voucher)| voucher.sure || self.still_is(digest, voucher))
-            .map(|(digest, voucher)| (*digest, voucher.mark))
-            .collect();
-        if sure.is_empty() {
-            return Ok(());
-        }
-        // After a power cut, a file may have its size and times and yet not its bytes.
-        rustix::fs::syncfs(fs_err::File::open(&self.root)?).map_err(std::io::Error::from)?;
-        let file = self.root.join("vouched-v1");
-        let bytes = self.verified().merged(&sure);
-        self.write(&file, &bytes)?;
-        self.verified().written(bytes, &sure);
-        Ok(())
-    }
-
     /// Hashes a small object once more, now that a change would show.
-    fn still_is(&self, digest: &Digest, voucher: &VerifiedStat) -> bool {
-        let looks = || self.look(&self.path(digest), digest).ok().flatten();
-        voucher.size <= SMALL
-            && looks().is_some_and(|seen| seen.past_racy_window() && seen.stat_hash() == voucher.mark)
-            && self.verify(digest).is_ok_and(|health| health == Health::Sound)
+    pub(super) fn is_still(&self, digest: &Digest, look: &Digest) -> bool {
+        let seen = self.look(&self.path(digest), digest).ok().flatten();
+        let same =
+            |seen: TreeStat| seen.size() <= SMALL && seen.past_racy_window() && seen.stat_hash() == *look;
+        seen.is_some_and(same) && self.verify(digest).is_ok_and(|health| health == Health::Sound)
     }
 }

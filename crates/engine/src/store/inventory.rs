@@ -1,4 +1,4 @@
-//! Everything a store holds, one by one; taking it in from elsewhere, and taking it away.
+//! Everything in a store, one by one; adding results from elsewhere, and removing them.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,8 @@ use std::time::SystemTime;
 use rayon::prelude::*;
 
 use super::integrity::Integrity;
-use super::{Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
+use super::{Area, Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
 use crate::identity::digest::Digest;
-use crate::identity::recipe;
 
 /// A file of the index.
 #[derive(Debug)]
@@ -23,29 +22,19 @@ pub struct Indexed {
 }
 
 impl Store {
-    /// The folder of the index.
-    pub fn index_folder(&self) -> PathBuf {
-        self.root.join(format!("recipes-v{}", recipe::FORMAT))
-    }
-
-    /// The folder of the objects.
-    pub fn objects_folder(&self) -> PathBuf {
-        self.root.join("objects")
-    }
-
     /// Every file of the index, by path.
     ///
     /// # Errors
-    /// A folder or file that cannot be read; what a file says is not among them.
+    /// A folder or file that cannot be read.
     pub fn entries(&self) -> Result<Vec<Indexed>> {
         let read = |path: PathBuf| {
             let written = fs_err::metadata(&path)?.modified()?;
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            // From the file itself: what a verification says must hold for it, not for a copy.
+            // From the file itself, not from a copy, for it is what a verification checks.
             let content = match (stem.parse::<Digest>(), read_json::<Entry>(&path)) {
                 (Err(reason), _) | (_, Err(StoreError::Damaged { reason, .. })) => Err(reason),
                 (_, Err(error)) => return Err(error),
-                (_, Ok(None)) => Err("it went away while it was read".to_owned()),
+                (_, Ok(None)) => Err("it was removed while it was read".to_owned()),
                 (Ok(fingerprint), Ok(Some(entry))) => match entry.fault(&fingerprint) {
                     Some(fault) => Err(fault),
                     None => Ok((fingerprint, entry)),
@@ -53,7 +42,7 @@ impl Store {
             };
             Ok(Indexed { path, written, content })
         };
-        sharded_files(&self.index_folder())?.into_par_iter().map(read).collect()
+        sharded_files(&self.area(Area::Recipes))?.into_par_iter().map(read).collect()
     }
 
     /// Removes a fingerprint from the index; its objects stay.
@@ -69,7 +58,7 @@ impl Store {
     /// # Errors
     /// A folder that cannot be synced.
     pub fn sync_index(&self) -> Result<()> {
-        let folder = self.index_folder();
+        let folder = self.area(Area::Recipes);
         if folder.is_dir() {
             for entry in fs_err::read_dir(&folder)? {
                 sync_folder(&entry?.path())?;
@@ -78,7 +67,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes an object with what stands beside it; of an adopted one, only what leads to it.
+    /// Removes an object and its listing; of an adopted one, only the links.
     ///
     /// # Errors
     /// A removal that failed.
@@ -93,12 +82,12 @@ impl Store {
         ignore_missing(fs_err::remove_file(self.listing_path(digest)))
     }
 
-    /// Takes in a file or folder that came from elsewhere, if it is what it must be; it is moved.
+    /// Moves a file or folder from elsewhere into the store, if it has the expected bytes.
     ///
     /// # Errors
-    /// Other bytes than expected, told as a text; or a write that failed.
+    /// A write that failed; other bytes than expected are the inner error, for people.
     pub fn take(&self, path: &Path, expected: &Artifact) -> Result<std::result::Result<(), String>> {
-        // It is stored under what it is: other bytes than expected are an object that nothing names.
+        // It is stored by its own digest: other bytes than expected are an object that no entry has.
         let found = self.publish(path)?;
         Ok(match found == *expected {
             true => Ok(()),
@@ -114,7 +103,7 @@ impl Store {
         Ok(self.state(artifact)? == Integrity::Ok)
     }
 
-    /// Takes in an entry that came from elsewhere; its outputs must stand.
+    /// Adds an entry from elsewhere; its outputs must be there.
     ///
     /// # Errors
     /// A write that failed.
@@ -141,7 +130,7 @@ pub(super) fn sharded_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A removal of what is not there has done what it should.
+/// Removing a missing file is no error.
 pub(super) fn ignore_missing(removed: std::io::Result<()>) -> Result<()> {
     match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
@@ -150,7 +139,7 @@ pub(super) fn ignore_missing(removed: std::io::Result<()>) -> Result<()> {
 }
 
 impl Entry {
-    /// What is wrong with an entry that came from elsewhere under this name, if anything is.
+    /// What is wrong with an entry of this name, if anything.
     pub fn fault(&self, fingerprint: &Digest) -> Option<String> {
         let found = self.recipe.fingerprint();
         if found != *fingerprint {

@@ -1,7 +1,7 @@
 //! One writer per fingerprint, over all processes that share a cache.
 //!
-//! A lock is one byte of one file that holds none: the byte whose number the fingerprint begins with. Nothing is made or removed for
-//! it, which would cost more than a small stage does, and the system lets go of it when its holder ends in any way.
+//! A lock is one byte of an empty file, at the offset that the fingerprint begins with. No file is made or removed for it,
+//! which would cost more than a small stage, and the system releases it when its holder ends in any way.
 
 use std::io::{Error, ErrorKind};
 
@@ -9,13 +9,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{Result, Store};
+use super::{Area, Result, Store};
 use crate::identity::digest::Digest;
 
-/// The file whose bytes are locked.
-const FILE: &str = "units.lock";
-
-/// Holds a fingerprint; let go when dropped, or when the process ends in any way.
+/// Holds a fingerprint; released when dropped, or when the process ends in any way.
 pub struct Lock {
     // The lock belongs to this opening of the file alone, so that threads exclude each other too.
     _file: fs_err::File,
@@ -56,7 +53,7 @@ impl Store {
     }
 
     fn lock_file(&self) -> Result<fs_err::File> {
-        let path = self.root.join(FILE);
+        let path = self.area(Area::UnitsLock);
         let open = || fs_err::OpenOptions::new().create(true).append(true).open(&path);
         match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -68,7 +65,7 @@ impl Store {
     }
 
     fn refused(&self, error: Errno) -> super::StoreError {
-        let message = format!("{}: cannot be locked: {error}", self.root.join(FILE).display());
+        let message = format!("{}: cannot be locked: {error}", self.area(Area::UnitsLock).display());
         Error::new(Error::from(error).kind(), message).into()
     }
 }

@@ -1,24 +1,17 @@
 //! The cache: content-addressed objects and an index from fingerprints to them.
 //!
 //! ```text
-//! objects/ab/ab12…        the bytes of a file, or a folder, read-only
-//! objects/ab/ab12….list   the listing of a folder: its hash is the folder's digest
+//! objects/ab/ab12…          the bytes of a file, or a folder, read-only
+//! objects/ab/ab12….list     the listing of a folder: its hash is the folder's digest
 //! objects/ab/ab12….adopted  where the bytes are, if the object only leads to them
-//! recipes-v1/ab/ab34….json  what a fingerprint gave: the whole recipe and its outputs
-//! units-v1/ab/ab34….json    the units that a stage of that fingerprint was cut into
+//! recipes-v2/ab/ab34….json  the result of a fingerprint: the recipe and its outputs
+//! units-v1/ab/ab34….json    the units of the stage with this fingerprint
 //! runs/PIPELINE/TIME.json   manifests
-//! use.lock                  shared by runs, held alone by what takes things away
-//! units.lock                one byte per fingerprint that is being computed
-//! tmp/RUN/                  attempts of one run, gone with it; files on their way to their place
-//! packed-v1                 the entries that the last runs read, in one file
-//! recall-v1/PIPELINE        what the last run found that found everything done
-//! vouched-v1                how objects looked when they were hashed
-//! slices-v1                 digests of parts of files, which units read
-//! quarantine/               objects that were not what their names say
+//! tmp/RUN/                  working folder of a run, removed with it; files before they are renamed into place
 //! ```
-//! Writes go aside and are then renamed; the index entry comes last. Nothing is synced but once at the end of a run,
-//! before it is noted how the objects look: an object that no note vouches for is hashed before it is used, and an
-//! entry has a checksum. A crash leaves garbage, never a lie.
+//! [`Area`] lists all areas. A file is written under a temporary name and then renamed; the index entry is written last.
+//! Files are synced once, at the end of a run, before the cache records that their objects were hashed: an object without
+//! such a record is hashed before it is used, and an entry has a checksum. A crash leaves garbage, never a wrong result.
 
 mod adopted;
 mod attempts;
@@ -26,6 +19,7 @@ mod disk_space;
 pub mod file_state;
 mod integrity;
 mod inventory;
+mod layout;
 mod lock;
 mod publish;
 mod quarantine;
@@ -42,15 +36,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::digest::{Digest, Listed, Listing};
-use crate::identity::recipe::{self, Recipe};
+use crate::identity::recipe::Recipe;
 
-pub use adopted::{Adopted, AdoptedStat};
+pub use adopted::Adopted;
 pub use attempts::{Attempt, Scratch};
 pub use disk_space::{disk_space, format_bytes, require_space};
 pub use file_state::byte_ranges::FilePart;
 pub use file_state::snapshot::{FollowLinks, Snapshot};
+pub use file_state::tree_stat::TreeStat;
+use file_state::{FileState, Trust};
 use integrity::Integrity;
 pub use inventory::Indexed;
+pub use layout::{Area, Part};
 pub use lock::Lock;
 pub use quarantine::{Health, Note};
 pub use results_view::{Placement, Repair, View};
@@ -84,7 +81,7 @@ pub enum StoreError {
     /// A stage ended without an output that its kind declares.
     #[error("the stage wrote no `{0}`")]
     MissingOutput(String),
-    /// Something that outlived the stage still writes into an output of its.
+    /// A process that outlived the stage still writes to one of its outputs.
     #[error(
         "the output `{0}` changed after the stage had ended: a process that it started still writes to it"
     )]
@@ -97,7 +94,7 @@ impl StoreError {
         matches!(self, Self::MissingOutput(_) | Self::StillWritten(_))
     }
 
-    /// Whether the file system lets nothing be written, which a run that needs to write nothing can do without.
+    /// Whether the file system is read-only, which does not matter to a run that has nothing to write.
     pub fn is_read_only(&self) -> bool {
         use std::io::ErrorKind;
         let refused = [ErrorKind::ReadOnlyFilesystem, ErrorKind::PermissionDenied];
@@ -107,7 +104,7 @@ impl StoreError {
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// What stands on an output port.
+/// The value of an output port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Artifact {
@@ -119,7 +116,7 @@ pub struct Artifact {
     pub folder: bool,
 }
 
-/// What a fingerprint gave.
+/// The result of a fingerprint.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -127,12 +124,12 @@ pub struct Entry {
     pub recipe: Recipe,
     /// The outputs by port.
     pub outputs: BTreeMap<String, Artifact>,
-    /// Seconds of computing; none for what was adopted.
+    /// Seconds of computing; 0 for adopted files.
     pub seconds: f64,
     /// Where the outputs come from, if they were not computed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
-    /// A hash of all but the recipe, which the fingerprint covers; none in what earlier versions wrote.
+    /// A hash of everything but the recipe, which the fingerprint covers; `None` in entries of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Digest>,
 }
@@ -149,63 +146,54 @@ impl Entry {
 /// What the index knows of a fingerprint.
 #[derive(Debug, Clone)]
 pub enum Lookup {
-    /// No result, or one of which something is no longer there.
+    /// No result, or one with an output that is missing.
     Miss,
-    /// A result, and all its outputs stand.
+    /// A result with all its outputs.
     Hit(Box<Entry>),
-    /// A result whose adopted files are gone or have changed: what happened, for people.
+    /// A result whose files are missing, damaged or modified: why, for people.
     Invalid(String),
 }
 
 /// The cache of a project.
 pub struct Store {
     root: PathBuf,
-    stat: Mutex<file_state::stat::StatCache>,
-    vouched: Mutex<file_state::verified::VerifiedObjects>,
-    packed: Mutex<file_state::index_pack::IndexPack>,
-    slices: Mutex<file_state::byte_ranges::ByteRangeDigests>,
-    /// Where files wait that are on their way to their place; made by the first.
-    aside: Mutex<Option<Scratch>>,
+    file_state: Mutex<FileState>,
+    /// Holds files until they are renamed into place; made by the first.
+    temporary: Mutex<Option<Scratch>>,
 }
 
 impl Store {
     /// Opens the cache at `root`; nothing is written before something is stored.
     ///
     /// # Errors
-    /// A stat cache that cannot be read.
+    /// A path that cannot be made absolute.
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)?;
-        let stat = Mutex::new(file_state::stat::StatCache::open(root.join("stat-v1.json")));
-        let vouched = Mutex::new(file_state::verified::VerifiedObjects::open(root.join("vouched-v1")));
-        let packed = Mutex::new(file_state::index_pack::IndexPack::open(root.join("packed-v1")));
-        let slices = Mutex::new(file_state::byte_ranges::ByteRangeDigests::open(root.join("slices-v1")));
-        Ok(Self { root, stat, vouched, packed, slices, aside: Mutex::new(None) })
+        let file_state = Mutex::new(FileState::open(root.join(Area::FileState.name())));
+        Ok(Self { root, file_state, temporary: Mutex::new(None) })
     }
 
     /// The folder of manifests of a pipeline.
     pub fn runs(&self, pipeline: &str) -> PathBuf {
-        self.root.join("runs").join(pipeline)
+        self.area(Area::Runs).join(pipeline)
     }
 
-    /// The folder that the store stands in.
+    /// The cache folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// Where an artifact's bytes are.
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        let name = digest.to_string();
-        self.root.join("objects").join(&name[..2]).join(name)
+        self.sharded(Area::Objects, digest, "")
     }
 
     /// The index file of a fingerprint.
     pub fn entry_path(&self, fingerprint: &Digest) -> PathBuf {
-        let name = fingerprint.to_string();
-        let folder = self.root.join(format!("recipes-v{}", recipe::FORMAT)).join(&name[..2]);
-        folder.join(format!("{name}.json"))
+        self.sharded(Area::Recipes, fingerprint, ".json")
     }
 
-    /// What a fingerprint gave before, if all its outputs still stand.
+    /// The result of a fingerprint, if all its outputs are there.
     ///
     /// # Errors
     /// An index file that cannot be read.
@@ -216,7 +204,7 @@ impl Store {
         }
     }
 
-    /// The same, and what became of a result that no longer stands.
+    /// The same, and why a result may not be used.
     ///
     /// # Errors
     /// As [`Store::lookup`].
@@ -224,7 +212,7 @@ impl Store {
         let entry = match self.entry(fingerprint) {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Lookup::Miss),
-            // An index that was cut short by a power cut leads nowhere, and costs no more than its own entry.
+            // An entry that a power cut left incomplete costs no more than its own result.
             Err(error @ StoreError::Damaged { .. }) => return Ok(Lookup::Invalid(error.to_string())),
             Err(error) => return Err(error),
         };
@@ -238,41 +226,41 @@ impl Store {
         Ok(Lookup::Hit(Box::new(entry)))
     }
 
-    /// What the index says of a fingerprint, whether or not the outputs stand.
+    /// The entry of a fingerprint, whether or not its outputs are there.
     ///
     /// # Errors
     /// As [`Store::lookup`].
     pub fn entry(&self, fingerprint: &Digest) -> Result<Option<Entry>> {
         let path = self.entry_path(fingerprint);
-        let packed = || self.packed.lock().expect("no panic under this lock");
-        let Some((text, from_pack)) = packed().read(fingerprint, &path)? else { return Ok(None) };
-        match Self::parse(fingerprint, &path, &text) {
-            Err(_) if from_pack => {
-                packed().distrust(fingerprint);
-                self.entry(fingerprint)
-            }
-            result => result.map(Some),
+        let Some(seen) = TreeStat::at(&path)? else { return Ok(None) };
+        let look = seen.stat_hash();
+        let known = self.file_state().get(fingerprint, &look).map(<[u8]>::to_vec);
+        if let Some(entry) = known.and_then(|text| Self::parse(fingerprint, &path, &text).ok()) {
+            return Ok(Some(entry));
         }
+        let settled = seen.past_racy_window();
+        let text = match fs_err::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let entry = Self::parse(fingerprint, &path, &text)?;
+        if settled {
+            self.file_state().put(*fingerprint, look, &text, Trust::Settled);
+        }
+        Ok(Some(entry))
     }
 
-    /// Reads an index file's text, and holds it against its name and its checksum.
+    /// Reads an index file's text, and checks it against its name and its checksum.
     fn parse(fingerprint: &Digest, path: &Path, text: &[u8]) -> Result<Entry> {
         let damaged = |reason: String| StoreError::Damaged { path: path.to_path_buf(), reason };
         let entry: Entry = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
-        if entry.recipe.fingerprint() != *fingerprint {
-            return Err(damaged("its recipe does not have the fingerprint of its name".into()));
-        }
-        // Entries of earlier versions have no checksum.
-        if entry.check.is_some_and(|check| check != entry.checksum(fingerprint)) {
-            return Err(damaged("its outputs do not have its checksum".into()));
-        }
-        Ok(entry)
+        entry.fault(fingerprint).map_or(Ok(entry), |fault| Err(damaged(fault)))
     }
 
-    /// Holds an entry to the outputs that it must have: one that lacks some was damaged.
+    /// Checks that an entry has all its outputs; one that lacks some is damaged.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`], for the first that is not there.
+    /// [`StoreError::Damaged`], for the first that is missing.
     pub fn require<'p>(&self, entry: &Entry, ports: impl IntoIterator<Item = &'p str>) -> Result<()> {
         match ports.into_iter().find(|port| !entry.outputs.contains_key(*port)) {
             None => Ok(()),
@@ -285,17 +273,10 @@ impl Store {
 
     /// Where the listing of a folder is.
     pub fn listing_path(&self, digest: &Digest) -> PathBuf {
-        self.beside(digest, ".list")
+        self.sharded(Area::Objects, digest, ".list")
     }
 
-    /// A file beside an object, with more to its name.
-    fn beside(&self, digest: &Digest, ending: &str) -> PathBuf {
-        let mut path = self.path(digest).into_os_string();
-        path.push(ending);
-        path.into()
-    }
-
-    /// The digest of what stands at `sub` in a stored folder, `None` where nothing does.
+    /// The digest of the file or folder `sub` in a stored folder; `None` if there is none.
     ///
     /// # Errors
     /// A listing that cannot be read.
@@ -303,63 +284,12 @@ impl Store {
         Ok(self.listing(folder)?.and_then(|listing| listing.sub(sub)))
     }
 
-    /// The files of a stored folder, `None` where they are not known.
+    /// The files of a stored folder; `None` if they are not known.
     ///
     /// # Errors
     /// A listing that cannot be read.
     pub fn listing(&self, folder: &Digest) -> Result<Option<Listing>> {
         read_json(&self.listing_path(folder))
-    }
-
-    /// The digest of a file or folder outside the store, from memory where it has not moved.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being read.
-    pub fn source(&self, path: &Path) -> Result<Digest> {
-        if !fs_err::metadata(path)?.is_dir() {
-            return self.stat_digest(path);
-        }
-        let digest = list(path, &|file| self.stat_digest(file))?.digest();
-        Ok(digest)
-    }
-
-    fn stat_digest(&self, file: &Path) -> Result<Digest> {
-        let key = file_state::stat::Stat::of(file)?;
-        if let Some(digest) = self.stat.lock().expect("no panic under this lock").get(file, &key) {
-            return Ok(digest);
-        }
-        let settled = key.past_racy_window();
-        let digest = Digest::of_file(file)?;
-        if settled {
-            self.stat.lock().expect("no panic under this lock").put(file, key, digest);
-        }
-        Ok(digest)
-    }
-
-    /// Keeps what was learnt about sources and objects for the next run, where anything can be kept.
-    ///
-    /// # Errors
-    /// A write that failed for another reason than that the cache is read-only.
-    pub fn save_stat(&self) -> Result<()> {
-        self.flush_file_state().or_else(|error| if error.is_read_only() { Ok(()) } else { Err(error) })
-    }
-
-    /// The same, which a read-only cache is an error for.
-    ///
-    /// # Errors
-    /// A write that failed.
-    pub fn flush_file_state(&self) -> Result<()> {
-        self.save_verified()?;
-        let packed = self.packed.lock().expect("no panic under this lock").changed();
-        let slices = self.slices.lock().expect("no panic under this lock").changed();
-        for (file, bytes) in [packed, slices].into_iter().flatten() {
-            self.write(&file, &bytes)?;
-        }
-        let text = self.stat.lock().expect("no panic under this lock").changed();
-        match text {
-            Some(text) => self.write(&self.root.join("stat-v1.json"), &text),
-            None => Ok(()),
-        }
     }
 }
 
@@ -380,10 +310,10 @@ fn sync_folder(folder: &Path) -> Result<()> {
     Ok(fs_err::File::open(folder)?.sync_all()?)
 }
 
-/// The digest of what stands at a path, from its bytes alone.
+/// The digest of a file or folder, from its bytes alone.
 ///
 /// # Errors
-/// Whatever keeps it from being read.
+/// A path that cannot be read.
 pub fn digest_of(path: &Path) -> Result<Digest> {
     if fs_err::metadata(path)?.is_dir() {
         return Ok(list(path, &|file| Ok(Digest::of_file(file)?))?.digest());
@@ -391,7 +321,7 @@ pub fn digest_of(path: &Path) -> Result<Digest> {
     Ok(Digest::of_file(path)?)
 }
 
-/// Removes a file, a folder and all below it, or a link and not what it leads to.
+/// Removes a file, a folder with everything in it, or a link, but not its target.
 fn remove(path: &Path) -> Result<()> {
     match fs_err::symlink_metadata(path)?.is_dir() {
         true => Ok(fs_err::remove_dir_all(path)?),
@@ -414,7 +344,7 @@ fn list(folder: &Path, digest: &(dyn Fn(&Path) -> Result<Digest> + Sync)) -> Res
 /// The files below a folder: relative paths with `/`, sorted.
 ///
 /// # Errors
-/// Whatever keeps a folder from being read.
+/// A folder that cannot be read.
 pub fn names(folder: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     walk(folder, folder, &mut files)?;

@@ -1,4 +1,4 @@
-//! Taking what an attempt wrote into the store: moved, hashed once, never copied.
+//! Moves what an attempt wrote into the store: hashed once, never copied.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::file_state::Trust;
 use super::file_state::tree_stat::TreeStat;
 use super::integrity::{Integrity, SMALL};
 use super::{Artifact, Entry, Result, Store, StoreError, list, names};
@@ -30,7 +31,7 @@ impl Store {
         Ok(entry)
     }
 
-    /// Lets a recipe's fingerprint lead to its outputs, which must stand.
+    /// Writes the index file that leads from a recipe's fingerprint to its outputs, which must be there.
     pub(super) fn index(&self, entry: &mut Entry) -> Result<()> {
         let fingerprint = entry.recipe.fingerprint();
         entry.check = Some(entry.checksum(&fingerprint));
@@ -48,7 +49,7 @@ impl Store {
         if seen.size() > SMALL {
             seen.wait_past_racy_window();
         }
-        let sure = seen.past_racy_window();
+        let trust = Trust::of_object(seen.past_racy_window());
         let (artifact, listing) = if folder {
             let listing = list(path, &|file| Ok(Digest::of_file(file)?))?;
             (Artifact { digest: listing.digest(), size: listing.size(), folder }, Some(listing))
@@ -58,7 +59,7 @@ impl Store {
         let target = self.path(&artifact.digest);
         if fs_err::symlink_metadata(&target).is_ok() || self.place_path(&artifact.digest).exists() {
             if self.adopted(&artifact.digest)?.is_some() {
-                // Own bytes stand better than those of a file that may change.
+                // The store's own bytes are better than those of a file that may change.
                 self.unadopt(&artifact.digest)?;
             } else {
                 match self.state(&artifact)? {
@@ -85,10 +86,10 @@ impl Store {
             return Err(StoreError::StillWritten(name()));
         };
         let after = match folder {
-            true => after.with(".list", &self.listing_path(&artifact.digest))?,
+            true => after.with(".list", &self.listing_path(&artifact.digest)),
             false => after,
         };
-        self.verified().put(artifact.digest, &after, sure);
+        self.file_state().put(artifact.digest, after.stat_hash(), &[], trust);
         Ok(artifact)
     }
 
@@ -100,16 +101,16 @@ impl Store {
         Ok(digest)
     }
 
-    /// Writes a file aside and renames it into place.
+    /// Writes a temporary file and renames it into place.
     ///
-    /// Nothing waits for the disk here: whatever is written so shows by itself whether it is whole.
+    /// It is not synced: each file that is written so shows by itself whether it is whole.
     ///
     /// # Errors
     /// A write that failed; what was there before is then still there.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let aside = self.temp_path()?;
-        fs_err::write(&aside, bytes)?;
-        Ok(place(&aside, path)?)
+        let temporary = self.temp_path()?;
+        fs_err::write(&temporary, bytes)?;
+        Ok(place(&temporary, path)?)
     }
 }
 

@@ -1,21 +1,21 @@
-//! Objects that are not what their names say: finding them, and putting them aside.
+//! Damaged objects: finding them, and moving them into quarantine.
 //!
 //! ```text
 //! quarantine/TIME-ab12…        the damaged object
 //! quarantine/TIME-ab12….list   its listing, of a folder
 //! quarantine/TIME-ab12….json   when and why
 //! ```
-//! Nothing there stands for anything; a person may look at it, and remove it.
+//! No entry leads there. People may look at these files, and gc removes them.
 
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Artifact, Listing, Result, Store, StoreError, names};
+use super::{Area, Artifact, Listing, Result, Store, StoreError, names};
 use crate::identity::digest::{Digest, Listed};
 
-/// What a look at all bytes of an object says.
+/// The state of an object by all its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// It is what its name says.
@@ -39,12 +39,12 @@ pub struct Note {
 }
 
 impl Store {
-    /// Holds all bytes of an object against its name, whatever is remembered of it.
+    /// Checks all bytes of an object against its name, whatever is remembered of it.
     ///
     /// Of an adopted one, the files that it leads to are read.
     ///
     /// # Errors
-    /// Whatever keeps the object from being read, besides its absence.
+    /// An object that cannot be read, unless it is missing.
     pub fn verify(&self, digest: &Digest) -> Result<Health> {
         let object = self.path(digest);
         match fs_err::metadata(&object) {
@@ -72,7 +72,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         let mut faults: Vec<String> = faults(&listing, object)?;
-        // Links to adopted files may lead nowhere, which is told already.
+        // Links to adopted files may be broken, which was reported already.
         if self.adopted(digest)?.is_none() {
             let listed = |name: &String| listing.0.binary_search_by(|file| file.path.cmp(name)).is_ok();
             let extra = names(object)?.into_iter().filter(|name| !listed(name));
@@ -85,9 +85,9 @@ impl Store {
         })
     }
 
-    /// Moves an object out of the way, so that no entry that names it stands; returns where to.
+    /// Moves an object into quarantine, so that no entry has it as an output; returns where to.
     ///
-    /// The bytes of an adopted object stay where they are: only what leads to them goes.
+    /// Of an adopted object, only the links are removed.
     ///
     /// # Errors
     /// A move that failed.
@@ -97,7 +97,7 @@ impl Store {
             self.unadopt(digest)?;
             return Ok(None);
         }
-        let folder = self.root.join("quarantine");
+        let folder = self.area(Area::Quarantine);
         fs_err::create_dir_all(&folder)?;
         let now = jiff::Timestamp::now();
         let name = format!("{}-{digest}", now.strftime("%Y%m%dT%H%M%S%.6fZ"));

@@ -1,4 +1,4 @@
-//! The results folder: a view of the store for people and their tools.
+//! The results folder: a view of the store, for people and their tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
@@ -7,20 +7,18 @@ use std::path::{Component, Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::file_state::stat::Stat;
-use super::file_state::tree_stat::TreeStat;
+use super::file_state::tree_stat::{Stat, TreeStat};
 use super::{Artifact, Result, Store, remove};
 use crate::identity::digest::{Digest, Listed};
 
-/// How the names of what is not yet in place begin.
+/// How the names of temporary files begin.
 const ASIDE: &str = ".attrflow-";
 const RECORD: &str = ".shown.json";
 
-/// `results/PIPELINE/`, and what each path in it shows.
+/// `results/PIPELINE/`, and the artifact at each path in it.
 ///
-/// What is shown is recorded with how it looks. A path that looks otherwise is held against the store, so a record
-/// that says what is no longer so, because a run was killed or another one came between, costs a look and misleads
-/// nobody.
+/// Each artifact is recorded with how it looks. A path that looks otherwise is compared with the store, so an outdated record,
+/// because a run was killed or another one came between, costs a comparison and misleads nobody.
 pub struct View {
     root: PathBuf,
     shown: BTreeMap<PathBuf, Shown>,
@@ -31,13 +29,13 @@ pub struct View {
     no_reflink: bool,
 }
 
-/// What a path shows.
+/// The artifact at a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Shown {
     /// An artifact, and how it looked.
     TreeStat(Digest, Digest),
-    /// An artifact, as earlier versions recorded it.
+    /// An artifact that has no look: a link, or one that an earlier version recorded.
     Named(Digest),
 }
 
@@ -49,23 +47,23 @@ impl Shown {
     }
 }
 
-/// Where an artifact is shown.
+/// Where an artifact is placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// The path in the results folder.
     pub path: PathBuf,
-    /// What had become of it since it was shown last, for people, if anything; it is as it was again.
+    /// What was wrong with it before it was restored, if anything.
     pub mended: Option<Repair>,
 }
 
-/// What had become of something in the results folder.
+/// What was wrong with a result in the results folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repair {
-    /// It was gone.
+    /// It was missing.
     Missing,
     /// It held other bytes.
     Changed,
-    /// So many files of the folder were gone or held other bytes.
+    /// So many files of the folder were missing or held other bytes.
     Files(usize),
 }
 
@@ -87,7 +85,7 @@ impl std::fmt::Display for Placement {
 }
 
 impl View {
-    /// The file that says what is shown below `root`.
+    /// The file that records what is below `root`.
     pub fn record_path(root: &Path) -> PathBuf {
         root.join(RECORD)
     }
@@ -98,12 +96,12 @@ impl View {
         Self { root: root.to_path_buf(), shown, changed: BTreeSet::new(), swept: false, no_reflink: false }
     }
 
-    /// Makes `path` below the view show an artifact; costs next to nothing where it does already.
+    /// Places an artifact at `path` below the view; costs next to nothing where it is already.
     ///
-    /// An adopted one is shown by a link to where it is.
+    /// An adopted one is placed as a link to where it is.
     ///
     /// # Errors
-    /// A write that failed; what the path showed before is then still there.
+    /// A write that failed; what was at the path before is then still there.
     pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<Placement> {
         let target = self.root.join(path);
         let link = fs_err::symlink_metadata(&target).ok();
@@ -115,7 +113,7 @@ impl View {
             _ => None,
         };
         let own = leads.is_none() && link.as_ref().is_some_and(|link| link.is_dir() == artifact.folder);
-        // Links of the user's in a shown folder may lead nowhere, which keeps it from being known by its looks.
+        // Broken links that the user put into a folder keep it from being known by its look.
         let look = || TreeStat::at(&target).ok().flatten();
         let seen = match &link {
             Some(link) if own && link.is_file() => Some(TreeStat::of_file(link)),
@@ -156,7 +154,7 @@ impl View {
             }
             Wrong::Some(_) | Wrong::All => {
                 self.replace(&target, link.is_some(), |view, new| view.link(&object, new))?;
-                // A link to what was adopted has done its part.
+                // A link to an adopted file was right before.
                 let mended = if link.is_some() { Repair::Changed } else { Repair::Missing };
                 (as_before && leads.is_none()).then_some(mended)
             }
@@ -165,7 +163,7 @@ impl View {
         if let (Some(before), Some(after)) = (before, store.look(&object, &artifact.digest)?)
             && before != after
         {
-            store.verified().renew(artifact.digest, &before, &after);
+            store.file_state().renew(artifact.digest, &before, &after);
         }
         let shown = match look() {
             Some(seen) => Shown::TreeStat(artifact.digest, seen.stat_hash()),
@@ -182,7 +180,7 @@ impl View {
         self.changed.insert(path.to_path_buf());
     }
 
-    /// Puts what `make` makes at a path that may have something.
+    /// Puts what `make` makes at a path, in place of what may be there.
     fn replace(
         &mut self,
         target: &Path,
@@ -210,7 +208,7 @@ impl View {
         remove(&old)
     }
 
-    /// Removes what is shown at other paths than these: of stages that are renamed or gone.
+    /// Removes what is at other paths than these: results of stages that were renamed or removed.
     ///
     /// # Errors
     /// A removal that failed.
@@ -237,7 +235,7 @@ impl View {
         Ok(())
     }
 
-    /// Keeps the record of what is shown, with what other runs recorded meanwhile.
+    /// Writes the record, with what other runs recorded meanwhile.
     ///
     /// # Errors
     /// A write that failed.
@@ -274,7 +272,7 @@ impl View {
         Ok(file)
     }
 
-    /// Removes what a killed run left aside; under the lock no other run has anything there.
+    /// Removes temporary files of killed runs; under the lock no other run has any.
     fn sweep(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.swept, true) {
             return Ok(());
@@ -314,12 +312,12 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // Of a run that failed: what it showed is recorded all the same, if that can be.
+        // The record of a run that failed is written too, if possible.
         let _ = self.save();
     }
 }
 
-/// What of a path is not what it shows.
+/// What at a path differs from its artifact.
 enum Wrong {
     Nothing,
     /// These files of a folder.
@@ -327,7 +325,7 @@ enum Wrong {
     All,
 }
 
-/// Holds what stands at a path against an artifact, by its bytes where it is not the object itself.
+/// Compares what is at a path with an artifact, by its bytes where it is not the object itself.
 fn wrong(target: &Path, object: &Path, artifact: &Artifact, store: &Store) -> Result<Wrong> {
     if !artifact.folder {
         return Ok(match is_file(target, object, artifact.size, &artifact.digest) {

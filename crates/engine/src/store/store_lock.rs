@@ -1,31 +1,30 @@
-//! Who uses a cache: those who read and add share it, and what takes things away has it alone.
+//! The lock of a cache: runs share it, and gc has it alone.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
 
-use super::{Result, Store};
+use super::layout::OLD_STORE_LOCK;
+use super::{Area, Result, Store};
 
-/// Keeps what a store holds from being taken away; let go when dropped, or when the process ends in any way.
+/// Keeps gc from removing anything; released when dropped, or when the process ends in any way.
 #[must_use]
 pub struct SharedLock {
-    /// `None` where nothing can be written, so that nothing can be taken away either.
+    /// `None` where nothing can be written, so that nothing can be removed either.
     _file: Option<fs_err::File>,
 }
 
-/// Has a store to itself.
+/// Keeps everybody else from using a store.
 #[must_use]
 pub struct ExclusiveLock {
-    _file: fs_err::File,
+    _files: Vec<fs_err::File>,
 }
 
 impl Store {
-    /// Waits until nobody takes things away, and then keeps everything where it is; `waiting` is called when it is not
-    /// free at once.
+    /// Waits until no gc has the lock, and then shares it; `waiting` is called when it is not free at once.
     ///
     /// # Errors
     /// A lock file that cannot be made although the folder can be written to.
     pub fn shared_lock(&self, waiting: impl FnOnce()) -> Result<SharedLock> {
-        let path = self.use_path();
+        let path = self.area(Area::StoreLock);
         let opened = fs_err::create_dir_all(&self.root)
             .and_then(|()| fs_err::OpenOptions::new().create(true).append(true).open(&path));
         let file = match opened {
@@ -33,7 +32,7 @@ impl Store {
             Err(error)
                 if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) =>
             {
-                // A reader without the right to write still keeps others from taking away.
+                // A reader without the right to write still keeps gc away.
                 match fs_err::File::open(&path) {
                     Ok(file) => file,
                     Err(_) => return Ok(SharedLock { _file: None }),
@@ -48,17 +47,16 @@ impl Store {
         Ok(SharedLock { _file: Some(file) })
     }
 
-    /// Has the store alone, `None` if anybody uses it.
+    /// Takes the lock alone; `None` if anybody uses the store.
     ///
     /// # Errors
     /// A lock file that cannot be made.
     pub fn exclusive_lock(&self) -> Result<Option<ExclusiveLock>> {
         fs_err::create_dir_all(&self.root)?;
-        let file = fs_err::OpenOptions::new().create(true).append(true).open(self.use_path())?;
-        Ok(file.file().try_lock().is_ok().then_some(ExclusiveLock { _file: file }))
-    }
-
-    fn use_path(&self) -> PathBuf {
-        self.root.join("use.lock")
+        let path = self.area(Area::StoreLock);
+        let mut files = vec![fs_err::OpenOptions::new().create(true).append(true).open(path)?];
+        files.extend(fs_err::File::open(self.root.join(OLD_STORE_LOCK)));
+        let free = files.iter().all(|file| file.file().try_lock().is_ok());
+        Ok(free.then_some(ExclusiveLock { _files: files }))
     }
 }

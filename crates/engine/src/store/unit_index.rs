@@ -1,4 +1,4 @@
-//! Which units a stage was cut into: what a stage's fingerprint and those of its units have to do with each other.
+//! The units of each stage: which fingerprints of units belong to the fingerprint of a stage.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,13 +6,10 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Result, Store, read_json};
+use super::{Area, Result, Store, read_json};
 use crate::identity::digest::Digest;
 
-/// Version of the form, part of the folder's name.
-const FOLDER: &str = "units-v1";
-
-/// The units of a stage, noted when it begins, so that they are known of a run that is killed too.
+/// The units of a stage, written when it begins, so that they are known also of a killed run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnitIndex {
@@ -25,7 +22,7 @@ pub struct UnitIndex {
 }
 
 impl Store {
-    /// Notes the units of the stage with this fingerprint.
+    /// Writes the units of the stage with this fingerprint.
     ///
     /// # Errors
     /// A write that failed.
@@ -34,13 +31,13 @@ impl Store {
         self.write(&self.unit_index_path(fingerprint), &text)
     }
 
-    /// All that were noted, with when; one that cannot be read says nothing.
+    /// The units of all stages, and when they were written; a file that cannot be read is skipped.
     ///
     /// # Errors
     /// A folder that cannot be read.
     pub fn unit_indexes(&self) -> Result<BTreeMap<Digest, (UnitIndex, SystemTime)>> {
         let mut cuts = BTreeMap::new();
-        for path in super::inventory::sharded_files(&self.root.join(FOLDER))? {
+        for path in super::inventory::sharded_files(&self.area(Area::Units))? {
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let Some(fingerprint) = stem.and_then(|stem| stem.parse().ok()) else { continue };
             if let Ok(Some(cut)) = read_json(&path) {
@@ -51,7 +48,7 @@ impl Store {
         Ok(cuts)
     }
 
-    /// Forgets the units of a stage.
+    /// Removes the units of a stage.
     ///
     /// # Errors
     /// A removal that failed.
@@ -60,7 +57,6 @@ impl Store {
     }
 
     fn unit_index_path(&self, fingerprint: &Digest) -> PathBuf {
-        let name = fingerprint.to_string();
-        self.root.join(FOLDER).join(&name[..2]).join(format!("{name}.json"))
+        self.sharded(Area::Units, fingerprint, ".json")
     }
 }

@@ -22,13 +22,13 @@ fn store(project: &Project) -> Store {
     Store::open(&project.cache).unwrap()
 }
 
-fn plan(project: &Project, policy: &Policy) -> Plan {
+pub fn plan(project: &Project, policy: &Policy) -> Plan {
     let store = store(project);
     Plan::of(&store, &Inventory::of(&store).unwrap(), policy, Timestamp::now()).unwrap()
 }
 
 /// The removed items by name; `+` marks units.
-fn named(plan: &Plan) -> Vec<String> {
+pub fn named(plan: &Plan) -> Vec<String> {
     let mut names: Vec<String> = plan
         .steps
         .iter()
@@ -50,12 +50,12 @@ fn carry_out(project: &Project, policy: &Policy, tell: &mut dyn FnMut(GcSummary)
     plan
 }
 
-fn collect(project: &Project, policy: &Policy) -> Plan {
+pub fn collect(project: &Project, policy: &Policy) -> Plan {
     carry_out(project, policy, &mut |_| ())
 }
 
 /// Every index entry leads to objects that match their digests.
-fn truthful(project: &Project) -> usize {
+pub fn truthful(project: &Project) -> usize {
     let store = store(project);
     let entries = store.entries().unwrap();
     for indexed in &entries {
@@ -332,7 +332,7 @@ fn orphans_are_removed_when_old_and_unlocked() {
     let held = fs_err::File::open(project.cache.join("tmp/2-b.lock")).unwrap();
     held.file().lock().unwrap();
     let found = plan(&project, &Policy { grace: Duration::from_secs(3600), ..POLICY });
-    assert_eq!(named(&found), ["abababab, which no entry names", "work of runs that were killed"]);
+    assert_eq!(named(&found), ["abababab, which no entry names", "working folders of killed runs"]);
     let done = collect(&project, &POLICY);
     assert_eq!(done.steps.len(), 4, "{:?}", named(&done));
     let left = |name: &str| project.cache.join(name).exists();
@@ -365,7 +365,7 @@ fn nothing_is_removed_if_something_cannot_be_read() {
         let inventory = Inventory::of(&store).unwrap();
         Plan::of(&store, &inventory, &POLICY, Timestamp::now()).unwrap_err().to_string()
     };
-    let entry = project.cache.join("recipes-v1/ab").join(format!("{}.json", "ab".repeat(32)));
+    let entry = project.cache.join("recipes-v2/ab").join(format!("{}.json", "ab".repeat(32)));
     fs_err::create_dir_all(entry.parent().unwrap()).unwrap();
     fs_err::write(&entry, "{").unwrap();
     assert!(refused().contains("ab.json is damaged: "));
@@ -376,7 +376,7 @@ fn nothing_is_removed_if_something_cannot_be_read() {
     assert!(refused().contains("not a manifest"));
     fs_err::write(newest, text).unwrap();
     fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
-    assert!(refused().contains("a newer attrflow wrote it"));
+    assert!(refused().contains("a newer version of attrflow wrote it"));
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
         Some((node.id.clone(), predictor.predict(node, verdict).unwrap()?))
     });
     let predicted = predicted.collect();
-    Told { explanation, near, predicted }
+    Explained { explanation, near, predicted }
 }
 
 fn place_of(explained: &Explained, field: &str) -> Option<Location> {

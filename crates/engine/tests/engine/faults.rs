@@ -36,7 +36,7 @@ fn assert_clean(project: &Project) {
 
 /// The index entries of the cache.
 fn entries(project: &Project) -> Vec<PathBuf> {
-    files(&project.path("cache/recipes-v1"))
+    files(&project.path("cache/recipes-v2"))
 }
 
 const DIED: &str = "the worker process ended in the middle of the task (killed by the test); out of memory is the usual reason";
@@ -125,7 +125,7 @@ fn units_finish_after_another_failed() {
     assert_clean(&project);
     project.backend.fault = None;
     let healed = project.run(&[]);
-    assert_eq!(healed.stage("lines").units_cached, units, "what they computed was kept");
+    assert_eq!(healed.stage("lines").units_cached, units, "their results were kept");
     assert_eq!(healed.stage("lines").units_run, 4 - units);
 }
 
@@ -275,10 +275,10 @@ fn a_lock_keeps_others_waiting() {
 /// The index file of a stage.
 fn entry_of(project: &Project, ran: &Ran, stage: &str) -> PathBuf {
     let name = ran.stage(stage).fingerprint.unwrap().to_string();
-    project.path("cache/recipes-v1").join(&name[..2]).join(format!("{name}.json"))
+    project.path("cache/recipes-v2").join(&name[..2]).join(format!("{name}.json"))
 }
 
-/// Makes a file of the store something that no run can read; returns what it held.
+/// Makes a file of the store unreadable; returns its content.
 fn break_file(path: &Path) -> Vec<u8> {
     let bytes = fs_err::read(path).unwrap();
     fs_err::remove_file(path).unwrap();
@@ -312,7 +312,7 @@ fn a_damaged_index() {
     let damage = [
         (text[..text.len() / 2].to_owned(), "EOF"),
         (String::new(), "EOF"),
-        (fs_err::read_to_string(&first).unwrap(), "its recipe does not have the fingerprint of its name"),
+        (fs_err::read_to_string(&first).unwrap(), "not that of its name"),
         (lied, "its outputs do not have its checksum"),
     ];
     for (wrong, why) in damage {
@@ -378,19 +378,19 @@ inputs = { from = "../source.txt" }
     broken(project.try_run(&[], &[]), &entry);
     fs_err::remove_dir(&entry).unwrap();
     let healed = project.run(&[]);
-    let reused = healed.stage("slow").units_cached;
-    assert!(reused < 20, "{reused} units were computed by a run that could not go on");
+    let cached = healed.stage("slow").units_cached;
+    assert!(cached < 20, "{cached} units were computed by a run that could not go on");
 }
 
 #[test]
-fn a_damaged_stat_cache() {
+fn a_damaged_file_state() {
     let project = project();
     std::thread::sleep(Duration::from_millis(120));
     project.run(&[]);
     for text in ["", "{", "[1]", "\u{0}\u{0}"] {
-        project.write("cache/stat-v1.json", text);
+        project.write("cache/file-state-v1", text);
         assert_eq!(project.run(&[]).starts, 0, "{text:?}");
-        assert!(project.read("cache/stat-v1.json").contains("source.txt"), "{text:?} was not replaced");
+        assert!(project.remembers("source.txt"), "{text:?} was not replaced");
     }
 }
 

@@ -162,13 +162,13 @@ fn failed_measurements_are_reported_and_not_kept() {
         assert_eq!(predict("lines").unwrap().seconds, None);
     });
     assert!(events.contains(&MeasureEvent::Not("lines".into(), "out of memory".into())), "{events:?}");
-    assert!(!project.cache.join("measured-v1").exists());
+    assert!(!project.cache.join("costs-v1").exists());
     // A damaged file is ignored.
     let backend = given(Ok(vec![FIRST]));
     let seconds =
         |_: &Forecast, predict: &dyn Fn(&str) -> Option<Prediction>| predict("lines").unwrap().seconds;
     assert!(with(&project, 1, Some(&backend), seconds).1.is_some());
-    for file in fs_err::read_dir(project.cache.join("measured-v1")).unwrap() {
+    for file in fs_err::read_dir(project.cache.join("costs-v1")).unwrap() {
         fs_err::write(file.unwrap().path(), "{").unwrap();
     }
     assert_eq!(with(&project, 1, None, seconds).1, None);

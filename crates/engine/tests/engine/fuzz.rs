@@ -133,7 +133,7 @@ fn earlier_crashes_are_reported_as_errors() {
     let ran = project.run(&[]);
     for (stage, port) in [("first", "text"), ("lines", "lines")] {
         let name = ran.stage(stage).fingerprint.unwrap().to_string();
-        let file = format!("cache/recipes-v1/{}/{name}.json", &name[..2]);
+        let file = format!("cache/recipes-v2/{}/{name}.json", &name[..2]);
         let text = project.read(&file);
         project.write(&file, &changed(&text, &format!("\"{port}\":{{"), "\"other\":{"));
         let again = project.run(&[]);

@@ -14,7 +14,7 @@ use attrflow_engine::plan::graph::Graph;
 
 use crate::mutation::Mutator;
 
-/// What pipelines and configs are made of, valid and not.
+/// Fragments of pipelines and configs, valid and invalid.
 pub const SYNTAX: &[&str] = &[
     "${",
     "}",
@@ -88,7 +88,7 @@ const SETS: &[&str] = &[
     "items.two.name=\"x\"",
 ];
 
-/// A file that mutations begin from, and what is held against every mutation of it.
+/// A file to mutate, and the check of every mutation.
 pub struct Seed {
     pub path: PathBuf,
     pub bytes: Vec<u8>,
@@ -97,7 +97,7 @@ pub struct Seed {
 /// Reads what became of a seed.
 pub type Read<'a> = dyn Fn(&Seed, &[u8], &mut Mutator) + 'a;
 
-/// A way to read what is mutated.
+/// A reader of mutated files.
 pub struct Target<'a> {
     pub name: &'static str,
     pub seeds: Vec<Seed>,
@@ -105,7 +105,7 @@ pub struct Target<'a> {
     pub read: Box<Read<'a>>,
 }
 
-/// What is being read at the moment: for whoever has to find out why it hangs.
+/// The input being read, to find out why it hangs.
 type Current = Arc<Mutex<Option<(Instant, PathBuf)>>>;
 
 /// A file below `root` as a seed.
@@ -197,8 +197,8 @@ thread_local! {
 /// Each kind of file is tried more often than this, however long it takes.
 const LEAST: u64 = 20;
 
-/// Mutates the seeds of all targets in turn; panics on what is neither read nor refused.
-#[expect(clippy::print_stdout, reason = "the counts are for whoever reads the test's output")]
+/// Mutates the seeds of all targets in turn; panics if one is neither read nor refused.
+#[expect(clippy::print_stdout, reason = "the counts are part of the test's output")]
 pub fn fuzz(targets: &[Target<'_>], kept: &Path) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = Duration::from_secs(number("ATTRFLOW_FUZZ_SECONDS").unwrap_or(2));

@@ -12,6 +12,7 @@ mod forecast;
 mod fuzz;
 mod fuzzing;
 mod language;
+mod layout;
 mod mutation;
 mod objects;
 mod pipelines;

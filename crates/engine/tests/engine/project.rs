@@ -81,12 +81,7 @@ impl Project {
             root,
             force: Vec::new(),
             backend: InProcess { slots: 2, ..InProcess::default() },
-            numerics: Numerics {
-                libtorch: "1".into(),
-                device: "cpu".into(),
-                precision: "fp32".into(),
-                deterministic: true,
-            },
+            numerics: Numerics { libtorch: "1".into(), device: "cpu".into(), deterministic: true },
             conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()], micro_batch: 1 },
             stop: Cancel::default(),
             interrupt: None,
@@ -112,6 +107,13 @@ impl Project {
     }
 
     /// Replaces a text that must be in the file.
+    /// Whether the cache knows the digest of a source.
+    pub fn remembers(&self, source: &str) -> bool {
+        let mut hasher = blake3::Hasher::new_derive_key("attrflow path of a source v1");
+        let key = *hasher.update(self.path(source).as_os_str().as_encoded_bytes()).finalize().as_bytes();
+        fs_err::read(self.path("cache/file-state-v1")).unwrap().windows(32).any(|bytes| bytes == key)
+    }
+
     pub fn replace(&self, name: &str, old: &str, new: &str) {
         self.write(name, &changed(&self.read(name), old, new));
     }

@@ -19,12 +19,7 @@ fn recipe() -> Recipe {
         version: 3,
         params: json!({ "draws": { "seed": 7, "rate": 0.5 }, "names": ["a", "b"], "none": null, "flip": true }),
         inputs: BTreeMap::from([("latents".into(), digest("l")), ("unet".into(), digest("u"))]),
-        numerics: Some(Numerics {
-            libtorch: "2.11.0+cpu".into(),
-            device: "cpu".into(),
-            precision: "fp32".into(),
-            deterministic: true,
-        }),
+        numerics: Some(Numerics { libtorch: "2.11.0+cpu".into(), device: "cpu".into(), deterministic: true }),
         unit: Some(json!({ "rows": [0, 32] })),
     }
 }
@@ -38,7 +33,7 @@ fn with(params: Json) -> Recipe {
 fn the_fingerprint_is_pinned() {
     assert_eq!(
         recipe().fingerprint().to_string(),
-        "2f3ea23a032fa18949c1ba21d32a5d31f37a946f8224cac82d5ff2b7ad43a3d2"
+        "9d23ea0fbab2f9bc99f230b88111825383fa650075b82cd515fe900216354047"
     );
 }
 
@@ -47,7 +42,7 @@ fn the_fields_in_the_order_of_the_walk() {
     let lines: Vec<String> =
         recipe().fields().iter().map(|(name, value)| format!("{name} = {value}")).collect();
     let expected = r#"
-format = 1
+format = 2
 kind = "loss"
 version = 3
 params.draws.rate = 0.5
@@ -60,7 +55,6 @@ inputs.latents = LLLLLLLL
 inputs.unet = UUUUUUUU
 numerics.libtorch = "2.11.0+cpu"
 numerics.device = "cpu"
-numerics.precision = "fp32"
 numerics.deterministic = true
 unit.rows.0 = 0
 unit.rows.1 = 32"#;
@@ -89,7 +83,6 @@ fn every_field_is_hashed() {
         ("inputs.unet", |r| *r.inputs.get_mut("unet").unwrap() = digest("x")),
         ("numerics.libtorch", |r| numerics(r).libtorch = "2".into()),
         ("numerics.device", |r| numerics(r).device = "cuda".into()),
-        ("numerics.precision", |r| numerics(r).precision = "fp16".into()),
         ("numerics.deterministic", |r| numerics(r).deterministic = false),
         ("unit.rows.0", |r| r.unit = Some(json!({ "rows": [1, 32] }))),
         ("unit.rows.1", |r| r.unit = Some(json!({ "rows": [0, 33] }))),
@@ -317,7 +310,7 @@ fn digests_below_a_folder() {
         assert_eq!(whole.sub(nothing), None, "{nothing:?}");
     }
     let alone = folder(&[("c", "1"), ("d", "2")]).1;
-    assert_eq!(whole.sub("a/b"), Some(alone), "below is what the folder alone would be");
+    assert_eq!(whole.sub("a/b"), Some(alone), "the digest below is that of the folder alone");
     assert_eq!(whole.size(), 3);
     // The path's length precedes it, so that a digest cannot be mistaken for the end of a name.
     assert_ne!(listing(&[("a", "1"), ("b", "2")]).digest(), listing(&[("b", "1"), ("a", "2")]).digest());

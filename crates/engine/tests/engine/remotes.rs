@@ -78,7 +78,7 @@ fn an_interrupted_push_leaves_no_entry() {
         assert!(count.get() < 3, "killed by the test");
     };
     catch_unwind(AssertUnwindSafe(|| push_with(&here, &remote, false, &dies))).unwrap_err();
-    assert!(!remote.join("attrflow-v1/recipes-v1").exists() && !remote.join("attrflow-v1/runs").exists());
+    assert!(!remote.join("attrflow-v1/recipes-v2").exists() && !remote.join("attrflow-v1/runs").exists());
     let error = pull(&there, &remote).unwrap_err().to_string();
     assert!(error.ends_with("has no runs: push one first"), "{error}");
     // The next push resumes.
@@ -119,8 +119,8 @@ fn files_that_do_not_match_their_name_are_refused() {
     let ran = here.run(&[]);
     let remote = here.path("remote");
     push(&here, &remote);
-    // An entry under another's name, and one with other digests.
-    let entry = |stage: &str| at(&remote, "recipes-v1", &ran.stage(stage).fingerprint.unwrap(), ".json");
+    // An entry under another's name, and one that promises other bytes.
+    let entry = |stage: &str| at(&remote, "recipes-v2", &ran.stage(stage).fingerprint.unwrap(), ".json");
     fs_err::copy(entry("first"), entry("second")).unwrap();
     let other = ran.stage("second").outputs["text"].digest.to_string();
     let text = fs_err::read_to_string(entry("last[one]")).unwrap();

@@ -92,7 +92,7 @@ impl World {
                     self.gone.retain(|digest| !digests.contains(digest));
                     self.kept.insert(fingerprint, digests);
                 }
-                Outcome::Cached => assert!(stands, "{} was reused, whose result was not there", record.stage),
+                Outcome::Cached => assert!(cached, "{} was cached, whose result was not there", record.stage),
                 _ => {}
             }
         }

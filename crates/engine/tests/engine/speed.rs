@@ -106,7 +106,7 @@ fn a_large_source() {
     timed("hash of 4 GiB, warm up", || Digest::of_file(&path).unwrap());
     let store = Store::open(&project.cache).unwrap();
     timed("first hash of 4 GiB", || store.source(&path).unwrap());
-    store.save_stat().unwrap();
+    store.try_flush().unwrap();
     let store = Store::open(&project.cache).unwrap();
     timed("again", || store.source(&path).unwrap());
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use attrflow_engine::maintenance::{Verify, VerifySummary};
-use attrflow_engine::store::Store;
+use attrflow_engine::store::{Area, Store};
 
 use crate::project::{Project, flip, project};
 
@@ -85,7 +85,7 @@ fn damaged_or_wrong_entries_are_quarantined() {
     let store = Store::open(&project.cache).unwrap();
     let path = |stage: &str| {
         let name = ran.stage(stage).fingerprint.unwrap().to_string();
-        store.index_folder().join(&name[..2]).join(format!("{name}.json"))
+        store.area(Area::Recipes).join(&name[..2]).join(format!("{name}.json"))
     };
     let (first, second) = (path("first"), path("second"));
     fs_err::write(&first, &fs_err::read(&first).unwrap()[..20]).unwrap();

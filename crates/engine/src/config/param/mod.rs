@@ -75,7 +75,7 @@ pub struct Key {
     pub keys: Vec<Key>,
 }
 
-/// What a parameter struct says beyond its fields.
+/// Properties of a parameter struct beyond its fields.
 pub trait Validate {
     /// Keys of earlier versions, each with its name now.
     const RENAMED: &'static [(&'static str, &'static str)] = &[];

@@ -3,7 +3,7 @@
 //! ```text
 //! attrflow-v1/objects/ab/ab12…            the bytes of a file; of a folder, those of its files
 //! attrflow-v1/listings/ab/ab12….json      the files of a folder
-//! attrflow-v1/recipes-v1/ab/ab34….json    the outputs of a fingerprint
+//! attrflow-v1/recipes-v2/ab/ab34….json    what a fingerprint gave
 //! attrflow-v1/runs/PIPELINE/TIME.json     manifests
 //! ```
 //! Every name is derived from the content, so two writers never conflict. Objects go before entries, entries before
@@ -23,8 +23,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use crate::identity::digest::Digest;
-use crate::identity::recipe;
-use crate::store::StoreError;
+use crate::store::{Area, StoreError};
 
 pub use pull::{Pull, Pulled};
 pub use push::{Push, Pushed};
@@ -146,7 +145,7 @@ impl Remote {
     }
 
     fn object(&self, digest: &Digest) -> Path {
-        self.named("objects", digest, "")
+        self.named(Area::Objects.name(), digest, "")
     }
 
     fn listing(&self, digest: &Digest) -> Path {
@@ -154,15 +153,15 @@ impl Remote {
     }
 
     fn recipes(&self) -> Path {
-        self.root.clone().join(format!("recipes-v{}", recipe::FORMAT))
+        self.root.clone().join(Area::Recipes.name())
     }
 
     fn entry(&self, fingerprint: &Digest) -> Path {
-        self.named(&format!("recipes-v{}", recipe::FORMAT), fingerprint, ".json")
+        self.named(Area::Recipes.name(), fingerprint, ".json")
     }
 
     fn runs(&self, pipeline: &str) -> Path {
-        self.root.clone().join("runs").join(pipeline.to_owned())
+        self.root.clone().join(Area::Runs.name()).join(pipeline.to_owned())
     }
 
     fn named(&self, folder: &str, digest: &Digest, ending: &str) -> Path {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
 use crate::provenance::manifest::Manifest;
-use crate::store::{Artifact, Entry, Scratch, Store};
+use crate::store::{Area, Artifact, Entry, Scratch, Store};
 
 /// Maximum parallel artifacts; for each, up to [`AT_ONCE`] files.
 const ARTIFACTS: usize = 4;
@@ -95,7 +95,7 @@ impl Pull<'_> {
             self.store.take_entry(entry)?;
             pulled.entries += 1;
         }
-        self.store.save_stat()?;
+        self.store.try_flush()?;
         if pulled.refused.is_empty() {
             for record in &records {
                 pulled.manifests += usize::from(self.keep(record)?);
@@ -106,7 +106,7 @@ impl Pull<'_> {
 
     /// The manifests of the requested runs.
     async fn records(&self, remote: &Remote, pulled: &mut Pulled) -> Result<Vec<Record>> {
-        let folder = remote.root.clone().join("runs");
+        let folder = remote.root.clone().join(Area::Runs.name());
         let mut found: BTreeMap<String, Vec<object_store::path::Path>> = BTreeMap::new();
         for path in remote.names(&folder).await? {
             let below: Vec<String> = path

@@ -1,28 +1,91 @@
-//! What the file system says of an object, in one look.
+//! What the file system says of a file or a folder, without a byte of it being read.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 
-use super::stat::{RACY_NS, Stat};
 use crate::identity::digest::Digest;
 use crate::store::names;
 
+/// A file that changed this short a time ago may change again within the same tick of the clock, and keep its times.
+const RACY: Duration = Duration::from_millis(50);
 /// Folders of more files than this are looked at by several threads.
 const MANY: usize = 256;
 
-/// The files of an object and what their inodes say; no byte of them was read.
+/// What changes when a file does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TreeStat {
+pub(crate) struct Stat {
+    size: u64,
+    mtime_ns: i128,
+    ctime_ns: i128,
+    inode: u64,
+    device: u64,
+}
+
+impl Stat {
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        Ok(Self::from(&fs_err::metadata(path)?))
+    }
+
+    /// A hash of it all: equal hashes are equal looks.
+    pub fn hash(&self) -> Digest {
+        hash([("", self)])
+    }
+
+    /// Whether it is the same file, under whatever name.
+    pub fn same_file(&self, other: &Self) -> bool {
+        (self.inode, self.device) == (other.inode, other.device)
+    }
+
+    /// Whether all but the time agrees that a link or a rename changes too.
+    fn same_bytes(&self, other: &Self) -> bool {
+        let bytes = |stat: &Self| (stat.size, stat.mtime_ns, stat.inode, stat.device);
+        bytes(self) == bytes(other)
+    }
+
+    /// Whether a later change will show, so that what is read from now on belongs to this look.
+    pub fn past_racy_window(&self) -> bool {
+        now_ns() - self.ctime_ns > RACY.as_nanos() as i128
+    }
+}
+
+impl From<&Metadata> for Stat {
+    fn from(m: &Metadata) -> Self {
+        let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        Self {
+            size: m.len(),
+            mtime_ns: ns(m.mtime(), m.mtime_nsec()),
+            ctime_ns: ns(m.ctime(), m.ctime_nsec()),
+            inode: m.ino(),
+            device: m.dev(),
+        }
+    }
+}
+
+fn now_ns() -> i128 {
+    ns(SystemTime::now())
+}
+
+fn ns(time: SystemTime) -> i128 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128)
+}
+
+/// What the file system says of a file, or of all files of a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeStat {
     /// One file without a name, or the files of a folder by path.
     files: Vec<(String, Stat)>,
 }
 
 impl TreeStat {
-    /// Looks at a file or folder; `None` where nothing is. What links lead to is looked at.
+    /// Looks at a file or folder, at what links lead to; `None` where nothing is.
+    ///
+    /// # Errors
+    /// A path that cannot be looked at.
     pub fn at(path: &Path) -> std::io::Result<Option<Self>> {
         match fs_err::metadata(path) {
             Ok(found) if !found.is_dir() => Ok(Some(Self::of_file(&found))),
@@ -32,8 +95,8 @@ impl TreeStat {
         }
     }
 
-    /// The look that gave this, of a file.
-    pub fn of_file(found: &Metadata) -> Self {
+    /// The look of a file that gave this.
+    pub(crate) fn of_file(found: &Metadata) -> Self {
         Self { files: vec![(String::new(), Stat::from(found))] }
     }
 
@@ -48,69 +111,72 @@ impl TreeStat {
     }
 
     /// The same with a file that belongs to it, such as the listing of a folder.
-    pub fn with(mut self, name: &str, path: &Path) -> std::io::Result<Self> {
-        // One that is missing makes another mark.
+    pub(crate) fn with(mut self, name: &str, path: &Path) -> Self {
+        // One that is missing makes another hash.
         if let Ok(stat) = Stat::of(path) {
             self.files.push((name.to_owned(), stat));
         }
-        Ok(self)
+        self
     }
 
-    /// A hash of it all: equal marks are equal looks.
-    pub fn stat_hash(&self) -> Digest {
-        stat_hash(self.files.iter().map(|(name, stat)| (name.as_str(), stat)))
-    }
-
-    /// The mark of [`TreeStat::of_file`], without keeping what was seen.
-    pub fn stat_hash_of_file(found: &Metadata) -> Digest {
-        stat_hash([("", &Stat::from(found))])
+    /// A hash of it all: equal hashes are equal looks.
+    pub(crate) fn stat_hash(&self) -> Digest {
+        hash(self.files.iter().map(|(name, stat)| (name.as_str(), stat)))
     }
 
     /// Bytes of all files.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.files.iter().map(|(_, stat)| stat.size).sum()
     }
 
-    /// Whether the bytes are those of the other look, as far as times tell that linking and renaming leave alone.
-    pub fn same_bytes(&self, other: &Self) -> bool {
+    /// Whether the bytes are those of the other look, by the times that linking and renaming leave alone.
+    pub(crate) fn same_bytes(&self, other: &Self) -> bool {
         let alike = |(a, b): (&(String, Stat), &(String, Stat))| a.0 == b.0 && a.1.same_bytes(&b.1);
         self.files.len() == other.files.len() && self.files.iter().zip(&other.files).all(alike)
     }
 
-    /// How long ago, in ns, the newest change of bytes may have been, that a later one could hide behind.
+    /// Whether all files were past the racy window at a time: what was read from then on belongs to this look.
+    pub(crate) fn settled_before(&self, time: SystemTime) -> bool {
+        let before = ns(time) - RACY.as_nanos() as i128;
+        self.files.iter().all(|(_, stat)| stat.ctime_ns < before)
+    }
+
+    /// How long ago, in ns, the newest change of bytes may have been.
     ///
-    /// A change within one tick of the clock leaves the same times. Either time will do: a write sets both to now.
+    /// Of an object, either time will do: only the store writes it, which sets both, while linking and renaming set one.
     fn age(&self) -> i128 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
+        let now = now_ns();
         let age = |stat: &Stat| (now - stat.ctime_ns).max(now - stat.mtime_ns);
         self.files.iter().map(|(_, stat)| age(stat)).min().unwrap_or(i128::MAX)
     }
 
-    /// When the inode that changed last did, in ns since 1970.
-    pub fn changed(&self) -> i128 {
-        self.files.iter().map(|(_, stat)| stat.ctime_ns).max().unwrap_or(i128::MIN)
-    }
-
-    /// Whether a later change will show, so that what is hashed from now on can be vouched for by this look.
-    pub fn past_racy_window(&self) -> bool {
-        self.age() > RACY_NS
+    /// [`Stat::past_racy_window`] of an object.
+    pub(crate) fn past_racy_window(&self) -> bool {
+        self.age() > RACY.as_nanos() as i128
     }
 
     /// Waits for that; a clock that was set back makes it give up.
-    pub fn wait_past_racy_window(&self) {
-        let missing = RACY_NS - self.age();
-        if (0..=RACY_NS).contains(&missing) {
-            std::thread::sleep(std::time::Duration::from_nanos(missing as u64 + 1_000_000));
+    pub(crate) fn wait_past_racy_window(&self) {
+        let racy = RACY.as_nanos() as i128;
+        let missing = racy - self.age();
+        if (0..=racy).contains(&missing) {
+            std::thread::sleep(Duration::from_nanos(missing as u64) + Duration::from_millis(1));
         }
     }
 }
 
-fn stat_hash<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
+fn hash<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for (name, stat) in files {
-        hasher.update(&(name.len() as u64).to_le_bytes());
-        hasher.update(name.as_bytes());
-        hasher.update(&stat.bytes());
+        let Stat { size, mtime_ns, ctime_ns, inode, device } = stat;
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        let mut bytes = [0; 56];
+        bytes[..8].copy_from_slice(&size.to_le_bytes());
+        bytes[8..24].copy_from_slice(&mtime_ns.to_le_bytes());
+        bytes[24..40].copy_from_slice(&ctime_ns.to_le_bytes());
+        bytes[40..48].copy_from_slice(&inode.to_le_bytes());
+        bytes[48..].copy_from_slice(&device.to_le_bytes());
+        hasher.update(&bytes);
     }
     hasher.finalize().into()
 }
