@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 KEPT = "17179869184"
-LOSS = dict(time_samples=20, captions=5, seed=0, noise="batch")
+LOSS = dict(time_samples=20, captions=5, seed=0, noise="per_batch")
 
 
 def network():

@@ -6,89 +6,24 @@ use std::path::{Path, PathBuf};
 use super::shared::arrays::{TrainingSet, count_images};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
-use super::shared::select::Select;
 use super::shared::{arrays, check_outputs, expected, ranges, tensors};
 use crate::io::torch::Dtype;
-use crate::method::fisher::{CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range};
+pub use crate::method::fisher::FisherParams;
+use crate::method::fisher::{FisherSum, fisher_range};
 use crate::method::schedule::NoiseSchedule;
-use crate::method::selection::Selection;
 use crate::models::unet::ModelMode;
-use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     Unit, WorkSize,
 };
-use attrflow_engine::{choice, params};
 use serde_json::json;
-
-choice! {
-    /// The rows that share a caption index.
-    pub enum Draw {
-        /// All rows of a batch, as published.
-        Batch = "batch",
-        /// None: every row draws its own.
-        Row = "row",
-    }
-}
-
-choice! {
-    /// The mean over rows or over batches.
-    pub enum Weight {
-        /// The mean of batch means, as published: rows of a short last batch have a larger weight.
-        Batch = "batch",
-        /// The mean over rows.
-        Row = "row",
-    }
-}
-
-params! {
-    /// Parameters of `fisher`.
-    pub struct Fisher {
-        /// Epochs over the latents.
-        epochs: u32 [1..=10_000] = 5,
-        /// Rows per batch.
-        batch_size: u32 [1..=100_000] = 32,
-        /// Seed of timesteps, captions and noise.
-        seed: u32 = 0,
-        /// `batch`: one caption index for all rows of a batch, as published, although the paper describes one for each
-        /// row;
-        /// `row`: one for each row.
-        caption_draw: Draw = Draw::Batch,
-        /// `batch`: mean of batch means, as published, in which rows of a short last batch have a larger weight; `row`:
-        /// mean over rows.
-        weighting: Weight = Weight::Batch,
-        /// The weights to compute it for; must include those that `unlearn` changes.
-        select: Select = Select(Selection::All),
-    }
-}
-
-impl Validate for Fisher {}
-
-impl Fisher {
-    fn spec(&self) -> FisherSpec {
-        FisherSpec {
-            epochs: self.epochs as usize,
-            batch_size: self.batch_size as usize,
-            seed: self.seed.into(),
-            caption_draw: match self.caption_draw {
-                Draw::Batch => CaptionDraw::Batch,
-                Draw::Row => CaptionDraw::Row,
-            },
-            weighting: match self.weighting {
-                Weight::Batch => Weighting::Batch,
-                Weight::Row => Weighting::Row,
-            },
-            selection: self.select.0.clone(),
-        }
-    }
-}
 
 /// Metadata key of a unit's sums: their divisor.
 const WEIGHT: &str = "weight";
 /// Metadata key of the number of training images, which `unlearn` needs.
 pub(super) const IMAGES: &str = "images";
 
-impl Kind for Fisher {
+impl Kind for FisherParams {
     const INFO: KindInfo = KindInfo {
         inputs: &[
             UNET,
@@ -106,7 +41,7 @@ impl Kind for Fisher {
     };
 }
 
-impl Stage for Fisher {
+impl Stage for FisherParams {
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
         let (latents, _) = arrays::open(inputs)?;
         Ok(Some(split(self, latents.rows())))
@@ -116,10 +51,10 @@ impl Stage for Fisher {
         let (latents, texts) = expected::arrays(inputs)?;
         let rows = latents.shape[0];
         let units = split(self, rows);
-        let sums = expected::selected(inputs, &self.select.0, 8)?;
+        let sums = expected::selected(inputs, &self.select, 8)?;
         let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = self;
         let cost_key = json!({
-            "batch_size": rows.min(*batch_size as usize),
+            "batch_size": rows.min(*batch_size),
             "caption_draw": caption_draw,
             "select": select,
             "unet": expected::config(inputs, "unet")?,
@@ -139,15 +74,15 @@ impl Stage for Fisher {
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["fisher"], inputs, &self.select.0, &[Dtype::F64, Dtype::F32])
+        check_outputs::weights(&outputs["fisher"], inputs, &self.select, &[Dtype::F64, Dtype::F32])
     }
 }
 
-fn split(params: &Fisher, latents: usize) -> Vec<Unit> {
-    ranges::units("batches", params.spec().batches(latents), 1)
+fn split(params: &FisherParams, latents: usize) -> Vec<Unit> {
+    ranges::units("batches", params.batches(latents), 1)
 }
 
-impl Compute for Fisher {
+impl Compute for FisherParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let batches = ranges::range(task.unit()?, "batches")?;
@@ -156,16 +91,8 @@ impl Compute for Fisher {
             let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| cx.progress(done as u64, total);
-            let (data, spec) = (set.data()?, self.spec());
-            Ok(fisher_range(
-                unet,
-                &schedule,
-                data,
-                &spec,
-                batches,
-                cx.effective_micro_batch(),
-                &mut progress,
-            )?)
+            let data = set.data()?;
+            Ok(fisher_range(unet, &schedule, data, self, batches, cx.effective_micro_batch(), &mut progress)?)
         })?;
         tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
     }
@@ -194,8 +121,8 @@ impl Compute for Fisher {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
         // One epoch over one batch per step.
-        let rows = latents.shape[0].min(self.batch_size as usize);
-        let stage = Fisher { epochs: steps as u32, ..self.clone() };
+        let rows = latents.shape[0].min(self.batch_size);
+        let stage = FisherParams { epochs: steps as usize, ..self.clone() };
         expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
         let unit = Unit { name: "a trial".into(), range: json!({ "batches": [0, steps] }), steps };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: true })

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::loss_pass::top_k::{self, Report, TopK};
-use super::loss_pass::{self, LOSSES, LossParams, Noise};
+use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, expected};
@@ -13,6 +13,8 @@ use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::method::error::MathError;
 use crate::method::influence::{influence, per_image, rank, rank_exact_first};
+use crate::method::loss::LossParams;
+use crate::method::noise::Noise;
 use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -26,10 +28,10 @@ params! {
     pub struct Influence {
         /// How to measure a loss: inherited from the stage on `pretrain_loss`, so that the two cannot differ.
         loss: LossParams,
-        /// Find only the most influential images, without computing all timesteps of all images. Needs `noise =
-        /// "image"` and the input `pretrain_loss_per_timestep`. Images that are not computed in full get an estimate of
-        /// their influence. The output `top_k` (top_k.json) lists the exact ones, the computed rows, and the certified
-        /// recall.
+        /// Find only the most influential images, without computing all timesteps of all images. Needs
+        /// `noise = "per_image"` and the input `pretrain_loss_per_timestep`. Images that are not computed in full get an
+        /// estimate of their influence. The output `top_k` (top_k.json) lists the exact ones, the computed rows, and the
+        /// certified recall.
         top_k: Option<TopK> = None,
     }
 }
@@ -42,10 +44,10 @@ impl Validate for Influence {
         ("heading", "ranking.title"),
     ];
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.top_k.is_none() || self.loss.noise == Noise::Image {
+        if self.top_k.is_none() || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`top_k` needs `noise = \"image\"` in the loss: with `\"batch\"` an image cannot be computed alone";
+        let message = "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` an image cannot be computed alone";
         vec![("top_k", message.to_owned())]
     }
 }
@@ -78,15 +80,11 @@ impl Kind for Influence {
 }
 
 impl Stage for Influence {
-    fn identity(&self) -> Json {
-        json!({ "loss": self.loss.identity(), "top_k": self.top_k })
-    }
-
     fn unit_identity(&self) -> Json {
         let loss = match self.top_k {
-            None => self.loss.unit_identity(),
+            None => loss_pass::unit_identity(&self.loss),
             // The number of timesteps determines what is computed.
-            Some(_) => self.loss.identity(),
+            Some(_) => json!(self.loss),
         };
         json!({ "loss": loss, "top_k": self.top_k })
     }

@@ -7,7 +7,8 @@ use tch::{Device, Tensor};
 
 use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE};
+use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
+use super::shared::text::TextModel;
 use super::shared::{check_outputs, device, expected, ranges};
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::resize::shorter_side;
@@ -15,8 +16,6 @@ use crate::io::image::{center_crop, load_rgb, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::method::noise::{Generator, derived_seed};
-use crate::models::text::clip::TextEncoder;
-use crate::models::text::tokenizer::Tokenizer;
 use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -38,7 +37,7 @@ choice! {
 
 choice! {
     /// How text embeddings are stored.
-    pub enum Precision {
+    pub enum StorageDtype {
         /// Four bytes per number.
         Float32 = "float32",
         /// Two bytes per number, as published.
@@ -46,11 +45,11 @@ choice! {
     }
 }
 
-impl Precision {
+impl StorageDtype {
     fn dtype(self) -> Dtype {
         match self {
-            Precision::Float32 => Dtype::F32,
-            Precision::Float16 => Dtype::F16,
+            StorageDtype::Float32 => Dtype::F32,
+            StorageDtype::Float16 => Dtype::F16,
         }
     }
 }
@@ -67,11 +66,13 @@ params! {
         /// Seed of the posterior's samples; each image and mirror image has its own stream.
         seed: u32 = 0,
         /// How text embeddings are stored.
-        text_precision: Precision = Precision::Float32,
+        text_dtype: StorageDtype = StorageDtype::Float32,
     }
 }
 
-impl Validate for Latents {}
+impl Validate for Latents {
+    const RENAMED: &'static [(&'static str, &'static str)] = &[("text_precision", "text_dtype")];
+}
 
 const PLAIN: &str = "plain.npy";
 const FLIPPED: &str = "flipped.npy";
@@ -102,19 +103,19 @@ impl Stage for Latents {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let Self { pixels, captions, posterior: _, seed: _, text_precision } = self;
+        let Self { pixels, captions, posterior: _, seed: _, text_dtype } = self;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
         let texts = vec![images, *captions as usize, length, width];
         let outputs = [
             ("latents", ArtifactShape::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
-            ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_precision.dtype().size() }),
+            ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_dtype.dtype().size() }),
         ];
         let cost_key = json!({
             "pixels": pixels,
             "captions": captions,
-            "precision": text_precision,
+            "precision": text_dtype,
             "images": images,
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
@@ -127,7 +128,7 @@ impl Stage for Latents {
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::training_set(inputs, self.captions as usize, self.text_precision.dtype(), outputs)
+        check_outputs::training_set(inputs, self.captions as usize, self.text_dtype.dtype(), outputs)
     }
 }
 
@@ -141,11 +142,13 @@ impl Compute for Latents {
         let range = ranges::range(task.unit()?, "images")?;
         let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         let items = &captions.items[range.clone()];
-        let device = device::torch(cx.device);
         let _no_grad = tch::no_grad_guard();
         let total = range.len() as u64;
-        write_latents(self, inputs, items, range.start, device, out, &|done| cx.progress(done, total))?;
-        write_texts(self, inputs, items, device, out)
+        let progress = |done| cx.progress(done, total);
+        with_vae(inputs, cx.device, |vae| {
+            write_latents(self, inputs, items, range.start, (vae, device::torch(cx.device)), out, &progress)
+        })?;
+        with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out))
     }
 
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
@@ -183,11 +186,10 @@ fn write_latents(
     inputs: &Inputs,
     items: &[Item],
     first: usize,
-    device: Device,
+    (vae, device): (&Vae, Device),
     out: &Path,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<()> {
-    let vae = Vae::load(inputs.path("vae"), device)?;
     let side = i64::from(params.pixels);
     let mut writers: [Option<NpyWriter>; 2] = [None, None];
     for (place, item) in items.iter().enumerate() {
@@ -232,19 +234,12 @@ fn write_latents(
 }
 
 /// Encodes the captions of each image together.
-fn write_texts(
-    params: &Latents,
-    inputs: &Inputs,
-    items: &[Item],
-    device: Device,
-    out: &Path,
-) -> anyhow::Result<()> {
-    let tokenizer = Tokenizer::load(inputs.path("tokenizer"))?;
-    let encoder = TextEncoder::load(inputs.path("text_encoder"), device)?;
-    let dtype = params.text_precision.dtype();
+fn write_texts(params: &Latents, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
+    let dtype = params.text_dtype.dtype();
     let mut writer = None;
     for item in items {
-        let texts = embed(&tokenizer, &encoder, &item.captions, device)?; // [captions, L, D]
+        let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();
+        let texts = model.embed(&captions)?; // [captions, L, D]
         let writer = match &mut writer {
             Some(writer) => writer,
             None => {
@@ -260,18 +255,4 @@ fn write_texts(
         Some(writer) => Ok(writer.finish()?),
         None => anyhow::bail!("no images in this unit"),
     }
-}
-
-/// The embeddings of some captions, [captions, L, D].
-pub(super) fn embed(
-    tokenizer: &Tokenizer,
-    encoder: &TextEncoder,
-    captions: &[String],
-    device: Device,
-) -> anyhow::Result<Tensor> {
-    let mut ids = Vec::new();
-    for caption in captions {
-        ids.push(Tensor::from_slice(&tokenizer.encode(caption)?)); // [L]
-    }
-    Ok(encoder.forward(&Tensor::stack(&ids, 0).to_device(device)))
 }

@@ -45,9 +45,9 @@ registry! {
     with_libtorch {
         latents::Latents,
         pretrain_loss::PretrainLoss,
-        fisher::Fisher,
-        generate::Generate,
-        unlearn::Unlearn,
+        fisher::FisherParams,
+        generate::SampleParams,
+        unlearn::UnlearnParams,
         influence::Influence,
     }
 }

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::loss_pass;
 use super::loss_pass::per_timestep;
-use super::loss_pass::{self, LossParams, Noise};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, expected};
 use crate::io::npy::Dtype;
+use crate::method::loss::LossParams;
+use crate::method::noise::Noise;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -23,7 +25,7 @@ params! {
         /// How to measure a loss; `influence` inherits this table.
         loss: LossParams,
         /// Also write the losses per timestep, to the output `per_timestep` (pretrain_loss_per_timestep.npy, float32
-        /// [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs `noise = "image"`.
+        /// [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs `noise = "per_image"`.
         per_timestep: bool = false,
     }
 }
@@ -31,10 +33,10 @@ params! {
 impl Validate for PretrainLoss {
     const RENAMED: &'static [(&'static str, &'static str)] = &[("timesteps", "per_timestep")];
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if !self.per_timestep || self.loss.noise == Noise::Image {
+        if !self.per_timestep || self.loss.noise == Noise::PerImage {
             return Vec::new();
         }
-        let message = "`per_timestep` needs `noise = \"image\"` in the loss: with `\"batch\"` a timestep cannot be computed alone";
+        let message = "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` a timestep cannot be computed alone";
         vec![("per_timestep", message.to_owned())]
     }
 }
@@ -68,8 +70,8 @@ impl Kind for PretrainLoss {
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
         let Self { loss, per_timestep } = self;
-        let mut hashed = json!({ "loss": loss.identity() });
-        // Omitted if not set, so that results from before this parameter stay valid.
+        let mut hashed = json!({ "loss": loss });
+        // Omitted if not set: it adds an output and changes no other.
         if *per_timestep {
             hashed["per_timestep"] = json!(true);
         }
@@ -77,7 +79,7 @@ impl Stage for PretrainLoss {
     }
 
     fn unit_identity(&self) -> Json {
-        json!({ "loss": self.loss.unit_identity() })
+        json!({ "loss": loss_pass::unit_identity(&self.loss) })
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
@@ -95,7 +97,7 @@ impl Stage for PretrainLoss {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let mut estimate = loss_pass::estimate(&self.loss, inputs)?;
         if self.per_timestep {
-            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples as usize];
+            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples];
             estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(estimate)
@@ -104,7 +106,7 @@ impl Stage for PretrainLoss {
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         if let Some(file) = outputs.get(PER_TIMESTEP) {
-            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples as usize].map(Some);
+            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples].map(Some);
             check_outputs::array(file, Some(Dtype::F32), &shape)?;
         }
         Ok(())

@@ -8,58 +8,21 @@ use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
-use super::shared::select::Select;
 use super::shared::{arrays, check_outputs, device, expected, tensors};
 use crate::io::torch::Dtype;
 use crate::method::data::{Rows, to_device};
 use crate::method::error::MathError;
 use crate::method::schedule::NoiseSchedule;
-use crate::method::selection::Selection;
-use crate::method::unlearn::{UnlearnSpec, Unlearning};
+pub use crate::method::unlearn::UnlearnParams;
+use crate::method::unlearn::Unlearning;
 use crate::models::unet::ModelMode;
-use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     WorkSize,
 };
-use attrflow_engine::params;
 use serde_json::json;
 
-params! {
-    /// Parameters of `unlearn`.
-    pub struct Unlearn {
-        /// Steps of gradient ascent.
-        steps: u32 [1..=10_000] = 1,
-        /// Batches whose gradients are accumulated in a step.
-        grad_accum_steps: u32 [1..=1_000_000] = 625,
-        /// Rows per batch, at distinct timesteps.
-        batch_size: u32 [1..=1000] = 80,
-        /// Learning rate.
-        lr: f64 = 0.01,
-        /// Seed of timesteps and noise.
-        seed: u32 = 0,
-        /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
-        damping: f64 = 0.0,
-        /// The weights to change.
-        select: Select = Select(Selection::CrossAttnKv),
-        /// The row of `latents` and `text_embeddings` that is the query.
-        index: u32 = 0,
-        /// Number of training images N, for Fisher information without that number in its metadata, such as the
-        /// published file. If the metadata has it, another number is an error.
-        images: Option<u32> = None,
-    }
-}
-
-impl Validate for Unlearn {
-    fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.damping >= 0.0 {
-            return Vec::new();
-        }
-        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
-    }
-}
-
-impl Kind for Unlearn {
+impl Kind for UnlearnParams {
     const INFO: KindInfo = KindInfo {
         inputs: &[
             UNET,
@@ -78,7 +41,7 @@ impl Kind for Unlearn {
     };
 }
 
-impl Stage for Unlearn {
+impl Stage for UnlearnParams {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let Self { steps, grad_accum_steps, batch_size, select, .. } = self;
@@ -89,31 +52,31 @@ impl Stage for Unlearn {
             "latent": &latents.shape[1..],
             "text": &texts.shape[2..],
         });
-        let steps = u64::from(*steps) * u64::from(*grad_accum_steps);
+        let steps = (steps * grad_accum_steps) as u64;
         Ok(Estimate {
-            outputs: [("weights".to_owned(), expected::selected(inputs, &select.0, 4)?)].into(),
+            outputs: [("weights".to_owned(), expected::selected(inputs, select, 4)?)].into(),
             parts: 0,
             work: Some(WorkSize { steps, tasks: 1, cost_key }),
         })
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["weights"], inputs, &self.select.0, &[Dtype::F32])
+        check_outputs::weights(&outputs["weights"], inputs, &self.select, &[Dtype::F32])
     }
 }
 
-impl Compute for Unlearn {
+impl Compute for UnlearnParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let (latents, texts) = arrays::open(inputs)?;
-        let (index, rows) = (self.index as usize, texts.rows());
+        let (index, rows) = (self.index, texts.rows());
         anyhow::ensure!(
             index < rows,
             "`index` is {index}, expected less than {rows}, the rows of {}",
             texts.path().display()
         );
-        let _suited = device::apply_mode(ModelMode::Gradients);
-        let unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
+        let _guard = device::apply_mode(ModelMode::Gradients);
+        let mut unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
         arrays::expect_fit(&latents, &texts, &unet)?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
@@ -122,23 +85,15 @@ impl Compute for Unlearn {
             Err(error) => Err(anyhow::anyhow!(error)),
         };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
-        let text = read(NpyRows::new(texts, 2), first_caption)?.squeeze_dim(0); // [L, D]
+        let conditioning = read(NpyRows::new(texts, 2), first_caption)?.into();
 
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let fisher = tensors::read(inputs.path("fisher"))?;
-        let spec = UnlearnSpec {
-            steps: self.steps as usize,
-            grad_accum_steps: self.grad_accum_steps as usize,
-            batch_size: self.batch_size as usize,
-            lr: self.lr,
-            seed: self.seed.into(),
-            damping: (self.damping > 0.0).then_some(self.damping),
-            selection: self.select.0.clone(),
-        };
-        let total = u64::from(self.steps) * u64::from(self.grad_accum_steps);
-        let changed = Unlearning::new(&unet, &schedule, &latent, &text, &spec, cx.effective_micro_batch())?
-            .run(&fisher, images(self, inputs)?, &mut |done| cx.progress(done as u64, total))
-            .map_err(|error| with_file(error, inputs.path("fisher")))?;
+        let total = (self.steps * self.grad_accum_steps) as u64;
+        let changed =
+            Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?
+                .run(&fisher, images(self, inputs)?, &mut |done| cx.progress(done as u64, total))
+                .map_err(|error| with_file(error, inputs.path("fisher")))?;
         tensors::write(&out.join("unlearned.safetensors"), &changed, None)
     }
 
@@ -152,14 +107,14 @@ impl Compute for Unlearn {
         let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
         let steps = steps.min(1_000_000);
-        let mut stage = Unlearn { steps: 1, grad_accum_steps: steps as u32, ..self.clone() };
+        let mut stage = UnlearnParams { steps: 1, grad_accum_steps: steps as usize, ..self.clone() };
         if expected::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
             stage.index = 0;
         }
         if given.get("fisher").is_none() {
             stage.images = None;
             let images = Some((IMAGES, "100".to_owned()));
-            expected::make_weights(&mut given, "fisher", &self.select.0, images, folder)?;
+            expected::make_weights(&mut given, "fisher", &self.select, images, folder)?;
         }
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
     }
@@ -179,11 +134,11 @@ fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
     }
 }
 
-fn images(params: &Unlearn, inputs: &Inputs) -> anyhow::Result<usize> {
+fn images(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<usize> {
     let path = inputs.path("fisher");
     let text = tensors::metadata(path, IMAGES)?;
     let counted: Option<usize> = text.and_then(|text| text.parse().ok());
-    match (counted, params.images.map(|images| images as usize)) {
+    match (counted, params.images) {
         (Some(counted), Some(images)) if counted != images => anyhow::bail!(
             "`images` is {images}, expected {counted} or no key: {} was computed from that many",
             path.display()

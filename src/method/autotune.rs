@@ -33,12 +33,12 @@ pub fn micro_batch(
         let rows = texts * times as i64;
         let mut draws = Generator::seeded(0);
         let noise = draws.normal(&[&[rows], latent].concat(), device);
-        let text = draws.normal(&[&[texts], text].concat(), device);
+        let conditioning = draws.normal(&[&[texts], text].concat(), device).into();
         drop(draws);
         let timesteps = Tensor::arange(times as i64, (Kind::Int64, device));
         let pass = || {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-            let texts = unet.encode(&text);
+            let texts = unet.encode(&conditioning);
             // A number that is asked for waits for all that was to be done.
             losses(unet, schedule, [&noise, &noise], &timesteps, &texts).sum(Kind::Float).double_value(&[])
         };

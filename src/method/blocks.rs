@@ -8,7 +8,7 @@ use super::diffusion_loss::{check, losses};
 use super::error::MathError;
 use super::loss::LossPass;
 use super::micro_batches::in_micro_batches;
-use super::noise::{NoiseMode, image_noise};
+use super::noise::{Noise, image_noise};
 
 /// A block of images as any number of models see it: read and drawn once, kept on the CPU.
 pub struct Block {
@@ -41,23 +41,23 @@ impl Block {
 const AT_ONCE: usize = 128;
 
 impl LossPass<'_> {
-    /// Reads a block of images and draws its noise at some timesteps, for any number of models, in image mode.
+    /// Reads a block of images and draws its noise at some timesteps, for any number of models, with noise per image.
     ///
     /// # Errors
     /// The data can't be read; or the noise is drawn by the batch.
     pub fn block(&self, images: &[usize], timesteps: &[i64]) -> Result<Block, MathError> {
-        if self.spec.noise != NoiseMode::Image {
-            let rule = "must be \"image\" for losses at single timesteps";
-            return Err(MathError::parameter("noise", "\"batch\"", rule));
+        if self.params.noise != Noise::PerImage {
+            let rule = "must be \"per_image\" for losses at single timesteps";
+            return Err(MathError::parameter("noise", "\"per_batch\"", rule));
         }
-        let captions = self.spec.captions;
+        let captions = self.params.captions;
         let pairs: Vec<_> = images.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
         let latents = self.data.latents(images, Device::Cpu)?; // [images, C, H, W]
         let shape = [&[captions as i64], &latents.size()[1..]].concat();
         let noise = timesteps.iter().map(|timestep| {
             let draw = |&row: &usize| {
                 let image = self.data.image_of(row);
-                image_noise(self.spec.seed, image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
+                image_noise(self.params.seed.into(), image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
             };
             (*timestep, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
         });
@@ -82,16 +82,16 @@ impl LossPass<'_> {
         timesteps: &[i64],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor, MathError> {
-        let (device, captions) = (self.unet.device(), self.spec.captions);
+        let (device, captions) = (self.unet.device(), self.params.captions);
         let pairs = block.images.len() * captions;
         let parts = in_micro_batches(pairs, self.micro_batch, |pair, most| {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
             // What depends on the texts alone is the same at all timesteps.
-            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts)));
+            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts).into()));
             let mut at_each = Vec::new();
             for (place, &timestep) in timesteps.iter().enumerate() {
-                let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps(&[timestep]));
+                let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps_tensor(&[timestep]));
                 let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts);
                 let losses = losses.to_device(Device::Cpu); // [most]
                 check(&losses, |row| (block.images[(pair + row) / captions], timestep))?;
@@ -105,7 +105,7 @@ impl LossPass<'_> {
         Ok(Tensor::cat(&parts, 0).view(shape))
     }
 
-    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, in image mode, on the CPU.
+    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, with noise per image, on the CPU.
     ///
     /// `progress` hears how many pairs of image and timestep are done.
     ///

@@ -95,7 +95,7 @@ impl<'a> DataSet<'a> {
         self.captions
     }
 
-    /// The original image of a latent: a mirror image shares captions and noise with it.
+    /// The image of a latent: a mirror image shares captions and noise with it.
     pub fn image_of(&self, latent: usize) -> usize {
         latent % self.images()
     }

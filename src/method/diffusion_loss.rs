@@ -1,6 +1,6 @@
 //! The training objective, a row at a time: how well the network tells the noise from the latent.
 //!
-//! A row is a latent, a timestep, a draw of noise and a text. Shapes: B rows, latents [C, H, W], K texts [L, D].
+//! A row is a latent, a timestep, a draw of noise and a condition. Shapes: B rows, latents [C, H, W], K conditions.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::error::MathError;
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
-use crate::models::unet::attention::EncodedConditioning;
+use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 
 /// Rows for one pass through the network, all on its device.
 pub struct DenoisingRows {
@@ -19,8 +19,8 @@ pub struct DenoisingRows {
     pub noise: Tensor,
     /// Timesteps [B], int64.
     pub timesteps: Tensor,
-    /// Texts [K, L, D], each for B/K consecutive rows.
-    pub texts: Tensor,
+    /// K conditions, each for B/K consecutive rows.
+    pub conditioning: Conditioning,
 }
 
 impl DenoisingRows {
@@ -36,37 +36,42 @@ impl DenoisingRows {
 
     /// The loss of each row, see [`losses`]. [B]
     pub fn losses(&self, unet: &UNet, schedule: &NoiseSchedule) -> Tensor {
-        let texts = unet.encode(&self.texts);
-        losses(unet, schedule, [&self.latents, &self.noise], &self.timesteps, &texts)
+        let conditioning = unet.encode(&self.conditioning);
+        losses(unet, schedule, [&self.latents, &self.noise], &self.timesteps, &conditioning)
     }
 
-    /// Some of the rows; they must have a text each, or all the same.
+    /// Some of the rows; they must have a condition each, or all the same.
     pub fn slice(&self, rows: Range<usize>) -> DenoisingRows {
-        let narrow = |x: &Tensor| x.narrow(0, rows.start as i64, rows.len() as i64);
-        let texts = self.texts.size()[0] as usize;
-        assert!(texts == 1 || texts == self.len(), "rows can be cut out only where no text is shared");
+        let (start, count) = (rows.start as i64, rows.len() as i64);
+        let own = self.conditioning.count() as usize == self.len();
+        assert!(own || self.conditioning.count() == 1, "rows cannot be sliced where some share a condition");
+        let narrow = |x: &Tensor| x.narrow(0, start, count);
         DenoisingRows {
             latents: narrow(&self.latents),
             noise: narrow(&self.noise),
             timesteps: narrow(&self.timesteps),
-            texts: if texts == 1 { self.texts.shallow_clone() } else { narrow(&self.texts) },
+            conditioning: if own {
+                self.conditioning.narrow(start, count)
+            } else {
+                self.conditioning.narrow(0, 1)
+            },
         }
     }
 }
 
 /// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of (eps_theta - eps)^2. [B]
 ///
-/// Latents and noise are [B, C, H, W], timesteps [T] and the K texts as [`UNet::denoise`] takes them.
+/// Latents and noise are [B, C, H, W], timesteps [T] and the K conditions as [`UNet::denoise`] takes them.
 pub fn losses(
     unet: &UNet,
     schedule: &NoiseSchedule,
     [latents, noise]: [&Tensor; 2],
     timesteps: &Tensor,
-    texts: &EncodedConditioning,
+    conditioning: &EncodedConditioning,
 ) -> Tensor {
     let repeats = latents.size()[0] / timesteps.size()[0];
     let xt = schedule.add_noise(latents, noise, &timesteps.repeat([repeats])); // [B, C, H, W]
-    let epsilon = unet.denoise(&xt, timesteps, texts); // [B, C, H, W]
+    let epsilon = unet.denoise(&xt, timesteps, conditioning); // [B, C, H, W]
     (epsilon - noise).square().mean_dim([1i64, 2, 3].as_slice(), false, None)
 }
 

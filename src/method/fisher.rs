@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::{choice, params};
 use tch::{Device, Kind, Tensor};
 
 use super::data::DataSet;
@@ -20,60 +21,49 @@ use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
 
-/// Which rows share a drawn caption.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CaptionDraw {
-    /// All rows of a batch: the index is drawn once, as in the published code.
-    #[default]
-    Batch,
-    /// None: each row draws its own.
-    Row,
-}
-
-/// What counts as much as what in the mean.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Weighting {
-    /// Batches: the short last one counts as much as a full one, as in the published code.
-    #[default]
-    Batch,
-    /// Rows: a plain mean.
-    Row,
-}
-
-/// What the numbers depend on, besides model and data.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct FisherSpec {
-    /// Passes over the latents.
-    pub epochs: usize,
-    /// Rows a batch.
-    pub batch_size: usize,
-    /// Seed of timesteps, captions and noise.
-    pub seed: i64,
-    /// Which rows share a caption.
-    pub caption_draw: CaptionDraw,
-    /// Which mean is taken.
-    pub weighting: Weighting,
-    /// For which parameters.
-    pub selection: Selection,
-}
-
-impl FisherSpec {
-    /// Checks the numbers.
-    ///
-    /// # Errors
-    /// One of them is zero.
-    pub fn validate(&self) -> Result<(), MathError> {
-        for (key, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
-            if value == 0 {
-                return Err(MathError::parameter(key, value, "must be at least 1"));
-            }
-        }
-        Ok(())
+choice! {
+    /// The rows that share a caption index.
+    pub enum CaptionDraw {
+        /// All rows of a batch, as published.
+        Batch = "batch",
+        /// None: every row draws its own.
+        Row = "row",
     }
+}
 
+choice! {
+    /// The mean over rows or over batches.
+    pub enum Weighting {
+        /// The mean of batch means, as published: rows of a short last batch have a larger weight.
+        Batch = "batch",
+        /// The mean over rows.
+        Row = "row",
+    }
+}
+
+params! {
+    /// Parameters of `fisher`.
+    pub struct FisherParams {
+        /// Epochs over the latents.
+        epochs: usize [1..=10_000] = 5,
+        /// Rows per batch.
+        batch_size: usize [1..=100_000] = 32,
+        /// Seed of timesteps, captions and noise.
+        seed: u32 = 0,
+        /// `batch`: one caption index for all rows of a batch, as published, although the paper describes one for each
+        /// row; `row`: one for each row.
+        caption_draw: CaptionDraw = CaptionDraw::Batch,
+        /// `batch`: mean of batch means, as published, in which rows of a short last batch have a larger weight; `row`:
+        /// mean over rows.
+        weighting: Weighting = Weighting::Batch,
+        /// The weights to compute it for; must include those that `unlearn` changes.
+        select: Selection = Selection::All,
+    }
+}
+
+impl Validate for FisherParams {}
+
+impl FisherParams {
     /// How many batches all epochs over `latents` rows have.
     pub fn batches(&self, latents: usize) -> usize {
         self.epochs * latents.div_ceil(self.batch_size)
@@ -115,33 +105,32 @@ impl FisherSum {
 /// `progress` hears how many batches are done.
 ///
 /// # Errors
-/// A parameter is out of range, nothing is selected, the data can't be read, or a loss or a gradient is not finite.
+/// Nothing is selected, the data can't be read, or a loss or a gradient is not finite.
 pub fn fisher_range(
     unet: &UNet,
     schedule: &NoiseSchedule,
     data: DataSet<'_>,
-    spec: &FisherSpec,
+    params: &FisherParams,
     batches: Range<usize>,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<FisherSum, MathError> {
-    spec.validate()?;
-    spec.selection.of(unet.parameters().keys())?;
+    params.select.of(unet.parameters().keys())?;
     let (mut total, first) = (FisherSum::default(), batches.start);
     for batch in batches {
-        let images = spec.rows_of(batch, data.latents_len());
-        let rows = draw(schedule, data, spec, batch, images.clone(), unet.device())?;
+        let images = params.rows_of(batch, data.latents_len());
+        let rows = draw(schedule, data, params, batch, images.clone(), unet.device())?;
         let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
         let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
             let some = row..row + most;
             let sums =
-                squared_gradients(unet, schedule, &rows.slice(some), &spec.selection, images.start + row)?;
+                squared_gradients(unet, schedule, &rows.slice(some), &params.select, images.start + row)?;
             // Summed at once: the sums of many slices would take what the slices were cut for.
             sum.add(FisherSum { sums, weight: 0.0 });
             Ok::<_, MathError>((most, ()))
         });
         slices.map_err(|error| data.named(error))?;
-        match spec.weighting {
+        match params.weighting {
             Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
             Weighting::Row => sum.weight = rows.len() as f64,
         }
@@ -161,16 +150,16 @@ pub fn fisher_range(
 fn draw(
     schedule: &NoiseSchedule,
     data: DataSet<'_>,
-    spec: &FisherSpec,
+    params: &FisherParams,
     batch: usize,
     images: Range<usize>,
     device: Device,
 ) -> Result<DenoisingRows, MathError> {
     let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
     let (count, captions) = (images.len() as i64, data.captions() as i64);
-    let mut draws = Generator::seeded(derived_seed("fisher", &[spec.seed, batch as i64]));
+    let mut draws = Generator::seeded(derived_seed("fisher", &[params.seed.into(), batch as i64]));
     let timesteps = draws.randint(schedule.train_timesteps(), count);
-    let drawn = match spec.caption_draw {
+    let drawn = match params.caption_draw {
         CaptionDraw::Batch => draws.randint(captions, 1).repeat([count]),
         CaptionDraw::Row => draws.randint(captions, count),
     };
@@ -179,12 +168,12 @@ fn draw(
     let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
     let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
     let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
-    Ok(DenoisingRows { latents, noise, timesteps, texts: data.texts(&pairs, device)? })
+    Ok(DenoisingRows { latents, noise, timesteps, conditioning: data.texts(&pairs, device)?.into() })
 }
 
 /// The sums over rows of the squared gradients of each row's loss, by parameter in float64.
 ///
-/// Every row needs a text of its own (the network would share keys and values otherwise). `first_image` is the
+/// Every row needs a condition of its own (the network would share keys and values otherwise). `first_image` is the
 /// image of the first row in an error.
 ///
 /// # Errors
@@ -196,16 +185,18 @@ pub fn squared_gradients(
     selection: &Selection,
     first_image: usize,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
-    assert_eq!(rows.texts.size()[0] as usize, rows.len(), "each row needs a text of its own");
+    assert_eq!(rows.conditioning.count() as usize, rows.len(), "each row needs a condition of its own");
     let chosen = selection.clone();
     unet.tape().record(move |name| chosen.matches(name));
     let losses = tch::with_grad(|| rows.losses(unet, schedule)); // [B]
-    let taps = unet.tape().take();
+    let records = unet.tape().take();
     check(&losses, |row| (first_image + row, rows.timesteps.int64_value(&[row as i64])))?;
-    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
     // Each row's output depends on that row alone, so the gradient of the sum holds every row's own.
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
-    Ok(tch::no_grad(|| taps.iter().zip(&grads).flat_map(|(tap, grad)| sums_of_squares(tap, grad)).collect()))
+    Ok(tch::no_grad(|| {
+        records.iter().zip(&grads).flat_map(|(record, grad)| sums_of_squares(record, grad)).collect()
+    }))
 }
 
 #[cfg(test)]
@@ -215,11 +206,11 @@ mod tests {
     #[test]
     fn every_epoch_goes_through_all_rows_in_order() {
         for (latents, batch_size) in [(10, 4), (8, 4), (3, 5)] {
-            let selection = Selection::All;
+            let select = Selection::All;
             let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
-            let spec = FisherSpec { epochs: 3, batch_size, seed: 0, caption_draw, weighting, selection };
+            let params = FisherParams { epochs: 3, batch_size, seed: 0, caption_draw, weighting, select };
             let rows: Vec<usize> =
-                (0..spec.batches(latents)).flat_map(|b| spec.rows_of(b, latents)).collect();
+                (0..params.batches(latents)).flat_map(|b| params.rows_of(b, latents)).collect();
             assert_eq!(rows, (0..latents).cycle().take(3 * latents).collect::<Vec<_>>());
         }
     }

@@ -1,73 +1,92 @@
 //! The loss pass: every training image's loss, averaged over timesteps and captions.
 //!
 //! A row is (image, caption, timestep), the timestep fastest. Pretrained and unlearned model must see the same
-//! noise, so both passes take the same [`LossSpec`].
+//! noise, so both passes take the same [`LossParams`].
 
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::params;
 use tch::{Device, Tensor};
 
 use super::data::{DataSet, Loaded, to_device};
 use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
-use super::noise::{NoiseMode, batch_noise, image_noise};
-use super::schedule::NoiseSchedule;
-use crate::models::unet::UNet;
-use crate::models::unet::attention::EncodedConditioning;
+use super::noise::{Noise, batch_noise, image_noise};
+use super::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::models::unet::conditioning::EncodedConditioning;
+use crate::models::unet::{Precision, UNet};
 
-/// What the numbers of a loss pass depend on, besides model and data.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct LossSpec {
-    /// Rows (images x captions x timesteps) that share a draw of noise. In image mode it changes no number.
-    pub batch_size: usize,
-    /// Timesteps an image, evenly spaced from 0.
-    pub time_samples: usize,
-    /// Captions an image.
-    pub captions: usize,
-    /// Seed of the noise.
-    pub seed: i64,
-    /// Where the noise comes from.
-    pub noise: NoiseMode,
+params! {
+    /// How to measure the loss of a training image.
+    pub struct LossParams {
+        /// Timesteps per image and caption, evenly spaced from 0; must divide the model's number of timesteps.
+        time_samples: usize [1..=100_000] = 20,
+        /// Number of captions per image; the first ones are used.
+        captions: usize [1..=1000] = 5,
+        /// Seed of the noise.
+        seed: u32 = 0,
+        /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
+        /// `per_image`: one per image and timestep, independent of all else.
+        noise: Noise = Noise::PerBatch,
+        /// Rows (image x caption x timestep) that one draw covers: 8000 as published. Required with `noise = "per_batch"`, an
+        /// error with `per_image`.
+        batch_size: Option<usize> = None,
+        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. The shorter ones are faster on GPUs,
+        /// and their losses differ in the last digits. A sample of the rows is also computed in float32, and a warning
+        /// reports a deviation that is too large.
+        precision: Precision = Precision::Fp32,
+    }
 }
 
-impl LossSpec {
-    /// Checks the numbers against each other and a model of `train_timesteps` timesteps.
+impl Validate for LossParams {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let Self { time_samples, captions, .. } = self;
+        let rows = self.rows_per_image();
+        let message = match (self.noise, self.batch_size) {
+            (Noise::PerImage, None) => return Vec::new(),
+            (Noise::PerBatch, Some(size)) if size > 0 && size.is_multiple_of(rows) => return Vec::new(),
+            (Noise::PerBatch, Some(size)) => format!(
+                "`batch_size` is {size}, expected a multiple of {rows}, the {captions} captions x {time_samples} timesteps of an image"
+            ),
+            (Noise::PerBatch, None) => {
+                "`batch_size` is missing: with noise = \"per_batch\" it is the number of rows that share a draw, \
+                 8000 as published"
+                    .to_owned()
+            }
+            (Noise::PerImage, Some(_)) => {
+                "`batch_size` has no effect with noise = \"per_image\": remove it".to_owned()
+            }
+        };
+        vec![("batch_size", message)]
+    }
+}
+
+impl LossParams {
+    /// The timesteps: 0, s, 2s, ...
     ///
     /// # Errors
-    /// The first rule that is broken. Each stands for a silent mistake: a timestep too many, a batch of another
-    /// size than was asked for, or of no image at all.
-    pub fn validate(&self, train_timesteps: i64) -> Result<(), MathError> {
-        let zero = |key| Err(MathError::parameter(key, 0, "must be at least 1"));
-        if self.time_samples == 0 {
-            return zero("time_samples");
+    /// Their number does not divide that of the schedule.
+    pub fn timesteps(&self, schedule: &ScheduleConfig) -> Result<Vec<i64>, MathError> {
+        let (samples, train) = (self.time_samples as i64, schedule.num_train_timesteps);
+        if train % samples != 0 {
+            let rule = format!("must divide the model's {train} timesteps, or there would be one too many");
+            return Err(MathError::parameter("time_samples", samples, rule));
         }
-        if self.captions == 0 {
-            return zero("captions");
-        }
-        if train_timesteps % self.time_samples as i64 != 0 {
-            let rule = format!(
-                "must divide the model's {train_timesteps} timesteps, or there would be one too many"
-            );
-            return Err(MathError::parameter("time_samples", self.time_samples, rule));
-        }
-        let an_image = self.captions * self.time_samples;
-        let rule = format!(
-            "must be a multiple of captions x time_samples = {} x {} = {an_image} rows, those of an image",
-            self.captions, self.time_samples
-        );
-        if self.batch_size == 0 || !self.batch_size.is_multiple_of(an_image) {
-            return Err(MathError::parameter("batch_size", self.batch_size, rule));
-        }
-        Ok(())
+        Ok((0..samples).map(|i| i * (train / samples)).collect())
     }
 
-    /// Images that share a batch.
+    /// Rows of an image: its captions at all timesteps.
+    pub fn rows_per_image(&self) -> usize {
+        self.captions * self.time_samples
+    }
+
+    /// Images of a batch; with noise per image it changes no number, and keeps a batch's memory small.
     pub fn images_per_batch(&self) -> usize {
-        self.batch_size / self.captions / self.time_samples
+        const IMAGES: usize = 16;
+        self.batch_size.map_or(IMAGES, |rows| rows / self.rows_per_image())
     }
 
     /// How many batches `images` fill, the last one perhaps not whole.
@@ -80,12 +99,6 @@ impl LossSpec {
         let size = self.images_per_batch();
         (batch * size).min(images)..((batch + 1) * size).min(images)
     }
-
-    /// The timesteps: 0, s, 2s, ...
-    pub fn timesteps(&self, train_timesteps: i64) -> Vec<i64> {
-        let samples = self.time_samples as i64;
-        (0..samples).map(|i| i * (train_timesteps / samples)).collect()
-    }
 }
 
 /// A model about to be measured on a data set.
@@ -93,7 +106,8 @@ pub struct LossPass<'a> {
     pub(super) unet: &'a UNet,
     pub(super) schedule: &'a NoiseSchedule,
     pub(super) data: DataSet<'a>,
-    pub(super) spec: &'a LossSpec,
+    pub(super) params: &'a LossParams,
+    timesteps: Vec<i64>,
     pub(super) micro_batch: usize,
 }
 
@@ -101,20 +115,20 @@ impl<'a> LossPass<'a> {
     /// `micro_batch` rows go through the network at once; it changes no number beyond rounding.
     ///
     /// # Errors
-    /// The numbers of `spec` don't fit the model's timesteps or the data's captions.
+    /// The parameters don't fit the model's timesteps or the data's captions.
     pub fn new(
         unet: &'a UNet,
         schedule: &'a NoiseSchedule,
         data: DataSet<'a>,
-        spec: &'a LossSpec,
+        params: &'a LossParams,
         micro_batch: usize,
     ) -> Result<LossPass<'a>, MathError> {
-        spec.validate(schedule.train_timesteps())?;
-        if spec.captions > data.captions() {
+        let timesteps = params.timesteps(schedule.config())?;
+        if params.captions > data.captions() {
             let rule = format!("the data has {} captions an image", data.captions());
-            return Err(MathError::parameter("captions", spec.captions, rule));
+            return Err(MathError::parameter("captions", params.captions, rule));
         }
-        Ok(LossPass { unet, schedule, data, spec, micro_batch })
+        Ok(LossPass { unet, schedule, data, params, timesteps, micro_batch })
     }
 
     /// The losses of the images of a range of batches: a mean over timesteps, then over captions.
@@ -128,7 +142,7 @@ impl<'a> LossPass<'a> {
         batches: Range<usize>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<f32>, MathError> {
-        let images_of = |batch| self.spec.images_of(batch, self.data.latents_len());
+        let images_of = |batch| self.params.images_of(batch, self.data.latents_len());
         let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
         self.each_loaded(batches, &mut |batch, loaded| {
             let rows = self.rows(batch, &loaded, None)?; // [images, captions, timesteps]
@@ -146,20 +160,20 @@ impl<'a> LossPass<'a> {
         batches: Range<usize>,
         work: &mut dyn FnMut(usize, Loaded) -> Result<(), MathError>,
     ) -> Result<(), MathError> {
-        let (captions, device, count) = (self.spec.captions, self.unet.device(), self.data.latents_len());
+        let (captions, device, count) = (self.params.captions, self.unet.device(), self.data.latents_len());
         let Some(data) = self.data.shared() else {
             return batches.into_iter().try_for_each(|batch| {
-                let loaded = self.data.load(self.spec.images_of(batch, count), captions);
+                let loaded = self.data.load(self.params.images_of(batch, count), captions);
                 work(batch, loaded.map_err(MathError::Data)?)
             });
         };
         std::thread::scope(|scope| {
             // One waits while one is read: memory for two beside the one in work.
             let (sender, receiver) = sync_channel(1);
-            let spec = self.spec;
+            let params = self.params;
             scope.spawn(move || {
                 for batch in batches {
-                    let loaded = data.load(spec.images_of(batch, count), captions, device);
+                    let loaded = data.load(params.images_of(batch, count), captions, device);
                     // Nobody listens any more once the work has failed.
                     if sender.send((batch, loaded)).is_err() {
                         break;
@@ -192,19 +206,20 @@ impl<'a> LossPass<'a> {
     /// As [`LossPass::of_batches`].
     pub fn reference_losses(&self, batch: usize) -> Result<Tensor, MathError> {
         let device = self.unet.device();
-        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
-        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let (images, captions) =
+            (self.params.images_of(batch, self.data.latents_len()), self.params.captions);
+        let timesteps = &self.timesteps;
         let shape = self.data.latents(&[images.start], device)?.size();
-        let noise = self.noise(&images, &timesteps, batch, &shape[1..]); // [rows, C, H, W]
+        let noise = self.noise(&images, batch, &shape[1..]); // [rows, C, H, W]
         let (mut losses, mut row) = (Vec::new(), 0);
         for image in images.clone() {
             for caption in 0..captions {
-                for timestep in &timesteps {
+                for timestep in timesteps {
                     let rows = DenoisingRows {
                         latents: self.data.latents(&[image], device)?,
                         noise: noise.narrow(0, row, 1),
-                        timesteps: self.timesteps(&[*timestep]),
-                        texts: self.data.texts(&[(image, caption)], device)?,
+                        timesteps: self.timesteps_tensor(&[*timestep]),
+                        conditioning: self.data.texts(&[(image, caption)], device)?.into(),
                     };
                     losses.push(rows.losses(self.unet, self.schedule).detach());
                     row += 1;
@@ -216,8 +231,8 @@ impl<'a> LossPass<'a> {
     }
 
     fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
-        let images = self.spec.images_of(batch, self.data.latents_len());
-        let loaded = self.data.load(images, self.spec.captions).map_err(MathError::Data)?;
+        let images = self.params.images_of(batch, self.data.latents_len());
+        let loaded = self.data.load(images, self.params.captions).map_err(MathError::Data)?;
         self.rows(batch, &loaded, pairs)
     }
 
@@ -226,10 +241,11 @@ impl<'a> LossPass<'a> {
     /// The device works through all slices before it is asked for a number, and so never waits.
     fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
         let device = self.unet.device();
-        let (images, captions) = (self.spec.images_of(batch, self.data.latents_len()), self.spec.captions);
-        let timesteps = self.spec.timesteps(self.schedule.train_timesteps());
+        let (images, captions) =
+            (self.params.images_of(batch, self.data.latents_len()), self.params.captions);
+        let timesteps = &self.timesteps;
         let (latents, texts) = (to_device(&loaded.latents, device), to_device(&loaded.texts, device));
-        let noise = self.noise(&images, &timesteps, batch, &latents.size()[1..]); // [rows, C, H, W]
+        let noise = self.noise(&images, batch, &latents.size()[1..]); // [rows, C, H, W]
         let (all, times) = (images.len() * captions, timesteps.len());
         let some = pairs.clone().unwrap_or(0..all);
         let mut encoded: Option<(Range<usize>, EncodedConditioning)> = None;
@@ -243,7 +259,7 @@ impl<'a> LossPass<'a> {
                 _ => {
                     // Not both at once: memory may have run out for the last ones.
                     encoded = None;
-                    let texts = self.unet.encode(&narrow(&texts, &pairs));
+                    let texts = self.unet.encode(&narrow(&texts, &pairs).into());
                     &encoded.insert((pairs.clone(), texts)).1
                 }
             };
@@ -253,7 +269,7 @@ impl<'a> LossPass<'a> {
             let images: Vec<i64> = pairs.map(|pair| (pair / captions) as i64).collect();
             let images = Tensor::from_slice(&images).to_device(device);
             let latents = latents.index_select(0, &images).repeat_interleave_self_int(each, 0, None);
-            let timesteps = self.timesteps(&timesteps[some_times]);
+            let timesteps = self.timesteps_tensor(&timesteps[some_times]);
             let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, texts);
             Ok::<_, MathError>((count, losses))
         });
@@ -267,19 +283,21 @@ impl<'a> LossPass<'a> {
         Ok(losses.view([first as i64, second as i64, times as i64]))
     }
 
-    pub(super) fn timesteps(&self, timesteps: &[i64]) -> Tensor {
+    pub(super) fn timesteps_tensor(&self, timesteps: &[i64]) -> Tensor {
         Tensor::from_slice(timesteps).to_device(self.unet.device())
     }
 
     /// The noise of all rows of some images, on the network's device.
-    fn noise(&self, images: &Range<usize>, timesteps: &[i64], batch: usize, latent: &[i64]) -> Tensor {
-        let (seed, device, captions) = (self.spec.seed, self.unet.device(), self.spec.captions as i64);
-        match self.spec.noise {
-            NoiseMode::Batch => {
+    fn noise(&self, images: &Range<usize>, batch: usize, latent: &[i64]) -> Tensor {
+        let timesteps = &self.timesteps;
+        let (seed, device, captions) =
+            (self.params.seed.into(), self.unet.device(), self.params.captions as i64);
+        match self.params.noise {
+            Noise::PerBatch => {
                 let rows = images.len() as i64 * captions * timesteps.len() as i64;
                 batch_noise(seed, batch, &[&[rows], latent].concat(), device)
             }
-            NoiseMode::Image => {
+            Noise::PerImage => {
                 let shape = [&[captions], latent].concat();
                 let draw = |image| image_noise(seed, self.data.image_of(image), timesteps, &shape, device);
                 let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
@@ -309,22 +327,24 @@ fn slice(row: usize, most: usize, groups: usize, times: usize) -> (Range<usize>,
 mod tests {
     use super::*;
 
+    fn params(batch_size: usize, time_samples: usize, captions: usize) -> LossParams {
+        let (noise, precision) = (Noise::PerBatch, Precision::Fp32);
+        LossParams { batch_size: Some(batch_size), time_samples, captions, seed: 0, noise, precision }
+    }
+
     #[test]
     fn batches_hold_every_image_once() {
-        let spec =
-            LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 0, noise: NoiseMode::Batch };
+        let params = params(24, 4, 2);
         for images in 0..12 {
             let found: Vec<usize> =
-                (0..spec.batches(images)).flat_map(|b| spec.images_of(b, images)).collect();
+                (0..params.batches(images)).flat_map(|b| params.images_of(b, images)).collect();
             assert_eq!(found, (0..images).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn timesteps_start_at_zero_and_stay_below_the_end() {
-        let spec =
-            LossSpec { batch_size: 20, time_samples: 20, captions: 1, seed: 0, noise: NoiseMode::Batch };
-        let timesteps = spec.timesteps(1000);
+        let timesteps = params(20, 20, 1).timesteps(&ScheduleConfig::default()).unwrap();
         assert_eq!((timesteps.len(), timesteps[0], timesteps[1], timesteps[19]), (20, 0, 50, 950));
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::choice;
 use tch::{Device, Kind, Tensor};
 
 static GENERATOR: Mutex<()> = Mutex::new(());
@@ -14,15 +14,14 @@ static GENERATOR: Mutex<()> = Mutex::new(());
 /// The hash that turns names and numbers into seeds; another version here would be other noise everywhere.
 const CONTEXT: &str = "attrflow 2026-01-01 seeds v1";
 
-/// Where a training image's noise comes from.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NoiseMode {
-    /// One draw a batch, as published: the numbers depend on the batch size and the number of timesteps.
-    #[default]
-    Batch,
-    /// One draw for each image and timestep: no batching or choice of images or timesteps changes a number.
-    Image,
+choice! {
+    /// Where an image's noise comes from.
+    pub enum Noise {
+        /// One draw for all images of a batch, as published: the batch size changes every number.
+        PerBatch = "per_batch",
+        /// One draw for each image and timestep: no batching or choice of images or timesteps changes a number.
+        PerImage = "per_image",
+    }
 }
 
 /// A seeded stream of random numbers; the process has one at a time, so a thread that holds one must not ask for
@@ -70,12 +69,12 @@ pub fn derived_seed(purpose: &str, place: &[i64]) -> i64 {
     i64::from_le_bytes(bytes) & i64::MAX
 }
 
-/// The noise of batch `batch` in batch mode: a draw of its whole shape, seeded `seed + batch`.
+/// The noise of batch `batch` of noise per batch: a draw of its whole shape, seeded `seed + batch`.
 pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Tensor {
     Generator::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
 }
 
-/// The noise of an image in image mode: [captions, timesteps, C, H, W] for `shape` [captions, C, H, W].
+/// The noise of an image, where each has its own: [captions, timesteps, C, H, W] for `shape` [captions, C, H, W].
 ///
 /// Drawn by the CPU for every device, so that it is the same noise on all of them.
 pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], device: Device) -> Tensor {
@@ -86,7 +85,7 @@ pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], de
     Tensor::stack(&timesteps.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
 }
 
-/// The noise of a drawing in image mode: that of place `place` at a timestep, [C, H, W] for `shape`.
+/// The noise of a drawing, where each has its own: that of place `place` at a timestep, [C, H, W] for `shape`.
 ///
 /// Drawn by the CPU for every device, as [`image_noise`].
 pub fn drawing_noise(seed: i64, place: usize, timestep: i64, shape: &[i64]) -> Tensor {

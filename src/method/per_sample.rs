@@ -17,23 +17,23 @@ const AT_ONCE_CPU: usize = 1 << 22;
 
 /// The gradients of a layer's chosen parameters, by full name: [B, ..] with the parameter's shape after B.
 ///
-/// `grad` is the gradient at the tap's output of the *sum* of the samples' losses. Input and output must have the
+/// `grad` is the gradient at the record's output of the *sum* of the samples' losses. Input and output must have the
 /// samples along their first dimension.
-pub fn gradients(tap: &LayerRecord, input: &Tensor, grad: &Tensor) -> Vec<(String, Tensor)> {
+pub fn gradients(record: &LayerRecord, input: &Tensor, grad: &Tensor) -> Vec<(String, Tensor)> {
     let mut found = Vec::new();
-    if tap.weight {
-        found.push((format!("{}.weight", tap.layer), weight(tap.op, input, grad)));
+    if record.weight {
+        found.push((format!("{}.weight", record.layer), weight(record.op, input, grad)));
     }
-    if tap.bias {
-        found.push((format!("{}.bias", tap.layer), bias(tap.op, grad)));
+    if record.bias {
+        found.push((format!("{}.bias", record.layer), bias(record.op, grad)));
     }
     found
 }
 
 /// The sums over samples of the squared gradients, in float64, by full name.
-pub fn sums_of_squares(tap: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
+pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
     let samples = grad.size()[0];
-    assert_eq!(tap.input.size()[0], samples, "{}: each sample needs an input of its own", tap.layer);
+    assert_eq!(record.input.size()[0], samples, "{}: each sample needs an input of its own", record.layer);
     let mut sums: Vec<(String, Tensor)> = Vec::new();
     let mut start = 0;
     let room = if grad.device() == Device::Cpu { AT_ONCE_CPU } else { AT_ONCE };
@@ -41,7 +41,7 @@ pub fn sums_of_squares(tap: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)
     let mut at_once = 1;
     while start < samples {
         let count = at_once.min(samples - start);
-        let found = gradients(tap, &tap.input.narrow(0, start, count), &grad.narrow(0, start, count));
+        let found = gradients(record, &record.input.narrow(0, start, count), &grad.narrow(0, start, count));
         let size: usize = found.iter().map(|(_, gradient)| gradient.numel() / count as usize).sum();
         at_once = ((room / size.max(1)) as i64).max(1);
         start += count;

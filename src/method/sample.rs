@@ -5,32 +5,43 @@
 
 use std::convert::Infallible;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::params;
 use tch::{Device, Tensor};
 
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
-use super::noise::{Generator, drawing_noise};
+use super::noise::{Generator, Noise, drawing_noise};
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
+use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 
-/// What a drawing depends on, besides model, texts and random numbers.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct SampleSpec {
-    /// Denoising steps.
-    pub steps: usize,
-    /// How far to go from the prediction without the text toward, and beyond, the one with it.
-    pub guidance_scale: f64,
-    /// Latents [C, H, W] that a batch draws noise for; fewer texts use the first of them. Without effect where each
-    /// text has its own noise.
-    pub batch_size: usize,
+params! {
+    /// Parameters of `generate`.
+    pub struct SampleParams {
+        /// What to draw, without the input `captions`.
+        caption: Option<String> = None,
+        /// Denoising steps, at most as many as the model has timesteps.
+        steps: usize [1..=100_000] = 1000,
+        /// How far to go from the prediction without the caption toward, and beyond, the one with it.
+        guidance_scale: f64 = 7.5,
+        /// Seed of the initial latents and of the noise at each step.
+        seed: u32 = 0,
+        /// `per_batch`: one stream of random numbers through all batches, as published, so that `batch_size` and its place
+        /// among the captions change an image; `per_image`: a stream for each place, so that the batch size changes none.
+        noise: Noise = Noise::PerBatch,
+        /// Captions drawn at once. With `noise = "per_batch"` they share a draw of noise, and a short last batch draws it
+        /// for a full one, as published (with 500); with `per_image` it is only the size of a unit of work.
+        batch_size: usize [1..=100_000] = 1,
+    }
 }
 
-/// Draws latents [n, C, H, W] for texts `cond` [n, L, D], n being at most the batch size.
+impl Validate for SampleParams {}
+
+/// Draws latents [n, C, H, W] for the n conditions `cond`, n being at most the batch size.
 ///
-/// `uncond` [1, L, D] is the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
-/// then a tensor of that shape at each step with t > 0; it goes on from batch to batch. Published scripts fill a
+/// `uncond` is one condition, that of the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
+/// then a tensor of that shape at each step with t > 0; it continues from batch to batch. Published scripts fill a
 /// short batch up with zero texts and cut it afterwards: computing its rows only comes to the same.
 ///
 /// `micro_batch` rows go through the network at once. `progress` hears how many steps are done.
@@ -44,24 +55,24 @@ pub struct SampleSpec {
 pub fn sample(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
-    spec: &SampleSpec,
+    cond: &Conditioning,
+    uncond: &Conditioning,
+    params: &SampleParams,
     draws: &mut Generator,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let shape = batch_shape(unet, spec)?;
-    let count = cond.size()[0];
+    let shape = batch_shape(unet, params)?;
+    let count = cond.count();
     if count > shape[0] {
         let expected = format!("at most the batch size {}", shape[0]);
         return Err(MathError::Rows { what: "texts", found: count as usize, expected });
     }
     let mut noise = |_| draws.normal(&shape, Device::Cpu).narrow(0, 0, count);
-    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+    denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
-/// Draws latents [n, C, H, W] for texts `cond` [n, L, D] at the places `first`, `first + 1`, …, each from random
+/// Draws latents [n, C, H, W] for the n conditions `cond` at the places `first`, `first + 1`, …, each from random
 /// numbers of its own: neither the other texts nor the batch size change a drawing.
 ///
 /// # Errors
@@ -70,22 +81,21 @@ pub fn sample(
 pub fn sample_each(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
-    spec: &SampleSpec,
-    seed: i64,
+    cond: &Conditioning,
+    uncond: &Conditioning,
+    params: &SampleParams,
     first: usize,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let shape = batch_shape(unet, spec)?;
+    let shape = batch_shape(unet, params)?;
     let mut noise = |timestep| {
-        let places = first..first + cond.size()[0] as usize;
+        let places = first..first + cond.count() as usize;
         let drawn: Vec<Tensor> =
-            places.map(|place| drawing_noise(seed, place, timestep, &shape[1..])).collect();
+            places.map(|place| drawing_noise(params.seed.into(), place, timestep, &shape[1..])).collect();
         Tensor::stack(&drawn, 0)
     };
-    denoise(unet, schedule, cond, uncond, spec, &mut noise, micro_batch, progress)
+    denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
 /// The way back from noise; `noise` gives the initial latents [n, C, H, W], asked for as those of the timestep past
@@ -94,18 +104,20 @@ pub fn sample_each(
 fn denoise(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    cond: &Tensor,
-    uncond: &Tensor,
-    spec: &SampleSpec,
+    cond: &Conditioning,
+    uncond: &Conditioning,
+    params: &SampleParams,
     noise: &mut dyn FnMut(i64) -> Tensor,
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tensor, MathError> {
-    let timesteps = schedule.timesteps(spec.steps)?;
+    let timesteps = schedule.timesteps(params.steps)?;
     let mut noise = |timestep| noise(timestep).to_device(unet.device());
     let mut x = noise(schedule.train_timesteps()); // [n, C, H, W]
+    let uncond = tch::no_grad(|| unet.encode(uncond));
+    let mut guidance = Guidance { unet, cond, uncond, scale: params.guidance_scale, encoded: None };
     for (i, &t) in timesteps.iter().enumerate() {
-        let epsilon = guided(unet, &x, t, cond, uncond, spec.guidance_scale, micro_batch);
+        let epsilon = guidance.predict(&x, t, micro_batch);
         let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
         x = schedule.step(&x, &epsilon, t, timesteps.get(i + 1).copied(), noise.as_ref());
         check(&x, t)?;
@@ -121,47 +133,61 @@ fn denoise(
 pub fn skip_batch(
     unet: &UNet,
     schedule: &NoiseSchedule,
-    spec: &SampleSpec,
+    params: &SampleParams,
     draws: &mut Generator,
 ) -> Result<(), MathError> {
-    let shape = batch_shape(unet, spec)?;
+    let shape = batch_shape(unet, params)?;
     let noisy =
-        schedule.timesteps(spec.steps)?.into_iter().filter(|&t| NoiseSchedule::draws_noise(t)).count();
+        schedule.timesteps(params.steps)?.into_iter().filter(|&t| NoiseSchedule::draws_noise(t)).count();
     for _ in 0..=noisy {
         let _ = draws.normal(&shape, Device::Cpu);
     }
     Ok(())
 }
 
-fn batch_shape(unet: &UNet, spec: &SampleSpec) -> Result<Vec<i64>, MathError> {
+fn batch_shape(unet: &UNet, params: &SampleParams) -> Result<Vec<i64>, MathError> {
     let rule = "the model's config.json must give the size of its latents";
     let latent =
         unet.config().latent_shape().ok_or_else(|| MathError::parameter("sample_size", "missing", rule))?;
-    Ok([&[spec.batch_size as i64], latent.as_slice()].concat())
+    Ok([&[params.batch_size as i64], latent.as_slice()].concat())
 }
 
-/// The noise prediction under guidance, [n, C, H, W].
-fn guided(
-    unet: &UNet,
-    x: &Tensor,
-    t: i64,
-    cond: &Tensor,
-    uncond: &Tensor,
+/// Predicts noise with and without the conditions, and goes beyond the one with them.
+struct Guidance<'a> {
+    unet: &'a UNet,
+    cond: &'a Conditioning,
+    uncond: EncodedConditioning,
     scale: f64,
-    micro_batch: usize,
-) -> Tensor {
-    let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {
-        let some = |x: &Tensor| x.narrow(0, row as i64, most as i64);
-        let xt = some(x);
-        let timesteps = Tensor::full([most as i64], t, (tch::Kind::Int64, x.device()));
-        let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-        // Two passes: the empty text is one text for all rows, and its keys are computed once.
-        let without = unet.forward(&xt, &timesteps, uncond);
-        let with = unet.forward(&xt, &timesteps, &some(cond));
-        Ok::<_, Infallible>((most, &without + (with - &without) * scale))
-    });
-    let Ok(parts) = parts;
-    Tensor::cat(&parts, 0)
+    /// The conditions of the last micro batch, by its rows. Where it holds all rows, they are encoded once for all steps.
+    encoded: Option<([i64; 2], EncodedConditioning)>,
+}
+
+impl Guidance<'_> {
+    /// The noise in `x` at timestep `t`, [n, C, H, W].
+    fn predict(&mut self, x: &Tensor, t: i64, micro_batch: usize) -> Tensor {
+        let Guidance { unet, cond, uncond, scale, encoded } = self;
+        let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {
+            let (start, count) = (row as i64, most as i64);
+            let xt = x.narrow(0, start, count);
+            let timesteps = Tensor::full([count], t, (tch::Kind::Int64, x.device()));
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let cond = match encoded {
+                Some((known, encoded)) if *known == [start, count] => &*encoded,
+                _ => {
+                    // Not both at once: memory may have run out for the last ones.
+                    *encoded = None;
+                    let cond = unet.encode(&cond.narrow(start, count));
+                    &encoded.insert(([start, count], cond)).1
+                }
+            };
+            // Two passes: the empty text is one text for all rows.
+            let without = unet.denoise(&xt, &timesteps, uncond);
+            let with = unet.denoise(&xt, &timesteps, cond);
+            Ok::<_, Infallible>((most, &without + (with - &without) * *scale))
+        });
+        let Ok(parts) = parts;
+        Tensor::cat(&parts, 0)
+    }
 }
 
 /// Stops at the first latent that is not finite: the rest of the drawing would be wasted.

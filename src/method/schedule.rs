@@ -1,4 +1,4 @@
-//! The forward process and one step back: how much noise a timestep stands for.
+//! The forward process and one step back: how much noise each timestep has.
 //!
 //! Ho et al. 2020 (arXiv 2006.11239), with the numbers of diffusers' `DDPMScheduler` to the last bit: everything
 //! is float32, as there. Shapes: latents and noise [B, C, H, W], timesteps [B] int64.
@@ -105,6 +105,11 @@ impl NoiseSchedule {
         };
         let alphas_cumprod = (1f64 - betas).cumprod(0, None::<Kind>);
         NoiseSchedule { config, alphas_cumprod }
+    }
+
+    /// The configuration as read.
+    pub fn config(&self) -> &ScheduleConfig {
+        &self.config
     }
 
     /// The number of timesteps that the model was trained with, T.

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::params;
 use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::{DenoisingRows, check};
@@ -16,87 +17,76 @@ use super::noise::{Generator, derived_seed};
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
+use crate::models::unet::conditioning::Conditioning;
 
-/// What the numbers depend on, besides model, query and Fisher diagonal.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnlearnSpec {
-    /// Steps of the parameters.
-    pub steps: usize,
-    /// Batches whose gradients make up a step.
-    pub grad_accum_steps: usize,
-    /// Rows a batch, at distinct timesteps.
-    pub batch_size: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Seed of timesteps and noise.
-    pub seed: i64,
-    /// Added to the Fisher diagonal, so that zeros in it don't divide.
-    pub damping: Option<f64>,
-    /// Which parameters move.
-    pub selection: Selection,
-}
-
-impl UnlearnSpec {
-    /// Checks the numbers against a model of `train_timesteps` timesteps.
-    ///
-    /// # Errors
-    /// The first one out of range.
-    pub fn validate(&self, train_timesteps: i64) -> Result<(), MathError> {
-        let counts = [
-            ("steps", self.steps),
-            ("grad_accum_steps", self.grad_accum_steps),
-            ("batch_size", self.batch_size),
-        ];
-        for (key, value) in counts {
-            if value == 0 {
-                return Err(MathError::parameter(key, value, "must be at least 1"));
-            }
-        }
-        if self.batch_size as i64 > train_timesteps {
-            let rule = format!("its timesteps are distinct, and the model has {train_timesteps}");
-            return Err(MathError::parameter("batch_size", self.batch_size, rule));
-        }
-        if !self.lr.is_finite() {
-            return Err(MathError::parameter("lr", self.lr, "must be finite"));
-        }
-        match self.damping {
-            Some(damping) if !(damping > 0.0 && damping.is_finite()) => {
-                Err(MathError::parameter("damping", damping, "must be positive and finite, or left out"))
-            }
-            _ => Ok(()),
-        }
+params! {
+    /// Parameters of `unlearn`.
+    pub struct UnlearnParams {
+        /// Steps of gradient ascent.
+        steps: usize [1..=10_000] = 1,
+        /// Batches whose gradients are accumulated in a step.
+        grad_accum_steps: usize [1..=1_000_000] = 625,
+        /// Rows per batch, at distinct timesteps: at most as many as the model has.
+        batch_size: usize [1..=100_000] = 80,
+        /// Learning rate.
+        lr: f64 = 0.01,
+        /// Seed of timesteps and noise.
+        seed: u32 = 0,
+        /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
+        damping: f64 = 0.0,
+        /// The weights to change.
+        select: Selection = Selection::CrossAttnKv,
+        /// The row of `latents` and `text_embeddings` that is the query.
+        index: usize = 0,
+        /// Number of training images N, for Fisher information without that number in its metadata, such as the
+        /// published file. If the metadata has it, another number is an error.
+        images: Option<usize> = None,
     }
 }
 
-/// A model about to unlearn one generated image. The network's parameters are changed in place.
+impl Validate for UnlearnParams {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        if self.damping >= 0.0 {
+            return Vec::new();
+        }
+        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
+    }
+}
+
+/// A model about to unlearn one generated image, which changes the network's parameters.
 pub struct Unlearning<'a> {
-    unet: &'a UNet,
+    unet: &'a mut UNet,
     schedule: &'a NoiseSchedule,
     latent: Tensor,
-    text: Tensor,
-    spec: &'a UnlearnSpec,
+    conditioning: Conditioning,
+    params: &'a UnlearnParams,
     chosen: Vec<String>,
     micro_batch: usize,
 }
 
 impl<'a> Unlearning<'a> {
-    /// The query is a latent [C, H, W] and its text [L, D].
+    /// The query is a latent [C, H, W] and its condition, one.
     ///
     /// # Errors
-    /// A parameter is out of range, or nothing is selected.
+    /// A batch has more rows than the model has timesteps, or nothing is selected.
     pub fn new(
-        unet: &'a UNet,
+        unet: &'a mut UNet,
         schedule: &'a NoiseSchedule,
         latent: &Tensor,
-        text: &Tensor,
-        spec: &'a UnlearnSpec,
+        conditioning: &Conditioning,
+        params: &'a UnlearnParams,
         micro_batch: usize,
     ) -> Result<Unlearning<'a>, MathError> {
-        spec.validate(schedule.train_timesteps())?;
-        let chosen = spec.selection.of(unet.parameters().keys())?;
-        let place = |x: &Tensor| x.to_kind(Kind::Float).to_device(unet.device()).unsqueeze(0);
-        Ok(Unlearning { unet, schedule, latent: place(latent), text: place(text), spec, chosen, micro_batch })
+        if params.batch_size as i64 > schedule.train_timesteps() {
+            let rule =
+                format!("its timesteps are distinct, and the model has {}", schedule.train_timesteps());
+            return Err(MathError::parameter("batch_size", params.batch_size, rule));
+        }
+        let chosen = params.select.of(unet.parameters().keys())?;
+        let device = unet.device();
+        let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
+        let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
+        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch })
     }
 
     /// All steps; returns the changed parameters in float32.
@@ -107,15 +97,15 @@ impl<'a> Unlearning<'a> {
     /// # Errors
     /// The Fisher diagonal doesn't fit the parameters or holds zeros, or a number is not finite.
     pub fn run(
-        &self,
+        &mut self,
         fisher: &BTreeMap<String, Tensor>,
         images: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         self.check_fisher(fisher)?;
-        for step in 0..self.spec.steps {
-            let done = step * self.spec.grad_accum_steps;
-            let batches = 0..self.spec.grad_accum_steps;
+        for step in 0..self.params.steps {
+            let done = step * self.params.grad_accum_steps;
+            let batches = 0..self.params.grad_accum_steps;
             let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
             self.apply(&gradient, fisher, images)?;
         }
@@ -136,7 +126,7 @@ impl<'a> Unlearning<'a> {
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         let (mut total, mut next) = (BTreeMap::new(), batches.start);
         // As many whole batches at once as the device has room for: small passes leave most of a GPU idle.
-        let at_once = (self.micro_batch / self.spec.batch_size).max(1);
+        let at_once = (self.micro_batch / self.params.batch_size).max(1);
         while next < batches.end {
             let some = next..batches.end.min(next + at_once);
             next = some.end;
@@ -149,11 +139,11 @@ impl<'a> Unlearning<'a> {
 
     /// The rows of a batch: distinct timesteps and noise. The CPU draws, in this order: the same on every device.
     pub fn draw(&self, step: usize, batch: usize) -> DenoisingRows {
-        let (count, device) = (self.spec.batch_size as i64, self.unet.device());
+        let (count, device) = (self.params.batch_size as i64, self.unet.device());
         let mut shape = self.latent.size();
         shape[0] = count;
         let mut draws =
-            Generator::seeded(derived_seed("unlearn", &[self.spec.seed, step as i64, batch as i64]));
+            Generator::seeded(derived_seed("unlearn", &[self.params.seed.into(), step as i64, batch as i64]));
         let timesteps = draws.permutation(self.schedule.train_timesteps()).narrow(0, 0, count);
         let noise = draws.normal(&shape, Device::Cpu);
         self.rows(timesteps.to_device(device), noise.to_device(device))
@@ -162,7 +152,7 @@ impl<'a> Unlearning<'a> {
     /// The query at given timesteps [B] with given noise [B, C, H, W].
     pub fn rows(&self, timesteps: Tensor, noise: Tensor) -> DenoisingRows {
         let latents = self.latent.expand(noise.size(), false);
-        DenoisingRows { latents, noise, timesteps, texts: self.text.shallow_clone() }
+        DenoisingRows { latents, noise, timesteps, conditioning: self.conditioning.narrow(0, 1) }
     }
 
     /// The gradient of the mean loss over `rows`, by chosen parameter in float64.
@@ -183,7 +173,7 @@ impl<'a> Unlearning<'a> {
             latents: together(|rows| &rows.latents),
             noise: together(|rows| &rows.noise),
             timesteps: together(|rows| &rows.timesteps),
-            texts: batches[0].texts.shallow_clone(),
+            conditioning: batches[0].conditioning.narrow(0, 1),
         };
         // Only the chosen parameters require grad, so there is no graph below the first of them.
         let parameters: Vec<Tensor> =
@@ -212,7 +202,7 @@ impl<'a> Unlearning<'a> {
     /// # Errors
     /// As [`Unlearning::run`].
     pub fn apply(
-        &self,
+        &mut self,
         gradient: &BTreeMap<String, Tensor>,
         fisher: &BTreeMap<String, Tensor>,
         images: usize,
@@ -221,17 +211,17 @@ impl<'a> Unlearning<'a> {
         for name in &self.chosen {
             let parameter = &self.unet.parameters()[name];
             let fisher = fisher[name].to_device(parameter.device()).to_kind(Kind::Double);
-            let fisher = fisher + self.spec.damping.unwrap_or(0.0);
-            let step =
-                &gradient[name] * self.spec.lr / (fisher * images as f64) / self.spec.grad_accum_steps as f64;
+            let fisher = fisher + self.params.damping;
+            let step = &gradient[name] * self.params.lr
+                / (fisher * images as f64)
+                / self.params.grad_accum_steps as f64;
             // Checked as it is stored: what is finite in float64 may not be in float32.
             let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
             if moved.isfinite().all().int64_value(&[]) == 0 {
                 let what = "after the step";
                 return Err(MathError::ParameterNotFinite { parameter: name.clone(), what });
             }
-            tch::no_grad(|| parameter.shallow_clone().copy_(&moved));
-            self.unet.tape().parameters_changed();
+            self.unet.update(name, &moved);
         }
         Ok(())
     }
@@ -253,7 +243,7 @@ impl<'a> Unlearning<'a> {
                 return Err(MathError::ParameterNotFinite { parameter, what });
             }
             let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
-            if zeros > 0 && self.spec.damping.is_none() {
+            if zeros > 0 && self.params.damping == 0.0 {
                 return Err(MathError::ZeroFisher { parameter, zeros, count: values.numel() as i64 });
             }
         }

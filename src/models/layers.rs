@@ -62,27 +62,27 @@ impl Linear {
 pub struct FusedLinear {
     maps: Vec<Linear>,
     /// All weights, [maps * outputs, inputs].
-    together: Tensor,
+    fused: Tensor,
 }
 
 impl FusedLinear {
     /// Takes the `weight` [outputs, inputs] of each name below `scope`.
     pub fn new(scope: &Scope<'_>, names: &[&str], inputs: i64, outputs: i64, tape: &Tape) -> FusedLinear {
-        let (parts, together) = scope.take_stacked(names, "weight", &[outputs, inputs]);
+        let (parts, fused) = scope.take_fused(names, "weight", &[outputs, inputs]);
         let map = |(name, weight): (&&str, &Tensor)| Linear {
             place: Place::new(&scope.sub(name), tape, false),
             weight: scope.to_compute_dtype(weight),
             bias: None,
         };
         let maps = names.iter().zip(&parts).map(map).collect();
-        FusedLinear { maps, together: scope.to_compute_dtype(&together) }
+        FusedLinear { maps, fused: scope.to_compute_dtype(&fused) }
     }
 
     /// [.., inputs] to one [.., outputs] for each map.
     pub fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         let quiet = |map: &Linear| map.place.is_quiet([x, &map.weight]);
         if self.maps.iter().all(quiet) {
-            return x.linear(&self.together, None::<&Tensor>).chunk(self.maps.len() as i64, -1);
+            return x.linear(&self.fused, None::<&Tensor>).chunk(self.maps.len() as i64, -1);
         }
         self.maps.iter().map(|map| map.forward(x)).collect()
     }
@@ -94,7 +94,7 @@ pub struct Conv2d {
     weight: Tensor,
     bias: Tensor,
     /// The bias as it is kept, float32.
-    exact_bias: Tensor,
+    full_precision_bias: Tensor,
     filters: Filters,
     stride: i64,
     padding: i64,
@@ -106,9 +106,18 @@ impl Conv2d {
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, kernel: i64, tape: &Tape) -> Conv2d {
         let weight =
             scope.to_compute_dtype(&scope.take_filters("weight", &[outputs, inputs, kernel, kernel]));
-        let exact_bias = scope.take("bias", &[outputs]);
-        let (place, bias) = (Place::new(scope, tape, true), scope.to_compute_dtype(&exact_bias));
-        Conv2d { place, weight, bias, exact_bias, filters: Filters::default(), stride: 1, padding: 0, kernel }
+        let full_precision_bias = scope.take("bias", &[outputs]);
+        let (place, bias) = (Place::new(scope, tape, true), scope.to_compute_dtype(&full_precision_bias));
+        Conv2d {
+            place,
+            weight,
+            bias,
+            full_precision_bias,
+            filters: Filters::default(),
+            stride: 1,
+            padding: 0,
+            kernel,
+        }
     }
 
     /// The same with `padding` zeros at each border.
@@ -131,10 +140,10 @@ impl Conv2d {
 
     /// [B, inputs, H, W] to [B, outputs, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let form = (self.kernel, self.stride, self.padding);
-        if form == (3, 1, 1) && self.place.is_quiet([x, &self.weight, &self.bias]) {
-            let generation = self.place.tape.version();
-            if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, generation) {
+        let shape = (self.kernel, self.stride, self.padding);
+        if shape == (3, 1, 1) && self.place.is_quiet([x, &self.weight, &self.bias]) {
+            let version = self.place.tape.version();
+            if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, version) {
                 return y;
             }
         }
@@ -145,7 +154,7 @@ impl Conv2d {
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Tensor {
         if self.adds_late(x) && !residual.requires_grad() {
             let y = self.convolve(x, None);
-            if kernels::add(residual, &self.exact_bias, &y).is_some() {
+            if kernels::add(residual, &self.full_precision_bias, &y).is_some() {
                 return y;
             }
         }
@@ -157,7 +166,7 @@ impl Conv2d {
     /// Returns the image and what is left to be added.
     pub fn add_shift(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
         if self.adds_late(x) {
-            (self.convolve(x, None), shift + &self.exact_bias)
+            (self.convolve(x, None), shift + &self.full_precision_bias)
         } else {
             (self.forward(x), shift)
         }
@@ -165,7 +174,7 @@ impl Conv2d {
 
     /// Whether the bias is better added together with something else: cuDNN adds it in a pass of its own.
     fn adds_late(&self, x: &Tensor) -> bool {
-        x.device().is_cuda() && self.place.is_quiet([x, &self.weight, &self.exact_bias])
+        x.device().is_cuda() && self.place.is_quiet([x, &self.weight, &self.full_precision_bias])
     }
 
     /// A 1x1 convolution of the positions of images as tokens: [B, S, inputs] to [B, S, outputs].
@@ -175,7 +184,7 @@ impl Conv2d {
     }
 
     /// A 1x1 convolution of images whose channels follow each other: to [B, outputs, H, W].
-    pub fn forward_joined(&self, x: &ConcatInput<'_>) -> Tensor {
+    pub fn forward_concat(&self, x: &ConcatInput<'_>) -> Tensor {
         let parts = [Some(x.first), x.second, Some(&self.weight), Some(&self.bias)];
         let Some(second) = x.second.filter(|_| self.place.is_quiet(parts.into_iter().flatten())) else {
             return self.forward(&x.cat());
@@ -199,7 +208,7 @@ pub fn image(x: &Tensor, size: &[i64]) -> Tensor {
     x.view([x.size()[0], size[2], size[3], x.size()[2]]).permute([0, 3, 1, 2])
 }
 
-/// `own + other`, in the place of `own` where no gradient is wanted, else laid as `other`.
+/// `own + other`, in the memory of `own` where no gradient is wanted, else in the memory format of `other`.
 pub fn sum(mut own: Tensor, other: &Tensor) -> Tensor {
     if own.requires_grad() || other.requires_grad() { other + own } else { own.g_add_(other) }
 }

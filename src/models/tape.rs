@@ -1,7 +1,7 @@
 //! Records the inputs and outputs of chosen layers, so that gradients can be had a sample at a time.
 //!
 //! Autograd sums a parameter's gradient over the batch. With a layer's input and the gradient at its output, the
-//! gradient of each sample is a contraction of the two (`math::per_sample`). So the tape asks autograd for gradients
+//! gradient of each sample is a contraction of the two (`method::per_sample`). So the tape asks autograd for gradients
 //! at *outputs* only: parameters never require grad, and nothing is kept below the first chosen layer.
 
 use std::cell::RefCell;
@@ -64,9 +64,9 @@ pub struct Tape(Rc<RefCell<State>>);
 
 #[derive(Default)]
 struct State {
-    generation: u64,
+    version: u64,
     select: Option<Select>,
-    taps: Vec<LayerRecord>,
+    records: Vec<LayerRecord>,
 }
 
 impl Tape {
@@ -79,17 +79,17 @@ impl Tape {
     pub fn record(&self, select: impl Fn(&str) -> bool + 'static) {
         let mut state = self.0.borrow_mut();
         state.select = Some(Box::new(select));
-        state.taps.clear();
+        state.records.clear();
     }
 
-    /// Says that parameters have changed: what layers derived from them holds no longer.
-    pub fn parameters_changed(&self) {
-        self.0.borrow_mut().generation += 1;
+    /// Makes the layers derive anew what they derived from parameters.
+    pub(super) fn parameters_changed(&self) {
+        self.0.borrow_mut().version += 1;
     }
 
     /// How often parameters have changed.
-    pub fn version(&self) -> u64 {
-        self.0.borrow().generation
+    pub(super) fn version(&self) -> u64 {
+        self.0.borrow().version
     }
 
     /// Whether it records.
@@ -101,7 +101,7 @@ impl Tape {
     pub fn take(&self) -> Vec<LayerRecord> {
         let mut state = self.0.borrow_mut();
         state.select = None;
-        std::mem::take(&mut state.taps)
+        std::mem::take(&mut state.records)
     }
 
     /// Takes note of one pass if the layer is chosen, and returns the output to go on with.
@@ -124,7 +124,7 @@ impl Tape {
         }
         let output = if output.requires_grad() { output } else { output.set_requires_grad(true) };
         let (input, kept) = (input.detach(), output.shallow_clone());
-        state.taps.push(LayerRecord { layer: layer.to_owned(), op, weight, bias, input, output: kept });
+        state.records.push(LayerRecord { layer: layer.to_owned(), op, weight, bias, input, output: kept });
         output
     }
 }

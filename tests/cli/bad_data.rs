@@ -11,7 +11,7 @@ use crate::project::{DEMO, Project, copy, files};
 const LOSS: &str = r#"
 [stages.loss]
 kind = "pretrain-loss"
-params = { loss = { time_samples = 2, captions = 2, noise = "image" } }
+params = { loss = { time_samples = 2, captions = 2, noise = "per_image" } }
 inputs = { unet = "../model/unet", scheduler = "../model/scheduler", latents = "../latents.npy", text_embeddings = "../texts.npy" }
 "#;
 

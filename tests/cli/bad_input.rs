@@ -83,23 +83,28 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
 
 #[test]
 fn a_fault_of_the_config_is_shown_at_its_place() {
-    let cases: [(&str, &str, &[&str]); 9] = [
+    let cases: [(&str, &str, &[&str]); 10] = [
         (
             "time_samples = 2",
             "time_sample = 2",
             &["unknown key `time_sample`", "configs/demo.toml:", "`time_samples`?"],
         ),
-        ("time_samples = 2", "time_samples = 3", &["`time_samples` is 3, which does not divide 1000"]),
         ("time_samples = 2", "time_samples = \"two\"", &["an integer of at least 0, found a string"]),
         (
             "time_samples = 2",
-            "time_samples = 1001",
-            &["`time_samples` is 1001, expected a value from 1 to 1000"],
+            "time_samples = 100001",
+            &["`time_samples` is 100001, expected a value from 1 to 100000"],
         ),
         (
-            "\"image\"",
-            "\"batch\"\nbatch_size = 3",
+            "\"per_image\"",
+            "\"per_batch\"\nbatch_size = 3",
             &["`batch_size` is 3, expected a multiple of 4, the 2 captions"],
+        ),
+        ("\"per_image\"", "\"per_batch\"", &["`batch_size` is missing: with noise = \"per_batch\""]),
+        (
+            "\"per_image\"",
+            "\"per_image\"\nbatch_size = 4",
+            &["`batch_size` has no effect with noise = \"per_image\""],
         ),
         (
             "\"cross-attn-kv\"",

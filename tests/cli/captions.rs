@@ -95,7 +95,7 @@ fn a_batch_shares_its_noise_and_is_a_unit() {
 #[test]
 fn noise_of_their_own_makes_captions_independent() {
     let project = project();
-    let own = "draw.noise=image";
+    let own = "draw.noise=per_image";
     assert_eq!(drawn(&draw(&project, &[own])), ["captions 0..1", "captions 1..2", "captions 2..3"]);
     let single = latents(&project);
     project.write("captions.txt", format!("{CAPTIONS}a cat\n"));

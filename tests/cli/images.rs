@@ -41,7 +41,7 @@ queries = [{ name = "one" }, { name = "two" }]
 [loss]
 time_samples = 2
 captions = 1
-noise = "image"
+noise = "per_image"
 "#;
 
 /// Side of a latent, tokens and width of a text.

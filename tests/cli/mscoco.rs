@@ -9,14 +9,12 @@ use crate::published::{Files, Published};
 
 /// What makes the published experiment small: the demo's model, its six images, and what costs a few seconds.
 /// The numbers are those of the demo in miniature, whose results must come out.
-pub const SMALL: [&str; 20] = [
+pub const SMALL: [&str; 18] = [
     "queries=[{ name = \"0\", index = 0 }, { name = \"1\", index = 1 }]",
     "latents.pixels=32",
     "latents.captions=2",
-    "latents.text_precision=float32",
-    "loss.time_samples=2",
-    "loss.captions=2",
-    "loss.noise=image",
+    "latents.text_dtype=float32",
+    "loss={ time_samples = 2, captions = 2, noise = \"per_image\" }",
     "fisher.epochs=1",
     "fisher.batch_size=4",
     "fisher.select=cross-attn-kv",
@@ -183,7 +181,7 @@ fn the_defaults_are_the_published_ones() {
         time_samples = 20
         captions = 5
         seed = 0
-        noise = "batch"
+        noise = "per_batch"
         [fisher]
         epochs = 5
         batch_size = 32
@@ -195,7 +193,7 @@ fn the_defaults_are_the_published_ones() {
         guidance_scale = 7.5
         steps = 1000
         seed = 0
-        noise = "batch"
+        noise = "per_batch"
         [unlearn]
         steps = 1
         grad_accum_steps = 625
@@ -220,10 +218,10 @@ fn the_defaults_are_the_published_ones() {
 fn the_published_quirks_run_and_so_do_their_corrections() {
     let (project, _) = project();
     // As published but for the sizes: noise by the batch, a padded batch of queries, means of batch means.
-    let faithful = ["loss.noise=batch", "loss.batch_size=8", "generate.batch_size=5", "fisher.select=all"];
+    let faithful =
+        ["loss.noise=per_batch", "loss.batch_size=8", "generate.batch_size=5", "fisher.select=all"];
     run(&project, &[&COMPUTE[..], &faithful].concat());
-    let corrected =
-        ["loss.noise=image", "generate.noise=image", "fisher.caption_draw=row", "fisher.weighting=row"];
+    let corrected = ["generate.noise=per_image", "fisher.caption_draw=row", "fisher.weighting=row"];
     let ran = run(&project, &[&COMPUTE[..], &corrected].concat());
     for stage in ["pretrain_loss", "generate", "fisher", "unlearn[0]", "influence[1]"] {
         assert!(ran.computed().contains(&stage.to_owned()), "{stage}: {ran:?}");

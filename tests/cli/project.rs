@@ -29,7 +29,7 @@ captions = 2
 [loss]
 time_samples = 2
 captions = 2
-noise = "image"
+noise = "per_image"
 
 [fisher]
 epochs = 1

@@ -129,8 +129,8 @@ fn what_top_k_needs_is_told_before_anything_runs() {
     );
     let error = refused(&[]);
     assert!(error.contains("`top_k` needs the input `pretrain_loss_per_timestep`"), "{error}");
-    let error = refused(&["--set", "loss.noise=batch", "--set", "loss.batch_size=8"]);
-    assert!(error.contains("`top_k` needs `noise = \"image\"`"), "{error}");
+    let error = refused(&["--set", "loss.noise=per_batch", "--set", "loss.batch_size=8"]);
+    assert!(error.contains("`top_k` needs `noise = \"per_image\"`"), "{error}");
     // The output is there where it is asked for.
     project.edit(
         "pipelines/demo.toml",
@@ -150,7 +150,7 @@ fn losses_of_two_passes_are_not_mixed() {
     ask(&project, "{ k = 2 }");
     // Another pass, of the same form and with other noise, gives the losses at each timestep.
     let stage = "\n[stages.other]\nkind = \"pretrain-loss\"\n\
-         params = { loss = { time_samples = 2, captions = 2, noise = \"image\", seed = 9 }, per_timestep = true }\n\
+         params = { loss = { time_samples = 2, captions = 2, noise = \"per_image\", seed = 9 }, per_timestep = true }\n\
          [stages.other.inputs]\nunet = \"data.files/model/unet\"\nscheduler = \"data.files/model/scheduler\"\n\
          latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
     let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();

@@ -62,6 +62,24 @@ VARIANTS = {
         ),
         (8, 8),
     ),
+    # As Stable Diffusion XL: pooled texts and sizes enter the time embedding, no attention at the finest resolution.
+    "text_time": (
+        TINY
+        | dict(
+            block_out_channels=(8, 8, 12),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=[1, 2, 3],
+            transformer_layers_per_block=[1, 2, 3],
+            layers_per_block=1,
+            use_linear_projection=True,
+            upcast_attention=None,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=6,
+            projection_class_embeddings_input_dim=10 + 6 * 6,
+        ),
+        (8, 8),
+    ),
 }
 
 
@@ -71,10 +89,15 @@ def case(unet, height, width, seed):
     normal = lambda *shape: torch.randn(shape, generator=generator)
     xt = normal(6, unet.config.in_channels, height, width)
     timesteps = torch.randint(1000, (6,), generator=generator)
-    text = normal(3, 5, unet.config.cross_attention_dim)
+    given = dict(text=normal(3, 5, unet.config.cross_attention_dim))
+    if unet.config.addition_embed_type:
+        given["pooled"] = normal(3, 10)
+        given["size_ids"] = torch.randint(1024, (3, 6), generator=generator)
+    rows = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in given.items()}
+    added = dict(text_embeds=rows.get("pooled"), time_ids=rows.get("size_ids"))
     with torch.no_grad():
-        output = unet(xt, timesteps, text.repeat_interleave(2, dim=0)).sample
-    return dict(xt=xt, timesteps=timesteps, text=text, output=output)
+        output = unet(xt, timesteps, rows["text"], added_cond_kwargs=added).sample
+    return dict(xt=xt, timesteps=timesteps, output=output, **given)
 
 
 def main():

@@ -1,20 +1,31 @@
 //! Drawings with a stream of random numbers for each place.
 
 use attrflow::method::noise::{derived_seed, drawing_noise};
-use attrflow::method::sample::{SampleSpec, sample_each};
+use attrflow::method::sample::{SampleParams, sample_each};
 use attrflow::method::schedule::NoiseSchedule;
 use tch::Tensor;
 
-use crate::golden::{assert_within, load, path, tiny};
+use crate::golden::{assert_within, load, path, sample_params, tiny};
 
 #[test]
 fn a_place_alone_decides_its_drawing() {
     let (unet, golden) = (tiny(), load("method/drawings"));
     let schedule = NoiseSchedule::load(&path("configs/mscoco/scheduler")).unwrap();
-    let (cond, uncond) = (&golden["tiny_cond"], &golden["tiny_uncond"]);
+    let (cond, uncond) = (&golden["tiny_cond"], golden["tiny_uncond"].shallow_clone().into());
     let draw = |texts: &Tensor, first: usize, batch_size: usize, micro: usize| {
-        let spec = SampleSpec { steps: 8, guidance_scale: 2.0, batch_size };
-        sample_each(&unet, &schedule, texts, uncond, &spec, 3, first, micro, &mut |_| ()).unwrap()
+        let params = SampleParams { seed: 3, ..sample_params(8, 2.0, batch_size) };
+        sample_each(
+            &unet,
+            &schedule,
+            &texts.shallow_clone().into(),
+            &uncond,
+            &params,
+            3,
+            first,
+            micro,
+            &mut |_| (),
+        )
+        .unwrap()
     };
     let all = draw(cond, 4, 5, 2);
     assert_eq!(all.size()[0], cond.size()[0]);

@@ -11,15 +11,17 @@ use attrflow::io::npy::writer;
 use attrflow::kinds::NpyRows;
 use attrflow::method::data::DataSet;
 use attrflow::method::fisher::squared_gradients;
-use attrflow::method::loss::{LossPass, LossSpec};
-use attrflow::method::noise::NoiseMode;
+use attrflow::method::loss::LossPass;
+use attrflow::method::noise::Noise;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
-use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow::models::unet::{ModelMode, Precision, UNet};
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{TOLERANCE, assert_close, assert_within, demo, load, path, tiny};
+use crate::golden::{
+    TOLERANCE, assert_close, assert_within, demo, load, loss_params, path, text, tiny, unlearn_params,
+};
 
 fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
@@ -43,15 +45,17 @@ fn networks() -> [(UNet, Tensor, Tensor); 2] {
 fn every_row_of_a_loss_pass() {
     for (unet, latents, texts) in networks() {
         let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
-        for noise in [NoiseMode::Batch, NoiseMode::Image] {
-            let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise };
-            let pass = |micro_batch| LossPass::new(&unet, &schedule, data, &spec, micro_batch).unwrap();
+        for noise in [Noise::PerBatch, Noise::PerImage] {
+            let params = loss_params(noise, 24, [2, 4], 5);
+            let pass = |micro_batch| LossPass::new(&unet, &schedule, data, &params, micro_batch).unwrap();
             let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
-            let simple = tch::with_grad(|| pass(1).reference_losses(1)).unwrap();
+            // With noise per image, all images are of the first batch.
+            let batch = usize::from(noise == Noise::PerBatch);
+            let simple = tch::with_grad(|| pass(1).reference_losses(batch)).unwrap();
             let _ = lowest.set_requires_grad(false);
             // Slices of several texts, of one, and of a part of one's timesteps.
             for micro_batch in [24, 4, 3] {
-                let fast = pass(micro_batch).rows_of_batch(1).unwrap();
+                let fast = pass(micro_batch).rows_of_batch(batch).unwrap();
                 let far = ((fast - &simple) / &simple).abs().max().double_value(&[]);
                 assert!(far <= TOLERANCE, "{noise:?}, {micro_batch} rows at once: {far}");
             }
@@ -73,13 +77,10 @@ fn losses_read_ahead_are_those_read_in_turn() {
         NpyRows::new(write("latents.npy", &latents), 1),
         NpyRows::new(write("texts.npy", &texts.view([5, 3, 5, 12])), 2),
     );
-    let (schedule, spec) = (
-        schedule(),
-        LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise: NoiseMode::Batch },
-    );
+    let (schedule, params) = (schedule(), loss_params(Noise::PerBatch, 24, [2, 4], 5));
     let losses = |data| {
-        let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
-        pass.of_batches(0..spec.batches(10), &mut |_| ()).unwrap()
+        let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
+        pass.of_batches(0..params.batches(10), &mut |_| ()).unwrap()
     };
     let ahead = losses(DataSet::new(&files.0, &files.1, 3).unwrap());
     assert_eq!(ahead, losses(DataSet::new(&latents, &texts, 3).unwrap()));
@@ -88,20 +89,12 @@ fn losses_read_ahead_are_those_read_in_turn() {
 #[test]
 fn gradients_of_several_batches_in_one_pass() {
     let (golden, schedule) = (load("method/unlearned"), schedule());
-    for selection in [Selection::CrossAttnKv, Selection::All] {
-        let spec = UnlearnSpec {
-            steps: 1,
-            grad_accum_steps: 5,
-            batch_size: 3,
-            lr: 1e-4,
-            seed: 4,
-            damping: None,
-            selection,
-        };
-        let unet = tiny();
-        let gradient = |micro_batch| {
+    for select in [Selection::CrossAttnKv, Selection::All] {
+        let params = UnlearnParams { select, ..unlearn_params(1, 5, 3, 1e-4) };
+        let mut unet = tiny();
+        let mut gradient = |micro_batch| {
             let unlearning =
-                Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, micro_batch);
+                Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, micro_batch);
             unlearning.unwrap().gradient(0, 0..5, &mut |_| ()).unwrap()
         };
         let each = gradient(1);
@@ -113,20 +106,13 @@ fn gradients_of_several_batches_in_one_pass() {
 
 #[test]
 fn squared_gradients_are_those_of_autograd_row_by_row() {
-    let (unet, schedule) = (tiny(), schedule());
+    let (mut unet, schedule) = (tiny(), schedule());
     let golden = load("method/unlearned");
-    let spec = UnlearnSpec {
-        steps: 1,
-        grad_accum_steps: 1,
-        batch_size: 4,
-        lr: 1e-4,
-        seed: 4,
-        damping: None,
-        selection: Selection::All,
-    };
-    let mut rows =
-        Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 4).unwrap().draw(0, 0);
-    rows.texts = numbers(&[4, 5, 12], 0.4);
+    let params = UnlearnParams { select: Selection::All, ..unlearn_params(1, 1, 4, 1e-4) };
+    let mut rows = Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 4)
+        .unwrap()
+        .draw(0, 0);
+    rows.conditioning = numbers(&[4, 5, 12], 0.4).into();
     let fast = squared_gradients(&unet, &schedule, &rows, &Selection::All, 0).unwrap();
     let (names, parameters): (Vec<String>, Vec<Tensor>) =
         unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.set_requires_grad(true))).unzip();
@@ -152,8 +138,8 @@ fn products_in_bfloat16_change_little() {
         UNet::load_parts(&folder, None, None, Device::Cpu, ModelMode::Inference(Precision::Bf16)).unwrap();
     let (exact, latents, texts) = networks().into_iter().nth(1).unwrap();
     let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
-    let spec = LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed: 5, noise: NoiseMode::Batch };
-    let rows = |unet| LossPass::new(unet, &schedule, data, &spec, 24).unwrap().rows_of_batch(0).unwrap();
+    let params = loss_params(Noise::PerBatch, 24, [2, 4], 5);
+    let rows = |unet| LossPass::new(unet, &schedule, data, &params, 24).unwrap().rows_of_batch(0).unwrap();
     let (found, expected) = (rows(&short), rows(&exact));
     let far = ((&found - &expected) / &expected).abs().max().double_value(&[]);
     assert!(far > 1e-6, "it computes in bfloat16");

@@ -3,7 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use attrflow::models::unet::UNet;
+use attrflow::method::loss::LossParams;
+use attrflow::method::noise::Noise;
+use attrflow::method::sample::SampleParams;
+use attrflow::method::selection::Selection;
+use attrflow::method::unlearn::UnlearnParams;
+use attrflow::models::unet::conditioning::Conditioning;
+use attrflow::models::unet::{Precision, UNet};
 use attrflow::models::weights::read;
 use tch::{Device, Kind, Tensor};
 
@@ -30,6 +36,43 @@ pub fn tiny() -> UNet {
 /// The demo model's network.
 pub fn demo() -> UNet {
     UNet::load(&path("data/demo/model/unet"), Device::Cpu).unwrap()
+}
+
+/// How losses are measured in float32; with noise per batch, in batches of `batch_size` rows.
+pub fn loss_params(
+    noise: Noise,
+    batch_size: usize,
+    [captions, time_samples]: [usize; 2],
+    seed: u32,
+) -> LossParams {
+    let batch_size = (noise == Noise::PerBatch).then_some(batch_size);
+    LossParams { time_samples, captions, seed, noise, batch_size, precision: Precision::Fp32 }
+}
+
+/// How the query of the golden numbers is unlearned.
+pub fn unlearn_params(steps: usize, grad_accum_steps: usize, batch_size: usize, lr: f64) -> UnlearnParams {
+    let select = Selection::CrossAttnKv;
+    let (seed, damping, index, images) = (4, 0.0, 0, None);
+    UnlearnParams { steps, grad_accum_steps, batch_size, lr, seed, damping, select, index, images }
+}
+
+/// How images are drawn with one stream of noise through all batches.
+pub fn sample_params(steps: usize, guidance_scale: f64, batch_size: usize) -> SampleParams {
+    SampleParams { caption: None, steps, guidance_scale, seed: 0, noise: Noise::PerBatch, batch_size }
+}
+
+/// The texts of a case, as conditions.
+pub fn conditioning(case: &Tensors) -> Conditioning {
+    Conditioning {
+        context: case["text"].shallow_clone(),
+        pooled: case.get("pooled").map(Tensor::shallow_clone),
+        size_ids: case.get("size_ids").map(Tensor::shallow_clone),
+    }
+}
+
+/// The one text [L, D] of a query.
+pub fn text(case: &Tensors) -> Conditioning {
+    case["text"].unsqueeze(0).into()
 }
 
 /// The relative error: the largest absolute difference over the largest absolute value expected.

@@ -2,13 +2,13 @@
 
 use attrflow::method::influence::{influence, per_image, rank};
 use attrflow::method::noise::{Generator, batch_noise, derived_seed, image_noise};
-use attrflow::method::sample::{SampleSpec, sample, skip_batch};
+use attrflow::method::sample::{SampleParams, sample, skip_batch};
 use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::models::unet::UNet;
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, assert_close, assert_within, demo, load, path, tiny};
+use crate::golden::{Tensors, assert_close, assert_within, demo, load, path, sample_params, tiny};
 
 fn schedule(clip_sample: bool, steps_offset: i64) -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig { clip_sample, steps_offset, ..ScheduleConfig::default() })
@@ -93,16 +93,18 @@ fn draw(
     schedule: &NoiseSchedule,
     golden: &Tensors,
     name: &str,
-    spec: &SampleSpec,
+    params: &SampleParams,
     skip: i64,
 ) -> Tensor {
-    let (cond, uncond) = (&golden[&format!("{name}_cond")], &golden[&format!("{name}_uncond")]);
+    let of = |part: &str| golden[&format!("{name}_{part}")].shallow_clone();
+    let (cond, uncond) = (of("cond"), of("uncond").into());
     let (mut draws, mut found) = (Generator::seeded(0), Vec::new());
-    for (i, batch) in cond.split(spec.batch_size as i64, 0).iter().enumerate() {
+    for (i, batch) in cond.split(params.batch_size as i64, 0).iter().enumerate() {
         if (i as i64) < skip {
-            skip_batch(unet, schedule, spec, &mut draws).unwrap();
+            skip_batch(unet, schedule, params, &mut draws).unwrap();
         } else {
-            found.push(sample(unet, schedule, batch, uncond, spec, &mut draws, 2, &mut |_| ()).unwrap());
+            let batch = batch.shallow_clone().into();
+            found.push(sample(unet, schedule, &batch, &uncond, params, &mut draws, 2, &mut |_| ()).unwrap());
         }
     }
     Tensor::cat(&found, 0)
@@ -111,10 +113,10 @@ fn draw(
 #[test]
 fn a_whole_drawing_in_two_batches() {
     let (unet, schedule, golden) = (tiny(), schedule(true, 0), load("method/drawings"));
-    let spec = SampleSpec { steps: 20, guidance_scale: 2.0, batch_size: 3 };
-    let found = draw(&unet, &schedule, &golden, "tiny", &spec, 0);
+    let params = sample_params(20, 2.0, 3);
+    let found = draw(&unet, &schedule, &golden, "tiny", &params, 0);
     assert_close("latents", &found, &golden["tiny_latents"]);
-    let last = draw(&unet, &schedule, &golden, "tiny", &spec, 1);
+    let last = draw(&unet, &schedule, &golden, "tiny", &params, 1);
     assert_within("the last batch alone", &last, &found.narrow(0, 3, 2), 1e-6);
 }
 
@@ -122,8 +124,8 @@ fn a_whole_drawing_in_two_batches() {
 fn a_whole_drawing_of_the_demo_model() {
     let schedule = NoiseSchedule::load(&path("data/demo/model/scheduler")).unwrap();
     let (unet, golden) = (demo(), load("method/drawings"));
-    let spec = SampleSpec { steps: 50, guidance_scale: 7.5, batch_size: 2 };
-    assert_close("latents", &draw(&unet, &schedule, &golden, "demo", &spec, 0), &golden["demo_latents"]);
+    let params = sample_params(50, 7.5, 2);
+    assert_close("latents", &draw(&unet, &schedule, &golden, "demo", &params, 0), &golden["demo_latents"]);
 }
 
 #[test]

@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::fisher::{
-    CaptionDraw, FisherSpec, FisherSum, Weighting, fisher_range, squared_gradients,
+    CaptionDraw, FisherParams, FisherSum, Weighting, fisher_range, squared_gradients,
 };
-use attrflow::method::loss::{LossPass, LossSpec};
-use attrflow::method::noise::NoiseMode;
+use attrflow::method::loss::{LossParams, LossPass};
+use attrflow::method::noise::Noise;
 use attrflow::method::per_sample::gradients;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
-use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::unlearn::{UnlearnParams, Unlearning};
+use attrflow_engine::config::param::Param;
 use tch::{Kind, Tensor};
 
-use crate::golden::{Tensors, assert_close, assert_within, load, tiny};
+use crate::golden::{Tensors, assert_close, assert_within, load, loss_params, text, tiny, unlearn_params};
 
 /// Latents [10, 4, 8, 8] and texts [15, 5, 12]: five images with three captions each.
 fn data() -> (Tensor, Tensor) {
@@ -29,52 +30,62 @@ fn schedule() -> NoiseSchedule {
 
 fn ignore(_: usize) {}
 
-fn loss_spec(noise: NoiseMode) -> LossSpec {
-    let seed = if noise == NoiseMode::Batch { 30 } else { 7 };
-    LossSpec { batch_size: 24, time_samples: 4, captions: 2, seed, noise }
+fn pass_params(noise: Noise) -> LossParams {
+    let seed = if noise == Noise::PerBatch { 30 } else { 7 };
+    loss_params(noise, 24, [2, 4], seed)
 }
 
-fn losses(spec: &LossSpec, micro_batch: usize) -> Tensor {
+fn losses(params: &LossParams, micro_batch: usize) -> Tensor {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    let pass = LossPass::new(&unet, &schedule, data, spec, micro_batch).unwrap();
+    let pass = LossPass::new(&unet, &schedule, data, params, micro_batch).unwrap();
     let mut seen = Vec::new();
-    let losses = pass.of_batches(0..spec.batches(10), &mut |images| seen.push(images)).unwrap();
+    let losses = pass.of_batches(0..params.batches(10), &mut |images| seen.push(images)).unwrap();
     assert_eq!(seen.last(), Some(&10));
     Tensor::from_slice(&losses)
 }
 
 #[test]
 fn losses_with_noise_a_batch() {
-    assert_close("losses", &losses(&loss_spec(NoiseMode::Batch), 24), &load("method/losses")["batch_losses"]);
+    assert_close(
+        "losses",
+        &losses(&pass_params(Noise::PerBatch), 24),
+        &load("method/losses")["batch_losses"],
+    );
 }
 
 #[test]
 fn losses_with_noise_an_image() {
-    assert_close("losses", &losses(&loss_spec(NoiseMode::Image), 24), &load("method/losses")["image_losses"]);
+    assert_close(
+        "losses",
+        &losses(&pass_params(Noise::PerImage), 24),
+        &load("method/losses")["image_losses"],
+    );
 }
 
 #[test]
 fn every_row_of_every_batch() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    for (name, noise) in [("batch_rows", NoiseMode::Batch), ("image_rows", NoiseMode::Image)] {
-        let spec = loss_spec(noise);
-        let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
-        // The second batch straddles the flip boundary, the last one holds one image.
-        let rows: Vec<Tensor> = (0..4).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
-        assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), [3, 3, 3, 1]);
+    for (name, noise) in [("batch_rows", Noise::PerBatch), ("image_rows", Noise::PerImage)] {
+        let params = pass_params(noise);
+        let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
+        let rows: Vec<Tensor> =
+            (0..params.batches(10)).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+        // With noise per batch the second one straddles the flip boundary, the last one holds one image.
+        let sizes: &[i64] = if noise == Noise::PerBatch { &[3, 3, 3, 1] } else { &[10] };
+        assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), sizes);
         assert_close(name, &Tensor::cat(&rows, 0), &load("method/losses")[name]);
     }
 }
 
 #[test]
 fn the_micro_batch_changes_nothing() {
-    let spec = loss_spec(NoiseMode::Batch);
-    let whole = losses(&spec, 24);
+    let params = pass_params(Noise::PerBatch);
+    let whole = losses(&params, 24);
     // One row; a part of the four timesteps; one pair of image and caption; pairs across images; more than there is.
     for micro_batch in [1, 3, 4, 12, 1000] {
-        assert_within(&format!("{micro_batch} rows"), &losses(&spec, micro_batch), &whole, 1e-6);
+        assert_within(&format!("{micro_batch} rows"), &losses(&params, micro_batch), &whole, 1e-6);
     }
 }
 
@@ -82,27 +93,26 @@ fn the_micro_batch_changes_nothing() {
 fn ranges_of_batches_add_up() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    let spec = loss_spec(NoiseMode::Batch);
-    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let params = pass_params(Noise::PerBatch);
+    let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
     let mut parts = pass.of_batches(0..1, &mut ignore).unwrap();
     parts.extend(pass.of_batches(1..4, &mut ignore).unwrap());
-    assert_eq!(Tensor::from_slice(&parts), losses(&spec, 24));
+    assert_eq!(Tensor::from_slice(&parts), losses(&params, 24));
 }
 
 #[test]
 fn losses_with_noise_an_image_depend_on_nothing_else() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    let spec = loss_spec(NoiseMode::Image);
-    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let params = pass_params(Noise::PerImage);
+    let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
     let at = |images: std::ops::Range<usize>, timesteps: &[i64]| {
         let block = pass.block(&images.collect::<Vec<_>>(), timesteps).unwrap();
         pass.losses_at(&block, timesteps, &mut |_, _| {}).unwrap() // [images, captions, timesteps]
     };
     let all = at(0..10, &[0, 250, 500, 750]);
     assert_close("all", &all, &load("method/losses")["image_rows"]);
-    let simple: Vec<Tensor> = (0..4).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
-    assert_within("row by row", &all, &Tensor::cat(&simple, 0), 1e-6);
+    assert_within("row by row", &all, &pass.rows_of_batch(0).unwrap(), 1e-6);
     // Some images across the flip boundary at one timestep.
     assert_close("some", &at(4..7, &[500]), &all.narrow(0, 4, 3).narrow(2, 2, 1));
     // Whatever timesteps are computed with it, the bits are the same.
@@ -118,22 +128,25 @@ fn losses_with_noise_an_image_depend_on_nothing_else() {
     assert_eq!(heard.last(), Some(&6));
     let images: Vec<usize> = (0..10).collect();
     assert_eq!(pass.rows_of_images(&images, &[0, 250, 500, 750], &mut ignore).unwrap(), all);
-    let other_batches = LossSpec { batch_size: 8, ..spec.clone() };
-    assert_within("other batches", &losses(&other_batches, 24), &losses(&spec, 24), 1e-6);
-    let batch = loss_spec(NoiseMode::Batch);
+    let batch = pass_params(Noise::PerBatch);
     let pass = LossPass::new(&unet, &schedule, data, &batch, 24).unwrap();
     assert!(pass.block(&[0], &[0]).is_err());
 }
 
 #[test]
 fn traps_of_the_loss_pass_are_refused() {
-    let error = |spec: LossSpec| spec.validate(1000).unwrap_err().to_string();
-    let spec = loss_spec(NoiseMode::Batch);
-    insta::assert_snapshot!(error(LossSpec { time_samples: 3, ..spec.clone() }), @"`time_samples` is 3: must divide the model's 1000 timesteps, or there would be one too many");
-    insta::assert_snapshot!(error(LossSpec { batch_size: 20, ..spec.clone() }), @"`batch_size` is 20: must be a multiple of captions x time_samples = 2 x 4 = 8 rows, those of an image");
-    insta::assert_snapshot!(error(LossSpec { batch_size: 4, ..spec.clone() }), @"`batch_size` is 4: must be a multiple of captions x time_samples = 2 x 4 = 8 rows, those of an image");
-    insta::assert_snapshot!(error(LossSpec { captions: 0, ..spec.clone() }), @"`captions` is 0: must be at least 1");
-    assert_eq!(LossSpec { batch_size: 8000, time_samples: 20, captions: 5, ..spec }.images_per_batch(), 80);
+    let error = |params: &LossParams| params.faults().remove(0);
+    let params = pass_params(Noise::PerBatch);
+    let uneven = LossParams { time_samples: 3, batch_size: Some(24), ..params.clone() };
+    assert!(uneven.faults().is_empty());
+    insta::assert_snapshot!(uneven.timesteps(&ScheduleConfig::default()).unwrap_err(), @"`time_samples` is 3: must divide the model's 1000 timesteps, or there would be one too many");
+    insta::assert_snapshot!(error(&LossParams { batch_size: Some(20), ..params.clone() }), @"`batch_size` is 20, expected a multiple of 8, the 2 captions x 4 timesteps of an image");
+    insta::assert_snapshot!(error(&LossParams { batch_size: Some(4), ..params.clone() }), @"`batch_size` is 4, expected a multiple of 8, the 2 captions x 4 timesteps of an image");
+    insta::assert_snapshot!(error(&LossParams { batch_size: None, ..params.clone() }), @r#"`batch_size` is missing: with noise = "per_batch" it is the number of rows that share a draw, 8000 as published"#);
+    insta::assert_snapshot!(error(&LossParams { noise: Noise::PerImage, ..params.clone() }), @r#"`batch_size` has no effect with noise = "per_image": remove it"#);
+    insta::assert_snapshot!(error(&LossParams { captions: 0, ..params.clone() }), @"`captions` is 0, expected from 1 to 1000");
+    let published = LossParams { batch_size: Some(8000), time_samples: 20, captions: 5, ..params };
+    assert_eq!(published.images_per_batch(), 80);
 }
 
 #[test]
@@ -141,8 +154,8 @@ fn a_loss_that_is_not_finite_names_image_and_timestep() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let _ = latents.get(7).fill_(f64::NAN);
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    let spec = loss_spec(NoiseMode::Batch);
-    let pass = LossPass::new(&unet, &schedule, data, &spec, 24).unwrap();
+    let params = pass_params(Noise::PerBatch);
+    let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
     let error = pass.of_batches(0..4, &mut ignore).unwrap_err().to_string();
     assert_eq!(error, "the loss of image 2 (mirrored) at timestep 0 is NaN");
 }
@@ -162,7 +175,7 @@ fn gradient_rows(golden: &Tensors) -> DenoisingRows {
         latents: tensor("x0"),
         noise: tensor("noise"),
         timesteps: tensor("timesteps"),
-        texts: tensor("text"),
+        conditioning: tensor("text").into(),
     }
 }
 
@@ -171,11 +184,11 @@ fn per_sample_gradients_of_every_kind_of_parameter() {
     let (unet, golden) = (tiny(), load("method/gradients"));
     unet.tape().record(|_| true);
     let losses = gradient_rows(&golden).losses(&unet, &schedule());
-    let taps = unet.tape().take();
-    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let records = unet.tape().take();
+    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
-    let of_tap = |(tap, grad)| tch::no_grad(|| gradients(tap, &tap.input, grad));
-    let found: BTreeMap<String, Tensor> = taps.iter().zip(&grads).flat_map(of_tap).collect();
+    let of_record = |(record, grad)| tch::no_grad(|| gradients(record, &record.input, grad));
+    let found: BTreeMap<String, Tensor> = records.iter().zip(&grads).flat_map(of_record).collect();
     assert!(found.keys().eq(unet.parameters().keys()), "every parameter has a gradient");
     let mut checked = 0;
     for (name, expected) in golden.iter().filter_map(|(name, x)| Some((name.strip_prefix("gradient.")?, x))) {
@@ -195,19 +208,19 @@ fn sums_of_squared_gradients() {
     assert_eq!(found.len(), unet.parameters().len());
 }
 
-fn fisher_spec() -> FisherSpec {
-    FisherSpec {
+fn fisher_params() -> FisherParams {
+    FisherParams {
         epochs: 2,
         batch_size: 4,
         seed: 3,
         caption_draw: CaptionDraw::Batch,
         weighting: Weighting::Batch,
-        selection: Selection::All,
+        select: Selection::All,
     }
 }
 
 fn fisher(
-    spec: &FisherSpec,
+    params: &FisherParams,
     ranges: &[std::ops::Range<usize>],
     micro_batch: usize,
 ) -> BTreeMap<String, Tensor> {
@@ -216,56 +229,49 @@ fn fisher(
     let mut sum = FisherSum::default();
     for range in ranges {
         let (range, mut progress) = (range.clone(), ignore);
-        sum.add(fisher_range(&unet, &schedule, data, spec, range, micro_batch, &mut progress).unwrap());
+        sum.add(fisher_range(&unet, &schedule, data, params, range, micro_batch, &mut progress).unwrap());
     }
     sum.mean()
 }
 
 #[test]
 fn the_fisher_diagonal() {
-    assert_eq!(fisher_spec().batches(10), 6);
+    assert_eq!(fisher_params().batches(10), 6);
     let golden = load("method/fisher");
-    for (name, found) in fisher(&fisher_spec(), &[0..6], 4) {
+    for (name, found) in fisher(&fisher_params(), &[0..6], 4) {
         assert_close(&name, &found, &golden[&name]);
     }
 }
 
 #[test]
 fn ranges_and_micro_batches_of_the_fisher_diagonal_add_up() {
-    let whole = fisher(&fisher_spec(), &[0..6], 4);
-    for (name, found) in fisher(&fisher_spec(), &[0..1, 1..4, 4..6], 3) {
+    let whole = fisher(&fisher_params(), &[0..6], 4);
+    for (name, found) in fisher(&fisher_params(), &[0..1, 1..4, 4..6], 3) {
         assert_within(&name, &found, &whole[&name], 1e-5);
     }
 }
 
 #[test]
 fn weighing_rows_differs_from_weighing_batches_only_for_short_batches() {
-    let rows = FisherSpec { weighting: Weighting::Row, ..fisher_spec() };
+    let rows = FisherParams { weighting: Weighting::Row, ..fisher_params() };
     // Batches 0 and 1 are full.
-    let (a, b) = (fisher(&fisher_spec(), &[0..2], 4), fisher(&rows, &[0..2], 4));
+    let (a, b) = (fisher(&fisher_params(), &[0..2], 4), fisher(&rows, &[0..2], 4));
     assert_within("full", &b["conv_in.bias"], &a["conv_in.bias"], 1e-6);
-    let (a, b) = (fisher(&fisher_spec(), &[0..3], 4), fisher(&rows, &[0..3], 4));
+    let (a, b) = (fisher(&fisher_params(), &[0..3], 4), fisher(&rows, &[0..3], 4));
     assert!(crate::golden::error(&b["conv_in.bias"], &a["conv_in.bias"]) > 1e-3);
 }
 
-fn unlearn_spec() -> UnlearnSpec {
-    UnlearnSpec {
-        steps: 2,
-        grad_accum_steps: 3,
-        batch_size: 5,
-        lr: 1e-4,
-        seed: 4,
-        damping: None,
-        selection: Selection::CrossAttnKv,
-    }
+fn query_params() -> UnlearnParams {
+    unlearn_params(2, 3, 5, 1e-4)
 }
 
 #[test]
 fn unlearning_step_by_step() {
-    let (golden, fisher, unet, schedule) =
+    let (golden, fisher, mut unet, schedule) =
         (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
-    let spec = unlearn_spec();
-    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
+    let params = query_params();
+    let mut unlearning =
+        Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 5).unwrap();
     let mut before = unlearning.changed();
     for step in 0..2 {
         let gradient = unlearning.gradient(step, 0..3, &mut ignore).unwrap();
@@ -282,10 +288,11 @@ fn unlearning_step_by_step() {
 
 #[test]
 fn a_run_of_unlearning_changes_the_selected_parameters_only() {
-    let (golden, fisher, unet, schedule) =
+    let (golden, fisher, mut unet, schedule) =
         (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
-    let spec = unlearn_spec();
-    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 2).unwrap();
+    let params = query_params();
+    let mut unlearning =
+        Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 2).unwrap();
     let mut seen = Vec::new();
     let changed = unlearning.run(&fisher, 5, &mut |batches| seen.push(batches)).unwrap();
     assert_eq!(seen, [1, 2, 3, 4, 5, 6]);
@@ -301,8 +308,9 @@ fn a_run_of_unlearning_changes_the_selected_parameters_only() {
 
 #[test]
 fn spans_of_gradients_add_up() {
-    let (golden, unet, schedule, spec) = (load("method/unlearned"), tiny(), schedule(), unlearn_spec());
-    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
+    let (golden, mut unet, schedule, params) = (load("method/unlearned"), tiny(), schedule(), query_params());
+    let unlearning =
+        Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 5).unwrap();
     let span = |batches| unlearning.gradient(0, batches, &mut ignore).unwrap();
     let (whole, first, rest) = (span(0..3), span(0..1), span(1..3));
     for (name, gradient) in whole {
@@ -312,38 +320,43 @@ fn spans_of_gradients_add_up() {
 
 #[test]
 fn a_loss_rises_when_unlearned() {
-    let (golden, fisher, unet, schedule) =
+    let (golden, fisher, mut unet, schedule) =
         (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
-    let spec = UnlearnSpec { steps: 1, lr: 1e-6, ..unlearn_spec() };
-    let unlearning = Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], &spec, 5).unwrap();
-    let loss =
-        || tch::no_grad(|| unlearning.draw(0, 0).losses(&unet, &schedule).mean(None).double_value(&[]));
-    let before = loss();
+    let params = UnlearnParams { steps: 1, lr: 1e-6, ..query_params() };
+    let mut unlearning =
+        Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 5).unwrap();
+    let rows = unlearning.draw(0, 0);
     unlearning.run(&fisher, 5, &mut ignore).unwrap();
-    assert!(loss() > before, "{before} {}", loss());
+    let loss = |unet| tch::no_grad(|| rows.losses(unet, &schedule).mean(None).double_value(&[]));
+    let (before, after) = (loss(&tiny()), loss(&unet));
+    assert!(after > before, "{before} {after}");
 }
 
 #[test]
 fn zeros_in_the_fisher_diagonal_are_refused_unless_damped() {
-    let (golden, unet, schedule) = (load("method/unlearned"), tiny(), schedule());
+    let (golden, mut unet, schedule) = (load("method/unlearned"), tiny(), schedule());
     let mut fisher = load("method/fisher");
     let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let _ = fisher.get_mut(name).unwrap().narrow(0, 0, 1).fill_(0.0);
-    let run = |spec: &UnlearnSpec, fisher: &Tensors| {
-        let unlearning =
-            Unlearning::new(&unet, &schedule, &golden["query"], &golden["text"], spec, 5).unwrap();
+    let mut run = |params: &UnlearnParams, fisher: &Tensors| {
+        let mut unlearning =
+            Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), params, 5).unwrap();
         unlearning.run(fisher, 5, &mut ignore).map(|_| ()).map_err(|error| error.to_string())
     };
-    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to go on");
-    run(&UnlearnSpec { damping: Some(1e-3), ..unlearn_spec() }, &fisher).unwrap();
+    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to go on");
+    run(&UnlearnParams { damping: 1e-3, ..query_params() }, &fisher).unwrap();
     fisher.remove(name);
-    insta::assert_snapshot!(run(&unlearn_spec(), &fisher).unwrap_err(), @"the Fisher information has no `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`, which `select` names: compute it with a `select` that holds it");
+    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information has no `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`, which `select` names: compute it with a `select` that holds it");
 }
 
 #[test]
 fn parameters_of_unlearning_out_of_range_are_refused() {
-    let error = |spec: UnlearnSpec| spec.validate(1000).unwrap_err().to_string();
-    insta::assert_snapshot!(error(UnlearnSpec { batch_size: 1001, ..unlearn_spec() }), @"`batch_size` is 1001: its timesteps are distinct, and the model has 1000");
-    insta::assert_snapshot!(error(UnlearnSpec { damping: Some(0.0), ..unlearn_spec() }), @"`damping` is 0: must be positive and finite, or left out");
-    insta::assert_snapshot!(error(UnlearnSpec { steps: 0, ..unlearn_spec() }), @"`steps` is 0: must be at least 1");
+    let (golden, mut unet) = (load("method/unlearned"), tiny());
+    let many = UnlearnParams { batch_size: 1001, ..query_params() };
+    let error =
+        Unlearning::new(&mut unet, &schedule(), &golden["query"], &text(&golden), &many, 5).err().unwrap();
+    insta::assert_snapshot!(error, @"`batch_size` is 1001: its timesteps are distinct, and the model has 1000");
+    let error = |params: UnlearnParams| params.faults().remove(0);
+    insta::assert_snapshot!(error(UnlearnParams { damping: -1.0, ..query_params() }), @"`damping` is -1, expected a number of at least 0");
+    insta::assert_snapshot!(error(UnlearnParams { steps: 0, ..query_params() }), @"`steps` is 0, expected from 1 to 10000");
 }

@@ -7,20 +7,20 @@ use std::collections::BTreeMap;
 
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
-use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
+use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
 use attrflow::method::influence::{influence, per_image, rank};
-use attrflow::method::loss::{LossPass, LossSpec};
-use attrflow::method::noise::{Generator, NoiseMode};
+use attrflow::method::loss::LossPass;
+use attrflow::method::noise::{Generator, Noise};
 use attrflow::method::per_sample::gradients;
-use attrflow::method::sample::{SampleSpec, sample};
+use attrflow::method::sample::sample;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
-use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::unlearn::Unlearning;
 use attrflow::models::unet::UNet;
 use attrflow::models::weights::Weights;
 use tch::{Kind, Tensor};
 
-use crate::golden::{Tensors, error, load, path};
+use crate::golden::{Tensors, error, load, loss_params, path, sample_params, unlearn_params};
 use crate::ruled::{Report, check_weights, normal, weights};
 
 pub const IMAGES: i64 = 3;
@@ -65,15 +65,17 @@ pub fn data() -> (Tensor, Tensor) {
 fn ignore(_: usize) {}
 
 /// Every row's loss, [2N, captions, timesteps], and the images' means.
-fn losses(unet: &UNet, noise: NoiseMode) -> (Tensor, Vec<f32>) {
+fn losses(unet: &UNet, noise: Noise) -> (Tensor, Vec<f32>) {
     let (schedule, (latents, texts)) = (schedule(), data());
     let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
-    let seed = if noise == NoiseMode::Batch { 30 } else { 7 };
-    let spec = LossSpec { batch_size: 32, time_samples: 4, captions: 2, seed, noise };
-    let pass = LossPass::new(unet, &schedule, data, &spec, MICRO_BATCH).unwrap();
-    // The first batch reaches over the flip boundary (after row 2), the second is not full.
-    let rows: Vec<Tensor> = (0..2).map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
-    assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), [4, 2]);
+    let seed = if noise == Noise::PerBatch { 30 } else { 7 };
+    let params = loss_params(noise, 32, [2, 4], seed);
+    let pass = LossPass::new(unet, &schedule, data, &params, MICRO_BATCH).unwrap();
+    let batches = 0..params.batches(2 * IMAGES as usize);
+    let rows: Vec<Tensor> = batches.map(|batch| pass.rows_of_batch(batch).unwrap()).collect();
+    // With noise per batch the first one reaches over the flip boundary (after row 2), the second is not full.
+    let sizes: &[i64] = if noise == Noise::PerBatch { &[4, 2] } else { &[6] };
+    assert_eq!(rows.iter().map(|rows| rows.size()[0]).collect::<Vec<_>>(), sizes);
     let rows = Tensor::cat(&rows, 0);
     let means = rows.mean_dim(2, false, None).mean_dim(1, false, None);
     (rows, Vec::try_from(means).unwrap())
@@ -85,24 +87,24 @@ fn row_gradients(unet: &UNet) -> [Tensors; 2] {
         latents: normal(&shape(&[2], &LATENT), 40),
         noise: normal(&shape(&[2], &LATENT), 41),
         timesteps: Tensor::from_slice(&[12i64, 700]),
-        texts: normal(&shape(&[2], &TEXT), 42),
+        conditioning: normal(&shape(&[2], &TEXT), 42).into(),
     };
     unet.tape().record(|_| true);
     let losses = rows.losses(unet, &schedule());
-    let taps = unet.tape().take();
-    let outputs: Vec<&Tensor> = taps.iter().map(|tap| &tap.output).collect();
+    let records = unet.tape().take();
+    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
     let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
-    let of_tap = |(tap, grad)| tch::no_grad(|| gradients(tap, &tap.input, grad));
-    let both: Tensors = taps.iter().zip(&grads).flat_map(of_tap).collect();
+    let of_record = |(record, grad)| tch::no_grad(|| gradients(record, &record.input, grad));
+    let both: Tensors = records.iter().zip(&grads).flat_map(of_record).collect();
     [0, 1].map(|row| both.iter().map(|(name, both)| (name.clone(), both.get(row))).collect())
 }
 
-pub fn fisher(unet: &UNet, selection: Selection) -> BTreeMap<String, Tensor> {
+pub fn fisher(unet: &UNet, select: Selection) -> BTreeMap<String, Tensor> {
     let (schedule, (latents, texts)) = (schedule(), data());
     let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
     let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
-    let spec = FisherSpec { epochs: 1, batch_size: 4, seed: 3, caption_draw, weighting, selection };
-    fisher_range(unet, &schedule, data, &spec, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
+    let params = FisherParams { epochs: 1, batch_size: 4, seed: 3, caption_draw, weighting, select };
+    fisher_range(unet, &schedule, data, &params, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
 }
 
 /// The ranked images' losses: batches of 12, 12 and 8 images, one caption, timestep 0.
@@ -110,8 +112,8 @@ fn ranked_losses(unet: &UNet) -> Vec<f32> {
     let latents = normal(&shape(&[2 * RANKED], &LATENT), 70);
     let texts = normal(&shape(&[RANKED], &TEXT), 71);
     let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 1).unwrap());
-    let spec = LossSpec { batch_size: 12, time_samples: 1, captions: 1, seed: 80, noise: NoiseMode::Batch };
-    let pass = LossPass::new(unet, &schedule, data, &spec, MICRO_BATCH).unwrap();
+    let params = loss_params(Noise::PerBatch, 12, [1, 1], 80);
+    let pass = LossPass::new(unet, &schedule, data, &params, MICRO_BATCH).unwrap();
     let rows = [0, 1, 2].map(|batch| pass.rows_of_batch(batch).unwrap().flatten(0, -1));
     Vec::try_from(Tensor::cat(&rows, 0)).unwrap()
 }
@@ -131,24 +133,19 @@ fn ranks(unlearned: &[f32], pretrained: &[f32], expected: &Tensors, report: &mut
     report.tensor("ranked_influence", &Tensor::from_slice(&found), &expected["ranked_influence"], 2e-4);
 }
 
-fn unlearn_spec(lr: f64) -> UnlearnSpec {
-    let selection = Selection::CrossAttnKv;
-    UnlearnSpec { steps: 2, grad_accum_steps: 2, batch_size: 4, lr, seed: 4, damping: None, selection }
-}
-
 /// One step along `gradient`, larger than those of [`unlearn`].
-fn large_step(unet: &UNet, gradient: &Tensors, fisher: &Tensors) {
-    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
-    let spec = unlearn_spec(RANKED_LR);
-    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+fn large_step(unet: &mut UNet, gradient: &Tensors, fisher: &Tensors) {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&shape(&[1], &TEXT), 4).into(), schedule());
+    let params = unlearn_params(2, 2, 4, RANKED_LR);
+    let mut unlearning = Unlearning::new(unet, &schedule, &query, &text, &params, MICRO_BATCH).unwrap();
     unlearning.apply(gradient, fisher, IMAGES as usize).unwrap();
 }
 
 /// Two steps; after each the query's gradient, the change and the weights. Returns the last gradient.
-fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) -> Tensors {
-    let (query, text, schedule) = (normal(&LATENT, 3), normal(&TEXT, 4), schedule());
-    let spec = unlearn_spec(LR);
-    let unlearning = Unlearning::new(unet, &schedule, &query, &text, &spec, MICRO_BATCH).unwrap();
+fn unlearn(unet: &mut UNet, fisher: &Tensors, expected: &Tensors, report: &mut Report) -> Tensors {
+    let (query, text, schedule) = (normal(&LATENT, 3), normal(&shape(&[1], &TEXT), 4).into(), schedule());
+    let params = unlearn_params(2, 2, 4, LR);
+    let mut unlearning = Unlearning::new(unet, &schedule, &query, &text, &params, MICRO_BATCH).unwrap();
     let (mut before, mut last) = (unlearning.changed(), Tensors::new());
     for step in 0..2 {
         let gradient = unlearning.gradient(step, 0..2, &mut ignore).unwrap();
@@ -167,10 +164,10 @@ fn unlearn(unet: &UNet, fisher: &Tensors, expected: &Tensors, report: &mut Repor
 
 #[test]
 fn losses_gradients_fisher_unlearning_and_influence() {
-    let ((unet, expected), mut report) = (network(), Report::default());
-    let (rows, pretrained) = losses(&unet, NoiseMode::Batch);
+    let ((mut unet, expected), mut report) = (network(), Report::default());
+    let (rows, pretrained) = losses(&unet, Noise::PerBatch);
     report.tensor("batch_rows", &rows, &expected["batch_rows"], 1e-5);
-    report.tensor("image_rows", &losses(&unet, NoiseMode::Image).0, &expected["image_rows"], 1e-5);
+    report.tensor("image_rows", &losses(&unet, Noise::PerImage).0, &expected["image_rows"], 1e-5);
 
     for (row, gradients) in row_gradients(&unet).iter().enumerate() {
         report.digest(&format!("gradient{row}"), gradients, &expected, 1e-4);
@@ -184,8 +181,8 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     }
 
     let ranked_pretrained = ranked_losses(&unet);
-    let gradient = unlearn(&unet, &keys_and_values, &expected, &mut report);
-    let (_, unlearned) = losses(&unet, NoiseMode::Batch);
+    let gradient = unlearn(&mut unet, &keys_and_values, &expected, &mut report);
+    let (_, unlearned) = losses(&unet, Noise::PerBatch);
     report.tensor("pretrained", &Tensor::from_slice(&pretrained), &expected["pretrained"], 1e-5);
     report.tensor("unlearned", &Tensor::from_slice(&unlearned), &expected["unlearned"], 1e-5);
     let rise = influence(&unlearned, &pretrained).unwrap();
@@ -194,7 +191,7 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     // A difference of two losses 3000 times as large, each rounded to float32.
     report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 2e-3);
 
-    large_step(&unet, &gradient, &keys_and_values);
+    large_step(&mut unet, &gradient, &keys_and_values);
     ranks(&ranked_losses(&unet), &ranked_pretrained, &expected, &mut report);
     report.finish();
 }
@@ -203,9 +200,10 @@ fn losses_gradients_fisher_unlearning_and_influence() {
 fn a_drawing_of_fifty_steps_in_a_batch_that_is_not_full() {
     let ((unet, expected), mut report) = (network(), Report::default());
     let (cond, uncond) = (normal(&shape(&[2], &TEXT), 60), normal(&shape(&[1], &TEXT), 61));
-    let spec = SampleSpec { steps: 50, guidance_scale: 7.5, batch_size: 3 };
+    let params = sample_params(50, 7.5, 3);
     let mut draws = Generator::seeded(0);
-    let found = sample(&unet, &schedule(), &cond, &uncond, &spec, &mut draws, 2, &mut ignore).unwrap();
+    let found = sample(&unet, &schedule(), &cond.into(), &uncond.into(), &params, &mut draws, 2, &mut ignore)
+        .unwrap();
     report.tensor("drawing", &found, &expected["drawing"], 1e-4);
     report.finish();
 }

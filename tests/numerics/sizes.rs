@@ -40,7 +40,7 @@ fn unet(name: &str, width: i64, parameters: usize) {
     let unet = UNet::new(&config, Weights::new(weights)).unwrap();
     assert_eq!(unet.parameters().values().map(Tensor::numel).sum::<usize>(), parameters);
     let (xt, text) = (normal(&[2, 4, 24, 16], 1), normal(&[2, 77, width], 2));
-    let output = tch::no_grad(|| unet.forward(&xt, &Tensor::from_slice(&[20i64, 900]), &text));
+    let output = tch::no_grad(|| unet.forward(&xt, &Tensor::from_slice(&[20i64, 900]), &text.into()));
     let mut report = Report::default();
     compare(&mut report, "output", &output, &expected);
     report.finish();

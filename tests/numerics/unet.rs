@@ -2,13 +2,15 @@
 
 use attrflow::io::torch::{Dtype, Entry, write};
 use attrflow::models::unet::UNet;
+use attrflow::models::unet::conditioning::Conditioning;
+use attrflow::models::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{assert_close, assert_within, demo, load, path, tiny};
+use crate::golden::{assert_close, assert_within, conditioning, demo, load, path, tiny};
 
 fn check(unet: &UNet, case: &str) {
     let case = load(case);
-    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
     assert_close("output", &found, &case["output"]);
 }
 
@@ -33,6 +35,59 @@ fn forward_with_everything_as_a_list() {
 }
 
 #[test]
+fn forward_with_pooled_texts_and_sizes() {
+    variant("text_time");
+}
+
+#[test]
+fn conditions_and_timesteps_of_rows_in_common_equal_those_of_each_row() {
+    let unet = UNet::load(&path("tests/golden/unet/text_time"), Device::Cpu).unwrap();
+    let case = load("unet/text_time/case");
+    let denoise = |timesteps: &Tensor, conditioning: &Conditioning| {
+        tch::no_grad(|| unet.forward(&case["xt"], timesteps, conditioning))
+    };
+    // Rows 0 to 5 have conditions 0, 0, 1, 1, 2, 2 and timesteps 3, 700, 3, 700, 3, 700.
+    let two = Tensor::from_slice(&[3i64, 700]);
+    let each = conditioning(&case).map(|x| x.repeat_interleave_self_int(2, 0, None));
+    assert_within("shared", &denoise(&two, &conditioning(&case)), &denoise(&two.repeat([3]), &each), 1e-6);
+}
+
+#[test]
+fn pooled_texts_need_their_widths() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs_err::read_to_string(path("tests/golden/unet/text_time/config.json")).unwrap();
+    let file = folder.path().join("config.json");
+    fs_err::write(
+        &file,
+        config.replace(r#""addition_time_embed_dim": 6"#, r#""addition_time_embed_dim": null"#),
+    )
+    .unwrap();
+    let error = UNet::new(&file, Weights::zeros()).err().unwrap().to_string();
+    assert!(error.ends_with(r#"`addition_time_embed_dim` is null, supported: a positive number with addition_embed_type "text_time""#), "{error}");
+}
+
+#[test]
+fn an_updated_parameter_is_used_at_once() {
+    tch::set_num_threads(1); // where filters are kept in another form
+    let (mut unet, case) = (demo(), load("unet/demo"));
+    let forward =
+        |unet: &UNet| tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
+    let before = forward(&unet);
+    let mut changed = unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor * 1.01));
+    let changed: Vec<(String, Tensor)> =
+        changed.by_ref().filter(|(name, _)| name.contains("conv1.weight")).collect();
+    for (name, tensor) in &changed {
+        unet.update(name, tensor);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("changed.safetensors");
+    Tensor::write_safetensors(&changed, &file).unwrap();
+    let loaded = UNet::load_with(&path("data/demo/model/unet"), &file, Device::Cpu).unwrap();
+    assert_eq!(forward(&unet), forward(&loaded));
+    assert_ne!(forward(&unet), before);
+}
+
+#[test]
 fn forward_of_the_demo_model() {
     check(&demo(), "unet/demo");
 }
@@ -41,8 +96,8 @@ fn forward_of_the_demo_model() {
 fn sharing_a_text_equals_repeating_it() {
     let (unet, case) = (tiny(), load("unet/conv/case"));
     let repeated = case["text"].repeat_interleave_self_int(2, 0, None);
-    let shared = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
-    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &repeated));
+    let shared = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &repeated.into()));
     assert_within("repeated", &found, &shared, 1e-6);
 }
 
@@ -54,21 +109,21 @@ fn changed_tensors_replace_the_folders() {
     Tensor::write_safetensors(&[(name, &plain.parameters()[name] + 1.0)], &changed).unwrap();
     let unet = UNet::load_with(&path("tests/golden/unet/conv"), &changed, Device::Cpu).unwrap();
     let case = load("unet/conv/case");
-    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &case["text"]));
+    let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
     assert_close("shifted", &found, &(&case["output"] + 1.0));
 }
 
 #[test]
 fn the_tape_records_chosen_layers_only_and_once() {
     let (unet, case) = (tiny(), load("unet/conv/case"));
-    let forward = || unet.forward(&case["xt"], &case["timesteps"], &case["text"]);
+    let forward = || unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case));
     unet.tape().record(|name| name.contains("attn2.to_k"));
     let output = forward();
-    let taps = unet.tape().take();
-    assert_eq!(taps.len(), unet.parameters().keys().filter(|name| name.contains("attn2.to_k")).count());
-    assert!(taps.iter().all(|tap| tap.weight && !tap.bias && tap.output.requires_grad()));
+    let records = unet.tape().take();
+    assert_eq!(records.len(), unet.parameters().keys().filter(|name| name.contains("attn2.to_k")).count());
+    assert!(records.iter().all(|record| record.weight && !record.bias && record.output.requires_grad()));
     // Keys come from the text, which needs no gradient: they are leaves, with nothing kept below.
-    assert!(taps.iter().all(|tap| tap.output.is_leaf()));
+    assert!(records.iter().all(|record| record.output.is_leaf()));
     assert!(output.requires_grad());
     // Afterwards nothing is recorded, and no parameter was made to need a gradient.
     assert!(!forward().requires_grad());

@@ -12,11 +12,11 @@ use attrflow::io::npy::Npy;
 use attrflow::kinds::NpyRows;
 use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows};
-use attrflow::method::fisher::{CaptionDraw, FisherSpec, Weighting, fisher_range};
-use attrflow::method::loss::{LossPass, LossSpec};
+use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
+use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
-use attrflow::method::unlearn::{UnlearnSpec, Unlearning};
+use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow::models::unet::{ModelMode, Precision, UNet};
 use attrflow_engine::kind::Device;
 use serde::Deserialize;
@@ -35,8 +35,8 @@ struct Work {
     threads: usize,
     precision: Precision,
     micro_batch: usize,
-    /// Of the loss pass.
-    loss: LossSpec,
+    /// The parameters of the loss pass besides `precision`.
+    loss: Value,
     /// Which weights the gradients are for.
     select: String,
     /// Batches to compute: of losses, of the query's gradients, of squared gradients.
@@ -56,14 +56,14 @@ fn main() -> anyhow::Result<()> {
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     let passes = ["loss", "check"].contains(&work.what.as_str());
-    let purpose = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
-    let _suited = device::apply_mode(purpose);
+    let mode = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
+    let _mode = device::apply_mode(mode);
     if work.trials {
         tch::Cuda::cudnn_set_benchmark(true);
     }
     let torch = device::torch(work.device);
     let checkpoint = work.data.join("model.safetensors");
-    let unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, purpose)?;
+    let mut unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, mode)?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
     let texts = Npy::open(work.data.join("texts.npy"))?;
@@ -71,9 +71,12 @@ fn main() -> anyhow::Result<()> {
     let texts = NpyRows::new(texts, 2);
     let data = DataSet::new(&latents, &texts, captions)?;
     let [start, end] = work.batches;
+    let mut loss = work.loss.clone();
+    loss["precision"] = json!(work.precision);
+    let loss: LossParams = serde_json::from_value(loss)?;
     let result = match work.what.as_str() {
         "loss" => {
-            let pass = LossPass::new(&unet, &schedule, data, &work.loss, work.micro_batch)?;
+            let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;
             let _ = pass.rows_of_batch(start)?;
             let again = work.repeats.max(1);
             let (seconds, losses) = timed(|| {
@@ -83,11 +86,11 @@ fn main() -> anyhow::Result<()> {
                 }
                 Ok(losses)
             })?;
-            let rows = again * losses.len() * work.loss.captions * work.loss.time_samples;
+            let rows = again * losses.len() * loss.rows_per_image();
             json!({ "rows": rows, "seconds": seconds, "losses": losses })
         }
         "check" => {
-            let pass = LossPass::new(&unet, &schedule, data, &work.loss, work.micro_batch)?;
+            let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;
             let fast = pass.rows_of_batch(start)?;
             // With a gradient wanted at the lowest layer, no fused kernel is used from there on.
             let lowest = unet.parameters()["conv_in.bias"].set_requires_grad(true);
@@ -98,18 +101,21 @@ fn main() -> anyhow::Result<()> {
             json!({ "rows": 0, "seconds": seconds, "deviation": far })
         }
         "unlearn" => {
-            let spec = UnlearnSpec {
+            let params = UnlearnParams {
                 steps: 1,
                 grad_accum_steps: end,
                 batch_size: work.batch_size,
                 lr: 0.01,
                 seed: 0,
-                damping: None,
-                selection: selection(&work.select)?,
+                damping: 0.0,
+                select: selection(&work.select)?,
+                index: 0,
+                images: None,
             };
             let one = |rows: &NpyRows| rows.read(&[0]).map_err(|error| anyhow!(error));
-            let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.squeeze_dim(0));
-            let unlearning = Unlearning::new(&unet, &schedule, &latent, &text, &spec, work.micro_batch)?;
+            let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.into());
+            let unlearning =
+                Unlearning::new(&mut unet, &schedule, &latent, &text, &params, work.micro_batch)?;
             let (seconds, norm) = with_warm_up(&mut || {
                 let gradient = unlearning.gradient(0, start..end, &mut |_| ())?;
                 Ok(gradient.values().map(norm).sum::<f64>())
@@ -117,17 +123,17 @@ fn main() -> anyhow::Result<()> {
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })
         }
         "fisher" => {
-            let spec = FisherSpec {
+            let params = FisherParams {
                 epochs: 1,
                 batch_size: work.batch_size,
                 seed: 0,
                 caption_draw: CaptionDraw::Batch,
                 weighting: Weighting::Batch,
-                selection: selection(&work.select)?,
+                select: selection(&work.select)?,
             };
             let (seconds, norm) = with_warm_up(&mut || {
                 let sum =
-                    fisher_range(&unet, &schedule, data, &spec, start..end, work.micro_batch, &mut |_| ())?;
+                    fisher_range(&unet, &schedule, data, &params, start..end, work.micro_batch, &mut |_| ())?;
                 Ok(sum.sums.values().map(norm).sum::<f64>())
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })

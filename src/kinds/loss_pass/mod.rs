@@ -14,130 +14,19 @@ use super::shared::arrays::TrainingSet;
 use super::shared::network::with_unet;
 use super::shared::{arrays, check_outputs, expected, ranges};
 use crate::io::npy::writer;
-use crate::method::loss::{LossPass, LossSpec};
-use crate::method::noise::NoiseMode;
-use crate::method::schedule::NoiseSchedule;
+use crate::method::loss::{LossParams, LossPass};
+use crate::method::noise::Noise;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::{ModelMode, Precision};
-use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Context, Estimate, ExpectedInputs, Inputs, Task, Unit, UnitInputs, WorkSize,
 };
-use attrflow_engine::{choice, params};
 
-choice! {
-    /// The source of a training image's noise.
-    pub enum Noise {
-        /// One draw per batch, as published: `batch_size` and `time_samples` change every number.
-        Batch = "batch",
-        /// One draw per image and timestep: batching, subsets and the choice of timesteps change no number.
-        Image = "image",
-    }
-}
-
-choice! {
-    /// The precision of the network's matrix products in a loss pass.
-    pub enum Products {
-        /// In float32.
-        Fp32 = "fp32",
-        /// In float32, with factors rounded to 10 bits of mantissa on GPUs that support it.
-        Tf32 = "tf32",
-        /// Of bfloat16 factors, with bfloat16 activations; sums, normalisations and losses in float32.
-        Bf16 = "bf16",
-    }
-}
-
-impl Products {
-    /// Adds it to the hashed parameters, unless it is float32: those recipes are older than this choice.
-    pub(crate) fn add_to(self, hashed: &mut Json) {
-        if self != Products::Fp32 {
-            hashed["precision"] = json!(self);
-        }
-    }
-
-    pub(crate) fn purpose(self) -> ModelMode {
-        ModelMode::Inference(match self {
-            Products::Fp32 => Precision::Fp32,
-            Products::Tf32 => Precision::Tf32,
-            Products::Bf16 => Precision::Bf16,
-        })
-    }
-}
-
-params! {
-    /// How to measure the loss of a training image.
-    pub struct LossParams {
-        /// Timesteps per image and caption, evenly spaced from 0; must divide the model's 1000.
-        time_samples: u32 [1..=1000] = 20,
-        /// Number of captions per image; the first ones are used.
-        captions: u32 [1..=1000] = 5,
-        /// Seed of the noise.
-        seed: u32 = 0,
-        /// `batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
-        /// `image`: one per image and timestep, independent of all else.
-        noise: Noise = Noise::Batch,
-        /// Rows (image x caption x timestep) that share one draw with `noise = "batch"`; no effect with `image`.
-        batch_size: u32 [1..=100_000_000] = 8000,
-        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. The shorter ones are faster on GPUs,
-        /// and their losses differ in the last digits. A sample of the rows is also computed in float32, and a warning
-        /// reports a deviation that is too large.
-        precision: Products = Products::Fp32,
-    }
-}
-
-/// The number of training timesteps of every published model; the pass checks it against the scheduler.
-const TRAIN_TIMESTEPS: u32 = 1000;
-
-impl Validate for LossParams {
-    fn validate(&self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        let rows = self.time_samples * self.captions;
-        if !TRAIN_TIMESTEPS.is_multiple_of(self.time_samples) {
-            let message = format!(
-                "`time_samples` is {}, which does not divide {TRAIN_TIMESTEPS}: the timesteps would not be evenly spaced",
-                self.time_samples
-            );
-            faults.push(("time_samples", message));
-        } else if self.noise == Noise::Batch && !self.batch_size.is_multiple_of(rows) {
-            let message = format!(
-                "`batch_size` is {}, expected a multiple of {rows}, the {} captions x {} timesteps of an image",
-                self.batch_size, self.captions, self.time_samples
-            );
-            faults.push(("batch_size", message));
-        }
-        faults
-    }
-}
-
-impl LossParams {
-    /// The hashed parameters: with noise per image, the batch size only determines how many images are read at once.
-    pub fn identity(&self) -> Json {
-        let Self { time_samples, captions, seed, noise, batch_size, precision } = self;
-        let mut hashed =
-            json!({ "time_samples": time_samples, "captions": captions, "seed": seed, "noise": noise });
-        if *noise == Noise::Batch {
-            hashed["batch_size"] = json!(batch_size);
-        }
-        precision.add_to(&mut hashed);
-        hashed
-    }
-
-    /// The hashed parameters of a unit.
-    pub(crate) fn unit_identity(&self) -> Json {
-        match self.noise {
-            Noise::Batch => self.identity(),
-            Noise::Image => per_image::unit_identity(self),
-        }
-    }
-
-    pub(crate) fn spec(&self) -> LossSpec {
-        let (time_samples, captions) = (self.time_samples as usize, self.captions as usize);
-        // With noise per image, any number of images may form a batch; this one limits a batch's memory.
-        const IMAGES: usize = 16;
-        let (noise, batch_size) = match self.noise {
-            Noise::Batch => (NoiseMode::Batch, self.batch_size as usize),
-            Noise::Image => (NoiseMode::Image, IMAGES * captions * time_samples),
-        };
-        LossSpec { batch_size, time_samples, captions, seed: self.seed.into(), noise }
+/// The hashed parameters of a unit.
+pub(crate) fn unit_identity(params: &LossParams) -> Json {
+    match params.noise {
+        Noise::PerBatch => json!(params),
+        Noise::PerImage => per_image::unit_identity(params),
     }
 }
 
@@ -147,15 +36,16 @@ pub(crate) const LOSSES: &str = "losses.npy";
 /// Splits the latents into units: whole batches if these share their noise, else blocks at single timesteps.
 pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let arrays @ (latents, texts) = &arrays::open(inputs)?;
-    let (captions, found) = (params.captions as usize, texts.shape()[1]);
+    let (captions, found) = (params.captions, texts.shape()[1]);
     anyhow::ensure!(
         captions <= found,
         "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
         texts.path().display()
     );
+    let timesteps = params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
     match params.noise {
-        Noise::Batch => Ok(split(params, latents.rows())),
-        Noise::Image => per_image::units(params, inputs, arrays),
+        Noise::PerBatch => Ok(split(params, latents.rows())),
+        Noise::PerImage => Ok(per_image::units(arrays, &timesteps)),
     }
 }
 
@@ -166,22 +56,22 @@ pub(crate) fn unit_inputs(
     units: &[Unit],
 ) -> anyhow::Result<Vec<UnitInputs>> {
     match params.noise {
-        Noise::Batch => Ok(vec![UnitInputs::new(); units.len()]),
-        Noise::Image => per_image::unit_inputs(params, inputs, units),
+        Noise::PerBatch => Ok(vec![UnitInputs::new(); units.len()]),
+        Noise::PerImage => per_image::unit_inputs(params, inputs, units),
     }
 }
 
 /// The key of units that are computed together.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     match params.noise {
-        Noise::Batch => None,
-        Noise::Image => per_image::batch_key(params, inputs, unit),
+        Noise::PerBatch => None,
+        Noise::PerImage => per_image::batch_key(params, inputs, unit),
     }
 }
 
 /// Splits the batches into units.
 fn split(params: &LossParams, latents: usize) -> Vec<Unit> {
-    ranges::units("latents", latents, params.spec().images_per_batch())
+    ranges::units("latents", latents, params.images_per_batch())
 }
 
 /// The estimate of the pass over all latents; its losses are on the port `losses`.
@@ -190,8 +80,8 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     let rows = latents.shape[0];
     let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
-        Noise::Batch => (rows, split(params, rows).len()),
-        Noise::Image => (rows * params.time_samples as usize, per_image::tasks(rows)),
+        Noise::PerBatch => (rows, split(params, rows).len()),
+        Noise::PerImage => (rows * params.time_samples, per_image::tasks(rows)),
     };
     let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
     let cost_key = json!({
@@ -206,11 +96,9 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     Ok(Estimate {
         // Each unit's file has its own header.
         parts: match params.noise {
-            Noise::Batch => tasks as u64 * 128 + rows as u64 * 4,
-            Noise::Image => {
-                steps as u64 * 4 * u64::from(*captions) + tasks as u64 * u64::from(*time_samples) * 128
-            }
-        },
+            Noise::PerBatch => tasks * 128 + rows * 4,
+            Noise::PerImage => steps * 4 * captions + tasks * time_samples * 128,
+        } as u64,
         outputs: [("losses".to_owned(), losses)].into(),
         work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key }),
     })
@@ -228,25 +116,25 @@ pub(crate) fn trial(
     cx: &Context<'_>,
 ) -> anyhow::Result<(LossParams, Inputs, Unit)> {
     let (latents, texts) = expected::arrays(inputs)?;
-    let whole = params.spec().images_per_batch();
-    let an_image = (params.captions * params.time_samples) as usize;
+    let whole = params.images_per_batch();
+    let an_image = params.rows_per_image();
     let fewest = (2 * cx.effective_micro_batch()).div_ceil(an_image);
     let batch = match params.noise {
-        Noise::Image => 1,
-        Noise::Batch => fewest.max(steps as usize).clamp(1, whole),
+        Noise::PerImage => 1,
+        Noise::PerBatch => fewest.max(steps as usize).clamp(1, whole),
     };
     let params = match params.noise {
-        Noise::Image => params.clone(),
-        Noise::Batch => LossParams { batch_size: (batch * an_image) as u32, ..params.clone() },
+        Noise::PerImage => params.clone(),
+        Noise::PerBatch => LossParams { batch_size: Some(batch * an_image), ..params.clone() },
     };
     // A block without mirror images: they would cost the same.
-    let most = if params.noise == Noise::Image { texts.shape[0] } else { latents.shape[0] };
+    let most = if params.noise == Noise::PerImage { texts.shape[0] } else { latents.shape[0] };
     let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
     expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
     let range = match params.noise {
-        Noise::Image => per_image::trial(rows),
-        Noise::Batch => json!({ "latents": [0, rows] }),
+        Noise::PerImage => per_image::trial(rows),
+        Noise::PerBatch => json!({ "latents": [0, rows] }),
     };
     Ok((params, given, Unit { name: "a trial".into(), range, steps: rows as u64 }))
 }
@@ -267,7 +155,7 @@ pub(crate) fn run(
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
     let weights = |task: &Task| weights.map(|port| task.inputs.path(port).to_path_buf());
-    if params.noise == Noise::Image {
+    if params.noise == Noise::PerImage {
         return per_image::run(params, tasks, &weights, cx);
     }
     for (index, task) in tasks.iter().enumerate() {
@@ -285,21 +173,22 @@ fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Contex
     let Task { inputs, out, .. } = task;
     let range = ranges::range(task.unit()?, "latents")?;
     let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
-    let spec = params.spec();
-    let per_batch = spec.images_per_batch();
+    let per_batch = params.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;
-    let (losses, sample) = with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
-        let set = TrainingSet::open(inputs, unet)?;
-        let micro_batch = set.effective_micro_batch(unet, &schedule, spec.time_samples, cx.micro_batch);
-        let pass = LossPass::new(unet, &schedule, set.data()?, &spec, micro_batch)?;
-        let losses = pass.of_batches(batches.clone(), &mut |done| cx.progress(done as u64, total))?;
-        let sample = (params.precision != Products::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
-        Ok((losses, sample.transpose()?))
-    })?;
+    let (losses, sample) =
+        with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
+            let set = TrainingSet::open(inputs, unet)?;
+            let micro_batch = set.effective_micro_batch(unet, &schedule, params.time_samples, cx.micro_batch);
+            let pass = LossPass::new(unet, &schedule, set.data()?, params, micro_batch)?;
+            let losses = pass.of_batches(batches.clone(), &mut |done| cx.progress(done as u64, total))?;
+            let sample =
+                (params.precision != Precision::Fp32).then(|| pass.pairs_of_batch(batches.start, SAMPLE));
+            Ok((losses, sample.transpose()?))
+        })?;
     if let Some(found) = sample {
         let network = (inputs, weights, cx.device);
-        precision_check::check(params, network, &schedule, spec.time_samples, &found, |pass| {
+        precision_check::check(params, network, &schedule, params.time_samples, &found, |pass| {
             pass.pairs_of_batch(batches.start, SAMPLE)
         })?;
     }
@@ -314,8 +203,8 @@ pub(crate) fn merge(
     out: &Path,
 ) -> anyhow::Result<()> {
     match params.noise {
-        Noise::Image => per_image::merge(params, inputs, parts, out),
-        Noise::Batch => {
+        Noise::PerImage => per_image::merge(params, inputs, parts, out),
+        Noise::PerBatch => {
             let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
             Ok(writer::concat(&parts, out)?)
         }

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::precision_check;
-use super::{LossParams, Products};
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet};
 use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
-use crate::method::loss::LossPass;
-use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::method::loss::{LossParams, LossPass};
+use crate::method::schedule::NoiseSchedule;
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
 
 /// Images in a block: enough that a unit's start and its files cost little compared with its forward passes, few enough
@@ -58,28 +58,17 @@ impl UnitRange {
 /// The hashed parameters of a unit; timesteps other than its own are not among them.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
-    let mut hashed = json!({ "captions": captions, "seed": seed, "noise": noise });
-    precision.add_to(&mut hashed);
-    hashed
-}
-
-/// The timesteps of the pass.
-pub(crate) fn timesteps(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<i64>> {
-    let spec = params.spec();
-    let train_timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
-    spec.validate(train_timesteps)?;
-    Ok(spec.timesteps(train_timesteps))
+    json!({ "captions": captions, "seed": seed, "noise": noise, "precision": precision })
 }
 
 /// One unit for each timestep of each block, in the order of the latents.
-pub(crate) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -> anyhow::Result<Vec<Unit>> {
-    let (latents, texts) = arrays;
-    let (images, timesteps) = (texts.rows(), timesteps(params, inputs)?);
+pub(crate) fn units((latents, texts): &(Npy, Npy), timesteps: &[i64]) -> Vec<Unit> {
+    let images = texts.rows();
     let mut units = Vec::new();
     for flipped in [false, true].into_iter().take(latents.rows() / images.max(1)) {
         for start in (0..images).step_by(BLOCK) {
             let end = images.min(start + BLOCK);
-            for &timestep in &timesteps {
+            for &timestep in timesteps {
                 let mirror = if flipped { "mirror " } else { "" };
                 units.push(Unit {
                     name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
@@ -89,7 +78,7 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs, arrays: &(Npy, Npy)) -
             }
         }
     }
-    Ok(units)
+    units
 }
 
 /// The number of tasks for this many latents, one per block.
@@ -109,7 +98,7 @@ pub(crate) fn unit_inputs(
     units: &[Unit],
 ) -> anyhow::Result<Vec<UnitInputs>> {
     let (latents, texts) = arrays::open(inputs)?;
-    let (images, captions) = (texts.rows(), params.captions as usize);
+    let (images, captions) = (texts.rows(), params.captions);
     let of = |unit: &Unit| {
         let span = UnitRange::of(unit)?;
         let latent = slice(&latents, &latents.shape()[1..], once(span.latents(images)), latents.row_len());
@@ -166,17 +155,17 @@ pub(crate) fn run(
             None => networks.push((weights, vec![index])),
         }
     }
-    let (spec, schedule) = (params.spec(), NoiseSchedule::load(inputs.path("scheduler"))?);
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
     let mut block: Option<Block> = None;
     for (weights, units) in &networks {
         let weights = weights.as_deref();
         let (timesteps, losses) =
-            with_unet(inputs, weights, cx.device, params.precision.purpose(), |unet| {
+            with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
                 // Rows of one timestep go through the network together; nearly every row has its own text.
                 let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
-                let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
+                let pass = LossPass::new(unet, &schedule, data, params, micro_batch)?;
                 let block = match &block {
                     Some(block) => block,
                     None => {
@@ -191,7 +180,7 @@ pub(crate) fn run(
                     cx.of_task(index).progress(images as u64, steps);
                 };
                 let losses = pass.losses_at(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
-                let shape = [first.images[1] - first.images[0], params.captions as usize];
+                let shape = [first.images[1] - first.images[0], params.captions];
                 for (place, &index) in units.iter().enumerate() {
                     let rows = arrays::values(&losses.select(2, place as i64));
                     writer::write_f32(tasks[index].out.join(ROWS), &shape, &rows)?;
@@ -199,10 +188,10 @@ pub(crate) fn run(
                 Ok((timesteps, losses))
             })?;
         // Only for the first block: a second network for each block would cost more than the block.
-        let guarded = params.precision != Products::Fp32 && first.images[0] == 0;
+        let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
             let (network, found) = ((inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
-            precision_check::check(params, network, &schedule, SAMPLE * spec.captions, &found, |pass| {
+            precision_check::check(params, network, &schedule, SAMPLE * params.captions, &found, |pass| {
                 pass.losses_at(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
             })?;
         }
@@ -234,7 +223,7 @@ pub(crate) fn join(
     values: impl Fn(Vec<&[f32]>) -> Vec<f32>,
 ) -> anyhow::Result<()> {
     let (latents, _) = arrays::open(inputs)?;
-    let (timesteps, captions) = (timesteps(params, inputs)?.len(), params.captions as usize);
+    let (timesteps, captions) = (params.time_samples, params.captions);
     let shape = [vec![latents.rows()], each(timesteps)].concat();
     let mut writer = NpyWriter::create(out, Dtype::F32, &shape)?;
     for block in parts.chunks(timesteps) {
@@ -275,8 +264,8 @@ pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::loss_pass::Noise;
     use crate::kinds::loss_pass::per_timestep;
+    use crate::method::noise::Noise;
 
     /// Three images with two captions each, at two timesteps: a mean over timesteps, then over captions.
     #[test]
@@ -289,9 +278,9 @@ mod tests {
         let ports =
             [("latents", path("latents")), ("text_embeddings", path("texts")), ("scheduler", scheduler)];
         let inputs = Inputs(ports.map(|(port, path)| (port.to_owned(), path)).into());
-        let (noise, precision) = (Noise::Image, Products::Fp32);
-        let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: 1, precision };
-        let units = units(&params, &inputs, &arrays::open(&inputs).unwrap()).unwrap();
+        let (noise, precision) = (Noise::PerImage, Precision::Fp32);
+        let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: None, precision };
+        let units = crate::kinds::loss_pass::units(&params, &inputs).unwrap();
         let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
         let expected = ["images 0..3 at timestep 0", "images 0..3 at timestep 500"];
         assert_eq!(

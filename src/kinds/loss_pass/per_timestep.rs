@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::LossParams;
 use super::per_image;
+use crate::method::loss::LossParams;
 use attrflow_engine::kind::Inputs;
 
 /// Merges the rows of the units into the file `out`, float32 [2N, T]: a mean over captions.

@@ -5,11 +5,10 @@ use std::path::Path;
 use serde_json::json;
 use tch::Tensor;
 
-use super::{LossParams, Products};
 use crate::kinds::shared::arrays::TrainingSet;
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
-use crate::method::loss::LossPass;
+use crate::method::loss::{LossParams, LossPass};
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{Device, Inputs};
@@ -18,11 +17,11 @@ use attrflow_engine::kind::{Device, Inputs};
 ///
 /// About forty times the deviation of the networks in docs/performance.md: a larger one means that the network is
 /// unsuitable for reduced precision, for instance because of values out of range.
-fn bound(products: Products) -> f64 {
-    match products {
-        Products::Fp32 => f64::INFINITY,
-        Products::Tf32 => 5e-3,
-        Products::Bf16 => 5e-2,
+fn bound(precision: Precision) -> f64 {
+    match precision {
+        Precision::Fp32 => f64::INFINITY,
+        Precision::Tf32 => 5e-3,
+        Precision::Bf16 => 5e-2,
     }
 }
 
@@ -40,10 +39,9 @@ pub(crate) fn check(
     found: &Tensor,
     rows: impl FnOnce(&LossPass<'_>) -> Result<Tensor, MathError>,
 ) -> anyhow::Result<()> {
-    let spec = loss.spec();
     with_unet(inputs, weights, device, ModelMode::Inference(Precision::Fp32), |unet| {
         let set = TrainingSet::open(inputs, unet)?;
-        let pass = LossPass::new(unet, schedule, set.data()?, &spec, micro_batch)?;
+        let pass = LossPass::new(unet, schedule, set.data()?, loss, micro_batch)?;
         compare(loss.precision, found, &rows(&pass)?);
         Ok(())
     })
@@ -51,17 +49,17 @@ pub(crate) fn check(
 
 /// Compares the losses of some rows relative to the loss, and warns if they are too far apart. Returns the largest
 /// deviation.
-fn compare(products: Products, found: &Tensor, exact: &Tensor) -> f64 {
+fn compare(precision: Precision, found: &Tensor, exact: &Tensor) -> f64 {
     let deviation = ((found - exact) / exact).abs().max().double_value(&[]);
-    let (bound, products) = (bound(products), json!(products));
+    let (bound, name) = (bound(precision), json!(precision));
     if deviation > bound || deviation.is_nan() {
         tracing::warn!(
-            "with precision = {products}, a loss differs from float32 by {deviation:.1e} of its value, expected at most {bound:.0e}: \
+            "with precision = {name}, a loss differs from float32 by {deviation:.1e} of its value, expected at most {bound:.0e}: \
              use \"fp32\" for this network",
         );
     } else {
         tracing::debug!(
-            "precision = {products}: a sample of rows differs from float32 by at most {deviation:.1e}"
+            "precision = {name}: a sample of rows differs from float32 by at most {deviation:.1e}"
         );
     }
     deviation
@@ -75,10 +73,10 @@ mod tests {
     fn the_largest_deviation_is_returned() {
         let exact = Tensor::from_slice(&[1.0f32, 2.0, 4.0]);
         let found = Tensor::from_slice(&[1.001f32, 2.0, 4.1]);
-        let deviation = compare(Products::Bf16, &found, &exact);
+        let deviation = compare(Precision::Bf16, &found, &exact);
         assert!((deviation - 0.025).abs() < 1e-6, "{deviation}");
         assert!(
-            compare(Products::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32]))
+            compare(Precision::Bf16, &Tensor::from_slice(&[f32::NAN]), &Tensor::from_slice(&[1.0f32]))
                 .is_nan()
         );
     }

@@ -8,17 +8,17 @@ use serde_json::json;
 use tch::Tensor;
 
 use super::per_timestep::mean;
-use super::{LOSSES, LossParams, Products};
-use super::{per_image, precision_check};
+use super::{LOSSES, per_image, precision_check};
 use crate::io::npy::writer;
 use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet, values};
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
-use crate::method::loss::LossPass;
+use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::{Generator, derived_seed};
 use crate::method::schedule::NoiseSchedule;
 use crate::method::successive_halving::{self, Halving, Population, Round, Source, Spec};
+use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{Context, Inputs, Unit};
 use attrflow_engine::params;
@@ -116,14 +116,14 @@ struct Certificate {
 pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let latents = arrays::open(inputs)?.0.rows();
     pretrained(loss, inputs, latents)?;
-    let steps = (latents * loss.time_samples as usize) as u64;
+    let steps = (latents * loss.time_samples) as u64;
     Ok(vec![Unit { name: "top k".into(), range: json!({ "latents": [0, latents] }), steps }])
 }
 
 /// The losses per timestep before the unlearning: float32 [2N, T].
 fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Result<Npy> {
     let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
-    npy.expect_shape(&[Some(latents), Some(loss.time_samples as usize)])?;
+    npy.expect_shape(&[Some(latents), Some(loss.time_samples)])?;
     let found = npy.dtype();
     anyhow::ensure!(found == Dtype::F32, "{}: dtype {found}, expected {}", npy.path().display(), Dtype::F32);
     Ok(npy)
@@ -137,21 +137,21 @@ pub(crate) fn run(
     out: &Path,
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
-    let (weights, purpose) = (Some(inputs.path("weights")), loss.precision.purpose());
-    let (schedule, spec) = (NoiseSchedule::load(inputs.path("scheduler"))?, loss.spec());
-    let sample = with_unet(inputs, weights, cx.device, purpose, |unet| {
+    let (weights, mode) = (Some(inputs.path("weights")), ModelMode::Inference(loss.precision));
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let sample = with_unet(inputs, weights, cx.device, mode, |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;
         // As in a full pass, rows of one timestep go through the network together.
         let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
-        let pass = LossPass::new(unet, &schedule, data, &spec, micro_batch)?;
-        let (images, latents, timesteps) = (data.images(), data.latents_len(), spec.time_samples);
+        let pass = LossPass::new(unet, &schedule, data, loss, micro_batch)?;
+        let (images, latents, timesteps) = (data.images(), data.latents_len(), loss.time_samples);
         let population = Population { images, views: latents / images.max(1), timesteps };
         let total = population.pairs();
         let mut rises = Rises {
             pass,
-            timesteps: spec.timesteps(schedule.train_timesteps()),
-            captions: spec.captions,
+            timesteps: loss.timesteps(schedule.config())?,
+            captions: loss.captions,
             before: pretrained(loss, inputs, latents)?,
             after: vec![Vec::new(); latents],
             seed: params.seed.into(),
@@ -166,19 +166,19 @@ pub(crate) fn run(
         };
         let found = successive_halving::halve(population, &wanted, &mut rises)?;
         writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
-        let report = Report::of(&found, population, params, spec.captions);
+        let report = Report::of(&found, population, params, loss.captions);
         let mut text = serde_json::to_vec_pretty(&report)?;
         text.push(b'\n');
         fs_err::write(out.join(REPORT), text)?;
         cx.progress(total as u64, total as u64);
-        Ok((loss.precision != Products::Fp32).then(|| rises.sample()))
+        Ok((loss.precision != Precision::Fp32).then(|| rises.sample()))
     })?;
     if let Some((timesteps, found)) = sample {
         precision_check::check(
             loss,
             (inputs, weights, cx.device),
             &schedule,
-            spec.captions,
+            loss.captions,
             &found,
             |pass| pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ()),
         )?;

@@ -142,11 +142,11 @@ impl TrainingSet {
         times: usize,
         given: usize,
     ) -> usize {
-        /// A network of so many parameters, in which precision, with rows that share texts so.
-        type Looks = (usize, Precision, usize);
+        /// A network's number of parameters, its precision, and how many rows share a text.
+        type Key = (usize, Precision, usize);
         thread_local! {
             /// What the trial found.
-            static FOUND: RefCell<Vec<(Looks, usize)>> = const { RefCell::new(Vec::new()) };
+            static FOUND: RefCell<Vec<(Key, usize)>> = const { RefCell::new(Vec::new()) };
         }
         if given > 0 {
             return given;

@@ -38,7 +38,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The process set to what a network is used for, until this is dropped: no other task must find it so.
+/// The process set to a network's mode, until this is dropped: no other task must find it so.
 #[must_use]
 pub struct ModeGuard(());
 
@@ -48,22 +48,22 @@ impl Drop for ModeGuard {
     }
 }
 
-/// Sets the process to what a network is used for.
-pub fn apply_mode(purpose: ModelMode) -> ModeGuard {
-    set(purpose);
+/// Sets the process to a network's mode.
+pub fn apply_mode(mode: ModelMode) -> ModeGuard {
+    set(mode);
     ModeGuard(())
 }
 
-fn set(purpose: ModelMode) {
-    allow_tf32(purpose.precision() == Precision::Tf32);
+fn set(mode: ModelMode) {
+    allow_tf32(mode.precision() == Precision::Tf32);
     // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
     // a difference must not be rounded in two ways; gradients are a quarter faster.
-    tch::Cuda::cudnn_set_benchmark(purpose == ModelMode::Gradients);
+    tch::Cuda::cudnn_set_benchmark(mode == ModelMode::Gradients);
 }
 
 /// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.
 ///
-/// libtorch lets convolutions do so unless it is told otherwise, and `tch` has no word for it: these are the functions
+/// libtorch lets convolutions do so by default, and `tch` has no function for it: these are the functions
 /// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
 pub fn allow_tf32(allow: bool) {
     let set = || -> Result<(), libloading::Error> {
@@ -79,7 +79,7 @@ pub fn allow_tf32(allow: bool) {
         Ok(())
     };
     if let Err(error) = set() {
-        tracing::warn!("libtorch cannot be told which precision to use on GPUs: {error}");
+        tracing::warn!("cannot set libtorch's precision on GPUs: {error}");
     }
 }
 
@@ -122,7 +122,7 @@ pub fn library() -> Option<String> {
     line.find('/').map(|start| line[start..].to_owned())
 }
 
-/// Makes a device this thread's own: what is not told otherwise goes to it, as the kernels that are not libtorch's.
+/// Makes a device this thread's default, which kernels that are not libtorch's run on.
 fn choose(index: usize) -> bool {
     type SetDevice = unsafe extern "C" fn(i32) -> i32;
     // The libraries that `load_cuda` loaded are found among those of the process itself.
@@ -141,10 +141,10 @@ pub fn taken(device: Device) -> u64 {
     type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
     let (mut free, mut total) = (0, 0);
     // SAFETY: the function has this form in every release of the CUDA runtime, and writes to the two numbers alone.
-    let told = choose(index)
+    let known = choose(index)
         && unsafe {
             let info = Library::this().get::<MemGetInfo>("cudaMemGetInfo").map(|info| *info);
             info.is_ok_and(|info| info(&raw mut free, &raw mut total) == 0)
         };
-    if told { total.saturating_sub(free) as u64 } else { 0 }
+    if known { total.saturating_sub(free) as u64 } else { 0 }
 }

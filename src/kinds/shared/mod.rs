@@ -6,5 +6,5 @@ pub mod device;
 pub mod expected;
 pub mod network;
 pub mod ranges;
-pub mod select;
 pub mod tensors;
+pub(crate) mod text;

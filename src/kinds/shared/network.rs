@@ -1,11 +1,15 @@
-//! The networks that stages work with: the ports that they stand on, and their loading.
+//! The networks that stages compute with: their ports, their loading, and the last few of each type kept loaded.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::device;
+use super::text::TextModel;
+use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, UNet};
+use crate::models::vae::Vae;
 use crate::models::weights::config::ModelError;
 use attrflow_engine::kind::{Device, Input, Inputs};
 
@@ -25,95 +29,138 @@ pub(crate) const TEXT_ENCODER: Input =
     Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)");
 pub(crate) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab.json and merges.txt");
 
-/// The network on the ports `unet` and `checkpoint`, for whoever changes its parameters: nobody else gets it.
-pub(crate) fn load_unet(inputs: &Inputs, device: Device, purpose: ModelMode) -> anyhow::Result<UNet> {
-    load(inputs, None, device, purpose)
-}
-
-/// Lends the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its
-/// own; one that was lent a moment ago is not loaded again. Its parameters must stay what they are.
+/// The network on the ports `unet` and `checkpoint`, to be changed: it is not cached.
 ///
 /// # Errors
-/// Files that make no network, and those of `work`.
+/// Files that make no network, or one that needs what no stage computes.
+pub(crate) fn load_unet(inputs: &Inputs, device: Device, mode: ModelMode) -> anyhow::Result<UNet> {
+    load(inputs, None, device, mode)
+}
+
+/// Does `work` with the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its own.
+///
+/// # Errors
+/// As [`load_unet`], and those of `work`.
 pub(crate) fn with_unet<T>(
     inputs: &Inputs,
     changed: Option<&Path>,
     device: Device,
-    purpose: ModelMode,
+    mode: ModelMode,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let looks = Looks::of(inputs, changed, device, purpose)?;
-    let kept = LENT.with_borrow_mut(|lent| {
-        let place = lent.iter().position(|(known, _)| *known == looks)?;
-        Some(lent.remove(place).1)
+    let paths = [Some(inputs.path("unet")), inputs.get("checkpoint"), changed];
+    let key = ModelKey::of(device, Some(mode), &paths)?;
+    let _guard = device::apply_mode(mode);
+    with_cached(key, || load(inputs, changed, device, mode), work)
+}
+
+/// Does `work` with the autoencoder on the port `vae`.
+///
+/// # Errors
+/// Files that make no autoencoder, and those of `work`.
+pub(crate) fn with_vae<T>(
+    inputs: &Inputs,
+    device: Device,
+    work: impl FnOnce(&Vae) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let folder = inputs.path("vae");
+    let key = ModelKey::of(device, None, &[Some(folder)])?;
+    with_cached(key, || Ok(Vae::load(folder, device::torch(device))?), work)
+}
+
+/// Does `work` with the tokenizer and the text encoder on the ports `tokenizer` and `text_encoder`.
+///
+/// # Errors
+/// Files that make none, and those of `work`.
+pub(crate) fn with_text_model<T>(
+    inputs: &Inputs,
+    device: Device,
+    work: impl FnOnce(&TextModel) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let (tokenizer, encoder) = (inputs.path("tokenizer"), inputs.path("text_encoder"));
+    let key = ModelKey::of(device, None, &[Some(tokenizer), Some(encoder)])?;
+    with_cached(key, || TextModel::load(tokenizer, encoder, device::torch(device)), work)
+}
+
+/// Models of a type that are kept: of UNets, a few queries' and the pretrained one.
+const KEPT: usize = 4;
+
+thread_local! {
+    /// The last used first. Tasks run on one thread, and a model belongs to the thread that loaded it.
+    static CACHED: RefCell<Vec<(ModelKey, Box<dyn Any>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Does `work` with a model that is cached, or loads and then caches it.
+fn with_cached<M: 'static, T>(
+    key: ModelKey,
+    load: impl FnOnce() -> anyhow::Result<M>,
+    work: impl FnOnce(&M) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let cached = CACHED.with_borrow_mut(|cached| {
+        let place = cached.iter().position(|(known, model)| *known == key && model.is::<M>())?;
+        cached.remove(place).1.downcast::<M>().ok()
     });
-    // Room is made before another is loaded, or there would be one more than fit.
-    let unet = match kept {
-        Some(unet) => unet,
+    let model = match cached {
+        Some(model) => model,
         None => {
-            LENT.with_borrow_mut(|lent| lent.truncate(MOST - 1));
-            load(inputs, changed, device, purpose)?
+            // Before another is loaded, or there would be one more than fit.
+            let mut kept = 0;
+            CACHED.with_borrow_mut(|cached| {
+                cached.retain(|(_, model)| {
+                    kept += usize::from(model.is::<M>());
+                    !model.is::<M>() || kept < KEPT
+                });
+            });
+            Box::new(load()?)
         }
     };
-    let suited = device::apply_mode(purpose);
-    // Not put back where the work fails or panics: its tape may then be left recording.
-    let result = work(&unet)?;
-    drop(suited);
-    LENT.with_borrow_mut(|lent| lent.insert(0, (looks, unet)));
+    // Not cached again where the work fails or panics: its tape may then be left recording.
+    let result = work(&model)?;
+    CACHED.with_borrow_mut(|cached| cached.insert(0, (key, model)));
     Ok(result)
 }
 
-/// Networks that are kept: a few queries' and the pretrained one.
-const MOST: usize = 4;
-
-thread_local! {
-    /// The newest first. Tasks run on one thread, and a network belongs to the thread that loaded it.
-    static LENT: RefCell<Vec<(Looks, UNet)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// What tells a network from others without reading it: its files as the file system shows them.
+/// A model's device, mode and files, as the file system shows them: its identity without reading it.
 #[derive(PartialEq)]
-struct Looks {
+struct ModelKey {
     device: Device,
-    purpose: ModelMode,
-    files: Vec<(PathBuf, u64, SystemTime)>,
-    /// How many of the files are those of the folder and of `checkpoint`.
-    parts: [usize; 2],
+    mode: Option<ModelMode>,
+    /// The files of each path, with their lengths and times of change.
+    files: Vec<Vec<(PathBuf, u64, SystemTime)>>,
 }
 
-impl Looks {
-    fn of(
-        inputs: &Inputs,
-        changed: Option<&Path>,
-        device: Device,
-        purpose: ModelMode,
-    ) -> anyhow::Result<Self> {
-        let mut files = Vec::new();
-        for entry in fs_err::read_dir(inputs.path("unet"))? {
-            files.push(look(entry?.path())?);
-        }
-        files.sort();
-        let folder = files.len();
-        if let Some(checkpoint) = inputs.get("checkpoint") {
-            files.push(look(checkpoint.to_path_buf())?);
-        }
-        let own = files.len();
-        if let Some(changed) = changed {
-            files.push(look(changed.to_path_buf())?);
-        }
-        Ok(Self { device, purpose, files, parts: [folder, own] })
+impl ModelKey {
+    fn of(device: Device, mode: Option<ModelMode>, paths: &[Option<&Path>]) -> anyhow::Result<ModelKey> {
+        let files = |path: &Option<&Path>| {
+            let Some(path) = path else { return Ok(Vec::new()) };
+            let mut files = vec![path.to_path_buf()];
+            if path.is_dir() {
+                files =
+                    fs_err::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
+                files.sort();
+            }
+            files.into_iter().map(stat).collect()
+        };
+        let files = paths.iter().map(files).collect::<anyhow::Result<_>>()?;
+        Ok(ModelKey { device, mode, files })
     }
 }
 
-fn look(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
+fn stat(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
     let found = fs_err::metadata(&path)?;
     Ok((path, found.len(), found.modified()?))
 }
 
-fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, purpose: ModelMode) -> anyhow::Result<UNet> {
+fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, mode: ModelMode) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
-    let device = device::torch(device);
-    UNet::load_parts(folder, checkpoint, changed, device, purpose).map_err(|error| match error {
+    let config = folder.join("config.json");
+    anyhow::ensure!(
+        !UNetConfig::read(&config)?.takes_pooled(),
+        "{}: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings and image sizes, \
+         which no stage computes yet",
+        config.display()
+    );
+    UNet::load_parts(folder, checkpoint, changed, device::torch(device), mode).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; one that lies elsewhere belongs on the input `checkpoint`")
         }
@@ -143,20 +190,18 @@ mod tests {
         inputs(to)
     }
 
-    /// Whether the network that is lent is one that was lent before, and marks it.
+    /// Whether the network was cached, and marks it.
     fn again(inputs: &Inputs) -> bool {
         with_unet(inputs, None, Device::Cpu, ModelMode::Inference(Precision::Fp32), |unet| {
             let marked = marked(unet);
-            let _ = tch::no_grad(|| unet.parameters()["conv_in.bias"].shallow_clone().fill_(MARK));
+            let _ = unet.parameters()["conv_in.bias"].set_requires_grad(true);
             Ok(marked)
         })
         .unwrap()
     }
 
-    const MARK: f64 = 1234.0;
-
     fn marked(unet: &UNet) -> bool {
-        unet.parameters()["conv_in.bias"].double_value(&[0]) == MARK
+        unet.parameters()["conv_in.bias"].requires_grad()
     }
 
     #[test]
@@ -173,11 +218,11 @@ mod tests {
     #[test]
     fn only_the_last_few_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let all: Vec<Inputs> = (0..=MOST).map(|n| copy(&folder.path().join(n.to_string()))).collect();
+        let all: Vec<Inputs> = (0..=KEPT).map(|n| copy(&folder.path().join(n.to_string()))).collect();
         assert!(all.iter().all(|inputs| !again(inputs)));
         assert!(all[1..].iter().all(again));
         assert!(!again(&all[0]));
-        assert_eq!(LENT.with_borrow(Vec::len), MOST);
+        assert_eq!(CACHED.with_borrow(Vec::len), KEPT);
     }
 
     #[test]
@@ -186,12 +231,38 @@ mod tests {
         let inputs = copy(folder.path());
         assert!(!again(&inputs));
         let failed = with_unet(&inputs, None, Device::Cpu, ModelMode::Inference(Precision::Fp32), |_| {
-            anyhow::bail!("told to")
+            anyhow::bail!("on purpose")
         });
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));
         assert!(!marked(&load_unet(&inputs, Device::Cpu, ModelMode::Gradients).unwrap()));
         assert!(again(&inputs));
+    }
+
+    #[test]
+    fn a_network_that_needs_pooled_texts_is_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/unet/text_time");
+        let error = load_unet(&inputs(Path::new(folder)), Device::Cpu, ModelMode::Gradients).err().unwrap();
+        assert!(error.to_string().ends_with(
+            "text_time/config.json: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings \
+             and image sizes, which no stage computes yet"
+        ));
+    }
+
+    #[test]
+    fn models_of_different_types_do_not_displace_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = || ModelKey::of(Device::Cpu, None, &[Some(folder.path())]).unwrap();
+        let mut loaded = 0;
+        let mut load = || {
+            loaded += 1;
+            Ok(())
+        };
+        for _ in 0..2 {
+            with_cached(key(), || load().map(|()| 1u8), |_| Ok(())).unwrap();
+            with_cached(key(), || load().map(|()| 2u16), |_| Ok(())).unwrap();
+        }
+        assert_eq!(loaded, 2);
     }
 }

@@ -294,7 +294,7 @@ impl<'a> Race<'a> {
         let mut rescored: Vec<bool> = (0..self.population.images).map(|image| self.is_exact(image)).collect();
         survivors.iter().for_each(|&image| rescored[image] = false);
         let rescored: Vec<usize> = (0..rescored.len()).filter(|&image| rescored[image]).collect();
-        // The sample stands for the discarded; survivors were lucky at the first timesteps.
+        // The sample represents the discarded; survivors were lucky at the first timesteps.
         let known = self.population.latents(if rescored.is_empty() { survivors } else { &rescored });
         let mut shifts: Vec<Option<f64>> = vec![None; self.population.timesteps + 1];
         let mut shift = |count: usize| {
@@ -317,7 +317,7 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }
 
-/// Where the largest value of a range stands.
+/// The index of the largest value of a range.
 fn largest_of(values: &[f64], range: Range<usize>) -> usize {
     range.clone().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(range.start)
 }

@@ -1,6 +1,6 @@
 //! The fused steps on a GPU: CUDA kernels, compiled for the GPU when a worker first needs them.
 //!
-//! libtorch brings NVIDIA's run-time compiler and the driver's library with it, so there is nothing to install and no
+//! libtorch includes NVIDIA's run-time compiler and loads the driver's library, so there is nothing to install and no
 //! machine code to ship. Kernels go to the stream that libtorch computes on.
 
 use std::cell::OnceCell;
@@ -229,7 +229,7 @@ thread_local! {
     static MODULES: [OnceCell<Option<Module>>; 2] = const { [OnceCell::new(), OnceCell::new()] };
 }
 
-/// Does something with the kernels for this element type; `None` where there are none, which is told once.
+/// Does something with the kernels for this element type; `None` where there are none, with one warning.
 fn with<T>(kind: Kind, what: impl FnOnce(&Module) -> T) -> Option<T> {
     let bf16 = match kind {
         Kind::Float => false,

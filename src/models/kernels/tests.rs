@@ -80,13 +80,13 @@ fn convolutions_are_libtorchs() {
     {
         let x = image([rows, inputs, height, width], 0.1);
         let weight = numbers(&[outputs, inputs, 3, 3], 0.2);
-        let mut laid = image([outputs, inputs, 3, 3], 0.2);
-        laid.copy_(&weight);
+        let mut channels_last = image([outputs, inputs, 3, 3], 0.2);
+        channels_last.copy_(&weight);
         let bias = numbers(&[outputs], 0.3);
         let expected = x.conv2d(&weight, Some(&bias), [1, 1], [1, 1], [1, 1], 1);
         let filters = Filters::default();
-        close(&filters.convolve(&x, &laid, &bias, 0).unwrap(), &expected);
-        let twice = filters.convolve(&x, &(&laid * 2.0), &bias, 1).unwrap();
+        close(&filters.convolve(&x, &channels_last, &bias, 0).unwrap(), &expected);
+        let twice = filters.convolve(&x, &(&channels_last * 2.0), &bias, 1).unwrap();
         close(&(twice - bias.view([1, outputs, 1, 1])), &((expected - bias.view([1, outputs, 1, 1])) * 2.0));
     }
     tch::set_num_threads(threads);

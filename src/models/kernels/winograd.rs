@@ -21,8 +21,8 @@ pub struct Filters(RefCell<Option<(u64, Tensor)>>);
 impl Filters {
     /// The convolution of x [B, I, H, W] with `weight` [O, I, 3, 3], a border of zeros and a bias [O]: [B, O, H, W].
     ///
-    /// `generation` is another number whenever the weight has changed. `None` for what is not served.
-    pub fn convolve(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, generation: u64) -> Option<Tensor> {
+    /// `version` is another number whenever the weight has changed. `None` for what is not served.
+    pub fn convolve(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, version: u64) -> Option<Tensor> {
         let (rows, inputs, height, width) = x.size4().ok()?;
         let outputs = weight.size()[0];
         let [h, w, i, o] = [height, width, inputs, outputs].map(|size| size as usize);
@@ -35,8 +35,8 @@ impl Filters {
         }
         let mut kept = self.0.borrow_mut();
         let filters = match &*kept {
-            Some((known, filters)) if *known == generation => filters,
-            _ => &kept.insert((generation, transform(weight))).1,
+            Some((known, filters)) if *known == version => filters,
+            _ => &kept.insert((version, transform(weight))).1,
         };
         let out = super::empty_image([rows, outputs, height, width], x);
         let tiles = h / 2 * (w / 2);

@@ -3,9 +3,10 @@
 //! Shapes: B rows, C channels, S = H*W positions, K texts of L tokens of width D. Names as in diffusers'
 //! `Transformer2DModel` and `BasicTransformerBlock`.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::block_context::{BlockContext, CrossAttentionKv, split};
+use super::block_context::BlockContext;
+use super::conditioning::{CrossAttentionKv, EncodedConditioning, split_heads};
 use crate::models::layers::{self, Conv2d, FusedLinear, GroupNorm, LayerNorm, Linear};
 use crate::models::weights::Scope;
 
@@ -13,7 +14,7 @@ use crate::models::weights::Scope;
 ///
 /// Queries [K, T, C] in any grouping of rows, keys and values [K, heads, L, C/heads]; returns [K, T, C].
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let (q, no_mask) = (split(q, k.size()[1]), None::<Tensor>);
+    let (q, no_mask) = (split_heads(q, k.size()[1]), None::<Tensor>);
     let y = Tensor::scaled_dot_product_attention(&q, k, v, no_mask, 0.0, false, None, false);
     y.transpose(1, 2).flatten(2, 3)
 }
@@ -26,82 +27,56 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> SelfAttention {
-        let to_qkv = FusedLinear::new(scope, &["to_q", "to_k", "to_v"], width, width, &common.tape);
-        let to_out = Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape);
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, context: &BlockContext) -> SelfAttention {
+        let to_qkv = FusedLinear::new(scope, &["to_q", "to_k", "to_v"], width, width, &context.tape);
+        let to_out = Linear::new(&scope.sub("to_out.0"), width, width, true, &context.tape);
         SelfAttention { heads, to_qkv, to_out }
     }
 
     /// [B, S, C] to the same shape.
     fn forward(&self, x: &Tensor) -> Tensor {
         let qkv = self.to_qkv.forward(x); // 3 x [B, S, C]
-        let y = attend(&qkv[0], &split(&qkv[1], self.heads), &split(&qkv[2], self.heads));
+        let y = attend(&qkv[0], &split_heads(&qkv[1], self.heads), &split_heads(&qkv[2], self.heads));
         self.to_out.forward(&y)
-    }
-}
-
-/// What a network reads of K texts: keys and values for each of its cross attentions, in their order.
-pub struct EncodedConditioning {
-    keys_values: Vec<[Tensor; 2]>,
-    count: i64,
-}
-
-impl EncodedConditioning {
-    /// Texts [K, L, D] as layers with these maps read them, of type `kind`.
-    pub(super) fn new(maps: &[CrossAttentionKv], texts: &Tensor, kind: Kind) -> EncodedConditioning {
-        let keys_values = maps.iter().map(|maps| maps.forward(texts, kind)).collect();
-        EncodedConditioning { keys_values, count: texts.size()[0] }
-    }
-
-    /// How many texts there are.
-    pub fn count(&self) -> i64 {
-        self.count
-    }
-
-    /// Some of the texts.
-    pub fn narrow(&self, start: i64, count: i64) -> EncodedConditioning {
-        let narrow = |pair: &[Tensor; 2]| [0, 1].map(|i| pair[i].narrow(0, start, count));
-        EncodedConditioning { keys_values: self.keys_values.iter().map(narrow).collect(), count }
     }
 }
 
 /// Attention of an image's positions to a text.
 struct CrossAttention {
     /// Which of the network's cross attentions it is.
-    place: usize,
+    index: usize,
     to_q: Linear,
     to_out: Linear,
 }
 
 impl CrossAttention {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> CrossAttention {
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, context: &BlockContext) -> CrossAttention {
         // In the weights' own precision: unlearning moves these weights, by less than a shorter type can tell.
-        let exact =
-            |name| Linear::full_precision(&scope.sub(name), common.text_width, width, false, &common.tape);
-        let maps = CrossAttentionKv { heads, to_k: exact("to_k"), to_v: exact("to_v") };
-        let mut all = common.text_maps.borrow_mut();
-        all.push(maps);
+        let map =
+            |name| Linear::full_precision(&scope.sub(name), context.text_width, width, false, &context.tape);
+        let mut all = context.cross_attention_kv.borrow_mut();
+        all.push(CrossAttentionKv { heads, to_k: map("to_k"), to_v: map("to_v") });
         CrossAttention {
-            place: all.len() - 1,
-            to_q: Linear::new(&scope.sub("to_q"), width, width, false, &common.tape),
-            to_out: Linear::new(&scope.sub("to_out.0"), width, width, true, &common.tape),
+            index: all.len() - 1,
+            to_q: Linear::new(&scope.sub("to_q"), width, width, false, &context.tape),
+            to_out: Linear::new(&scope.sub("to_out.0"), width, width, true, &context.tape),
         }
     }
 
     /// [B, S, C] and K texts to [B, S, C]; row r sees text r / (B/K).
     ///
-    /// The queries of the rows that share a text are laid end to end and attend together, so that keys and values are
+    /// The queries of the rows that share a text are joined and attend together, so that keys and values are
     /// kept, and read, once for each text.
     fn forward(&self, x: &Tensor, texts: &EncodedConditioning) -> Tensor {
-        let [k, v] = &texts.keys_values[self.place];
+        let [k, v] = texts.keys_values(self.index);
         let (rows, _, width) = x.size3().expect("tokens have three dimensions");
         let q = self.to_q.forward(x);
         if q.requires_grad() && q.device().is_cuda() {
             // A graph's way back through one long attention would keep a few of a GPU's processors busy: a row each.
-            let each = |x: &Tensor| x.repeat_interleave_self_int(rows / texts.count, 0, None);
+            let each = |x: &Tensor| x.repeat_interleave_self_int(rows / texts.count(), 0, None);
             return self.to_out.forward(&attend(&q, &each(k), &each(v)));
         }
-        let q = q.view([texts.count, -1, width]); // [K, B/K*S, C]
+        let q = q.view([texts.count(), -1, width]); // [K, B/K*S, C]
         self.to_out.forward(&attend(&q, k, v).view(x.size().as_slice())) // [B, S, C]
     }
 }
@@ -113,10 +88,10 @@ struct FeedForward {
 }
 
 impl FeedForward {
-    fn new(scope: &Scope<'_>, width: i64, common: &BlockContext) -> FeedForward {
+    fn new(scope: &Scope<'_>, width: i64, context: &BlockContext) -> FeedForward {
         // The inner width is four times the outer; the first map makes it and its gate in one.
-        let project = Linear::new(&scope.sub("net.0.proj"), width, 8 * width, true, &common.tape);
-        FeedForward { project, out: Linear::new(&scope.sub("net.2"), 4 * width, width, true, &common.tape) }
+        let project = Linear::new(&scope.sub("net.0.proj"), width, 8 * width, true, &context.tape);
+        FeedForward { project, out: Linear::new(&scope.sub("net.2"), 4 * width, width, true, &context.tape) }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
@@ -135,15 +110,15 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn new(scope: &Scope<'_>, width: i64, heads: i64, common: &BlockContext) -> TransformerBlock {
-        let norm = |name| LayerNorm::new(&scope.sub(name), width, 1e-5, &common.tape);
+    fn new(scope: &Scope<'_>, width: i64, heads: i64, context: &BlockContext) -> TransformerBlock {
+        let norm = |name| LayerNorm::new(&scope.sub(name), width, 1e-5, &context.tape);
         TransformerBlock {
             norm1: norm("norm1"),
-            attn1: SelfAttention::new(&scope.sub("attn1"), width, heads, common),
+            attn1: SelfAttention::new(&scope.sub("attn1"), width, heads, context),
             norm2: norm("norm2"),
-            attn2: CrossAttention::new(&scope.sub("attn2"), width, heads, common),
+            attn2: CrossAttention::new(&scope.sub("attn2"), width, heads, context),
             norm3: norm("norm3"),
-            ff: FeedForward::new(&scope.sub("ff"), width, common),
+            ff: FeedForward::new(&scope.sub("ff"), width, context),
         }
     }
 
@@ -163,11 +138,11 @@ enum Projection {
 }
 
 impl Projection {
-    fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Projection {
-        if common.linear_projection {
-            Projection::Linear(Linear::new(scope, channels, channels, true, &common.tape))
+    fn new(scope: &Scope<'_>, channels: i64, context: &BlockContext) -> Projection {
+        if context.linear_projection {
+            Projection::Linear(Linear::new(scope, channels, channels, true, &context.tape))
         } else {
-            Projection::Conv(Conv2d::new(scope, channels, channels, 1, &common.tape))
+            Projection::Conv(Conv2d::new(scope, channels, channels, 1, &context.tape))
         }
     }
 
@@ -195,17 +170,17 @@ impl Transformer2d {
         channels: i64,
         heads: i64,
         layers: i64,
-        common: &BlockContext,
+        context: &BlockContext,
     ) -> Transformer2d {
         let blocks = scope.sub("transformer_blocks");
         Transformer2d {
             // Not the UNet's own epsilon: diffusers fixes this one.
-            norm: GroupNorm::new(&scope.sub("norm"), common.groups, channels, 1e-6, &common.tape),
-            proj_in: Projection::new(&scope.sub("proj_in"), channels, common),
+            norm: GroupNorm::new(&scope.sub("norm"), context.groups, channels, 1e-6, &context.tape),
+            proj_in: Projection::new(&scope.sub("proj_in"), channels, context),
             blocks: (0..layers)
-                .map(|i| TransformerBlock::new(&blocks.sub(i), channels, heads, common))
+                .map(|i| TransformerBlock::new(&blocks.sub(i), channels, heads, context))
                 .collect(),
-            proj_out: Projection::new(&scope.sub("proj_out"), channels, common),
+            proj_out: Projection::new(&scope.sub("proj_out"), channels, context),
         }
     }
 

@@ -4,8 +4,9 @@
 
 use tch::Tensor;
 
-use super::attention::{EncodedConditioning, Transformer2d};
+use super::attention::Transformer2d;
 use super::block_context::BlockContext;
+use super::conditioning::EncodedConditioning;
 use super::config::BlockConfig;
 use super::resnet::{Downsample, ResnetBlock, Upsample};
 use crate::models::kernels::ConcatInput;
@@ -18,13 +19,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(scope: &Scope<'_>, index: i64, inputs: i64, block: &BlockConfig, common: &BlockContext) -> Layer {
+    fn new(scope: &Scope<'_>, index: i64, inputs: i64, block: &BlockConfig, context: &BlockContext) -> Layer {
         let resnet = scope.sub("resnets").sub(index);
         let attention = scope.sub("attentions").sub(index);
         let transformer =
-            || Transformer2d::new(&attention, block.channels, block.heads, block.transformer_layers, common);
+            || Transformer2d::new(&attention, block.channels, block.heads, block.transformer_layers, context);
         Layer {
-            resnet: ResnetBlock::new(&resnet, inputs, block.channels, common),
+            resnet: ResnetBlock::new(&resnet, inputs, block.channels, context),
             attention: block.cross_attention.then(transformer),
         }
     }
@@ -51,10 +52,10 @@ impl DownBlock {
         inputs: i64,
         last: bool,
         block: &BlockConfig,
-        common: &BlockContext,
+        context: &BlockContext,
     ) -> DownBlock {
-        let layer = |i| Layer::new(scope, i, if i == 0 { inputs } else { block.channels }, block, common);
-        let downsample = || Downsample::new(&scope.sub("downsamplers.0"), block.channels, common);
+        let layer = |i| Layer::new(scope, i, if i == 0 { inputs } else { block.channels }, block, context);
+        let downsample = || Downsample::new(&scope.sub("downsamplers.0"), block.channels, context);
         DownBlock { layers: (0..block.layers).map(layer).collect(), downsample: (!last).then(downsample) }
     }
 
@@ -87,11 +88,11 @@ pub struct MidBlock {
 
 impl MidBlock {
     /// A block with the last down block's channels and heads (`UNetMidBlock2DCrossAttn`).
-    pub fn new(scope: &Scope<'_>, block: &BlockConfig, common: &BlockContext) -> MidBlock {
+    pub fn new(scope: &Scope<'_>, block: &BlockConfig, context: &BlockContext) -> MidBlock {
         let block = BlockConfig { cross_attention: true, ..*block };
         MidBlock {
-            first: Layer::new(scope, 0, block.channels, &block, common),
-            last: ResnetBlock::new(&scope.sub("resnets.1"), block.channels, block.channels, common),
+            first: Layer::new(scope, 0, block.channels, &block, context),
+            last: ResnetBlock::new(&scope.sub("resnets.1"), block.channels, block.channels, context),
         }
     }
 
@@ -116,16 +117,16 @@ impl UpBlock {
         next_finer: i64,
         last: bool,
         block: &BlockConfig,
-        common: &BlockContext,
+        context: &BlockContext,
     ) -> UpBlock {
         // One layer more than on the way down: each down block leaves one state more than it has layers.
         let count = block.layers + 1;
         let layer = |i| {
             let below = if i == 0 { inputs } else { block.channels };
             let skip = if i == count - 1 { next_finer } else { block.channels };
-            Layer::new(scope, i, below + skip, block, common)
+            Layer::new(scope, i, below + skip, block, context)
         };
-        let upsample = || Upsample::new(&scope.sub("upsamplers.0"), block.channels, common);
+        let upsample = || Upsample::new(&scope.sub("upsamplers.0"), block.channels, context);
         UpBlock { layers: (0..count).map(layer).collect(), upsample: (!last).then(upsample) }
     }
 

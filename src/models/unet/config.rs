@@ -12,7 +12,7 @@ use crate::models::weights::config::{self, ModelError, OptionGuard, PerBlock, un
 const GUARDS: &[OptionGuard] = &[
     OptionGuard("_class_name", &["\"UNet2DConditionModel\""]),
     OptionGuard("act_fn", &["\"silu\"", "\"swish\""]),
-    OptionGuard("addition_embed_type", &["null"]),
+    OptionGuard("addition_embed_type", &["null", "\"text_time\""]),
     OptionGuard("attention_type", &["\"default\""]),
     OptionGuard("center_input_sample", &["false"]),
     OptionGuard("class_embed_type", &["null"]),
@@ -40,7 +40,7 @@ const GUARDS: &[OptionGuard] = &[
     OptionGuard("time_embedding_type", &["\"positional\""]),
     OptionGuard("timestep_post_act", &["null"]),
     // It asks for attention in float32, where everything is computed here.
-    OptionGuard("upcast_attention", &["false", "true"]),
+    OptionGuard("upcast_attention", &["null", "false", "true"]),
 ];
 
 /// The keys of `unet/config.json` that shape the network.
@@ -65,6 +65,9 @@ pub struct UNetConfig {
     pub norm_num_groups: i64,
     pub norm_eps: f64,
     pub use_linear_projection: bool,
+    pub addition_embed_type: Option<String>,
+    pub addition_time_embed_dim: Option<i64>,
+    pub projection_class_embeddings_input_dim: Option<i64>,
 }
 
 impl Default for UNetConfig {
@@ -88,6 +91,9 @@ impl Default for UNetConfig {
             norm_num_groups: 32,
             norm_eps: 1e-5,
             use_linear_projection: false,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
         }
     }
 }
@@ -109,11 +115,32 @@ impl UNetConfig {
         }
     }
 
+    /// Whether the network is given pooled texts and sizes beside the texts, as SDXL's.
+    pub fn takes_pooled(&self) -> bool {
+        self.addition_embed_type.is_some()
+    }
+
+    /// For a network that takes pooled texts and sizes: the width of a size's sinusoids, and of all that `add_embedding` takes.
+    pub(super) fn addition(&self, file: &Path) -> Result<Option<[i64; 2]>, ModelError> {
+        let positive = |key: &str, found: Option<i64>| {
+            found.filter(|&width| width > 0).ok_or_else(|| {
+                let found = found.map_or("null".to_owned(), |found| found.to_string());
+                unsupported(file, key, found, "a positive number with addition_embed_type \"text_time\"")
+            })
+        };
+        let widths = || {
+            let sinusoids = positive("addition_time_embed_dim", self.addition_time_embed_dim)?;
+            let key = "projection_class_embeddings_input_dim";
+            Ok([sinusoids, positive(key, self.projection_class_embeddings_input_dim)?])
+        };
+        self.takes_pooled().then(widths).transpose()
+    }
+
     /// What all blocks share.
-    pub(super) fn common(&self, tape: &Tape) -> BlockContext {
+    pub(super) fn block_context(&self, tape: &Tape) -> BlockContext {
         BlockContext {
             tape: tape.clone(),
-            text_maps: Default::default(),
+            cross_attention_kv: Default::default(),
             groups: self.norm_num_groups,
             norm_eps: self.norm_eps,
             time_width: 4 * self.block_out_channels[0],
@@ -123,7 +150,7 @@ impl UNetConfig {
         }
     }
 
-    /// The down blocks and the up blocks, each in the order of computation. `file` stands in the errors.
+    /// The down blocks and the up blocks, each in the order of computation. Errors name `file`.
     pub(super) fn blocks(&self, file: &Path) -> Result<(Vec<BlockConfig>, Vec<BlockConfig>), ModelError> {
         let channels = &self.block_out_channels;
         let count = channels.len();

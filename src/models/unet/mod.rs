@@ -5,38 +5,40 @@
 pub mod attention;
 pub(crate) mod block_context;
 pub mod blocks;
+pub mod conditioning;
 pub mod config;
 pub mod resnet;
+pub mod time_embedding;
 
 use std::collections::BTreeMap;
-use std::f64::consts::LN_10;
 use std::path::Path;
+
+use attrflow_engine::choice;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::kernels::ConcatInput;
-use super::layers::{Conv2d, GroupNorm, Linear};
+use super::layers::{Conv2d, GroupNorm};
 use super::tape::Tape;
 use super::weights::checkpoint;
 use super::weights::config::ModelError;
-use super::weights::{self, Scope, WeightLayout, Weights};
-use attention::EncodedConditioning;
-use block_context::CrossAttentionKv;
+use super::weights::{self, WeightLayout, Weights};
 use blocks::{DownBlock, MidBlock, UpBlock};
+use conditioning::{AddEmbedding, Conditioning, CrossAttentionKv, EncodedConditioning};
 use config::UNetConfig;
+use time_embedding::{TimestepEmbedding, Timesteps};
 
-/// How a network's products are computed; parameters, sums, normalisations and losses are float32 in each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// In float32.
-    #[default]
-    Fp32,
-    /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it; elsewhere as `Fp32`.
-    Tf32,
-    /// Of bfloat16 factors, with activations in bfloat16 between them.
-    Bf16,
+choice! {
+    /// How a network's products are computed; parameters, sums, normalisations and losses are float32 in each.
+    pub enum Precision {
+        /// In float32.
+        Fp32 = "fp32",
+        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it; elsewhere as `Fp32`.
+        Tf32 = "tf32",
+        /// Of bfloat16 factors, with activations in bfloat16 between them.
+        Bf16 = "bf16",
+    }
 }
 
 /// What a network is built for.
@@ -58,8 +60,8 @@ impl ModelMode {
         }
     }
 
-    /// The form of the weights for it on a device.
-    fn form(self, device: Device) -> WeightLayout {
+    /// The layout of the weights for it on a device.
+    fn layout(self, device: Device) -> WeightLayout {
         WeightLayout {
             // The fused kernels want the channels together. With a graph they have no part, and of cuDNN's kernels for
             // float32, those for channels that lie apart are the faster ones.
@@ -74,11 +76,13 @@ pub struct UNet {
     config: UNetConfig,
     precision: Precision,
     channels_last: bool,
-    text_maps: Vec<CrossAttentionKv>,
+    cross_attention_kv: Vec<CrossAttentionKv>,
     parameters: BTreeMap<String, Tensor>,
     tape: Tape,
     conv_in: Conv2d,
-    time_embedding: [Linear; 2],
+    time_proj: Timesteps,
+    time_embedding: TimestepEmbedding,
+    add_embedding: Option<AddEmbedding>,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -113,14 +117,14 @@ impl UNet {
         checkpoint: Option<&Path>,
         changed: Option<&Path>,
         device: Device,
-        purpose: ModelMode,
+        mode: ModelMode,
     ) -> Result<UNet, ModelError> {
         let file = checkpoint::of(folder, checkpoint)?;
         let mut tensors = weights::read(&file, device)?;
         if let Some(changed) = changed {
             weights::replace(&mut tensors, weights::read(changed, device)?, changed)?;
         }
-        UNet::build(&folder.join("config.json"), Weights::named(&file, tensors), device, purpose)
+        UNet::build(&folder.join("config.json"), Weights::named(&file, tensors), device, mode)
     }
 
     /// Builds the network that the configuration file describes out of `weights`.
@@ -131,7 +135,7 @@ impl UNet {
         UNet::build(config_file, weights, Device::Cpu, ModelMode::Inference(Precision::Fp32))
     }
 
-    /// The same for weights on `device` and a purpose.
+    /// The same for weights on `device` in a mode.
     ///
     /// # Errors
     /// See [`UNet::load`].
@@ -139,14 +143,15 @@ impl UNet {
         config_file: &Path,
         weights: Weights,
         device: Device,
-        purpose: ModelMode,
+        mode: ModelMode,
     ) -> Result<UNet, ModelError> {
-        let form = purpose.form(device);
-        let weights = weights.in_form(form);
+        let layout = mode.layout(device);
+        let weights = weights.with_layout(layout);
         let config = UNetConfig::read(config_file)?;
         let (down, up) = config.blocks(config_file)?;
+        let addition = config.addition(config_file)?;
         let (tape, root) = (Tape::new(), weights.root());
-        let common = config.common(&tape);
+        let context = config.block_context(&tape);
         let (finest, last) = (config.block_out_channels[0], down.len() - 1);
         let inputs = |blocks: &[config::BlockConfig], first, i: usize| match i {
             0 => first,
@@ -155,33 +160,43 @@ impl UNet {
 
         let conv = |name, inputs, outputs| Conv2d::new(&root.sub(name), inputs, outputs, 3, &tape).padding(1);
         let conv_in = conv("conv_in", config.in_channels, finest);
-        let time_embedding = time_embedding(&root.sub("time_embedding"), finest, common.time_width, &tape);
+        let embedding =
+            |name, inputs| TimestepEmbedding::new(&root.sub(name), inputs, context.time_width, &tape);
+        let UNetConfig { flip_sin_to_cos, freq_shift, .. } = config;
+        let timesteps = |width| Timesteps { width, flip_sin_to_cos, freq_shift };
+        let time_embedding = embedding("time_embedding", finest);
+        let add_embedding = addition.map(|[width, inputs]| AddEmbedding {
+            size_proj: timesteps(width),
+            embedding: embedding("add_embedding", inputs),
+        });
         let down_block = |i: usize| {
             let scope = root.sub("down_blocks").sub(i);
-            DownBlock::new(&scope, inputs(&down, finest, i), i == last, &down[i], &common)
+            DownBlock::new(&scope, inputs(&down, finest, i), i == last, &down[i], &context)
         };
         let down_blocks = (0..down.len()).map(down_block).collect();
-        let mid_block = MidBlock::new(&root.sub("mid_block"), &down[last], &common);
+        let mid_block = MidBlock::new(&root.sub("mid_block"), &down[last], &context);
         let up_block = |i: usize| {
             let (scope, finer) = (root.sub("up_blocks").sub(i), up[(i + 1).min(last)].channels);
-            UpBlock::new(&scope, inputs(&up, up[0].channels, i), finer, i == last, &up[i], &common)
+            UpBlock::new(&scope, inputs(&up, up[0].channels, i), finer, i == last, &up[i], &context)
         };
         let up_blocks = (0..up.len()).map(up_block).collect();
         let norm_out = root.sub("conv_norm_out");
-        let conv_norm_out = GroupNorm::new(&norm_out, common.groups, finest, common.norm_eps, &tape);
+        let conv_norm_out = GroupNorm::new(&norm_out, context.groups, finest, context.norm_eps, &tape);
         let conv_out = conv("conv_out", finest, config.out_channels);
 
         let parameters = weights.finish()?;
-        let text_maps = common.text_maps.into_inner();
+        let cross_attention_kv = context.cross_attention_kv.into_inner();
         Ok(UNet {
             config,
-            precision: purpose.precision(),
-            channels_last: form.channels_last,
-            text_maps,
+            precision: mode.precision(),
+            channels_last: layout.channels_last,
+            cross_attention_kv,
             parameters,
             tape,
             conv_in,
+            time_proj: timesteps(finest),
             time_embedding,
+            add_embedding,
             down_blocks,
             mid_block,
             up_blocks,
@@ -190,35 +205,39 @@ impl UNet {
         })
     }
 
-    /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [B] (int64), given texts [K, L, D].
+    /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [B] (int64), given K conditions.
     ///
-    /// See [`UNet::denoise`], which takes texts that are encoded already.
-    pub fn forward(&self, xt: &Tensor, timesteps: &Tensor, text: &Tensor) -> Tensor {
-        self.denoise(xt, timesteps, &self.encode(text))
+    /// See [`UNet::denoise`], which takes conditions that are encoded already.
+    pub fn forward(&self, xt: &Tensor, timesteps: &Tensor, conditioning: &Conditioning) -> Tensor {
+        self.denoise(xt, timesteps, &self.encode(conditioning))
     }
 
-    /// Computes the keys and values of texts [K, L, D] for all cross attentions: they depend on nothing else.
-    pub fn encode(&self, text: &Tensor) -> EncodedConditioning {
-        EncodedConditioning::new(&self.text_maps, text, self.kind())
+    /// Computes what all timesteps share: keys and values for the cross attentions, and what is added to the time embedding.
+    ///
+    /// # Panics
+    /// The network takes pooled texts and sizes, and there are none.
+    pub fn encode(&self, conditioning: &Conditioning) -> EncodedConditioning {
+        let (maps, add_embedding) = (&self.cross_attention_kv, self.add_embedding.as_ref());
+        EncodedConditioning::new(maps, add_embedding, conditioning, self.kind())
     }
 
-    /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [T] (int64), given K texts.
+    /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [T] (int64), given K conditions.
     ///
-    /// B must be a multiple of K and of T: row r sees text r / (B/K), so rows of one text stand together, at timestep
-    /// r % T. Returns [B, C, H, W] in float32.
-    pub fn denoise(&self, xt: &Tensor, timesteps: &Tensor, texts: &EncodedConditioning) -> Tensor {
+    /// B must be a multiple of K and of T: row r has condition r / (B/K), so rows of one condition follow each other, and
+    /// timestep r % T. Returns [B, C, H, W] in float32.
+    pub fn denoise(&self, xt: &Tensor, timesteps: &Tensor, conditioning: &EncodedConditioning) -> Tensor {
         let rows = xt.size()[0];
-        assert!(rows % texts.count() == 0, "rows must be a multiple of texts");
+        assert!(rows % conditioning.count() == 0, "rows must be a multiple of conditions");
         assert!(rows % timesteps.size()[0] == 0, "rows must be a multiple of timesteps");
-        let time = self.embed(timesteps); // [T, E]
+        let time = self.embed(timesteps, rows, conditioning); // [T or B, E]
         let mut h = self.conv_in.forward(&self.to_memory_format(&xt.to_kind(self.kind()))); // [B, C0, H, W]
         let mut skips = vec![h.shallow_clone()];
         for block in &self.down_blocks {
-            h = block.forward(h, &time, texts, &mut skips);
+            h = block.forward(h, &time, conditioning, &mut skips);
         }
-        h = self.mid_block.forward(&h, &time, texts);
+        h = self.mid_block.forward(&h, &time, conditioning);
         for block in &self.up_blocks {
-            h = block.forward(h, &time, texts, &mut skips);
+            h = block.forward(h, &time, conditioning, &mut skips);
         }
         let h = self.conv_norm_out.silu(&ConcatInput { first: &h, second: None }, None);
         self.conv_out.forward(&h).to_kind(Kind::Float) // [B, C, H, W]
@@ -234,20 +253,13 @@ impl UNet {
     }
 
     /// Timesteps [T] to the time embedding [T, E], with the activation that every residual block applies to it.
-    fn embed(&self, timesteps: &Tensor) -> Tensor {
-        let [first, second] = &self.time_embedding;
-        let waves = self.sinusoids(timesteps); // [T, C0]
-        second.forward(&first.forward(&waves).silu()).silu()
-    }
-
-    /// Sines and cosines of the timestep at C0/2 frequencies from 1 down to 1/10000 (Ho et al. 2020).
-    fn sinusoids(&self, timesteps: &Tensor) -> Tensor {
-        let half = self.config.block_out_channels[0] / 2;
-        let exponent = Tensor::arange(half, (Kind::Float, timesteps.device())) * (-4.0 * LN_10);
-        let frequencies = (exponent / (half as f64 - self.config.freq_shift)).exp(); // [C0/2]
-        let angles = timesteps.unsqueeze(1).to_kind(Kind::Float) * frequencies; // [T, C0/2]
-        let (sin, cos) = (angles.sin(), angles.cos());
-        Tensor::cat(&(if self.config.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }), 1) // [T, C0]
+    ///
+    /// Where a condition adds to it, it is [B, E]: each of the B rows has its own.
+    fn embed(&self, timesteps: &Tensor, rows: i64, conditioning: &EncodedConditioning) -> Tensor {
+        let time = self.time_embedding.forward(&self.time_proj.forward(timesteps)); // [T, E]
+        let Some(added) = conditioning.added() else { return time.silu() };
+        let repeated = time.repeat([rows / timesteps.size()[0], 1]);
+        (repeated + added.repeat_interleave_self_int(rows / conditioning.count(), 0, None)).silu()
     }
 
     /// The configuration as read.
@@ -255,9 +267,21 @@ impl UNet {
         &self.config
     }
 
-    /// All parameters by their names in the checkpoint.
+    /// All parameters by their names in the checkpoint, to be read: [`UNet::update`] changes one.
     pub fn parameters(&self) -> &BTreeMap<String, Tensor> {
         &self.parameters
+    }
+
+    /// Gives a parameter other values, and lets the layers derive anew what they derived from it.
+    ///
+    /// # Panics
+    /// No parameter has this name and shape, or the network computes in bfloat16, of copies of its parameters.
+    pub fn update(&mut self, name: &str, values: &Tensor) {
+        assert!(self.precision != Precision::Bf16, "a network in bfloat16 cannot be updated");
+        let parameter = self.parameters.get_mut(name).unwrap_or_else(|| panic!("no parameter `{name}`"));
+        assert_eq!(parameter.size(), values.size(), "`{name}` has another shape");
+        tch::no_grad(|| parameter.copy_(values));
+        self.tape.parameters_changed();
     }
 
     /// The tape that the layers report to.
@@ -279,9 +303,4 @@ impl UNet {
     pub fn device(&self) -> Device {
         self.parameters.values().next().map_or(Device::Cpu, Tensor::device)
     }
-}
-
-fn time_embedding(scope: &Scope<'_>, inputs: i64, width: i64, tape: &Tape) -> [Linear; 2] {
-    let linear = |name, inputs| Linear::full_precision(&scope.sub(name), inputs, width, true, tape);
-    [linear("linear_1", inputs), linear("linear_2", width)]
 }

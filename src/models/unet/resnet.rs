@@ -19,10 +19,11 @@ pub struct ResnetBlock {
 
 impl ResnetBlock {
     /// A block from `inputs` to `outputs` channels; where they differ, a 1x1 convolution bridges the residual.
-    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &BlockContext) -> ResnetBlock {
-        let tape = &common.tape;
-        let norm =
-            |name, channels| GroupNorm::new(&scope.sub(name), common.groups, channels, common.norm_eps, tape);
+    pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, context: &BlockContext) -> ResnetBlock {
+        let tape = &context.tape;
+        let norm = |name, channels| {
+            GroupNorm::new(&scope.sub(name), context.groups, channels, context.norm_eps, tape)
+        };
         let conv = |name, inputs| Conv2d::new(&scope.sub(name), inputs, outputs, 3, tape).padding(1);
         let shortcut = || Conv2d::new(&scope.sub("conv_shortcut"), inputs, outputs, 1, tape);
         ResnetBlock {
@@ -30,7 +31,7 @@ impl ResnetBlock {
             conv1: conv("conv1", inputs),
             time_emb_proj: Linear::full_precision(
                 &scope.sub("time_emb_proj"),
-                common.time_width,
+                context.time_width,
                 outputs,
                 true,
                 tape,
@@ -47,7 +48,7 @@ impl ResnetBlock {
         let (h, shift) = self.conv1.add_shift(&self.norm1.silu(x, None), shift); // [B, outputs, H, W]
         let h = self.norm2.silu(&ConcatInput { first: &h, second: None }, Some(&shift));
         match &self.conv_shortcut {
-            Some(conv) => self.conv2.forward_add(&h, &conv.forward_joined(x)),
+            Some(conv) => self.conv2.forward_add(&h, &conv.forward_concat(x)),
             None => self.conv2.forward_add(&h, &x.cat()),
         }
     }
@@ -61,9 +62,9 @@ pub struct Downsample {
 
 impl Downsample {
     /// From `channels` to as many.
-    pub fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Downsample {
-        let padding = common.downsample_padding;
-        let conv = Conv2d::new(&scope.sub("conv"), channels, channels, 3, &common.tape).stride(2);
+    pub fn new(scope: &Scope<'_>, channels: i64, context: &BlockContext) -> Downsample {
+        let padding = context.downsample_padding;
+        let conv = Conv2d::new(&scope.sub("conv"), channels, channels, 3, &context.tape).stride(2);
         Downsample { conv: conv.padding(padding), padding }
     }
 
@@ -72,7 +73,7 @@ impl Downsample {
         if self.padding > 0 {
             return self.conv.forward(x);
         }
-        // diffusers pads on the right and below only when it is told not to pad.
+        // Without padding, diffusers pads on the right and below alone.
         self.conv.forward(&x.constant_pad_nd([0, 1, 0, 1]))
     }
 }
@@ -84,8 +85,8 @@ pub struct Upsample {
 
 impl Upsample {
     /// From `channels` to as many.
-    pub fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Upsample {
-        Upsample { conv: Conv2d::new(&scope.sub("conv"), channels, channels, 3, &common.tape).padding(1) }
+    pub fn new(scope: &Scope<'_>, channels: i64, context: &BlockContext) -> Upsample {
+        Upsample { conv: Conv2d::new(&scope.sub("conv"), channels, channels, 3, &context.tape).padding(1) }
     }
 
     /// [B, C, h, w] to [B, C, H, W], the size of the skip connection that comes next.

@@ -41,13 +41,13 @@ struct Resnet {
 }
 
 impl Resnet {
-    fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, common: &BlockContext) -> Self {
-        let shortcut = || Conv2d::new(&scope.sub("conv_shortcut"), inputs, outputs, 1, &common.tape);
+    fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, context: &BlockContext) -> Self {
+        let shortcut = || Conv2d::new(&scope.sub("conv_shortcut"), inputs, outputs, 1, &context.tape);
         Self {
-            norm1: common.norm(&scope.sub("norm1"), inputs),
-            conv1: common.conv3(&scope.sub("conv1"), inputs, outputs),
-            norm2: common.norm(&scope.sub("norm2"), outputs),
-            conv2: common.conv3(&scope.sub("conv2"), outputs, outputs),
+            norm1: context.norm(&scope.sub("norm1"), inputs),
+            conv1: context.conv3(&scope.sub("conv1"), inputs, outputs),
+            norm2: context.norm(&scope.sub("norm2"), outputs),
+            conv2: context.conv3(&scope.sub("conv2"), outputs, outputs),
             conv_shortcut: (inputs != outputs).then(shortcut),
         }
     }
@@ -63,9 +63,9 @@ impl Resnet {
     }
 }
 
-fn resnets(scope: &Scope<'_>, count: i64, inputs: i64, outputs: i64, common: &BlockContext) -> Vec<Resnet> {
+fn resnets(scope: &Scope<'_>, count: i64, inputs: i64, outputs: i64, context: &BlockContext) -> Vec<Resnet> {
     let inputs = |i| if i == 0 { inputs } else { outputs };
-    (0..count).map(|i| Resnet::new(&scope.sub("resnets").sub(i), inputs(i), outputs, common)).collect()
+    (0..count).map(|i| Resnet::new(&scope.sub("resnets").sub(i), inputs(i), outputs, context)).collect()
 }
 
 /// Self attention of one head over the positions of an image.
@@ -78,10 +78,10 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(scope: &Scope<'_>, channels: i64, common: &BlockContext) -> Self {
-        let linear = |name| Linear::new(&scope.sub(name), channels, channels, true, &common.tape);
+    fn new(scope: &Scope<'_>, channels: i64, context: &BlockContext) -> Self {
+        let linear = |name| Linear::new(&scope.sub(name), channels, channels, true, &context.tape);
         Self {
-            group_norm: common.norm(&scope.sub("group_norm"), channels),
+            group_norm: context.norm(&scope.sub("group_norm"), channels),
             to_q: linear("to_q"),
             to_k: linear("to_k"),
             to_v: linear("to_v"),
@@ -107,9 +107,9 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub fn new(scope: &Scope<'_>, channels: i64, attention: bool, common: &BlockContext) -> Self {
-        let attend = || Attention::new(&scope.sub("attentions.0"), channels, common);
-        Self { resnets: resnets(scope, 2, channels, channels, common), attention: attention.then(attend) }
+    pub fn new(scope: &Scope<'_>, channels: i64, attention: bool, context: &BlockContext) -> Self {
+        let attend = || Attention::new(&scope.sub("attentions.0"), channels, context);
+        Self { resnets: resnets(scope, 2, channels, channels, context), attention: attention.then(attend) }
     }
 
     /// [B, C, H, W] to the same shape.
@@ -135,11 +135,14 @@ impl DownBlock {
         inputs: i64,
         outputs: i64,
         last: bool,
-        common: &BlockContext,
+        context: &BlockContext,
     ) -> Self {
         let conv = scope.sub("downsamplers.0.conv");
-        let downsample = || Conv2d::new(&conv, outputs, outputs, 3, &common.tape).stride(2);
-        Self { resnets: resnets(scope, count, inputs, outputs, common), downsample: (!last).then(downsample) }
+        let downsample = || Conv2d::new(&conv, outputs, outputs, 3, &context.tape).stride(2);
+        Self {
+            resnets: resnets(scope, count, inputs, outputs, context),
+            downsample: (!last).then(downsample),
+        }
     }
 
     /// [B, inputs, H, W] to [B, outputs, H/2, W/2], or H, W in the last.
@@ -166,10 +169,10 @@ impl UpBlock {
         inputs: i64,
         outputs: i64,
         last: bool,
-        common: &BlockContext,
+        context: &BlockContext,
     ) -> Self {
-        let upsample = || common.conv3(&scope.sub("upsamplers.0.conv"), outputs, outputs);
-        Self { resnets: resnets(scope, count, inputs, outputs, common), upsample: (!last).then(upsample) }
+        let upsample = || context.conv3(&scope.sub("upsamplers.0.conv"), outputs, outputs);
+        Self { resnets: resnets(scope, count, inputs, outputs, context), upsample: (!last).then(upsample) }
     }
 
     /// [B, inputs, H, W] to [B, outputs, 2H, 2W], or H, W in the last.

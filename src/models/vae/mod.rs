@@ -116,21 +116,21 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &BlockContext) -> Self {
+    fn new(scope: &Scope<'_>, config: &VaeConfig, context: &BlockContext) -> Self {
         let channels = &config.block_out_channels;
         let last = channels.len() - 1;
         let down = |i: usize| {
             let scope = scope.sub("down_blocks").sub(i);
             let inputs = channels[i.saturating_sub(1)];
-            DownBlock::new(&scope, config.layers_per_block, inputs, channels[i], i == last, common)
+            DownBlock::new(&scope, config.layers_per_block, inputs, channels[i], i == last, context)
         };
         let mid = scope.sub("mid_block");
         Self {
-            conv_in: common.conv3(&scope.sub("conv_in"), config.in_channels, channels[0]),
+            conv_in: context.conv3(&scope.sub("conv_in"), config.in_channels, channels[0]),
             down_blocks: (0..channels.len()).map(down).collect(),
-            mid_block: MidBlock::new(&mid, channels[last], config.mid_block_add_attention, common),
-            conv_norm_out: common.norm(&scope.sub("conv_norm_out"), channels[last]),
-            conv_out: common.conv3(&scope.sub("conv_out"), channels[last], 2 * config.latent_channels),
+            mid_block: MidBlock::new(&mid, channels[last], config.mid_block_add_attention, context),
+            conv_norm_out: context.norm(&scope.sub("conv_norm_out"), channels[last]),
+            conv_out: context.conv3(&scope.sub("conv_out"), channels[last], 2 * config.latent_channels),
         }
     }
 
@@ -152,21 +152,21 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(scope: &Scope<'_>, config: &VaeConfig, common: &BlockContext) -> Self {
+    fn new(scope: &Scope<'_>, config: &VaeConfig, context: &BlockContext) -> Self {
         let channels: Vec<i64> = config.block_out_channels.iter().rev().copied().collect(); // from the coarsest
         let last = channels.len() - 1;
         let up = |i: usize| {
             let scope = scope.sub("up_blocks").sub(i);
             let inputs = channels[i.saturating_sub(1)];
-            UpBlock::new(&scope, config.layers_per_block + 1, inputs, channels[i], i == last, common)
+            UpBlock::new(&scope, config.layers_per_block + 1, inputs, channels[i], i == last, context)
         };
         let mid = scope.sub("mid_block");
         Self {
-            conv_in: common.conv3(&scope.sub("conv_in"), config.latent_channels, channels[0]),
-            mid_block: MidBlock::new(&mid, channels[0], config.mid_block_add_attention, common),
+            conv_in: context.conv3(&scope.sub("conv_in"), config.latent_channels, channels[0]),
+            mid_block: MidBlock::new(&mid, channels[0], config.mid_block_add_attention, context),
             up_blocks: (0..channels.len()).map(up).collect(),
-            conv_norm_out: common.norm(&scope.sub("conv_norm_out"), channels[last]),
-            conv_out: common.conv3(&scope.sub("conv_out"), channels[last], config.out_channels),
+            conv_norm_out: context.norm(&scope.sub("conv_norm_out"), channels[last]),
+            conv_out: context.conv3(&scope.sub("conv_out"), channels[last], config.out_channels),
         }
     }
 
@@ -223,14 +223,14 @@ impl Vae {
     }
 
     fn new(scope: &Scope<'_>, config: VaeConfig) -> Self {
-        let common = BlockContext { groups: config.norm_num_groups, tape: Tape::new() };
-        let conv1 = |name, channels| Conv2d::new(&scope.sub(name), channels, channels, 1, &common.tape);
+        let context = BlockContext { groups: config.norm_num_groups, tape: Tape::new() };
+        let conv1 = |name, channels| Conv2d::new(&scope.sub(name), channels, channels, 1, &context.tape);
         let latent = config.latent_channels;
         Self {
-            encoder: Encoder::new(&scope.sub("encoder"), &config, &common),
+            encoder: Encoder::new(&scope.sub("encoder"), &config, &context),
             quant_conv: config.use_quant_conv.then(|| conv1("quant_conv", 2 * latent)),
             post_quant_conv: config.use_post_quant_conv.then(|| conv1("post_quant_conv", latent)),
-            decoder: Decoder::new(&scope.sub("decoder"), &config, &common),
+            decoder: Decoder::new(&scope.sub("decoder"), &config, &context),
             config,
         }
     }

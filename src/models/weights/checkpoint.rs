@@ -1,6 +1,6 @@
 //! A checkpoint file's tensors as they are stored, and where a model's folder keeps its checkpoint.
 //!
-//! The format is told from the content: what the store hands out has no extension.
+//! The content decides the format: the store's files have no extension.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_preferred_name_wins_and_none_is_told_with_all_names() {
+    fn the_preferred_name_wins_and_an_error_lists_all_names() {
         let folder = tempfile::tempdir().unwrap();
         let error = find(folder.path()).unwrap_err().to_string();
         assert_eq!(

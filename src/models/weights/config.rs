@@ -30,7 +30,7 @@ pub enum ModelError {
 
 /// A key whose value selects what is computed, with the values (as JSON) that are built in.
 ///
-/// An absent key passes: it stands for the library's default, which must be among the supported values.
+/// An absent key passes: it has the library's default, which must be among the supported values.
 pub struct OptionGuard(pub &'static str, pub &'static [&'static str]);
 
 /// Reads `file` into `T` and checks it against `guards`.

@@ -39,8 +39,8 @@ fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String,
 pub struct Weights {
     file: PathBuf,
     /// Whether every tensor that is asked for is there, and zero.
-    blank: bool,
-    form: WeightLayout,
+    zeros: bool,
+    layout: WeightLayout,
     state: RefCell<State>,
 }
 
@@ -74,20 +74,20 @@ impl Weights {
         Weights::named(Path::new("(memory)"), tensors)
     }
 
-    /// Tensors read in another way; `file` stands in the errors.
+    /// Tensors read in another way; errors name `file`.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
         let state = RefCell::new(State { left: tensors, ..State::default() });
-        Weights { file: file.to_owned(), blank: false, form: WeightLayout::default(), state }
+        Weights { file: file.to_owned(), zeros: false, layout: WeightLayout::default(), state }
     }
 
-    /// The same tensors, to be kept in another form.
-    pub fn in_form(self, form: WeightLayout) -> Weights {
-        Weights { form, ..self }
+    /// The same tensors, to be kept in another layout.
+    pub fn with_layout(self, layout: WeightLayout) -> Weights {
+        Weights { layout, ..self }
     }
 
-    /// Zeros of whatever name and shape a model asks for: its form without a checkpoint.
+    /// Zeros of whatever name and shape a model asks for: its structure without a checkpoint.
     pub fn zeros() -> Weights {
-        Weights { blank: true, ..Weights::new(BTreeMap::new()) }
+        Weights { zeros: true, ..Weights::new(BTreeMap::new()) }
     }
 
     /// The top of the checkpoint, where names have no prefix.
@@ -110,7 +110,7 @@ impl Weights {
         if faults.is_empty() { Ok(taken) } else { Err(ModelError::Keys { file: self.file, faults }) }
     }
 
-    fn take(&self, name: String, shape: &[i64], lay: impl FnOnce(Tensor) -> Tensor) -> Tensor {
+    fn take(&self, name: String, shape: &[i64], to_layout: impl FnOnce(Tensor) -> Tensor) -> Tensor {
         let mut state = self.state.borrow_mut();
         let tensor = match state.left.remove(&name) {
             Some(tensor) if tensor.size() == shape => tensor,
@@ -120,13 +120,13 @@ impl Weights {
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu))
             }
             None => {
-                if !self.blank {
+                if !self.zeros {
                     state.faults.missing.push(name.clone());
                 }
                 Tensor::zeros(shape, (Kind::Float, Device::Cpu))
             }
         };
-        let tensor = lay(tensor);
+        let tensor = to_layout(tensor);
         state.taken.insert(name, tensor.shallow_clone());
         tensor
     }
@@ -155,16 +155,16 @@ impl<'a> Scope<'a> {
         &self.path
     }
 
-    /// The tensor `name`, which must have the given shape; a fault is told by [`Weights::finish`].
+    /// The tensor `name`, which must have the given shape; [`Weights::finish`] reports a fault.
     pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
         self.weights.take(self.name(name), shape, |tensor| tensor)
     }
 
-    /// The same for a convolution's weight [O, I, k, k], laid as the model's form asks.
+    /// The same for a convolution's weight [O, I, k, k], in the model's layout.
     pub fn take_filters(&self, name: impl Display, shape: &[i64]) -> Tensor {
         let together = |tensor: Tensor| {
             // A new dense tensor [O, k, k, I], seen as [O, I, k, k].
-            if self.weights.form.channels_last && tensor.dim() == 4 {
+            if self.weights.layout.channels_last && tensor.dim() == 4 {
                 tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
             } else {
                 tensor
@@ -175,24 +175,24 @@ impl<'a> Scope<'a> {
 
     /// The tensors `name` of several places below, each of this shape, as parts of one that holds them one after the other.
     ///
-    /// The parts are the model's parameters: what is written into one is in the whole.
-    pub fn take_stacked(&self, places: &[&str], name: &str, shape: &[i64]) -> (Vec<Tensor>, Tensor) {
+    /// The parts are the model's parameters: writing to one writes to the fused tensor.
+    pub fn take_fused(&self, places: &[&str], name: &str, shape: &[i64]) -> (Vec<Tensor>, Tensor) {
         let found: Vec<Tensor> = places.iter().map(|place| self.sub(place).take(name, shape)).collect();
         // A stand-in for what the file lacks is on the CPU.
         let device = found.iter().map(Tensor::device).find(|device| device.is_cuda()).unwrap_or(Device::Cpu);
-        let whole = Tensor::cat(&found.iter().map(|tensor| tensor.to_device(device)).collect::<Vec<_>>(), 0);
-        let part = |index: usize| whole.narrow(0, index as i64 * shape[0], shape[0]);
+        let fused = Tensor::cat(&found.iter().map(|tensor| tensor.to_device(device)).collect::<Vec<_>>(), 0);
+        let part = |index: usize| fused.narrow(0, index as i64 * shape[0], shape[0]);
         let parts: Vec<Tensor> = (0..places.len()).map(part).collect();
         for (place, part) in places.iter().zip(&parts) {
             let name = self.sub(place).name(name);
             self.weights.state.borrow_mut().taken.insert(name, part.shallow_clone());
         }
-        (parts, whole)
+        (parts, fused)
     }
 
-    /// A tensor as products take it: itself, not a copy, unless the model's form asks for another type.
+    /// A tensor as products take it: itself, not a copy, unless the model's layout asks for another type.
     pub fn to_compute_dtype(&self, tensor: &Tensor) -> Tensor {
-        match self.weights.form.products {
+        match self.weights.layout.products {
             Some(kind) => tensor.to_kind(kind),
             None => tensor.shallow_clone(),
         }

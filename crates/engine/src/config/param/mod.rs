@@ -89,6 +89,7 @@ pub trait Validate {
 pub trait Bounded: PartialOrd + std::fmt::Display + Copy {}
 impl Bounded for u32 {}
 impl Bounded for u64 {}
+impl Bounded for usize {}
 impl Bounded for f64 {}
 
 /// Reads the fields of one table, and records which keys were read.

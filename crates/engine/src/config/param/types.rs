@@ -32,7 +32,7 @@ macro_rules! whole_number {
         }
     )*};
 }
-whole_number!(u32, u64);
+whole_number!(u32, u64, usize);
 
 impl Param for f64 {
     fn expected() -> String {
