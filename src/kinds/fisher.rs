@@ -16,7 +16,7 @@ use crate::models::unet::ModelMode;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
-    Unit, WorkSize,
+    Unit, Units, WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -107,9 +107,9 @@ impl Kind for Fisher {
 }
 
 impl Stage for Fisher {
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(split(self, latents.rows())))
+        Ok(Units::Independent(split(self, latents.rows())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {

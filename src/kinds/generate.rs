@@ -27,7 +27,7 @@ use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Unit, WorkSize,
+    Task, Trial, Unit, Units, WorkSize,
 };
 use attrflow_engine::{choice, params};
 
@@ -135,8 +135,8 @@ impl Stage for Generate {
         }
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        Ok(Some(cut(self, &captions(self, inputs.get(CAPTIONS))?)))
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
+        Ok(Units::Independent(cut(self, &captions(self, inputs.get(CAPTIONS))?)))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
