@@ -2,10 +2,10 @@
 //!
 //! `attrflow` starts it with its configuration as JSON, with `--measure` and its configuration, or with `--doctor`.
 
-use attrflow::cli::{DoctorReport, MEASURE, serve_measurement};
+use attrflow::cli::{DoctorReport, build};
 use attrflow::kinds::shared::device;
-use attrflow_engine::worker::local::WorkerConfig;
-use attrflow_engine::worker::measure::{Memory, peak_memory};
+use attrflow_engine::worker::measure::{MEASURE, Memory, serve_measurement};
+use attrflow_engine::worker::protocol::{Facts, WorkerConfig, peak_memory};
 use attrflow_engine::worker::serve::serve;
 
 fn main() -> Result<(), String> {
@@ -24,7 +24,8 @@ fn main() -> Result<(), String> {
         serve_measurement(&attrflow::kinds::with_libtorch(), &config, prepared, &memory);
         return Ok(());
     }
-    serve(&attrflow::kinds::with_libtorch(), &config, prepared);
+    let facts = device::facts(Facts::of_machine(&build(), config.device), config.device);
+    serve(&attrflow::kinds::with_libtorch(), &config, facts, prepared);
     Ok(())
 }
 

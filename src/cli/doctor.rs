@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::failure::Failure;
-use super::project::{cores, nvidia_driver, worker_program};
+use super::project::{cores, worker_program};
 use crate::progress::print;
+use attrflow_engine::worker::local::nvidia_driver;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \

@@ -1,6 +1,7 @@
 //! The errors of commands and their exit codes.
 
 use attrflow_engine::config::text::{Problems, Sources};
+use attrflow_engine::exec::RunError;
 use attrflow_engine::store::StoreError;
 
 pub(super) const SUCCESS: i32 = 0;
@@ -64,6 +65,15 @@ pub fn exit_code(failure: &Failure) -> i32 {
         Failure::Different(_) | Failure::InvalidSignature(_) => DIFFERENT,
         Failure::Damaged(_) | Failure::Store(_) => CACHE,
         Failure::Interrupted(signal) => SIGNALLED + signal,
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Store(error) => Self::Store(error),
+            RunError::Worker(error) => Self::Missing(error),
+        }
     }
 }
 

@@ -38,12 +38,12 @@ use crate::kinds::command;
 use crate::progress::LogLines;
 use attrflow_engine::kind::{Computation, Registry};
 use attrflow_engine::worker::local::LIGHT_WORKER;
+use attrflow_engine::worker::protocol::{Facts, WorkerConfig};
 use attrflow_engine::worker::serve::serve_until;
 
-pub use attrflow_engine::worker::serve::serve;
 pub use doctor::DoctorReport;
 pub use failure::{Failure, exit_code};
-pub use measure::{MEASURE, serve_measurement};
+pub use project::build;
 
 /// Which training images made a text-to-image diffusion model draw this?
 #[derive(Debug, Parser)]
@@ -135,10 +135,10 @@ fn renamed(error: &clap::Error) -> Option<String> {
 pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     if let [first, setting] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
         && first == LIGHT_WORKER
-        && let Ok(setting) = serde_json::from_str(setting)
+        && let Ok(config) = serde_json::from_str::<WorkerConfig>(setting)
     {
         command::adopt_orphans();
-        serve_until(own, &setting, command::kill_all);
+        serve_until(own, &config, Facts::of_machine(&build(), config.device), command::kill_all);
         return failure::SUCCESS;
     }
     let cli = match Cli::try_parse() {

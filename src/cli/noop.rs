@@ -4,10 +4,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::failure::Failure;
-use super::project::{Settings, nvidia_driver};
+use super::project::{Settings, backend};
 use attrflow_engine::exec::noop_cache::{NoopKey, NoopRun};
 use attrflow_engine::pipeline;
 use attrflow_engine::store::{SharedLock, Store};
+use attrflow_engine::worker::Backend;
 
 /// The key of a run with these arguments; `None` where it has none.
 pub(super) fn key(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
@@ -17,7 +18,7 @@ pub(super) fn key(file: &Path, settings: &Settings, targets: &[String]) -> Optio
         format!("{} {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_COMMIT")),
         format!("{} {} {} {}", program.len(), program.ino(), program.mtime(), program.mtime_nsec()),
         env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
-        format!("device {device:?}, nvidia {}", nvidia_driver()),
+        format!("device {device:?}, auto {}", backend(Vec::new()).ok()?.device_class().name()),
         store(file, settings)?.root().display().to_string(),
         format!("{} sets", sets.len()),
     ];

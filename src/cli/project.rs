@@ -12,6 +12,9 @@ use attrflow_engine::pipeline::{self, Pipeline};
 use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::Program;
 use attrflow_engine::store::Store;
+use attrflow_engine::worker::Backend;
+use attrflow_engine::worker::local::LocalBackend;
+use attrflow_engine::worker::protocol::{DeviceClass, WorkerConfig};
 
 /// The arguments that name a pipeline and stages of it.
 #[derive(Debug, Args)]
@@ -129,21 +132,26 @@ impl Settings {
         };
         graph.select(targets, &pipeline).map_err(Failure::Usage)?;
         let store = Store::open(&self.cache_of(&pipeline.root))?;
-        let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device))?;
+        let backend = backend(Vec::new())?;
+        let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device), &backend)?;
+        let class = DeviceClass::from(devices[0]);
         let numerics = Numerics {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
-            device: if devices[0] == Device::Cpu { "cpu".into() } else { "cuda".into() },
+            device: class.name().to_owned(),
             // libtorch's CUDA kernels need not be bitwise reproducible.
-            deterministic: devices[0] == Device::Cpu,
+            deterministic: class == DeviceClass::Cpu,
         };
         Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
     }
 }
 
-/// Reads a device list; all of one class, since the class counts for identity.
-pub(super) fn devices(text: &str) -> Result<Vec<Device>, Failure> {
+/// Reads a device list; all of one class, since the class is hashed. `auto` is what the backend computes on.
+pub(super) fn devices(text: &str, backend: &dyn Backend) -> Result<Vec<Device>, Failure> {
     if text == "auto" {
-        return Ok(vec![if nvidia_driver() { Device::Cuda(0) } else { Device::Cpu }]);
+        return Ok(match backend.device_class() {
+            DeviceClass::Cpu => vec![Device::Cpu],
+            DeviceClass::Cuda => vec![Device::Cuda(0)],
+        });
     }
     let mut devices = Vec::new();
     for part in text.split(',') {
@@ -169,19 +177,6 @@ pub(super) fn devices(text: &str) -> Result<Vec<Device>, Failure> {
     Ok(devices)
 }
 
-/// Whether there is an NVIDIA GPU that this process may use. Asking libtorch would cost seconds on every command;
-/// if it then cannot use the GPU, the worker says so.
-pub(super) fn nvidia_driver() -> bool {
-    if std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|visible| visible.is_empty() || visible == "-1") {
-        return false;
-    }
-    // A container or a job may be given any one of them.
-    let numbered = |name: &str| name.strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok());
-    let nodes = fs_err::read_dir("/dev").into_iter().flatten().flatten();
-    Path::new("/dev/dxg").exists()
-        || nodes.into_iter().any(|node| numbered(&node.file_name().to_string_lossy()))
-}
-
 /// This program.
 pub(super) fn program() -> Program {
     Program { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("ATTRFLOW_COMMIT").to_owned() }
@@ -192,10 +187,20 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The worker program, in the folder of this program.
+/// Version and commit, as a worker names its build.
+pub fn build() -> String {
+    format!("{} {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_COMMIT"))
+}
+
+/// The workers of this machine: this program, and the worker program beside it, which may be missing.
+pub(super) fn backend(settings: Vec<WorkerConfig>) -> Result<LocalBackend, Failure> {
+    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
+    Ok(LocalBackend { program: front.with_file_name("attrflow-worker"), front, settings })
+}
+
+/// The worker program, which must be there.
 pub(super) fn worker_program() -> Result<PathBuf, Failure> {
-    let own = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
-    let worker = own.with_file_name("attrflow-worker");
+    let worker = backend(Vec::new())?.program;
     if worker.exists() {
         return Ok(worker);
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::failure::Failure;
-use super::project::{Project, cores, devices, program, worker_program};
+use super::project::{Project, backend, cores, devices, program, worker_program};
 use super::signals::{EventSink, Signals};
 use crate::io::download::redact_urls;
 use crate::progress::Reporter;
@@ -20,7 +20,7 @@ use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
 use attrflow_engine::store::{Area, Store};
-use attrflow_engine::worker::local::{LocalBackend, WorkerConfig};
+use attrflow_engine::worker::protocol::WorkerConfig;
 
 /// How to compute; results do not depend on it.
 #[derive(Debug, Args)]
@@ -114,9 +114,9 @@ pub(super) fn execute(
     reporter: Box<dyn Reporter>,
     log: &str,
 ) -> Result<RunOutcome, Failure> {
-    let (settings, conditions) = how.worker_configs(project, log);
-    let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
-    let backend = LocalBackend { program: worker_program()?, front, settings };
+    let (configs, conditions) = how.worker_configs(project, log);
+    worker_program()?;
+    let backend = backend(configs)?;
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Cancel::default());
     let received = Arc::new(Mutex::new((None, BTreeMap::new())));
@@ -175,7 +175,7 @@ pub(super) fn repeat(
     mut reporter: Box<dyn Reporter>,
 ) -> Result<RunOutcome, Failure> {
     let begun = Instant::now();
-    let devices = devices(device.unwrap_or(&run.run.device))?;
+    let devices = devices(device.unwrap_or(&run.run.device), &backend(Vec::new())?)?;
     let conditions = how.conditions(&run.run, &devices);
     let sets = origin.sets.iter().map(|set| redact_urls(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);

@@ -14,7 +14,7 @@ use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::ModelMode;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
-    Unit, WorkSize,
+    Unit, Units, WorkSize,
 };
 use serde_json::json;
 
@@ -42,9 +42,9 @@ impl Kind for FisherParams {
 }
 
 impl Stage for FisherParams {
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let (latents, _) = arrays::open(inputs)?;
-        Ok(Some(split(self, latents.rows())))
+        Ok(Units::Independent(split(self, latents.rows())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {

@@ -26,7 +26,7 @@ use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Unit, WorkSize,
+    Task, Trial, Unit, Units, WorkSize,
 };
 
 /// What a unit's drawings depend on besides its captions and their place.
@@ -94,8 +94,8 @@ impl Stage for SampleParams {
         }
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        Ok(Some(cut(self, &captions(self, inputs.get(CAPTIONS))?)))
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
+        Ok(Units::Independent(cut(self, &captions(self, inputs.get(CAPTIONS))?)))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {

@@ -19,7 +19,7 @@ use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Kind, KindInfo,
-    Output, Stage, Task, Trial, Unit, UnitInputs, WorkSize,
+    Output, Stage, Task, Trial, Unit, UnitInputs, Units, WorkSize,
 };
 use attrflow_engine::params;
 
@@ -98,11 +98,11 @@ impl Stage for Influence {
         vec![("top_k".to_owned(), message.to_owned())]
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let units = loss_pass::units(&self.loss, inputs)?;
         match self.top_k {
-            None => Ok(Some(units)),
-            Some(_) => top_k::units(&self.loss, inputs).map(Some),
+            None => Ok(Units::Independent(units)),
+            Some(_) => top_k::units(&self.loss, inputs).map(Units::Independent),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::models::vae::Vae;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Unit, WorkSize,
+    Task, Trial, Unit, Units, WorkSize,
 };
 use attrflow_engine::{choice, params};
 use serde_json::json;
@@ -96,10 +96,10 @@ impl Kind for Latents {
 }
 
 impl Stage for Latents {
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         captions.check_files(inputs.path("images"))?;
-        Ok(Some(split(captions.items.len())))
+        Ok(Units::Independent(split(captions.items.len())))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {

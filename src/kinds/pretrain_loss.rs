@@ -15,7 +15,7 @@ use crate::method::noise::Noise;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Unit, UnitInputs,
+    Task, Trial, Unit, UnitInputs, Units,
 };
 use attrflow_engine::params;
 
@@ -82,8 +82,8 @@ impl Stage for PretrainLoss {
         json!({ "loss": loss_pass::unit_identity(&self.loss) })
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        loss_pass::units(&self.loss, inputs).map(Some)
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
+        loss_pass::units(&self.loss, inputs).map(Units::Independent)
     }
 
     fn unit_inputs(&self, inputs: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {

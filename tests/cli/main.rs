@@ -4,6 +4,7 @@
 
 mod adopt;
 mod audit;
+mod backends;
 mod bad_data;
 mod bad_input;
 mod cache;
@@ -11,6 +12,8 @@ mod captions;
 mod clock;
 mod command;
 mod command_ports;
+#[path = "../../crates/engine/tests/engine/conformance.rs"]
+mod conformance;
 mod disk;
 mod download;
 mod edits;

@@ -6,6 +6,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::Device;
+use attrflow_engine::worker::protocol::Facts;
 
 /// The device in libtorch's terms.
 pub fn torch(device: Device) -> tch::Device {
@@ -85,17 +86,64 @@ pub fn allow_tf32(allow: bool) {
 
 /// Refuses another libtorch than the one that every fingerprint names.
 fn check_version() -> Result<(), String> {
+    let (built, found) = (env!("ATTRFLOW_LIBTORCH_VERSION"), version());
+    if found == built {
+        return Ok(());
+    }
+    let library = library().unwrap_or_default();
+    Err(format!(
+        "{library} is version {found}, this program was built with {built}; \
+         build it again, or unset LD_LIBRARY_PATH"
+    ))
+}
+
+/// The version of the libtorch that was loaded; where its folder does not name one, the version built with.
+fn version() -> String {
     let built = env!("ATTRFLOW_LIBTORCH_VERSION");
-    let Some(library) = library() else { return Ok(()) };
+    let library = library().unwrap_or_default();
     let package = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
-    // The wheel says its version in a line of Python, an archive in a file of its own; elsewhere nothing tells.
+    // The wheel names its version in a line of Python, an archive in a file of its own.
     let texts = ["version.py", "build-version"].map(|name| fs_err::read_to_string(package.join(name)).ok());
     match texts.into_iter().flatten().next() {
-        Some(text) if !text.contains(built) => Err(format!(
-            "{library} is another version than {built}, which this program was built with; \
-             build it again, or unset LD_LIBRARY_PATH"
-        )),
-        _ => Ok(()),
+        Some(text) if !text.contains(built) => {
+            let line = text.lines().find(|line| line.contains("__version__")).unwrap_or(&text);
+            line.rsplit('=').next().unwrap_or_default().trim().trim_matches(['\'', '"']).to_owned()
+        }
+        _ => built.to_owned(),
+    }
+}
+
+/// What a worker says of libtorch and its device, besides what it knows of the machine.
+pub fn facts(machine: Facts, device: Device) -> Facts {
+    let facts = Facts { libtorch: Some(version()), ..machine };
+    let Device::Cuda(index) = device else { return facts };
+    let driver = fs_err::read_to_string("/sys/module/nvidia/version").ok();
+    let (gpu, compute_capability) = model(index).unzip();
+    Facts { gpu, compute_capability, driver: driver.map(|text| text.trim().to_owned()), ..facts }
+}
+
+/// Model and compute capability of a GPU, as the driver names them.
+fn model(index: usize) -> Option<(String, String)> {
+    type Init = unsafe extern "C" fn(u32) -> i32;
+    type Get = unsafe extern "C" fn(*mut i32, i32) -> i32;
+    type Name = unsafe extern "C" fn(*mut std::ffi::c_char, i32, i32) -> i32;
+    type Attribute = unsafe extern "C" fn(*mut i32, i32, i32) -> i32;
+    /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+    const CAPABILITY: [i32; 2] = [75, 76];
+    let (mut gpu, mut name, mut capability) = (0, [0 as std::ffi::c_char; 256], [0; 2]);
+    // SAFETY: these functions have this form in every release of the driver; each writes to what it is given alone, and the name
+    // ends with a zero within its length.
+    unsafe {
+        let driver = Library::new("libcuda.so.1").ok()?;
+        let ordinal = i32::try_from(index).ok()?;
+        let found = driver.get::<Init>(b"cuInit\0").ok()?(0) == 0
+            && driver.get::<Get>(b"cuDeviceGet\0").ok()?(&raw mut gpu, ordinal) == 0
+            && driver.get::<Name>(b"cuDeviceGetName\0").ok()?(name.as_mut_ptr(), name.len() as i32, gpu) == 0;
+        let attribute = driver.get::<Attribute>(b"cuDeviceGetAttribute\0").ok()?;
+        let found = found
+            && CAPABILITY.iter().zip(&mut capability).all(|(key, value)| attribute(value, *key, gpu) == 0);
+        let name = || std::ffi::CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned();
+        found.then(|| (name(), format!("{}.{}", capability[0], capability[1])))
     }
 }
 

@@ -1,33 +1,9 @@
 //! Measures stages with workers.
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
-
 use super::{CostCache, Forecast, StageEstimate};
-use crate::kind::ExpectedInputs;
 use crate::plan::Planner;
 use crate::store::StoreError;
-use crate::worker::measure::CostModel;
-
-/// A request to measure a stage.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct MeasureRequest {
-    /// The stage kind.
-    pub kind: String,
-    /// Its parameters.
-    pub params: Json,
-    /// The shapes of its inputs.
-    pub inputs: ExpectedInputs,
-}
-
-/// Measures with as many parallel workers as a run would use: they share the machine's memory and bandwidth.
-pub trait MeasureBackend {
-    /// The result of each worker.
-    ///
-    /// # Errors
-    /// Why a worker has no result.
-    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String>;
-}
+use crate::worker::measure::{CostModel, MeasureBackend, MeasureRequest};
 
 /// Progress while stages are measured.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,8 +16,9 @@ use crate::plan::{Action, Planner};
 use crate::store::Entry;
 use crate::worker::measure::CostModel;
 
+pub use crate::worker::measure::{MeasureBackend, MeasureRequest};
 pub use makespan::{Job, wall};
-pub use measure::{MeasureBackend, MeasureEvent, MeasureRequest, measure};
+pub use measure::{MeasureEvent, measure};
 pub use measurements::{CostCache, Key};
 
 /// The conditions of a run that change its time but no result.

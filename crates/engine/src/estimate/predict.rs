@@ -7,7 +7,8 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::estimate::{Forecast, StageEstimate};
-use crate::kind::{Inputs, Unit};
+use crate::identity::recipe::Recipe;
+use crate::kind::{self, Inputs};
 use crate::pipeline::StageNode;
 use crate::plan::cached_results::{self, CachedResult};
 use crate::plan::{Action, Planner, Reason, ResolvedInputs};
@@ -81,34 +82,46 @@ impl<'p> Predictor<'p> {
     /// # Errors
     /// A damaged index.
     pub fn predict(&self, stage: &StageNode, verdict: &Action) -> Result<Option<Prediction>, StoreError> {
-        let (mut prediction, left) = match verdict {
+        let (mut prediction, left, chain) = match verdict {
             Action::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
-            Action::Pending { .. } => (self.whole(stage, None), None),
+            Action::Pending { .. } => (self.whole(stage, None), None, false),
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
             apply_measurement(&mut prediction, outline, left);
         }
+        if chain {
+            prediction.tasks = prediction.tasks.map(|tasks| tasks.min(1));
+        }
         Ok(Some(prediction))
     }
 
-    /// The prediction, and the remaining tasks and steps if it has units.
+    /// The prediction, the remaining tasks and steps if it has units, and whether these are a chain.
     fn run(
         &self,
         stage: &StageNode,
         inputs: &ResolvedInputs,
         forced: bool,
-    ) -> Result<(Prediction, Option<(u64, u64)>), StoreError> {
+    ) -> Result<(Prediction, Option<(u64, u64)>, bool), StoreError> {
         // If the inputs cannot be split into units, the run fails; there is nothing to predict.
-        let units = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten();
-        let Some(units) = units else { return Ok((self.whole(stage, None), None)) };
+        let units = stage.stage.units(&Inputs(inputs.paths.clone()));
+        let units = units.unwrap_or(kind::Units::Whole);
+        if units == kind::Units::Whole {
+            return Ok((self.whole(stage, None), None, false));
+        }
+        let mut lookup = |_: &_, recipe: &Recipe| match forced {
+            true => Ok(None),
+            false => self.planner.store.lookup(&recipe.fingerprint()),
+        };
+        let (_, entries) = self.planner.unit_entries(stage, inputs, &units, &mut lookup)?;
+        let chain = matches!(units, kind::Units::Chain(_));
+        let units = units.list();
         let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
-        for unit in &units {
-            let found = if forced { None } else { self.unit(stage, inputs, unit)? };
-            match found {
-                Some(spent) => {
+        for (unit, entry) in units.iter().zip(entries) {
+            match entry {
+                Some(entry) => {
                     cached += 1;
-                    seconds += spent;
+                    seconds += entry.seconds;
                     done += unit.steps;
                 }
                 None => left += unit.steps,
@@ -122,18 +135,7 @@ impl<'p> Predictor<'p> {
         }
         let tasks = (units.total - units.cached) as u64;
         prediction.tasks = Some(tasks);
-        Ok((prediction, Some((tasks, left))))
-    }
-
-    /// The mean seconds of a cached unit.
-    fn unit(
-        &self,
-        stage: &StageNode,
-        inputs: &ResolvedInputs,
-        unit: &Unit,
-    ) -> Result<Option<f64>, StoreError> {
-        let recipe = self.planner.unit_recipe(stage, inputs, unit);
-        Ok(self.planner.store.lookup(&recipe.fingerprint())?.map(|entry| entry.seconds))
+        Ok((prediction, Some((tasks, left)), chain))
     }
 
     /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.

@@ -1,403 +1,265 @@
-//! Decides what runs next.
+//! Does what the state of a run asks for: asks planner and store, fills the queue, tells what happens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Run;
-use super::messages::Message;
+use super::messages::{Decision, Effect, Message, Part, RunError};
 use super::queue::{Job, Queue, StageContext};
-use super::state::Work;
-use super::worker_slots::PART;
+use super::state::RunState;
+use super::work::Work;
 use crate::exec::event::{Event, PlacedArtifact};
+use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
-use crate::kind::Step;
-use crate::kind::{self, Inputs, Unit};
-use crate::plan::{Action, InputError, Planner, Reason, ResolvedInputs};
-use crate::provenance::manifest::{Conditions, Outcome, StageRecord};
-use crate::store::{Entry, Lookup, Repair, StoreError, UnitIndex, View};
-use crate::worker::local::Reply;
+use crate::kind::{self, Inputs, Step, Unit, Units};
+use crate::pipeline::Source;
+use crate::plan::{Action, InputError, Planner, Reason, Results};
+use crate::provenance::manifest::Conditions;
+use crate::store::{Entry, Lookup, PART, Repair, StoreError, UnitIndex, View, format_bytes};
 
-/// The state of a run; all of it belongs to one thread.
+/// The one thread that the state of a run belongs to.
 pub(super) struct Coordinator<'a> {
     pub(super) run: &'a Run<'a>,
-    pub(super) queue: &'a Queue,
+    queue: &'a Queue,
     planner: Planner<'a>,
     pub(super) view: View,
-    /// Results of the stages that are done.
-    pub(super) done: BTreeMap<usize, Entry>,
-    /// Stages that run.
-    pub(super) running: BTreeMap<usize, Work>,
-    pub(super) records: BTreeMap<usize, StageRecord>,
-    /// Jobs that wait or run.
-    pub(super) jobs: usize,
-    /// When it was last told that another run is waited for.
-    waited: Option<Instant>,
+    pub(super) state: RunState,
     pub(super) begun: Instant,
     pub(super) started: String,
 }
 
 impl<'a> Coordinator<'a> {
     pub fn new(run: &'a Run<'a>, queue: &'a Queue) -> Self {
+        let stages = run.pipeline.stages.iter();
+        let names: Vec<String> = stages.map(|stage| stage.id.clone()).collect();
+        let dependents = (0..names.len()).map(|stage| run.graph.dependents(stage).collect()).collect();
         Self {
             run,
             queue,
             planner: Planner::new(run.pipeline, run.store, run.numerics, run.forced),
             view: View::open(&run.results),
-            done: BTreeMap::new(),
-            running: BTreeMap::new(),
-            records: BTreeMap::new(),
-            jobs: 0,
-            waited: None,
+            state: RunState::new(names, dependents, run.graph.order()),
             begun: Instant::now(),
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
         }
     }
 
-    /// Whether anything waits or runs.
-    pub fn busy(&self) -> bool {
-        self.jobs > 0
-    }
-
-    /// Looks at every stage once: what stands is reused, what can start starts.
-    pub fn begin(&mut self) -> Result<(), StoreError> {
+    /// Decides every stage once: cached results are taken, what can start starts.
+    pub fn begin(&mut self) -> Result<(), RunError> {
         let pipeline = self.run.pipeline.name.clone();
         let Conditions { jobs, threads, devices, .. } = self.run.conditions.clone();
         let stages = self.run.graph.order().len();
         self.emit(Event::RunStarted { pipeline, stages, jobs, threads, devices });
-        for &stage in self.run.graph.order() {
-            if self.stopped() {
-                break;
+        self.handle(Message::Begin)
+    }
+
+    /// Takes a message, and does what follows from it.
+    pub fn handle(&mut self, message: Message) -> Result<(), RunError> {
+        let mut messages = VecDeque::from([message]);
+        while let Some(mut message) = messages.pop_front() {
+            if self.run.stop.mode().is_some() && !self.state.stopped() && !matches!(message, Message::Stop) {
+                messages.push_front(message);
+                message = Message::Stop;
             }
-            self.start_if_ready(stage)?;
+            if let Message::Failed(stage, _, error) = &mut message {
+                *error = self.describe(*stage, std::mem::take(error));
+            }
+            for effect in self.state.transition(message) {
+                messages.extend(self.perform(effect)?);
+            }
         }
         Ok(())
     }
 
-    /// Takes a report from a slot.
-    pub fn handle(&mut self, report: Message) -> Result<(), StoreError> {
-        match report {
-            Message::Started(stage, unit) => self.on_started(stage, unit),
-            Message::Reply(stage, unit, reply) => self.on_reply(stage, unit, reply),
-            Message::Done(stage, unit, entry, seconds) => {
-                self.jobs -= 1;
-                match unit {
-                    Some(unit) => self.unit_done(stage, unit, *entry, seconds),
-                    None => self.stage_done(stage, *entry, seconds)?,
-                }
+    fn perform(&mut self, effect: Effect) -> Result<Option<Message>, RunError> {
+        match effect {
+            Effect::Emit(event) => self.emit(event),
+            Effect::Decide(_) if self.run.stop.mode().is_some() => return Ok(Some(Message::Stop)),
+            Effect::Decide(stage) => return Ok(Some(Message::Decided(stage, self.decide(stage)?))),
+            Effect::Place(stage, entry, took) => {
+                let outputs = self.place(stage, &entry)?;
+                return Ok(Some(Message::Placed(stage, entry, took, outputs)));
             }
-            Message::Failed(stage, unit, error) => {
-                self.jobs -= 1;
-                self.fail(stage, unit, error);
-            }
-            Message::LockWait(stage, unit) => self.on_lock_wait(stage, unit),
-            Message::Dropped => self.jobs -= 1,
-            Message::Stop => self.jobs -= self.queue.clear(),
-            Message::StoreFailed(error) => return Err(error),
+            Effect::Enqueue(stage, part) => self.enqueue(stage, part)?,
+            Effect::CancelStage(stage) => return Ok(Some(Message::Dropped(self.queue.cancel(stage)))),
+            Effect::ClearQueue => return Ok(Some(Message::Dropped(self.queue.clear()))),
+            Effect::Abort(error) => return Err(error),
         }
-        Ok(())
+        Ok(None)
     }
 
     pub(super) fn emit(&self, event: Event) {
         (self.run.emit)(event);
     }
 
+    fn warn(&self, message: String) {
+        self.emit(Event::Log { level: "WARN".into(), message });
+    }
+
     pub(super) fn id(&self, stage: usize) -> String {
         self.run.pipeline.stages[stage].id.clone()
     }
 
-    /// Judges a stage, and reuses or starts it; one that waits is tried again when its inputs are there.
-    ///
-    /// Whether it was reused: its readers may then start too.
-    fn start_if_ready(&mut self, stage: usize) -> Result<bool, StoreError> {
-        if self.stopped() || self.records.contains_key(&stage) || self.running.contains_key(&stage) {
-            return Ok(false);
-        }
-        match self.planner.decide(stage, &self.done) {
-            Ok(Action::Pending { .. }) => {}
-            Ok(Action::Cached(entry)) => {
-                self.reuse(stage, *entry)?;
-                return Ok(true);
-            }
-            Ok(Action::Run(recipe, inputs, reason)) => self.start(stage, *recipe, inputs, reason)?,
-            Ok(Action::InvalidInput(error)) => self.fail(stage, None, error),
+    /// What to do with a stage: for one that runs, its units and the results of those that are done.
+    fn decide(&self, stage: usize) -> Result<Decision, StoreError> {
+        let node = &self.run.pipeline.stages[stage];
+        let fail = |recipe, error| Ok(Decision::Fail(recipe, self.describe(stage, error)));
+        let (recipe, inputs, reason) = match self.planner.decide(stage, &self.state) {
+            Ok(Action::Pending { .. }) => return Ok(Decision::Pending),
+            Ok(Action::Cached(entry)) => return Ok(Decision::Cached(entry)),
+            Ok(Action::Run(recipe, inputs, reason)) => (recipe, inputs, reason),
+            Ok(Action::InvalidInput(error)) => return fail(None, error),
             Err(InputError::Store(error)) => return Err(error),
-            Err(error) => self.fail(stage, None, error.to_string()),
-        }
-        Ok(false)
-    }
-
-    /// Tries the stages that waited for this one, and in turn those that waited for one now reused.
-    fn start_dependents(&mut self, stage: usize) -> Result<(), StoreError> {
-        let graph = self.run.graph;
-        let mut next: BTreeSet<usize> = graph.dependents(stage).collect();
-        while let Some(reader) = next.pop_first() {
-            if self.start_if_ready(reader)? {
-                next.extend(graph.dependents(reader));
-            }
-        }
-        Ok(())
-    }
-
-    fn reuse(&mut self, stage: usize, entry: Entry) -> Result<(), StoreError> {
-        let outputs = self.show(stage, &entry)?;
-        let adopted = entry.adopted.clone();
-        self.emit(Event::StageCached { stage: self.id(stage), outputs, adopted });
-        let record = StageRecord {
-            outcome: Outcome::Cached,
-            seconds: entry.seconds,
-            ..self.record(stage, Some(&entry.recipe))
+            Err(error) => return fail(None, error.to_string()),
         };
-        let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
-        self.records.insert(stage, StageRecord { outputs, adopted, ..record });
-        self.done.insert(stage, entry);
-        Ok(())
-    }
-
-    /// Cuts a stage into its units and queues those that are not there.
-    fn start(
-        &mut self,
-        stage: usize,
-        recipe: Recipe,
-        inputs: ResolvedInputs,
-        reason: Reason,
-    ) -> Result<(), StoreError> {
-        let node = &self.run.pipeline.stages[stage];
-        // Whoever counted on the files must hear of it, whatever the form of the report.
+        // Whoever counted on the files must know of it, in whatever form the run is reported.
         if let Reason::Modified { what } = &reason {
-            let message = format!("{what}; `{}` is computed instead", node.id);
-            self.emit(Event::Log { level: "WARN".into(), message });
+            self.warn(format!("{what}; `{}` is computed instead", node.id));
         }
-        let units = node.stage.units(&Inputs(inputs.paths.clone()));
-        let mut work = Work::new(recipe, inputs, reason == Reason::Forced);
-        let jobs = match units {
-            Ok(Some(units)) => self.unit_jobs(stage, units, &mut work)?,
-            Ok(None) => vec![self.whole(stage, Step::Whole, &work)],
-            Err(error) => {
-                self.running.insert(stage, work);
-                self.fail(stage, None, kind::describe(&error));
-                return Ok(());
-            }
+        let units = match node.stage.units(&Inputs(inputs.paths.clone())) {
+            Ok(units) => units,
+            Err(error) => return fail(Some(recipe), kind::describe(&error)),
         };
-        self.emit(Event::StageStarted {
-            stage: node.id.clone(),
-            reason,
-            units: work.units.len().max(1),
-            units_cached: work.units_cached,
-            steps: work.progress.total,
-        });
-        let merge_now = jobs.is_empty();
-        self.jobs += jobs.len();
-        self.queue.extend(jobs);
-        self.running.insert(stage, work);
-        if merge_now {
-            self.merge(stage);
+        let forced = reason == Reason::Forced;
+        let mut lookup = |unit: &Unit, recipe: &Recipe| match forced {
+            true => Ok(None),
+            false => self.look_up(&node.id, unit, recipe),
+        };
+        let entries = self.planner.unit_entries(node, &inputs, &units, &mut lookup)?;
+        // The fingerprints of a chain are known as far as it is done, and of the unit that is next.
+        let known = match units {
+            Units::Chain(_) => entries.1.iter().take_while(|entry| entry.is_some()).count() + 1,
+            Units::Whole | Units::Independent(_) => entries.0.len(),
+        };
+        if units != Units::Whole {
+            let known = entries.0.iter().take(known).map(Recipe::fingerprint).collect();
+            self.write_unit_index(stage, recipe.fingerprint(), known)?;
         }
-        Ok(())
+        Ok(Decision::Run(Box::new(Work::new(*recipe, inputs, forced, units, entries)), reason))
     }
 
-    /// Looks up each unit, and lists those that must be computed.
-    fn unit_jobs(&self, stage: usize, units: Vec<Unit>, work: &mut Work) -> Result<Vec<Job>, StoreError> {
-        let node = &self.run.pipeline.stages[stage];
-        let common = Arc::new(self.common(stage, work));
-        let mut jobs = Vec::new();
-        let mut fingerprints = Vec::new();
-        let recipes = self.planner.unit_recipes(node, &work.inputs, &units);
-        for (index, (unit, recipe)) in units.into_iter().zip(recipes).enumerate() {
-            fingerprints.push(recipe.fingerprint());
-            let entry = if work.forced { None } else { self.look_up(&node.id, &unit, &recipe)? };
-            if let Some(entry) = &entry {
-                self.run.store.require(entry, [PART])?;
-            }
-            match &entry {
-                Some(_) => work.units_cached += 1,
-                None => {
-                    work.progress.total += unit.steps;
-                    let batch_key = node.stage.batch_key(&common.inputs, &unit);
-                    let (step, common) = (Step::Unit(unit.clone()), Arc::clone(&common));
-                    jobs.push(Job { common, unit: Some(index), step, recipe, batch_key, spent: 0.0 });
-                }
-            }
-            work.units.push(unit);
-            work.entries.push(entry);
-        }
-        let pipeline = self.run.pipeline.name.clone();
-        let cut = UnitIndex { pipeline, stage: node.id.clone(), units: fingerprints };
-        self.run.store.write_unit_index(&work.recipe.fingerprint(), &cut)?;
-        Ok(jobs)
-    }
-
-    /// The result of a unit, if it stands.
+    /// The result of a unit, if it is in the cache.
     fn look_up(&self, stage: &str, unit: &Unit, recipe: &Recipe) -> Result<Option<Entry>, StoreError> {
         match self.run.store.find(&recipe.fingerprint())? {
-            Lookup::Hit(entry) => Ok(Some(*entry)),
+            Lookup::Hit(entry) => {
+                self.run.store.require(&entry, [PART])?;
+                Ok(Some(*entry))
+            }
             Lookup::Miss => Ok(None),
             Lookup::Invalid(what) => {
-                let message = format!("{what}; {} of `{stage}` is computed instead", unit.name);
-                self.emit(Event::Log { level: "WARN".into(), message });
+                self.warn(format!("{what}; {} of `{stage}` is computed instead", unit.name));
                 Ok(None)
             }
         }
     }
 
-    fn common(&self, stage: usize, work: &Work) -> StageContext {
+    fn write_unit_index(
+        &self,
+        stage: usize,
+        fingerprint: Digest,
+        units: Vec<Digest>,
+    ) -> Result<(), StoreError> {
+        let index = UnitIndex { pipeline: self.run.pipeline.name.clone(), stage: self.id(stage), units };
+        self.run.store.write_unit_index(&fingerprint, &index)
+    }
+
+    /// Makes jobs of a stage that runs, and queues them.
+    fn enqueue(&mut self, stage: usize, part: Part) -> Result<(), StoreError> {
         let node = &self.run.pipeline.stages[stage];
-        StageContext {
+        let (sources, upstream) = (self.sources(stage), self.upstream(stage));
+        let Some(work) = self.state.work(stage) else { return Ok(()) };
+        let common = Arc::new(StageContext {
             stage,
             kind: node.kind(),
             outputs: node.outputs.clone(),
             params: node.stage.to_json(),
             inputs: Inputs(work.inputs.paths.clone()),
             resolved: work.inputs.clone(),
-            sources: self.sources(stage),
-            upstream: self.upstream(stage),
+            sources,
+            upstream,
             forced: work.forced,
-        }
-    }
-
-    /// A stage of one piece, or what joins its units.
-    fn whole(&self, stage: usize, step: Step, work: &Work) -> Job {
-        Job {
-            common: Arc::new(self.common(stage, work)),
-            unit: None,
+        });
+        let job = |unit, step, recipe, previous, batch_key, spent| Job {
+            common: Arc::clone(&common),
+            unit,
             step,
-            recipe: work.recipe.clone(),
-            batch_key: None,
-            spent: work.entries.iter().flatten().map(|entry| entry.seconds).sum(),
-        }
-    }
-
-    fn merge(&mut self, stage: usize) {
-        // What is queued after the queue was cleared would be begun.
-        if self.stopped() {
-            return;
-        }
-        let work = &self.running[&stage];
-        let parts =
-            work.entries.iter().flatten().map(|entry| self.run.store.path(&entry.outputs[PART].digest));
-        let job = self.whole(stage, Step::Merge(parts.collect()), work);
-        self.queue.push_first(job);
-        self.jobs += 1;
-    }
-
-    /// Whether nothing new may begin.
-    fn stopped(&self) -> bool {
-        self.run.stop.mode().is_some()
-    }
-
-    /// The records of stages that were not done when the run was stopped.
-    pub(super) fn note_interrupted(&mut self) {
-        for &stage in self.run.graph.order() {
-            if self.records.contains_key(&stage) {
-                continue;
-            }
-            let work = self.running.remove(&stage);
-            let record = self.record(stage, work.as_ref().map(|work| &work.recipe));
-            let mut record = StageRecord { outcome: Outcome::Interrupted, ..record };
-            if let Some(work) = work {
-                (record.units_run, record.units_cached) = (work.units_run, work.units_cached);
-                record.seconds = work.seconds;
-            }
-            self.records.insert(stage, record);
-        }
-    }
-
-    /// Says that another run is waited for, not more than once a minute.
-    fn on_lock_wait(&mut self, stage: usize, unit: Option<usize>) {
-        if self.waited.is_some_and(|waited| waited.elapsed() < Duration::from_secs(60)) {
-            return;
-        }
-        self.waited = Some(Instant::now());
-        let unit =
-            self.running.get(&stage).zip(unit).map(|(work, unit)| format!(", {}", work.units[unit].name));
-        let message =
-            format!("waiting for another run that computes `{}`{}", self.id(stage), unit.unwrap_or_default());
-        self.emit(Event::Log { level: "INFO".into(), message });
-    }
-
-    fn on_started(&self, stage: usize, unit: Option<usize>) {
-        let unit = self.running.get(&stage).zip(unit).map(|(work, unit)| work.units[unit].name.clone());
-        self.emit(Event::UnitStarted { stage: self.id(stage), unit });
-    }
-
-    fn on_reply(&mut self, stage: usize, unit: Option<usize>, reply: Reply) {
-        match reply {
-            Reply::Progress { done, total, .. } => {
-                let Some(work) = self.running.get_mut(&stage) else { return };
-                // A merge has no steps of its own among the units'.
-                if unit.is_none() && !work.units.is_empty() {
-                    return;
-                }
-                let (done, total) = work.progress.said(unit, done, total);
-                self.emit(Event::Progress { stage: self.id(stage), done, total });
-            }
-            Reply::Log { level, message } => self.emit(Event::Log { level, message }),
-            Reply::Finished { .. } | Reply::Done | Reply::Failed { .. } => {}
-        }
-    }
-
-    fn unit_done(&mut self, stage: usize, unit: usize, entry: Entry, took: Option<f64>) {
-        let seconds = took.unwrap_or_default();
-        // Another unit of the stage may have failed meanwhile; this one is kept for the next run.
-        let Some(work) = self.running.get_mut(&stage) else {
-            if let Some(record) = self.records.get_mut(&stage) {
-                record.units_run += usize::from(took.is_some());
-                record.units_cached += usize::from(took.is_none());
-                record.seconds += seconds;
-            }
-            return;
+            recipe,
+            previous,
+            batch_key,
+            spent,
+            lost: 0,
         };
-        work.entries[unit] = Some(entry);
-        work.units_run += usize::from(took.is_some());
-        work.units_cached += usize::from(took.is_none());
-        work.seconds += seconds;
-        let name = work.units[unit].name.clone();
-        let (done, total) = work.progress.finished(unit, work.units[unit].steps);
-        let complete = work.complete();
-        self.emit(Event::Progress { stage: self.id(stage), done, total });
-        self.emit(Event::UnitFinished { stage: self.id(stage), unit: name, seconds });
-        if complete {
-            self.merge(stage);
+        let step = match part {
+            Part::Units(indexes) => {
+                let jobs = indexes.into_iter().filter_map(|index| {
+                    let (recipe, unit) = (work.take_recipe(index)?, work.units.list()[index].clone());
+                    let key = node.stage.batch_key(&common.inputs, &unit);
+                    Some(job(Some(index), Step::Unit(unit), recipe, work.previous(index), key, 0.0))
+                });
+                let jobs: Vec<Job> = jobs.collect();
+                if let (Units::Chain(_), Some(next)) = (&work.units, jobs.first()) {
+                    let done = work.entries.iter().flatten().map(|entry| &entry.recipe);
+                    let known = done.chain([&next.recipe]).map(Recipe::fingerprint).collect();
+                    let fingerprint = work.recipe.fingerprint();
+                    self.write_unit_index(stage, fingerprint, known)?;
+                }
+                self.queue.extend(jobs);
+                return Ok(());
+            }
+            Part::Whole => Step::Whole,
+            Part::Merge => {
+                let parts = work.entries.iter().flatten();
+                Step::Merge(parts.map(|entry| self.run.store.path(&entry.outputs[PART].digest)).collect())
+            }
+        };
+        let spent = work.entries.iter().flatten().map(|entry| entry.seconds).sum();
+        let job = job(None, step, work.recipe.clone(), None, None, spent);
+        match job.step {
+            Step::Merge(_) => self.queue.push_first(job),
+            _ => self.queue.extend(vec![job]),
         }
+        Ok(())
     }
 
-    fn stage_done(&mut self, stage: usize, entry: Entry, took: Option<f64>) -> Result<(), StoreError> {
-        // Another run computed all of it while this one waited.
-        if took.is_none() && self.running.get(&stage).is_some_and(|work| work.units_run == 0) {
-            self.running.remove(&stage);
-            self.reuse(stage, entry)?;
-            return self.start_dependents(stage);
+    /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
+    /// behind them; and how full a full disk is.
+    fn describe(&self, stage: usize, mut error: String) -> String {
+        for source in self.run.pipeline.stages[stage].inputs.values() {
+            let Source::Port { stage: upstream, port, .. } = source else { continue };
+            let Some(artifact) = self.state.entry(*upstream).and_then(|entry| entry.outputs.get(port)) else {
+                continue;
+            };
+            let object = self.run.store.path(&artifact.digest).display().to_string();
+            let node = &self.run.pipeline.stages[*upstream];
+            if let Some(output) = node.outputs.iter().find(|output| output.name == *port) {
+                let shown = self.run.results.join(node.folder()).join(&output.file).display().to_string();
+                error = error.replace(&object, &shown);
+            }
         }
-        let seconds = took.unwrap_or_default();
-        let outputs = self.show(stage, &entry)?;
-        let record = self.record(stage, Some(&entry.recipe));
-        let Some(work) = self.running.remove(&stage) else { return Ok(()) };
-        let seconds = work.seconds + seconds;
-        let units_run = if work.units.is_empty() { 1 } else { work.units_run };
-        self.emit(Event::StageFinished { stage: self.id(stage), seconds, outputs });
-        let record = StageRecord { units_run, units_cached: work.units_cached, seconds, ..record };
-        // Another process may have adopted it while this one waited for the lock.
-        let (outputs, adopted) = (entry.outputs.clone(), entry.adopted.clone());
-        self.records.insert(stage, StageRecord { outputs, adopted, ..record });
-        self.done.insert(stage, entry);
-        self.start_dependents(stage)
+        // As the system says it, in whatever language a stage is written.
+        if error.contains("No space left on device") || error.contains("os error 28") {
+            let (free, root) = (format_bytes(self.run.store.free_space()), self.run.store.root().display());
+            error.push_str(&format!("; {free} free on the disk of {root}"));
+        }
+        error
     }
 
     /// Brings the results folder up to date for one stage.
-    fn show(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, PlacedArtifact>, StoreError> {
+    fn place(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, PlacedArtifact>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
-        let mut shown = BTreeMap::new();
+        let mut outputs = BTreeMap::new();
         for port in &node.outputs {
             let Some(artifact) = entry.outputs.get(&port.name) else { continue };
             let placed = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
-            if let Some(mended) = placed.mended {
+            if let Some(repair) = placed.mended {
                 // Bytes that are replaced may have been someone's.
-                let level = if mended == Repair::Missing { "INFO" } else { "WARN" };
+                let level = if repair == Repair::Missing { "INFO" } else { "WARN" };
                 self.emit(Event::Log { level: level.into(), message: placed.to_string() });
             }
             let path = placed.path;
-            shown.insert(port.name.clone(), PlacedArtifact { artifact: artifact.clone(), path });
+            outputs.insert(port.name.clone(), PlacedArtifact { artifact: artifact.clone(), path });
         }
-        Ok(shown)
+        Ok(outputs)
     }
 }

@@ -1,15 +1,14 @@
-//! Runs what the plan says: schedules units on workers, keeps results, emits events.
+//! Runs a plan: schedules units on workers, keeps results, emits events.
 
 pub mod adopt;
-mod cancel;
 mod coordinator;
 pub mod event;
-mod failure;
 mod messages;
 pub mod noop_cache;
 mod queue;
 mod record;
 mod state;
+mod work;
 mod worker_slots;
 
 use std::path::PathBuf;
@@ -20,14 +19,16 @@ use crate::identity::recipe::Numerics;
 use crate::pipeline::Pipeline;
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::{Conditions, Manifest, Program};
-use crate::store::{Store, StoreError};
-use crate::worker::local::Backend;
-pub use cancel::{Cancel, CancelMode};
+use crate::store::Store;
+use crate::worker::Backend;
+pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
+use messages::Message;
+pub use messages::RunError;
 use queue::Queue;
 use worker_slots::{Reports, Slot};
 
-/// A run: what to do, where to keep it, who is told.
+/// A run: what to do, where to keep it, who observes it.
 pub struct Run<'a> {
     /// The pipeline.
     pub pipeline: &'a Pipeline,
@@ -53,19 +54,19 @@ pub struct Run<'a> {
     pub conditions: Conditions,
     /// Ends the run before it is done.
     pub stop: &'a Cancel,
-    /// Hears what happens.
+    /// Gets what happens.
     pub emit: &'a dyn Fn(Event),
 }
 
 impl Run<'_> {
     /// Brings every selected stage up to date and writes the manifest.
     ///
-    /// A stage that fails is in the manifest with its error; stages that do not need it go on. A run that is stopped
+    /// A stage that fails is in the manifest with its error; stages that do not need it continue. A run that is stopped
     /// writes its manifest too.
     ///
     /// # Errors
-    /// A store that cannot be read or written.
-    pub fn execute(&self) -> Result<Manifest, StoreError> {
+    /// A store that cannot be read or written, and workers that cannot serve this run.
+    pub fn execute(&self) -> Result<Manifest, RunError> {
         let _use = self.store.shared_lock(|| {
             let message = "waiting for `attrflow cache gc` to end".to_owned();
             (self.emit)(Event::Log { level: "INFO".into(), message });
@@ -73,18 +74,22 @@ impl Run<'_> {
         if let Some(message) = self.store.old_index()? {
             (self.emit)(Event::Log { level: "WARN".into(), message });
         }
-        self.run_jobs().map_err(|error| self.store.with_free_space(error))
+        self.run_jobs().map_err(|error| match error {
+            RunError::Store(error) => self.store.with_free_space(error).into(),
+            error => error,
+        })
     }
 
-    fn run_jobs(&self) -> Result<Manifest, StoreError> {
+    fn run_jobs(&self) -> Result<Manifest, RunError> {
         let queue = Queue::new(self.backend.slots());
         let mut coordinator = Coordinator::new(self, &queue);
         coordinator.begin()?;
         // No worker, thread or folder is made for a run that finds everything in the cache.
-        if coordinator.busy() {
+        if coordinator.state.busy() {
             let scratch = self.store.scratch()?;
             let (reports, incoming) = mpsc::channel();
-            self.stop.listen(reports.clone());
+            let wake = reports.clone();
+            self.stop.listen(Box::new(move || wake.send(Message::Stop).is_ok()));
             std::thread::scope(|scope| {
                 let _close = CloseOnDrop(&queue);
                 let (backend, store, stop) = (self.backend, self.store, self.stop);
@@ -93,11 +98,11 @@ impl Run<'_> {
                     scope.spawn(move || Slot::new(slot, queue, backend, store, scratch, reports).serve());
                 }
                 drop(reports);
-                while coordinator.busy() {
-                    let report = incoming.recv().expect("slots live as long as the queue is open");
-                    coordinator.handle(report)?;
+                while coordinator.state.busy() {
+                    let message = incoming.recv().expect("slots live as long as the queue is open");
+                    coordinator.handle(message)?;
                 }
-                Ok::<(), StoreError>(())
+                Ok::<(), RunError>(())
             })?;
         }
         coordinator.finish()

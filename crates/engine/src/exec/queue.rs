@@ -1,4 +1,4 @@
-//! Jobs that wait, and which of them are taken together.
+//! Jobs that are queued, and which of them are taken together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -7,8 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use serde_json::Value as Json;
 
 use crate::identity::recipe::Recipe;
-use crate::kind::Step;
-use crate::kind::{Inputs, KindInfo, Port};
+use crate::kind::{Inputs, KindInfo, Port, Step};
 use crate::plan::ResolvedInputs;
 use crate::store::Artifact;
 
@@ -21,7 +20,7 @@ pub(super) struct StageContext {
     pub outputs: Vec<Port>,
     pub params: Json,
     pub inputs: Inputs,
-    /// What stands on its input ports, whole, and where.
+    /// Digests and paths of its inputs.
     pub resolved: ResolvedInputs,
     /// What it reads outside the store, by port.
     pub sources: BTreeMap<String, PathBuf>,
@@ -38,16 +37,20 @@ pub(super) struct Job {
     pub unit: Option<usize>,
     pub step: Step,
     pub recipe: Recipe,
-    /// What it shares with the jobs that it is worth computing together with.
+    /// The folder of the unit before, in a chain.
+    pub previous: Option<Artifact>,
+    /// Jobs of equal keys are worth computing together.
     pub batch_key: Option<String>,
     /// Seconds that the units cost which a merge joins, in this run or an earlier one.
     pub spent: f64,
+    /// Workers that were lost while they computed it.
+    pub lost: usize,
 }
 
-/// Most jobs of one task: what a task costs is lost when it is cut off.
-const MOST_TOGETHER: usize = 64;
+/// Most jobs of one batch: all that are not finished are lost when it is cut off.
+const MAX_BATCH: usize = 64;
 
-/// The jobs that wait, in order.
+/// The queued jobs, in order.
 pub(super) struct Queue {
     jobs: Mutex<(VecDeque<Box<Job>>, bool)>,
     wake: Condvar,
@@ -64,7 +67,7 @@ impl Queue {
         self.jobs.lock().expect("no panic under this lock")
     }
 
-    /// Adds jobs, all at once: a slot that waits would else take the first one without its batch_key.
+    /// Adds jobs, all at once: a slot that waits would else take the first one without its batch.
     pub fn extend(&self, jobs: Vec<Job>) {
         self.jobs().0.extend(jobs.into_iter().map(Box::new));
         self.wake.notify_all();
@@ -89,7 +92,7 @@ impl Queue {
         std::mem::take(&mut self.jobs().0).len()
     }
 
-    /// Lets the slots end after what they are at; jobs still wait only where the run cannot go on.
+    /// Lets the slots end after the jobs that they run; others are still queued only where the run cannot continue.
     pub fn close(&self) {
         *self.jobs() = (VecDeque::new(), true);
         self.wake.notify_all();
@@ -97,41 +100,40 @@ impl Queue {
 
     /// The next job, waited for, with those that are worth computing together with it; none once the queue is closed.
     ///
-    /// They come in one step, or two slots would take jobs of one batch apart. Without a hold on the first, it
-    /// comes alone.
+    /// They are taken at once, or two slots would divide a batch. Without a hold on the first, it comes alone.
     pub fn take<T>(&self, mut hold: impl FnMut(&Job) -> Option<T>) -> Option<Vec<(Box<Job>, Option<T>)>> {
         let mut jobs = self.jobs();
         let job = loop {
-            if let Some(job) = jobs.0.pop_front() {
-                break job;
-            }
             if jobs.1 {
                 return None;
+            }
+            if let Some(job) = jobs.0.pop_front() {
+                break job;
             }
             jobs = self.wake.wait(jobs).expect("no panic under this lock");
         };
         let held = hold(&job);
-        let batch_key = if held.is_some() { self.batch_key(&job, &mut jobs.0, hold) } else { Vec::new() };
-        Some(std::iter::once((job, held)).chain(batch_key).collect())
+        let batch = if held.is_some() { self.batch(&job, &mut jobs.0, hold) } else { Vec::new() };
+        Some(std::iter::once((job, held)).chain(batch).collect())
     }
 
-    /// Takes out the jobs that keep another batch_key, as far as `hold` gets hold of them; others stay where they are:
+    /// Takes out the jobs that belong to a job's batch, as far as `hold` gets hold of them; others stay where they are:
     /// what another run computes is waited for when it is its turn, with nothing else held.
     ///
-    /// No more than a slot's share of all that waits, or the others would have nothing to do.
-    fn batch_key<T>(
+    /// No more than a slot's share of all that are queued, or the others would have nothing to do.
+    fn batch<T>(
         &self,
         job: &Job,
         waiting: &mut VecDeque<Box<Job>>,
         mut hold: impl FnMut(&Job) -> Option<T>,
     ) -> Vec<(Box<Job>, Option<T>)> {
-        let Some(batch_key) = &job.batch_key else { return Vec::new() };
-        let share = (waiting.len() + 1).div_ceil(self.slots.max(1)).min(MOST_TOGETHER);
+        let Some(key) = &job.batch_key else { return Vec::new() };
+        let share = (waiting.len() + 1).div_ceil(self.slots.max(1)).min(MAX_BATCH);
         let (mut taken, mut place) = (Vec::new(), 0);
         while taken.len() + 1 < share && place < waiting.len() {
             let other = &waiting[place];
             let fits =
-                other.common.kind.name == job.common.kind.name && other.batch_key.as_ref() == Some(batch_key);
+                other.common.kind.name == job.common.kind.name && other.batch_key.as_ref() == Some(key);
             match fits.then(|| hold(other)).flatten() {
                 None => place += 1,
                 held => taken.extend(waiting.remove(place).map(|other| (other, held))),

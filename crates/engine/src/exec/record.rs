@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::coordinator::Coordinator;
+use super::messages::{Message, RunError};
+use super::state::StageState;
+use super::work::Tally;
 use crate::exec::event::Event;
 use crate::identity::recipe::Recipe;
 use crate::pipeline::Source;
+use crate::plan::Results;
 use crate::provenance::manifest::{self, FORMAT, Manifest, Outcome, Reads, StageRecord};
-use crate::store::{Artifact, StoreError};
+use crate::store::{Artifact, Entry, StoreError};
 
 impl Coordinator<'_> {
     /// The files and folders outside the store that a stage reads, by port.
@@ -27,7 +31,7 @@ impl Coordinator<'_> {
         let artifacts = inputs.filter_map(|(port, source)| match source {
             Source::File(_) => None,
             Source::Port { stage, port: output, .. } => {
-                Some((port.clone(), self.done.get(stage)?.outputs.get(output)?.clone()))
+                Some((port.clone(), self.state.entry(*stage)?.outputs.get(output)?.clone()))
             }
         });
         artifacts.collect()
@@ -46,29 +50,49 @@ impl Coordinator<'_> {
         reads.collect()
     }
 
-    /// A record with what is known of a stage before it is known how it ended.
-    pub(super) fn record(&self, stage: usize, recipe: Option<&Recipe>) -> StageRecord {
+    /// What the manifest keeps of a stage that ended.
+    fn record(&self, stage: usize) -> StageRecord {
         let node = &self.run.pipeline.stages[stage];
+        let cached = |entry: &Entry| Tally { seconds: entry.seconds, ..Tally::default() };
+        let (outcome, recipe, tally, entry, error) = match &self.state.stages[stage] {
+            StageState::Done(entry, None) => {
+                (Outcome::Cached, Some(&entry.recipe), cached(entry), Some(entry), None)
+            }
+            StageState::Done(entry, Some(tally)) => {
+                (Outcome::Ran, Some(&entry.recipe), tally.clone(), Some(entry), None)
+            }
+            StageState::Failed(partial, error) => {
+                let recipe = partial.recipe.as_deref();
+                (Outcome::Failed, recipe, partial.tally.clone(), None, Some(error.clone()))
+            }
+            StageState::Interrupted(partial) => {
+                (Outcome::Interrupted, partial.recipe.as_deref(), partial.tally.clone(), None, None)
+            }
+            StageState::Blocked | StageState::Pending | StageState::Running(_) => {
+                (Outcome::Blocked, None, Tally::default(), None, None)
+            }
+        };
         StageRecord {
             stage: node.id.clone(),
-            outcome: Outcome::Ran,
+            outcome,
             fingerprint: recipe.map(Recipe::fingerprint),
             recipe: recipe.cloned(),
             params: node.stage.recorded(),
             reads: self.reads(stage),
             sources: self.sources(stage),
-            outputs: BTreeMap::new(),
-            adopted: None,
-            units_run: 0,
-            units_cached: 0,
-            seconds: 0.0,
-            error: None,
+            outputs: entry.map(|entry| entry.outputs.clone()).unwrap_or_default(),
+            // Another process may have adopted it while this one waited for the lock.
+            adopted: entry.and_then(|entry| entry.adopted.clone()),
+            units_run: tally.units_run,
+            units_cached: tally.units_cached,
+            seconds: tally.seconds,
+            error,
         }
     }
 
     /// Writes the manifest and says how it ended.
-    pub fn finish(mut self) -> Result<Manifest, StoreError> {
-        self.note_interrupted();
+    pub fn finish(mut self) -> Result<Manifest, RunError> {
+        self.handle(Message::End)?;
         let stages = self.run.pipeline.stages.iter();
         let files = stages.flat_map(|s| s.outputs.iter().map(|port| s.folder().join(&port.file)));
         let shown = files.collect();
@@ -83,14 +107,12 @@ impl Coordinator<'_> {
         keep("results of stages that are gone", self.view.prune(&shown))?;
         keep("results index", self.view.save())?;
         keep("file-state cache", self.run.store.flush())?;
-        let mut records = std::mem::take(&mut self.records);
         let selected: BTreeSet<usize> = self.run.graph.order().iter().copied().collect();
         let names = self.run.pipeline.stages.iter().enumerate();
         let left_out =
             names.filter(|(index, _)| !selected.contains(index)).map(|(_, s)| s.id.clone()).collect();
         let stages: Vec<StageRecord> =
-            self.run.graph.order().iter().filter_map(|stage| records.remove(stage)).collect();
-        debug_assert_eq!(stages.len(), self.run.graph.order().len(), "every stage ends in some way");
+            self.run.graph.order().iter().map(|stage| self.record(*stage)).collect();
         let count = |outcome| stages.iter().filter(|record| record.outcome == outcome).count();
         let (cached, ran) = (count(Outcome::Cached), count(Outcome::Ran));
         let (failed, blocked) = (count(Outcome::Failed), count(Outcome::Blocked));

@@ -5,28 +5,28 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SendError, Sender};
 use std::time::{Duration, Instant};
 
-use super::cancel::{Cancel, CancelMode};
-use super::messages::Message;
+use super::messages::{Message, RunError};
 use super::queue::{Job, Queue};
-use crate::kind::Unit;
-use crate::kind::{Step, Task};
-use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError};
-use crate::worker::local::{Backend, Reply, TaskBatch, TaskError, Worker};
+use crate::kind::{PREVIOUS, Step, Task};
+use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError};
+use crate::worker::cancel::{Cancel, CancelMode};
+use crate::worker::protocol::{Reply, TaskBatch, TaskError};
+use crate::worker::{Backend, Worker};
 
-/// Where a slot reports to, and hears that the run is to stop.
+/// Where a slot reports to, and whether the run is to stop.
 pub(super) struct Reports<'a> {
     pub to: Sender<Message>,
     pub stop: &'a Cancel,
 }
 
 impl Reports<'_> {
-    fn send(&self, report: Message) -> Result<(), SendError<Message>> {
-        self.to.send(report)
+    fn send(&self, message: Message) -> Result<(), SendError<Message>> {
+        self.to.send(message)
     }
 
     /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
-    fn say(&self, report: Message) {
-        let _ = self.send(report);
+    fn say(&self, message: Message) {
+        let _ = self.send(message);
     }
 }
 
@@ -39,24 +39,24 @@ enum JobError {
     #[error("the input `{port}` changed while it was read: {path}", path = path.display())]
     Changed { port: String, path: PathBuf },
     #[error("the input `{port}` changed while it was read: {what}")]
-    Lost { port: String, what: String },
+    Damaged { port: String, what: String },
     #[error("the run was stopped")]
     Stopped,
-    #[error("the runner broke on this job, which is a fault of attrflow; -vvv tells more")]
+    #[error("attrflow itself failed on this job, which is a bug; -vvv shows more")]
     Panic,
 }
 
 /// A result, and the seconds that it took; none where another run had computed it.
 type Outcome = Result<(Entry, Option<f64>), JobError>;
-/// An error is that the coordinator is gone, and the slot has nobody to work for.
+/// An error means that the coordinator is gone: nobody needs the slot any more.
 type Sent = Result<(), SendError<Message>>;
 
-/// A job that a slot has to bring to an end.
+/// A job that a slot has taken.
 struct LockedJob {
     job: Box<Job>,
     /// Keeps others from computing it; none while it is waited for.
     lock: Option<Lock>,
-    /// Whether it was said to have begun.
+    /// Whether its start was reported.
     begun: bool,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Slot<'a> {
     store: &'a Store,
     scratch: &'a Scratch,
     reports: Reports<'a>,
-    /// For kinds that need libtorch, and for those that don't; each is started when there is something for it to do.
+    /// For kinds that need no libtorch, and for those that do; each is started when there is something for it to do.
     workers: [Option<Box<dyn Worker>>; 2],
     /// Emptied folders of earlier tasks.
     spare: Vec<Attempt>,
@@ -92,16 +92,16 @@ impl<'a> Slot<'a> {
         while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
             let held = jobs.into_iter().map(|(job, lock)| LockedJob { job, lock, begun: false });
             let mut held: Vec<LockedJob> = held.collect();
-            // A job that got lost would be waited for without end.
-            let brought = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(()));
+            // A job without an end would be waited for for ever.
+            let ended = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(()));
             let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
-            if brought.and(rest).is_err() {
+            if ended.and(rest).is_err() {
                 return;
             }
         }
     }
 
-    /// Brings a job to its end, together with those that are in its batch; what is then left in `held` got lost.
+    /// Runs a job and those of its batch until each has ended; a panic leaves some of them in `held`.
     fn run_to_end(&mut self, held: &mut Vec<LockedJob>) -> Sent {
         if held[0].lock.is_none() {
             match self.lock(&held[0].job) {
@@ -119,7 +119,11 @@ impl<'a> Slot<'a> {
         }
         let mut at_once = held.len();
         while !held.is_empty() {
-            let Err(error) = self.compute(held, at_once) else { continue };
+            let error = match self.compute(held, at_once) {
+                Ok(()) => continue,
+                Err(JobError::Task(TaskError::Lost(how))) => return self.put_back(held, at_once, &how),
+                Err(error) => error,
+            };
             let stopped = self.reports.stop.mode().is_some();
             let stage = held[0].job.common.stage;
             if at_once == 1 {
@@ -136,22 +140,43 @@ impl<'a> Slot<'a> {
         Ok(())
     }
 
+    /// Puts jobs back into the queue, for another worker, after theirs was lost. A job that lost two workers fails: it may be
+    /// the reason.
+    fn put_back(&self, held: &mut Vec<LockedJob>, count: usize, how: &str) -> Sent {
+        let first = &held[0].job;
+        let level = "WARN".to_owned();
+        let message = format!("a worker was lost ({how}); what it was computing is computed again");
+        self.reports.say(Message::Reply(first.common.stage, first.unit, Reply::Log { level, message }));
+        let mut jobs = Vec::new();
+        for (place, mut held) in std::mem::take(held).into_iter().enumerate() {
+            held.job.lost += usize::from(place < count);
+            if held.job.lost > 1 {
+                self.end(held, Err(TaskError::Lost(how.to_owned()).into()))?;
+            } else {
+                jobs.push(*held.job);
+            }
+        }
+        self.queue.extend(jobs);
+        Ok(())
+    }
+
     /// Reports how a job ended, and lets go of its lock.
     fn end(&self, held: LockedJob, outcome: Outcome) -> Sent {
         let (stage, unit) = (held.job.common.stage, held.job.unit);
         self.reports.send(match outcome {
             Ok((entry, seconds)) => Message::Done(stage, unit, Box::new(entry), seconds),
-            Err(JobError::Store(error)) if !error.is_the_stage() => Message::StoreFailed(error),
-            Err(JobError::Stopped) => Message::Dropped,
+            Err(JobError::Store(error)) if !error.is_the_stage() => Message::Broken(error.into()),
+            Err(JobError::Task(TaskError::Refused(error))) => Message::Broken(RunError::Worker(error)),
+            Err(JobError::Stopped) => Message::Dropped(1),
             // What was killed did not fail.
             Err(JobError::Task(TaskError::Died(_))) if self.reports.stop.mode() == Some(CancelMode::Kill) => {
-                Message::Dropped
+                Message::Dropped(1)
             }
             Err(error) => Message::Failed(stage, unit, error.to_string()),
         })
     }
 
-    /// Takes hold of a job's fingerprint if nobody has it; why it cannot be had shows when it is waited for.
+    /// Locks a job's fingerprint if nobody holds it; an error shows when the lock is waited for.
     fn try_lock(&self, job: &Job) -> Option<Lock> {
         let stopped = self.reports.stop.mode().is_some();
         (!stopped).then(|| self.store.try_lock(&job.recipe.fingerprint()).ok().flatten()).flatten()
@@ -167,7 +192,7 @@ impl<'a> Slot<'a> {
             if let Some(lock) = self.store.try_lock(&fingerprint)? {
                 return Ok(lock);
             }
-            self.reports.say(Message::LockWait(job.common.stage, job.unit));
+            self.reports.say(Message::LockWait(job.common.stage, job.unit, Instant::now()));
             // A lock that is waited for in one call would hold up a run that is to stop.
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -187,23 +212,35 @@ impl<'a> Slot<'a> {
         Ok(None)
     }
 
-    /// Computes the first `count` jobs as one task. Those that are done leave `held`, however the task ends.
-    fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
-        let light = !held[0].job.common.kind.libtorch;
-        let mut worker = match self.workers[usize::from(light)].take() {
+    /// A worker that may compute this job.
+    fn worker(&mut self, job: &Job) -> Result<Box<dyn Worker>, TaskError> {
+        let libtorch = job.common.kind.libtorch;
+        let worker = match self.workers[usize::from(libtorch)].take() {
             Some(worker) => worker,
-            None => self.backend.start(self.number, light)?,
+            None => self.backend.next(self.number, libtorch, self.reports.stop)?,
         };
-        let mut running = Running { open: Vec::new(), since: Instant::now(), sound: true };
-        let mut task = TaskBatch { kind: held[0].job.common.kind.name.to_owned(), tasks: Vec::new() };
+        let numerics = job.recipe.numerics.as_ref();
+        let contradiction = numerics.and_then(|n| worker.facts().contradiction(&n.libtorch, &n.device));
+        contradiction.map_or(Ok(worker), |error| Err(TaskError::Refused(error)))
+    }
+
+    /// Computes the first `count` jobs as one batch. Those that are done leave `held`, however the batch ends.
+    fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
+        let mut worker = self.worker(&held[0].job)?;
+        let kind = held[0].job.common.kind;
+        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true };
+        let mut batch = TaskBatch { kind: kind.name.to_owned(), tasks: Vec::new() };
         for LockedJob { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
                 Some(attempt) => attempt,
                 None => self.scratch.attempt()?,
             };
-            task.tasks.push(Task {
+            let mut inputs = job.common.inputs.clone();
+            let previous = job.previous.as_ref().map(|previous| self.store.path(&previous.digest));
+            inputs.0.extend(previous.map(|path| (PREVIOUS.to_owned(), path)));
+            batch.tasks.push(Task {
                 params: job.common.params.clone(),
-                inputs: job.common.inputs.clone(),
+                inputs,
                 step: job.step.clone(),
                 out: attempt.path().to_path_buf(),
             });
@@ -215,10 +252,10 @@ impl<'a> Slot<'a> {
         running.since = Instant::now();
         let working = self.reports.stop.enter(worker.group());
         let first = (held[0].job.common.stage, held[0].job.unit);
-        let result = worker.run(&task, &mut |reply| match reply {
+        let result = worker.run(&batch, &mut |reply| match reply {
             Reply::Finished { tasks } => self.keep(&tasks, &mut running, held),
-            Reply::Progress { piece, .. } => {
-                let place = running.open.iter().position(|(open, _)| *open == piece);
+            Reply::Progress { task, .. } => {
+                let place = running.open.iter().position(|(open, _)| *open == task);
                 if let Some(LockedJob { job, .. }) = place.and_then(|place| held.get(place)) {
                     self.reports.say(Message::Reply(job.common.stage, job.unit, reply));
                 }
@@ -226,30 +263,34 @@ impl<'a> Slot<'a> {
             reply => self.reports.say(Message::Reply(first.0, first.1, reply)),
         });
         drop(working);
-        if result.is_ok() {
-            let rest: Vec<usize> = running.open.iter().map(|(piece, _)| *piece).collect();
+        if let Ok(usage) = &result {
+            let rest: Vec<usize> = running.open.iter().map(|(task, _)| *task).collect();
             self.keep(&rest, &mut running, held);
+            tracing::debug!("{}: {count} tasks took {usage:?}", kind.name);
         }
-        // Any other end than a failure that it told leaves a worker that is not to be relied on.
-        if running.sound && matches!(result, Ok(()) | Err(TaskError::Failed(_))) {
-            self.workers[usize::from(light)] = Some(worker);
+        // A worker that did not end its batch by itself is not used again.
+        if running.reliable && matches!(result, Ok(_) | Err(TaskError::Failed(_))) {
+            self.workers[usize::from(kind.libtorch)] = Some(worker);
         }
-        // What a task finished before it failed is no less done.
-        if running.open.is_empty() { Ok(()) } else { Ok(result?) }
+        // A batch that failed after its last task was finished has lost nothing.
+        if !running.open.is_empty() {
+            result?;
+        }
+        Ok(())
     }
 
-    /// Takes what the task wrote for some of its pieces, and reports them.
-    fn keep(&mut self, pieces: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
+    /// Takes the results of some tasks of the batch, and reports them.
+    fn keep(&mut self, tasks: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
         let now = Instant::now();
-        let among = |(piece, _): &(usize, Attempt)| pieces.contains(piece);
+        let among = |(task, _): &(usize, Attempt)| tasks.contains(task);
         let count = running.open.iter().filter(|open| among(open)).count();
-        // They were computed together, so nothing tells how long each of them took.
+        // They were computed together, so how long each of them took is not known.
         let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
         running.since = now;
         while let Some(place) = running.open.iter().position(among) {
             let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
             let outcome = self.commit(&held.job, attempt, seconds);
-            running.sound &= outcome.is_ok();
+            running.reliable &= outcome.is_ok();
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
         }
@@ -259,17 +300,19 @@ impl<'a> Slot<'a> {
     fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64) -> Outcome {
         let begun = Instant::now();
         let common = &job.common;
-        // What was hashed before must be what the worker read, or a result would stand under a wrong recipe.
+        // What was hashed before must be what the worker read, or the result would belong to another recipe.
         for (port, path) in &common.sources {
             let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
             if expected.is_some_and(|expected| self.store.source(path).ok().as_ref() != Some(expected)) {
                 return Err(JobError::Changed { port: port.clone(), path: path.clone() });
             }
         }
-        // The same for what the store holds or leads to.
-        for (port, artifact) in &common.upstream {
+        // The same for results of other stages, and of the unit before.
+        let previous = job.previous.as_ref().map(|artifact| (PREVIOUS, artifact));
+        let upstream = common.upstream.iter().map(|(port, artifact)| (port.as_str(), artifact));
+        for (port, artifact) in upstream.chain(previous) {
             if let Some(what) = self.store.find_damage(artifact)? {
-                return Err(JobError::Lost { port: port.clone(), what });
+                return Err(JobError::Damaged { port: port.to_owned(), what });
             }
         }
         let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
@@ -283,22 +326,19 @@ impl<'a> Slot<'a> {
     }
 }
 
-/// A task under way.
+/// A batch that is computed.
 struct Running {
-    /// Its pieces that are not done, by number, and where each writes; in the order of the jobs.
+    /// Its tasks that are not done, by number, and where each writes; in the order of the jobs.
     open: Vec<(usize, Attempt)>,
-    /// When it began, or gave its last result.
+    /// When it began, or last finished a task.
     since: Instant,
     /// Whether all of its results could be kept.
-    sound: bool,
+    reliable: bool,
 }
-
-/// The port under which a unit's folder is kept.
-pub(super) const PART: &str = "part";
 
 fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
     match job.step {
-        Step::Unit(Unit { .. }) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Step::Unit(_) => vec![(PART.to_owned(), folder.to_path_buf())],
         Step::Whole | Step::Merge(_) => {
             let outputs = job.common.outputs.iter();
             outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()

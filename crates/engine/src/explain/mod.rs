@@ -18,8 +18,8 @@ pub use source_location::{Location, config_key, place};
 
 use crate::config::text::Sources;
 use crate::identity::digest::Digest;
-use crate::identity::recipe::{self, Change};
-use crate::kind::Inputs;
+use crate::identity::recipe::{self, Change, Recipe};
+use crate::kind::{self, Inputs};
 use crate::pipeline::Source as Feed;
 use crate::plan::graph::Graph;
 use crate::plan::{Action, InputError, Last, Planner, ResolvedInputs};
@@ -181,14 +181,14 @@ fn one(
 /// The numbers of cached and of all units of a stage.
 fn units(planner: &Planner<'_>, index: usize, inputs: &ResolvedInputs) -> Result<Option<Units>, StoreError> {
     let stage = &planner.pipeline.stages[index];
-    let Some(units) = stage.stage.units(&Inputs(inputs.paths.clone())).ok().flatten() else {
+    let units = stage.stage.units(&Inputs(inputs.paths.clone()));
+    let units = units.unwrap_or(kind::Units::Whole);
+    if units == kind::Units::Whole {
         return Ok(None);
-    };
-    let mut cached = 0;
-    for recipe in planner.unit_recipes(stage, inputs, &units) {
-        cached += usize::from(planner.store.lookup(&recipe.fingerprint())?.is_some());
     }
-    Ok(Some(Units { cached, total: units.len() }))
+    let mut lookup = |_: &_, recipe: &Recipe| planner.store.lookup(&recipe.fingerprint());
+    let (_, entries) = planner.unit_entries(stage, inputs, &units, &mut lookup)?;
+    Ok(Some(Units { cached: entries.iter().flatten().count(), total: entries.len() }))
 }
 
 /// The artifact on a port, and its files that changed since an earlier run.

@@ -122,6 +122,11 @@ impl Inputs {
         self.0.get(port).unwrap_or_else(|| panic!("the input `{port}` is not connected"))
     }
 
+    /// The folder of the unit before, for each unit of a chain but the first.
+    pub fn previous(&self) -> Option<&Path> {
+        self.get(PREVIOUS)
+    }
+
     /// The path on an optional port.
     pub fn get(&self, port: &str) -> Option<&Path> {
         self.0.get(port).map(PathBuf::as_path)
@@ -137,6 +142,30 @@ pub struct Unit {
     pub range: Json,
     /// Its work, in the steps that the kind reports as progress.
     pub steps: u64,
+}
+
+/// The input of a unit of a chain that is the folder of the unit before. No port has this name.
+pub const PREVIOUS: &str = "previous unit";
+
+/// How a stage is divided.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Units {
+    /// It is one piece, which writes the output ports itself.
+    Whole,
+    /// Units that can be computed in any order.
+    Independent(Vec<Unit>),
+    /// Units of which each but the first reads the folder of the one before, see [`Inputs::previous`].
+    Chain(Vec<Unit>),
+}
+
+impl Units {
+    /// The units, none for a stage of one piece.
+    pub fn list(&self) -> &[Unit] {
+        match self {
+            Self::Whole => &[],
+            Self::Independent(units) | Self::Chain(units) => units,
+        }
+    }
 }
 
 /// Where a stage computes.
@@ -196,14 +225,14 @@ pub trait Stage: Parameters {
         Vec::new()
     }
 
-    /// The units, or `None` for a stage without units, which writes the output ports itself.
+    /// How the stage is split into units.
     ///
     /// Reads only the headers of the inputs.
     ///
     /// # Errors
     /// Inputs that cannot be used: the file, what was found and what was expected.
-    fn units(&self, _inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
-        Ok(None)
+    fn units(&self, _inputs: &Inputs) -> anyhow::Result<Units> {
+        Ok(Units::Whole)
     }
 
     /// For each unit, the input ports of which the unit reads only a part of the file, and which part.

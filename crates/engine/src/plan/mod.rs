@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{self, Change, Numerics, Recipe};
-use crate::kind::{ByteRanges, Inputs, Unit};
+use crate::kind::{ByteRanges, Inputs, PREVIOUS, Unit, Units};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::Outcome;
-use crate::store::{Entry, FilePart, Lookup, Store, StoreError};
+use crate::store::{Entry, FilePart, Lookup, PART, Store, StoreError};
 
 pub use history::{History, Last};
 
@@ -119,6 +119,27 @@ pub struct ResolvedInputs {
 /// Maximum units whose file ranges are hashed together.
 const MANY: usize = 4096;
 
+/// The results of stages so far.
+pub trait Results {
+    /// The result of a stage, by its index.
+    fn entry(&self, stage: usize) -> Option<&Entry>;
+}
+
+impl Results for BTreeMap<usize, Entry> {
+    fn entry(&self, stage: usize) -> Option<&Entry> {
+        self.get(&stage)
+    }
+}
+
+/// The recipes of a stage's units, and the results of those that are done.
+pub type UnitEntries = (Vec<Recipe>, Vec<Option<Entry>>);
+
+/// Puts the result of the unit before, in a chain, into a unit's recipe.
+pub fn follow(recipe: &mut Recipe, previous: &Entry) {
+    let digest = previous.outputs.get(PART).map(|part| (PREVIOUS.to_owned(), part.digest));
+    recipe.inputs.extend(digest);
+}
+
 /// Decides on each stage, from the store and the last runs.
 pub struct Planner<'a> {
     /// The pipeline.
@@ -150,7 +171,7 @@ impl<'a> Planner<'a> {
     pub fn inputs(
         &self,
         stage: &StageNode,
-        done: &BTreeMap<usize, Entry>,
+        done: &dyn Results,
     ) -> Result<Result<ResolvedInputs, (ResolvedInputs, Vec<String>)>, InputError> {
         let mut resolved = ResolvedInputs::default();
         let mut missing = Vec::new();
@@ -164,7 +185,7 @@ impl<'a> Planner<'a> {
                     Err(error) => return Err(error.into()),
                 },
                 Source::Port { stage: upstream, port: output, sub, .. } => {
-                    let Some(entry) = done.get(upstream) else {
+                    let Some(entry) = done.entry(*upstream) else {
                         missing.push(self.pipeline.stages[*upstream].id.clone());
                         continue;
                     };
@@ -206,15 +227,41 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The recipe of one unit: only the parameters and inputs that the unit reads.
-    pub fn unit_recipe(&self, stage: &StageNode, inputs: &ResolvedInputs, unit: &Unit) -> Recipe {
-        self.unit_recipes(stage, inputs, std::slice::from_ref(unit)).remove(0)
+    /// The recipes of units and, as far as `lookup` finds them, their results.
+    ///
+    /// In a chain the recipe of a unit is complete once the unit before is done: none is looked up after one that is not.
+    ///
+    /// # Errors
+    /// As `lookup`.
+    pub fn unit_entries(
+        &self,
+        stage: &StageNode,
+        inputs: &ResolvedInputs,
+        units: &Units,
+        lookup: &mut dyn FnMut(&Unit, &Recipe) -> Result<Option<Entry>, StoreError>,
+    ) -> Result<UnitEntries, StoreError> {
+        let mut recipes = self.unit_recipes(stage, inputs, units.list());
+        let mut entries: Vec<Option<Entry>> = Vec::with_capacity(recipes.len());
+        for (unit, recipe) in units.list().iter().zip(&mut recipes) {
+            if let (Units::Chain(_), Some(previous)) = (units, entries.last()) {
+                match previous {
+                    Some(previous) => follow(recipe, previous),
+                    None => {
+                        entries.push(None);
+                        continue;
+                    }
+                }
+            }
+            entries.push(lookup(unit, recipe)?);
+        }
+        Ok((recipes, entries))
     }
 
-    /// The recipes of units, in order; the file ranges that they read are hashed together.
+    /// The recipes of units, in order, with only the parameters and inputs that a unit reads; the file ranges that they read
+    /// are hashed together.
     ///
     /// If no range of a file can be read, the whole file is hashed; computing the unit will report the error.
-    pub fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
+    fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
         let merge_only =
             |port: &str| stage.kind().inputs.iter().any(|input| input.name == port && !input.units);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
@@ -261,7 +308,7 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// As [`Planner::inputs`], and a damaged index.
-    pub fn decide(&self, index: usize, done: &BTreeMap<usize, Entry>) -> Result<Action, InputError> {
+    pub fn decide(&self, index: usize, done: &dyn Results) -> Result<Action, InputError> {
         let stage = &self.pipeline.stages[index];
         let inputs = match self.inputs(stage, done)? {
             Ok(inputs) => inputs,

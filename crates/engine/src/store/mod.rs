@@ -52,7 +52,7 @@ pub use lock::Lock;
 pub use quarantine::{Health, Note};
 pub use results_view::{Placement, Repair, View};
 pub use store_lock::{ExclusiveLock, SharedLock};
-pub use unit_index::UnitIndex;
+pub use unit_index::{PART, UnitIndex};
 
 /// A store that cannot be used, or a write into it that failed.
 #[derive(Debug, thiserror::Error)]

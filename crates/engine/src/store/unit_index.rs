@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{Area, Result, Store, read_json};
 use crate::identity::digest::Digest;
 
+/// The port under which a unit's folder is stored.
+pub const PART: &str = "part";
+
 /// The units of a stage, written when it begins, so that they are known also of a killed run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

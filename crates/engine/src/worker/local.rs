@@ -1,7 +1,6 @@
-//! Workers: what runs a task, and the line protocol to one in a process of its own.
+//! Workers as processes on this machine, with the protocol on their standard input and output.
 //!
-//! The runner writes one JSON line per [`TaskBatch`]; the worker answers with [`Reply`] lines, the last of which is
-//! `Done` or `Failed`. When the runner is gone, the worker's input ends and so does the worker, with all that it started.
+//! When the run is gone, a worker's input ends and so does the worker, with all that it started.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -9,116 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
 
-use crate::kind::{Device, Downloads, Task};
+use super::cancel::Cancel;
+use super::protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage, VERSION, WorkerConfig};
+use super::{Backend, Worker};
+use crate::kind::Task;
 
-/// Work of one kind: one piece, or several units that are computed together.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TaskBatch {
-    /// The stage kind.
-    pub kind: String,
-    /// What to do; more than one only where all are units.
-    pub tasks: Vec<Task>,
-}
-
-/// What a worker says while it works.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reply {
-    /// Steps done and their total.
-    Progress {
-        /// The piece that they are steps of.
-        piece: usize,
-        /// Steps done.
-        done: u64,
-        /// Steps in all.
-        total: u64,
-    },
-    /// A line for the log.
-    Log {
-        /// `WARN`, `INFO`, `DEBUG` or `TRACE`.
-        level: String,
-        /// The line.
-        message: String,
-    },
-    /// Some pieces are done, whatever becomes of the others.
-    Finished {
-        /// Their numbers.
-        tasks: Vec<usize>,
-    },
-    /// The task is done, with all of its pieces.
-    Done,
-    /// The task failed.
-    Failed {
-        /// What went wrong, outermost first.
-        error: String,
-    },
-}
-
-/// A task that ended without a result.
-#[derive(Debug, thiserror::Error)]
-pub enum TaskError {
-    /// The stage refused or broke.
-    #[error("{0}")]
-    Failed(String),
-    /// The worker's process ended in the middle.
-    #[error("the worker process ended in the middle of the task ({0}); out of memory is the usual reason")]
-    Died(String),
-    /// The worker could not be started.
-    #[error("cannot start a worker: {0}")]
-    Start(String),
-}
-
-/// Runs tasks one after the other.
-pub trait Worker {
-    /// Runs one task; `said` hears progress and log lines.
-    ///
-    /// # Errors
-    /// Why there is no result.
-    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError>;
-    /// The process group that it works in, to be killed where it must end at once.
-    fn group(&self) -> Option<u32> {
-        None
-    }
-}
-
-/// Makes workers.
-pub trait Backend: Sync {
-    /// How many workers may run at once.
-    fn slots(&self) -> usize;
-    /// Starts a worker of a slot: a `light` one for the kinds that need no libtorch, else one for all others.
-    ///
-    /// # Errors
-    /// Why it does not start.
-    fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError>;
-}
-
-/// How a worker process is told to compute; nothing here may change a result.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct WorkerConfig {
-    /// Where.
-    pub device: Device,
-    /// With how many threads.
-    pub threads: usize,
-    /// Most rows to send through a network at once.
-    pub micro_batch: usize,
-    /// How to bring remote files.
-    pub downloads: Downloads,
-    /// The log filter.
-    pub log: String,
-}
-
-/// Makes the front program a light worker.
+/// Makes the command-line program a worker for the kinds that need no libtorch.
 pub const LIGHT_WORKER: &str = "--light-worker";
 
 /// Workers as processes of their own: what crashes or eats all memory is one task, not the run.
 pub struct LocalBackend {
-    /// The worker program.
+    /// The worker program, which computes with libtorch.
     pub program: PathBuf,
-    /// The front program, which is the light worker when it gets [`LIGHT_WORKER`] and a setting.
+    /// The command-line program, which computes what needs no libtorch when it gets [`LIGHT_WORKER`] and a configuration.
     pub front: PathBuf,
-    /// One setting per slot.
+    /// One configuration per slot; none where only the device class is asked for.
     pub settings: Vec<WorkerConfig>,
 }
 
@@ -127,33 +32,64 @@ impl Backend for LocalBackend {
         self.settings.len()
     }
 
-    fn start(&self, slot: usize, light: bool) -> Result<Box<dyn Worker>, TaskError> {
-        let program = if light { &self.front } else { &self.program };
-        let setting = serde_json::to_string(&self.settings[slot]).expect("a setting is plain data");
-        let mut command = if light { Command::new(program) } else { heavy(program) };
-        if light {
+    fn device_class(&self) -> DeviceClass {
+        match self.settings.first() {
+            Some(config) => config.device.into(),
+            None if nvidia_driver() => DeviceClass::Cuda,
+            None => DeviceClass::Cpu,
+        }
+    }
+
+    fn next(&self, slot: usize, libtorch: bool, cancel: &Cancel) -> Result<Box<dyn Worker>, TaskError> {
+        let program = if libtorch { &self.program } else { &self.front };
+        let config = serde_json::to_string(&self.settings[slot]).expect("a configuration is plain data");
+        let mut command = if libtorch { with_libtorch(program) } else { Command::new(program) };
+        if !libtorch {
             command.arg(LIGHT_WORKER);
         }
-        let program = program.display();
+        let failed =
+            |what: &dyn std::fmt::Display| TaskError::Start(format!("{}: {what}", program.display()));
         let mut child = command
-            .arg(setting)
-            // Ctrl-C is the runner's to hear: what the worker is at is finished, or ended by the runner, with what it started.
+            .arg(config)
+            // Ctrl-C is for the run, which lets the worker finish or ends it, with all that it started.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|error| TaskError::Start(format!("{program}: {error}")))?;
-        let input = child.stdin.take().ok_or_else(|| TaskError::Start(format!("{program}: no input")))?;
-        let output = child.stdout.take().ok_or_else(|| TaskError::Start(format!("{program}: no output")))?;
-        Ok(Box::new(Process { child, input: Some(input), output: BufReader::new(output), light }))
+            .map_err(|error| failed(&error))?;
+        let input = child.stdin.take().ok_or_else(|| failed(&"no input"))?;
+        let output = child.stdout.take().ok_or_else(|| failed(&"no output"))?;
+        let (input, output) = (Some(input), BufReader::new(output));
+        let mut process = Process { child, input, output, libtorch, facts: Facts::default() };
+        let _working = cancel.enter(process.group());
+        process.facts = process.hello()?;
+        let (found, program) = (process.facts.protocol, program.display());
+        if found != VERSION {
+            let text = format!("{program} speaks version {found} of the protocol, this program {VERSION}");
+            return Err(TaskError::Refused(text));
+        }
+        Ok(Box::new(process))
     }
+}
+
+/// Whether there is an NVIDIA GPU that this process may use. Asking libtorch would cost seconds on every command;
+/// if it then cannot use the GPU, the worker says so.
+pub fn nvidia_driver() -> bool {
+    if std::env::var("CUDA_VISIBLE_DEVICES").is_ok_and(|visible| visible.is_empty() || visible == "-1") {
+        return false;
+    }
+    // A container or a job may be given any one of them.
+    let numbered = |name: &str| name.strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok());
+    let nodes = fs_err::read_dir("/dev").into_iter().flatten().flatten();
+    Path::new("/dev/dxg").exists()
+        || nodes.into_iter().any(|node| numbered(&node.file_name().to_string_lossy()))
 }
 
 /// Bytes that a worker keeps when it has freed them, at most: more than a pass through a network takes.
 const KEPT: &str = "17179869184";
 
 /// The worker program with the environment that libtorch computes in.
-pub fn heavy(program: &Path) -> Command {
+pub fn with_libtorch(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         // cuBLAS repeats bit for bit only with a workspace of fixed size.
@@ -173,29 +109,49 @@ pub fn heavy(program: &Path) -> Command {
 
 struct Process {
     child: Child,
-    /// Closed to tell a worker to end.
+    /// Closed to end the worker.
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    light: bool,
+    libtorch: bool,
+    facts: Facts,
 }
 
 impl Process {
+    /// Reads its first message. A library may have written to standard output before.
+    fn hello(&mut self) -> Result<Facts, TaskError> {
+        loop {
+            match self.reply(&[])? {
+                Ok(Reply::Hello(facts)) => return Ok(facts),
+                other => tracing::info!("{}", other.map_or_else(|line| line, |reply| format!("{reply:?}"))),
+            }
+        }
+    }
+
+    /// Reads a line, which is a reply or what a library wrote.
+    fn reply(&mut self, tasks: &[Task]) -> Result<Result<Reply, String>, TaskError> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line) {
+            Ok(0) | Err(_) => Err(self.died(tasks)),
+            Ok(_) => Ok(serde_json::from_str(&line).map_err(|_| line.trim_end().to_owned())),
+        }
+    }
+
     /// Writes one line.
-    fn tell(&mut self, line: &str) -> std::io::Result<()> {
+    fn write(&mut self, line: &str) -> std::io::Result<()> {
         let input = self.input.as_mut().ok_or(std::io::ErrorKind::BrokenPipe)?;
         input.write_all(format!("{line}\n").as_bytes())?;
         input.flush()
     }
 
-    /// Why it died, in the middle of a task.
-    fn died(&mut self, task: &TaskBatch) -> TaskError {
+    /// Why it died, in the middle of these tasks.
+    fn died(&mut self, tasks: &[Task]) -> TaskError {
         let _ = self.child.kill();
-        if self.light {
-            task.tasks.iter().for_each(|piece| end_below(&piece.out));
+        if !self.libtorch {
+            tasks.iter().for_each(|task| end_below(&task.out));
         }
         match self.child.wait() {
             // What the dynamic loader ends with when a library is missing.
-            Ok(status) if status.code() == Some(127) && !self.light => {
+            Ok(status) if status.code() == Some(127) && self.libtorch => {
                 TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
             }
             Ok(status) => TaskError::Died(status.to_string()),
@@ -205,28 +161,26 @@ impl Process {
 }
 
 impl Worker for Process {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
     fn group(&self) -> Option<u32> {
         Some(self.child.id())
     }
 
-    fn run(&mut self, task: &TaskBatch, said: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
-        let line = serde_json::to_string(task).expect("a task is plain data");
-        if self.tell(&line).is_err() {
-            return Err(self.died(task));
+    fn run(&mut self, batch: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+        let line = serde_json::to_string(batch).expect("a batch is plain data");
+        if self.write(&line).is_err() {
+            return Err(self.died(&batch.tasks));
         }
-        let mut line = String::new();
         loop {
-            line.clear();
-            match self.output.read_line(&mut line) {
-                Ok(0) | Err(_) => return Err(self.died(task)),
-                Ok(_) => {}
-            }
-            match serde_json::from_str(&line) {
-                Ok(Reply::Done) => return Ok(()),
+            match self.reply(&batch.tasks)? {
+                Ok(Reply::Done(usage)) => return Ok(usage),
                 Ok(Reply::Failed { error }) => return Err(TaskError::Failed(error)),
-                Ok(reply) => said(reply),
-                // A library wrote to standard output: worth seeing, nothing to fail for.
-                Err(_) => said(Reply::Log { level: "INFO".into(), message: line.trim_end().to_owned() }),
+                Ok(reply) => on_reply(reply),
+                // A library wrote to standard output, which is no reason to fail.
+                Err(message) => on_reply(Reply::Log { level: "INFO".into(), message }),
             }
         }
     }
@@ -235,15 +189,15 @@ impl Worker for Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.input.take());
-        // A light worker ends by itself, once it has ended what it started.
-        if !self.light {
+        // One without libtorch ends by itself, once it has ended what it started.
+        if self.libtorch {
             let _ = self.child.kill();
         }
         let _ = self.child.wait();
     }
 }
 
-/// Ends the processes that work in a folder: a light worker that was killed could not.
+/// Ends the processes that work in a folder: a worker that was killed could not.
 fn end_below(folder: &Path) {
     let Ok(folder) = fs_err::canonicalize(folder) else { return };
     for process in fs_err::read_dir("/proc").into_iter().flatten().flatten() {

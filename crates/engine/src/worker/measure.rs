@@ -1,12 +1,18 @@
-//! How long a kind's work takes and how much memory, found by doing some of it.
+//! How long a kind's work takes and how much memory, found by doing some of it, in worker processes.
 
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::kind::{Compute, Context, ExpectedInputs, Step, Task};
+use super::local::with_libtorch;
+use super::protocol::WorkerConfig;
+use super::serve::panic_message;
+use crate::kind::{Computation, Compute, Context, ExpectedInputs, Step, Task, describe};
 
 /// Seconds that a trial should take to tell the time of a step apart from what a task takes besides.
 const ENOUGH: f64 = 3.0;
@@ -40,14 +46,6 @@ pub struct Memory {
     pub host: u64,
     /// What it has of the device's, in bytes.
     pub device: u64,
-}
-
-/// The most memory that this process had so far, in bytes; 0 where the system does not tell.
-pub fn peak_memory() -> u64 {
-    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.unwrap_or_default() * 1024
 }
 
 /// Does a small piece of a stage's work three times and says what all of it will take.
@@ -134,4 +132,160 @@ fn join(
 fn length(folder: &Path) -> u64 {
     let files = fs_err::read_dir(folder).into_iter().flatten().flatten();
     files.filter_map(|file| file.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len()).sum()
+}
+
+/// The argument that makes a worker measure once and exit.
+pub const MEASURE: &str = "--measure";
+
+/// A request to measure a stage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MeasureRequest {
+    /// The stage kind.
+    pub kind: String,
+    /// Its parameters.
+    pub params: Json,
+    /// The shapes of its inputs.
+    pub inputs: ExpectedInputs,
+}
+
+/// Measures with as many parallel workers as a run would use: they share the machine's memory and bandwidth.
+pub trait MeasureBackend {
+    /// The result of each worker.
+    ///
+    /// # Errors
+    /// Why a worker has no result.
+    fn measure(&self, ask: &MeasureRequest) -> Result<Vec<CostModel>, String>;
+}
+
+/// The request to a measuring worker.
+#[derive(Serialize, Deserialize)]
+struct WorkerRequest {
+    request: MeasureRequest,
+    /// An empty folder.
+    folder: PathBuf,
+}
+
+/// Its reply.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum MeasureReply {
+    /// The measurement, and the seconds that it took.
+    Found(CostModel, f64),
+    Failed(String),
+}
+
+/// Worker processes that measure at the same time.
+pub struct MeasureWorkers {
+    /// The worker program.
+    pub program: PathBuf,
+    /// One configuration per worker.
+    pub configs: Vec<WorkerConfig>,
+    /// An empty folder for what the trials read and write.
+    pub folder: PathBuf,
+}
+
+impl MeasureBackend for MeasureWorkers {
+    fn measure(&self, request: &MeasureRequest) -> Result<Vec<CostModel>, String> {
+        let folders = (0..self.configs.len()).map(|slot| self.folder.join(slot.to_string()));
+        let work: Vec<(&WorkerConfig, PathBuf)> = self.configs.iter().zip(folders).collect();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = work
+                .iter()
+                .map(|(config, folder)| scope.spawn(|| self.one(request, config, folder)))
+                .collect();
+            let found = threads.into_iter().map(|thread| thread.join());
+            found.map(|found| found.unwrap_or_else(|_| Err("the measurement panicked".into()))).collect()
+        })
+    }
+}
+
+impl MeasureWorkers {
+    fn one(
+        &self,
+        request: &MeasureRequest,
+        config: &WorkerConfig,
+        folder: &Path,
+    ) -> Result<CostModel, String> {
+        fs_err::create_dir_all(folder).map_err(|error| error.to_string())?;
+        let begun = Instant::now();
+        let reply =
+            self.ask(&WorkerRequest { request: request.clone(), folder: folder.to_path_buf() }, config);
+        let seconds = begun.elapsed().as_secs_f64();
+        // Frees the disk before the next measurement.
+        let _ = fs_err::remove_dir_all(folder);
+        match reply? {
+            MeasureReply::Found(measured, busy) => {
+                Ok(CostModel { start: measured.start + (seconds - busy).max(0.0), ..measured })
+            }
+            MeasureReply::Failed(why) => Err(why),
+        }
+    }
+
+    fn ask(&self, request: &WorkerRequest, config: &WorkerConfig) -> Result<MeasureReply, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.display());
+        let config = serde_json::to_string(config).expect("a configuration is plain data");
+        let mut child = with_libtorch(&self.program)
+            .args([MEASURE, &config])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let text = serde_json::to_vec(request).expect("a request is plain data");
+        if let Some(mut input) = child.stdin.take() {
+            // The exit status of a worker that has ended is reported below.
+            let _ = input.write_all(&text);
+        }
+        let output = child.wait_with_output().map_err(|error| failed(&error))?;
+        // Libraries may have written to standard output before.
+        let last = output.stdout.rsplit(|byte| *byte == b'\n').find(|line| !line.is_empty());
+        let reply = last.and_then(|line| serde_json::from_slice(line).ok());
+        reply.ok_or_else(|| {
+            format!("the worker process ended ({}); the usual cause is too little memory", output.status)
+        })
+    }
+}
+
+/// Reads a request from standard input, measures, and writes the reply to standard output.
+pub fn serve_measurement(
+    computations: &[Computation],
+    config: &WorkerConfig,
+    prepared: Result<(), String>,
+    memory: &dyn Fn() -> Memory,
+) {
+    std::panic::set_hook(Box::new(|_| {}));
+    let begun = Instant::now();
+    let found = prepared.and_then(|()| {
+        let request: WorkerRequest =
+            serde_json::from_reader(std::io::stdin()).map_err(|error| error.to_string())?;
+        perform(&request, computations, config, memory)
+    });
+    let reply = match found {
+        Ok(measured) => MeasureReply::Found(measured, begun.elapsed().as_secs_f64()),
+        Err(why) => MeasureReply::Failed(why),
+    };
+    let text = serde_json::to_string(&reply).expect("a reply is plain data");
+    // The reader may have ended.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn perform(
+    request: &WorkerRequest,
+    computations: &[Computation],
+    config: &WorkerConfig,
+    memory: &dyn Fn() -> Memory,
+) -> Result<CostModel, String> {
+    let WorkerRequest { request: MeasureRequest { kind, params, inputs }, folder } = request;
+    let computation = computations
+        .iter()
+        .find(|computation| computation.kind.name == kind)
+        .ok_or_else(|| format!("the worker does not know the stage kind `{kind}`"))?;
+    let WorkerConfig { device, micro_batch, ref downloads, .. } = *config;
+    let stage = (computation.from_json)(params)?;
+    let cx = Context::new(device, micro_batch, downloads, &|_, _, _| {}, &|_| {});
+    let found = catch_unwind(AssertUnwindSafe(|| measure(&*stage, inputs, folder, &cx, memory)));
+    match found {
+        Ok(found) => found.map_err(|error| describe(&error)),
+        Err(panic) => Err(panic_message(panic.as_ref())),
+    }
 }

@@ -15,17 +15,22 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::kind::{Computation, Context, Step, describe};
-use crate::worker::local::{Reply, TaskBatch, WorkerConfig};
+use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
 
-/// Serves tasks until standard input ends, which is when the runner is gone.
+/// Says what this worker is and serves tasks until standard input ends, which is when the run is gone.
 ///
 /// With a device that could not be `prepared`, every task fails for that reason.
-pub fn serve(computations: &[Computation], setting: &WorkerConfig, prepared: Result<(), String>) {
-    serve_tasks(computations, setting, prepared, || {});
+pub fn serve(
+    computations: &[Computation],
+    setting: &WorkerConfig,
+    facts: Facts,
+    prepared: Result<(), String>,
+) {
+    serve_tasks(computations, setting, facts, prepared, || {});
 }
 
-/// The same, with `on_disconnect` called before the process ends: when the runner is gone, or on a signal that ends it.
-pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, on_disconnect: fn()) {
+/// The same, with `on_disconnect` called before the process ends: when the run is gone, or on a signal that ends it.
+pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, facts: Facts, on_disconnect: fn()) {
     // What ends this process while it can still do something must not leave a command behind.
     if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         std::thread::spawn(move || {
@@ -35,17 +40,19 @@ pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, on_disc
             }
         });
     }
-    serve_tasks(computations, setting, Ok(()), on_disconnect);
+    serve_tasks(computations, setting, facts, Ok(()), on_disconnect);
 }
 
 fn serve_tasks(
     computations: &[Computation],
     setting: &WorkerConfig,
+    facts: Facts,
     prepared: Result<(), String>,
     on_disconnect: fn(),
 ) {
-    tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRunner).init();
-    // The runner shows the message; a trace of it on the terminal would only break the progress lines.
+    say(&Reply::Hello(facts));
+    tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRun).init();
+    // The run shows the message; a trace of it on the terminal would only break the progress lines.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
     let (tasks, incoming) = mpsc::channel();
     std::thread::spawn(move || {
@@ -62,38 +69,40 @@ fn serve_tasks(
     for line in incoming {
         let reply = match (&prepared, serde_json::from_str(&line)) {
             (Err(error), _) => Reply::Failed { error: error.clone() },
-            (_, Ok(task)) => perform(&task, computations, setting),
-            (_, Err(error)) => Reply::Failed { error: format!("the runner sent what is no task: {error}") },
+            (_, Ok(batch)) => perform(&batch, computations, setting),
+            (_, Err(error)) => Reply::Failed { error: format!("invalid task message: {error}") },
         };
         say(&reply);
     }
 }
 
-fn perform(task: &TaskBatch, computations: &[Computation], setting: &WorkerConfig) -> Reply {
-    let Some(computation) = computations.iter().find(|computation| computation.kind.name == task.kind) else {
-        return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", task.kind) };
+fn perform(batch: &TaskBatch, computations: &[Computation], setting: &WorkerConfig) -> Reply {
+    let Some(computation) = computations.iter().find(|computation| computation.kind.name == batch.kind)
+    else {
+        return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", batch.kind) };
     };
     let last = Mutex::new(None::<Instant>);
-    let progress = |piece: usize, done: u64, total: u64| {
+    let progress = |task: usize, done: u64, total: u64| {
         // Ten lines a second are enough for any eye.
         let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() > Duration::from_millis(100)) {
             *last = Some(Instant::now());
-            say(&Reply::Progress { piece, done, total });
+            say(&Reply::Progress { task, done, total });
         }
     };
-    let finished = |pieces: &[usize]| say(&Reply::Finished { tasks: pieces.to_vec() });
+    let finished = |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec() });
     let WorkerConfig { device, micro_batch, ref downloads, threads, .. } = *setting;
-    let begun = Instant::now();
+    let usage = Usage::start();
     tracing::debug!(
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
-        task.kind
+        batch.kind
     );
     let cx = Context::new(device, micro_batch, downloads, &progress, &finished);
-    let result = catch_unwind(AssertUnwindSafe(|| run(task, computation, &cx)));
-    tracing::debug!("{}: ended after {:.3} s", task.kind, begun.elapsed().as_secs_f64());
+    let result = catch_unwind(AssertUnwindSafe(|| run(batch, computation, &cx)));
+    let usage = usage();
+    tracing::debug!("{}: ended after {:.3} s", batch.kind, usage.wall);
     match result {
-        Ok(Ok(())) => Reply::Done,
+        Ok(Ok(())) => Reply::Done(usage),
         Ok(Err(error)) => Reply::Failed { error: describe(&error) },
         Err(panic) => Reply::Failed { error: panic_message(panic.as_ref()) },
     }
@@ -124,14 +133,14 @@ pub fn panic_message(panic: &(dyn Any + Send)) -> String {
 fn say(reply: &Reply) {
     let line = serde_json::to_string(reply).expect("a reply is plain data");
     let mut out = std::io::stdout().lock();
-    // Without a reader there is no runner, and the input's end stops this process.
+    // Without a reader there is no run, and the input's end stops this process.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Sends log events to the runner, which owns the terminal.
-struct ToRunner;
+/// Sends log events to the run, which owns the terminal.
+struct ToRun;
 
-impl<S: tracing::Subscriber> Layer<S> for ToRunner {
+impl<S: tracing::Subscriber> Layer<S> for ToRun {
     fn on_event(&self, event: &tracing::Event<'_>, _: LayerContext<'_, S>) {
         let mut text = MessageText::default();
         event.record(&mut text);

@@ -14,13 +14,13 @@ use crate::project::{Project, project};
 use crate::toys::registry;
 
 /// The explanation of one stage.
-struct Explained {
-    explanation: Explanation,
+pub struct Explained {
+    pub explanation: Explanation,
     near: Option<NearestHit>,
-    predicted: BTreeMap<String, Prediction>,
+    pub predicted: BTreeMap<String, Prediction>,
 }
 
-fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
+pub fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     let (pipeline, sources) =
         pipeline::load(&project.path("pipelines/toy.toml"), &sets, &registry()).ok().unwrap();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use attrflow_engine::exec::RunError;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::identity::recipe::Recipe;
@@ -292,9 +293,11 @@ fn heal_file(path: &Path, bytes: &[u8]) {
 }
 
 /// A run that must stop because of an unreadable file.
-fn broken(result: Result<Ran, StoreError>, path: &Path) {
+fn broken(result: Result<Ran, RunError>, path: &Path) {
     match result {
-        Err(StoreError::Io(error)) => assert!(error.to_string().contains(path.to_str().unwrap()), "{error}"),
+        Err(RunError::Store(StoreError::Io(error))) => {
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}")
+        }
         Err(error) => panic!("another error: {error}"),
         Ok(ran) => panic!("it ran {:?}", ran.ran()),
     }

@@ -3,7 +3,10 @@
 
 mod adopt;
 mod audit;
+mod backends;
 mod care;
+mod chains;
+mod conformance;
 mod edits;
 mod explain;
 mod faults;

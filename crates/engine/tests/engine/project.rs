@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 
 use attrflow_engine::exec::adopt::Adoption;
 use attrflow_engine::exec::event::Event;
-use attrflow_engine::exec::{Cancel, CancelMode, Run};
+use attrflow_engine::exec::{Cancel, CancelMode, Run, RunError};
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::pipeline;
 use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome, Program, StageRecord};
-use attrflow_engine::store::{Entry, Store, StoreError};
+use attrflow_engine::store::{Entry, Store};
+use attrflow_engine::worker::protocol::{DeviceClass, Facts};
 
 use crate::toys::{InProcess, registry};
 
@@ -23,6 +24,8 @@ pub struct Project {
     pub cache: PathBuf,
     pub force: Vec<&'static str>,
     pub backend: InProcess,
+    /// What the workers say of themselves, where that is not what the run needs.
+    pub facts: Option<Facts>,
     pub numerics: Numerics,
     pub conditions: Conditions,
     pub stop: Cancel,
@@ -81,6 +84,7 @@ impl Project {
             root,
             force: Vec::new(),
             backend: InProcess { slots: 2, ..InProcess::default() },
+            facts: None,
             numerics: Numerics { libtorch: "1".into(), device: "cpu".into(), deterministic: true },
             conditions: Conditions { jobs: 2, threads: 1, devices: vec!["cpu".into()], micro_batch: 1 },
             stop: Cancel::default(),
@@ -147,7 +151,7 @@ impl Project {
         self.try_run(&[], targets).unwrap()
     }
 
-    pub fn try_run(&self, sets: &[&str], targets: &[&str]) -> Result<Ran, StoreError> {
+    pub fn try_run(&self, sets: &[&str], targets: &[&str]) -> Result<Ran, RunError> {
         let file = self.path("pipelines/toy.toml");
         let sets = owned(sets);
         let (pipeline, _) = pipeline::load(&file, &sets, &registry())
@@ -160,6 +164,8 @@ impl Project {
             log: Default::default(),
             starts: Default::default(),
             events: Default::default(),
+            lost: Default::default(),
+            facts: self.facts.clone().unwrap_or_else(|| facts(&self.numerics)),
             ..self.backend.clone()
         };
         let manifest = Run {
@@ -233,6 +239,12 @@ impl Project {
 
 fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// A worker that can serve a run of these numerics.
+pub fn facts(numerics: &Numerics) -> Facts {
+    let device = if numerics.device == "cpu" { DeviceClass::Cpu } else { DeviceClass::Cuda };
+    Facts { libtorch: Some(numerics.libtorch.clone()), device, ..Facts::default() }
 }
 
 /// A text with one edit, which must have something to replace.

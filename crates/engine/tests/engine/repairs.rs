@@ -31,7 +31,7 @@ fn a_panic_in_the_engine_fails_the_stage_and_ends_the_run() {
     project.backend.fault = Some(("number 1".into(), Fault::Panics));
     let ran = project.run(&[]);
     assert_eq!(ran.with(Outcome::Failed), ["lines"]);
-    assert!(ran.stage("lines").error.as_ref().unwrap().contains("a fault of attrflow"));
+    assert!(ran.stage("lines").error.as_ref().unwrap().contains("which is a bug"));
     project.backend.fault = None;
     assert_eq!(project.run(&[]).with(Outcome::Failed), [""; 0]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::{
-    ByteRanges, Compute, Context, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Unit, UnitInputs,
+    ByteRanges, Compute, Context, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Unit, UnitInputs, Units,
 };
 use attrflow_engine::params;
 use attrflow_engine::provenance::manifest::Outcome;
@@ -46,7 +46,7 @@ impl Stage for Rows {
         json!({})
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let rows = fs_err::metadata(inputs.path("table"))?.len() as usize / ROW;
         let blocks = (0..rows).step_by(BLOCK).map(|start| (start, rows.min(start + BLOCK)));
         let units = blocks.flat_map(|(start, end)| {
@@ -56,7 +56,7 @@ impl Stage for Rows {
                 steps: (end - start) as u64,
             })
         });
-        Ok(Some(units.collect()))
+        Ok(Units::Independent(units.collect()))
     }
 
     fn unit_inputs(&self, _: &Inputs, units: &[Unit]) -> anyhow::Result<Vec<UnitInputs>> {

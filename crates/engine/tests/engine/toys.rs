@@ -10,12 +10,15 @@ use attrflow_engine::config::param::Validate;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::{
     ArtifactShape, Computation, Compute, Context, Device, Downloads, Estimate, ExpectedInputs, Inherit,
-    Input, Inputs, Kind, KindInfo, Output, Registry, Stage, Step, Task, Trial, Unit, WorkSize,
+    Input, Inputs, Kind, KindInfo, Output, Registry, Stage, Step, Task, Trial, Unit, Units, WorkSize,
 };
 use attrflow_engine::params;
-use attrflow_engine::worker::local::{Backend, Reply, TaskBatch, TaskError, Worker};
+use attrflow_engine::worker::cancel::Cancel;
+use attrflow_engine::worker::protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage};
+use attrflow_engine::worker::{Backend, Worker};
 use serde_json::{Value as Json, json};
 
+use crate::backends::Acts;
 use crate::rows::Rows;
 
 params! {
@@ -89,10 +92,10 @@ impl Stage for Count {
         json!({ "say": self.say })
     }
 
-    fn units(&self, inputs: &Inputs) -> anyhow::Result<Option<Vec<Unit>>> {
+    fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         anyhow::ensure!(inputs.path("from").exists(), "nothing to count from");
         let unit = |n: u32| Unit { name: format!("number {n}"), range: json!({ "n": n }), steps: 1 };
-        Ok(Some((0..self.to).map(unit).collect()))
+        Ok(Units::Independent((0..self.to).map(unit).collect()))
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
@@ -181,7 +184,68 @@ impl Compute for Echo {
 }
 
 pub fn registry() -> Registry {
-    vec![&Say::INFO, &Count::INFO, &Echo::INFO, &Rows::INFO]
+    vec![&Say::INFO, &Count::INFO, &Steps::INFO, &Echo::INFO, &Rows::INFO]
+}
+
+params! {
+    /// Writes a line per step, each by a unit that reads the lines of the unit before.
+    pub struct Steps {
+        text: String = "s".to_owned(),
+        to: u32 = 4,
+        start: String = "".to_owned(),
+        /// A file that the step 1 reads although it is not hashed.
+        salt: String = "".to_owned(),
+    }
+}
+impl Validate for Steps {}
+
+impl Kind for Steps {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("from", "text").optional()],
+        outputs: &[Output::new("text", "text.txt", "text")],
+        ..KindInfo::new::<Self>("steps", 1, "adds lines")
+    };
+}
+
+impl Stage for Steps {
+    fn unit_identity(&self) -> Json {
+        json!({ "text": self.text })
+    }
+
+    fn units(&self, _: &Inputs) -> anyhow::Result<Units> {
+        let unit = |n: u32| {
+            let range = if n == 0 { json!({ "step": n, "start": self.start }) } else { json!({ "step": n }) };
+            Unit { name: format!("step {n}"), range, steps: 1 }
+        };
+        Ok(Units::Chain((0..self.to).map(unit).collect()))
+    }
+
+    fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let to = u64::from(self.to);
+        let work = Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.text) });
+        Ok(Estimate { outputs: [("text".to_owned(), ArtifactShape::Bytes(10))].into(), parts: 10 * to, work })
+    }
+}
+
+impl Compute for Steps {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let step = task.unit()?.range["step"].as_u64();
+        let before = match (inputs.previous(), step) {
+            (None, Some(0)) => self.start.clone(),
+            (Some(before), Some(1..)) => fs_err::read_to_string(before.join("text"))?,
+            (before, step) => anyhow::bail!("step {step:?} after {before:?}"),
+        };
+        let salt = if step == Some(1) { fs_err::read_to_string(&self.salt)? } else { String::new() };
+        cx.progress(1, 1);
+        let step = step.unwrap_or_default();
+        Ok(fs_err::write(out.join("text"), format!("{before}{}{step}{salt}\n", self.text))?)
+    }
+
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        fs_err::copy(parts[parts.len() - 1].join("text"), task.out.join("text.txt"))?;
+        Ok(())
+    }
 }
 
 /// A fault of a task.
@@ -189,6 +253,8 @@ pub fn registry() -> Registry {
 pub enum Fault {
     /// The worker ends, as after a kill.
     Dies,
+    /// The worker is lost so many times, as with its machine.
+    Lost(usize),
     /// The task fails and the worker survives.
     Fails,
     /// The worker's own thread in the engine panics.
@@ -209,6 +275,10 @@ pub struct InProcess {
     pub pause: Duration,
     /// Tasks that ran, in the order of their start.
     pub log: Arc<Mutex<Vec<String>>>,
+    /// What the workers say of themselves.
+    pub facts: Facts,
+    /// Workers that were lost so far.
+    pub lost: Arc<AtomicUsize>,
     /// Number of started workers.
     pub starts: Arc<AtomicUsize>,
     /// The events of the run so far.
@@ -230,7 +300,10 @@ impl Backend for InProcess {
     fn slots(&self) -> usize {
         self.slots
     }
-    fn start(&self, _: usize, _: bool) -> Result<Box<dyn Worker>, TaskError> {
+    fn device_class(&self) -> DeviceClass {
+        DeviceClass::Cpu
+    }
+    fn next(&self, _: usize, _: bool, _: &Cancel) -> Result<Box<dyn Worker>, TaskError> {
         self.starts.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(Here(self.clone())))
     }
@@ -239,12 +312,19 @@ impl Backend for InProcess {
 struct Here(InProcess);
 
 impl Worker for Here {
-    fn run(&mut self, task: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<(), TaskError> {
+    fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    fn run(&mut self, task: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+        let usage = Usage::start();
         let computations = [
             Computation::of::<Say>(),
             Computation::of::<Count>(),
+            Computation::of::<Steps>(),
             Computation::of::<Echo>(),
             Computation::of::<Rows>(),
+            Computation::of::<Acts>(),
         ];
         let computation =
             computations.iter().find(|computation| computation.kind.name == task.kind).expect("a toy");
@@ -267,6 +347,11 @@ impl Worker for Here {
                     half();
                     return Err(TaskError::Failed("failed by the test".into()));
                 }
+                Fault::Lost(times) if self.0.lost.fetch_add(1, Ordering::Relaxed) < *times => {
+                    half();
+                    return Err(TaskError::Lost("lost by the test".into()));
+                }
+                Fault::Lost(_) => {}
                 Fault::Panics => panic!("panicking as requested"),
                 Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
             }
@@ -274,16 +359,24 @@ impl Worker for Here {
         self.0.log.lock().unwrap().push(names.join(" + "));
         std::thread::sleep(self.0.pause);
         let on_reply = std::cell::RefCell::new(on_reply);
-        let progress = |piece, done, total| (on_reply.borrow_mut())(Reply::Progress { piece, done, total });
+        let progress = |task, done, total| (on_reply.borrow_mut())(Reply::Progress { task, done, total });
         let finished = |pieces: &[usize]| (on_reply.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
         let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);
+        if let Some(line) =
+            task.tasks[0].params["own"].as_str().filter(|_| task.tasks[0].params["act"] == "log")
+        {
+            (on_reply.borrow_mut())(Reply::Log { level: "INFO".into(), message: line.to_owned() });
+        }
         let stage = (computation.from_json)(&task.tasks[0].params).expect("parameters of the kind");
         let result = match task.tasks.as_slice() {
             [one] => self.alone(one, &*stage, &cx),
             tasks => stage.run_batch(tasks, &cx),
         };
-        result.map_err(|error| TaskError::Failed(format!("{error:#}")))
+        result.map(|()| usage()).map_err(|error| match format!("{error:#}") {
+            error if error == "dies" => TaskError::Died(error),
+            error => TaskError::Failed(error),
+        })
     }
 }
 

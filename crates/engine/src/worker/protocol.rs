@@ -1,0 +1,206 @@
+//! What is said between a run and its workers, one JSON line per message.
+//!
+//! A worker's first line is its [`Reply::Hello`]. Then it gets one [`TaskBatch`] after the other and answers each with
+//! [`Reply`] lines, the last of which is `Done` or `Failed`.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::kind::{Device, Downloads, Task};
+
+/// Version of the protocol.
+pub const VERSION: u32 = 1;
+
+/// Work of one kind: one task, or several units that are computed together.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskBatch {
+    /// The stage kind.
+    pub kind: String,
+    /// What to do; more than one only where all are units.
+    pub tasks: Vec<Task>,
+}
+
+/// What a worker writes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// What it is, before any task.
+    Hello(Facts),
+    /// Steps done and their total.
+    Progress {
+        /// The number of the task in its batch.
+        task: usize,
+        /// Steps done.
+        done: u64,
+        /// Steps in all.
+        total: u64,
+    },
+    /// A line for the log.
+    Log {
+        /// `WARN`, `INFO`, `DEBUG` or `TRACE`.
+        level: String,
+        /// The line.
+        message: String,
+    },
+    /// Some tasks are done, whatever becomes of the others.
+    Finished {
+        /// Their numbers.
+        tasks: Vec<usize>,
+    },
+    /// All tasks of the batch are done.
+    Done(Usage),
+    /// The batch failed.
+    Failed {
+        /// What went wrong, outermost first.
+        error: String,
+    },
+}
+
+/// The kind of device that numbers are computed on; it is part of a recipe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceClass {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A CUDA device.
+    Cuda,
+}
+
+impl DeviceClass {
+    /// As recipes name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl From<Device> for DeviceClass {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Cpu,
+            Device::Cuda(_) => Self::Cuda,
+        }
+    }
+}
+
+/// What a worker says of itself and its machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Version and commit of the program.
+    pub build: String,
+    /// [`VERSION`] of the protocol that it speaks.
+    pub protocol: u32,
+    /// Version of libtorch; none where it computes without.
+    pub libtorch: Option<String>,
+    /// What it computes on.
+    pub device: DeviceClass,
+    /// Model of the GPU.
+    pub gpu: Option<String>,
+    /// Compute capability of the GPU, such as `9.0`.
+    pub compute_capability: Option<String>,
+    /// Version of the GPU's driver.
+    pub driver: Option<String>,
+    /// Memory of the machine, in bytes; 0 where the system does not say.
+    pub memory: u64,
+    /// The machine's name.
+    pub host: String,
+}
+
+impl Facts {
+    /// What any worker knows of its machine.
+    pub fn of_machine(build: &str, device: Device) -> Self {
+        let read = |path: &str| fs_err::read_to_string(path).unwrap_or_default();
+        let memory = read("/proc/meminfo");
+        let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
+        Self {
+            build: build.to_owned(),
+            protocol: VERSION,
+            device: device.into(),
+            memory: total.and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or_default() * 1024,
+            host: read("/proc/sys/kernel/hostname").trim().to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Why it must not compute under a recipe of this libtorch and device class.
+    pub fn contradiction(&self, libtorch: &str, device: &str) -> Option<String> {
+        let (host, found) = (&self.host, self.libtorch.as_deref().unwrap_or("none"));
+        if found != libtorch {
+            return Some(format!("the worker on `{host}` has libtorch {found}, this run needs {libtorch}"));
+        }
+        let class = self.device.name();
+        (class != device)
+            .then(|| format!("the worker on `{host}` computes on `{class}`, this run needs `{device}`"))
+    }
+}
+
+/// What a batch took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds from start to end.
+    pub wall: f64,
+    /// Seconds of processor time, over all threads of the worker.
+    pub cpu: f64,
+    /// Most memory that the worker had since it started, in bytes.
+    pub peak_memory: u64,
+}
+
+impl Usage {
+    /// Starts to measure this process.
+    pub fn start() -> impl FnOnce() -> Self {
+        let cpu = || {
+            let time = clock_gettime(ClockId::ProcessCPUTime);
+            Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_secs_f64()
+        };
+        let (begun, before) = (Instant::now(), cpu());
+        move || Self { wall: begun.elapsed().as_secs_f64(), cpu: cpu() - before, peak_memory: peak_memory() }
+    }
+}
+
+/// The most memory that this process had so far, in bytes; 0 where the system does not say.
+pub fn peak_memory() -> u64 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
+}
+
+/// A batch that ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The stage refused or broke.
+    #[error("{0}")]
+    Failed(String),
+    /// The worker's process ended in the middle, on a machine that works.
+    #[error("the worker process ended in the middle of the task ({0}); out of memory is the usual reason")]
+    Died(String),
+    /// The worker is gone for no fault of the task, such as with its machine: another worker gets the task.
+    #[error("the worker was lost: {0}")]
+    Lost(String),
+    /// The worker could not be started.
+    #[error("cannot start a worker: {0}")]
+    Start(String),
+    /// The worker cannot serve this run, whatever the task.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How a worker computes; nothing here may change a result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerConfig {
+    /// Where.
+    pub device: Device,
+    /// With how many threads.
+    pub threads: usize,
+    /// Most rows to send through a network at once.
+    pub micro_batch: usize,
+    /// How to download files.
+    pub downloads: Downloads,
+    /// The log filter.
+    pub log: String,
+}
