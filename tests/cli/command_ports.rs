@@ -192,7 +192,7 @@ fn ports_that_cannot_be() {
        |                                                           ^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("outputs = { o = \"o\" }", "outputs = {}"), @r#"
-    error: `outputs` is empty, expected at least one `name = "file"`: nothing else is kept
+    error: `outputs` is empty, expected at least one `name = "file"`
       --> PROJECT/pipelines/toy.toml:16:59
        |
     16 | params = { argv = ["tool", "{input.data.csv}"], outputs = {} }
