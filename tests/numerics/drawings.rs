@@ -20,7 +20,6 @@ fn a_place_alone_decides_its_drawing() {
             &texts.shallow_clone().into(),
             &uncond,
             &params,
-            3,
             first,
             micro,
             &mut |_| (),
