@@ -39,7 +39,7 @@ fn an_audit_of_a_finished_run_is_clean_and_says_what_it_looked_at() {
     };
     assert_eq!(run(&["audit", path.to_str().unwrap()]).code, 0);
     let ran = run(&["audit", "copy.json"]);
-    assert!(ran.code == 2 && ran.err.ends_with("name it with --cache\n"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.ends_with("give the cache with --cache\n"), "{ran:?}");
     let cache = project.path("cache");
     assert_eq!(run(&["audit", "copy.json", "--cache", cache.to_str().unwrap()]).code, 0);
 }

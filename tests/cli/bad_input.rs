@@ -32,7 +32,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#""data.files/model/vae""#,
             r#""dat.files/model/vae""#,
-            &["no stage `dat`", "did you mean `data`?"],
+            &["unknown stage `dat`", "did you mean `data`?"],
         ),
         (
             r#"latents = "latents.latents""#,

@@ -181,7 +181,7 @@ fn pins_are_of_runs_stages_and_digests() {
             "unlearn[grim]",
             "is neither a stage of the last runs (did you mean `unlearn[grin]`?), nor a digest, nor a manifest",
         ),
-        ("00000000", "no result and no object in the cache begins with 00000000"),
+        ("00000000", "no digest of a result or object starts with 00000000"),
         ("last~7", "no manifest 7 runs back"),
     ] {
         let ran = project.cache(&["pin", name]);

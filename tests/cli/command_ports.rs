@@ -130,21 +130,21 @@ fn placeholders_that_stand_for_nothing() {
       |                                            ^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("{param.name}", "{name}"), @r#"
-    error: unknown placeholder `{name}`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a brace itself is written twice
+    error: unknown placeholder `{name}`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a literal brace is doubled
      --> PROJECT/pipelines/toy.toml:8:44
       |
     8 | argv = ["tool", "--out", "{output.table}", "{name}"]
       |                                            ^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("{param.name}", "awk '{print}"), @r#"
-    error: unknown placeholder `{print}`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a brace itself is written twice
+    error: unknown placeholder `{print}`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a literal brace is doubled
      --> PROJECT/pipelines/toy.toml:8:44
       |
     8 | argv = ["tool", "--out", "{output.table}", "awk '{print}"]
       |                                            ^^^^^^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("{param.name}", "x}"), @r#"
-    error: a `}` without its `{`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a brace itself is written twice
+    error: a `}` without its `{`: expected `{input.NAME}`, `{output.NAME}` or `{param.KEY}`; a literal brace is doubled
      --> PROJECT/pipelines/toy.toml:8:44
       |
     8 | argv = ["tool", "--out", "{output.table}", "x}"]
@@ -171,7 +171,7 @@ fn ports_that_cannot_be() {
        |                                        ^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("plots = \"plots\"", "plots = \"a/plots\""), @r#"
-    error: the output `plots` is `a/plots`, expected a file's name: letters, digits, `_`; after the first character also `-` and `.`
+    error: the output `plots` is `a/plots`, expected a file name: letters, digits, `_`; after the first character also `-` and `.`
      --> PROJECT/pipelines/toy.toml:9:11
       |
     9 | outputs = { table = "table.csv", plots = "a/plots" }
