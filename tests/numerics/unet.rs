@@ -73,7 +73,8 @@ fn an_updated_parameter_is_used_at_once() {
     let forward =
         |unet: &UNet| tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
     let before = forward(&unet);
-    let mut changed = unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor * 1.01));
+    let mut changed =
+        unet.parameters().iter().map(|(name, tensor)| (name.clone(), (tensor * 1.01).contiguous()));
     let changed: Vec<(String, Tensor)> =
         changed.by_ref().filter(|(name, _)| name.contains("conv1.weight")).collect();
     for (name, tensor) in &changed {
