@@ -44,7 +44,11 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
             "unet = 3",
             &["`stage.port` or a path, found an integer", "31:8"],
         ),
-        (r#"fisher = "fisher.fisher""#, "", &["the input `fisher` of the stage `unlearn` is not connected", "`fisher` takes float64"]),
+        (
+            r#"fisher = "fisher.fisher""#,
+            "",
+            &["the input `fisher` of the stage `unlearn` is not connected", "`fisher` takes float64"],
+        ),
         ("\"${loss}\"", "3", &["expected a table, found an integer", "parts/emoji.toml:28:19"]),
         (
             "../data/demo/images.zip",

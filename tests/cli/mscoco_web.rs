@@ -238,7 +238,15 @@ fn a_volume_with_another_digest_than_listed_by_the_hub() {
     assert_eq!(ran.events("stage_failed", "stage"), ["published_latents"]);
     let brought = ["coco_annotations", "coco_images", "published_model", "published_samples"];
     assert_eq!(ran.computed(), brought);
-    let blocked = ["influence[0]", "influence[1]", "pretrain_loss", "unlearn[0]", "unlearn[1]"];
+    let blocked = [
+        "influence[0]",
+        "influence[1]",
+        "pretrain_loss",
+        "ranking[0]",
+        "ranking[1]",
+        "unlearn[0]",
+        "unlearn[1]",
+    ];
     assert_eq!(ran.events("stage_blocked", "stage"), blocked);
     assert!(!web.holds_latents());
     assert!(!web.project.path("results/mscoco/published_latents").exists());
@@ -286,6 +294,8 @@ fn everything_is_computed_with_a_model_that_requires_a_token() {
         "pretrain_loss",
         "published_model",
         "published_samples",
+        "ranking[0]",
+        "ranking[1]",
         "stable_diffusion",
         "unlearn[0]",
         "unlearn[1]",
