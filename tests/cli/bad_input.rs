@@ -58,7 +58,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
         (
             r#""latents.latents""#,
             r#""../../latents.npy""#,
-            &["no file or folder", "/project/latents.npy`", "33:11"],
+            &["no such file or folder", "/project/latents.npy`", "33:11"],
         ),
         (r#""../configs/demo.toml""#, r#""../configs/dem.toml""#, &["`configs/dem.toml`", "demo.toml:3:10"]),
         (
