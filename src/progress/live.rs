@@ -18,7 +18,7 @@ pub struct Quiet {
 
 impl Quiet {
     /// Without the summary, which the caller prints.
-    pub fn quiet() -> Self {
+    pub fn without_summary() -> Self {
         Self { summary: None }
     }
 }
@@ -70,7 +70,7 @@ fn style(form: &str) -> ProgressStyle {
 
 impl Live {
     /// Without the summary, which the caller prints.
-    pub fn quiet() -> Self {
+    pub fn without_summary() -> Self {
         Self { summary: None, ..Self::default() }
     }
 

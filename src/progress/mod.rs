@@ -36,8 +36,8 @@ pub fn choose(json: bool) -> Box<dyn Reporter> {
 /// Live progress on a terminal, and failures; the caller prints the summary.
 pub fn progress() -> Box<dyn Reporter> {
     match std::io::stderr().is_terminal() {
-        true => Box::new(live::Live::quiet()),
-        false => Box::new(live::Quiet::quiet()),
+        true => Box::new(live::Live::without_summary()),
+        false => Box::new(live::Quiet::without_summary()),
     }
 }
 

@@ -57,6 +57,14 @@ struct Known {
     basis: String,
 }
 
+/// The units of a stage that are still to be computed.
+struct Remaining {
+    tasks: u64,
+    steps: u64,
+    /// Whether they run one after the other.
+    chain: bool,
+}
+
 /// Predicts from manifests, and for stages without a record from all results of their kind.
 pub struct Predictor<'p> {
     planner: &'p Planner<'p>,
@@ -82,32 +90,33 @@ impl<'p> Predictor<'p> {
     /// # Errors
     /// A damaged index.
     pub fn predict(&self, stage: &StageNode, verdict: &Action) -> Result<Option<Prediction>, StoreError> {
-        let (mut prediction, left, chain) = match verdict {
+        let (mut prediction, left) = match verdict {
             Action::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
-            Action::Pending { .. } => (self.whole(stage, None), None, false),
+            Action::Pending { .. } => (self.whole(stage, None), None),
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
-            apply_measurement(&mut prediction, outline, left);
+            apply_measurement(&mut prediction, outline, left.as_ref());
         }
-        if chain {
+        // The units of a chain run one after the other.
+        if left.is_some_and(|left| left.chain) {
             prediction.tasks = prediction.tasks.map(|tasks| tasks.min(1));
         }
         Ok(Some(prediction))
     }
 
-    /// The prediction, the remaining tasks and steps if it has units, and whether these are a chain.
+    /// The prediction, and the remaining work of a stage with units.
     fn run(
         &self,
         stage: &StageNode,
         inputs: &ResolvedInputs,
         forced: bool,
-    ) -> Result<(Prediction, Option<(u64, u64)>, bool), StoreError> {
+    ) -> Result<(Prediction, Option<Remaining>), StoreError> {
         // If the inputs cannot be split into units, the run fails; there is nothing to predict.
         let units = stage.stage.units(&Inputs(inputs.paths.clone()));
         let units = units.unwrap_or(kind::Units::Whole);
         if units == kind::Units::Whole {
-            return Ok((self.whole(stage, None), None, false));
+            return Ok((self.whole(stage, None), None));
         }
         let mut lookup = |_: &_, recipe: &Recipe| match forced {
             true => Ok(None),
@@ -116,7 +125,7 @@ impl<'p> Predictor<'p> {
         let (_, entries) = self.planner.unit_entries(stage, inputs, &units, &mut lookup)?;
         let chain = matches!(units, kind::Units::Chain(_));
         let units = units.list();
-        let (mut cached, mut seconds, mut done, mut left) = (0, 0.0, 0, 0);
+        let (mut cached, mut seconds, mut done, mut steps) = (0, 0.0, 0, 0);
         for (unit, entry) in units.iter().zip(entries) {
             match entry {
                 Some(entry) => {
@@ -124,18 +133,18 @@ impl<'p> Predictor<'p> {
                     seconds += entry.seconds;
                     done += unit.steps;
                 }
-                None => left += unit.steps,
+                None => steps += unit.steps,
             }
         }
         let units = Units { cached, total: units.len() };
         let mut prediction = self.whole(stage, Some(units));
         if cached > 0 && done > 0 {
-            prediction.seconds = Some(seconds / done as f64 * left as f64);
+            prediction.seconds = Some(seconds / done as f64 * steps as f64);
             prediction.basis = format!("its {cached} cached units");
         }
         let tasks = (units.total - units.cached) as u64;
         prediction.tasks = Some(tasks);
-        Ok((prediction, Some((tasks, left)), chain))
+        Ok((prediction, Some(Remaining { tasks, steps, chain })))
     }
 
     /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.
@@ -190,7 +199,7 @@ impl<'p> Predictor<'p> {
 }
 
 /// Replaces the figures of earlier runs by measurements and shapes; `left` are the tasks and steps that are not cached.
-fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left: Option<(u64, u64)>) {
+fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left: Option<&Remaining>) {
     let Ok(estimate) = &outline.estimate else { return };
     if let Some(bytes) = estimate.bytes() {
         prediction.bytes = Some(bytes);
@@ -199,7 +208,7 @@ fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left:
         prediction.disk = Some(bytes + (estimate.parts as f64 * part) as u64);
     }
     let Some(work) = &estimate.work else { return };
-    let (tasks, steps) = left.unwrap_or((work.tasks, work.steps));
+    let (tasks, steps) = left.map_or((work.tasks, work.steps), |left| (left.tasks, left.steps));
     prediction.tasks = Some(tasks);
     if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
         prediction.seconds = Some(seconds);

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SendError, Sender};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::messages::{Message, RunError};
@@ -20,8 +20,8 @@ pub(super) struct Reports<'a> {
 }
 
 impl Reports<'_> {
-    fn send(&self, message: Message) -> Result<(), SendError<Message>> {
-        self.to.send(message)
+    fn send(&self, message: Message) -> Sent {
+        self.to.send(message).map_err(|_| Disconnected)
     }
 
     /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
@@ -48,8 +48,9 @@ enum JobError {
 
 /// A result, and the seconds that it took; none where another run had computed it.
 type Outcome = Result<(Entry, Option<f64>), JobError>;
-/// An error means that the coordinator is gone: nobody needs the slot any more.
-type Sent = Result<(), SendError<Message>>;
+/// The coordinator is gone: nobody needs the slot any more.
+struct Disconnected;
+type Sent = Result<(), Disconnected>;
 
 /// A job that a slot has taken.
 struct LockedJob {

@@ -131,6 +131,9 @@ impl Results for BTreeMap<usize, Entry> {
     }
 }
 
+/// Finds the result of a unit.
+pub type UnitLookup<'l> = dyn FnMut(&Unit, &Recipe) -> Result<Option<Entry>, StoreError> + 'l;
+
 /// The recipes of a stage's units, and the results of those that are done.
 pub type UnitEntries = (Vec<Recipe>, Vec<Option<Entry>>);
 
@@ -238,7 +241,7 @@ impl<'a> Planner<'a> {
         stage: &StageNode,
         inputs: &ResolvedInputs,
         units: &Units,
-        lookup: &mut dyn FnMut(&Unit, &Recipe) -> Result<Option<Entry>, StoreError>,
+        lookup: &mut UnitLookup<'_>,
     ) -> Result<UnitEntries, StoreError> {
         let mut recipes = self.unit_recipes(stage, inputs, units.list());
         let mut entries: Vec<Option<Entry>> = Vec::with_capacity(recipes.len());
