@@ -56,7 +56,7 @@ impl Kind for SampleParams {
             VAE,
             TEXT_ENCODER,
             TOKENIZER,
-            // A unit is told its captions, so that those of other units don't count for it.
+            // A unit's range holds its captions, so that those of other units are not hashed for it.
             Input::merge(CAPTIONS, "a text file, a caption a line; in place of the parameter `caption`")
                 .optional(),
         ],

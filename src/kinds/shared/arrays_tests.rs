@@ -20,7 +20,7 @@ const TEXT: [usize; 2] = [77, 1024];
 /// Texts that hold numbers; those of the rest of the file are zeros, which take no room on the disk.
 const WRITTEN: [usize; 4] = [0, 12_345, CAPTIONS * IMAGES / 2 + 3, CAPTIONS * IMAGES - 1];
 
-/// What stands in the file: [images, captions, 77, 1024] in float16, 60 GB.
+/// The array in the file: [images, captions, 77, 1024] in float16, 60 GB.
 fn texts() -> (tempfile::NamedTempFile, NpyRows) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let shape = [IMAGES, CAPTIONS, TEXT[0], TEXT[1]];

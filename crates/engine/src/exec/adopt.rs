@@ -1,4 +1,4 @@
-//! Files from elsewhere as a stage's outputs, without a copy and without computing it.
+//! Adopting files from elsewhere as a stage's outputs: nothing is copied or computed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::plan::graph::Graph;
 use crate::plan::{Action, InputError, Planner, ResolvedInputs};
 use crate::store::{Adopted, Entry, Lookup, Store, StoreError, TreeStat};
 
-/// Why files do not become a stage's outputs. Nothing is recorded then.
+/// Why files are not adopted. Nothing is recorded then.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
     /// The store could not be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An input of the stage, or of one that it needs, cannot be had.
+    /// An input of the stage, or of one that it needs, is invalid.
     #[error("`{stage}` cannot be adopted: {error}")]
     Input {
         /// The stage to adopt.
@@ -24,20 +24,20 @@ pub enum AdoptError {
         /// What is wrong.
         error: String,
     },
-    /// What the stage reads is not there yet, and it is part of what the files would stand for.
+    /// The stage's inputs are not available yet, and its recipe contains their digests.
     #[error(
-        "`{stage}` cannot be adopted yet: its recipe holds what it reads, which is not there; \
+        "`{stage}` cannot be adopted yet: its inputs are not available; \
          run or adopt first: {}", upstream.join(", ")
     )]
-    Waits {
+    Pending {
         /// The stage to adopt.
         stage: String,
         /// The stages without a result, each after those that it reads.
         upstream: Vec<String>,
     },
-    /// There is a result already.
-    #[error("`{stage}` is up to date: it {how}; --force replaces that result")]
-    Stands {
+    /// There is a result in the cache.
+    #[error("`{stage}` is cached: it {how}; --force replaces that result")]
+    Cached {
         /// The stage to adopt.
         stage: String,
         /// How it came to be.
@@ -54,7 +54,7 @@ pub enum AdoptError {
         /// The folder that belongs to attrflow.
         folder: PathBuf,
     },
-    /// A file that is not there, or that the system does not let us see.
+    /// A file that is missing or cannot be read.
     #[error("{error}")]
     Unreadable {
         /// What the file system says, with the path.
@@ -69,14 +69,14 @@ pub enum AdoptError {
         error: String,
     },
     /// A file that is still written to.
-    #[error("{} changed while it was looked at", path.display())]
+    #[error("{} changed while it was checked", path.display())]
     Changed {
         /// The file or folder.
         path: PathBuf,
     },
 }
 
-/// What is adopted, for which stage of what.
+/// Files to adopt, and the stage that they become outputs of.
 pub struct Adoption<'a> {
     /// The pipeline.
     pub pipeline: &'a Pipeline,
@@ -97,7 +97,7 @@ pub struct Adoption<'a> {
 }
 
 impl Adoption<'_> {
-    /// Checks the files against the stage's parameters and inputs, and lets them stand for its outputs.
+    /// Checks the files against the stage's parameters and inputs, and records them as its outputs.
     ///
     /// # Errors
     /// See [`AdoptError`].
@@ -116,7 +116,7 @@ impl Adoption<'_> {
                 Some(adopted) => format!("was adopted at {}", adopted.at),
                 None => format!("was computed in {:.1} s", entry.seconds),
             };
-            return Err(AdoptError::Stands { stage: node.id.clone(), how });
+            return Err(AdoptError::Cached { stage: node.id.clone(), how });
         }
         let paths = self.paths.iter().map(|(port, path)| Ok((port.clone(), self.real(path)?)));
         let paths: BTreeMap<String, PathBuf> = paths.collect::<Result<_, AdoptError>>()?;
@@ -139,7 +139,7 @@ impl Adoption<'_> {
         Ok(entry)
     }
 
-    /// What the stage reads, all of which must be there.
+    /// The stage's inputs, all of which must be available.
     fn inputs(&self, planner: &Planner<'_>) -> Result<ResolvedInputs, AdoptError> {
         let id = &self.pipeline.stages[self.stage].id;
         let fault = |error| match error {
@@ -158,7 +158,7 @@ impl Adoption<'_> {
         }
         match planner.inputs(&self.pipeline.stages[self.stage], &done).map_err(fault)? {
             Ok(inputs) => Ok(inputs),
-            Err(_) => Err(AdoptError::Waits { stage: id.clone(), upstream }),
+            Err(_) => Err(AdoptError::Pending { stage: id.clone(), upstream }),
         }
     }
 
@@ -171,7 +171,7 @@ impl Adoption<'_> {
                 let path = path.join(sub);
                 if !path.exists() {
                     let error = format!(
-                        "{}: nothing is there, and the input `{input}` of `{}` reads it",
+                        "{}: no such file or folder, and the input `{input}` of `{}` reads it",
                         path.display(),
                         reader.id
                     );

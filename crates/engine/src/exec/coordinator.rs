@@ -1,4 +1,4 @@
-//! Does what the state of a run asks for: asks planner and store, fills the queue, tells what happens.
+//! Carries out the effects of a run's state: asks planner and store, fills the queue, emits events.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -245,7 +245,7 @@ impl<'a> Coordinator<'a> {
         error
     }
 
-    /// Brings the results folder up to date for one stage.
+    /// Updates the results folder for one stage.
     fn place(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, PlacedArtifact>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
         let mut outputs = BTreeMap::new();

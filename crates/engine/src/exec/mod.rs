@@ -59,7 +59,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Brings every selected stage up to date and writes the manifest.
+    /// Computes every selected stage that is not cached, and writes the manifest.
     ///
     /// A stage that fails is in the manifest with its error; stages that do not need it continue. A run that is stopped
     /// writes its manifest too.

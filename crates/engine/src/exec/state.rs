@@ -214,7 +214,7 @@ impl RunState {
         work.tally.add(took);
         let (done, total) = work.progress.finished(unit, work.units.list()[unit].steps);
         let (name, chain) = (work.name(unit), matches!(work.units, Units::Chain(_)));
-        let next = work.missing().first().copied();
+        let next = work.next();
         let (stage_name, seconds) = (self.name(stage), took.unwrap_or_default());
         out.push(Effect::Emit(Event::Progress { stage: stage_name.clone(), done, total }));
         out.push(Effect::Emit(Event::UnitFinished { stage: stage_name, unit: name, seconds }));

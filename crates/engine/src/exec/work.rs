@@ -39,6 +39,11 @@ impl Work {
         missing.map(|(unit, _)| unit).collect()
     }
 
+    /// The first unit without a result.
+    pub fn next(&self) -> Option<usize> {
+        self.entries.iter().position(Option::is_none)
+    }
+
     pub fn name(&self, unit: usize) -> String {
         self.units.list()[unit].name.clone()
     }

@@ -164,8 +164,7 @@ impl Store {
         Ok(parts)
     }
 
-    /// The results index of an earlier version, if there is one and none of this version: what is to be said of it, for
-    /// people.
+    /// A warning if the cache has the results index of an earlier version and none of this version.
     ///
     /// # Errors
     /// A folder that cannot be read.

@@ -355,7 +355,7 @@ fn is_file(file: &Path, object: &Path, size: u64, digest: &Digest) -> bool {
     shared || Digest::of_file(file).is_ok_and(|found| found == *digest)
 }
 
-/// Whether anything stands at a path, be it a link that leads nowhere.
+/// Whether a path exists, even as a broken link.
 fn present(path: &Path) -> bool {
     fs_err::symlink_metadata(path).is_ok()
 }

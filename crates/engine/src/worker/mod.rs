@@ -24,9 +24,9 @@ pub trait Backend: Sync {
 
 /// Runs tasks one after the other.
 pub trait Worker {
-    /// What it said of itself before its first task.
+    /// Its hello, sent before its first task.
     fn facts(&self) -> &Facts;
-    /// Runs one task; `on_reply` gets progress, log lines and the numbers of pieces that are done.
+    /// Runs one task; `on_reply` gets progress, log lines and the numbers of tasks that are done.
     ///
     /// # Errors
     /// Why there is no result.

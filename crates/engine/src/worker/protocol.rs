@@ -1,4 +1,4 @@
-//! What is said between a run and its workers, one JSON line per message.
+//! The messages between a run and its workers, one JSON line each.
 //!
 //! A worker's first line is its [`Reply::Hello`]. Then it gets one [`TaskBatch`] after the other and answers each with
 //! [`Reply`] lines, the last of which is `Done` or `Failed`.

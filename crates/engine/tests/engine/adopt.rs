@@ -168,7 +168,7 @@ fn a_refused_adoption_records_nothing() {
     let refused = |stage: &str, path: &Path| project.adopt(stage, path).unwrap_err();
     assert_eq!(
         refused("lines", &file),
-        "`lines` cannot be adopted yet: its recipe holds what it reads, which is not there; \
+        "`lines` cannot be adopted yet: its inputs are not available; \
          run or adopt first: first, second"
     );
     project.run_targets(&["first"]);
@@ -178,7 +178,7 @@ fn a_refused_adoption_records_nothing() {
         "`second` does not take these files: found \"c\", expected a `b` in it"
     );
     assert!(refused("second", &project.path("mine/none.txt")).contains("PROJECT/mine/none.txt"));
-    assert!(refused("first", &file).starts_with("`first` is up to date: it was computed in "));
+    assert!(refused("first", &file).starts_with("`first` is cached: it was computed in "));
     // Files that a run may replace or remove cannot be adopted, not even through a link.
     let own = "PROJECT/results/toy/first/text.txt is in PROJECT/results/toy, where runs replace what is there: \
                move or copy it elsewhere first";
@@ -214,7 +214,7 @@ fn a_cached_result_is_replaced_only_by_force() {
     project.adopt_set(&[], "second", &file, true).unwrap();
     assert_eq!(project.run(&[]).ran(), ["last[one]", "last[two]", "lines"]);
     let error = project.adopt("second", &file).unwrap_err();
-    assert!(error.starts_with("`second` is up to date: it was adopted at 20"), "{error}");
+    assert!(error.starts_with("`second` is cached: it was adopted at 20"), "{error}");
     // Once computed again, it is no longer adopted.
     let mut project = project;
     project.force = vec!["second"];
