@@ -5,6 +5,7 @@ mod attest;
 mod audit;
 mod cache;
 mod completions;
+mod device;
 mod diff;
 mod doctor;
 mod explain;

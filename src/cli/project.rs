@@ -1,9 +1,10 @@
-//! What all verbs on a pipeline share: its file, folders and devices.
+//! What all verbs on a pipeline share: its file and folders.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::device::devices;
 use super::failure::Failure;
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::identity::recipe::Numerics;
@@ -12,7 +13,6 @@ use attrflow_engine::pipeline::{self, Pipeline};
 use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::Program;
 use attrflow_engine::store::Store;
-use attrflow_engine::worker::Backend;
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::{DeviceClass, WorkerConfig};
 
@@ -143,38 +143,6 @@ impl Settings {
         };
         Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
     }
-}
-
-/// Reads a device list; all of one class, since the class is hashed. `auto` is what the backend computes on.
-pub(super) fn devices(text: &str, backend: &dyn Backend) -> Result<Vec<Device>, Failure> {
-    if text == "auto" {
-        return Ok(match backend.device_class() {
-            DeviceClass::Cpu => vec![Device::Cpu],
-            DeviceClass::Cuda => vec![Device::Cuda(0)],
-        });
-    }
-    let mut devices = Vec::new();
-    for part in text.split(',') {
-        devices.push(match part.trim() {
-            "cpu" => Device::Cpu,
-            "cuda" => Device::Cuda(0),
-            part => match part.strip_prefix("cuda:").and_then(|index| index.parse().ok()) {
-                Some(index) => Device::Cuda(index),
-                None => {
-                    let form = "expected auto, cpu, cuda, or a list such as cuda:0,cuda:1";
-                    return Err(Failure::Usage(format!("unknown device `{part}`: {form}")));
-                }
-            },
-        });
-    }
-    if let Some(twice) = (1..devices.len()).find(|&index| devices[..index].contains(&devices[index])) {
-        let name = text.split(',').nth(twice).unwrap_or_default();
-        return Err(Failure::Usage(format!("`{text}` lists `{}` twice", name.trim())));
-    }
-    if devices.contains(&Device::Cpu) && devices.len() > 1 {
-        return Err(Failure::Usage(format!("`{text}` mixes the CPU and other devices: choose one class")));
-    }
-    Ok(devices)
 }
 
 /// This program.

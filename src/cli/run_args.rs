@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::device::devices;
 use super::failure::Failure;
-use super::project::{Project, backend, cores, devices, program, worker_program};
+use super::project::{Project, backend, cores, program, worker_program};
 use super::signals::{EventSink, Signals};
 use crate::io::download::redact_urls;
 use crate::progress::Reporter;

@@ -2,7 +2,7 @@
 
 mod bars;
 pub mod drawing;
-mod lines;
+mod json_lines;
 mod live;
 mod log;
 mod table;
@@ -25,7 +25,7 @@ pub trait Reporter: Send {
 /// JSON lines on request, live progress on a terminal, only a summary in a pipe.
 pub fn choose(json: bool) -> Box<dyn Reporter> {
     if json {
-        Box::new(lines::JsonLines)
+        Box::new(json_lines::JsonLines)
     } else if std::io::stderr().is_terminal() {
         Box::new(live::Live::default())
     } else {

@@ -1,8 +1,8 @@
 //! Fuzzes pipelines of the real kinds and input files: each is read or refused, without a panic or a hang.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../../crates/engine/tests/engine/fuzzing.rs"]
-mod fuzzing;
+#[path = "../../crates/engine/tests/engine/fuzz_loop.rs"]
+mod fuzz_loop;
 #[path = "../../crates/engine/tests/engine/mutation.rs"]
 mod mutation;
 
@@ -16,7 +16,7 @@ use attrflow::io::torch::pickle::Pickle;
 use attrflow::io::{Captions, Npy, TensorFile, image};
 use attrflow_engine::store::digest_of;
 
-use fuzzing::{Seed, Target, copy, files, seed};
+use fuzz_loop::{Seed, Target, copy, files, seed};
 use mutation::Mutator;
 
 /// Pieces of binary headers.
@@ -91,6 +91,6 @@ fn every_file_is_read_or_refused() {
     for name in ["pipelines", "configs"] {
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(name), &below[0].join(name));
     }
-    let targets = [fuzzing::pipelines(&below[0], attrflow::kinds::kinds()), inputs(&below[1])];
-    fuzzing::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
+    let targets = [fuzz_loop::pipelines(&below[0], attrflow::kinds::kinds()), inputs(&below[1])];
+    fuzz_loop::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
 }

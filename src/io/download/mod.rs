@@ -7,11 +7,12 @@ mod address;
 mod client;
 mod error;
 pub mod file_lock;
+mod folder;
 mod hash;
 pub mod hub;
 pub mod lock_file;
 mod partial;
-mod parts;
+mod retry;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -22,16 +23,17 @@ use std::time::SystemTime;
 
 pub(super) use address::{join, shown};
 pub use address::{name, redact_urls};
-pub use client::{Client, RetryPolicy, Token};
+pub use client::{Client, Token};
 pub use error::FetchError;
+pub use folder::Finished;
 pub use hash::sha256;
-pub use parts::Finished;
+pub use retry::RetryPolicy;
 pub use state::{Expected, Fetched};
 
 use client::Verb;
 use file_lock::FileLock;
+use folder::Slot;
 use partial::Partial;
-use parts::Slot;
 use state::Note;
 use transfer::Transfer;
 
@@ -188,6 +190,6 @@ impl<'a> Fetcher<'a> {
     /// # Errors
     /// The file system refuses.
     pub fn sweep(&self) -> Result<(), FetchError> {
-        Ok(parts::sweep(&self.folder, SystemTime::now())?)
+        Ok(folder::sweep(&self.folder, SystemTime::now())?)
     }
 }

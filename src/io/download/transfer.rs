@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
 use super::address::shown;
-use super::client::{Attempt, Client, Verb, http_date, retry_after_status};
+use super::client::{Client, Verb};
 use super::partial::Partial;
+use super::retry::{Attempt, http_date, retry_after_status};
 use super::state::Note;
 use super::{DownloadRequest, FetchError, Progress};
 

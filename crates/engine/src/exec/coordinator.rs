@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Run;
-use super::messages::{Decision, Effect, Message, Part, RunError};
 use super::queue::{Job, Queue, StageContext};
 use super::state::RunState;
+use super::state_messages::{Decision, Effect, Message, Part, RunError};
 use super::work::Work;
 use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;

@@ -3,11 +3,11 @@
 pub mod adopt;
 mod coordinator;
 pub mod event;
-mod messages;
 pub mod noop_cache;
 mod queue;
 mod record;
 mod state;
+mod state_messages;
 mod work;
 mod worker_slots;
 
@@ -23,9 +23,9 @@ use crate::store::Store;
 use crate::worker::Backend;
 pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
-use messages::Message;
-pub use messages::RunError;
 use queue::Queue;
+use state_messages::Message;
+pub use state_messages::RunError;
 use worker_slots::{Reports, Slot};
 
 /// A run: what to do, where to keep it, who observes it.

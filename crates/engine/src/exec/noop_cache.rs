@@ -47,9 +47,12 @@ pub struct NoopRun {
     variables: BTreeMap<String, Option<String>>,
     /// The stages in the order of the graph.
     pub stages: Vec<Stage>,
-    /// The stages' records as a manifest holds them.
+    /// The file, which ends with the stages' records as a manifest holds them.
     #[serde(skip)]
-    records: Vec<u8>,
+    bytes: Vec<u8>,
+    /// Where the records begin.
+    #[serde(skip)]
+    records: usize,
 }
 
 /// A cached stage.
@@ -115,7 +118,8 @@ impl NoopKey {
         let run: NoopRun = serde_json::from_slice(run).ok()?;
         let same = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
         let unchanged = run.variables.iter().all(same) && Snapshot::unchanged(snapshot);
-        unchanged.then(|| NoopRun { records: records.to_vec(), ..run })
+        let records = bytes.len() - records.len();
+        unchanged.then(|| NoopRun { bytes, records, ..run })
     }
 
     /// Keeps a run, if it is a no-op that can be repeated.
@@ -137,7 +141,8 @@ impl NoopKey {
             left_out: manifest.left_out.clone(),
             variables: pipeline.variables.clone(),
             stages: stages.collect(),
-            records: Vec::new(),
+            bytes: Vec::new(),
+            records: 0,
         };
         let run = serde_json::to_vec(&run).map_err(std::io::Error::from)?;
         let mut rest = Vec::new();
@@ -260,7 +265,9 @@ impl CachedRun<'_> {
             stages: Vec::new(),
         };
         let folder = store.runs(&manifest.pipeline);
-        let path = match manifest::write_with(&folder, &manifest, &run.records).map_err(StoreError::from) {
+        let path = match manifest::write_with(&folder, &manifest, &run.bytes[run.records..])
+            .map_err(StoreError::from)
+        {
             Err(error) if error.is_read_only() => {
                 let message = format!("read-only file system ({error}); not saved: the manifest");
                 emit(Event::Log { level: "WARN".into(), message });

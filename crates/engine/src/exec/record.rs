@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::coordinator::Coordinator;
-use super::messages::{Message, RunError};
 use super::state::StageState;
+use super::state_messages::{Message, RunError};
 use super::work::Tally;
 use crate::exec::event::Event;
 use crate::identity::recipe::Recipe;

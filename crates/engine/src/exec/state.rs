@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, PlacedArtifact};
-use super::messages::{Decision, Effect, Message, Part};
+use super::state_messages::{Decision, Effect, Message, Part};
 use super::work::{Tally, Work};
 use crate::identity::recipe::Recipe;
 use crate::kind::Units;

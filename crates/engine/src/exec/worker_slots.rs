@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use super::messages::{Message, RunError};
 use super::queue::{Job, Queue};
+use super::state_messages::{Message, RunError};
 use crate::kind::{PREVIOUS, Step, Task};
 use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError};
 use crate::worker::cancel::{Cancel, CancelMode};

@@ -13,7 +13,7 @@ use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::provenance::replay;
 use attrflow_engine::store::Store;
 
-use crate::fuzzing::{self, Seed, Target, copy, seed};
+use crate::fuzz_loop::{self, Seed, Target, copy, seed};
 use crate::mutation::Mutator;
 use crate::project::{PIPELINE, changed, files, project};
 use crate::toys;
@@ -119,8 +119,8 @@ fn any_file_content_is_read_or_refused() {
     }
     fs_err::write(below[0].join("pipelines/toy.toml"), PIPELINE).unwrap();
     fs_err::write(below[0].join("configs/toy.toml"), crate::project::CONFIG).unwrap();
-    let targets = [fuzzing::pipelines(&below[0], toys::registry()), store(&below[1])];
-    fuzzing::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
+    let targets = [fuzz_loop::pipelines(&below[0], toys::registry()), store(&below[1])];
+    fuzz_loop::fuzz(&targets, &Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz"));
 }
 
 /// Earlier findings of the fuzzer.

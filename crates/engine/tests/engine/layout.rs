@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use attrflow_engine::maintenance::{Inventory, Target, Verify};
 use attrflow_engine::store::{Area, Part, Store};
 
-use crate::care::{POLICY, collect, named, plan, truthful};
+use crate::maintenance::{POLICY, collect, named, plan, truthful};
 use crate::project::{Project, project};
 
 fn store(project: &Project) -> Store {

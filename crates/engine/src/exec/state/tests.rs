@@ -1,7 +1,7 @@
 //! Tables of messages, and the effects of each.
 
 use super::*;
-use crate::exec::messages::RunError;
+use crate::exec::state_messages::RunError;
 use crate::identity::digest::Digest;
 use crate::kind::Unit;
 use crate::plan::ResolvedInputs;

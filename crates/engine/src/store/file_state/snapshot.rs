@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::tree_stat::TreeStat;
+use super::tree_stat::{Stat, TreeStat};
+use crate::identity::digest::Digest;
 
 /// How to look at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,7 @@ impl Snapshot {
     pub fn unchanged(bytes: &[u8]) -> bool {
         let Some(records) = records(bytes) else { return false };
         let same = |(look, path, known): &(FollowLinks, &Path, &[u8; 32])| {
-            stat(*look, path).is_some_and(|stat| stat.stat_hash().0 == **known)
+            stat_hash(*look, path).is_some_and(|hash| hash.0 == **known)
         };
         match records.len() {
             // Threads cost more than a few looks.
@@ -85,6 +86,19 @@ fn stat(look: FollowLinks, path: &Path) -> Option<TreeStat> {
     match look {
         FollowLinks::Through => TreeStat::at(path).ok().flatten(),
         FollowLinks::Name => Some(TreeStat::of_file(&fs_err::symlink_metadata(path).ok()?)),
+    }
+}
+
+/// The hash of the same, with nothing allocated for a file.
+fn stat_hash(look: FollowLinks, path: &Path) -> Option<Digest> {
+    let found = match look {
+        FollowLinks::Through => fs_err::metadata(path),
+        FollowLinks::Name => fs_err::symlink_metadata(path),
+    };
+    let found = found.ok()?;
+    match found.is_dir() {
+        true => stat(look, path).map(|stat| stat.stat_hash()),
+        false => Some(Stat::from(&found).hash()),
     }
 }
 
