@@ -4,11 +4,11 @@
     make bench-planner
 
 Everything happens in a copy of the project with an empty cache. First the plan is measured and made. Then the pipeline runs as a
-whole: its time from start to end, the seconds of computing of each stage as its manifest tells them, and the most memory that a worker
+whole: its time from start to end, the seconds of each stage from its manifest, and the most memory that a worker
 process had (VmHWM, looked at twenty times a second). Then it runs once more from nothing, one stage of each kind at a time, so that each
 has workers of its own: their memory, and what the stage added to the cache, are that stage's.
 
-What other programs take of the processors meanwhile is told: with more than a twentieth, times say little.
+The CPU time of other programs is printed: above a twentieth, times are not reliable.
 
 Exit code 1 if the time of a stage of more than five seconds, the memory of a stage, or what a stage of more than a megabyte adds to the
 disk is off by more than a quarter.
@@ -57,13 +57,13 @@ class Others:
         (begun, before), (ended, after) = self.begun, self.now()
         return max(0.0, (after - before) / (ended - begun) / (os.cpu_count() or 1))
 
-    def told(self):
+    def summary(self):
         share = self.share()
-        return f"other programs took {share:.0%} of the processors" + ("; THE TIMES SAY LITTLE" if share > 0.05 else "")
+        return f"other programs took {share:.0%} of the processors" + ("; THE TIMES ARE NOT RELIABLE" if share > 0.05 else "")
 
 
 def quiet(patience):
-    """Waits until the processors are idle for five seconds, as long as there is patience."""
+    """Waits until the processors are idle for five seconds, at most `patience` seconds."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         others = Others()
@@ -146,8 +146,8 @@ class Table:
         if counts and off:
             self.missed.append(f"{what} of {stage}")
             note = "  MISSED"
-        told = "" if ratio is None else f"{ratio:.2f}"
-        print(f"{stage:<20} {what:<8} {shown(predicted):>12} {shown(actual):>12} {told:>6}{note}", flush=True)
+        text = "" if ratio is None else f"{ratio:.2f}"
+        print(f"{stage:<20} {what:<8} {shown(predicted):>12} {shown(actual):>12} {text:>6}{note}", flush=True)
 
 
 def main():
@@ -169,7 +169,7 @@ def main():
         quiet(given.wait)
         begun, others = time.perf_counter(), Others()
         *plan, totals = lines(verb("plan", "--measure"), root)
-        print(f"\nmeasured in {time.perf_counter() - begun:.1f} s; {others.told()}")
+        print(f"\nmeasured in {time.perf_counter() - begun:.1f} s; {others.summary()}")
         begun = time.perf_counter()
         lines(verb("plan"), root)
         print(f"planned again in {(time.perf_counter() - begun) * 1000:.0f} ms\n")
@@ -190,7 +190,7 @@ def main():
         objects = length(cache / "objects")
         table.row("the run", "disk", totals["needs"]["disk"], objects, megabytes, False)
 
-        print(f"while it ran, {others.told()}")
+        print(f"while it ran, {others.summary()}")
 
         shutil.rmtree(cache)
         before, kinds = 0, set()

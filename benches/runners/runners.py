@@ -26,7 +26,7 @@ STEP = 'read -r x < "{0}"; echo "$x." > "{1}"'
 
 
 def chains(stages):
-    """The stages as (chain, step, what it reads, what it writes); `None` stands for the source."""
+    """The stages as (chain, step, what it reads, what it writes); `None` is the source."""
     for chain in range(max(1, stages // 10)):
         for step in range(min(10, stages)):
             yield chain, step, (f"c{chain}s{step - 1}" if step else None), f"c{chain}s{step}"

@@ -30,7 +30,7 @@ pub enum MathError {
     ParameterNotFinite { parameter: String, what: &'static str },
     #[error(
         "the Fisher information of `{parameter}` is zero in {zeros} of {count} places, \
-         so that the step there is not finite; set `damping` to go on"
+         so that the step there is not finite; set `damping` to continue"
     )]
     ZeroFisher { parameter: String, zeros: i64, count: i64 },
     #[error(

@@ -40,7 +40,7 @@ fn bytes(folder: &Path) -> u64 {
 }
 
 #[test]
-fn losses_of_an_earlier_run_are_taken_as_they_are() {
+fn losses_of_an_earlier_run_are_adopted() {
     let project = Project::finished();
     let before = project.results();
     drop(project);
@@ -76,9 +76,9 @@ fn losses_of_an_earlier_run_are_taken_as_they_are() {
     let line = status.lines().find(|line| line.starts_with("pretrain_loss")).unwrap();
     assert!(line.ends_with(" modified"), "{line}");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
-    let told = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead\n";
+    let message = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead\n";
     assert!(
-        ran.code == 0 && ran.err.starts_with("warn: the adopted file ") && ran.err.ends_with(told),
+        ran.code == 0 && ran.err.starts_with("warn: the adopted file ") && ran.err.ends_with(message),
         "{ran:?}"
     );
     assert_eq!(project.results(), before);
@@ -196,11 +196,11 @@ fn sets_that_do_not_fit_each_other_are_refused() {
         write_f32(mine.join(name), shape, &vec![0.0; shape.iter().product()]).unwrap();
     };
     zeros("few.npy", &[6, 4, 16, 16]);
-    let told = error("few.npy", texts);
-    assert!(told.contains("few.npy: shape [6, 4, 16, 16], expected [12, _, _, _]"), "{told}");
+    let message = error("few.npy", texts);
+    assert!(message.contains("few.npy: shape [6, 4, 16, 16], expected [12, _, _, _]"), "{message}");
     zeros("texts.npy", &[6, 1, 16, 64]);
-    let told = error(latents, "texts.npy");
-    assert!(told.contains("texts.npy: shape [6, 1, 16, 64], expected [6, 2, _, _]"), "{told}");
+    let message = error(latents, "texts.npy");
+    assert!(message.contains("texts.npy: shape [6, 1, 16, 64], expected [6, 2, _, _]"), "{message}");
     let ran = project.attrflow(["adopt", "latents", "latents=mine/latents/latents.npy"]);
     assert!(
         ran.code == 2 && ran.err.contains("no path for the output `text_embeddings` of `latents`"),
@@ -214,40 +214,41 @@ fn sets_that_do_not_fit_each_other_are_refused() {
 fn a_download_that_lacks_a_file_is_refused() {
     let project = Project::new(6);
     fs_err::create_dir_all(project.path("mine/model")).unwrap();
-    let told = refused(&project, "data", &["mine"]);
+    let message = refused(&project, "data", &["mine"]);
     assert!(
-        told.contains("mine/captions.json: not found, expected the file or folder that the stage downloads"),
-        "{told}"
+        message
+            .contains("mine/captions.json: not found, expected the file or folder that the stage downloads"),
+        "{message}"
     );
     project.write("file", "x");
-    let told = refused(&project, "data", &["file"]);
-    assert!(told.ends_with("file: expected a folder\n"), "{told}");
+    let message = refused(&project, "data", &["file"]);
+    assert!(message.ends_with("file: expected a folder\n"), "{message}");
 }
 
 #[test]
 fn the_stage_must_be_one_whose_inputs_are_there() {
     let project = Project::new(6);
     project.write("a.npy", "x");
-    let told = refused(&project, "pretrain_loss", &["a.npy"]);
-    assert!(told.contains("run or adopt first: data, latents"), "{told}");
+    let message = refused(&project, "pretrain_loss", &["a.npy"]);
+    assert!(message.contains("run or adopt first: data, latents"), "{message}");
     let run = |arguments: &[&str]| {
         let ran = project.attrflow([&["adopt"], arguments].concat());
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
         ran.err
     };
-    let told = run(&["influence", "a.npy"]);
+    let message = run(&["influence", "a.npy"]);
     assert!(
-        told.contains("`influence` is repeated: choose one of influence[grin], influence[pizza]"),
-        "{told}"
+        message.contains("`influence` is repeated: choose one of influence[grin], influence[pizza]"),
+        "{message}"
     );
-    let told = run(&["nobody", "a.npy"]);
+    let message = run(&["nobody", "a.npy"]);
     let expected = "no pipeline in pipelines/ has a stage `nobody`; searched: pipelines/demo.toml";
-    assert!(told.contains(expected), "{told}");
+    assert!(message.contains(expected), "{message}");
     // Two pipelines with the stage: one must be named.
     fs_err::copy(project.path("pipelines/demo.toml"), project.path("pipelines/other.toml")).unwrap();
-    let told = run(&["pretrain_loss", "a.npy"]);
+    let message = run(&["pretrain_loss", "a.npy"]);
     let expected = "pipelines/demo.toml, pipelines/other.toml have a stage `pretrain_loss`";
-    assert!(told.contains(expected) && told.contains("--pipeline"), "{told}");
-    let told = run(&["fisher", "a.npy", "fisher=b.npy", "--pipeline", "pipelines/demo.toml"]);
-    assert!(told.contains("two paths for the output `fisher` of `fisher`"), "{told}");
+    assert!(message.contains(expected) && message.contains("--pipeline"), "{message}");
+    let message = run(&["fisher", "a.npy", "fisher=b.npy", "--pipeline", "pipelines/demo.toml"]);
+    assert!(message.contains("two paths for the output `fisher` of `fisher`"), "{message}");
 }

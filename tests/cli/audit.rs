@@ -17,7 +17,7 @@ fn flip(file: &Path) {
 }
 
 #[test]
-fn an_audit_of_a_finished_run_is_clean_and_says_what_it_looked_at() {
+fn an_audit_of_a_finished_run_is_clean_and_lists_what_it_checked() {
     let project = Project::finished();
     let path = manifest::list(&project.path("cache/runs/demo"))[0].clone();
     let ran = project.attrflow(["audit", "last"]);
@@ -45,7 +45,7 @@ fn an_audit_of_a_finished_run_is_clean_and_says_what_it_looked_at() {
 }
 
 #[test]
-fn a_flipped_byte_is_named_and_ends_with_3() {
+fn a_flipped_byte_is_named_and_exits_with_3() {
     let project = Project::finished();
     // A manifest that names this copy's sources.
     project.run(&[]);

@@ -85,7 +85,7 @@ fn what_a_library_prints_is_a_log_line() {
 }
 
 #[test]
-fn programs_that_are_no_workers() {
+fn programs_that_are_not_workers() {
     let folder = tempfile::tempdir().unwrap();
     let error = |script: &str| {
         let backend = wrapper(folder.path(), script);

@@ -31,10 +31,10 @@ inputs = { images = "../images", captions = "../captions.json", vae = "../model/
 
 const UNET: &str = "model/unet/diffusion_pytorch_model.safetensors";
 
-/// Small files of the right form, each read by a stage that stands alone in its pipeline.
-struct MeasureBackend(Project);
+/// Small valid files, each read by the only stage of a pipeline.
+struct Bench(Project);
 
-impl MeasureBackend {
+impl Bench {
     fn new() -> Self {
         let project = Project::finished();
         copy(&Path::new(DEMO).join("model"), &project.path("model"));
@@ -91,7 +91,7 @@ impl MeasureBackend {
         self.0.write(file, good);
     }
 
-    /// As [`MeasureBackend::with`], for a text that is replaced.
+    /// As [`Bench::with`], for a text that is replaced.
     fn edited(&self, file: &str, from: &str, to: &str, pipeline: &str, parts: &[&str]) {
         let damage = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
@@ -100,7 +100,7 @@ impl MeasureBackend {
         self.with(file, damage, pipeline, parts);
     }
 
-    /// As [`MeasureBackend::with`] for parameters, without a file in the message.
+    /// As [`Bench::with`] for parameters, without a file in the message.
     fn asked(&self, pipeline: &str, from: &str, to: &str, parts: &[&str]) {
         let file = format!("pipelines/{pipeline}.toml");
         let good = fs_err::read(self.0.path(&file)).unwrap();
@@ -153,8 +153,8 @@ fn tensors(
 }
 
 #[test]
-fn what_is_right_runs() {
-    let bench = MeasureBackend::new();
+fn valid_data_runs() {
+    let bench = Bench::new();
     for pipeline in ["loss", "unlearn", "latents"] {
         let ran = bench.0.attrflow(["run", &format!("pipelines/{pipeline}.toml")]);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{pipeline}");
@@ -163,7 +163,7 @@ fn what_is_right_runs() {
 
 #[test]
 fn arrays_that_do_not_fit_are_named() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     bench.with(
         "latents.npy",
         short(5),
@@ -213,8 +213,8 @@ fn arrays_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn a_number_that_is_none_is_named_by_image_and_timestep() {
-    let bench = MeasureBackend::new();
+fn a_value_that_is_not_finite_names_image_and_timestep() {
+    let bench = Bench::new();
     let nan = |latent: usize| {
         move |mut bytes: Vec<u8>| {
             let at = bytes.len() - (12 - latent) * 4096 + 40;
@@ -238,7 +238,7 @@ fn a_number_that_is_none_is_named_by_image_and_timestep() {
 
 #[test]
 fn weights_that_do_not_fit_are_named() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     let first = "conv_in.bias";
     let at = |list: &[(String, Dtype, Vec<usize>, Vec<u8>)]| {
         list.iter().position(|(name, ..)| name == first).unwrap()
@@ -287,12 +287,12 @@ fn weights_that_do_not_fit_are_named() {
 
 #[test]
 fn a_fisher_information_that_does_not_fit_is_named() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     let fisher = "fisher.safetensors";
     let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let zeros = format!("`{name}` is zero in 2 of 2048 places");
     let zeroed = || tensors(|list| list[0].3[..16].fill(0));
-    bench.with(fisher, zeroed(), "unlearn", &[&zeros, "set `damping` to go on"]);
+    bench.with(fisher, zeroed(), "unlearn", &[&zeros, "set `damping` to continue"]);
     bench.with(
         fisher,
         short(9),
@@ -327,7 +327,7 @@ fn a_fisher_information_that_does_not_fit_is_named() {
 
 #[test]
 fn images_and_captions_that_cannot_be_read_are_named() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     let (captions, image) = ("captions.json", "images/000003.png");
     bench.with(
         captions,
@@ -368,8 +368,8 @@ fn images_and_captions_that_cannot_be_read_are_named() {
 }
 
 #[test]
-fn files_that_must_not_be_brought_are_refused() {
-    let bench = MeasureBackend::new();
+fn files_with_another_digest_or_content_are_refused() {
+    let bench = Bench::new();
     let get = |file: &str| {
         bench.0.write(
             "pipelines/get.toml",
@@ -395,7 +395,7 @@ fn files_that_must_not_be_brought_are_refused() {
 }
 
 #[test]
-fn what_does_not_need_the_failed_stage_goes_on() {
+fn independent_stages_continue_after_a_failure() {
     let project = Project::new(6);
     project.edit("data/demo/captions.json", "000003.png", "nowhere.png");
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--json"]);
@@ -410,7 +410,7 @@ fn what_does_not_need_the_failed_stage_goes_on() {
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     assert!(ran.out.contains("0 ran, 3 cached, 1 failed, 8 blocked in "), "{ran:?}");
     assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
-    // A path below an output that nothing stands at.
+    // A path below an output where there is no file.
     project.edit("pipelines/parts/emoji.toml", "data.files/images", "data.files/imagez");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
     let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, which does not contain it\n";
@@ -434,7 +434,7 @@ fn a_cache_that_cannot_be_read_is_code_4_and_names_the_file() {
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_named() {
+fn a_missing_gpu_is_named() {
     let project = Project::finished();
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--device", "cuda:77", "--target", "latents"]);
     assert_eq!(ran.code, 1, "{ran:?}");

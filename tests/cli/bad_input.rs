@@ -15,8 +15,8 @@ fn refused(project: &Project, arguments: &[&str], parts: &[&str]) {
 }
 
 #[test]
-fn a_fault_of_the_pipeline_is_shown_at_its_place() {
-    // What stands in the file, what is put there, and what the message must hold.
+fn a_fault_of_the_pipeline_has_its_location() {
+    // The text in the file, its replacement, and parts of the message.
     let cases: [(&str, &str, &[&str]); 13] = [
         (
             r#"kind = "fisher""#,
@@ -86,7 +86,7 @@ fn a_fault_of_the_pipeline_is_shown_at_its_place() {
 }
 
 #[test]
-fn a_fault_of_the_config_is_shown_at_its_place() {
+fn a_fault_of_the_config_has_its_location() {
     let cases: [(&str, &str, &[&str]); 10] = [
         (
             "time_samples = 2",
@@ -130,7 +130,7 @@ fn a_fault_of_the_config_is_shown_at_its_place() {
 }
 
 #[test]
-fn all_faults_are_told_at_once() {
+fn all_faults_are_reported_at_once() {
     let project = Project::new(1);
     project.edit("configs/demo.toml", "steps = 4", "steps = 0");
     project.edit("configs/demo.toml", "epochs = 1", "epoch = 1");
@@ -177,7 +177,7 @@ fn a_wrong_command_line_is_refused() {
 }
 
 #[test]
-fn a_set_that_is_read_is_taken() {
+fn a_valid_set_is_accepted() {
     let project = Project::new(1);
     for set in
         ["queries.grin.caption=a dog", "queries.1.seed=4", "unlearn.damping=1e-9", "run.jobs=1", "queries=[]"]

@@ -53,7 +53,7 @@ fn below(digest: &Digest) -> String {
 }
 
 #[test]
-fn ls_and_du_say_what_is_there() {
+fn ls_and_du_list_the_cache() {
     let project = Project::finished();
     let lines = project.cached_well(&["ls", "--json"]).json();
     let results = lines.iter().filter(|line| line["unit"].is_null()).count();
@@ -131,8 +131,8 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     );
     let ran = project.cache(&["gc", "--budget", "much"]);
     assert!(ran.code == 2 && ran.err.contains("invalid size `much`"), "{ran:?}");
-    let told = project.cached_well(&["gc", "--budget", "1k"]).out;
-    assert!(told.contains(" above the budget: --units removes "), "{told}");
+    let message = project.cached_well(&["gc", "--budget", "1k"]).out;
+    assert!(message.contains(" above the budget: --units removes "), "{message}");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn gc_refuses_while_a_run_is_on() {
 }
 
 #[test]
-fn verify_ends_with_4_and_the_next_run_rebuilds_just_that() {
+fn verify_exits_with_4_and_the_next_run_rebuilds_only_the_damage() {
     let project = Project::finished();
     project.run(&[]);
     let ran = project.cached_well(&["verify"]);
@@ -169,13 +169,16 @@ fn verify_ends_with_4_and_the_next_run_rebuilds_just_that() {
 #[test]
 fn pins_are_of_runs_stages_and_digests() {
     let project = Project::finished();
-    let told = project.cached_well(&["pin", "unlearn[grin]"]).out;
-    assert!(told.starts_with("pinned demo/unlearn[grin] as ") && told.ends_with(": 1 item\n"), "{told}");
+    let message = project.cached_well(&["pin", "unlearn[grin]"]).out;
+    assert!(
+        message.starts_with("pinned demo/unlearn[grin] as ") && message.ends_with(": 1 item\n"),
+        "{message}"
+    );
     let digest = project.digest("fisher", "fisher").to_string();
-    let told = project.cached_well(&["pin", &digest[..12]]).out;
-    assert!(told.starts_with(&format!("pinned {digest} as ")), "{told}");
-    let told = project.cached_well(&["pin", "demo:last"]).out;
-    assert!(told.contains(&format!(": {STAGES} items\n")), "{told}");
+    let message = project.cached_well(&["pin", &digest[..12]]).out;
+    assert!(message.starts_with(&format!("pinned {digest} as ")), "{message}");
+    let message = project.cached_well(&["pin", "demo:last"]).out;
+    assert!(message.contains(&format!(": {STAGES} items\n")), "{message}");
     for (name, expected) in [
         (
             "unlearn[grim]",
@@ -204,19 +207,25 @@ fn a_run_goes_through_a_folder_to_another_checkout() {
     let (here, there) = (Project::finished(), second(&Project::finished()));
     let remote = here.path("remote");
     let remote = remote.to_str().unwrap();
-    let told = here.cached_well(&["push", remote]).out;
-    assert!(told.starts_with("uploaded ") && told.contains(&format!("; {STAGES} results in ")), "{told}");
+    let message = here.cached_well(&["push", remote]).out;
+    assert!(
+        message.starts_with("uploaded ") && message.contains(&format!("; {STAGES} results in ")),
+        "{message}"
+    );
     assert!(here.cached_well(&["push", remote, "demo:last"]).out.starts_with("uploaded 0 files, 0 B; "));
-    let told = there.cached_well(&["pull", &format!("file://{remote}")]).out;
-    assert!(told.contains(&format!("; {STAGES} results new, 0 already there; 1 manifest\n")), "{told}");
+    let message = there.cached_well(&["pull", &format!("file://{remote}")]).out;
+    assert!(message.contains(&format!("; {STAGES} results new, 0 already there; 1 manifest\n")), "{message}");
     let ran = there.run(&[]);
     assert!(ran.computed().is_empty() && ran.reused().len() == STAGES, "{ran:?}");
     assert_eq!(there.results().len(), here.results().len());
     assert_eq!(there.attrflow(["audit", "last"]).code, 0);
     // All of it, with units, of which an edit then profits.
     here.cached_well(&["push", remote, "--all", "--units"]);
-    let told = there.cached_well(&["pull", remote, "--all", "--json"]).json().remove(0);
-    assert!(told["entries"].as_u64().unwrap() > 0 && told["refused"] == Json::Array(vec![]), "{told}");
+    let message = there.cached_well(&["pull", remote, "--all", "--json"]).json().remove(0);
+    assert!(
+        message["entries"].as_u64().unwrap() > 0 && message["refused"] == Json::Array(vec![]),
+        "{message}"
+    );
     let ran = there.cache(&["pull", remote, "mine:last"]);
     assert!(ran.code == 2 && ran.err.contains("has no run of `mine`, only of demo"), "{ran:?}");
 }
@@ -251,7 +260,7 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
 }
 
 #[test]
-fn a_server_that_refuses_is_told_apart_from_one_that_is_not_there() {
+fn a_refusal_differs_from_an_unreachable_server() {
     let project = Project::finished();
     let server = Server::start();
     let push = |remote: &str, environment: &[(&str, &str)]| {
@@ -259,18 +268,18 @@ fn a_server_that_refuses_is_told_apart_from_one_that_is_not_there() {
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
         ran.err
     };
-    let told = push("s3://results/x", &[("AWS_SECRET_ACCESS_KEY", "wrong")]);
-    assert!(told.contains("s3://results/x refuses the keys, or they lack the permission: "), "{told}");
-    let told = push("s3://results/x", &[("AWS_ACCESS_KEY_ID", "nobody")]);
-    assert!(told.contains("refuses the keys"), "{told}");
-    let told = push("s3://nothing/x", &[]);
-    assert!(told.contains("s3://nothing/x: no such bucket at this endpoint: "), "{told}");
-    let told = push("s3://results/x", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")]);
-    assert!(told.contains("s3://results/x cannot be reached at http://127.0.0.1:9: "), "{told}");
+    let message = push("s3://results/x", &[("AWS_SECRET_ACCESS_KEY", "wrong")]);
+    assert!(message.contains("s3://results/x refuses the keys, or they lack the permission: "), "{message}");
+    let message = push("s3://results/x", &[("AWS_ACCESS_KEY_ID", "nobody")]);
+    assert!(message.contains("refuses the keys"), "{message}");
+    let message = push("s3://nothing/x", &[]);
+    assert!(message.contains("s3://nothing/x: no such bucket at this endpoint: "), "{message}");
+    let message = push("s3://results/x", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9")]);
+    assert!(message.contains("s3://results/x cannot be reached at http://127.0.0.1:9: "), "{message}");
 }
 
 #[test]
-fn a_large_file_goes_in_parts_and_a_killed_push_misleads_nobody() {
+fn a_large_file_is_uploaded_in_parts_and_a_killed_push_leaves_no_entry() {
     let project = Project::new(1);
     let store = Store::open(&project.path("cache")).unwrap();
     let mut entries = Vec::new();
@@ -305,9 +314,9 @@ fn a_large_file_goes_in_parts_and_a_killed_push_misleads_nobody() {
     let ran = project.cache_at(&server, &["push", remote, "--all", "--json"], &[]);
     assert_eq!((ran.code, &ran.json()[0]["entries"]), (0, &4.into()), "{ran:?}");
     other.cache_at(&server, &["pull", remote, "--all"], &[]);
-    let brought = Store::open(&other.path("cache")).unwrap();
+    let pulled = Store::open(&other.path("cache")).unwrap();
     for entry in &entries {
-        let found = brought.lookup(&entry.recipe.fingerprint()).unwrap().unwrap();
+        let found = pulled.lookup(&entry.recipe.fingerprint()).unwrap().unwrap();
         assert_eq!(found.outputs, entry.outputs);
     }
     assert_eq!(other.cached_well(&["verify", "--json"]).json()[0]["objects"], 4);

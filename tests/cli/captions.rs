@@ -1,4 +1,4 @@
-//! Drawing a list of captions: what a caption's image depends on, and what is drawn again.
+//! Generating images for a list of captions: what an image depends on, and what is generated again.
 
 use attrflow::io::npy::Npy;
 use safetensors::SafeTensors;
@@ -86,7 +86,7 @@ fn a_batch_shares_its_noise_and_is_a_unit() {
     assert!((1..3).all(|place| image(&project, place) != pairs[place]));
     let alone = fs_err::read(project.result("generate/grin/images/0.png")).unwrap();
     assert!(image(&project, 0) == alone);
-    // The second batch goes on in the stream: the same caption elsewhere is another image.
+    // The second batch continues the stream: the same caption at another index gives another image.
     project.write("captions.txt", "a cat\nan emoji of grinning face\n");
     draw(&project, &[]);
     assert!(image(&project, 1) != alone);
@@ -102,7 +102,7 @@ fn noise_of_their_own_makes_captions_independent() {
     assert_eq!(drawn(&draw(&project, &[own])), ["captions 3..4"]);
     assert!(latents(&project)[..single.len()] == single);
 
-    // The batch size is not part of what it is, so it is drawn again only when told to.
+    // The batch size is not hashed, so it is generated again only when forced.
     let batched = [own, "draw.batch_size=3"];
     assert_eq!(drawn(&draw(&project, &batched)), [""; 0]);
     project.write("captions.txt", CAPTIONS);
@@ -131,7 +131,7 @@ fn line_ends_are_not_captions() {
 }
 
 #[test]
-fn latents_that_are_no_numbers_are_named_by_caption_and_timestep() {
+fn latents_that_are_not_finite_name_caption_and_timestep() {
     let project = project();
     let mut bytes =
         fs_err::read(project.path("data/demo/model/unet/diffusion_pytorch_model.safetensors")).unwrap();

@@ -106,7 +106,7 @@ const FAMILY: &str =
     "sleep 300 & setsid sleep 300 & (setsid setsid sleep 300 &) ; sleep 0.2; echo > ready; wait; sleep 300";
 
 #[test]
-fn a_step_gets_what_is_declared_and_gives_what_is_declared() {
+fn a_command_gets_declared_inputs_and_gives_declared_outputs() {
     let steps = Steps::new(
         r#"
 [stages.first]
@@ -139,7 +139,7 @@ values = { name = "x y", list = [1, 2.5, true], nested = { key = "v" } }
 }
 
 #[test]
-fn the_environment_is_what_is_allowed() {
+fn the_environment_holds_only_declared_variables() {
     let steps = Steps::shell(
         "env > o; test -d \"$TMPDIR\" && echo x > \"$TMPDIR/scratch\"",
         "{ o = \"o\" }",
@@ -171,7 +171,7 @@ fn the_environment_is_what_is_allowed() {
 }
 
 #[test]
-fn a_step_that_fails_says_how_and_what_it_wrote_last() {
+fn a_failed_command_shows_its_status_and_last_output() {
     let steps = Steps::shell("echo out; echo err >&2; echo x > o; exit 3", "{ o = \"o\" }", "");
     assert_eq!(steps.error(), "`sh` ended with exit status: 3; last lines of its output:\n  out\n  err");
     let steps = Steps::shell("for i in $(seq 50); do echo $i; done; kill -9 $$", "{ o = \"o\" }", "");
@@ -188,7 +188,7 @@ fn a_step_that_fails_says_how_and_what_it_wrote_last() {
 }
 
 #[test]
-fn a_step_that_cannot_start_says_why() {
+fn a_command_that_cannot_start() {
     let step = |argv: &str, more: &str| {
         let params = format!("params = {{ argv = {argv}, outputs = {{ o = \"o\" }} }}");
         Steps::new(&format!("[stages.step]\nkind = \"command\"\n{more}\n{params}\n"))
@@ -245,7 +245,7 @@ params = { argv = ["ln", "-L", "{input.data}", "o"], outputs = { o = "o" } }
 }
 
 #[test]
-fn what_a_step_says_is_in_the_log() {
+fn the_output_of_a_command_is_logged() {
     let steps = Steps::shell("echo one; echo two >&2; echo x > o", "{ o = \"o\" }", "");
     let ran: Ran = steps.program(&["--json", "-v"]).output().unwrap().into();
     let log: Vec<Json> = ran.json().into_iter().filter(|line| line["event"] == "log").collect();
@@ -257,7 +257,7 @@ fn what_a_step_says_is_in_the_log() {
 }
 
 #[test]
-fn what_a_step_leaves_running_ends_with_it() {
+fn processes_left_by_a_command_end_with_it() {
     // They hold the step's output open, which must not be waited for.
     let begun = Instant::now();
     let family = "sleep 300 & setsid sleep 300 & (setsid setsid sleep 300 &) ; sleep 0.2; echo x > o";
@@ -274,7 +274,7 @@ fn what_a_step_leaves_running_ends_with_it() {
 }
 
 #[test]
-fn no_process_of_a_step_outlives_a_runner_that_is_killed() {
+fn no_process_of_a_command_outlives_a_killed_run() {
     // One interrupt lets the step end by itself.
     for signals in [&["-KILL"][..], &["-TERM"], &["-HUP"], &["-INT", "-INT"], &["-QUIT"]] {
         let steps = Steps::shell(&format!("{FAMILY}; echo x > o"), "{ o = \"o\" }", "");
@@ -296,7 +296,7 @@ fn no_process_of_a_step_outlives_a_runner_that_is_killed() {
 
 /// As a terminal does that is closed, or a job's manager: the worker is no part of the group.
 #[test]
-fn no_process_of_a_step_outlives_a_group_that_is_killed() {
+fn no_process_of_a_command_outlives_a_killed_process_group() {
     use std::os::unix::process::CommandExt;
     let steps = Steps::shell(FAMILY, "{ o = \"o\" }", "");
     let mut run =
@@ -312,7 +312,7 @@ fn no_process_of_a_step_outlives_a_group_that_is_killed() {
 }
 
 #[test]
-fn a_worker_that_is_killed_takes_its_step_along() {
+fn a_killed_worker_ends_its_command() {
     let steps = Steps::shell("echo > ready; sleep 300", "{ o = \"o\" }", "");
     let run = steps.started();
     let runner = run.id().to_string();
@@ -330,7 +330,7 @@ fn a_worker_that_is_killed_takes_its_step_along() {
 
 /// As a worker ends that is asked to while it can still do something.
 #[test]
-fn a_worker_that_is_asked_to_end_ends_its_step() {
+fn a_terminated_worker_ends_its_command() {
     let steps = Steps::shell(FAMILY, "{ o = \"o\" }", "");
     let run = steps.started();
     let runner = run.id().to_string();

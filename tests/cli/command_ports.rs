@@ -1,4 +1,4 @@
-//! Stages that name their own ports: what counts of them, and what the user is told about one that cannot be.
+//! Stages that name their own ports: what is hashed of them, and the errors of invalid ones.
 
 use std::path::PathBuf;
 
@@ -76,7 +76,7 @@ fn identity(old: &str, new: &str) -> Json {
 }
 
 #[test]
-fn what_counts_of_it() {
+fn what_is_hashed_of_a_command() {
     let before = identity("tool", "tool");
     assert_eq!(
         before,
@@ -107,7 +107,7 @@ fn what_counts_of_it() {
 }
 
 #[test]
-fn placeholders_that_stand_for_nothing() {
+fn placeholders_without_a_port() {
     insta::assert_snapshot!(faults("{output.table}", "{output.tabel}"), @r#"
     error: `{output.tabel}`: the stage has no output `tabel`; did you mean `table`?
      --> PROJECT/pipelines/toy.toml:8:26
@@ -153,7 +153,7 @@ fn placeholders_that_stand_for_nothing() {
 }
 
 #[test]
-fn ports_that_cannot_be() {
+fn invalid_ports() {
     insta::assert_snapshot!(faults("first.table", "first.tabel"), @r#"
     error: the stage `first` has no output `tabel`
       --> PROJECT/pipelines/toy.toml:15:25
@@ -229,7 +229,7 @@ fn ports_that_cannot_be() {
 }
 
 #[test]
-fn variables_and_programs_that_cannot_be() {
+fn invalid_variables_and_programs() {
     insta::assert_snapshot!(faults("CUDA_VISIBLE_DEVICES", "CUDA-DEVICES"), @r#"
     error: invalid variable name `CUDA-DEVICES`: expected letters, digits and `_`, not starting with a digit
       --> PROJECT/pipelines/toy.toml:11:8

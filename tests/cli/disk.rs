@@ -25,7 +25,7 @@ fn mounted(project: &Project, script: &str) -> Ran {
 }
 
 #[test]
-fn a_full_disk_is_named_and_costs_nothing_that_was_done() {
+fn a_full_disk_is_reported_and_loses_no_finished_work() {
     if !can_mount() {
         return;
     }

@@ -9,7 +9,7 @@ use crate::project::{Project, Ran, command, files};
 use crate::run::STAGES;
 
 #[test]
-fn a_parameter_runs_its_readers_and_no_others() {
+fn a_parameter_runs_only_the_stages_that_use_it() {
     let cases: [(&str, &[&str]); 4] = [
         (
             "loss.time_samples=4",
@@ -61,7 +61,7 @@ fn another_title_or_number_of_images_changes_no_score() {
     };
     let before = scores();
     assert!(before.iter().any(|(stage, _)| stage == "influence[grin]"));
-    // A worker that only says that it was started stands beside the program.
+    // Beside the program is a worker that only reports that it was started.
     let folder = project.path("bin");
     fs_err::create_dir(&folder).unwrap();
     let (program, worker, started) =
@@ -112,7 +112,7 @@ fn a_comment_and_an_order_of_keys_run_nothing() {
 }
 
 #[test]
-fn a_caption_of_the_data_set_runs_what_reads_it() {
+fn a_caption_runs_the_stages_that_read_it() {
     let project = Project::finished();
     // Beyond the captions that are used: the bytes of the file change, the latents' do not.
     let text = fs_err::read_to_string(project.path("data/demo/captions.json")).unwrap();
@@ -145,7 +145,7 @@ fn force_computes_and_equal_bytes_stop_there() {
 }
 
 #[test]
-fn removed_results_are_shown_again_and_removed_objects_computed_again() {
+fn removed_results_are_restored_and_removed_objects_recomputed() {
     let project = Project::finished();
     let before = project.results();
     fs_err::remove_dir_all(project.path("results/demo/influence")).unwrap();
@@ -158,7 +158,7 @@ fn removed_results_are_shown_again_and_removed_objects_computed_again() {
 }
 
 #[test]
-fn a_damaged_index_is_told_and_costs_its_own_stage_alone() {
+fn a_damaged_index_entry_is_reported_and_costs_one_stage() {
     let project = Project::finished();
     let entries = files(&project.path("cache/recipes-v2"));
     let of_data =

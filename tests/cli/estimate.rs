@@ -27,8 +27,8 @@ fn everything_is_predicted_before_anything_ran() {
 
     let (ran, lines) = plan(&project, &["--measure"]);
     let heavy = ["latents", "pretrain_loss", "fisher", "generate[grin]", "unlearn[grin]", "influence[grin]"];
-    let told: Vec<String> = heavy.iter().map(|stage| format!("measuring {stage}\n")).collect();
-    assert_eq!(ran.err, told.concat(), "those that are alike once");
+    let message: Vec<String> = heavy.iter().map(|stage| format!("measuring {stage}\n")).collect();
+    assert_eq!(ran.err, message.concat(), "those that are alike once");
     for stage in heavy {
         let predicted = of(&lines, stage);
         assert!((0.0..600.0).contains(&predicted["seconds"].as_f64().unwrap()), "{predicted}");
@@ -78,7 +78,7 @@ fn everything_is_predicted_before_anything_ran() {
 }
 
 #[test]
-fn what_must_be_there_first_is_told() {
+fn an_input_that_is_unknown_yet_is_named() {
     let project = Project::new(6);
     // As if the network's files were still to be downloaded.
     project.edit(

@@ -16,7 +16,7 @@ fn line_of(project: &Project, file: &str, text: &str) -> usize {
 }
 
 #[test]
-fn an_edit_is_told_with_its_line_and_commit() {
+fn an_edit_is_reported_with_its_line_and_commit() {
     let project = Project::finished();
     let explain = |arguments: &[&str]| {
         let ran = project.attrflow([&["explain", "pipelines/demo.toml"], arguments].concat());
@@ -53,7 +53,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
         (&line.into(), &"one more epoch".into())
     );
 
-    // The plan tells the line too, and what the run would take.
+    // The plan names the line too, and the time of the run.
     let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
     assert!(plan.contains(&format!("params.epochs: 1 -> 2 (configs/demo.toml:{line})")), "{plan}");
     assert!(plan.contains("\npredicted: ") && plan.contains("the last run of fisher"), "{plan}");
@@ -62,7 +62,7 @@ fn an_edit_is_told_with_its_line_and_commit() {
 }
 
 #[test]
-fn a_changed_source_is_told_down_to_the_file() {
+fn a_changed_source_is_explained_file_by_file() {
     let project = Project::finished();
     let text = fs_err::read_to_string(project.path("data/demo/captions.json")).unwrap();
     project.write("data/demo/captions.json", text.replacen("CLDR names", "CLDR  names", 1));
@@ -100,7 +100,7 @@ fn the_nearest_hit_names_the_edit_back() {
 }
 
 #[test]
-fn the_hint_of_an_export_is_the_command_as_it_was_given() {
+fn the_hint_of_an_export_repeats_the_given_command() {
     let project = Project::finished();
     let arguments = ["--unet", "out", "--set", "unlearn.lr=0.5", "--target", "unlearn[grin]"];
     let ran = project.attrflow([&["export", "pipelines/demo.toml"], &arguments[..]].concat());

@@ -64,7 +64,7 @@ fn the_published_files_hold_the_results() {
 }
 
 #[test]
-fn a_network_is_written_in_whole() {
+fn a_whole_network_is_exported() {
     let project = Project::finished();
     let ran =
         project.attrflow(["export", "--unet", "out", "pipelines/demo.toml", "--target", "unlearn[grin]"]);
@@ -108,8 +108,8 @@ fn files_with_other_content_stay_unless_forced() {
     project.write("out/influence_grin.pkl", "mine");
     fs_err::remove_file(project.path("out/fisher_info.pt")).unwrap();
     let refused = export(&[]);
-    let told = "error: out/influence_grin.pkl exists with other content: --force replaces it\n";
-    assert_eq!((refused.code, refused.err.as_str(), refused.out.as_str()), (1, told, ""));
+    let message = "error: out/influence_grin.pkl exists with other content: --force replaces it\n";
+    assert_eq!((refused.code, refused.err.as_str(), refused.out.as_str()), (1, message, ""));
     // Nothing at all was written.
     assert_eq!(names(&project.path("out")).len(), PUBLISHED.len() - 1);
     assert_eq!(fs_err::read(project.path("out/influence_grin.pkl")).unwrap(), b"mine");
@@ -122,13 +122,13 @@ fn files_with_other_content_stay_unless_forced() {
 }
 
 #[test]
-fn results_that_are_not_up_to_date_are_named() {
+fn results_that_are_not_cached_are_named() {
     let project = Project::finished();
     let run = |arguments: &[&str]| project.attrflow([&["export"], arguments].concat());
     let ran = run(&["--published", "out", "pipelines/demo.toml", "--set", "unlearn.lr=1"]);
-    let told = "error: not cached: influence[grin], influence[pizza], ranking[grin], ranking[pizza]; \
+    let message = "error: not cached: influence[grin], influence[pizza], ranking[grin], ranking[pizza]; \
                 run `attrflow run pipelines/demo.toml --set unlearn.lr=1` first\n";
-    assert_eq!((ran.code, ran.err.as_str(), ran.out.as_str()), (1, told, ""));
+    assert_eq!((ran.code, ran.err.as_str(), ran.out.as_str()), (1, message, ""));
     assert!(!project.path("out").exists());
     // What does not read the difference can be written.
     let ran =

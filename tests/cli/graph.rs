@@ -31,7 +31,7 @@ fn a_graph_is_drawn_before_and_after_a_run_and_with_a_change() {
 }
 
 #[test]
-fn a_project_begins_with_files_that_plan() {
+fn init_writes_files_that_plan() {
     let folder = tempfile::tempdir().unwrap();
     let begun = attrflow(folder.path(), &["init", "new"]);
     assert_eq!((begun.code, begun.err.as_str()), (0, ""));
@@ -82,7 +82,7 @@ fn the_pipelines_of_this_repository_load() {
 }
 
 #[test]
-fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
+fn the_environment_is_hashed_only_where_declared() {
     let project = Project::new(2);
     let plan = |variables: &[(&str, &str)]| -> Ran {
         let mut command = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
@@ -102,7 +102,7 @@ fn the_environment_counts_where_it_is_declared_and_nowhere_else() {
     assert_eq!(plan(&[]).code, 0);
     let wrong = plan(&[("PIXELS", "many")]);
     assert!(wrong.err.contains("expected an integer of at least 0"), "{}", wrong.err);
-    // Where a file stands does not count.
+    // The location of a file is not hashed.
     let emoji = "pipelines/parts/emoji.toml";
     project.edit(emoji, "../../data/demo/images.zip", "${env:PLACE}/images.zip");
     let unset = plan(&[]);

@@ -132,7 +132,7 @@ fn all(blocks: &[&str], timesteps: &[usize]) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn what_is_new_is_computed_and_all_is_as_from_nothing() {
+fn only_new_work_is_computed_and_results_equal_a_clean_run() {
     let plain = Data { images: 130, latent: None, text: None };
     let project = project(&plain);
     let both = ["0..128", "128..130"];
@@ -173,7 +173,7 @@ fn what_is_new_is_computed_and_all_is_as_from_nothing() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_is_blamed_on_its_image_and_timestep_in_any_company() {
+fn a_loss_that_is_not_finite_names_image_and_timestep_in_any_batch() {
     let data = Data { images: 3, latent: None, text: None };
     let project = project(&data);
     // The mirror image of image 1, two latents from the end.

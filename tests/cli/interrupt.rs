@@ -1,4 +1,4 @@
-//! Runs that are told to end, and runs that wait for one that hangs: what signals do, with real processes.
+//! Runs that are stopped by signals, and runs that wait for one that hangs, with real processes.
 
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::os::unix::process::CommandExt;
@@ -62,7 +62,7 @@ fn kill(signal: &str, whom: &str) -> bool {
 const AGAIN: &str = "interrupted; the same command resumes the run\n";
 
 #[test]
-fn an_interrupt_finishes_the_units_that_run_and_begins_no_other() {
+fn an_interrupt_finishes_running_units_and_starts_no_other() {
     let undisturbed = undisturbed();
     let project = Project::new(IMAGES);
     for begun in [1, 3, 6] {
@@ -116,7 +116,7 @@ fn a_second_interrupt_or_a_termination_ends_a_long_task_now() {
 }
 
 #[test]
-fn an_interrupt_is_told_to_people() {
+fn an_interrupt_is_reported_on_the_terminal() {
     let project = Project::finished();
     let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
     run.args(["run", "pipelines/demo.toml", "--set", "unlearn.grad_accum_steps=5000", "-vv"])
@@ -140,7 +140,7 @@ fn an_interrupt_is_told_to_people() {
 }
 
 #[test]
-fn a_run_that_hangs_keeps_others_from_its_unit_alone_and_no_longer_than_it_lives() {
+fn a_hanging_run_blocks_only_its_unit_until_it_ends() {
     let project = Project::finished();
     let set = ["--set", "loss.time_samples=4", "--jobs", "1"];
     let mut first = Running::start(&project, &set);

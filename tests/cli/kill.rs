@@ -13,7 +13,7 @@ use crate::project::{Project, Ran, command, files};
 
 pub const IMAGES: usize = 20;
 
-/// The index entries: what the bytes are tells whether an entry was written again, for they hold the seconds.
+/// The index entries. An entry that was written again has other bytes, for it holds the seconds.
 pub type Index = BTreeMap<String, Vec<u8>>;
 
 pub fn index(project: &Project) -> Index {
@@ -88,7 +88,7 @@ pub fn undisturbed() -> Project {
 }
 
 #[test]
-fn a_run_killed_as_its_results_come_goes_on_from_them() {
+fn a_run_killed_among_its_results_resumes() {
     let undisturbed = undisturbed();
     let all = index(&undisturbed).len();
     let project = Project::new(IMAGES);
@@ -120,7 +120,7 @@ fn a_run_killed_as_its_results_come_goes_on_from_them() {
 }
 
 #[test]
-fn a_run_killed_at_random_ends_as_if_it_had_not_been() {
+fn a_run_killed_at_random_gives_the_results_of_a_clean_run() {
     let undisturbed = undisturbed();
     let mut seed = 20_240_607_u64;
     let mut kills = 0;
@@ -165,7 +165,7 @@ fn two_runs_at_once_share_the_work() {
 }
 
 #[test]
-fn a_long_task_ends_with_its_runner() {
+fn a_long_task_ends_when_its_run_is_killed() {
     let project = Project::finished();
     let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
     // Minutes of computing, in one task.
@@ -180,7 +180,7 @@ fn a_long_task_ends_with_its_runner() {
 }
 
 #[test]
-fn a_worker_that_is_killed_fails_its_stage_alone() {
+fn a_killed_worker_fails_only_its_stage() {
     let project = Project::new(6);
     let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
     run.args(["run", "pipelines/demo.toml", "--jobs", "1", "--target", "latents"]);
@@ -203,14 +203,14 @@ fn a_worker_that_is_killed_fails_its_stage_alone() {
     let reason = "the worker process ended in the middle of the task (signal: 9 (SIGKILL)); \
                   out of memory is the usual reason\n";
     assert!(ran.err.ends_with(reason) && ran.err.lines().count() == 1, "{ran:?}");
-    // What was computed before, by another worker, stands.
+    // What another worker computed before is kept.
     assert_eq!(index(&project).len(), 1);
     assert_eq!(project.cached("tmp"), ["gate"]);
     assert_eq!(project.run(&["--target", "latents"]).computed(), ["latents"]);
 }
 
 #[test]
-fn a_view_left_half_made_is_swept() {
+fn a_half_written_results_folder_is_cleaned() {
     let project = Project::finished();
     let before = project.results();
     project.write("results/demo/.attrflow-dead/old/array.npy", "x");

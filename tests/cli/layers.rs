@@ -84,7 +84,7 @@ fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     for line in text.lines() {
         let line = line.split("//").next().unwrap_or_default();
-        // Every second piece stands between quotation marks.
+        // Every second piece is between quotation marks.
         let pieces: Vec<&str> = line.split('"').step_by(2).collect();
         code += &pieces.join("\"\"");
         code.push('\n');
@@ -238,7 +238,7 @@ fn no_files_import_each_other_in_a_circle() {
         let mut imported: BTreeMap<&[String], BTreeSet<&[String]>> = BTreeMap::new();
         for source in &sources {
             let own = source.module.as_slice();
-            // A folder's own file stands for all of the folder.
+            // A folder's own file counts for all of the folder.
             let outside = |other: &&[String]| !own.starts_with(other) && !other.starts_with(own);
             imported.insert(own, imports(source, &modules).into_iter().filter(outside).collect());
         }
@@ -278,7 +278,7 @@ fn noise_is_seeded_in_one_file() {
 }
 
 #[test]
-fn the_shell_alone_prints() {
+fn only_the_command_line_prints() {
     let marks = [
         "println!",
         "eprintln!",

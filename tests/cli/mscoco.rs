@@ -137,7 +137,7 @@ fn from_the_published_files_then_computed() {
         assert!(picture.width() > 100);
     }
 
-    // Computing what was published gives what was published: what reads it stands as it is. The queries come from
+    // Computing what was published gives the published bytes, so its dependents stay cached. The queries come from
     // one stream of random numbers here, and only the first is the demo's.
     let ran = run(&project, &[&COMPUTE[..], &["generate.batch_size=1"]].concat());
     let mut all = [ran.computed(), ran.reused()].concat();
@@ -261,7 +261,7 @@ fn the_chosen_weights_and_no_others_change() {
 }
 
 #[test]
-fn what_is_not_needed_is_not_brought() {
+fn unneeded_files_are_not_downloaded() {
     let (project, _) = project();
     let planned = |sets: &[&str]| {
         let sets = arguments(sets);
@@ -288,7 +288,7 @@ fn what_is_not_needed_is_not_brought() {
 }
 
 #[test]
-fn a_number_of_images_that_the_fisher_information_belies_is_refused() {
+fn a_number_of_images_that_contradicts_the_fisher_is_refused() {
     let (project, _) = project();
     let sets = arguments(&["compute.fisher=true", "unlearn.images=7"]);
     let target = ["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--target", "unlearn[0]"];

@@ -236,8 +236,8 @@ fn a_volume_with_another_digest_than_listed_by_the_hub() {
     let file = format!("hf://datasets/{DATASET}@main/{}", volume(2));
     assert_eq!(ran.events("stage_failed", "error"), [format!("{file}: sha256 {found}, expected {expected}")]);
     assert_eq!(ran.events("stage_failed", "stage"), ["published_latents"]);
-    let brought = ["coco_annotations", "coco_images", "published_model", "published_samples"];
-    assert_eq!(ran.computed(), brought);
+    let downloaded = ["coco_annotations", "coco_images", "published_model", "published_samples"];
+    assert_eq!(ran.computed(), downloaded);
     let blocked = [
         "influence[0]",
         "influence[1]",
@@ -260,7 +260,7 @@ fn a_volume_with_another_digest_than_listed_by_the_hub() {
     web.hub.forget();
     web.coco.forget();
     let ran = web.run(&[]);
-    assert_eq!(ran.reused(), brought);
+    assert_eq!(ran.reused(), downloaded);
     assert!(web.holds_latents());
     web.finished();
     let mut asked: Vec<(String, Option<String>)> =
@@ -317,9 +317,9 @@ fn everything_is_computed_with_a_model_that_requires_a_token() {
         gets(&web.hub, "/resolve/").iter().filter(|asked| asked.path.contains("scheduler")).count(),
         0
     );
-    let brought = files(&web.project.path("results/mscoco/stable_diffusion/files"));
+    let downloaded = files(&web.project.path("results/mscoco/stable_diffusion/files"));
     let expected = parts.keys().filter(|path| !path.contains("scheduler"));
-    assert!(brought.keys().eq(expected), "{brought:?}");
+    assert!(downloaded.keys().eq(expected), "{downloaded:?}");
     let vae = web.hub.ranges(&format!("/{MODEL}/resolve/{COMMIT}/vae/diffusion_pytorch_model.safetensors"));
     assert_eq!(vae, [None, from(100_000)]);
     let pins = web.pins();

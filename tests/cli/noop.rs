@@ -1,4 +1,4 @@
-//! A run that finds everything done is recalled by the next, and nothing that changed is missed by that.
+//! A no-op run is repeated without a plan, unless anything changed.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -51,16 +51,16 @@ fn forget(project: &Project) {
 }
 
 #[test]
-fn what_is_recalled_is_what_would_be_found() {
+fn a_repeated_noop_equals_a_planned_one() {
     let project = noted();
-    let recalled = project.run(&[]);
+    let repeated = project.run(&[]);
     let manifest = last(&project);
     let text = project.attrflow(["run", "pipelines/demo.toml"]).out;
     let plan = |more: &[&str]| project.attrflow([&["plan", "pipelines/demo.toml"], more].concat()).out;
     let plans = [plan(&[]), plan(&["--json"])];
     forget(&project);
     let found = project.run(&[]);
-    assert_eq!(said(&recalled), said(&found));
+    assert_eq!(said(&repeated), said(&found));
     assert_eq!(manifest, last(&project));
     assert_eq!(manifest["stages"].as_array().unwrap().len(), 12);
     forget(&project);
@@ -74,7 +74,7 @@ fn what_is_recalled_is_what_would_be_found() {
 }
 
 #[test]
-fn nothing_that_changed_is_missed() {
+fn every_change_prevents_a_repeated_noop() {
     let project = noted();
     let whole = fs_err::read(project.path(RECALLED)).unwrap();
     let object = || -> PathBuf {
@@ -146,7 +146,7 @@ fn nothing_that_changed_is_missed() {
 }
 
 #[test]
-fn a_note_that_is_damaged_is_no_answer() {
+fn a_damaged_noop_record_is_ignored() {
     let project = noted();
     let whole = fs_err::read(project.path(RECALLED)).unwrap();
     let right = said(&project.run(&[]));
@@ -162,7 +162,7 @@ fn a_note_that_is_damaged_is_no_answer() {
 }
 
 #[test]
-fn what_the_environment_says_is_part_of_the_question() {
+fn environment_variables_are_part_of_the_noop_key() {
     let project = Project::finished();
     project.edit("pipelines/demo.toml", "config = ", "env = [\"ATTRFLOW_TEST_SEED\"]\nconfig = ");
     project.edit("configs/demo.toml", "seed = 1", "seed = \"${env:ATTRFLOW_TEST_SEED:-1}\"");
@@ -218,7 +218,7 @@ const STEP: &str =
     "kind = \"command\"\nparams = { argv = [\"sh\", \"-c\", \"echo $COUNTED > o\"], outputs = { o = \"o\" }";
 
 #[test]
-fn a_variable_that_a_command_counts_is_part_of_the_question() {
+fn variables_declared_by_a_command_are_part_of_the_noop_key() {
     let (_folder, root) = steps(&format!("[stages.a]\n{STEP}, env_counted = [\"COUNTED\"] }}\n"), "");
     let shown = || fs_err::read_to_string(root.join("results/p/a/o")).unwrap();
     note(&root, &[("COUNTED", "1")]);
@@ -229,7 +229,7 @@ fn a_variable_that_a_command_counts_is_part_of_the_question() {
 }
 
 #[test]
-fn results_that_another_question_left_are_taken_away() {
+fn results_of_another_run_are_removed() {
     let pipeline =
         format!("config = \"c.toml\"\n[stages.a]\n{STEP} }}\n[stages.b]\nwhen = \"${{extra}}\"\n{STEP} }}\n");
     let (_folder, root) = steps(&pipeline, "extra = false\n");
@@ -242,7 +242,7 @@ fn results_that_another_question_left_are_taken_away() {
 }
 
 #[test]
-fn a_file_that_was_another_name_of_one_is_watched() {
+fn hard_links_are_checked() {
     let (_folder, root) = steps("include = [\"a.toml\", \"b.toml\"]\n", "");
     fs_err::write(root.join("a.toml"), format!("[stages.a]\n{STEP} }}\n")).unwrap();
     std::os::unix::fs::symlink("a.toml", root.join("b.toml")).unwrap();
@@ -253,7 +253,7 @@ fn a_file_that_was_another_name_of_one_is_watched() {
 }
 
 #[test]
-fn a_copy_of_a_cache_answers_for_itself() {
+fn a_copied_cache_has_noop_records_of_its_own() {
     let (_folder, root) = steps(&format!("[stages.a]\n{STEP} }}\n"), "");
     note(&root, &[]);
     crate::project::copy(&root.join("cache"), &root.join("other"));

@@ -1,4 +1,4 @@
-//! A project, or its cache alone, that nothing can be written to.
+//! A project, or only its cache, on a read-only file system.
 
 use std::process::Command;
 
@@ -29,7 +29,7 @@ fn run_read_only(project: &Project, folders: &[&str], arguments: &str) -> Option
 const SKIPPED: &str = "skipped: nothing can be mounted here";
 
 #[test]
-fn a_read_only_project_is_found_up_to_date() {
+fn a_read_only_project_is_cached() {
     let project = Project::finished();
     for round in ["copied", "known"] {
         for verb in ["run", "plan", "status"] {

@@ -1,4 +1,4 @@
-//! A manifest computed once more: `audit --replay`, `run --from`, and what others read of it: signatures, statements,
+//! Recomputing a manifest with `audit --replay` and `run --from`, and its exports: signatures, statements,
 //! crates.
 
 use std::path::{Path, PathBuf};
@@ -34,12 +34,12 @@ params = { argv = ["cp", "{input.array}", "{output.array}"], outputs = { array =
 "#;
 
 /// A project of that pipeline in a folder of its own.
-struct MeasureBackend {
+struct Bench {
     _folder: TempDir,
     root: PathBuf,
 }
 
-impl MeasureBackend {
+impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = fs_err::canonicalize(folder.path()).unwrap().join("project");
@@ -104,13 +104,13 @@ fn a_finished_run_gives_the_same_bytes_again_here_and_elsewhere() {
 }
 
 #[test]
-fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
-    let bench = MeasureBackend::new();
+fn a_stage_with_an_undeclared_input_is_detected() {
+    let bench = Bench::new();
     bench.hide(&[0.0, 1.0, 2.0, 3.0, 5.0, 5.5]);
     let ran = bench.attrflow(&["audit", "last", "--replay", "all"]);
     assert_eq!((ran.code, ran.err.as_str()), (3, ""), "{ran:?}");
-    let told = "replayed array: different; ";
-    assert!(ran.out.contains("replayed copy: byte-identical; ") && ran.out.contains(told), "{ran:?}");
+    let message = "replayed array: different; ";
+    assert!(ran.out.contains("replayed copy: byte-identical; ") && ran.out.contains(message), "{ran:?}");
     assert!(
         ran.out.contains(
             "      at [1, 1] differs first: 4 and 5; 2 of 6 values differ, by 1.000e0 at most, 2.000e-1 relative, 2097152 ulp\n"
@@ -150,7 +150,7 @@ fn a_stage_that_reads_what_no_recipe_sees_is_found_out() {
 
 #[test]
 fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     let moved = tempfile::tempdir().unwrap();
     let manifest = moved.path().join("manifest.json");
     fs_err::copy(bench.manifest(), &manifest).unwrap();
@@ -180,7 +180,7 @@ fn sources_are_found_by_their_bytes_and_what_is_missing_is_named() {
 
 #[test]
 fn manifests_that_say_too_little_or_too_much_are_refused() {
-    let bench = MeasureBackend::new();
+    let bench = Bench::new();
     let whole = fs_err::read_to_string(bench.manifest()).unwrap();
     let file = bench.root.join("edited.json");
     let edited = |edit: &dyn Fn(&mut Json)| {
@@ -241,7 +241,7 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
     let ran = edited(&|manifest| manifest["pipeline"] = "..".into());
     assert!(ran.err.contains("`..` is not a valid name of a stage or a pipeline"), "{ran:?}");
     assert!(!bench.root.join("another/objects").exists());
-    for (arguments, told) in [
+    for (arguments, message) in [
         (
             &["audit", "last", "--replay", "copi"][..],
             "the manifest has no stage `copi`: did you mean `copy`?",
@@ -254,13 +254,13 @@ fn manifests_that_say_too_little_or_too_much_are_refused() {
         (&["attest", "last"], "--in-toto <FILE>"),
     ] {
         let ran = bench.attrflow(arguments);
-        assert!(ran.code == 2 && ran.err.contains(told) && ran.out.is_empty(), "{arguments:?}: {ran:?}");
+        assert!(ran.code == 2 && ran.err.contains(message) && ran.out.is_empty(), "{arguments:?}: {ran:?}");
     }
 }
 
 #[test]
-fn a_stage_that_gave_nothing_then_is_not_the_same_now() {
-    let bench = MeasureBackend::new();
+fn a_stage_that_failed_then_is_not_reproduced() {
+    let bench = Bench::new();
     fs_err::rename(bench.root.join("hidden.npy"), bench.root.join("away.npy")).unwrap();
     let ran = bench.attrflow(&["run", "pipelines/p.toml", "--device", "cpu", "--force", "array"]);
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -272,8 +272,8 @@ fn a_stage_that_gave_nothing_then_is_not_the_same_now() {
 }
 
 #[test]
-fn manifests_are_signed_and_the_signature_is_held_against_them() {
-    let bench = MeasureBackend::new();
+fn manifests_are_signed_and_signatures_are_verified() {
+    let bench = Bench::new();
     let write = |name: &str, text: String| fs_err::write(bench.root.join(name), text).unwrap();
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     write("key", pair.sk.to_box(None).unwrap().into_string());
@@ -329,7 +329,7 @@ fn manifests_are_signed_and_the_signature_is_held_against_them() {
 }
 
 #[test]
-fn a_run_is_told_as_a_statement_and_as_a_crate() {
+fn a_run_is_exported_as_a_statement_and_a_crate() {
     let project = Project::finished();
     let ran =
         project.attrflow(["attest", "last", "--in-toto", "out/statement.json", "--ro-crate", "out/crate"]);

@@ -73,7 +73,7 @@ fn a_plan_of_a_new_project_writes_nothing() {
 }
 
 #[test]
-fn status_says_what_stands_and_where() {
+fn status_names_states_and_folders() {
     let project = Project::finished();
     let ran = project.attrflow(["status", "pipelines/demo.toml"]);
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");

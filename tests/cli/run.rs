@@ -89,7 +89,7 @@ fn a_first_run_leaves_every_output_and_says_where() {
 }
 
 #[test]
-fn table_picture_and_ranking_say_the_same() {
+fn table_picture_and_ranking_agree() {
     let project = Project::finished();
     for query in ["grin", "pizza"] {
         let (folder, shown) =
@@ -208,7 +208,7 @@ fn a_moved_folder_runs_nothing_again() {
 }
 
 #[test]
-fn what_only_says_how_to_compute_runs_nothing_again() {
+fn execution_settings_run_nothing_again() {
     let project = Project::finished();
     for how in [
         &["--jobs", "1"][..],

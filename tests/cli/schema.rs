@@ -1,4 +1,4 @@
-//! The form of pipelines and configs as JSON Schema, held to our own files by a reader that is not ours.
+//! The JSON Schema of pipelines and configs, checked with another validator on our own files.
 
 use std::path::{Path, PathBuf};
 
@@ -37,9 +37,9 @@ fn read(path: &Path) -> Json {
 #[test]
 fn the_files_beside_the_pipelines_are_up_to_date() {
     let write = "write it again with `attrflow schema --output`";
-    let stands = |file: &str| fs_err::read_to_string(root().join(file)).unwrap_or_default();
-    assert!(stands("pipelines/schema.json") == schema(&[]), "pipelines/schema.json: {write}");
-    assert!(stands("configs/schema.json") == schema(&["--config"]), "configs/schema.json: {write}");
+    let committed = |file: &str| fs_err::read_to_string(root().join(file)).unwrap_or_default();
+    assert!(committed("pipelines/schema.json") == schema(&[]), "pipelines/schema.json: {write}");
+    assert!(committed("configs/schema.json") == schema(&["--config"]), "configs/schema.json: {write}");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn with(path: &str, value: Json) -> Json {
 }
 
 #[test]
-fn wrong_pipelines_are_not_valid() {
+fn invalid_pipelines_fail_the_schema() {
     let reader = reader(&[]);
     let own = json!({ "kind": "command", "params": { "argv": ["true"], "outputs": { "o": "o" } } });
     let good = [
@@ -140,7 +140,7 @@ fn wrong_pipelines_are_not_valid() {
 
 /// An editor shows what a key means and what it is by default.
 #[test]
-fn keys_are_told() {
+fn keys_are_documented() {
     let schema: Json = serde_json::from_str(&schema(&[])).unwrap();
     let kinds = schema["$defs"]["stage"]["oneOf"].as_array().unwrap();
     let fisher = kinds.iter().find(|kind| kind["title"] == "fisher").unwrap();

@@ -114,7 +114,7 @@ fn the_top_is_that_of_a_full_pass() {
 }
 
 #[test]
-fn what_top_k_needs_is_told_before_anything_runs() {
+fn requirements_of_top_k_are_checked_before_a_run() {
     let project = Project::new(6);
     let refused = |arguments: &[&str]| {
         let ran = project.attrflow([&["plan", "pipelines/demo.toml"], arguments].concat());
@@ -160,6 +160,6 @@ fn losses_of_two_passes_are_not_mixed() {
     );
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
     assert_eq!(ran.code, 1, "{ran:?}");
-    let told = ran.out + &ran.err;
-    assert!(told.contains("both must come from the same stage"), "{told}");
+    let message = ran.out + &ran.err;
+    assert!(message.contains("both must come from the same stage"), "{message}");
 }

@@ -1,6 +1,6 @@
 """The method, written plainly after the paper, for networks of any size.
 
-torch.func gives the gradients of single rows, diffusers network and scheduler. All of the Rust side that stands here is
+torch.func gives the gradients of single rows, diffusers network and scheduler. All of the Rust side that is used here is
 how it derives seeds (`derived_seed`), so that whole passes can be compared.
 """
 

@@ -59,7 +59,7 @@ def digest(tensors, count):
 
 
 def save(folder, module, out, count=4):
-    """Writes the shapes, the digest of the weights, and `out`, where a dict stands for the digest's entries."""
+    """Writes the shapes, the digest of the weights, and `out`, where a dict is replaced by the digest's entries."""
     state = module.state_dict()
     shapes = [f"{json.dumps(name)}: {list(state[name].shape)}" for name in sorted(state)]
     (folder / "shapes.json").write_text("{\n" + ",\n".join(shapes) + "\n}\n")

@@ -37,7 +37,7 @@ fn copies(unet: &UNet) -> BTreeMap<String, Tensor> {
 }
 
 #[test]
-fn a_checkpoint_elsewhere_is_taken_and_held_to_the_configuration() {
+fn a_checkpoint_elsewhere_is_checked_against_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let form = folder.path().join("unet");
     fs_err::create_dir(&form).unwrap();

@@ -29,7 +29,7 @@ fn with_config(from: &str, to: &str) -> String {
 }
 
 #[test]
-fn all_keys_that_do_not_fit_are_told_at_once() {
+fn all_keys_that_do_not_fit_are_reported_at_once() {
     let mut tensors = weights();
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let renamed = tensors.remove("mid_block.attentions.0.norm.weight").unwrap();

@@ -5,11 +5,10 @@
 
 mod checkpoints;
 mod clip;
-mod drawings;
 mod fast;
 mod faults;
+mod generation;
 mod golden;
-mod halving;
 mod image;
 mod method;
 mod passes;
@@ -26,6 +25,7 @@ mod ruled;
 #[path = "../cli/server.rs"]
 mod server;
 mod sizes;
+mod successive_halving;
 mod tokenizer;
 mod unet;
 mod vae;

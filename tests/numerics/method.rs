@@ -111,7 +111,7 @@ fn draw(
 }
 
 #[test]
-fn a_whole_drawing_in_two_batches() {
+fn generation_in_two_batches() {
     let (unet, schedule, golden) = (tiny(), schedule(true, 0), load("method/drawings"));
     let params = sample_params(20, 2.0, 3);
     let found = draw(&unet, &schedule, &golden, "tiny", &params, 0);
@@ -121,7 +121,7 @@ fn a_whole_drawing_in_two_batches() {
 }
 
 #[test]
-fn a_whole_drawing_of_the_demo_model() {
+fn generation_with_the_demo_model() {
     let schedule = NoiseSchedule::load(&path("data/demo/model/scheduler")).unwrap();
     let (unet, golden) = (demo(), load("method/drawings"));
     let params = sample_params(50, 7.5, 2);

@@ -46,7 +46,7 @@ fn losses(params: &LossParams, micro_batch: usize) -> Tensor {
 }
 
 #[test]
-fn losses_with_noise_a_batch() {
+fn losses_with_noise_per_batch() {
     assert_close(
         "losses",
         &losses(&pass_params(Noise::PerBatch), 24),
@@ -55,7 +55,7 @@ fn losses_with_noise_a_batch() {
 }
 
 #[test]
-fn losses_with_noise_an_image() {
+fn losses_with_noise_per_image() {
     assert_close(
         "losses",
         &losses(&pass_params(Noise::PerImage), 24),
@@ -101,7 +101,7 @@ fn ranges_of_batches_add_up() {
 }
 
 #[test]
-fn losses_with_noise_an_image_depend_on_nothing_else() {
+fn per_image_noise_depends_on_nothing_else() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
     let params = pass_params(Noise::PerImage);
@@ -307,7 +307,7 @@ fn a_run_of_unlearning_changes_the_selected_parameters_only() {
 }
 
 #[test]
-fn spans_of_gradients_add_up() {
+fn ranges_of_gradients_add_up() {
     let (golden, mut unet, schedule, params) = (load("method/unlearned"), tiny(), schedule(), query_params());
     let unlearning =
         Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 5).unwrap();
@@ -343,7 +343,7 @@ fn zeros_in_the_fisher_diagonal_are_refused_unless_damped() {
             Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), params, 5).unwrap();
         unlearning.run(fisher, 5, &mut ignore).map(|_| ()).map_err(|error| error.to_string())
     };
-    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to go on");
+    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to continue");
     run(&UnlearnParams { damping: 1e-3, ..query_params() }, &fisher).unwrap();
     fisher.remove(name);
     insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information has no `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`, which `select` names: compute it with a `select` that holds it");

@@ -197,7 +197,7 @@ fn losses_gradients_fisher_unlearning_and_influence() {
 }
 
 #[test]
-fn a_drawing_of_fifty_steps_in_a_batch_that_is_not_full() {
+fn fifty_steps_of_generation_in_a_partial_batch() {
     let ((unet, expected), mut report) = (network(), Report::default());
     let (cond, uncond) = (normal(&shape(&[2], &TEXT), 60), normal(&shape(&[1], &TEXT), 61));
     let params = sample_params(50, 7.5, 3);

@@ -1,4 +1,4 @@
-//! Numbers that cannot be: each computation stops at the first one and says where it stands.
+//! Values that are not finite: each computation stops at the first one and names its place.
 //!
 //! The traps of the published scripts' parameters are in `passes.rs`.
 
@@ -44,7 +44,7 @@ fn draw(cond: &Tensor, steps: usize) -> String {
 }
 
 #[test]
-fn a_drawing_stops_at_the_step_that_is_not_finite() {
+fn generation_stops_at_the_step_that_is_not_finite() {
     let cond = Tensor::zeros([3, 5, 12], (Kind::Float, Device::Cpu));
     let _ = cond.get(1).fill_(f64::NAN);
     insta::assert_snapshot!(draw(&cond, 4), @"the latents of row 1 are not finite after the step at timestep 750");

@@ -30,7 +30,7 @@ pub fn weights(folder: &Path) -> Tensors {
     shapes.into_iter().enumerate().map(draw).collect()
 }
 
-/// What was found beside what was expected; tells everything that is off at once, at the end.
+/// Compares found and expected values, and reports all differences at the end.
 #[derive(Default)]
 pub struct Report {
     off: Vec<String>,

@@ -50,7 +50,7 @@ fn the_demos_ids_are_those_of_transformers() {
     compare(&tokenizer, &golden.texts, &golden.demo);
 }
 
-/// The demo's folder laid out as Stable Diffusion's, whose map of special tokens names the padding `pad`.
+/// The demo's folder in the layout of Stable Diffusion's, whose map of special tokens names the padding `pad`.
 fn stable_diffusion(pad: &str) -> tempfile::TempDir {
     let token = |text: &str, more: &str| {
         format!(r#"{{{more}"content": "{text}", "normalized": true, "lstrip": false}}"#)
@@ -81,7 +81,7 @@ fn the_special_tokens_map_of_stable_diffusion_2_overrides_the_padding() {
 }
 
 #[test]
-fn the_padding_may_stand_in_the_configuration_alone() {
+fn the_padding_may_be_only_in_the_configuration() {
     let config = r#"{"model_max_length": 16, "pad_token": "!"}"#;
     let golden = golden_ids();
     let tokenizer = Tokenizer::load(variant(&[("tokenizer_config.json", config)]).path()).unwrap();
@@ -89,7 +89,7 @@ fn the_padding_may_stand_in_the_configuration_alone() {
 }
 
 #[test]
-fn what_is_wrong_with_a_folder_is_said() {
+fn faults_of_a_folder_are_named() {
     let error = |files: &[(&str, &str)]| Tokenizer::load(variant(files).path()).err().unwrap().to_string();
     let found = error(&[("tokenizer_config.json", r#"{"model_max_length": 16, "pad_token": "<pad>"}"#)]);
     assert!(found.ends_with("the padding token \"<pad>\" is not in the vocabulary"), "{found}");

@@ -138,7 +138,7 @@ fn the_latent_shape_comes_from_the_configuration() {
 }
 
 #[test]
-fn a_checkpoint_of_torch_is_as_good_as_one_in_safetensors() {
+fn a_torch_checkpoint_equals_one_in_safetensors() {
     let folder = tempfile::tempdir().unwrap();
     let plain = tiny();
     let stored: Vec<(&String, Vec<usize>, Vec<u8>)> = plain

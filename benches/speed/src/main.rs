@@ -143,7 +143,7 @@ fn main() -> anyhow::Result<()> {
     say(&with_memory(result, work.device))
 }
 
-/// The time that `work` takes once both sides are told to begin.
+/// The time of `work` after both sides were started.
 fn timed<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(f64, T)> {
     say(&json!("ready"))?;
     std::io::stdin().lock().read_line(&mut String::new())?;

@@ -180,7 +180,7 @@ fn unselected_and_failed_stages_keep_their_results() {
     let kept = Retained::of(&inventory, &POLICY, Timestamp::now());
     let there = kept.items.iter().filter(|(found, _)| inventory.items.contains_key(found));
     assert_eq!(there.filter(|(_, why)| **why == RetainReason::Partial).count(), 3);
-    // It goes on where it was, and the results before are there as well.
+    // It resumes, and the earlier results are still there.
     project.backend.fault = None;
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     let ran = project.run(&["say.text=y"]);

@@ -34,11 +34,11 @@ fn a_flipped_byte_of_an_object_is_found_and_its_stage_alone_runs() {
     let file = object(&project, &ran, "second", "text");
     let right = fs_err::read(&file).unwrap();
     flip(&file);
-    let mended = project.run(&[]);
-    assert_eq!(mended.ran(), ["second"]);
+    let repaired = project.run(&[]);
+    assert_eq!(repaired.ran(), ["second"]);
     let digest = ran.stage("second").outputs["text"].digest;
     let expected = format!("the file {} in the cache is damaged: its bytes hash to ", digest.short());
-    assert!(mended.warnings().iter().any(|line| line.starts_with(&expected)), "{:?}", mended.warnings());
+    assert!(repaired.warnings().iter().any(|line| line.starts_with(&expected)), "{:?}", repaired.warnings());
     assert_eq!(fs_err::read(&file).unwrap(), right);
     // The view shared the damaged bytes.
     assert_eq!(project.results(), before);
@@ -58,10 +58,10 @@ fn a_flipped_byte_in_a_folder_of_the_cache_is_found() {
     let (project, ran) = past_racy_window();
     let before = project.results();
     flip(&object(&project, &ran, "lines", "lines").join("lines.txt"));
-    let mended = project.run(&[]);
+    let repaired = project.run(&[]);
     // Its units stand: only the merge is done again.
-    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 4));
-    assert!(mended.warnings().iter().any(|line| line.contains("in it, lines.txt holds other bytes")));
+    assert_eq!((repaired.ran(), repaired.stage("lines").units_cached), (vec!["lines"], 4));
+    assert!(repaired.warnings().iter().any(|line| line.contains("in it, lines.txt holds other bytes")));
     assert_eq!(project.results(), before);
 }
 
@@ -73,9 +73,9 @@ fn a_flipped_byte_of_a_unit_is_found_when_the_unit_is_needed() {
     // Nothing reads it while the stage is cached.
     assert_eq!(project.run(&[]).ran(), [""; 0]);
     fs_err::remove_dir_all(object(&project, &ran, "lines", "lines")).unwrap();
-    let mended = project.run(&[]);
-    assert_eq!((mended.ran(), mended.stage("lines").units_cached), (vec!["lines"], 3));
-    assert!(mended.warnings().iter().any(|line| line.contains("of `lines` is computed instead")));
+    let repaired = project.run(&[]);
+    assert_eq!((repaired.ran(), repaired.stage("lines").units_cached), (vec!["lines"], 3));
+    assert!(repaired.warnings().iter().any(|line| line.contains("of `lines` is computed instead")));
 }
 
 #[test]
@@ -103,9 +103,9 @@ fn a_changed_result_is_restored_and_reported() {
     replace(&project.path("results/toy/first/text.txt"), "mine");
     replace(&inner, "mine");
     fs_err::remove_file(project.path("results/toy/second/text.txt")).unwrap();
-    let mended = project.run(&[]);
-    assert_eq!((mended.ran(), project.results()), (vec![], before.clone()));
-    let warnings = mended.warnings();
+    let repaired = project.run(&[]);
+    assert_eq!((repaired.ran(), project.results()), (vec![], before.clone()));
+    let warnings = repaired.warnings();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(
         warnings[0]
@@ -133,9 +133,9 @@ fn a_result_overwritten_in_place_is_repaired_in_the_cache_too() {
     flip(&project.path("results/toy/first/text.txt"));
     let object = object(&project, &ran, "first", "text");
     let shared = Digest::of_file(&object).unwrap() != ran.stage("first").outputs["text"].digest;
-    let mended = project.run(&[]);
+    let repaired = project.run(&[]);
     // Where the file system copies on write, the object never changed.
-    assert_eq!(mended.ran(), if shared { vec!["first"] } else { vec![] });
+    assert_eq!(repaired.ran(), if shared { vec!["first"] } else { vec![] });
     assert_eq!(project.results(), before);
     let store = Store::open(&project.cache).unwrap();
     assert_eq!(store.verify(&ran.stage("first").outputs["text"].digest).unwrap(), Health::Sound);

@@ -42,6 +42,10 @@ impl Param for f64 {
         match node.value {
             Value::Float(value) if value.is_finite() => Some(value),
             Value::Int(value) => Some(value as f64),
+            Value::Float(value) => {
+                reader.problems.at(&node.origin, format!("expected a finite number, found {value}"));
+                None
+            }
             _ => {
                 wrong_type(node, "a finite number", reader);
                 None

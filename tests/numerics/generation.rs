@@ -1,4 +1,4 @@
-//! Drawings with a stream of random numbers for each place.
+//! Generation with one stream of random numbers per image.
 
 use attrflow::method::noise::{derived_seed, drawing_noise};
 use attrflow::method::sample::{SampleParams, sample_each};
@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::golden::{assert_within, load, path, sample_params, tiny};
 
 #[test]
-fn a_place_alone_decides_its_drawing() {
+fn an_image_depends_only_on_its_index() {
     let (unet, golden) = (tiny(), load("method/drawings"));
     let schedule = NoiseSchedule::load(&path("configs/mscoco/scheduler")).unwrap();
     let (cond, uncond) = (&golden["tiny_cond"], golden["tiny_uncond"].shallow_clone().into());

@@ -375,7 +375,7 @@ fn nothing_is_computed_twice_and_survivors_are_exact() {
 }
 
 #[test]
-fn equal_images_are_never_parted() {
+fn equal_images_stay_together() {
     for population in
         [Population { images: 40, views: 2, timesteps: 20 }, Population { images: 7, views: 1, timesteps: 4 }]
     {
@@ -394,7 +394,7 @@ fn equal_images_are_never_parted() {
 }
 
 #[test]
-fn few_images_or_timesteps_are_seen_in_full() {
+fn few_images_or_timesteps_are_computed_in_full() {
     for (images, timesteps, top) in [(5, 20, 5), (5, 20, 9), (30, 1, 2), (30, 2, 2), (1, 20, 1)] {
         let population = Population { images, views: 2, timesteps };
         let mut table = Table::new(population, 8, |_, _, numbers| numbers.normal());
@@ -431,7 +431,7 @@ fn what_the_check_finds_is_in_the_answer() {
 }
 
 #[test]
-fn what_is_not_a_number_is_refused_and_named() {
+fn values_that_are_not_finite_are_refused_and_named() {
     let population = Population { images: 30, views: 2, timesteps: 8 };
     let at = visit_order(8)[0];
     let mut table =
