@@ -1,8 +1,8 @@
 //! attrflow: which training images made a text-to-image diffusion model draw this?
 //!
-//! The engine (`pipeline`, `graph`, `recipe`, `plan`, `forecast`, `exec`, `adopt`, `attest`, `audit`, `replay`, `care`, `store`, `manifest`, `event`)
-//! never computes a tensor and never prints. The computation (`stages`, `math`, `nn`, `io`, and `export`, which
-//! writes results in others' formats) never knows the store, the plan or the terminal. [`cli`] alone knows both.
+//! The engine is the crate `attrflow-engine`: pipelines, cache, planning, running, provenance. This crate adds the
+//! computation ([`kinds`] of stages on [`method`], [`models`] and [`io`]), the formats of others ([`export`]), and the
+//! program ([`cli`], [`progress`]).
 
 pub mod cli;
 pub mod export;

@@ -33,7 +33,7 @@ pub(super) struct RunArgs {
     #[arg(long)]
     threads: Option<usize>,
     /// The most rows sent through a network at once; affects memory and speed, and results only by rounding; 0 chooses: 128 on
-    /// the CPU, and on a GPU the number that a short trial finds fastest [default: run.micro_batch of the config, else 0]
+    /// the CPU, on a GPU 1024, and for loss passes what a short trial finds fastest [default: run.micro_batch of the config, else 0]
     #[arg(long)]
     micro_batch: Option<usize>,
     /// Files to download at the same time [default: run.download_jobs of the config, else 4]

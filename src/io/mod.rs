@@ -6,6 +6,8 @@ pub mod compare;
 pub mod download;
 pub mod dtype;
 pub mod image;
+pub mod json;
+pub mod names;
 pub mod npy;
 pub mod tensor_file;
 pub mod torch;

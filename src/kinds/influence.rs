@@ -42,6 +42,12 @@ impl Validate for Influence {
         ("top", "ranking.rows"),
         ("pictured", "ranking.images_shown"),
         ("heading", "ranking.title"),
+        ("pretrain_timesteps", "pretrain_loss_per_timestep"),
+        ("captions", "ranking.captions"),
+        ("images", "ranking.images"),
+        ("query", "ranking.query"),
+        ("table", "ranking.table"),
+        ("picture", "ranking.picture"),
     ];
     fn validate(&self) -> Vec<(&'static str, String)> {
         if self.top_k.is_none() || self.loss.noise == Noise::PerImage {

@@ -1,4 +1,4 @@
-//! How many rows to send through a network at once: what is fastest here, found by trying.
+//! The number of rows to send through a network at once: the fastest one on this device, by a trial.
 
 use std::time::Instant;
 
@@ -10,16 +10,16 @@ use super::noise::Generator;
 use super::schedule::NoiseSchedule;
 use crate::models::unet::UNet;
 
-/// What is tried, in rows.
+/// The candidates, in rows.
 const TRIED: [i64; 5] = [500, 1000, 2000, 4000, 8000];
 
-/// A larger number must be faster by this factor: it costs memory, and a device that is shared some of its speed.
+/// A larger number must be faster by this factor, since it needs more memory.
 const WORTH: f64 = 1.03;
 
-/// The number of rows with which loss passes go fastest on the network's device, at most what its memory holds.
+/// The number of rows with which loss passes are fastest on the network's device, within its memory.
 ///
-/// Latents are [C, H, W], texts [L, D], and `times` rows share a text. It takes about a second on a large GPU. Which number
-/// comes out changes no result beyond rounding; on a CPU, where results repeat bit for bit, it must not be used.
+/// Latents are [C, H, W], texts [L, D], and `times` rows share a text. It takes about a second on a large GPU. The number
+/// changes results only by rounding. On a CPU, where results must be reproducible bit by bit, it must not be used.
 pub fn micro_batch(
     unet: &UNet,
     schedule: &NoiseSchedule,
@@ -39,7 +39,7 @@ pub fn micro_batch(
         let pass = || {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let texts = unet.encode(&conditioning);
-            // A number that is asked for waits for all that was to be done.
+            // Reading the sum waits for the device.
             losses(unet, schedule, [&noise, &noise], &timesteps, &texts).sum(Kind::Float).double_value(&[])
         };
         pass();

@@ -1,4 +1,4 @@
-//! The training set as the method sees it: rows of latents, and rows of text embeddings.
+//! The training set: rows of latents, and rows of text embeddings.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::error::{DataError, MathError};
 
-/// A long array whose rows are read as they are needed.
+/// A long array whose rows are read on demand.
 pub trait Rows {
     /// How many rows there are.
     fn len(&self) -> usize;
@@ -16,20 +16,20 @@ pub trait Rows {
         self.len() == 0
     }
 
-    /// The given rows in the given order, on the CPU, as float32 or as the shorter float type that they are kept in:
+    /// The given rows in the given order, on the CPU, as float32 or as the smaller float type in which they are stored:
     /// [rows.len(), ..].
     ///
     /// # Errors
-    /// Whatever keeps the rows from being read.
+    /// The rows cannot be read.
     fn read(&self, rows: &[usize]) -> Result<Tensor, DataError>;
 
-    /// The same rows for another thread to read, where that is possible.
+    /// The same rows for another thread, if that is possible.
     fn shared(&self) -> Option<&(dyn Rows + Sync)> {
         None
     }
 }
 
-/// Rows as the network takes them: float32 on `device`. A short type is widened there, so that fewer bytes travel.
+/// Rows for the network: float32 on `device`. A smaller type is converted there, so that fewer bytes are copied.
 pub fn to_device(rows: &Tensor, device: Device) -> Tensor {
     rows.to_device_(device, rows.kind(), true, false).to_kind(Kind::Float)
 }
@@ -58,7 +58,7 @@ pub struct DataSet<'a> {
 impl<'a> DataSet<'a> {
     /// `latents` are rows [C, H, W]: N, or 2N where the second half are the images flipped left-right. `texts`
     /// are N * `captions` rows [L, D], the captions of an image one after the other: an array
-    /// [N, captions, L, D], read as one of rows.
+    /// [N, captions, L, D], viewed as N * captions rows.
     ///
     /// # Errors
     /// The numbers of rows don't fit each other.
@@ -152,7 +152,7 @@ pub struct SharedData<'a> {
     captions: usize,
 }
 
-/// Some of the rows, on the CPU, in the type that they are kept in.
+/// Some of the rows, on the CPU, in the type in which they are stored.
 pub struct Loaded {
     /// [n, C, H, W].
     pub latents: Tensor,
@@ -161,7 +161,7 @@ pub struct Loaded {
 }
 
 impl SharedData<'_> {
-    /// Reads latents and the first `captions` texts of each. For a GPU, into memory that it can read by itself.
+    /// Reads latents and the first `captions` texts of each. For a GPU, into pinned memory.
     ///
     /// # Errors
     /// The rows can't be read.
@@ -186,7 +186,7 @@ impl DataSet<'_> {
     }
 }
 
-/// The rows of latents, and of the first `captions` texts of each, of `all` that an image has.
+/// The rows of latents, and of the first `captions` of the `all` texts of each.
 fn loaded_rows(
     latents: Range<usize>,
     captions: usize,

@@ -64,7 +64,7 @@ params! {
 impl Validate for FisherParams {}
 
 impl FisherParams {
-    /// How many batches all epochs over `latents` rows have.
+    /// The number of batches of all epochs over `latents` rows.
     pub fn batches(&self, latents: usize) -> usize {
         self.epochs * latents.div_ceil(self.batch_size)
     }
@@ -76,7 +76,7 @@ impl FisherParams {
     }
 }
 
-/// A part of the mean: sums of squared gradients, and what they are to be divided by.
+/// A part of the mean: sums of squared gradients, and their divisor.
 #[derive(Default)]
 pub struct FisherSum {
     /// By parameter, in float64 on the network's device.
@@ -102,7 +102,7 @@ impl FisherSum {
 
 /// Computes a range of batches; `micro_batch` rows go through the network at once.
 ///
-/// `progress` hears how many batches are done.
+/// `progress` receives the number of finished batches.
 ///
 /// # Errors
 /// Nothing is selected, the data can't be read, or a loss or a gradient is not finite.
@@ -125,7 +125,7 @@ pub fn fisher_range(
             let some = row..row + most;
             let sums =
                 squared_gradients(unet, schedule, &rows.slice(some), &params.select, images.start + row)?;
-            // Summed at once: the sums of many slices would take what the slices were cut for.
+            // Squared and summed per slice: keeping all gradients would need the memory that slicing saves.
             sum.add(FisherSum { sums, weight: 0.0 });
             Ok::<_, MathError>((most, ()))
         });

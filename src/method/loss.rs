@@ -28,14 +28,14 @@ params! {
         captions: usize [1..=1000] = 5,
         /// Seed of the noise.
         seed: u32 = 0,
-        /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every number;
-        /// `per_image`: one per image and timestep, independent of all else.
+        /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every loss;
+        /// `per_image`: one per image and timestep, independent of other parameters.
         noise: Noise = Noise::PerBatch,
         /// Rows (image x caption x timestep) that one draw covers: 8000 as published. Required with `noise = "per_batch"`, an
         /// error with `per_image`.
         batch_size: Option<usize> = None,
-        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. The shorter ones are faster on GPUs,
-        /// and their losses differ in the last digits. A sample of the rows is also computed in float32, and a warning
+        /// `fp32`, `tf32` or `bf16`: precision of the network's matrix products. Lower precision is faster on GPUs,
+        /// and changes the last digits of losses. A sample of the rows is also computed in float32, and a warning
         /// reports a deviation that is too large.
         precision: Precision = Precision::Fp32,
     }
@@ -83,13 +83,13 @@ impl LossParams {
         self.captions * self.time_samples
     }
 
-    /// Images of a batch; with noise per image it changes no number, and keeps a batch's memory small.
+    /// Images per batch; with noise per image it only limits memory and changes no loss.
     pub fn images_per_batch(&self) -> usize {
         const IMAGES: usize = 16;
         self.batch_size.map_or(IMAGES, |rows| rows / self.rows_per_image())
     }
 
-    /// How many batches `images` fill, the last one perhaps not whole.
+    /// The number of batches of `images`; the last one may be short.
     pub fn batches(&self, images: usize) -> usize {
         images.div_ceil(self.images_per_batch())
     }
@@ -101,7 +101,7 @@ impl LossParams {
     }
 }
 
-/// A model about to be measured on a data set.
+/// A loss pass of a model over a data set.
 pub struct LossPass<'a> {
     pub(super) unet: &'a UNet,
     pub(super) schedule: &'a NoiseSchedule,
@@ -112,7 +112,7 @@ pub struct LossPass<'a> {
 }
 
 impl<'a> LossPass<'a> {
-    /// `micro_batch` rows go through the network at once; it changes no number beyond rounding.
+    /// `micro_batch` rows go through the network at once; it changes losses only by rounding.
     ///
     /// # Errors
     /// The parameters don't fit the model's timesteps or the data's captions.
@@ -133,7 +133,7 @@ impl<'a> LossPass<'a> {
 
     /// The losses of the images of a range of batches: a mean over timesteps, then over captions.
     ///
-    /// `progress` hears how many images are done after each batch.
+    /// `progress` receives the number of finished images after each batch.
     ///
     /// # Errors
     /// The data can't be read, or a loss is not finite.
@@ -154,7 +154,7 @@ impl<'a> LossPass<'a> {
         Ok(losses)
     }
 
-    /// Does something with each batch's rows: while it does, another thread reads those of the next one.
+    /// Calls a function with each batch's rows, while another thread reads those of the next batch.
     fn each_loaded(
         &self,
         batches: Range<usize>,
@@ -168,13 +168,13 @@ impl<'a> LossPass<'a> {
             });
         };
         std::thread::scope(|scope| {
-            // One waits while one is read: memory for two beside the one in work.
+            // One batch waits while one is read: memory for two, and for the one in work.
             let (sender, receiver) = sync_channel(1);
             let params = self.params;
             scope.spawn(move || {
                 for batch in batches {
                     let loaded = data.load(params.images_of(batch, count), captions, device);
-                    // Nobody listens any more once the work has failed.
+                    // The receiver is gone if the work failed.
                     if sender.send((batch, loaded)).is_err() {
                         break;
                     }
@@ -200,7 +200,7 @@ impl<'a> LossPass<'a> {
         self.some_rows(batch, Some(pairs))
     }
 
-    /// The same losses as [`LossPass::rows_of_batch`], a row at a time, each with a text of its own: what the fast way is held to.
+    /// The reference implementation of [`LossPass::rows_of_batch`], one row per pass with its own text; tests compare both.
     ///
     /// # Errors
     /// As [`LossPass::of_batches`].
@@ -238,7 +238,7 @@ impl<'a> LossPass<'a> {
 
     /// The losses [images, captions, timesteps] of a batch on the CPU, or [pairs, 1, timesteps] of some of its pairs.
     ///
-    /// The device works through all slices before it is asked for a number, and so never waits.
+    /// No value is read before all slices are queued, so that the device never waits.
     fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
         let device = self.unet.device();
         let (images, captions) =
@@ -253,11 +253,11 @@ impl<'a> LossPass<'a> {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let (pairs, some_times) = slice(row, most, some.len(), times);
             let pairs = some.start + pairs.start..some.start + pairs.end;
-            // The slices of one pair follow each other.
+            // The slices of one pair are consecutive.
             let texts = match &encoded {
                 Some((known, texts)) if *known == pairs => texts,
                 _ => {
-                    // Not both at once: memory may have run out for the last ones.
+                    // Drop the old ones first, for memory may be short.
                     encoded = None;
                     let texts = self.unet.encode(&narrow(&texts, &pairs).into());
                     &encoded.insert((pairs.clone(), texts)).1

@@ -1,14 +1,14 @@
-//! Going on with less when the device's memory runs out.
+//! Retries with smaller batches when memory runs out.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// What libtorch's allocators of CUDA and of the CPU say.
+/// Parts of the messages of libtorch's allocators for CUDA and the CPU.
 const SIGNS: [&str; 2] = ["out of memory", "can't allocate memory"];
 
-/// What `compute` returns, or nothing if it ran out of memory; other panics go on.
+/// The result of `compute`, or `None` if it ran out of memory; other panics are resumed.
 ///
-/// `tch` turns libtorch's exceptions into panics. What `compute` did so far must not matter.
+/// `tch` turns libtorch's exceptions into panics. `compute` must have no side effects that matter.
 pub fn catch_oom<T>(compute: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(compute)) {
         Ok(value) => Some(value),
@@ -27,7 +27,7 @@ fn exhausted(panic: &(dyn Any + Send)) -> bool {
 /// `slice` gets a first row and the most rows it may take, and returns how many it took with their value.
 ///
 /// # Errors
-/// Those of `slice`. Memory that does not suffice for one row is a panic.
+/// Those of `slice`. If memory does not suffice for one row, it panics.
 pub fn in_micro_batches<T, E>(
     count: usize,
     mut micro: usize,

@@ -1,8 +1,9 @@
 //! The method: formulas on tensors.
 //!
 //! Wang, Hertzmann, Efros, Zhu, Zhang, *Data Attribution for Text-to-Image Models by Unlearning Synthesized
-//! Images*, NeurIPS 2024 (arXiv 2406.09408). [`loss`] before and after [`unlearn`], which weighs its steps by
-//! [`fisher`], gives the [`influence`] of every training image, or with less work by [`halving`] that of the first ones.
+//! Images*, NeurIPS 2024 (arXiv 2406.09408). The [`influence`] of a training image is its [`loss`] after
+//! [`unlearn`], whose steps are preconditioned by [`fisher`], minus its loss before. [`successive_halving`] finds the
+//! most influential images with less work.
 
 pub mod autotune;
 pub mod blocks;

@@ -1,4 +1,4 @@
-//! Drawing images: from noise to latents, step by step, under guidance of a text.
+//! Generating latents from noise, step by step, guided by a text.
 //!
 //! Ancestral sampling (Ho et al. 2020, algorithm 2) with classifier-free guidance (Ho and Salimans 2022, arXiv
 //! 2207.12598): e = e_uncond + scale (e_text - e_uncond).
@@ -19,18 +19,18 @@ use crate::models::unet::conditioning::{Conditioning, EncodedConditioning};
 params! {
     /// Parameters of `generate`.
     pub struct SampleParams {
-        /// What to draw, without the input `captions`.
+        /// The prompt, without the input `captions`.
         caption: Option<String> = None,
         /// Denoising steps, at most as many as the model has timesteps.
         steps: usize [1..=100_000] = 1000,
-        /// How far to go from the prediction without the caption toward, and beyond, the one with it.
+        /// The guidance scale: 0 ignores the caption, 1 is the plain conditional prediction.
         guidance_scale: f64 = 7.5,
         /// Seed of the initial latents and of the noise at each step.
         seed: u32 = 0,
-        /// `per_batch`: one stream of random numbers through all batches, as published, so that `batch_size` and its place
-        /// among the captions change an image; `per_image`: a stream for each place, so that the batch size changes none.
+        /// `per_batch`: one stream of random numbers through all batches, as published, so that an image depends on
+        /// `batch_size` and its index; `per_image`: a stream for each index, so that the batch size changes no image.
         noise: Noise = Noise::PerBatch,
-        /// Captions drawn at once. With `noise = "per_batch"` they share a draw of noise, and a short last batch draws it
+        /// Captions per batch. With `noise = "per_batch"` a batch draws its noise at once, and a short last batch draws it
         /// for a full one, as published (with 500); with `per_image` it is only the size of a unit of work.
         batch_size: usize [1..=100_000] = 1,
     }
@@ -38,13 +38,13 @@ params! {
 
 impl Validate for SampleParams {}
 
-/// Draws latents [n, C, H, W] for the n conditions `cond`, n being at most the batch size.
+/// Generates latents [n, C, H, W] for the n conditions `cond`, n being at most the batch size.
 ///
 /// `uncond` is one condition, that of the empty text. The CPU's stream `draws` gives the initial latents of the whole batch,
-/// then a tensor of that shape at each step with t > 0; it continues from batch to batch. Published scripts fill a
-/// short batch up with zero texts and cut it afterwards: computing its rows only comes to the same.
+/// then a tensor of that shape at each step with t > 0; it continues from batch to batch. Published scripts pad a
+/// short batch with zero texts and discard those rows; computing only its own rows gives the same result.
 ///
-/// `micro_batch` rows go through the network at once. `progress` hears how many steps are done.
+/// `micro_batch` rows go through the network at once. `progress` receives the number of finished steps.
 ///
 /// # Errors
 /// There are too many steps or texts, the configuration gives no latent size, or a latent is not finite.
@@ -72,8 +72,8 @@ pub fn sample(
     denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
-/// Draws latents [n, C, H, W] for the n conditions `cond` at the places `first`, `first + 1`, …, each from random
-/// numbers of its own: neither the other texts nor the batch size change a drawing.
+/// Generates latents [n, C, H, W] for the n conditions `cond` at the indices `first`, `first + 1`, …, each from its own
+/// random numbers: neither the other texts nor the batch size change an image.
 ///
 /// # Errors
 /// As [`sample`].
@@ -98,8 +98,7 @@ pub fn sample_each(
     denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
 }
 
-/// The way back from noise; `noise` gives the initial latents [n, C, H, W], asked for as those of the timestep past
-/// the last, then what the step at each timestep adds.
+/// Reverse diffusion. `noise(t)` gives the initial latents [n, C, H, W] for t = T, then the noise of the step at each t.
 #[expect(clippy::too_many_arguments, reason = "as for `sample`")]
 fn denoise(
     unet: &UNet,
@@ -126,7 +125,7 @@ fn denoise(
     Ok(x)
 }
 
-/// Passes over the random numbers of one batch, so that a later one can be drawn alone.
+/// Skips the random numbers of one batch, so that a later one can be generated alone.
 ///
 /// # Errors
 /// As [`sample`].
@@ -152,13 +151,13 @@ fn batch_shape(unet: &UNet, params: &SampleParams) -> Result<Vec<i64>, MathError
     Ok([&[params.batch_size as i64], latent.as_slice()].concat())
 }
 
-/// Predicts noise with and without the conditions, and goes beyond the one with them.
+/// Predicts noise with classifier-free guidance.
 struct Guidance<'a> {
     unet: &'a UNet,
     cond: &'a Conditioning,
     uncond: EncodedConditioning,
     scale: f64,
-    /// The conditions of the last micro batch, by its rows. Where it holds all rows, they are encoded once for all steps.
+    /// The encoded conditions of the last micro batch, by its rows. If it holds all rows, they are encoded once for all steps.
     encoded: Option<([i64; 2], EncodedConditioning)>,
 }
 
@@ -174,13 +173,13 @@ impl Guidance<'_> {
             let cond = match encoded {
                 Some((known, encoded)) if *known == [start, count] => &*encoded,
                 _ => {
-                    // Not both at once: memory may have run out for the last ones.
+                    // Drop the old ones first, for memory may be short.
                     *encoded = None;
                     let cond = unet.encode(&cond.narrow(start, count));
                     &encoded.insert(([start, count], cond)).1
                 }
             };
-            // Two passes: the empty text is one text for all rows.
+            // Two passes, since the empty text is shared by all rows.
             let without = unet.denoise(&xt, &timesteps, uncond);
             let with = unet.denoise(&xt, &timesteps, cond);
             Ok::<_, Infallible>((most, &without + (with - &without) * *scale))
@@ -190,7 +189,7 @@ impl Guidance<'_> {
     }
 }
 
-/// Stops at the first latent that is not finite: the rest of the drawing would be wasted.
+/// Stops at the first latent that is not finite: further steps would be wasted.
 fn check(x: &Tensor, timestep: i64) -> Result<(), MathError> {
     let finite = x.isfinite();
     if finite.all().int64_value(&[]) == 1 {

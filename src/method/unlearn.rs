@@ -155,14 +155,6 @@ impl<'a> Unlearning<'a> {
         DenoisingRows { latents, noise, timesteps, conditioning: self.conditioning.narrow(0, 1) }
     }
 
-    /// The gradient of the mean loss over `rows`, by chosen parameter in float64.
-    ///
-    /// # Errors
-    /// A loss is not finite.
-    pub fn gradient_of(&self, rows: &DenoisingRows) -> Result<BTreeMap<String, Tensor>, MathError> {
-        self.gradient_of_batches(std::slice::from_ref(rows))
-    }
-
     /// The sum of the gradients of the mean losses over batches of the same size.
     fn gradient_of_batches(&self, batches: &[DenoisingRows]) -> Result<BTreeMap<String, Tensor>, MathError> {
         let size = batches[0].len();

@@ -1,6 +1,6 @@
 //! The layers that hold parameters; each reports its pass to the model's tape.
 //!
-//! Where nobody asks for gradients or records, normalisations and what surrounds them are computed by fused kernels.
+//! Without gradients or recording, normalisations and adjacent operations use fused kernels.
 
 use tch::{Kind, Tensor};
 
@@ -24,7 +24,7 @@ impl Place {
         self.tape.observe(&self.name, self.has_bias, op, input, output)
     }
 
-    /// Whether nobody wants to know what the layer did with these tensors.
+    /// Whether neither gradients nor a recording are needed of these tensors.
     fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
         !self.tape.records() && !tensors.into_iter().any(Tensor::requires_grad)
     }
@@ -45,7 +45,7 @@ impl Linear {
         Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
     }
 
-    /// The same in the parameters' own precision, whatever the model's products are in.
+    /// The same in the parameters' own precision, regardless of the model's.
     pub fn full_precision(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
         let weight = scope.take("weight", &[outputs, inputs]);
         let bias_of = || scope.take("bias", &[outputs]);
@@ -58,7 +58,7 @@ impl Linear {
     }
 }
 
-/// Linear maps of the same input, without biases, computed as one where nobody looks.
+/// Linear maps of the same input, without biases, computed as one if nothing is recorded.
 pub struct FusedLinear {
     maps: Vec<Linear>,
     /// All weights, [maps * outputs, inputs].
@@ -161,9 +161,9 @@ impl Conv2d {
         sum(self.forward(x), residual)
     }
 
-    /// The convolution of x with a part of what must still be added to it: `shift` [K, outputs] in all.
+    /// The convolution of x, plus as much of `shift` [K, outputs] as is cheap to add here.
     ///
-    /// Returns the image and what is left to be added.
+    /// Returns the image and the rest, which the caller adds.
     pub fn add_shift(&self, x: &Tensor, shift: Tensor) -> (Tensor, Tensor) {
         if self.adds_late(x) {
             (self.convolve(x, None), shift + &self.full_precision_bias)
@@ -172,7 +172,7 @@ impl Conv2d {
         }
     }
 
-    /// Whether the bias is better added together with something else: cuDNN adds it in a pass of its own.
+    /// Whether the bias should be added with something else: cuDNN uses an extra pass for it.
     fn adds_late(&self, x: &Tensor) -> bool {
         x.device().is_cuda() && self.place.is_quiet([x, &self.weight, &self.full_precision_bias])
     }

@@ -1,4 +1,4 @@
-//! Records the inputs and outputs of chosen layers, so that gradients can be had a sample at a time.
+//! Records the inputs and outputs of chosen layers, for per-sample gradients.
 //!
 //! Autograd sums a parameter's gradient over the batch. With a layer's input and the gradient at its output, the
 //! gradient of each sample is a contraction of the two (`method::per_sample`). So the tape asks autograd for gradients
@@ -82,7 +82,7 @@ impl Tape {
         state.records.clear();
     }
 
-    /// Makes the layers derive anew what they derived from parameters.
+    /// Invalidates everything that layers derived from parameters.
     pub(super) fn parameters_changed(&self) {
         self.0.borrow_mut().version += 1;
     }
@@ -104,7 +104,7 @@ impl Tape {
         std::mem::take(&mut state.records)
     }
 
-    /// Takes note of one pass if the layer is chosen, and returns the output to go on with.
+    /// Records a pass of a chosen layer, and returns the output to use from here on.
     ///
     /// An output that does not require grad yet is made to: it becomes a leaf, the lowest end of the graph.
     pub(super) fn observe(

@@ -194,7 +194,7 @@ fn arrays_that_do_not_fit_are_named() {
     bench.with("latents.npy", header(shape, "(12, 8, 16, 8)"), "unlearn", &[expected]);
     let expected = "shape [6, 2, 64, 16], expected [_, _, _, 64]";
     bench.with("texts.npy", header("(6, 2, 16, 64)", "(6, 2, 64, 16)"), "loss", &[expected]);
-    let n = "12 latents, expected 4 or 8 (with mirror images)";
+    let n = "12 rows, expected 4 or 8 (with mirror images)";
     bench.with(
         "texts.npy",
         header("(6, 2, 16, 64)", "(4, 3, 16, 64)"),

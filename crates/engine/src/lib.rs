@@ -1,4 +1,6 @@
-//! The engine.
+//! The engine of attrflow: pipelines, the content-addressed cache, planning, running and provenance.
+//!
+//! It computes no tensor and prints nothing; the kinds of stages are given to it ([`kind::Registry`]).
 
 pub mod config;
 pub mod estimate;

@@ -5,11 +5,15 @@
 //! Source: the COCO data format, captions (`captions_train2017.json`).
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::io::json::{self, JsonError, Object};
+use crate::io::names;
 
 /// The most names that a message lists.
 const LISTED: usize = 3;
@@ -27,6 +31,21 @@ pub enum CocoError {
         path: PathBuf,
         /// The error of the parser, with line and column.
         source: serde_json::Error,
+    },
+    /// A value that is not finite where one is needed.
+    #[error(transparent)]
+    NotFinite(JsonError),
+    /// A file name that could lead outside the folder of images.
+    #[error("{}: entry {index} of `images` has the file_name {name:?}, which is refused: {reason}", path.display())]
+    Unsafe {
+        /// The annotation file.
+        path: PathBuf,
+        /// Position in `images`, from 0.
+        index: usize,
+        /// The name.
+        name: String,
+        /// Why it is refused.
+        reason: &'static str,
     },
     /// Two images share an id, or a file name.
     #[error("{}: {what} {value} occurs twice in `images`", path.display())]
@@ -46,7 +65,7 @@ pub enum CocoError {
         /// Position in `annotations`, from 0.
         index: usize,
         /// The id that is missing.
-        image_id: u64,
+        image_id: String,
     },
     /// Images have too few captions.
     #[error("{}: {count} images have fewer than {expected} captions, for instance {}", path.display(), some(examples))]
@@ -115,30 +134,39 @@ impl Captions {
     /// If an id or a file name occurs twice, or if a caption has no image.
     pub fn read_all(path: impl AsRef<Path>) -> Result<Self, CocoError> {
         let path = path.as_ref();
-        let bytes = fs_err::read(path)?;
-        let raw: Raw =
-            serde_json::from_slice(&bytes).map_err(|source| CocoError::Json { path: path.into(), source })?;
+        let mut raw: Raw = json::read(path).map_err(|error| match error {
+            JsonError::Io(error) => CocoError::Io(error),
+            JsonError::Form { path, source } => CocoError::Json { path, source },
+            error @ JsonError::NotFinite { .. } => CocoError::NotFinite(error),
+        })?;
         if raw.images.is_empty() {
             return Err(CocoError::Empty { path: path.into() });
         }
         let duplicate = |what, value| CocoError::Duplicate { path: path.into(), what, value };
         let mut index_of_id = HashMap::with_capacity(raw.images.len());
         let mut index_of_name = HashMap::with_capacity(raw.images.len());
-        for (index, image) in raw.images.iter().enumerate() {
-            match index_of_id.entry(image.id) {
-                Entry::Vacant(entry) => entry.insert(index),
-                Entry::Occupied(_) => return Err(duplicate("id", image.id.to_string())),
-            };
+        for (index, Object(image)) in raw.images.iter_mut().enumerate() {
+            image.file_name = names::inside(&image.file_name).map_err(|reason| CocoError::Unsafe {
+                path: path.into(),
+                index,
+                name: image.file_name.clone(),
+                reason,
+            })?;
+        }
+        for (index, Object(image)) in raw.images.iter().enumerate() {
+            if index_of_id.insert(&image.id, index).is_some() {
+                return Err(duplicate("id", image.id.to_string()));
+            }
             if index_of_name.insert(&image.file_name, index).is_some() {
                 return Err(duplicate("file_name", image.file_name.clone()));
             }
         }
         let mut captions = vec![Vec::new(); raw.images.len()];
-        for (index, RawAnnotation { image_id, caption }) in raw.annotations.into_iter().enumerate() {
-            let orphan = || CocoError::Orphan { path: path.into(), index, image_id };
+        for (index, Object(RawAnnotation { image_id, caption })) in raw.annotations.into_iter().enumerate() {
+            let orphan = || CocoError::Orphan { path: path.into(), index, image_id: image_id.to_string() };
             captions[*index_of_id.get(&image_id).ok_or_else(orphan)?].push(caption);
         }
-        let images = raw.images.into_iter().map(|image| image.file_name);
+        let images = raw.images.into_iter().map(|image| image.0.file_name);
         let items = images.zip(captions).map(|(file_name, captions)| Item { file_name, captions }).collect();
         Ok(Self { items })
     }
@@ -180,20 +208,58 @@ impl Captions {
 
 #[derive(Deserialize)]
 struct Raw {
-    images: Vec<RawImage>,
-    annotations: Vec<RawAnnotation>,
+    images: Vec<Object<RawImage>>,
+    annotations: Vec<Object<RawAnnotation>>,
 }
 
 #[derive(Deserialize)]
 struct RawImage {
-    id: u64,
+    id: Id,
     file_name: String,
 }
 
 #[derive(Deserialize)]
 struct RawAnnotation {
-    image_id: u64,
+    image_id: Id,
     caption: String,
+}
+
+/// An image's id: COCO has integers, other data sets have texts. As in Python, `1` and `"1"` are two ids.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Id {
+    Number(i128),
+    Text(String),
+}
+
+impl Display for Id {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Id::Number(number) => number.fmt(f),
+            Id::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Id;
+            fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer or a text")
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Id, E> {
+                Ok(Id::Number(number.into()))
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Id, E> {
+                Ok(Id::Number(number.into()))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Id, E> {
+                Ok(Id::Text(text.into()))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +308,54 @@ mod tests {
         assert_eq!(read(twice, "", 0).unwrap_err(), "file_name a occurs twice in `images`");
         assert_eq!(read("", "", 0).unwrap_err(), "`images` is empty");
         assert!(read(r#"{"id": 1}"#, "", 0).unwrap_err().contains("missing field `file_name` at line 1"));
+        assert!(read(r#"[1, "a"]"#, "", 0).unwrap_err().contains("expected an object"));
+        assert!(
+            read(r#"{"id": 1.5, "file_name": "a"}"#, "", 0).unwrap_err().contains("an integer or a text")
+        );
+        let nan = "found NaN at line 1, expected a finite value";
+        assert_eq!(read(r#"{"id": NaN, "file_name": "a"}"#, "", 0).unwrap_err(), nan);
+    }
+
+    #[test]
+    fn ids_are_numbers_or_texts() {
+        let images =
+            r#"{"id": "1", "file_name": "a"}, {"id": 1, "file_name": "b"}, {"id": -1, "file_name": "c"}"#;
+        let of = |id: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let annotation = format!(r#"{{"image_id": {id}, "caption": "x"}}"#);
+            fs_err::write(file.path(), format!(r#"{{"images": [{images}], "annotations": [{annotation}]}}"#))
+                .unwrap();
+            let all = Captions::read_all(file.path()).map_err(|error| error.to_string())?;
+            Ok::<_, String>(all.items.into_iter().find(|item| !item.captions.is_empty()).unwrap().file_name)
+        };
+        assert_eq!((of("\"1\""), of("1"), of("-1")), (Ok("a".into()), Ok("b".into()), Ok("c".into())));
+        let orphan = "annotation 0 has image_id \"2\", which no entry of `images` has";
+        assert!(of("\"2\"").unwrap_err().ends_with(orphan));
+    }
+
+    #[test]
+    fn names_stay_inside_the_folder_and_are_unique() {
+        let of = |first: &str, second: &str| {
+            let images =
+                format!(r#"{{"id": 1, "file_name": "{first}"}}, {{"id": 2, "file_name": "{second}"}}"#);
+            read(&images, "", 0)
+        };
+        for (name, reason) in [
+            ("../b", "its path contains `..`"),
+            ("a/../b", "its path contains `..`"),
+            ("/b", "its path is absolute"),
+            ("", "it is empty"),
+            ("./", "it is empty"),
+            (r"b\u0000", "it contains a zero byte"),
+        ] {
+            let error = of("a", name).unwrap_err();
+            assert!(error.starts_with("entry 1 of `images` has the file_name "), "{error}");
+            assert!(error.ends_with(&format!("which is refused: {reason}")), "{error}");
+        }
+        for name in ["./x/a", "x//a", "x/./a", "x/a/"] {
+            assert_eq!(of("x/a", name).unwrap_err(), "file_name x/a occurs twice in `images`", "{name}");
+        }
+        assert!(of("x/a", "x/a..b").is_ok());
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub enum CaptionListError {
     },
 }
 
-/// Reads the captions of a file in UTF-8, with the line ends of any system; blank lines at its end are ignored.
+/// Reads the captions of a file in UTF-8, one a line; blank lines at its end are ignored.
+///
+/// Lines end where they do for Python's `str.splitlines`, which the published code uses.
 ///
 /// # Errors
 /// The file cannot be read, or has no captions, or a blank line between captions.
@@ -41,8 +43,8 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
     let path = path.as_ref();
     let bytes = fs_err::read(path)?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-        CaptionListError::Utf8 { path: path.into(), line }
+        let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        CaptionListError::Utf8 { path: path.into(), line: lines(&format!("{valid}x")).count() }
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
     if text.is_empty() {
@@ -52,7 +54,28 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
         "" => Err(CaptionListError::Blank { path: path.into(), line: index + 1 }),
         caption => Ok(caption.to_owned()),
     };
-    text.lines().enumerate().map(caption).collect()
+    lines(text).enumerate().map(caption).collect()
+}
+
+/// The lines of a text as `str.splitlines` of Python has them.
+fn lines(mut text: &str) -> impl Iterator<Item = &str> {
+    const ENDS: [char; 10] =
+        ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
+    std::iter::from_fn(move || {
+        if text.is_empty() {
+            return None;
+        }
+        let (line, rest) = match text.find(ENDS) {
+            Some(end) => {
+                let (line, rest) = text.split_at(end);
+                let length = rest.chars().next().map_or(0, char::len_utf8);
+                (line, rest.strip_prefix("\r\n").unwrap_or(&rest[length..]))
+            }
+            None => (text, ""),
+        };
+        text = rest;
+        Some(line)
+    })
 }
 
 #[cfg(test)]
@@ -74,6 +97,9 @@ mod tests {
             "a cat\ntwo dogs, ünder a tree\n",
             "a cat\r\ntwo dogs, ünder a tree\r\n",
             "\u{feff}a cat \n two dogs, ünder a tree\n\n \r\n",
+            "a cat\rtwo dogs, ünder a tree\r",
+            "a cat\u{2029}two dogs, ünder a tree\x0c\x0c",
+            "a cat\x1dtwo dogs, ünder a tree\u{85}",
         ] {
             assert_eq!(of(text.as_bytes()), expected, "{text:?}");
         }
@@ -85,7 +111,9 @@ mod tests {
             assert_eq!(of(text.as_bytes()), Err("no captions, expected one per line".to_owned()), "{text:?}");
         }
         let blank = "line 2 is blank, expected a caption on every line".to_owned();
-        assert_eq!(of(b"a\n\nb\n"), Err(blank));
+        assert_eq!(of(b"a\n\nb\n"), Err(blank.clone()));
+        assert_eq!(of("a\u{2028}\x0bb".as_bytes()), Err(blank));
+        assert_eq!(of(b"a\x0bb\r\n\xff"), Err("line 3 is not UTF-8".to_owned()));
         assert_eq!(of(b"a\nb\nc \xff\n"), Err("line 3 is not UTF-8".to_owned()));
         assert!(read("/nowhere/captions.txt").unwrap_err().to_string().contains("/nowhere/captions.txt"));
     }

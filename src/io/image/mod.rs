@@ -3,6 +3,7 @@
 //! For PNG, equal to Pillow, torchvision and diffusers byte for byte. JPEG decoders may round differently, so that a
 //! JPEG's pixels may differ from libjpeg's by a level or two.
 
+mod complete;
 pub mod contact_sheet;
 pub mod resize;
 
@@ -21,12 +22,12 @@ pub enum ImageError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The bytes are not a PNG or JPEG that can be decoded.
-    #[error("{}: not a readable PNG or JPEG image: {source}", path.display())]
+    #[error("{}: not a readable PNG or JPEG image: {reason}", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
         /// The error of the decoder.
-        source: ::image::ImageError,
+        reason: String,
     },
     /// The image could not be written.
     #[error("{}: the image cannot be written: {source}", path.display())]
@@ -51,13 +52,21 @@ pub enum ImageError {
 /// Reads a PNG or JPEG, detected by content, as RGB.
 ///
 /// As Pillow's `Image.open(path).convert("RGB")`: grayscale is repeated, a palette applied, alpha dropped without
-/// blending, 16 bits reduced to eight; EXIF orientation is not applied.
+/// blending, 16 bits reduced to eight; EXIF orientation is not applied. A file that is cut off or damaged is refused.
 pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     let path = path.as_ref();
-    let decode = |source| ImageError::Decode { path: path.into(), source };
+    let decode = |reason| ImageError::Decode { path: path.into(), reason };
     let bytes = fs_err::read(path)?;
-    let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
-    let image = reader.decode().map_err(decode)?;
+    if bytes.starts_with(complete::PNG) && !complete::png_ends(&bytes) {
+        return Err(decode("the file is cut off".into()));
+    }
+    let image = match bytes.starts_with(complete::JPEG) {
+        true => complete::decode_jpeg(&bytes).map_err(decode)?,
+        false => {
+            let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
+            reader.decode().map_err(|error| decode(error.to_string()))?
+        }
+    };
     // The library rounds 16 bits to 8. Pillow keeps the upper byte, but clamps grayscale to 255.
     let upper = |value: u16| (value >> 8) as u8;
     Ok(match image {
@@ -188,6 +197,32 @@ mod tests {
         assert_eq!(center_crop(&ramp(10, 14), 10).unwrap()[(0, 0)].0[1], 2);
         let error = center_crop(&ramp(10, 9), 10).unwrap_err().to_string();
         assert_eq!(error, "crop of 10x10 pixels from an image of 10x9");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_or_damaged_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (png, jpeg) = (folder.path().join("a.png"), folder.path().join("a.jpg"));
+        let rgb = RgbImage::from_fn(48, 40, |x, y| Rgb([(x * 5) as u8, (y * 6) as u8, (x * y) as u8]));
+        save_png(&rgb, &png).unwrap();
+        save_jpeg(&rgb, &jpeg).unwrap();
+        let refused = |path: &Path, bytes: &[u8]| {
+            fs_err::write(path, bytes).unwrap();
+            load_rgb(path).is_err_and(|error| error.to_string().starts_with(&format!("{}: ", path.display())))
+        };
+        for path in [png, jpeg] {
+            let whole = fs_err::read(&path).unwrap();
+            for length in 0..whole.len() {
+                assert!(refused(&path, &whole[..length]), "{}: {length} of {}", path.display(), whole.len());
+            }
+            // Bytes after the end are none of the image's.
+            fs_err::write(&path, [&whole[..], b"more"].concat()).unwrap();
+            load_rgb(&path).unwrap();
+            let mut damaged = whole.clone();
+            let middle = whole.len() * 3 / 4;
+            damaged[middle..middle + 2].copy_from_slice(b"\xff\xc4");
+            assert!(refused(&path, &damaged), "{}", path.display());
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct NpyRows {
 }
 
 impl NpyRows {
-    /// Takes the first `leading` dimensions together as the rows: 1 for latents, 2 for text embeddings.
+    /// The rows are the first `leading` dimensions together: 1 for latents, 2 for text embeddings.
     #[must_use]
     pub fn new(npy: Npy, leading: usize) -> Self {
         let inner = npy.shape()[1..leading].iter().product();
@@ -40,7 +40,7 @@ impl NpyRows {
         let length = self.npy.row_len() / self.inner;
         let mut values = vec![T::zeroed(); rows.len() * length];
         let mut rest = values.as_mut_slice();
-        // Rows that follow each other in the file are read at once.
+        // Consecutive rows are read at once.
         for run in rows.chunk_by(|row, next| row + 1 == *next) {
             let (some, others) = rest.split_at_mut(run.len() * length);
             read(run[0] * length, some)?;
@@ -57,7 +57,7 @@ impl Rows for NpyRows {
 
     fn read(&self, rows: &[usize]) -> Result<Tensor, DataError> {
         let shape = [&[rows.len() as i64], self.shape.as_slice()].concat();
-        // Short floats stay short until they are where the network is: they are half the bytes to move.
+        // Half precision is converted on the device: half the bytes to copy.
         let values = match self.npy.dtype() {
             Dtype::F16 => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f16_at(at, out))?),
             _ => Tensor::from_slice(&self.values(rows, |at, out| self.npy.read_f32_at(at, out))?),
@@ -86,7 +86,7 @@ pub(crate) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
     let (found, images) = (latents.rows(), texts.rows());
     anyhow::ensure!(
         found == images || found == 2 * images,
-        "{}: {found} latents, expected {images} or {} (with mirror images), for {} has {images} rows",
+        "{}: {found} rows, expected {images} or {} (with mirror images), since {} has {images} rows",
         latents.path().display(),
         2 * images,
         texts.path().display()
@@ -134,7 +134,7 @@ impl TrainingSet {
 }
 
 impl TrainingSet {
-    /// How many rows to send through the network at once: those given, else what is fastest here. `times` rows share a text.
+    /// The number of rows to send through the network at once: as given, else the fastest. `times` rows share a text.
     pub fn effective_micro_batch(
         &self,
         unet: &UNet,
@@ -145,7 +145,7 @@ impl TrainingSet {
         /// A network's number of parameters, its precision, and how many rows share a text.
         type Key = (usize, Precision, usize);
         thread_local! {
-            /// What the trial found.
+            /// The result of the trial.
             static FOUND: RefCell<Vec<(Key, usize)>> = const { RefCell::new(Vec::new()) };
         }
         if given > 0 {

@@ -1,4 +1,4 @@
-//! The device that a worker computes on, and what must be set before it does.
+//! The device that a worker computes on, and its settings.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The process set to a network's mode, until this is dropped: no other task must find it so.
+/// Sets the mode of the process for a network, and restores the default when dropped.
 #[must_use]
 pub struct ModeGuard(());
 
@@ -57,12 +57,12 @@ pub fn apply_mode(mode: ModelMode) -> ModeGuard {
 
 fn set(mode: ModelMode) {
     allow_tf32(mode.precision() == Precision::Tf32);
-    // cuDNN tries its kernels out and takes the fastest of the moment, which need not be the same one twice. Both passes of
-    // a difference must not be rounded in two ways; gradients are a quarter faster.
+    // cuDNN's benchmark mode may choose another kernel each time. Both loss passes must be rounded in the same way, so it
+    // is on for gradients only, which become a quarter faster.
     tch::Cuda::cudnn_set_benchmark(mode == ModelMode::Gradients);
 }
 
-/// Lets products of float32 factors be computed of factors rounded to 10 bits of mantissa, or not.
+/// Allows or forbids TF32: matrix products of float32 factors rounded to 10 bits of mantissa.
 ///
 /// libtorch lets convolutions do so by default, and `tch` has no function for it: these are the functions
 /// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
@@ -84,7 +84,7 @@ pub fn allow_tf32(allow: bool) {
     }
 }
 
-/// Refuses another libtorch than the one that every fingerprint names.
+/// Refuses another libtorch than the one in every fingerprint.
 fn check_version() -> Result<(), String> {
     let (built, found) = (env!("ATTRFLOW_LIBTORCH_VERSION"), version());
     if found == built {
@@ -113,7 +113,7 @@ fn version() -> String {
     }
 }
 
-/// What a worker says of libtorch and its device, besides what it knows of the machine.
+/// A worker's facts about libtorch and its device.
 pub fn facts(machine: Facts, device: Device) -> Facts {
     let facts = Facts { libtorch: Some(version()), ..machine };
     let Device::Cuda(index) = device else { return facts };
@@ -131,7 +131,7 @@ fn model(index: usize) -> Option<(String, String)> {
     /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
     const CAPABILITY: [i32; 2] = [75, 76];
     let (mut gpu, mut name, mut capability) = (0, [0 as std::ffi::c_char; 256], [0; 2]);
-    // SAFETY: these functions have this form in every release of the driver; each writes to what it is given alone, and the name
+    // SAFETY: these functions have this form in every release of the driver; each writes only to its arguments, and the name
     // ends with a zero within its length.
     unsafe {
         let driver = Library::new("libcuda.so.1").ok()?;
@@ -147,13 +147,12 @@ fn model(index: usize) -> Option<(String, String)> {
     }
 }
 
-/// Loads the CUDA part of libtorch, which announces itself to the rest.
+/// Loads the CUDA part of libtorch, which registers itself.
 ///
-/// Nothing calls into it by name, so the linker would leave it out; and a machine without a GPU need not spend
-/// the time and memory that it takes.
+/// Nothing calls it by name, so the linker would drop it, and a machine without a GPU is spared its time and memory.
 ///
 /// # Errors
-/// What the dynamic loader says.
+/// The error of the dynamic loader.
 pub fn load_cuda() -> Result<(), String> {
     // SAFETY: the library's initialisers register CUDA kernels with libtorch and rely on nothing of ours.
     let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
@@ -170,7 +169,7 @@ pub fn library() -> Option<String> {
     line.find('/').map(|start| line[start..].to_owned())
 }
 
-/// Makes a device this thread's default, which kernels that are not libtorch's run on.
+/// Makes a device this thread's default, on which our own kernels run.
 fn choose(index: usize) -> bool {
     type SetDevice = unsafe extern "C" fn(i32) -> i32;
     // The libraries that `load_cuda` loaded are found among those of the process itself.
@@ -181,9 +180,9 @@ fn choose(index: usize) -> bool {
     }
 }
 
-/// Bytes of the device's memory that are taken, by this process and others; 0 on the CPU and where the runtime does not tell.
+/// Bytes of device memory in use by all processes; 0 on the CPU and where the runtime has no number.
 ///
-/// libtorch keeps what it once took of a device, so at the end this is the most that there was.
+/// libtorch never returns memory, so at the end this is the peak.
 pub fn taken(device: Device) -> u64 {
     let Device::Cuda(index) = device else { return 0 };
     type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;

@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 
 use super::tensors;
 use crate::io::image::{save_jpeg, save_png};
+use crate::io::json;
 use crate::io::npy::writer::NpyWriter;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
@@ -47,8 +48,7 @@ pub(crate) fn arrays(inputs: &ExpectedInputs) -> anyhow::Result<(Array, Array)> 
 /// The `config.json` in the folder on a port: the time per step depends on it.
 pub(crate) fn config(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Json> {
     let file = inputs.path(port)?.join("config.json");
-    let text = fs_err::read_to_string(&file)?;
-    serde_json::from_str(&text).with_context(|| file.display().to_string())
+    Ok(json::read(&file)?)
 }
 
 /// The shape [C, side, side] of the latent of a square image, from the autoencoder's configuration.
@@ -68,8 +68,7 @@ pub(crate) fn scale(inputs: &ExpectedInputs) -> anyhow::Result<usize> {
 /// The shape [L, D] of a text, from the configurations of tokenizer and text encoder.
 pub(crate) fn text(inputs: &ExpectedInputs) -> anyhow::Result<[usize; 2]> {
     let file = inputs.path("tokenizer")?.join("tokenizer_config.json");
-    let tokenizer: Json =
-        serde_json::from_slice(&fs_err::read(&file)?).with_context(|| file.display().to_string())?;
+    let tokenizer: Json = json::read(&file)?;
     let encoder = config(inputs, "text_encoder")?;
     let number = |config: &Json, key: &str| {
         let found = config[key].as_u64().map(|number| number as usize);
@@ -188,9 +187,7 @@ pub(crate) fn make_images<'a>(
     pixels: u32,
     folder: &Path,
 ) -> anyhow::Result<()> {
-    let text = fs_err::read(inputs.path("captions"))?;
-    let sizes: Vec<Size> =
-        serde_json::from_slice::<Sizes>(&text).map(|sizes| sizes.images).unwrap_or_default();
+    let sizes = json::read::<Sizes>(inputs.path("captions")).map(|sizes| sizes.images).unwrap_or_default();
     let images = folder.join("images");
     for (place, name) in names.enumerate() {
         let size = sizes.get(place).and_then(|size| Some((size.width?, size.height?)));

@@ -19,7 +19,7 @@ pub(crate) const UNET: Input = Input::new(
 );
 pub(crate) const CHECKPOINT: Input = Input::new(
     "checkpoint",
-    "the network's weights where they do not lie in the `unet` folder: a file (safetensors or torch)",
+    "the network's weights, if they are not in the `unet` folder: a file (safetensors or torch)",
 )
 .optional();
 pub(crate) const SCHEDULER: Input = Input::new("scheduler", "a folder with scheduler_config.json");
@@ -90,7 +90,7 @@ thread_local! {
     static CACHED: RefCell<Vec<(ModelKey, Box<dyn Any>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Does `work` with a model that is cached, or loads and then caches it.
+/// Calls `work` with a cached model, or loads and then caches it.
 fn with_cached<M: 'static, T>(
     key: ModelKey,
     load: impl FnOnce() -> anyhow::Result<M>,
@@ -103,7 +103,7 @@ fn with_cached<M: 'static, T>(
     let model = match cached {
         Some(model) => model,
         None => {
-            // Before another is loaded, or there would be one more than fit.
+            // Before another is loaded, so that there is never one too many.
             let mut kept = 0;
             CACHED.with_borrow_mut(|cached| {
                 cached.retain(|(_, model)| {
@@ -114,7 +114,7 @@ fn with_cached<M: 'static, T>(
             Box::new(load()?)
         }
     };
-    // Not cached again where the work fails or panics: its tape may then be left recording.
+    // Not cached again if the work fails or panics: its tape may still be recording.
     let result = work(&model)?;
     CACHED.with_borrow_mut(|cached| cached.insert(0, (key, model)));
     Ok(result)
@@ -162,7 +162,7 @@ fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, mode: ModelMode
     );
     UNet::load_parts(folder, checkpoint, changed, device::torch(device), mode).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
-            anyhow::anyhow!("{error}; one that lies elsewhere belongs on the input `checkpoint`")
+            anyhow::anyhow!("{error}; connect a checkpoint stored elsewhere to the input `checkpoint`")
         }
         error => error.into(),
     })

@@ -1,17 +1,17 @@
-//! What a random sample of the discarded says of all of them.
+//! Bounds on all discarded images from a random sample of them.
 
 use super::special_functions::ln_choose;
 
 /// The most of `population` that can belong, if `found` of a uniform sample of `drawn` without replacement do: an upper
-/// bound that holds with at least the given confidence, whatever the population is.
+/// bound that holds with at least the given confidence for every population.
 ///
-/// Clopper and Pearson's construction (1934) on the hypergeometric distribution, for a sample is drawn without
-/// replacement: never above their bound for the binomial one, and exactly `found` where all were drawn.
+/// Clopper and Pearson's construction (1934) with the hypergeometric distribution, since the sample is drawn without
+/// replacement: never above their bound for the binomial distribution, and exactly `found` if all were drawn.
 pub fn upper_bound(population: usize, drawn: usize, found: usize, confidence: f64) -> usize {
     let error = 1.0 - confidence;
-    // As many as were found belong, and as many as were drawn besides do not.
+    // At least the found ones belong; at least the rest of the sample does not.
     let (mut low, mut high) = (found, population - (drawn - found));
-    // The more belong, the less likely so few are found: the last number that is not too unlikely.
+    // Binary search for the largest number that is not rejected: the more belong, the less likely so few are found.
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         if at_most(population, middle, drawn, found) > error {
@@ -31,7 +31,7 @@ fn at_most(population: usize, belonging: usize, drawn: usize, found: usize) -> f
     (drawn.saturating_sub(others)..=found.min(belonging).min(drawn)).map(chance).sum()
 }
 
-/// How many of `population` must be drawn, none of which belongs, to bound those that do by `belonging`.
+/// The size of a sample of `population` without a find that bounds the number of finds in it by `belonging`.
 pub fn sample_for(population: usize, belonging: usize, confidence: f64) -> usize {
     let (mut low, mut high) = (0, population);
     while low < high {

@@ -1,10 +1,9 @@
-//! How far the mean over some timesteps may be from the mean over all.
+//! Confidence intervals of the mean over all timesteps, from the mean over some of them.
 //!
-//! The differences of an image at the visited timesteps are a sample without replacement of its T. What all images
-//! share at a timestep is taken away first: it says nothing of who is ahead, and it is most of what varies. Two or
-//! three timesteps tell little of an image's own variance, so it is moderated by that of the others (Smyth 2004,
-//! *Linear models and empirical Bayes methods for assessing differential expression*, section 6.2): a prior with as
-//! many degrees of freedom as the images' variances agree.
+//! The differences of an image at the visited timesteps are a sample without replacement of its T. The mean over images at
+//! each timestep is subtracted first: it does not affect the order, and is most of the variance. Two or three timesteps
+//! give a poor estimate of an image's own variance, so variances are shrunk towards the common one (Smyth 2004,
+//! *Linear models and empirical Bayes methods for assessing differential expression*, section 6.2).
 
 use super::special_functions::{digamma, inverse_trigamma, student, trigamma};
 
@@ -16,34 +15,34 @@ pub struct Visited<'a> {
     pub timesteps: usize,
 }
 
-/// What is known of the latents' means over all timesteps, up to a number that all of them share.
+/// Estimates of the latents' means over all timesteps, up to a constant that all of them share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Intervals {
     /// The mean over the visited timesteps less that of all latents.
     pub centers: Vec<f64>,
     /// The standard errors of the centers.
     pub errors: Vec<f64>,
-    /// How many of them an interval reaches to either side.
+    /// The half width of an interval, in standard errors.
     pub quantile: f64,
 }
 
-/// The K-th best score, as far as it is known.
+/// An estimate of the K-th best score.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Threshold {
     /// The estimate.
     pub score: f64,
     /// Its standard error.
     pub error: f64,
-    /// The share of the variance of the images' scores that is not by chance.
+    /// The share of the variance of the images' scores that is not noise.
     pub reliability: f64,
 }
 
 impl Threshold {
     /// From the images' scores at the visited timesteps, and their standard errors.
     ///
-    /// The K-th largest of them is above the K-th best score: to be that large takes luck. Drawn towards the mean by the root of
-    /// their reliability, the scores vary as much as the true ones do (Louis 1984, *Estimating a population of parameter
-    /// values using Bayes and empirical Bayes methods*), and the K-th of them is as large as the K-th true one.
+    /// The K-th largest observed score overestimates the true one. Scores that are shrunk towards the mean by the root of
+    /// their reliability have the spread of the true scores (Louis 1984, *Estimating a population of parameter
+    /// values using Bayes and empirical Bayes methods*), and so about the same K-th largest.
     pub fn of(scores: &[f64], errors: &[f64], top: usize) -> Self {
         let count = scores.len() as f64;
         let mean = scores.iter().sum::<f64>() / count;
@@ -54,9 +53,9 @@ impl Threshold {
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
         let last = order[top - 1];
-        // Written so that without chance it is the K-th score itself, to the last bit; and never above it, so that K stay.
+        // Without noise this is exactly the K-th score. It is never above it, so at least K images remain.
         let drawn = scores[last] - (1.0 - reliability.sqrt()) * (scores[last] - mean);
-        // The K-th place is as well known as the mean of those that contend for it.
+        // Its error is that of the mean of all scores within one error of it.
         let near = scores.iter().filter(|score| (*score - scores[last]).abs() <= errors[last]).count();
         let error = errors[last] / (near.max(1) as f64).sqrt();
         Self { score: drawn.min(scores[last]), error, reliability }
@@ -64,7 +63,7 @@ impl Threshold {
 }
 
 impl Visited<'_> {
-    /// The intervals; a side fails with probability `error` where what remains of the differences is normal.
+    /// The intervals; a side fails with probability `error` where the residuals of the differences are normal.
     pub fn intervals(&self, error: f64) -> Intervals {
         let (latents, n) = (self.rows.len(), self.rows.first().map_or(0, |row| row.len()));
         let shared: Vec<f64> =
@@ -74,7 +73,7 @@ impl Visited<'_> {
         };
         let centers: Vec<f64> = self.rows.iter().map(center).collect();
         let df = (n - 1) as f64;
-        // What is shared was estimated from the same rows and took a part of each with it.
+        // The subtracted mean was estimated from the same rows; this corrects for it.
         let taken = if latents > 1 { latents as f64 / (latents - 1) as f64 } else { 1.0 };
         let variance = |(row, center): (&&[f64], &f64)| {
             let squares = row.iter().zip(&shared).map(|(value, shared)| (value - shared - center).powi(2));
@@ -83,19 +82,19 @@ impl Visited<'_> {
         let variances: Vec<f64> = self.rows.iter().zip(&centers).map(variance).collect();
         let prior = Prior::of(&variances, df);
         let quantile = prior.quantile(df, error);
-        // Of a population of T, the n that are visited leave nothing to guess when they are all.
+        // The correction for a finite population: with n = T there is no error.
         let left = (1.0 - n as f64 / self.timesteps as f64) / n as f64;
         let errors = variances.iter().map(|own| (prior.shrink_variance(*own, df) * left).sqrt()).collect();
         Intervals { centers, errors, quantile }
     }
 }
 
-/// What the variances of many images say of the variance of one.
+/// The prior of one image's variance, from the variances of all images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prior {
-    /// Degrees of freedom; infinite where the variances differ no more than by chance.
+    /// Degrees of freedom; infinite if the variances do not differ more than by chance.
     pub df: f64,
-    /// The variance that the images have in common.
+    /// The common variance of the images.
     pub variance: f64,
 }
 
@@ -106,7 +105,7 @@ impl Prior {
         let common = Self { df: f64::INFINITY, variance: mean(variances) };
         let mut sorted = variances.to_vec();
         sorted.sort_by(f64::total_cmp);
-        // A variance of zero has no logarithm; one that small is a matter of rounding.
+        // A variance of zero has no logarithm; such a small one is rounding error.
         let floor = sorted.get(sorted.len() / 2).map_or(0.0, |median| median * 1e-5);
         if floor <= 0.0 || variances.len() < 3 {
             return common;
@@ -123,7 +122,7 @@ impl Prior {
         Self { df: 2.0 * half, variance: (center + digamma(half) - half.ln()).exp() }
     }
 
-    /// An image's own variance, with `df` degrees of freedom, drawn towards the common one.
+    /// An image's variance, with `df` degrees of freedom, shrunk towards the common one.
     pub fn shrink_variance(&self, own: f64, df: f64) -> f64 {
         if self.df.is_infinite() {
             return self.variance;
@@ -131,7 +130,7 @@ impl Prior {
         (self.df * self.variance + df * own) / (self.df + df)
     }
 
-    /// How many standard errors an interval reaches to each side.
+    /// The half width of an interval, in standard errors.
     fn quantile(&self, df: f64, error: f64) -> f64 {
         student(self.df + df, 1.0 - error)
     }

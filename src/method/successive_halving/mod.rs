@@ -1,10 +1,10 @@
 //! The most influential images without all timesteps of all images: successive halving with paired intervals.
 //!
 //! The score of an image is the largest mean, over T timesteps, of its latents' differences (the image's and its
-//! mirror image's). All images are seen at the same few timesteps first; those that are then too far behind are
-//! discarded, the rest is seen at more, and what is left at all (Karnin, Koren, Somekh 2013, *Almost optimal
-//! exploration in multi-armed bandits*; Maron and Moore 1994, *Hoeffding races*). What that loses is not argued but
-//! measured: a uniform sample of the discarded is scored exactly.
+//! mirror image's). First all images are scored at the same few timesteps, and those that are too far behind are
+//! discarded. The rest is scored at more timesteps, and the survivors at all (Karnin, Koren, Somekh 2013, *Almost optimal
+//! exploration in multi-armed bandits*; Maron and Moore 1994, *Hoeffding races*). The loss of recall is measured:
+//! a uniform sample of the discarded images is scored exactly.
 
 mod certificate;
 mod interval;
@@ -29,7 +29,7 @@ pub struct Population {
     pub timesteps: usize,
 }
 
-/// What is asked for.
+/// The request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spec {
     /// K, how many images are wanted.
@@ -37,68 +37,68 @@ pub struct Spec {
     /// The probability with which all rounds keep an image of the top K, and with which the bound on what was missed
     /// holds.
     pub confidence: f64,
-    /// The largest share of the images that a round may keep, whatever the intervals say; 1 for no such rule.
+    /// The largest share of the images that a round may keep, regardless of the intervals; 1 for no limit.
     pub keep: f64,
     /// How many of the discarded are scored exactly.
     pub check: usize,
 }
 
-/// What is computed, and what is random about it.
+/// The source of differences and of random numbers.
 pub trait Source {
     /// The differences of some latents at some timesteps, latent by latent: [latents * timesteps].
     ///
     /// # Errors
-    /// Whatever keeps them from being computed.
+    /// They cannot be computed.
     fn differences(&mut self, latents: &[usize], timesteps: &[usize]) -> Result<Vec<f64>, MathError>;
 
-    /// The numbers 0 to `count` - 1 in random order, each order as likely as any other.
+    /// The numbers 0 to `count` - 1 in random order, all orders being equally likely.
     fn shuffled(&mut self, count: usize) -> Vec<usize>;
 }
 
-/// One look at the images that were left.
+/// One round over the images that are left.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Round {
-    /// Timesteps that each of them had been seen at.
+    /// Timesteps at which each of them is scored.
     pub timesteps: usize,
-    /// Images that were looked at.
+    /// Images in the round.
     pub images: usize,
-    /// Of them discarded because they are further behind the threshold than may be by chance.
+    /// Of them, discarded because their interval is below the threshold.
     pub behind: usize,
-    /// Of them discarded for being too many.
+    /// Of them, discarded because of `max_keep`.
     pub surplus: usize,
-    /// The K-th best score, in the scale of the differences less what all images share at a timestep.
+    /// The K-th best score, of differences less the mean over images at each timestep.
     pub threshold: Threshold,
-    /// The middle one of the distances that an image must be behind to be discarded.
+    /// The median distance to the threshold at which an image is discarded.
     pub margin: f64,
 }
 
-/// The exact scores of a random sample of the discarded, and what they say of the others.
+/// The exact scores of a random sample of the discarded images, and the bound that follows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Check {
-    /// Images that were discarded.
+    /// Discarded images.
     pub discarded: usize,
-    /// Of them scored exactly.
+    /// Of them, scored exactly.
     pub sample: usize,
     /// Of those in the sample, the ones that rank before the K-th survivor. They are in the answer.
     pub found: usize,
-    /// The most of the discarded that can rank there, those that were found among them.
+    /// Upper bound of the discarded images that rank there, including those found.
     pub most: usize,
-    /// The share of the true top K that is in the answer at least.
+    /// Lower bound of the share of the true top K in the answer.
     pub recall: f64,
 }
 
-/// What came out.
+/// The result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Halving {
     /// The rounds that discarded or could have.
     pub rounds: Vec<Round>,
     /// By latent: the mean difference over all timesteps, or an estimate of it.
     pub means: Vec<f64>,
-    /// By image: whether its latents were seen at all timesteps.
+    /// By image: whether it was scored at all timesteps.
     pub exact: Vec<bool>,
     /// Pairs of a latent and a timestep that were computed.
     pub computed: usize,
-    /// What was discarded, and what of it should not have been.
+    /// The check of the discarded images.
     pub check: Check,
 }
 
@@ -113,13 +113,13 @@ impl Population {
     }
 }
 
-/// The numbers 0 to T - 1 so that any first few of them are spread over all: each the golden section of the range further
-/// than the one before, from the middle, for the ends are where timesteps tell least.
+/// The numbers 0 to T - 1 in an order in which every prefix is spread evenly: golden-section steps from the middle, since the
+/// timesteps at both ends are the least informative.
 pub fn visit_order(timesteps: usize) -> Vec<usize> {
     const SECTION: f64 = 0.618_033_988_749_894_9;
     let (mut order, mut visited) = (Vec::with_capacity(timesteps), vec![false; timesteps]);
     let mut step = 0.0;
-    // Its multiples come into every part of the range, and into all T before long (the three-gap theorem).
+    // Its multiples reach every part of the range, and soon all T numbers (the three-gap theorem).
     while order.len() < timesteps {
         let place = (timesteps as f64 * (0.5 + step * SECTION).fract()) as usize;
         if !std::mem::replace(&mut visited[place], true) {
@@ -130,8 +130,8 @@ pub fn visit_order(timesteps: usize) -> Vec<usize> {
     order
 }
 
-/// After how many of T timesteps images are discarded: an eighth, a quarter and half of them, but at least two, for one
-/// says nothing of how much they vary.
+/// The numbers of timesteps after which images are discarded: an eighth, a quarter and half of T, but at least two, since
+/// one gives no variance.
 pub fn rounds(timesteps: usize) -> Vec<usize> {
     let mut rounds: Vec<usize> = [8, 4, 2].map(|part| timesteps.div_ceil(part).max(2)).to_vec();
     rounds.dedup();
@@ -150,7 +150,7 @@ pub fn halve(population: Population, spec: &Spec, source: &mut dyn Source) -> Re
     }
     let mut race = Race::new(population, source);
     let schedule = rounds(population.timesteps);
-    // The rounds share what may fail.
+    // The rounds share the allowed error probability.
     let error = (1.0 - spec.confidence) / schedule.len().max(1) as f64;
     let (mut live, mut rounds): (Vec<usize>, Vec<Round>) = ((0..population.images).collect(), Vec::new());
     for &timesteps in &schedule {
@@ -169,7 +169,7 @@ pub fn halve(population: Population, spec: &Spec, source: &mut dyn Source) -> Re
     Ok(Halving { rounds, means, exact, computed: race.computed, check })
 }
 
-/// The differences that were computed so far.
+/// The differences computed so far.
 struct Race<'a> {
     population: Population,
     source: &'a mut dyn Source,
@@ -185,7 +185,7 @@ impl<'a> Race<'a> {
         Self { population, source, order: visit_order(population.timesteps), seen, computed: 0 }
     }
 
-    /// Makes sure that these images, which were all seen equally often, were seen at the first `count` timesteps.
+    /// Computes these images, which all have equally many timesteps, up to the first `count` timesteps.
     fn see(&mut self, images: &[usize], count: usize) -> Result<(), MathError> {
         let Some(before) = images.first().map(|&image| self.seen[image].len()) else { return Ok(()) };
         let timesteps: Range<usize> = before..count;
@@ -210,13 +210,13 @@ impl<'a> Race<'a> {
         Ok(())
     }
 
-    /// Parts the images by their intervals at the timesteps seen so far.
+    /// Splits the images by their intervals at the timesteps computed so far.
     fn discard(&self, live: Vec<usize>, spec: &Spec, error: f64) -> (Round, Vec<usize>) {
         let latents = self.population.latents(&live);
         let rows: Vec<&[f64]> = latents.iter().map(|&latent| self.seen[latent].as_slice()).collect();
         let timesteps = rows.first().map_or(0, |row| row.len());
         let found = Visited { rows: &rows, timesteps: self.population.timesteps }.intervals(error);
-        // The latents of an image stand together: its score is that of the best one.
+        // The latents of an image are together: its score is that of the best one.
         let views = self.population.views;
         let best: Vec<usize> = (0..latents.len())
             .step_by(views)
@@ -231,7 +231,7 @@ impl<'a> Race<'a> {
             found.centers.iter().zip(&margins).map(|(center, margin)| center + margin).collect();
         let upper: Vec<f64> = upper.chunks_exact(views).map(largest).collect();
         let ahead = upper.iter().filter(|upper| **upper >= threshold.score).count();
-        // A cap never takes what is asked for; equal scores stay together.
+        // The limit never discards the requested K; equal scores stay together.
         let cap = ((live.len() as f64 * spec.keep).ceil() as usize).max(spec.top);
         let floor = if cap < live.len() { descending(&scores)[cap - 1] } else { f64::NEG_INFINITY };
         let images = live.len();
@@ -249,7 +249,7 @@ impl<'a> Race<'a> {
         self.seen[image].len() == self.population.timesteps
     }
 
-    /// An image's score, if it was seen at all timesteps.
+    /// An image's score, if it was computed at all timesteps.
     fn score(&self, image: usize) -> f64 {
         let means = self.population.latents(&[image]).into_iter().map(|latent| mean(&self.seen[latent]));
         largest(&means.collect::<Vec<_>>())

@@ -1,11 +1,10 @@
-//! Steps between products, fused: each reads its input once and writes its output once.
+//! Fused kernels for the operations between matrix products: each reads its input once and writes its output once.
 //!
-//! Built of libtorch's own operations, a normalisation with its activation goes through memory five times, and on a
-//! GPU images whose channels lie together are copied to another layout and back. Here are kernels for exactly these steps:
-//! on the CPU for float32, on CUDA for float32 and bfloat16. They keep no graph, so what needs a gradient, is recorded,
-//! or has a form that they do not know, goes the way of libtorch's operations, which is also what tests hold them to.
+//! With libtorch's own operations a normalisation with its activation reads and writes memory five times, and on a
+//! GPU channels-last images are copied to another layout and back. These kernels work on the CPU in float32 and on CUDA
+//! in float32 and bfloat16, without gradients. Everything else falls back to libtorch's operations; tests compare both.
 //!
-//! Images are [B, C, H, W] with the channels lying together in memory (channels-last).
+//! Images are [B, C, H, W] in channels-last memory format.
 
 mod cpu;
 mod cuda;
@@ -17,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use winograd::Filters;
 
-/// One image, or two whose channels follow each other.
+/// One image, or two that are concatenated along the channels.
 #[derive(Clone, Copy)]
 pub struct ConcatInput<'a> {
     /// [B, C1, H, W].
@@ -69,8 +68,8 @@ pub struct LayerNorm<'a> {
     pub branch_bias: Option<&'a Tensor>,
 }
 
-/// Whether the activations' channels lie together, nothing asks for a gradient, activations are of one type and parameters of
-/// float32, and all on one device.
+/// Whether activations are channels-last, nothing requires a gradient, activations have one type and parameters are
+/// float32, and all are on one device.
 fn plain<'a>(activations: &[Option<&'a Tensor>], parameters: &[Option<&'a Tensor>]) -> bool {
     let (activations, parameters) = (activations.iter().flatten(), parameters.iter().flatten());
     let Some(first) = activations.clone().next() else { return false };
@@ -94,7 +93,7 @@ fn lies_together(tensor: &Tensor) -> bool {
     }
 }
 
-/// The normalised image [B, C, H, W]; `None` for what the kernels do not do.
+/// The normalised image [B, C, H, W]; `None` for cases without a kernel.
 pub fn group_norm(norm: &GroupNorm<'_>, x: &ConcatInput<'_>) -> Option<Tensor> {
     if !plain(&[Some(x.first), x.second, norm.shift], &[Some(norm.weight), Some(norm.bias)]) {
         return None;
@@ -118,8 +117,8 @@ pub fn group_norm(norm: &GroupNorm<'_>, x: &ConcatInput<'_>) -> Option<Tensor> {
     Some(out)
 }
 
-/// `x += branch + bias` in place, where a branch is given, and the normalised sum [.., C]; `None` for what the kernels do not
-/// do, with x as it was.
+/// `x += branch + bias` in place, where a branch is given, and the normalised sum [.., C]; `None` for cases without
+/// a kernel, with x unchanged.
 pub fn layer_norm(norm: &LayerNorm<'_>, x: &Tensor, branch: Option<&Tensor>) -> Option<Tensor> {
     if !plain(&[Some(x), branch], &[norm.branch_bias, Some(norm.weight), Some(norm.bias)]) {
         return None;
@@ -139,7 +138,7 @@ pub fn layer_norm(norm: &LayerNorm<'_>, x: &Tensor, branch: Option<&Tensor>) -> 
     Some(out)
 }
 
-/// The first half [.., W] of `both` [.., 2W] times the gelu of the second; `None` for what the kernels do not do.
+/// The first half [.., W] of `both` [.., 2W] times the gelu of the second; `None` for cases without a kernel.
 pub fn gated_gelu(both: &Tensor) -> Option<Tensor> {
     if !plain(&[Some(both)], &[]) {
         return None;
@@ -154,7 +153,7 @@ pub fn gated_gelu(both: &Tensor) -> Option<Tensor> {
     Some(out)
 }
 
-/// `y += x + bias` in place for images [B, C, H, W] and a bias [C]; `None`, with y as it was, for what the kernels do not do.
+/// `y += x + bias` in place for images [B, C, H, W] and a bias [C]; `None`, with y unchanged, for cases without a kernel.
 pub fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
     if !plain(&[Some(x), Some(y)], &[Some(bias)]) {
         return None;
@@ -174,13 +173,13 @@ pub fn add_squares(values: &Tensor, sums: &Tensor) {
     if values.device() == Device::Cpu && values.kind() == Kind::Float && fits {
         cpu::add_squares(values, sums);
     } else {
-        // Widened as it is added, not before: that would be a copy of twice the size.
+        // Converted as it is added: converting first would be a copy of twice the size.
         let mut sums = sums.shallow_clone();
         sums += values.square().sum_dim_intlist(0, false, Kind::Double);
     }
 }
 
-/// Room for an image of this shape, its channels lying together, of the type and device of another.
+/// An uninitialised channels-last image of this shape, with the type and device of another.
 fn empty_image([rows, channels, height, width]: [i64; 4], like: &Tensor) -> Tensor {
     Tensor::empty([rows, height, width, channels], (like.kind(), like.device())).permute([0, 3, 1, 2])
 }

@@ -4,12 +4,12 @@
 //! punctuation, and merged pair by pair; a fixed number of ids comes out, whatever the text.
 //! Source: Radford et al. 2021 (arXiv 2103.00020), as in transformers' `CLIPTokenizer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -17,6 +17,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer as Backend};
+
+use crate::io::json::{self, JsonError};
 
 /// What a word is: a special token, a clitic, letters, a single digit, or anything else that isn't white space.
 const WORD: &str =
@@ -28,14 +30,9 @@ pub enum TokenizerError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A configuration file is not of the expected form.
-    #[error("{}: {source}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What the parser met, with line and column.
-        source: serde_json::Error,
-    },
+    /// A configuration file cannot be read, or is not of the expected form.
+    #[error(transparent)]
+    Config(#[from] JsonError),
     /// The vocabulary or the merges don't fit together or are damaged.
     #[error("{}: no byte-pair vocabulary: {reason}", folder.display())]
     Vocabulary {
@@ -82,7 +79,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `vocab.json`, `merges.txt`, `tokenizer_config.json` and, if there is one, `special_tokens_map.json`.
+    /// Reads `tokenizer_config.json`, `vocab.json` and `merges.txt` or else `tokenizer.json`, and, if there is one,
+    /// `special_tokens_map.json`.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let folder = folder.as_ref();
         let config = Config::read(folder)?;
@@ -135,8 +133,9 @@ impl Tokenizer {
 }
 
 fn backend(folder: &Path, unknown: &str) -> tokenizers::Result<Backend> {
-    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    let model = BPE::from_file(&file("vocab.json"), &file("merges.txt"))
+    let (vocab, merges) = byte_pairs(folder)?;
+    let model = BPE::builder()
+        .vocab_and_merges(vocab, merges)
         .unk_token(unknown.to_owned())
         .end_of_word_suffix("</w>".to_owned())
         .build()?;
@@ -148,6 +147,71 @@ fn backend(folder: &Path, unknown: &str) -> tokenizers::Result<Backend> {
         .with_normalizer(Some(Normalizers::new(vec![NFC.into(), white_space.into(), Lowercase.into()])))
         .with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
     Ok(backend)
+}
+
+/// Ids by token, and pairs in the order of their merging.
+type BytePairs = (Vocab, Vec<(String, String)>);
+
+/// The vocabulary and merges, from `vocab.json` and `merges.txt`, else from `tokenizer.json`, which holds both.
+fn byte_pairs(folder: &Path) -> tokenizers::Result<BytePairs> {
+    let [vocab, merges, both] = ["vocab.json", "merges.txt", "tokenizer.json"].map(|name| folder.join(name));
+    if vocab.exists() || merges.exists() || !both.exists() {
+        for file in [&vocab, &merges] {
+            if !file.exists() {
+                return Err(
+                    format!("{} is missing, and there is no tokenizer.json alone", file.display()).into()
+                );
+            }
+        }
+        let vocab: HashMap<String, u32> = json::read(vocab)?;
+        let text = fs_err::read_to_string(merges)?;
+        let pairs = text.lines().filter(|line| !line.starts_with("#version"));
+        return Ok((vocab.into_iter().collect(), pairs.map(pair).collect::<Result<_, _>>()?));
+    }
+    let Whole { model } = json::read(&both)?;
+    let expected =
+        [("type", model.kind.as_deref(), "BPE"), ("end_of_word_suffix", model.end.as_deref(), "</w>")];
+    for (key, found, expected) in expected {
+        if found != Some(expected) {
+            let found = found.unwrap_or("missing");
+            return Err(format!("{}: `model.{key}` is {found}, supported: {expected}", both.display()).into());
+        }
+    }
+    let pairs = model.merges.into_iter().map(|merge| match merge {
+        Merge::Text(text) => pair(&text),
+        Merge::Pair(first, second) => Ok((first, second)),
+    });
+    Ok((model.vocab.into_iter().collect(), pairs.collect::<Result<_, _>>()?))
+}
+
+/// The two tokens of a line of `merges.txt`.
+fn pair(line: &str) -> Result<(String, String), String> {
+    let both = line.split_once(' ').filter(|(_, second)| !second.contains(' '));
+    let (first, second) = both.ok_or_else(|| format!("the merge {line:?} is not two tokens"))?;
+    Ok((first.to_owned(), second.to_owned()))
+}
+
+/// What of `tokenizer.json` matters here.
+#[derive(Deserialize)]
+struct Whole {
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "end_of_word_suffix")]
+    end: Option<String>,
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Text(String),
+    Pair(String, String),
 }
 
 /// What of `tokenizer_config.json` matters here; the defaults are transformers'.
@@ -197,10 +261,10 @@ struct Behaviour {
 
 impl Config {
     fn read(folder: &Path) -> Result<Self, TokenizerError> {
-        let mut config: Self = json(&folder.join("tokenizer_config.json"))?;
+        let mut config: Self = json::read(folder.join("tokenizer_config.json"))?;
         let map = folder.join("special_tokens_map.json");
         if config.added_tokens_decoder.is_none() && map.exists() {
-            let map: SpecialTokens = json(&map)?;
+            let map: SpecialTokens = json::read(map)?;
             config.bos_token = map.bos_token.unwrap_or(config.bos_token);
             config.eos_token = map.eos_token.unwrap_or(config.eos_token);
             config.unk_token = map.unk_token.unwrap_or(config.unk_token);
@@ -221,11 +285,6 @@ impl Config {
             }
         }
     }
-}
-
-fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
-    let bytes = fs_err::read(path)?;
-    serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Config { path: path.into(), source })
 }
 
 impl Token {

@@ -51,7 +51,7 @@ struct CrossAttention {
 
 impl CrossAttention {
     fn new(scope: &Scope<'_>, width: i64, heads: i64, context: &BlockContext) -> CrossAttention {
-        // In the weights' own precision: unlearning moves these weights, by less than a shorter type can tell.
+        // In the weights' own precision: unlearning changes these weights by less than bfloat16 can represent.
         let map =
             |name| Linear::full_precision(&scope.sub(name), context.text_width, width, false, &context.tape);
         let mut all = context.cross_attention_kv.borrow_mut();
@@ -72,7 +72,7 @@ impl CrossAttention {
         let (rows, _, width) = x.size3().expect("tokens have three dimensions");
         let q = self.to_q.forward(x);
         if q.requires_grad() && q.device().is_cuda() {
-            // A graph's way back through one long attention would keep a few of a GPU's processors busy: a row each.
+            // The backward pass of one long attention would use few of a GPU's processors, so each row attends alone.
             let each = |x: &Tensor| x.repeat_interleave_self_int(rows / texts.count(), 0, None);
             return self.to_out.forward(&attend(&q, &each(k), &each(v)));
         }

@@ -30,13 +30,13 @@ use config::UNetConfig;
 use time_embedding::{TimestepEmbedding, Timesteps};
 
 choice! {
-    /// How a network's products are computed; parameters, sums, normalisations and losses are float32 in each.
+    /// The precision of matrix products; parameters, sums, normalisations and losses are always float32.
     pub enum Precision {
         /// In float32.
         Fp32 = "fp32",
-        /// In float32 with factors rounded to 10 bits of mantissa, on GPUs that have it; elsewhere as `Fp32`.
+        /// TF32 on GPUs that have it (factors rounded to 10 bits of mantissa); elsewhere as `Fp32`.
         Tf32 = "tf32",
-        /// Of bfloat16 factors, with activations in bfloat16 between them.
+        /// bfloat16, also for activations.
         Bf16 = "bf16",
     }
 }
@@ -63,8 +63,8 @@ impl ModelMode {
     /// The layout of the weights for it on a device.
     fn layout(self, device: Device) -> WeightLayout {
         WeightLayout {
-            // The fused kernels want the channels together. With a graph they have no part, and of cuDNN's kernels for
-            // float32, those for channels that lie apart are the faster ones.
+            // The fused kernels need channels-last memory. With a graph they are not used, and cuDNN's kernels for
+            // float32 are faster on contiguous channels.
             channels_last: self != ModelMode::Gradients || device == Device::Cpu,
             products: (self.precision() == Precision::Bf16).then_some(Kind::BFloat16),
         }
@@ -272,7 +272,7 @@ impl UNet {
         &self.parameters
     }
 
-    /// Gives a parameter other values, and lets the layers derive anew what they derived from it.
+    /// Sets a parameter, and invalidates everything that layers derived from it.
     ///
     /// # Panics
     /// No parameter has this name and shape, or the network computes in bfloat16, of copies of its parameters.

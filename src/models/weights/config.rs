@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::io::json::{self, JsonError};
+
 /// What can be wrong with a model's folder.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "each variant's message says what its fields are")]
@@ -22,8 +24,8 @@ pub enum ModelError {
     Tensors(#[from] crate::io::tensor_file::TensorFileError),
     #[error("{}: {faults}", file.display())]
     Keys { file: PathBuf, faults: super::KeyErrors },
-    #[error("{}: {source}", file.display())]
-    Config { file: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Config(#[from] JsonError),
     #[error("{}: `{key}` is {found}, supported: {supported}", file.display())]
     Unsupported { file: PathBuf, key: String, found: String, supported: String },
 }
@@ -38,9 +40,8 @@ pub struct OptionGuard(pub &'static str, pub &'static [&'static str]);
 /// # Errors
 /// The file can't be read, isn't the JSON that `T` describes, or holds a value that is not supported.
 pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<T, ModelError> {
-    let text = fs_err::read_to_string(file)?;
-    let config = |source| ModelError::Config { file: file.to_owned(), source };
-    let value: Value = serde_json::from_str(&text).map_err(config)?;
+    let text = fs_err::read(file)?;
+    let value: Value = json::parse(&text, file)?;
     for OptionGuard(key, supported) in guards {
         if let Some(found) = value.get(key)
             && !supported.iter().any(|text| same(found, text))
@@ -49,7 +50,7 @@ pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<
         }
     }
     // Parsed from the text, not from the value, so that an error has a line and a column.
-    serde_json::from_str(&text).map_err(config)
+    Ok(json::parse(&text, file)?)
 }
 
 /// The error for a value that is not built in.

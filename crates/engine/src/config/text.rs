@@ -193,7 +193,13 @@ pub fn suggestion<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> 
         .iter()
         .map(|name| (strsim::damerau_levenshtein(found, name), *name))
         .min()
-        .filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4);
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4)
+        .or_else(|| {
+            // One that contains the other, such as `batch` in `per_batch`.
+            let alike = |name: &&&str| found.len() > 3 && (name.contains(found) || found.contains(**name));
+            let mut alike = names.iter().filter(alike);
+            alike.next().filter(|_| alike.next().is_none()).map(|name| (0, *name))
+        });
     match near {
         Some((_, name)) => Some(format!("did you mean `{name}`?")),
         None if names.is_empty() => None,

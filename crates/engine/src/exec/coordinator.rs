@@ -113,7 +113,7 @@ impl<'a> Coordinator<'a> {
             Err(InputError::Store(error)) => return Err(error),
             Err(error) => return fail(None, error.to_string()),
         };
-        // Whoever counted on the files must know of it, in whatever form the run is reported.
+        // A warning: the user may rely on these files.
         if let Reason::Modified { what } = &reason {
             self.warn(format!("{what}; `{}` is computed instead", node.id));
         }
@@ -222,8 +222,7 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// An error in the words of who reads it: results by their path in the results folder, not by that of the object
-    /// behind them; and how full a full disk is.
+    /// Rewrites the paths of objects in an error to paths of the results folder, and adds the free space of a full disk.
     fn describe(&self, stage: usize, mut error: String) -> String {
         for source in self.run.pipeline.stages[stage].inputs.values() {
             let Source::Port { stage: upstream, port, .. } = source else { continue };

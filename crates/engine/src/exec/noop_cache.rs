@@ -119,7 +119,7 @@ impl NoopKey {
         let same = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
         let unchanged = run.variables.iter().all(same) && Snapshot::unchanged(snapshot);
         let records = bytes.len() - records.len();
-        unchanged.then(|| NoopRun { bytes, records, ..run })
+        unchanged.then_some(NoopRun { bytes, records, ..run })
     }
 
     /// Keeps a run, if it is a no-op that can be repeated.

@@ -98,9 +98,9 @@ impl Queue {
         self.wake.notify_all();
     }
 
-    /// The next job, waited for, with those that are worth computing together with it; none once the queue is closed.
+    /// Waits for the next job, and takes the other jobs of its batch with it; `None` once the queue is closed.
     ///
-    /// They are taken at once, or two slots would divide a batch. Without a hold on the first, it comes alone.
+    /// They are taken at once, so that two slots do not divide a batch. If `hold` refuses the first, it comes alone.
     pub fn take<T>(&self, mut hold: impl FnMut(&Job) -> Option<T>) -> Option<Vec<(Box<Job>, Option<T>)>> {
         let mut jobs = self.jobs();
         let job = loop {
@@ -117,10 +117,10 @@ impl Queue {
         Some(std::iter::once((job, held)).chain(batch).collect())
     }
 
-    /// Takes out the jobs that belong to a job's batch, as far as `hold` gets hold of them; others stay where they are:
-    /// what another run computes is waited for when it is its turn, with nothing else held.
+    /// Takes the jobs of a job's batch that `hold` accepts. The others stay queued: a unit that another run computes is
+    /// waited for in its turn, with no other lock held.
     ///
-    /// No more than a slot's share of all that are queued, or the others would have nothing to do.
+    /// At most a slot's share of the queue, so that the other slots have work.
     fn batch<T>(
         &self,
         job: &Job,

@@ -1,4 +1,4 @@
-//! What reaches the state of a run, and what follows from it.
+//! The messages to the state of a run, and the effects that follow.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -21,11 +21,11 @@ pub enum RunError {
     Worker(String),
 }
 
-/// Something that happened, to a stage or to one of its units; none for a stage of one piece, and for joining the units.
+/// An event of a stage or unit. The unit is `None` for a stage without units, and for the merge of the units.
 pub(super) enum Message {
     /// The run begins.
     Begin,
-    /// What the planner says of a stage.
+    /// The planner's decision on a stage.
     Decided(usize, Decision),
     /// The results of a stage show in the results folder; with the seconds that it took, none where it was not computed here.
     Placed(usize, Box<Entry>, Option<f64>, BTreeMap<String, PlacedArtifact>),

@@ -89,11 +89,11 @@ impl<'a> Slot<'a> {
 
     /// Takes jobs until there will be no more.
     pub fn serve(mut self) {
-        // Without waiting for any: two runs that each hold what the other waits for would wait for ever.
+        // Never waits for a lock here: two runs could deadlock.
         while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
             let held = jobs.into_iter().map(|(job, lock)| LockedJob { job, lock, begun: false });
             let mut held: Vec<LockedJob> = held.collect();
-            // A job without an end would be waited for for ever.
+            // Every job must be reported, or the run never ends.
             let ended = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(()));
             let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
             if ended.and(rest).is_err() {
@@ -218,7 +218,11 @@ impl<'a> Slot<'a> {
         let libtorch = job.common.kind.libtorch;
         let worker = match self.workers[usize::from(libtorch)].take() {
             Some(worker) => worker,
-            None => self.backend.next(self.number, libtorch, self.reports.stop)?,
+            None => {
+                let worker = self.backend.next(self.number, libtorch, self.reports.stop)?;
+                tracing::debug!("worker {}: {}", self.number, worker.facts());
+                worker
+            }
         };
         let numerics = job.recipe.numerics.as_ref();
         let contradiction = numerics.and_then(|n| worker.facts().contradiction(&n.libtorch, &n.device));

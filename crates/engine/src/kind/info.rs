@@ -34,7 +34,7 @@ pub struct KindInfo {
     /// Parameters taken from the stage on an input port.
     pub inherits: &'static [Inherit],
     /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. All
-    /// other kinds run in the command-line process itself, which starts at once.
+    /// other kinds run in a worker without libtorch, which starts at once.
     pub libtorch: bool,
     /// Whether each stage chooses the names of its input ports; `inputs` is then empty.
     pub dynamic_inputs: bool,
@@ -42,7 +42,7 @@ pub struct KindInfo {
     ///
     /// Faults of the parameters are ignored here; they are reported when the parameters are read.
     pub ports: fn(&Self, &Node) -> Vec<Port>,
-    /// [`Validate::RENAMED`] of its parameters.
+    /// Parameters and ports of earlier versions, each with its name now.
     pub renamed: &'static [(&'static str, &'static str)],
     /// How its parameters are read.
     pub reading: Reading,
@@ -78,6 +78,11 @@ impl KindInfo {
                 from_json: |params| Ok(Box::new(from_json::<S>(params)?)),
             },
         }
+    }
+
+    /// The name now of a port of an earlier version.
+    pub fn new_name(&self, port: &str) -> Option<&'static str> {
+        self.renamed.iter().find(|(old, _)| *old == port).map(|(_, new)| *new)
     }
 
     /// The output ports of a stage with these parameters.

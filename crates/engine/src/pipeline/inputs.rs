@@ -59,7 +59,11 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             misspelt = true;
             connected.whole = false;
             let message = format!("the kind `{}` has no input `{name}`", draft.kind.name);
-            reader.problems.at(&entry.key, message).suggest(name, ports.iter().map(|known| known.name));
+            let problem = reader.problems.at(&entry.key, message);
+            match draft.kind.new_name(name) {
+                Some(new) => problem.help(format!("it is named `{new}` now")),
+                None => problem.suggest(name, ports.iter().map(|known| known.name)),
+            }
             continue;
         };
         match read_source(&port, entry, draft, expanded, reader) {
@@ -212,7 +216,11 @@ fn read_name<'t>(
             return Some(Named::NotEnabled { stage, output });
         }
         let message = format!("the stage `{name}` has no output `{port}`");
-        reader.problems.at(origin, message).suggest(port, outputs.iter().map(|known| known.name.as_str()));
+        let problem = reader.problems.at(origin, message);
+        match expanded.drafts[stage].kind.new_name(port) {
+            Some(new) => problem.help(format!("it is named `{new}` now")),
+            None => problem.suggest(port, outputs.iter().map(|known| known.name.as_str())),
+        }
         return None;
     }
     let sub = sub.map(|sub| sub.trim_matches('/')).filter(|sub| !sub.is_empty());

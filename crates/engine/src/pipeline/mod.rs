@@ -94,7 +94,7 @@ params! {
         /// Threads of each worker; 0 divides the cores among the workers.
         threads: u32 = 0,
         /// The most rows sent through a network at once; 0 chooses: 128 on the CPU, and on a GPU the number that a
-        /// short trial finds fastest.
+        /// short trial finds fastest for loss passes, 1024 for others.
         micro_batch: u32 = 0,
         /// Files that a `download` stage downloads at the same time.
         download_jobs: u32 [1..=MAX_DOWNLOAD_JOBS] = DOWNLOAD_JOBS,

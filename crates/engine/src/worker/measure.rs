@@ -1,4 +1,4 @@
-//! How long a kind's work takes and how much memory, found by doing some of it, in worker processes.
+//! Measures the time and memory of a kind's work by doing a small part of it in worker processes.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,48 +14,48 @@ use super::protocol::WorkerConfig;
 use super::serve::panic_message;
 use crate::kind::{Computation, Compute, Context, ExpectedInputs, Step, Task, describe};
 
-/// Seconds that a trial should take to tell the time of a step apart from what a task takes besides.
+/// Seconds that a trial should take, to separate the time of steps from that of the task.
 const ENOUGH: f64 = 3.0;
-/// A trial this long is not repeated to have it warm.
+/// A trial this long is not repeated for a warm start.
 const LONG: f64 = 10.0;
-/// How many times the smallest trial the largest may be.
+/// The largest trial, as a multiple of the smallest.
 const LARGEST: f64 = 4096.0;
 
-/// What a worker found.
+/// What a worker measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CostModel {
-    /// Seconds from a worker's start to its first task, with what that takes more than later ones.
+    /// Seconds from a worker's start to its first task, and what that task takes more than later ones.
     pub start: f64,
-    /// Seconds that a task takes besides its steps, such as for loading a network.
+    /// Seconds of a task without its steps, such as for loading a network.
     pub task: f64,
     /// Seconds of a step.
     pub step: f64,
-    /// Seconds that joining takes for each byte of the parts.
+    /// Seconds of the merge per byte of the units.
     pub merge: f64,
-    /// Most memory that the worker process had, in bytes.
+    /// Peak memory of the worker process, in bytes.
     pub host: u64,
-    /// Most memory of the device that it had, in bytes; 0 on the CPU.
+    /// Peak device memory, in bytes; 0 on the CPU.
     pub device: u64,
 }
 
-/// What a process takes of memory.
+/// The memory of a process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Memory {
-    /// The most that it had so far of the machine's, in bytes.
+    /// Peak memory of the machine so far, in bytes.
     pub host: u64,
-    /// What it has of the device's, in bytes.
+    /// Device memory in use, in bytes.
     pub device: u64,
 }
 
-/// Does a small piece of a stage's work three times and says what all of it will take.
+/// Does a small part of a stage's work three times, and derives the cost of all of it.
 ///
-/// The first run warms up: libraries choose their algorithms and memory is asked of the system. Of the other two, one is as
-/// small as the kind can make it and one long enough to be timed: their difference is the steps', the rest the task's.
-/// `folder` is empty and gets what the trials read and write.
+/// The first run warms up: libraries choose their algorithms, and memory is allocated. The second is as small as the kind
+/// allows, the third long enough to be timed: their difference gives the time of a step, the rest is the task's.
+/// `folder` is empty and receives the files of the trials.
 ///
 /// # Errors
-/// Inputs whose shapes are not known, and whatever keeps the work from being done.
+/// Inputs whose shapes are unknown, and all errors of the work.
 pub fn measure(
     stage: &dyn Compute,
     inputs: &ExpectedInputs,

@@ -3,6 +3,7 @@
 //! A worker's first line is its [`Reply::Hello`]. Then it gets one [`TaskBatch`] after the other and answers each with
 //! [`Reply`] lines, the last of which is `Done` or `Failed`.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -109,6 +110,25 @@ pub struct Facts {
     pub memory: u64,
     /// The machine's name.
     pub host: String,
+}
+
+impl Display for Facts {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { build, protocol: _, libtorch, device, gpu, compute_capability, driver, memory, host } =
+            self;
+        write!(f, "{build} on {host} ({} GiB of memory), {}", memory >> 30, device.name())?;
+        for (name, value) in [
+            ("", gpu),
+            ("compute capability ", compute_capability),
+            ("driver ", driver),
+            ("libtorch ", libtorch),
+        ] {
+            if let Some(value) = value {
+                write!(f, ", {name}{value}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Facts {

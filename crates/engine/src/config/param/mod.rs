@@ -77,7 +77,7 @@ pub struct Key {
 
 /// Properties of a parameter struct beyond its fields.
 pub trait Validate {
-    /// Keys of earlier versions, each with its name now.
+    /// Keys, and ports of a stage, of earlier versions, each with its name now.
     const RENAMED: &'static [(&'static str, &'static str)] = &[];
     /// Faults between several parameters: the key to point at, and the message.
     fn validate(&self) -> Vec<(&'static str, String)> {

@@ -1,21 +1,21 @@
-//! What is known of files by how they look, so that they need not be read again: one table, one file.
+//! Cached facts about files, each valid while the file's stat hash is unchanged: one table, one file.
 //!
 //! ```text
 //! file-state-v1    32 bytes of hash of what follows, 4 of the number of facts;
-//!                  per fact, by key: 32 of key, 32 of look, 4 of the write that used it last, 4 of where the fact ends;
+//!                  per fact, by key: 32 of key, 32 of state, 4 of the write that used it last, 4 of where the fact ends;
 //!                  the facts
 //! ```
-//! | key | look | fact |
+//! | key | state | fact |
 //! |---|---|---|
 //! | path of a source | stat hash | digest |
-//! | digest of an object | stat hash | nothing: it was hashed, and is what its name says |
+//! | digest of an object | stat hash | nothing: it was hashed, and has this digest |
 //! | fingerprint | stat hash of the index file | text of the index file |
 //! | digest of a file, and a part of it | digest of the file | digest of the part |
 //!
-//! A fact counts only as long as the look is the same. It is kept only if that look was past the racy window
-//! before the file was read ([`Stat::past_racy_window`]): a clock of coarse resolution hides a change within one tick.
-//! A wrong fact could give a wrong identity, hence the hash: a file that does not have it counts as empty, which costs
-//! reading the files again. Before the file says that an object was hashed, the object's bytes are synced.
+//! A fact is valid as long as the state is the same. It is kept only if the file was past the racy window
+//! before it was read ([`Stat::past_racy_window`]): a clock of coarse resolution hides a change within one tick.
+//! A wrong fact could give a wrong identity, hence the hash: a file without it counts as empty, and files are
+//! read again. Before the file says that an object was hashed, the object's bytes are synced.
 
 pub mod byte_ranges;
 pub mod snapshot;
@@ -33,7 +33,7 @@ use tree_stat::{Stat, TreeStat};
 
 const HEAD: usize = 32 + 4;
 const RECORD: usize = 32 + 32 + 4 + 4;
-/// Facts that no run asked for lately go first when the file grows beyond this: half a million files.
+/// Above this size, the facts that were not used for longest are dropped: half a million files.
 const MOST_BYTES: usize = 64 << 20;
 const SOURCE: &str = "attrflow path of a source v1";
 
@@ -44,14 +44,14 @@ pub(crate) enum Trust {
     Settled,
     /// Every process, once the object's bytes are synced.
     Stored,
-    /// This process; others once the object was hashed again, for a change since would not show.
+    /// This process only; others must hash the object again, since a change might not show.
     Racy,
     /// This process.
     Local,
 }
 
 impl Trust {
-    /// Of an object that was hashed; `settled`: its look was past the racy window before that.
+    /// Of an object that was hashed; `settled`: it was past the racy window before that.
     pub fn of_object(settled: bool) -> Self {
         if settled { Self::Stored } else { Self::Racy }
     }

@@ -1,4 +1,4 @@
-//! How files and folders looked, in one sequence of bytes: whether any of them changed since.
+//! The stats of many files and folders as bytes, and whether any of them changed since.
 //!
 //! ```text
 //! per path: 1 byte for how to look, 4 of length, the path, 32 of stat hash
@@ -14,16 +14,16 @@ use rayon::prelude::*;
 use super::tree_stat::{Stat, TreeStat};
 use crate::identity::digest::Digest;
 
-/// How to look at a path.
+/// Which file's stat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FollowLinks {
-    /// At what it leads to, and at all that is below a folder.
+    /// Of the target of links, and of all files below a folder.
     Through = 0,
-    /// At what has the name, also if it is a link.
+    /// Of the name itself, even if it is a link.
     Name = 1,
 }
 
-/// Paths and how they looked.
+/// Paths and their stats.
 pub struct Snapshot {
     bytes: Vec<u8>,
     since: SystemTime,
@@ -35,7 +35,7 @@ impl Snapshot {
         Self { bytes: Vec::new(), since }
     }
 
-    /// Adds a path; `false` where its look proves nothing: it is missing, or may have changed since it was read.
+    /// Adds a path; `false` if its stat proves nothing: it is missing, or may have changed since it was read.
     pub fn add(&mut self, look: FollowLinks, path: &Path) -> bool {
         let Some(stat) = stat(look, path).filter(|stat| stat.settled_before(self.since)) else {
             return false;
@@ -54,14 +54,14 @@ impl Snapshot {
         &self.bytes
     }
 
-    /// Whether all paths of a snapshot look as they did.
+    /// Whether all paths of a snapshot are unchanged.
     pub fn unchanged(bytes: &[u8]) -> bool {
         let Some(records) = records(bytes) else { return false };
         let same = |(look, path, known): &(FollowLinks, &Path, &[u8; 32])| {
             stat_hash(*look, path).is_some_and(|hash| hash.0 == **known)
         };
         match records.len() {
-            // Threads cost more than a few looks.
+            // Threads cost more than a few calls.
             ..512 => records.iter().all(same),
             _ => records.par_chunks(256).all(|records| records.iter().all(same)),
         }

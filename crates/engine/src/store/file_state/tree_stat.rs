@@ -31,7 +31,7 @@ impl Stat {
         Ok(Self::from(&fs_err::metadata(path)?))
     }
 
-    /// A hash of it all: equal hashes are equal looks.
+    /// The stat hash.
     pub fn hash(&self) -> Digest {
         hash([("", self)])
     }
@@ -41,13 +41,13 @@ impl Stat {
         (self.inode, self.device) == (other.inode, other.device)
     }
 
-    /// Whether all but the time agrees that a link or a rename changes too.
+    /// Whether all is equal except ctime, which links and renames change too.
     fn same_bytes(&self, other: &Self) -> bool {
         let bytes = |stat: &Self| (stat.size, stat.mtime_ns, stat.inode, stat.device);
         bytes(self) == bytes(other)
     }
 
-    /// Whether a later change will show, so that what is read from now on belongs to this look.
+    /// Whether every later change will change the stat, so that bytes read from now on belong to this one.
     pub fn past_racy_window(&self) -> bool {
         now_ns() - self.ctime_ns > RACY.as_nanos() as i128
     }

@@ -1,0 +1,75 @@
+//! Complete and undamaged files only: decoders of images fill what is missing with gray, and say nothing.
+
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use ::image::{DynamicImage, GrayImage, RgbImage};
+
+/// The first bytes of a JPEG, and of a PNG.
+pub(super) const JPEG: &[u8] = b"\xff\xd8\xff";
+pub(super) const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Decodes a JPEG: gray stays gray, all other colours become RGB.
+///
+/// # Errors
+/// What is damaged or missing.
+pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<DynamicImage, String> {
+    if !jpeg_ends(bytes) {
+        return Err("the file is cut off".into());
+    }
+    let options = |color| {
+        let most = usize::from(u16::MAX);
+        DecoderOptions::default()
+            .set_strict_mode(true)
+            .set_max_width(most)
+            .set_max_height(most)
+            .jpeg_set_out_colorspace(color)
+    };
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options(ColorSpace::RGB));
+    decoder.decode_headers().map_err(|error| error.to_string())?;
+    let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    if gray {
+        decoder.set_options(options(ColorSpace::Luma));
+    }
+    let pixels = decoder.decode().map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+    let size = (width as u32, height as u32);
+    let image = match gray {
+        true => GrayImage::from_raw(size.0, size.1, pixels).map(DynamicImage::ImageLuma8),
+        false => RgbImage::from_raw(size.0, size.1, pixels).map(DynamicImage::ImageRgb8),
+    };
+    image.ok_or_else(|| "its pixels do not fit its size".into())
+}
+
+/// Whether a JPEG has its last marker, whatever comes after it.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
+        match (mark, kind) {
+            // In a scan: any byte, a stuffed 0xff, a restart marker.
+            (..=0xfe, _) | (_, 0xff) => at += 1,
+            (_, 0 | 1 | 0xd0..=0xd7) => at += 2,
+            (_, 0xd9) => return true,
+            _ => match bytes.get(at + 2..at + 4) {
+                Some(&[high, low]) => at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2),
+                _ => return false,
+            },
+        }
+    }
+    false
+}
+
+/// Whether a PNG has its last chunk, whatever comes after it.
+pub(super) fn png_ends(bytes: &[u8]) -> bool {
+    let mut at = PNG.len();
+    while let Some(head) = bytes.get(at..at + 8) {
+        if &head[4..] == b"IEND" {
+            return bytes.len() >= at + 12;
+        }
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        at = at.saturating_add(12).saturating_add(length as usize);
+    }
+    false
+}
