@@ -26,16 +26,16 @@ use attrflow_engine::worker::protocol::WorkerConfig;
 /// How to compute; results do not depend on it.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Number of workers on the CPU; GPUs have one each; 0 chooses by the number of cores [default: run.jobs of the config, else 0]
-    #[arg(short, long)]
-    jobs: Option<usize>,
-    /// Threads of each worker; 0 divides the cores among the workers [default: run.threads of the config, else 0]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// The most rows sent through a network at once; affects memory and speed, and results only by rounding; 0 chooses: 128 on
-    /// the CPU, on a GPU 1024, and for loss passes what a short trial finds fastest [default: run.micro_batch of the config, else 0]
-    #[arg(long)]
-    micro_batch: Option<usize>,
+    /// Number of workers on the CPU; GPUs have one each [default: run.jobs of the config, else by the number of cores]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    jobs: Option<u32>,
+    /// Threads of each worker [default: run.threads of the config, else the cores are divided among the workers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Option<u32>,
+    /// The most rows sent through a network at once; affects memory and speed, and results only by rounding [default:
+    /// run.micro_batch of the config, else 128 on the CPU, on a GPU 1024, and for loss passes what a short trial finds fastest]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    micro_batch: Option<u32>,
     /// Files to download at the same time [default: run.download_jobs of the config, else 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_DOWNLOAD_JOBS)))]
     download_jobs: Option<u32>,
@@ -44,19 +44,18 @@ pub(super) struct RunArgs {
 impl RunArgs {
     /// One worker per GPU. On the CPU one worker per core with one thread each: fastest for small networks.
     pub fn conditions(&self, table: &RunTable, devices: &[Device]) -> Conditions {
-        let given = |argument: Option<usize>, table: u32| argument.unwrap_or(table as usize);
+        let given =
+            |argument: Option<u32>, table: Option<u32>| argument.or(table).map(|number| number as usize);
         let cpu = devices[0] == Device::Cpu;
-        let wanted = given(self.threads, table.threads);
+        let threads = given(self.threads, table.threads);
         let jobs = match given(self.jobs, table.jobs) {
             _ if !cpu => devices.len(),
-            0 => (cores() / wanted.max(1)).clamp(1, 8),
-            jobs => jobs,
+            None => (cores() / threads.unwrap_or(1)).clamp(1, 8),
+            Some(jobs) => jobs,
         };
-        let threads = if wanted == 0 { (cores() / jobs).max(1) } else { wanted };
-        let micro_batch = match given(self.micro_batch, table.micro_batch) {
-            0 if cpu => 128,
-            rows => rows,
-        };
+        let threads = threads.unwrap_or_else(|| (cores() / jobs).max(1));
+        // 0 lets the workers of GPUs try.
+        let micro_batch = given(self.micro_batch, table.micro_batch).unwrap_or(if cpu { 128 } else { 0 });
         let name = |device: &Device| match device {
             Device::Cpu => "cpu".to_owned(),
             Device::Cuda(index) => format!("cuda:{index}"),

@@ -7,6 +7,7 @@ pub mod download;
 pub mod dtype;
 pub mod image;
 pub mod json;
+pub mod mistaken;
 pub mod names;
 pub mod npy;
 pub mod tensor_file;

@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 use super::dtype::Dtype;
+use super::mistaken::mistaken;
 use super::torch::{TorchFile, TorchFileError};
 
 /// Why a file of tensors could not be read. Every message names the file.
@@ -24,12 +25,12 @@ pub enum TensorFileError {
     #[error(transparent)]
     Torch(#[from] TorchFileError),
     /// Neither of the formats.
-    #[error("{}: neither a safetensors nor a torch.save file: {source}", path.display())]
+    #[error("{}: neither a safetensors nor a torch.save file: {reason}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// The error of the safetensors reader.
-        source: safetensors::SafeTensorError,
+        /// What it is instead, or the error of the safetensors reader.
+        reason: String,
     },
     /// An unsupported element type.
     #[error("{}: tensor `{tensor}` has the unsupported element type {found}", path.display())]
@@ -101,8 +102,10 @@ impl TensorFile {
         // process is killed, as with any mapped file.
         let map = unsafe { Mmap::map(file.file()) }
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-        let format = |source| TensorFileError::Format { path: path.into(), source };
-        let (length, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
+        let (length, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            let instead = mistaken(&map[..map.len().min(512)]).map(|found| format!("it is {found}"));
+            TensorFileError::Format { path: path.into(), reason: instead.unwrap_or(error.to_string()) }
+        })?;
         let names = metadata.offset_keys();
         let headers = names.into_iter().filter_map(|name| {
             let info = metadata.info(&name)?;

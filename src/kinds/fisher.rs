@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::shared::arrays::{TrainingSet, count_images};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
-use super::shared::{arrays, check_outputs, expected, ranges, tensors};
+use super::shared::{arrays, check_inputs, check_outputs, expected, ranges, tensors};
 use crate::io::torch::Dtype;
 pub use crate::method::fisher::FisherParams;
 use crate::method::fisher::{FisherSum, fisher_range};
@@ -42,6 +42,11 @@ impl Kind for FisherParams {
 }
 
 impl Stage for FisherParams {
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_inputs::networks(inputs)?;
+        check_inputs::arrays(inputs).map(drop)
+    }
+
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let (latents, _) = arrays::open(inputs)?;
         Ok(Units::Independent(split(self, latents.rows())))
@@ -94,7 +99,7 @@ impl Compute for FisherParams {
             let data = set.data()?;
             Ok(fisher_range(unet, &schedule, data, self, batches, cx.effective_micro_batch(), &mut progress)?)
         })?;
-        tensors::write(&out.join("sums.safetensors"), &sum.sums, Some((WEIGHT, sum.weight.to_string())))
+        tensors::write(&out.join("sums.safetensors"), &sum.sums, &[(WEIGHT, sum.weight.to_string())])
     }
 
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
@@ -108,7 +113,7 @@ impl Compute for FisherParams {
         }
         let mean: BTreeMap<_, _> = total.mean();
         let images = count_images(inputs)?.to_string();
-        tensors::write(&out.join("fisher.safetensors"), &mean, Some((IMAGES, images)))
+        tensors::write(&out.join("fisher.safetensors"), &mean, &[(IMAGES, images)])
     }
 
     fn trial(

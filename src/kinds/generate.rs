@@ -11,7 +11,7 @@ use super::shared::check_outputs::Outputs;
 use super::shared::network::{
     CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
 };
-use super::shared::{check_outputs, expected};
+use super::shared::{check_inputs, check_outputs, expected};
 use crate::io::captions::list;
 use crate::io::image::{from_unit, save_png};
 use crate::io::npy::writer;
@@ -20,7 +20,7 @@ use crate::method::micro_batches::in_micro_batches;
 use crate::method::noise::{Generator, Noise};
 pub use crate::method::sample::SampleParams;
 use crate::method::sample::{sample, sample_each, skip_batch};
-use crate::method::schedule::NoiseSchedule;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::Conditioning;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
@@ -57,7 +57,7 @@ impl Kind for SampleParams {
             TEXT_ENCODER,
             TOKENIZER,
             // A unit's range holds its captions, so that those of other units are not hashed for it.
-            Input::merge(CAPTIONS, "a text file, a caption a line; in place of the parameter `caption`")
+            Input::merge(CAPTIONS, "a text file, a caption a line (a blank line is refused); in place of the parameter `caption`")
                 .optional(),
         ],
         outputs: &[
@@ -92,6 +92,17 @@ impl Stage for SampleParams {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_inputs::networks(inputs)?;
+        let timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+        anyhow::ensure!(
+            self.steps as i64 <= timesteps,
+            "`steps` is {}, expected at most {timesteps}, the model's timesteps",
+            self.steps
+        );
+        self.units(inputs).map(drop)
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {

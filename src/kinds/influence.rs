@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
+use super::fisher::IMAGES;
 use super::loss_pass::top_k::{self, Report, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
-use super::shared::{arrays, check_outputs, expected};
+use super::shared::{arrays, check_outputs, expected, tensors};
 use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::method::error::MathError;
@@ -33,6 +34,9 @@ params! {
         /// estimate of their influence. The output `top_k` (top_k.json) lists the exact ones, the computed rows, and the
         /// certified recall.
         top_k: Option<TopK> = None,
+        /// Accept weights of a step that was divided by another number of images than this data set has. The influences are
+        /// then those of a larger or smaller step; a warning gives the factor.
+        other_images: bool = false,
     }
 }
 
@@ -56,6 +60,29 @@ impl Validate for Influence {
         let message = "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` an image cannot be computed alone";
         vec![("top_k", message.to_owned())]
     }
+}
+
+impl Influence {
+    /// Refuses weights whose step was divided by another number of images than there are here, unless that is wanted.
+    fn check_images(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        let Some((counted, here)) = other_images(inputs)? else { return Ok(()) };
+        anyhow::ensure!(
+            self.other_images,
+            "{}: its step was divided by {counted} images, expected {here}, the rows of {}: with {here} the step would be {:.3} \
+             times as large; set `other_images = true` to accept it",
+            inputs.path("weights").display(),
+            inputs.path("text_embeddings").display(),
+            counted as f64 / here as f64
+        );
+        Ok(())
+    }
+}
+
+/// The number of images that the step of the weights was divided by and that of the data set, if they differ.
+fn other_images(inputs: &Inputs) -> anyhow::Result<Option<(usize, usize)>> {
+    let counted = tensors::metadata(inputs.path("weights"), IMAGES)?.and_then(|text| text.parse().ok());
+    let here = arrays::count_images(inputs)?;
+    Ok(counted.filter(|counted| *counted != here).map(|counted| (counted, here)))
 }
 
 impl Kind for Influence {
@@ -102,6 +129,11 @@ impl Stage for Influence {
         let message = "`top_k` needs the input `pretrain_loss_per_timestep`: the output `per_timestep` of the stage on \
                        `pretrain_loss`, enabled by its parameter `per_timestep = true`";
         vec![("top_k".to_owned(), message.to_owned())]
+    }
+
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        loss_pass::validate_inputs(&self.loss, inputs)?;
+        self.check_images(inputs)
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
@@ -181,6 +213,13 @@ impl Compute for Influence {
             (Some(_), [part]) => drop(fs_err::copy(part.join(LOSSES), &unlearned)?),
             _ => loss_pass::merge(&self.loss, inputs, parts, &unlearned)?,
         }
+        if let Some((counted, here)) = other_images(inputs)? {
+            let factor = counted as f64 / here as f64;
+            tracing::warn!(
+                "the step was divided by {counted} images, this data set has {here}: with {here} it would be {factor:.3} times as \
+                 large"
+            );
+        }
         let images = arrays::count_images(inputs)?;
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
         let rise =
@@ -216,7 +255,7 @@ impl Compute for Influence {
         }
         let steps = unit.steps;
         // A full pass: its steps cost the same.
-        let stage = Influence { loss, top_k: None };
+        let stage = Influence { loss, top_k: None, other_images: true };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }

@@ -9,7 +9,7 @@ use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
 use super::shared::text::TextModel;
-use super::shared::{check_outputs, device, expected, ranges};
+use super::shared::{check_inputs, check_outputs, device, expected, ranges};
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::resize::shorter_side;
 use crate::io::image::{center_crop, load_rgb, to_unit};
@@ -96,6 +96,11 @@ impl Kind for Latents {
 }
 
 impl Stage for Latents {
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_inputs::networks(inputs)?;
+        self.units(inputs).map(drop)
+    }
+
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let captions = Captions::read(inputs.path("captions"), self.captions as usize)?;
         captions.check_files(inputs.path("images"))?;

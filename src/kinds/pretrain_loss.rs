@@ -82,6 +82,10 @@ impl Stage for PretrainLoss {
         json!({ "loss": loss_pass::unit_identity(&self.loss) })
     }
 
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        loss_pass::validate_inputs(&self.loss, inputs)
+    }
+
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         loss_pass::units(&self.loss, inputs).map(Units::Independent)
     }

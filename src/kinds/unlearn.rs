@@ -8,11 +8,11 @@ use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
-use super::shared::{arrays, check_outputs, device, expected, tensors};
+use super::shared::{arrays, check_inputs, check_outputs, device, expected, tensors};
 use crate::io::torch::Dtype;
 use crate::method::data::{Rows, to_device};
 use crate::method::error::MathError;
-use crate::method::schedule::NoiseSchedule;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 pub use crate::method::unlearn::UnlearnParams;
 use crate::method::unlearn::Unlearning;
 use crate::models::unet::ModelMode;
@@ -35,13 +35,32 @@ impl Kind for UnlearnParams {
         outputs: &[Output::new(
             "weights",
             "unlearned.safetensors",
-            "float32 by weight name, only the changed weights",
+            "float32 by weight name, only the changed weights; the number of images N in its metadata",
         )],
-        ..KindInfo::new::<Self>("unlearn", 1, "the weights after unlearning one image")
+        ..KindInfo::new::<Self>("unlearn", 2, "the weights after unlearning one image")
     };
 }
 
 impl Stage for UnlearnParams {
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_inputs::networks(inputs)?;
+        let (_, texts) = check_inputs::arrays(inputs)?;
+        let (index, rows) = (self.index, texts.rows());
+        anyhow::ensure!(
+            index < rows,
+            "`index` is {index}, expected less than {rows}, the rows of {}",
+            texts.path().display()
+        );
+        let timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+        anyhow::ensure!(
+            self.batch_size as i64 <= timesteps,
+            "`batch_size` is {}, expected at most {timesteps}: a batch has distinct timesteps of the model",
+            self.batch_size
+        );
+        images(self, inputs)?;
+        check_inputs::covers(inputs, "fisher", &self.select)
+    }
+
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let Self { steps, grad_accum_steps, batch_size, select, .. } = self;
@@ -69,15 +88,10 @@ impl Compute for UnlearnParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let (latents, texts) = arrays::open(inputs)?;
-        let (index, rows) = (self.index, texts.rows());
-        anyhow::ensure!(
-            index < rows,
-            "`index` is {index}, expected less than {rows}, the rows of {}",
-            texts.path().display()
-        );
+        let index = self.index;
         let _guard = device::apply_mode(ModelMode::Gradients);
         let mut unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
-        arrays::expect_fit(&latents, &texts, &unet)?;
+        arrays::expect_fit(&latents, &texts, unet.config())?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
         let read = |rows: NpyRows, row| match rows.read(&[row]) {
@@ -90,11 +104,12 @@ impl Compute for UnlearnParams {
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let fisher = tensors::read(inputs.path("fisher"))?;
         let total = (self.steps * self.grad_accum_steps) as u64;
+        let images = images(self, inputs)?;
         let changed =
             Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?
-                .run(&fisher, images(self, inputs)?, &mut |done| cx.progress(done as u64, total))
+                .run(&fisher, images, &mut |done| cx.progress(done as u64, total))
                 .map_err(|error| with_file(error, inputs.path("fisher")))?;
-        tensors::write(&out.join("unlearned.safetensors"), &changed, None)
+        tensors::write(&out.join("unlearned.safetensors"), &changed, &[(IMAGES, images.to_string())])
     }
 
     fn trial(

@@ -64,6 +64,15 @@ impl Validate for LossParams {
     }
 }
 
+/// The divisors next to a number that is none.
+fn near_divisors(of: i64, number: i64) -> String {
+    let is_divisor = |candidate: &i64| of % candidate == 0;
+    let below = (1..number.min(of)).rev().find(is_divisor);
+    let above = (number..=of).find(is_divisor);
+    let near: Vec<String> = [below, above].into_iter().flatten().map(|near| near.to_string()).collect();
+    format!("set {}", near.join(" or "))
+}
+
 impl LossParams {
     /// The timesteps: 0, s, 2s, ...
     ///
@@ -72,7 +81,8 @@ impl LossParams {
     pub fn timesteps(&self, schedule: &ScheduleConfig) -> Result<Vec<i64>, MathError> {
         let (samples, train) = (self.time_samples as i64, schedule.num_train_timesteps);
         if train % samples != 0 {
-            let rule = format!("must divide the model's {train} timesteps, or there would be one too many");
+            let rule =
+                format!("must divide the model's {train} timesteps: {}", near_divisors(train, samples));
             return Err(MathError::parameter("time_samples", samples, rule));
         }
         Ok((0..samples).map(|i| i * (train / samples)).collect())

@@ -13,6 +13,33 @@ use crate::models::weights::config::{self, ModelError, OptionGuard};
 
 /// What `DDPMScheduler` could compute but this crate does not.
 const GUARDS: &[OptionGuard] = &[
+    // Schedulers for models that were trained with DDPM's noise; they differ in their steps, which are DDPM's here.
+    OptionGuard(
+        "_class_name",
+        &[
+            "\"DDPMScheduler\"",
+            "\"DDIMScheduler\"",
+            "\"PNDMScheduler\"",
+            "\"LMSDiscreteScheduler\"",
+            "\"EulerDiscreteScheduler\"",
+            "\"EulerAncestralDiscreteScheduler\"",
+            "\"HeunDiscreteScheduler\"",
+            "\"KDPM2DiscreteScheduler\"",
+            "\"KDPM2AncestralDiscreteScheduler\"",
+            "\"DEISMultistepScheduler\"",
+            "\"DPMSolverMultistepScheduler\"",
+            "\"DPMSolverSinglestepScheduler\"",
+            "\"DPMSolverSDEScheduler\"",
+            "\"UniPCMultistepScheduler\"",
+            "\"DDPMParallelScheduler\"",
+            "\"DDIMParallelScheduler\"",
+        ],
+    ),
+    // Keys of flow matching and EDM, whatever the class.
+    OptionGuard("shift", &["null"]),
+    OptionGuard("sigma_data", &["null"]),
+    OptionGuard("use_dynamic_shifting", &["false"]),
+    OptionGuard("use_flow_sigmas", &["false", "null"]),
     OptionGuard("beta_schedule", &["\"linear\"", "\"scaled_linear\""]),
     OptionGuard("prediction_type", &["\"epsilon\""]),
     OptionGuard("rescale_betas_zero_snr", &["false"]),

@@ -53,11 +53,11 @@ pub enum ArchiveError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Not one of the formats.
-    #[error("{}: begins with {found}, expected a zip, tar, tar.gz or 7z archive", path.display())]
+    #[error("{}: {found}, expected a zip, tar, tar.gz or 7z archive", path.display())]
     Unknown {
         /// The archive.
         path: PathBuf,
-        /// Its first bytes in hexadecimal.
+        /// What it is instead, or its first bytes in hexadecimal.
         found: String,
     },
     /// Not a valid archive of its format, or a damaged one.

@@ -86,7 +86,14 @@ impl<'a> Job<'a> {
         }
         let left = self.limit - self.unpacked.bytes;
         // An entry never replaces another file, whether of this archive or of an earlier one.
-        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(target)?;
+        let open = fs_err::OpenOptions::new().write(true).create_new(true).open(target);
+        let mut file = open.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                let reason = "an earlier entry, or file, has the same name";
+                ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason }
+            }
+            _ => error.into(),
+        })?;
         let declared = u64::try_from(self.declared).unwrap_or(u64::MAX);
         let mut content = Counted {
             content: content.take(left.saturating_add(1)),

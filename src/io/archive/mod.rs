@@ -18,6 +18,7 @@ use std::path::Path;
 
 pub use error::{ArchiveError, Format};
 
+use super::mistaken::mistaken;
 use job::Job;
 use volumes::Volumes;
 
@@ -78,7 +79,8 @@ pub fn unpack_volumes<P: AsRef<Path>>(
     archive.by_ref().take(512).read_to_end(&mut start)?;
     archive.seek(SeekFrom::Start(0))?;
     let format = Format::of(&start).ok_or_else(|| {
-        let found = start.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+        let bytes = start.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+        let found = mistaken(&start).map_or(format!("begins with {bytes}"), |found| format!("it is {found}"));
         ArchiveError::Unknown { path: path.into(), found }
     })?;
     let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));

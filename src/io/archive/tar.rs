@@ -16,6 +16,10 @@ pub(super) fn unpack(mut archive: impl Read + Seek, job: &mut Job<'_>) -> Result
         let header = entry.header().entry_type();
         let fault = match header {
             EntryType::Symlink | EntryType::Link => Some("it is a link"),
+            EntryType::GNUSparse => Some("it is a sparse file"),
+            _ if is_sparse(entry).map_err(|error| job.unreadable(Some(name), error))? => {
+                Some("it is a sparse file")
+            }
             EntryType::Regular | EntryType::Continuous | EntryType::Directory => None,
             _ => Some("it is neither a file nor a folder"),
         };
@@ -29,6 +33,17 @@ pub(super) fn unpack(mut archive: impl Read + Seek, job: &mut Job<'_>) -> Result
         }
         job.add_file(name, entry.size(), entry)
     })
+}
+
+/// Whether a PAX header says that the content is a map of holes and the parts between them.
+fn is_sparse(entry: &mut Entry<'_, '_>) -> io::Result<bool> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 type Entry<'a, 'b> = tar::Entry<'a, Bounded<Box<dyn Read + 'b>>>;

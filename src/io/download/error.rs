@@ -47,6 +47,16 @@ pub enum FetchError {
         /// Digest or size expected.
         expected: String,
     },
+    /// The server sent something else than the file, and no digest says that it is right. Nothing of it is kept.
+    #[error("{url}: the server sent {found}, expected the file `{name}`")]
+    Mistaken {
+        /// The address.
+        url: String,
+        /// What it sent.
+        found: String,
+        /// The last part of the address.
+        name: String,
+    },
     /// A downloaded file is gone.
     #[error("{}: removed by another process while in use", path.display())]
     Gone {

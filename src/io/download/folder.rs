@@ -7,7 +7,7 @@
 //! It outlives runs: a later run resumes the download of one that was killed.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -62,6 +62,13 @@ impl Slot {
         let fetched = self.note()?.finished?;
         let size = fs_err::metadata(self.file()).ok()?.len();
         (size == fetched.bytes).then_some(fetched)
+    }
+
+    /// The first bytes of the part.
+    pub fn start(&self) -> io::Result<Vec<u8>> {
+        let mut start = Vec::new();
+        fs_err::File::open(self.part())?.take(512).read_to_end(&mut start)?;
+        Ok(start)
     }
 
     /// Renames the verified part to the complete file.

@@ -30,6 +30,7 @@ pub use hash::sha256;
 pub use retry::RetryPolicy;
 pub use state::{Expected, Fetched};
 
+use crate::io::mistaken;
 use client::Verb;
 use file_lock::FileLock;
 use folder::Slot;
@@ -78,6 +79,23 @@ impl DownloadRequest {
         hasher.update(&bytes.unwrap_or_default().to_le_bytes());
         hasher.finalize().to_hex()[..32].to_owned()
     }
+}
+
+/// The last part of an address, without its query.
+fn last_part(address: &str) -> &str {
+    address.split(['?', '#']).next().and_then(|path| path.rsplit('/').next()).unwrap_or_default()
+}
+
+/// What a server sent in the place of the file at an address, from the first bytes: a page for a sign-in or an error, a
+/// pointer, nothing. Pages and empty files are right where the name says so.
+fn mistaken_download(address: &str, start: &[u8]) -> Option<String> {
+    let name = last_part(address).to_ascii_lowercase();
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+    let text = matches!(extension, Some("html" | "htm" | "xhtml" | "xml" | "svg" | "txt" | "md" | "php"));
+    let wrong = mistaken::pointer(start)
+        || (mistaken::page(start).is_some() && !text)
+        || (start.is_empty() && extension.is_some() && !text);
+    wrong.then(|| mistaken::mistaken(start)).flatten()
 }
 
 /// Downloads files into one folder of downloads.
@@ -181,6 +199,13 @@ impl<'a> Fetcher<'a> {
         if let Some((found, expected)) = expected.fault(&fetched) {
             slot.clear()?;
             return Err(FetchError::Digest { origin: request.name.clone(), found, expected });
+        }
+        if !expected.has_digest()
+            && let Some(found) = mistaken_download(&request.name, &slot.start()?)
+        {
+            slot.clear()?;
+            let name = last_part(&request.name).to_owned();
+            return Err(FetchError::Mistaken { url: request.name.clone(), found, name });
         }
         Ok(slot.finish(&mut note, &fetched)?)
     }

@@ -83,7 +83,8 @@ impl Transfer<'_> {
         if let Some(retry) = retry_after_status(&response) {
             return Ok(retry);
         }
-        if !status.is_success() {
+        // There is a file only in these answers: 204 has none, others are of something else.
+        if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             return Err(FetchError::Status { url: shown(url), status });
         }
         if !resumes {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use ::image::codecs::jpeg::JpegEncoder;
 use ::image::{DynamicImage, ImageBuffer, ImageReader, Pixel, Rgb, RgbImage};
 
+use super::mistaken::mistaken;
 pub use resize::shorter_side as resize_shorter_side;
 
 /// Why an image could not be read, written or cropped.
@@ -63,8 +64,12 @@ pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     let image = match bytes.starts_with(complete::JPEG) {
         true => complete::decode_jpeg(&bytes).map_err(decode)?,
         false => {
+            let start = bytes[..bytes.len().min(512)].to_vec();
             let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
-            reader.decode().map_err(|error| decode(error.to_string()))?
+            reader.decode().map_err(|error| {
+                let instead = mistaken(&start).filter(|_| !start.starts_with(complete::PNG));
+                decode(instead.map_or_else(|| error.to_string(), |found| format!("it is {found}")))
+            })?
         }
     };
     // The library rounds 16 bits to 8. Pillow keeps the upper byte, but clamps grayscale to 255.

@@ -1,12 +1,13 @@
 //! The header of a `.npy` file: element type, shape and order.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ndarray_npy::npy::header::{Header as RawHeader, ReadHeaderError};
 
 use crate::io::dtype::Dtype;
+use crate::io::mistaken::mistaken;
 
 /// Why an array could not be read or written. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,24 @@ pub enum NpyError {
         /// The expected types.
         expected: String,
     },
+    /// A value that is NaN or infinite.
+    #[error("{}: the value at {index:?} is {value}, expected finite values", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Its place in the array.
+        index: Vec<usize>,
+        /// The value.
+        value: f64,
+    },
+    /// An axis of the array has no entry.
+    #[error("{}: shape {found:?} has no values", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// The shape.
+        found: Vec<usize>,
+    },
     /// The array does not have the requested rows.
     #[error("{}: rows {}..{} requested, but it has {rows}", path.display(), range.start, range.end)]
     Rows {
@@ -100,12 +119,22 @@ pub struct Header {
     pub offset: usize,
 }
 
+/// The first bytes of a file without a valid header, unless they are those of a npy file.
+fn first_bytes(path: &Path) -> Option<Vec<u8>> {
+    let mut start = Vec::new();
+    fs_err::File::open(path).ok()?.take(512).read_to_end(&mut start).ok()?;
+    (!start.starts_with(b"\x93NUMPY")).then_some(start)
+}
+
 impl Header {
     /// Reads the header and checks the file's length; the data are not read.
     pub(super) fn read(path: &Path, file: &mut fs_err::File) -> Result<Self, NpyError> {
         let mut counted = Counted { inner: &mut *file, bytes: 0 };
-        let raw = RawHeader::from_reader(&mut counted)
-            .map_err(|error| NpyError::Header { path: path.into(), reason: reason(&error) })?;
+        let raw = RawHeader::from_reader(&mut counted).map_err(|error| {
+            let instead = first_bytes(path).and_then(|start| mistaken(&start));
+            let reason = instead.map_or_else(|| reason(&error), |found| format!("it is {found}"));
+            NpyError::Header { path: path.into(), reason }
+        })?;
         let offset = counted.bytes;
         let dtype = raw.type_descriptor.as_string().and_then(|descr| Dtype::of_descr(descr));
         let dtype = dtype.ok_or_else(|| NpyError::UnsupportedDtype {

@@ -86,6 +86,31 @@ impl Npy {
         Err(NpyError::Shape { path: self.path.clone(), found: found.to_vec(), expected })
     }
 
+    /// Refuses an array without a value.
+    pub fn expect_values(&self) -> Result<(), NpyError> {
+        match self.shape().contains(&0) {
+            true => Err(NpyError::Empty { path: self.path.clone(), found: self.shape().to_vec() }),
+            false => Ok(()),
+        }
+    }
+
+    /// The error for a value that is not finite, by its number counted in C order.
+    pub fn not_finite(&self, number: usize, value: f64) -> NpyError {
+        let mut rest = number;
+        let mut index: Vec<usize> = self
+            .shape()
+            .iter()
+            .rev()
+            .map(|&length| {
+                let at = rest % length;
+                rest /= length;
+                at
+            })
+            .collect();
+        index.reverse();
+        NpyError::NotFinite { path: self.path.clone(), index, value }
+    }
+
     /// Replaces the content of `out` with the rows, `[rows, row_len]` in C order, from any float type.
     pub fn read_f32(&self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), NpyError> {
         let values = self.values(rows)?;

@@ -12,8 +12,8 @@ use serde_json::{Value as Json, json};
 
 use super::shared::arrays::TrainingSet;
 use super::shared::network::with_unet;
-use super::shared::{arrays, check_outputs, expected, ranges};
-use crate::io::npy::writer;
+use super::shared::{arrays, check_inputs, check_outputs, expected, ranges};
+use crate::io::npy::{Npy, writer};
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
@@ -33,15 +33,29 @@ pub(crate) fn unit_identity(params: &LossParams) -> Json {
 /// The file that a unit writes.
 pub(crate) const LOSSES: &str = "losses.npy";
 
-/// Splits the latents into units: whole batches if these share their noise, else blocks at single timesteps.
-pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
-    let arrays @ (latents, texts) = &arrays::open(inputs)?;
+/// Refuses networks and arrays that do not fit the parameters and each other.
+pub(crate) fn validate_inputs(params: &LossParams, inputs: &Inputs) -> anyhow::Result<()> {
+    check_inputs::networks(inputs)?;
+    let arrays = check_inputs::arrays(inputs)?;
+    expect_captions(params, &arrays.1)?;
+    params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
+    Ok(())
+}
+
+fn expect_captions(params: &LossParams, texts: &Npy) -> anyhow::Result<()> {
     let (captions, found) = (params.captions, texts.shape()[1]);
     anyhow::ensure!(
         captions <= found,
-        "{}: {found} captions per image, expected at least {captions}, the parameter `captions`",
+        "{}: {found} captions per image, expected at least {captions}, the parameter `captions` of the loss",
         texts.path().display()
     );
+    Ok(())
+}
+
+/// Splits the latents into units: whole batches if these share their noise, else blocks at single timesteps.
+pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
+    let arrays @ (latents, texts) = &arrays::open(inputs)?;
+    expect_captions(params, texts)?;
     let timesteps = params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
     match params.noise {
         Noise::PerBatch => Ok(split(params, latents.rows())),

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::Context as _;
 use bytemuck::Zeroable;
+use half::f16;
 use tch::{Device, Kind, Tensor};
 
 use crate::io::npy::{Dtype, Npy, NpyError};
@@ -11,8 +12,33 @@ use crate::method::autotune::micro_batch;
 use crate::method::data::{DataSet, Rows};
 use crate::method::error::DataError;
 use crate::method::schedule::NoiseSchedule;
+use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{Precision, UNet};
 use attrflow_engine::kind::Inputs;
+
+/// A number of a file.
+trait Float {
+    fn is_finite(&self) -> bool;
+    fn widened(&self) -> f64;
+}
+
+impl Float for f32 {
+    fn is_finite(&self) -> bool {
+        f32::is_finite(*self)
+    }
+    fn widened(&self) -> f64 {
+        f64::from(*self)
+    }
+}
+
+impl Float for f16 {
+    fn is_finite(&self) -> bool {
+        self.to_bits() & 0x7c00 != 0x7c00
+    }
+    fn widened(&self) -> f64 {
+        f64::from(*self)
+    }
+}
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
 pub struct NpyRows {
@@ -32,7 +58,9 @@ impl NpyRows {
     }
 
     /// The values of some rows; `read` fills a slice from a place in the file on.
-    fn values<T: Zeroable + Copy>(
+    ///
+    /// A value that is not finite would make every later number NaN, and be blamed on it.
+    fn values<T: Zeroable + Copy + Float>(
         &self,
         rows: &[usize],
         read: impl Fn(usize, &mut [T]) -> Result<(), NpyError>,
@@ -44,6 +72,11 @@ impl NpyRows {
         for run in rows.chunk_by(|row, next| row + 1 == *next) {
             let (some, others) = rest.split_at_mut(run.len() * length);
             read(run[0] * length, some)?;
+            // In two steps, for the first is one that compilers turn into wide instructions.
+            if !some.iter().fold(true, |all, value| all & value.is_finite()) {
+                let place = some.iter().position(|value| !value.is_finite()).unwrap_or_default();
+                return Err(self.npy.not_finite(run[0] * length + place, some[place].widened()));
+            }
             rest = others;
         }
         Ok(values)
@@ -79,6 +112,7 @@ pub(crate) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
     let texts = Npy::open(inputs.path("text_embeddings"))?;
     for npy in [&latents, &texts] {
         npy.expect_shape(&[None, None, None, None])?;
+        npy.expect_values()?;
         let found = npy.dtype();
         let float = matches!(found, Dtype::F16 | Dtype::F32 | Dtype::F64);
         anyhow::ensure!(float, "{}: dtype {found}, expected a float type", npy.path().display());
@@ -98,8 +132,7 @@ pub(crate) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn expect_fit(latents: &Npy, texts: &Npy, unet: &UNet) -> anyhow::Result<()> {
-    let config = unet.config();
+pub(crate) fn expect_fit(latents: &Npy, texts: &Npy, config: &UNetConfig) -> anyhow::Result<()> {
     let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
     latents.expect_shape(&[None, channels, None, None]).context("the latents do not fit the network")?;
     texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")
@@ -119,7 +152,7 @@ impl TrainingSet {
     /// As [`open`] and [`expect_fit`].
     pub fn open(inputs: &Inputs, unet: &UNet) -> anyhow::Result<Self> {
         let (latents, texts) = open(inputs)?;
-        expect_fit(&latents, &texts, unet)?;
+        expect_fit(&latents, &texts, unet.config())?;
         let captions = texts.shape()[1];
         Ok(Self { latents: NpyRows::new(latents, 1), texts: NpyRows::new(texts, 2), captions })
     }

@@ -163,7 +163,7 @@ pub(crate) fn make_weights(
         };
     }
     let path = folder.join(format!("{port}.safetensors"));
-    tensors::write(&path, &tensors, ones)?;
+    tensors::write(&path, &tensors, ones.as_slice())?;
     inputs.0.insert(port.to_owned(), path);
     Ok(())
 }

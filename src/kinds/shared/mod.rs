@@ -1,6 +1,7 @@
 //! What stage kinds have in common.
 
 pub mod arrays;
+pub mod check_inputs;
 pub mod check_outputs;
 pub mod device;
 pub mod expected;

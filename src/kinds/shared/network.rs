@@ -7,7 +7,6 @@ use std::time::SystemTime;
 
 use super::device;
 use super::text::TextModel;
-use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, UNet};
 use crate::models::vae::Vae;
 use crate::models::weights::config::ModelError;
@@ -153,13 +152,7 @@ fn stat(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
 
 fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, mode: ModelMode) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
-    let config = folder.join("config.json");
-    anyhow::ensure!(
-        !UNetConfig::read(&config)?.takes_pooled(),
-        "{}: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings and image sizes, \
-         which no stage computes yet",
-        config.display()
-    );
+    super::check_inputs::unet(folder)?;
     UNet::load_parts(folder, checkpoint, changed, device::torch(device), mode).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; connect a checkpoint stored elsewhere to the input `checkpoint`")

@@ -1,6 +1,6 @@
 //! Named tensors in safetensors files, with the element types that they have.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -10,11 +10,11 @@ use tch::{Device, Kind, Tensor};
 use crate::io::tensor_file::TensorFile;
 use crate::models::weights::checkpoint;
 
-/// Writes float32 or float64 tensors and one metadata entry (more would have no fixed order).
+/// Writes float32 or float64 tensors and metadata, in the order of their keys.
 pub(crate) fn write(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
-    metadata: Option<(&str, String)>,
+    metadata: &[(&str, String)],
 ) -> anyhow::Result<()> {
     let bytes: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
@@ -34,8 +34,28 @@ pub(crate) fn write(
         .iter()
         .map(|(name, dtype, shape, data)| Ok((*name, TensorView::new(*dtype, shape.clone(), data)?)))
         .collect::<anyhow::Result<_>>()?;
-    let metadata = metadata.map(|(key, value)| HashMap::from([(key.to_owned(), value)]));
-    safetensors::serialize_to_file(views, metadata, path).with_context(|| path.display().to_string())
+    let written = || -> anyhow::Result<()> {
+        let bytes = safetensors::serialize(views, None)?;
+        Ok(fs_err::write(path, with_metadata(&bytes, metadata)?)?)
+    };
+    written().with_context(|| path.display().to_string())
+}
+
+/// A file without metadata, with these entries added. The library keeps them in a hash map, whose order differs from run
+/// to run; equal content must give equal bytes.
+fn with_metadata(bytes: &[u8], metadata: &[(&str, String)]) -> anyhow::Result<Vec<u8>> {
+    if metadata.is_empty() {
+        return Ok(bytes.to_vec());
+    }
+    let (length, rest) = bytes.split_first_chunk::<8>().context("no header")?;
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let entries: BTreeMap<&str, &str> = metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let tensors = std::str::from_utf8(header)?.trim_end().strip_prefix('{').context("no header")?;
+    let comma = if tensors.starts_with('}') { "" } else { "," };
+    let mut header = format!("{{\"__metadata__\":{}{comma}{tensors}", serde_json::to_string(&entries)?);
+    // The data begin at a multiple of eight bytes.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    Ok([&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat())
 }
 
 /// Reads float32 or float64 tensors, as they are, to the CPU; also from a file that `torch.save` wrote.
@@ -75,7 +95,8 @@ mod tests {
         assert_eq!(metadata(&golden("fisher.pt"), "images").unwrap(), None);
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("fisher");
-        write(&own, &published, Some(("images", "7".to_owned()))).unwrap();
+        write(&own, &published, &[("images", "7".to_owned()), ("a", "\"é".to_owned())]).unwrap();
+        assert_eq!(metadata(&own, "a").unwrap().as_deref(), Some("\"é"));
         assert_eq!(metadata(&own, "images").unwrap().as_deref(), Some("7"));
         let again = read(&own).unwrap();
         assert!(published.iter().all(|(name, tensor)| again[name].equal(tensor)));

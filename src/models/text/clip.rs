@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::tape::Tape;
 use crate::models::weights::checkpoint;
-use crate::models::weights::config::{self, ModelError};
+use crate::models::weights::config::{self, ModelError, OptionGuard};
 use crate::models::weights::{self, Scope, Weights};
 
 /// What of `config.json` the encoder depends on.
@@ -35,6 +35,19 @@ pub struct ClipConfig {
     /// Added to the variance in layer norms.
     #[serde(default = "default_eps")]
     pub layer_norm_eps: f64,
+}
+
+/// Other text encoders, such as T5's.
+const GUARDS: &[OptionGuard] = &[OptionGuard("model_type", &["\"clip_text_model\""])];
+
+impl ClipConfig {
+    /// Reads and checks a `config.json`.
+    ///
+    /// # Errors
+    /// The file can't be read, or is of another network.
+    pub fn read(file: &Path) -> Result<Self, ModelError> {
+        config::read(file, GUARDS)
+    }
 }
 
 fn default_eps() -> f64 {
@@ -141,7 +154,7 @@ impl TextEncoder {
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
     pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
-        let config: ClipConfig = config::read(&folder.join("config.json"), &[])?;
+        let config: ClipConfig = ClipConfig::read(&folder.join("config.json"))?;
         let file = checkpoint::find(folder)?;
         let tensors = without_prefix(weights::read(&file, device)?);
         let weights = Weights::named(&file, tensors);

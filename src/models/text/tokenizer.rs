@@ -149,25 +149,46 @@ fn backend(folder: &Path, unknown: &str) -> tokenizers::Result<Backend> {
     Ok(backend)
 }
 
+/// Checks that the folder has the files of a CLIP tokenizer, and none of another.
+///
+/// # Errors
+/// The file that is missing or wrong.
+pub fn check_folder(folder: &Path) -> Result<(), TokenizerError> {
+    Config::read(folder).map(drop)?;
+    files(folder).map(drop).map_err(|reason| TokenizerError::Vocabulary { folder: folder.into(), reason })
+}
+
 /// Ids by token, and pairs in the order of their merging.
 type BytePairs = (Vocab, Vec<(String, String)>);
 
+/// The files of a vocabulary.
+enum Files {
+    Apart { vocab: PathBuf, merges: PathBuf },
+    Whole(PathBuf),
+}
+
+fn files(folder: &Path) -> Result<Files, String> {
+    let [vocab, merges, both] = ["vocab.json", "merges.txt", "tokenizer.json"].map(|name| folder.join(name));
+    if both.exists() && !vocab.exists() && !merges.exists() {
+        return Ok(Files::Whole(both));
+    }
+    if let Some(file) = [&vocab, &merges].into_iter().find(|file| !file.exists()) {
+        return Err(format!("{} is missing, and there is no tokenizer.json", file.display()));
+    }
+    Ok(Files::Apart { vocab, merges })
+}
+
 /// The vocabulary and merges, from `vocab.json` and `merges.txt`, else from `tokenizer.json`, which holds both.
 fn byte_pairs(folder: &Path) -> tokenizers::Result<BytePairs> {
-    let [vocab, merges, both] = ["vocab.json", "merges.txt", "tokenizer.json"].map(|name| folder.join(name));
-    if vocab.exists() || merges.exists() || !both.exists() {
-        for file in [&vocab, &merges] {
-            if !file.exists() {
-                return Err(
-                    format!("{} is missing, and there is no tokenizer.json alone", file.display()).into()
-                );
-            }
+    let both = match files(folder)? {
+        Files::Whole(both) => both,
+        Files::Apart { vocab, merges } => {
+            let vocab: HashMap<String, u32> = json::read(vocab)?;
+            let text = fs_err::read_to_string(merges)?;
+            let pairs = text.lines().filter(|line| !line.starts_with("#version"));
+            return Ok((vocab.into_iter().collect(), pairs.map(pair).collect::<Result<_, _>>()?));
         }
-        let vocab: HashMap<String, u32> = json::read(vocab)?;
-        let text = fs_err::read_to_string(merges)?;
-        let pairs = text.lines().filter(|line| !line.starts_with("#version"));
-        return Ok((vocab.into_iter().collect(), pairs.map(pair).collect::<Result<_, _>>()?));
-    }
+    };
     let Whole { model } = json::read(&both)?;
     let expected =
         [("type", model.kind.as_deref(), "BPE"), ("end_of_word_suffix", model.end.as_deref(), "</w>")];

@@ -83,6 +83,7 @@ fn yes() -> bool {
 
 /// A shift would have to enter wherever the scaling factor does, and the method has none.
 const GUARDS: &[OptionGuard] = &[
+    OptionGuard("_class_name", &["\"AutoencoderKL\""]),
     OptionGuard("act_fn", &["\"silu\""]),
     OptionGuard("shift_factor", &["null", "0"]),
     OptionGuard("latents_mean", &["null"]),
@@ -90,7 +91,11 @@ const GUARDS: &[OptionGuard] = &[
 ];
 
 impl VaeConfig {
-    fn read(file: &Path) -> Result<Self, ModelError> {
+    /// Reads and checks a `config.json`.
+    ///
+    /// # Errors
+    /// The file can't be read, or holds a value that is not supported.
+    pub fn read(file: &Path) -> Result<Self, ModelError> {
         let config: Self = config::read(file, GUARDS)?;
         let blocks = config.block_out_channels.len();
         for (key, types, supported) in [

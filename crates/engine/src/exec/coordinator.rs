@@ -13,7 +13,7 @@ use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::{self, Inputs, Step, Unit, Units};
-use crate::pipeline::Source;
+use crate::pipeline::StageNode;
 use crate::plan::{Action, InputError, Planner, Reason, Results};
 use crate::provenance::manifest::Conditions;
 use crate::store::{Entry, Lookup, PART, Repair, StoreError, UnitIndex, View, format_bytes};
@@ -117,7 +117,8 @@ impl<'a> Coordinator<'a> {
         if let Reason::Modified { what } = &reason {
             self.warn(format!("{what}; `{}` is computed instead", node.id));
         }
-        let units = match node.stage.units(&Inputs(inputs.paths.clone())) {
+        let paths = Inputs(inputs.paths.clone());
+        let units = match node.stage.validate_inputs(&paths).and_then(|()| node.stage.units(&paths)) {
             Ok(units) => units,
             Err(error) => return fail(Some(recipe), kind::describe(&error)),
         };
@@ -224,18 +225,12 @@ impl<'a> Coordinator<'a> {
 
     /// Rewrites the paths of objects in an error to paths of the results folder, and adds the free space of a full disk.
     fn describe(&self, stage: usize, mut error: String) -> String {
-        for source in self.run.pipeline.stages[stage].inputs.values() {
-            let Source::Port { stage: upstream, port, .. } = source else { continue };
-            let Some(artifact) = self.state.entry(*upstream).and_then(|entry| entry.outputs.get(port)) else {
-                continue;
-            };
-            let object = self.run.store.path(&artifact.digest).display().to_string();
-            let node = &self.run.pipeline.stages[*upstream];
-            if let Some(output) = node.outputs.iter().find(|output| output.name == *port) {
-                let shown = self.run.results.join(node.folder()).join(&output.file).display().to_string();
-                error = error.replace(&object, &shown);
-            }
-        }
+        let shown = |node: &StageNode, port: &str| {
+            let file = node.outputs.iter().find(|output| output.name == port).map(|output| &output.file);
+            self.run.results.join(node.folder()).join(file.map_or("", String::as_str)).display().to_string()
+        };
+        let node = &self.run.pipeline.stages[stage];
+        error = self.planner.name_outputs(node, &error, &|upstream| self.state.entry(upstream), &shown);
         // As the system says it, in whatever language a stage is written.
         if error.contains("No space left on device") || error.contains("os error 28") {
             let (free, root) = (format_bytes(self.run.store.free_space()), self.run.store.root().display());

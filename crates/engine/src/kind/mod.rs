@@ -225,6 +225,16 @@ pub trait Stage: Parameters {
         Vec::new()
     }
 
+    /// Refuses inputs that cannot be used with these parameters, before anything is computed.
+    ///
+    /// Reads only headers, configurations and small files.
+    ///
+    /// # Errors
+    /// The file, what was found and what was expected.
+    fn validate_inputs(&self, _inputs: &Inputs) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// How the stage is split into units.
     ///
     /// Reads only the headers of the inputs.

@@ -89,13 +89,13 @@ params! {
     pub struct RunTable {
         /// `auto`, `cpu`, `cuda`, or a list such as `cuda:0,cuda:1`; `auto` uses a GPU if there is one.
         device: String = "auto".to_owned(),
-        /// Parallel workers on the CPU; 0 chooses from the number of cores.
-        jobs: u32 = 0,
-        /// Threads of each worker; 0 divides the cores among the workers.
-        threads: u32 = 0,
-        /// The most rows sent through a network at once; 0 chooses: 128 on the CPU, and on a GPU the number that a
-        /// short trial finds fastest for loss passes, 1024 for others.
-        micro_batch: u32 = 0,
+        /// Parallel workers on the CPU, at least 1; by default chosen from the number of cores.
+        jobs: Option<u32> = None,
+        /// Threads of each worker, at least 1; by default the cores are divided among the workers.
+        threads: Option<u32> = None,
+        /// The most rows sent through a network at once, at least 1; by default 128 on the CPU, on a GPU 1024, and for
+        /// loss passes the number that a short trial finds fastest.
+        micro_batch: Option<u32> = None,
         /// Files that a `download` stage downloads at the same time.
         download_jobs: u32 [1..=MAX_DOWNLOAD_JOBS] = DOWNLOAD_JOBS,
     }
@@ -103,6 +103,14 @@ params! {
 
 impl Validate for RunTable {
     const RENAMED: &'static [(&'static str, &'static str)] = &[("downloads", "download_jobs")];
+
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let numbers = [("jobs", self.jobs), ("threads", self.threads), ("micro_batch", self.micro_batch)];
+        let zeros = numbers.into_iter().filter(|(_, number)| *number == Some(0));
+        zeros
+            .map(|(key, _)| (key, format!("`{key}` is 0, expected at least 1; without the key it is chosen")))
+            .collect()
+    }
 }
 
 /// One stage of a pipeline.

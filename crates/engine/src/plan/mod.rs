@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{self, Change, Numerics, Recipe};
-use crate::kind::{ByteRanges, Inputs, PREVIOUS, Unit, Units};
+use crate::kind::{self, ByteRanges, Inputs, PREVIOUS, Unit, Units};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::Outcome;
@@ -370,6 +370,56 @@ impl<'a> Planner<'a> {
         self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), stages()))
     }
 
+    /// Refuses inputs that the stage cannot use; an error names an output by its stage and port.
+    fn validate(
+        &self,
+        index: usize,
+        inputs: &ResolvedInputs,
+        done: &BTreeMap<usize, Entry>,
+    ) -> Result<(), String> {
+        let stage = &self.pipeline.stages[index];
+        stage.stage.validate_inputs(&Inputs(inputs.paths.clone())).map_err(|error| {
+            let named = |upstream: &StageNode, port: &str| format!("{}.{port}", upstream.id);
+            self.name_outputs(stage, &kind::describe(&error), &|upstream| done.get(&upstream), &named)
+        })
+    }
+
+    /// Rewrites the paths of objects in an error about a stage's inputs: a file that its stage only copied to that of the
+    /// user, others by `named`.
+    pub fn name_outputs<'e>(
+        &self,
+        stage: &StageNode,
+        error: &str,
+        entry: &dyn Fn(usize) -> Option<&'e Entry>,
+        named: &dyn Fn(&StageNode, &str) -> String,
+    ) -> String {
+        let mut error = error.to_owned();
+        for source in stage.inputs.values() {
+            let Source::Port { stage: upstream, port, .. } = source else { continue };
+            let Some(artifact) = entry(*upstream).and_then(|entry| entry.outputs.get(port)) else { continue };
+            let (object, node) =
+                (self.store.path(&artifact.digest).display().to_string(), &self.pipeline.stages[*upstream]);
+            let mut rest = std::mem::take(&mut error);
+            while let Some(at) = rest.find(&object) {
+                error.push_str(&rest[..at]);
+                rest.drain(..at + object.len());
+                // A path below the folder, up to what cannot be part of a name in a message.
+                let end = rest.find([':', '`', '"', ' ', ',', ';', '\n']).unwrap_or(rest.len());
+                let below =
+                    rest[..end].strip_prefix('/').filter(|below| !below.is_empty()).map(str::to_owned);
+                match node.stage.source_path(port, below.as_deref()) {
+                    Some(path) => {
+                        error.push_str(&path.display().to_string());
+                        rest.drain(..end);
+                    }
+                    None => error.push_str(&named(node, port)),
+                }
+            }
+            error.push_str(&rest);
+        }
+        error
+    }
+
     /// Decides on every selected stage without running any.
     ///
     /// # Errors
@@ -381,6 +431,10 @@ impl<'a> Planner<'a> {
             let action = match self.decide(index, &done) {
                 Err(InputError::Store(error)) => return Err(error),
                 Err(error) => Action::InvalidInput(error.to_string()),
+                Ok(Action::Run(recipe, inputs, reason)) => match self.validate(index, &inputs, &done) {
+                    Ok(()) => Action::Run(recipe, inputs, reason),
+                    Err(error) => Action::InvalidInput(error),
+                },
                 Ok(action) => action,
             };
             if let Action::Cached(entry) = &action {

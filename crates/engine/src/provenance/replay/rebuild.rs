@@ -289,11 +289,12 @@ impl<'a> Builder<'a> {
         let Manifest { pipeline, numerics, conditions, .. } = manifest;
         // Threads and the micro batch may change rounding, so they are those of the recorded run.
         let Conditions { threads, micro_batch, .. } = conditions;
+        let given = |number: usize| u32::try_from(number).ok().filter(|number| *number > 0);
         let run = RunTable {
             device: numerics.device.clone(),
-            jobs: 0,
-            threads: u32::try_from(*threads).unwrap_or_default(),
-            micro_batch: u32::try_from(*micro_batch).unwrap_or_default(),
+            jobs: None,
+            threads: given(*threads),
+            micro_batch: given(*micro_batch),
             download_jobs: DOWNLOAD_JOBS,
         };
         let config = Node { value: Value::Table(Table::default()), origin: self.origin };

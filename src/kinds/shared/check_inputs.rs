@@ -1,0 +1,76 @@
+//! Checks of inputs before anything is computed: only headers and configurations are read.
+
+use std::path::Path;
+
+use anyhow::ensure;
+
+use super::arrays;
+use crate::io::TensorFile;
+use crate::io::npy::Npy;
+use crate::method::schedule::ScheduleConfig;
+use crate::method::selection::Selection;
+use crate::models::text::clip::ClipConfig;
+use crate::models::text::tokenizer;
+use crate::models::unet::config::UNetConfig;
+use crate::models::vae::VaeConfig;
+use crate::models::weights::checkpoint;
+use attrflow_engine::kind::Inputs;
+
+/// Refuses networks and schedulers that no stage computes with, on all ports that are connected.
+pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
+    if let Some(folder) = inputs.get("unet") {
+        unet(folder)?;
+        checkpoint::of(folder, inputs.get("checkpoint"))?;
+    }
+    if let Some(folder) = inputs.get("scheduler") {
+        ScheduleConfig::load(folder)?;
+    }
+    if let Some(folder) = inputs.get("vae") {
+        VaeConfig::read(&folder.join("config.json"))?;
+    }
+    if let Some(folder) = inputs.get("text_encoder") {
+        ClipConfig::read(&folder.join("config.json"))?;
+    }
+    if let Some(folder) = inputs.get("tokenizer") {
+        tokenizer::check_folder(folder)?;
+    }
+    Ok(())
+}
+
+/// The configuration of the UNet in a folder, unless it is one that no stage computes with.
+pub(crate) fn unet(folder: &Path) -> anyhow::Result<UNetConfig> {
+    let file = folder.join("config.json");
+    let config = UNetConfig::read(&file)?;
+    ensure!(
+        !config.takes_pooled(),
+        "{}: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings and image sizes, \
+         which no stage computes yet",
+        file.display()
+    );
+    Ok(config)
+}
+
+/// Refuses arrays on `latents` and `text_embeddings` that are not of one data set, or do not fit the network.
+pub(crate) fn arrays(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
+    let (latents, texts) = arrays::open(inputs)?;
+    arrays::expect_fit(&latents, &texts, &unet(inputs.path("unet"))?)?;
+    Ok((latents, texts))
+}
+
+/// Refuses a file of tensors that lacks one of the selected weights of the network.
+pub(crate) fn covers(inputs: &Inputs, port: &str, selection: &Selection) -> anyhow::Result<()> {
+    let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
+    let file = TensorFile::open(inputs.path(port))?;
+    let selected = network.headers().iter().filter(|header| selection.matches(&header.name));
+    let missing: Vec<&str> =
+        selected.map(|header| header.name.as_str()).filter(|name| file.header(name).is_none()).collect();
+    ensure!(
+        missing.is_empty(),
+        "{}: {} of the selected weights are not in it, for instance `{}`: set `select` to weights that it has, or \
+         compute it for these",
+        file.path().display(),
+        missing.len(),
+        missing[0]
+    );
+    Ok(())
+}
