@@ -6,5 +6,8 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    std::process::exit(attrflow::cli::main(&attrflow::kinds::kinds(), &attrflow::kinds::without_libtorch()));
+    std::process::exit(attrflow::cli::guarded(
+        &attrflow::kinds::kinds(),
+        &attrflow::kinds::without_libtorch(),
+    ));
 }

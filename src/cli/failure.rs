@@ -1,5 +1,8 @@
 //! The errors of commands and their exit codes.
 
+use std::panic::PanicHookInfo;
+
+use crate::progress::safe;
 use attrflow_engine::config::text::{Problems, Sources};
 use attrflow_engine::exec::RunError;
 use attrflow_engine::store::StoreError;
@@ -9,6 +12,8 @@ const STAGE_FAILED: i32 = 1;
 pub(super) const USAGE: i32 = 2;
 const DIFFERENT: i32 = 3;
 const CACHE: i32 = 4;
+/// `EX_SOFTWARE` of sysexits.h.
+pub(super) const BUG: i32 = 70;
 /// The number of a signal is added, as shells report it.
 const SIGNALLED: i32 = 128;
 
@@ -18,6 +23,7 @@ pub(super) const EXIT_CODES: &str = "Exit codes:
   2    an error in the pipeline or on the command line
   3    an audit or a comparison found a difference
   4    the cache is damaged or unusable
+  70   a bug in attrflow
   129  hangup (SIGHUP)
   130  interrupted (SIGINT)
   143  terminated (SIGTERM)";
@@ -68,6 +74,18 @@ pub fn exit_code(failure: &Failure) -> i32 {
     }
 }
 
+/// Reports a panic: a bug of the program, with its place.
+#[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
+pub(super) fn show_bug(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
+    let what = panic.payload_as_str().unwrap_or("a panic");
+    eprintln!(
+        "error: this is a bug in attrflow {}{}: {what}\nPlease report it with the command. Finished units are kept.",
+        env!("CARGO_PKG_VERSION"),
+        place.unwrap_or_default()
+    );
+}
+
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
@@ -81,11 +99,10 @@ impl Failure {
     /// Prints it to standard error.
     #[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
     pub(super) fn show(&self) {
-        use std::io::IsTerminal;
         match self {
             Self::Pipeline(problems, sources) => {
-                let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-                eprintln!("{}", problems.render(sources, color));
+                let color = super::colored(&std::io::stderr());
+                eprintln!("{}", safe(&problems.render(sources, color).to_string()));
                 let count = problems.list.len();
                 eprintln!(
                     "\n{count} {} found; nothing was run",
@@ -95,7 +112,7 @@ impl Failure {
             // Reported already.
             Self::Stages(_) | Self::Different(_) => {}
             Self::Interrupted(_) => eprintln!("{self}"),
-            other => eprintln!("error: {other}"),
+            other => eprintln!("error: {}", safe(&other.to_string())),
         }
     }
 }

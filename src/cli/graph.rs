@@ -1,7 +1,6 @@
 //! `attrflow graph`: a drawing of a pipeline, with the state of each stage and the effect of a change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::IsTerminal;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
@@ -58,8 +57,7 @@ pub(super) fn graph(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     let change = !sets.is_empty() || !args.touch.is_empty();
     let drawing = draw(&project, &downstream(&project, changed), change, args.full)?;
-    let color =
-        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    let color = super::colored(&std::io::stdout());
     print(&match args.format {
         Format::Text => drawing::text(&drawing, color),
         Format::Dot => drawing::dot(&drawing),

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
+use super::project::default_cache;
+use attrflow_engine::config::text::suggestion;
 use attrflow_engine::provenance::manifest::{self, Manifest};
 use attrflow_engine::store::Area;
 
@@ -18,11 +20,12 @@ pub(super) struct Named {
 pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     let path = match nth_last(name) {
         Some((pipeline, back)) if !Path::new(name).exists() => {
-            nth(pipeline, back, cache.unwrap_or(Path::new("cache")))?
+            nth(pipeline, back, &cache.map_or_else(default_cache, Path::to_path_buf))?
         }
         _ => PathBuf::from(name),
     };
     let usage = |error: std::io::Error| Failure::Usage(error.to_string());
+    tracing::info!("manifest {}", path.display());
     let bytes = fs_err::read(&path).map_err(usage)?;
     let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
     Ok(Named { path, manifest, bytes })
@@ -40,11 +43,11 @@ pub(super) fn cache(path: &Path, named: Option<&Path>) -> Result<PathBuf, Failur
     // cache/runs/PIPELINE/TIME.json
     let around =
         path.ancestors().nth(2).filter(|folder| folder.ends_with(Area::Runs.name())).and_then(Path::parent);
-    let here = Path::new("cache");
-    match around.or(Some(here).filter(|here| here.is_dir())) {
-        Some(cache) => Ok(cache.to_path_buf()),
+    let here = default_cache();
+    match around.map(Path::to_path_buf).or(Some(here).filter(|here| here.is_dir())) {
+        Some(cache) => Ok(cache),
         None => Err(Failure::Usage(format!(
-            "{} is not in a cache, and there is no ./cache: give the cache with --cache",
+            "{} is not in a cache, and there is no cache around this folder: name it with --cache",
             path.display()
         ))),
     }
@@ -61,26 +64,32 @@ pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
 /// The manifest of the run that is so many runs back.
 fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Failure> {
     let runs = cache.join(Area::Runs.name());
-    let folders = fs_err::read_dir(&runs).map_err(|error| Failure::Usage(format!("no runs: {error}")))?;
+    let folders = fs_err::read_dir(&runs)
+        .map_err(|error| Failure::Usage(format!("no runs: {error}; name the cache with --cache")))?;
     let mut names: Vec<String> =
         folders.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    let name = match (pipeline, names.as_slice()) {
-        (Some(name), _) => name,
-        (None, [only]) => only,
-        (None, names) => {
-            let forms: Vec<String> = names.iter().map(|name| format!("{name}:last")).collect();
-            let forms = forms.join(", ");
-            return Err(Failure::Usage(format!(
-                "{} has runs of several pipelines: choose one of {forms}",
-                runs.display()
-            )));
-        }
-    };
-    let list = manifest::list(&runs.join(name));
+    if let Some(name) = pipeline.filter(|name| !names.iter().any(|known| known == name)) {
+        let hint = suggestion(name, names.iter().map(String::as_str));
+        let hint = hint.unwrap_or_else(|| "the cache has no runs".into());
+        return Err(Failure::Usage(format!("no pipeline `{name}` has runs in {}: {hint}", cache.display())));
+    }
+    let chosen: Vec<&str> =
+        names.iter().map(String::as_str).filter(|&name| pipeline.is_none_or(|p| p == name)).collect();
+    let mut list: Vec<PathBuf> = chosen.iter().flat_map(|name| manifest::list(&runs.join(name))).collect();
+    // Newest first: the names are times.
+    list.sort_by(|a, b| b.file_name().cmp(&a.file_name()));
     let count = list.len();
-    list.into_iter().nth(back).ok_or_else(|| {
-        let folder = runs.join(name);
-        Failure::Usage(format!("no manifest {back} runs back: {} has {count} manifests", folder.display()))
-    })
+    let found = list.into_iter().nth(back).ok_or_else(|| {
+        let of = chosen.join(", ");
+        Failure::Usage(format!(
+            "there is no run {back} before the last: {of} has {count} runs in {}",
+            cache.display()
+        ))
+    })?;
+    if chosen.len() > 1 {
+        let name = found.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        tracing::warn!("`last` is a run of {name}: several pipelines have runs here, {name}:last names one");
+    }
+    Ok(found)
 }

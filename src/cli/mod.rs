@@ -31,12 +31,13 @@ mod signals;
 mod status;
 
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 
 use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::kinds::command;
-use crate::progress::LogLines;
+use crate::progress::{LogLines, output_error, print};
 use attrflow_engine::kind::{Computation, Registry};
 use attrflow_engine::worker::local::LIGHT_WORKER;
 use attrflow_engine::worker::protocol::{Facts, WorkerConfig};
@@ -130,10 +131,26 @@ fn renamed(error: &clap::Error) -> Option<String> {
     Some(format!("`{old}` is named `{new}` now"))
 }
 
+/// [`main`], with a panic anywhere reported as what it is.
+pub fn guarded(registry: &Registry, own: &[Computation]) -> i32 {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            before(panic);
+        }
+        failure::show_bug(panic);
+    }));
+    std::panic::catch_unwind(AssertUnwindSafe(|| main(registry, own))).unwrap_or(failure::BUG)
+}
+
 /// Runs the program on the process's arguments and returns its exit code.
 ///
 /// With the kinds in `own` it also serves as the worker without libtorch of another process.
 pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
+    if let Some(argument) = std::env::args_os().find(|argument| argument.to_str().is_none()) {
+        Failure::Usage(format!("the argument {argument:?} is not UTF-8, expected UTF-8")).show();
+        return failure::USAGE;
+    }
     if let [first, setting] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
         && first == LIGHT_WORKER
         && let Ok(config) = serde_json::from_str::<WorkerConfig>(setting)
@@ -149,9 +166,17 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
                 Failure::Usage(message).show();
                 return failure::USAGE;
             }
-            let code = if error.use_stderr() { failure::USAGE } else { failure::SUCCESS };
-            let _ = error.print();
-            return code;
+            if error.use_stderr() {
+                let _ = error.print();
+                return failure::USAGE;
+            }
+            let text = error.render();
+            print(&if colored(&std::io::stdout()) { text.ansi().to_string() } else { text.to_string() });
+            return if output_error().is_some() {
+                exit_code(&Failure::Refused(String::new()))
+            } else {
+                failure::SUCCESS
+            };
         }
     };
     let log = ["warn", "attrflow=info", "attrflow=debug", "attrflow=trace"][usize::from(cli.verbose.min(3))];
@@ -159,16 +184,59 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&filter))
         .with_writer(|| LogLines)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(colored(&std::io::stderr()))
         .without_time()
         .init();
-    let result = match &cli.command {
-        Command::Run(args) => run::run(args, registry, &filter),
-        Command::Plan(args) => plan::plan(args, registry, &filter),
+    let result = match surroundings() {
+        Err(failure) => Err(failure),
+        Ok(()) => verb(&cli.command, registry, &filter),
+    };
+    let code = match result {
+        Ok(()) => failure::SUCCESS,
+        Err(failure) => {
+            failure.show();
+            exit_code(&failure)
+        }
+    };
+    match output_error() {
+        Some(error) if code == failure::SUCCESS => {
+            let failure = Failure::Refused(format!("standard output: {error}; the output is incomplete"));
+            failure.show();
+            exit_code(&failure)
+        }
+        _ => code,
+    }
+}
+
+/// Whether colours are wanted on a stream.
+fn colored(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
+}
+
+/// Refuses folders that no path can be relative to, and paths that no manifest can hold.
+fn surroundings() -> Result<(), Failure> {
+    let here = std::env::current_dir().map_err(|error| {
+        Failure::Usage(format!("the current folder cannot be used: {error}; was it removed?"))
+    })?;
+    let cache = std::env::var_os("ATTRFLOW_CACHE");
+    let texts = [("the current folder", Some(here.into_os_string())), ("ATTRFLOW_CACHE", cache)];
+    for (what, text) in texts {
+        if let Some(text) = text.filter(|text| text.to_str().is_none()) {
+            return Err(Failure::Usage(format!("{what} is {text:?}, expected a path in UTF-8")));
+        }
+    }
+    Ok(())
+}
+
+/// Runs one verb.
+fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run::run(args, registry, filter),
+        Command::Plan(args) => plan::plan(args, registry, filter),
         Command::Explain(args) => explain::explain(args, registry),
         Command::Status(args) => status::status(args, registry),
         Command::Adopt(args) => adopt::adopt(args, registry),
-        Command::Audit(args) => audit::audit(args, registry, &filter),
+        Command::Audit(args) => audit::audit(args, registry, filter),
         Command::Attest(args) => attest::attest(args, registry),
         Command::Diff(args) => diff::diff(args),
         Command::Cache(args) => cache::cache(args),
@@ -180,13 +248,6 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         Command::Completions(args) => completions::completions(args, Cli::command()),
         Command::Man(args) => man::man(args, Cli::command()),
         Command::Doctor(args) => doctor::doctor(args),
-    };
-    match result {
-        Ok(()) => failure::SUCCESS,
-        Err(failure) => {
-            failure.show();
-            exit_code(&failure)
-        }
     }
 }
 

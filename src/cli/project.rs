@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::device::devices;
 use super::failure::Failure;
-use attrflow_engine::config::text::Sources;
+use attrflow_engine::config::text::{Sources, suggestion};
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::kind::{Device, Registry};
 use attrflow_engine::pipeline::{self, Pipeline};
@@ -112,6 +112,7 @@ impl Settings {
 
     /// Reads a pipeline, selects the targets and their dependencies, and opens the cache.
     pub fn open(&self, file: &Path, targets: &[String], registry: &Registry) -> Result<Project, Failure> {
+        let file = &locate(file)?;
         let (pipeline, sources) = pipeline::load(file, &self.sets, registry)
             .map_err(|(problems, sources)| Failure::Pipeline(problems, sources))?;
         let results = pipeline.root.join("results").join(&pipeline.name);
@@ -131,7 +132,15 @@ impl Settings {
             Err(problems) => return Err(Failure::Pipeline(problems, sources)),
         };
         graph.select(targets, &pipeline).map_err(Failure::Usage)?;
-        let store = Store::open(&self.cache_of(&pipeline.root))?;
+        let cache = self.cache_of(&pipeline.root);
+        tracing::info!(
+            "pipeline {}: {} stages in {}, cache {}",
+            pipeline.name,
+            pipeline.stages.len(),
+            pipeline.root.display(),
+            cache.display()
+        );
+        let store = Store::open(&cache)?;
         let backend = backend(Vec::new())?;
         let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device), &backend)?;
         let class = DeviceClass::from(devices[0]);
@@ -143,6 +152,46 @@ impl Settings {
         };
         Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
     }
+}
+
+/// The folders from the current one upward.
+fn around() -> Vec<PathBuf> {
+    let here = std::env::current_dir().unwrap_or_default();
+    here.ancestors().map(Path::to_path_buf).collect()
+}
+
+/// The cache of the project that the current folder is in: beside its `pipelines` folder, else `./cache`.
+pub(super) fn default_cache() -> PathBuf {
+    let is_project =
+        |folder: &PathBuf| folder.join("pipelines").is_dir() || folder.join("cache/CACHEDIR.TAG").is_file();
+    let found = around().into_iter().position(|folder| is_project(&folder));
+    let mut path: PathBuf = std::iter::repeat_n("..", found.unwrap_or(0)).collect();
+    path.push("cache");
+    path
+}
+
+/// The pipeline file: as given, else below a folder around the current one.
+fn locate(file: &Path) -> Result<PathBuf, Failure> {
+    if file.is_absolute() || file.exists() {
+        return Ok(file.to_path_buf());
+    }
+    let found = around().into_iter().position(|folder| folder.join(file).is_file());
+    if let Some(levels) = found.filter(|levels| *levels > 0) {
+        return Ok(std::iter::repeat_n("..", levels).collect::<PathBuf>().join(file));
+    }
+    let folders: Vec<PathBuf> = around()
+        .into_iter()
+        .map(|folder| folder.join("pipelines"))
+        .filter(|folder| folder.is_dir())
+        .collect();
+    let files = folders.first().into_iter().flat_map(fs_err::read_dir).flatten().flatten();
+    let names: Vec<String> = files
+        .map(|entry| format!("pipelines/{}", entry.file_name().to_string_lossy()))
+        .filter(|name| name.ends_with(".toml"))
+        .collect();
+    let hint = suggestion(&file.display().to_string(), names.iter().map(String::as_str));
+    let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+    Err(Failure::Usage(format!("there is no pipeline file {}{hint}", file.display())))
 }
 
 /// This program.

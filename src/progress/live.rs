@@ -177,7 +177,7 @@ fn important(event: &Event) -> Option<String> {
 
 #[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
 fn complain(line: &str) {
-    eprintln!("{line}");
+    eprintln!("{}", super::safe(line));
 }
 
 /// Collects a row per stage and prints the table when the run ends.

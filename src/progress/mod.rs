@@ -7,7 +7,8 @@ mod live;
 mod log;
 mod table;
 
-use std::io::{IsTerminal, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -41,9 +42,50 @@ pub fn progress() -> Box<dyn Reporter> {
     }
 }
 
-/// Writes to standard output; a closed pipe (`| head`) is not an error.
+/// The first error of standard output.
+static OUTPUT: OnceLock<std::io::Error> = OnceLock::new();
+
+/// A text without what would move a terminal's cursor, ring its bell or change its title: names of files, stages and
+/// captions come from others. Colours stay.
+pub fn safe(text: &str) -> Cow<'_, str> {
+    let plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    if text.chars().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c| !plain(c)) {
+        let (before, after) = rest.split_at(at);
+        out.push_str(before);
+        let color = after.strip_prefix("\u{1b}[").and_then(|code| {
+            let end = code.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+            code[end..].starts_with('m').then_some(end + 3)
+        });
+        let length = color.unwrap_or_else(|| after.chars().next().map_or(0, char::len_utf8));
+        match color {
+            Some(_) => out.push_str(&after[..length]),
+            None => out.extend(after[..length].escape_unicode()),
+        }
+        rest = &after[length..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// Writes to standard output. Once that has failed, nothing more is written; see [`output_error`].
 pub fn print(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    if OUTPUT.get().is_some() {
+        return;
+    }
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(safe(text).as_bytes()).and_then(|()| out.flush()) {
+        let _ = OUTPUT.set(error);
+    }
+}
+
+/// Why not all of the output was written; a closed pipe (`| head`) is not an error.
+pub fn output_error() -> Option<&'static std::io::Error> {
+    OUTPUT.get().filter(|error| error.kind() != ErrorKind::BrokenPipe)
 }
 
 /// Seconds for people: `0.4 s`, `3 min 20 s`, `2 h 05 min`.

@@ -1,5 +1,6 @@
 //! `attrflow cache gc`: removes what no run needs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// Also remove manifests except the last N of each pipeline and pinned ones
     #[arg(long, value_name = "N")]
     keep_manifests: Option<usize>,
+    /// Do not keep what runs of the project in this folder need (repeatable)
+    #[arg(long, value_name = "PATH")]
+    forget: Vec<PathBuf>,
     /// Write a line of JSON per item, and one with the totals
     #[arg(long)]
     json: bool,
@@ -58,8 +62,20 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         budget: args.budget,
         units: args.units,
         grace: Duration::from_secs(u64::from(args.grace) * 24 * 3600),
+        forget: args
+            .forget
+            .iter()
+            .map(|path| fs_err::canonicalize(path).unwrap_or_else(|_| path.clone()))
+            .collect(),
     };
     let inventory = Inventory::of(store)?;
+    for root in inventory.gone_projects() {
+        let path = root.display();
+        tracing::warn!("the project {path} is gone; what its runs need is kept: --forget {path} releases it");
+    }
+    for (_, reason) in &inventory.unread {
+        tracing::warn!("{reason}; what its run needs is not known, so it keeps nothing");
+    }
     let plan = Plan::of(store, &inventory, &policy, Timestamp::now())?;
     match args.json {
         true => lines(&plan, args.yes),

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{count, when};
 use crate::cli::failure::Failure;
 use crate::progress::{Table, duration, print};
+use attrflow_engine::config::text::suggestion;
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Item, Pin, Space};
 use attrflow_engine::store::{Store, format_bytes};
@@ -68,6 +69,7 @@ struct Row<'a> {
 
 pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
     let inventory = Inventory::of(store)?;
+    args.known(&inventory)?;
     let selected: Selected<'_> = inventory.items.iter().filter(|(_, item)| args.shows(item)).collect();
     if args.json {
         for (fingerprint, item) in &selected {
@@ -119,6 +121,17 @@ pub(super) fn ls(args: &Args, store: &Store) -> Result<(), Failure> {
 }
 
 impl Args {
+    /// Refuses names that no result has.
+    fn known(&self, inventory: &Inventory) -> Result<(), Failure> {
+        let names = || inventory.items.values().filter_map(|item| item.name.as_ref());
+        let stages =
+            names().flat_map(|name| [name.stage.as_str(), name.stage.split('[').next().unwrap_or_default()]);
+        let kinds = inventory.items.values().map(|item| item.entry.recipe.kind.as_str());
+        expect("pipeline", self.pipeline.as_deref(), names().map(|name| name.pipeline.as_str()))?;
+        expect("stage", self.stage.as_deref(), stages)?;
+        expect("kind", self.kind.as_deref(), kinds)
+    }
+
     fn shows(&self, item: &Item) -> bool {
         let is = |wanted: &Option<String>, found: Option<&str>| {
             wanted.as_ref().is_none_or(|wanted| found == Some(wanted))
@@ -129,6 +142,14 @@ impl Args {
             && (is(&self.stage, stage) || is(&self.stage, base))
             && is(&self.kind, Some(&item.entry.recipe.kind))
     }
+}
+
+/// Refuses a name that is none of those in the cache.
+fn expect<'n>(what: &str, wanted: Option<&str>, names: impl Iterator<Item = &'n str>) -> Result<(), Failure> {
+    let names: BTreeSet<&str> = names.collect();
+    let Some(wanted) = wanted.filter(|wanted| !names.contains(wanted)) else { return Ok(()) };
+    let hint = suggestion(wanted, names).map_or_else(|| "the cache has no results".to_owned(), |hint| hint);
+    Err(Failure::Usage(format!("no {what} named `{wanted}` in the cache: {hint}")))
 }
 
 /// A pin's id and note.

@@ -7,12 +7,13 @@ mod pin;
 mod remote;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
 use jiff::Timestamp;
 
 use super::failure::Failure;
+use super::project::default_cache;
 use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
@@ -22,7 +23,7 @@ use attrflow_engine::store::Store;
 pub(super) struct Args {
     #[command(subcommand)]
     verb: Verb,
-    /// The cache folder [default: ./cache]
+    /// The cache folder [default: cache of the project around the current folder]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR", global = true)]
     cache: Option<PathBuf>,
 }
@@ -61,11 +62,13 @@ enum Verb {
 }
 
 pub(super) fn cache(args: &Args) -> Result<(), Failure> {
-    let folder = args.cache.as_deref().unwrap_or(Path::new("cache"));
+    let folder = &args.cache.clone().unwrap_or_else(default_cache);
     // A pull may create the cache.
     if !folder.is_dir() && !matches!(args.verb, Verb::Pull(_)) {
-        return Err(Failure::Usage(format!("no cache folder {}: give it with --cache", folder.display())));
+        let message = format!("there is no folder {} here: name the cache with --cache", folder.display());
+        return Err(Failure::Usage(message));
     }
+    tracing::info!("cache {}", folder.display());
     let store = Store::open(folder)?;
     match &args.verb {
         Verb::Ls(args) => ls::ls(args, &store),

@@ -33,7 +33,41 @@ pub(super) fn link_inputs(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
     create(INPUTS)?;
     for (name, path) in &inputs.0 {
         let link = out.join(INPUTS).join(name);
-        symlink(path, &link).with_context(|| format!("cannot create the link {}", link.display()))?;
+        let made = if has_empty_folder(path)? { mirror(path, &link) } else { symlink(path, &link) };
+        made.with_context(|| format!("cannot create the link {}", link.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether an input holds a folder without a file. Such folders are not hashed, so that a command must not see them.
+fn has_empty_folder(path: &Path) -> std::io::Result<bool> {
+    if !path.is_dir() {
+        return Ok(false);
+    }
+    for entry in fs_err::read_dir(path)? {
+        let entry = entry?.path();
+        if entry.is_dir() && (fs_err::read_dir(&entry)?.next().is_none() || has_empty_folder(&entry)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Folders like those of an input that hold files, with a link to each file.
+fn mirror(path: &Path, to: &Path) -> std::io::Result<()> {
+    fs_err::create_dir(to)?;
+    for entry in fs_err::read_dir(path)? {
+        let from = entry?.path();
+        let to = to.join(from.file_name().unwrap_or_default());
+        match from.is_dir() {
+            true => {
+                mirror(&from, &to)?;
+                if fs_err::read_dir(&to)?.next().is_none() {
+                    fs_err::remove_dir(&to)?;
+                }
+            }
+            false => symlink(&from, &to)?,
+        }
     }
     Ok(())
 }

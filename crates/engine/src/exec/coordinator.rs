@@ -239,6 +239,13 @@ impl<'a> Coordinator<'a> {
         error
     }
 
+    /// Reports files of the user that were moved aside.
+    pub(super) fn report_moved(&mut self) {
+        for moved in std::mem::take(&mut self.view.moved) {
+            self.warn(moved.to_string());
+        }
+    }
+
     /// Updates the results folder for one stage.
     fn place(&mut self, stage: usize, entry: &Entry) -> Result<BTreeMap<String, PlacedArtifact>, StoreError> {
         let node = &self.run.pipeline.stages[stage];
@@ -246,6 +253,7 @@ impl<'a> Coordinator<'a> {
         for port in &node.outputs {
             let Some(artifact) = entry.outputs.get(&port.name) else { continue };
             let placed = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
+            self.report_moved();
             if let Some(repair) = placed.mended {
                 // Bytes that are replaced may have been someone's.
                 let level = if repair == Repair::Missing { "INFO" } else { "WARN" };

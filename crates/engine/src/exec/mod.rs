@@ -15,11 +15,12 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 
 use crate::exec::event::Event;
+use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::Pipeline;
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::{Conditions, Manifest, Program};
-use crate::store::Store;
+use crate::store::{ResultsUse, Store};
 use crate::worker::Backend;
 pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
@@ -74,10 +75,30 @@ impl Run<'_> {
         if let Some(message) = self.store.old_index()? {
             (self.emit)(Event::Log { level: "WARN".into(), message });
         }
+        let (_results, others) = ResultsUse::enter(&self.results, &self.parameters());
+        if others {
+            let message = format!(
+                "another run of this pipeline with other parameters is in progress: {} will hold outputs of both; the cache \
+                 keeps them apart, and a run when both have ended shows its own",
+                self.results.display()
+            );
+            (self.emit)(Event::Log { level: "WARN".into(), message });
+        }
         self.run_jobs().map_err(|error| match error {
             RunError::Store(error) => self.store.with_free_space(error).into(),
             error => error,
         })
+    }
+
+    /// The parameters of all stages.
+    fn parameters(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for stage in &self.pipeline.stages {
+            for text in [stage.id.clone(), stage.stage.identity().to_string()] {
+                hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+            }
+        }
+        hasher.finalize().into()
     }
 
     fn run_jobs(&self) -> Result<Manifest, RunError> {

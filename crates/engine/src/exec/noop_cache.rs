@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! noop-v1/PIPELINE    32 bytes of hash of the arguments, 32 of hash of what follows;
-//!                     the snapshot, the run as JSON, the manifest's records, each after 8 bytes of length
+//!                     the snapshot, the run as JSON, each after 8 bytes of length
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,7 +20,9 @@ use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::{Pipeline, RunTable, Source};
-use crate::provenance::manifest::{self, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
+use crate::provenance::manifest::{
+    self, Base, Conditions, FORMAT, Manifest, Outcome, Program, Repeat, StageRecord,
+};
 use crate::store::{Area, FollowLinks, Snapshot, Store, StoreError};
 
 /// Everything that the outcome of a run depends on, except for files.
@@ -47,12 +49,9 @@ pub struct NoopRun {
     variables: BTreeMap<String, Option<String>>,
     /// The stages in the order of the graph.
     pub stages: Vec<Stage>,
-    /// The file, which ends with the stages' records as a manifest holds them.
-    #[serde(skip)]
-    bytes: Vec<u8>,
-    /// Where the records begin.
-    #[serde(skip)]
-    records: usize,
+    /// The manifest with the stages' records, and its size.
+    base: Base,
+    base_bytes: u64,
 }
 
 /// A cached stage.
@@ -114,12 +113,13 @@ impl NoopKey {
         if *key != self.key.0 || blake3::hash(rest) != *hash {
             return None;
         }
-        let [snapshot, run, records] = parts(rest)?;
+        let [snapshot, run] = parts(rest)?;
         let run: NoopRun = serde_json::from_slice(run).ok()?;
         let same = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
         let unchanged = run.variables.iter().all(same) && Snapshot::unchanged(snapshot);
-        let records = bytes.len() - records.len();
-        unchanged.then_some(NoopRun { bytes, records, ..run })
+        let base = store.runs(&run.pipeline).join(&run.base.name);
+        let is_there = fs_err::metadata(base).is_ok_and(|found| found.len() == run.base_bytes);
+        (unchanged && is_there).then_some(run)
     }
 
     /// Keeps a run, if it is a no-op that can be repeated.
@@ -129,6 +129,11 @@ impl NoopKey {
     pub fn keep(&self, found: &Found<'_>) -> Result<(), StoreError> {
         let Some(snapshot) = self.snapshot(found) else { return Ok(()) };
         let Found { store, pipeline, manifest, shown, texts: _, view: _ } = found;
+        let runs = store.runs(&manifest.pipeline);
+        let Some(base) = manifest::list(&runs).first().and_then(|path| Repeat::base_of(path)) else {
+            return Ok(());
+        };
+        let base_bytes = fs_err::metadata(runs.join(&base.name))?.len();
         let stages = manifest.stages.iter().map(|record| Stage {
             stage: record.stage.clone(),
             seconds: record.seconds,
@@ -141,12 +146,12 @@ impl NoopKey {
             left_out: manifest.left_out.clone(),
             variables: pipeline.variables.clone(),
             stages: stages.collect(),
-            bytes: Vec::new(),
-            records: 0,
+            base,
+            base_bytes,
         };
         let run = serde_json::to_vec(&run).map_err(std::io::Error::from)?;
         let mut rest = Vec::new();
-        for part in [snapshot.bytes(), &run, manifest.records()?.as_bytes()] {
+        for part in [snapshot.bytes(), &run] {
             rest.extend_from_slice(&(part.len() as u64).to_le_bytes());
             rest.extend_from_slice(part);
         }
@@ -207,8 +212,8 @@ impl NoopKey {
 }
 
 /// Three parts, each after its length.
-fn parts(mut bytes: &[u8]) -> Option<[&[u8]; 3]> {
-    let mut parts = [&bytes[..0]; 3];
+fn parts(mut bytes: &[u8]) -> Option<[&[u8]; 2]> {
+    let mut parts = [&bytes[..0]; 2];
     for part in &mut parts {
         let (length, rest) = bytes.split_first_chunk()?;
         (*part, bytes) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
@@ -256,6 +261,7 @@ impl CachedRun<'_> {
             attrflow: program,
             pipeline: run.pipeline,
             file: file.to_path_buf(),
+            root: None,
             sets,
             started,
             seconds,
@@ -265,9 +271,7 @@ impl CachedRun<'_> {
             stages: Vec::new(),
         };
         let folder = store.runs(&manifest.pipeline);
-        let path = match manifest::write_with(&folder, &manifest, &run.bytes[run.records..])
-            .map_err(StoreError::from)
-        {
+        let path = match manifest::write_repeat(&folder, &manifest, &run.base).map_err(StoreError::from) {
             Err(error) if error.is_read_only() => {
                 let message = format!("read-only file system ({error}); not saved: the manifest");
                 emit(Event::Log { level: "WARN".into(), message });

@@ -104,7 +104,7 @@ impl Coordinator<'_> {
             }
             result => result,
         };
-        keep("results of stages that are gone", self.view.prune(&shown))?;
+        keep("results of stages that are gone", self.view.prune(&shown, self.run.store))?;
         keep("results index", self.view.save())?;
         keep("file-state cache", self.run.store.flush())?;
         let selected: BTreeSet<usize> = self.run.graph.order().iter().copied().collect();
@@ -123,6 +123,7 @@ impl Coordinator<'_> {
             attrflow: self.run.program.clone(),
             pipeline: self.run.pipeline.name.clone(),
             file: self.run.file.clone(),
+            root: fs_err::canonicalize(&self.run.pipeline.root).ok(),
             sets: self.run.sets.clone(),
             started: self.started.clone(),
             seconds,

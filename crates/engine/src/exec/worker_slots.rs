@@ -1,5 +1,6 @@
 //! Threads that take jobs from one queue, each with workers of its own.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::{Job, Queue};
 use super::state_messages::{Message, RunError};
+use crate::identity::digest::Digest;
 use crate::kind::{PREVIOUS, Step, Task};
 use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError};
 use crate::worker::cancel::{Cancel, CancelMode};
@@ -193,7 +195,10 @@ impl<'a> Slot<'a> {
             if let Some(lock) = self.store.try_lock(&fingerprint)? {
                 return Ok(lock);
             }
-            self.reports.say(Message::LockWait(job.common.stage, job.unit, Instant::now()));
+            // Another stage of this run with the same recipe gives its result in a moment.
+            if !self.store.holds(&fingerprint) {
+                self.reports.say(Message::LockWait(job.common.stage, job.unit, Instant::now()));
+            }
             // A lock that is waited for in one call would hold up a run that is to stop.
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -233,7 +238,9 @@ impl<'a> Slot<'a> {
     fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
         let mut worker = self.worker(&held[0].job)?;
         let kind = held[0].job.common.kind;
-        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true };
+        let sources = held.iter().take(count).flat_map(|held| held.job.common.sources.values());
+        let stats = sources.map(|path| (path.clone(), self.store.stat_hash(path))).collect();
+        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true, stats };
         let mut batch = TaskBatch { kind: kind.name.to_owned(), tasks: Vec::new() };
         for LockedJob { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
@@ -294,7 +301,7 @@ impl<'a> Slot<'a> {
         running.since = now;
         while let Some(place) = running.open.iter().position(among) {
             let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
-            let outcome = self.commit(&held.job, attempt, seconds);
+            let outcome = self.commit(&held.job, attempt, seconds, &running.stats);
             running.reliable &= outcome.is_ok();
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
@@ -302,13 +309,16 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes what a job's attempt holds into the store.
-    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64) -> Outcome {
+    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, stats: &SourceStats) -> Outcome {
         let begun = Instant::now();
         let common = &job.common;
         // What was hashed before must be what the worker read, or the result would belong to another recipe.
         for (port, path) in &common.sources {
             let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
-            if expected.is_some_and(|expected| self.store.source(path).ok().as_ref() != Some(expected)) {
+            let Some(expected) = expected else { continue };
+            // Equal bytes do not suffice: a file may have been changed and changed back.
+            let unchanged = stats.get(path).is_some_and(|stat| *stat == self.store.stat_hash(path));
+            if !unchanged || self.store.source(path).ok().as_ref() != Some(expected) {
                 return Err(JobError::Changed { port: port.clone(), path: path.clone() });
             }
         }
@@ -339,7 +349,12 @@ struct Running {
     since: Instant,
     /// Whether all of its results could be kept.
     reliable: bool,
+    /// The sources when it began.
+    stats: SourceStats,
 }
+
+/// The stat hashes of sources by path.
+type SourceStats = BTreeMap<PathBuf, Option<Digest>>;
 
 fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
     match job.step {

@@ -1,6 +1,8 @@
 //! Digests: they identify the bytes of an artifact.
 
 use std::fmt;
+use std::fs::{FileType, Metadata};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -15,17 +17,49 @@ impl Digest {
     /// Hashes a file, in parallel where it is large.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or is none: a FIFO or a device has no end.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
+        let found = std::fs::metadata(path).map_err(|error| named(&error, path))?;
+        if let Some(what) = special(found.file_type()) {
+            let message = format!("{}: found {what}, expected a file or folder", path.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
+        }
         let mut hasher = blake3::Hasher::new();
         hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
-        Ok(Self(*hasher.finalize().as_bytes()))
+        Ok(Self::of_bytes(hasher.finalize(), is_executable(&found)))
+    }
+
+    /// The digest of a file with these bytes.
+    ///
+    /// A program and the same bytes without the permission to run them are two contents, as for git and Nix.
+    pub fn of_bytes(hash: blake3::Hash, executable: bool) -> Self {
+        if !executable {
+            return hash.into();
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("attrflow executable file v1");
+        hasher.update(hash.as_bytes()).finalize().into()
     }
 
     /// The first eight hexadecimal digits, for people.
     pub fn short(&self) -> String {
         self.to_string()[..8].to_owned()
     }
+}
+
+/// Whether the owner of a file may execute it.
+pub fn is_executable(found: &Metadata) -> bool {
+    found.permissions().mode() & 0o100 != 0
+}
+
+/// What is neither a file nor a folder.
+pub fn special(found: FileType) -> Option<&'static str> {
+    let kinds = [
+        (found.is_fifo(), "a FIFO"),
+        (found.is_socket(), "a socket"),
+        (found.is_char_device(), "a character device"),
+        (found.is_block_device(), "a block device"),
+    ];
+    kinds.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
 }
 
 fn named(error: &std::io::Error, path: &Path) -> std::io::Error {
@@ -52,10 +86,12 @@ impl fmt::Debug for Digest {
 
 impl FromStr for Digest {
     type Err = String;
+    /// One spelling alone: a digest is a name of files, and equal ones must be equal texts.
     fn from_str(text: &str) -> Result<Self, String> {
-        blake3::Hash::from_hex(text)
-            .map(Self::from)
-            .map_err(|_| format!("`{text}` is not a digest: expected 64 hexadecimal digits"))
+        let lower = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+        let digest = blake3::Hash::from_hex(text).ok().filter(|_| lower).map(Self::from);
+        digest
+            .ok_or_else(|| format!("`{text}` is not a digest: expected 64 hexadecimal digits in lower case"))
     }
 }
 
@@ -74,7 +110,7 @@ impl TryFrom<String> for Digest {
 
 /// The files of a folder: relative path with `/`, size in bytes, digest; sorted by path.
 ///
-/// Empty folders are not listed. A symbolic link is listed as the file that it points to.
+/// Empty folders are not listed, nor stored: a folder is its files. A symbolic link is listed as the file that it points to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Listing(pub Vec<Listed>);

@@ -46,9 +46,9 @@ impl Disk {
     /// A folder that cannot be read.
     pub fn of(store: &Store) -> Result<Self, StoreError> {
         let mut disk = Self::default();
-        let root = store.root();
-        if root.is_dir() {
-            disk.walk(root, root)?;
+        // The cache, or an area of it, may be a link to another disk.
+        if let Ok(root) = fs_err::canonicalize(store.root()) {
+            disk.walk(&root, &root)?;
         }
         Ok(disk)
     }
@@ -62,7 +62,9 @@ impl Disk {
 
     fn walk(&mut self, root: &Path, path: &Path) -> Result<(), StoreError> {
         // A run may have removed the file meanwhile.
-        let Ok(metadata) = fs_err::symlink_metadata(path) else { return Ok(()) };
+        let area = path.parent() == Some(root);
+        let found = if area { fs_err::metadata(path) } else { fs_err::symlink_metadata(path) };
+        let Ok(metadata) = found else { return Ok(()) };
         let first =
             metadata.nlink() < 2 || metadata.is_dir() || self.seen.insert((metadata.dev(), metadata.ino()));
         let bytes = if metadata.is_file() { metadata.len() } else { 0 };

@@ -1,7 +1,7 @@
 //! What a cache holds, by the names of stages in its manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -70,8 +70,8 @@ pub struct Inventory {
     pub disk: Disk,
     /// The runs of each pipeline, newest first.
     pub runs: BTreeMap<String, Vec<RunUse>>,
-    /// Manifests that cannot be read, and why.
-    pub unread: Vec<String>,
+    /// Manifests that cannot be read, and why. Nothing is known of what their runs need.
+    pub unread: Vec<(PathBuf, String)>,
     /// The units of the stages.
     pub cuts: BTreeMap<Digest, UnitIndex>,
     /// The pins.
@@ -94,7 +94,7 @@ impl Inventory {
                 for path in manifest::list(&pipeline.path()) {
                     match manifest::read(&path) {
                         Ok(manifest) => past.push(RunUse { path, manifest }),
-                        Err(error) => unread.push(error.to_string()),
+                        Err(error) => unread.push((path, error.to_string())),
                     }
                 }
                 runs.insert(pipeline.file_name().to_string_lossy().into_owned(), past);
@@ -117,6 +117,12 @@ impl Inventory {
         let cuts = cuts.into_iter().map(|(fingerprint, (cut, _))| (fingerprint, cut)).collect();
         let (disk, pins) = (Disk::of(store)?, Pins::of(store).list()?);
         Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
+    }
+
+    /// The projects of recorded runs whose folder is no longer there.
+    pub fn gone_projects(&self) -> BTreeSet<&Path> {
+        let runs = self.runs.values().flatten();
+        runs.filter_map(|run| run.manifest.root.as_deref()).filter(|root| !root.is_dir()).collect()
     }
 
     /// Disk usage of a result's objects, without those that are in `counted`, to which they are added.

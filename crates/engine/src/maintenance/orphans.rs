@@ -1,24 +1,20 @@
 //! Files that no run needs, area by area: working folders of killed runs, quarantined files, unused downloads, obsolete areas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-use super::inventory::Inventory;
+use super::inventory::{Inventory, RunUse};
 use super::policy::{Policy, Removal, Target};
-use crate::provenance::manifest;
+use crate::provenance::manifest::{self, Base, Repeat};
 use crate::store::{Area, Part, Store, StoreError};
 
 /// Refuses where something of the store cannot be read, for that may need what would be removed.
 pub(super) fn readable(store: &Store, inventory: &Inventory) -> Result<(), StoreError> {
     if let Some((path, reason)) = inventory.damaged.first() {
         return Err(StoreError::Damaged { path: path.clone(), reason: reason.clone() });
-    }
-    if let Some(reason) = inventory.unread.first() {
-        let path = store.area(Area::Runs);
-        return Err(StoreError::Damaged { path, reason: reason.clone() });
     }
     if let Some(newer) = store.parts()?.into_iter().find(|part| matches!(part, Part::Newer(_))) {
         let reason =
@@ -111,14 +107,31 @@ fn downloads(
     Ok(())
 }
 
+/// Whether a manifest is pinned or signed: a signed one is somebody's statement.
+fn is_protected(run: &RunUse, inventory: &Inventory) -> bool {
+    let pinned = |path: &PathBuf| run.path.ends_with(Path::new(Area::Runs.name()).join(path));
+    manifest::signature_path(&run.path).exists()
+        || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned)
+}
+
+/// Short manifests of runs that changed nothing, of a pipeline.
+const KEPT_REPEATS: usize = 20;
+
 fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
     let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
     for (pipeline, past) in &inventory.runs {
-        for run in past.iter().skip(most) {
-            let pinned = |path: &PathBuf| run.path.ends_with(Path::new(Area::Runs.name()).join(path));
-            // A signed manifest is somebody's statement, so it stays.
-            let signed = manifest::signature_path(&run.path).exists();
-            if signed || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned) {
+        let bases: Vec<Option<Base>> = past.iter().map(|run| Repeat::base_of(&run.path)).collect();
+        let repeats: Vec<usize> =
+            (0..past.len()).filter(|&run| bases[run].is_some()).skip(KEPT_REPEATS).collect();
+        let removed =
+            |run: &usize| (*run >= most || repeats.contains(run)) && !is_protected(&past[*run], inventory);
+        // One that is repeated by another that stays, stays too.
+        let needed: BTreeSet<&str> = (0..past.len())
+            .filter(|run| !removed(run))
+            .filter_map(|run| Some(bases[run].as_ref()?.name.as_str()))
+            .collect();
+        for run in (0..past.len()).filter(removed).map(|run| &past[run]) {
+            if run.path.file_name().and_then(|name| name.to_str()).is_some_and(|name| needed.contains(name)) {
                 continue;
             }
             let path = run.path.clone();

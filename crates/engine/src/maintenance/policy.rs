@@ -21,6 +21,8 @@ pub struct Policy {
     pub units: bool,
     /// How long results that no manifest names are kept, and damaged or downloaded files.
     pub grace: Duration,
+    /// Projects whose runs keep nothing.
+    pub forget: Vec<PathBuf>,
 }
 
 /// What a step removes.

@@ -1,6 +1,7 @@
 //! What garbage collection keeps: results of the last runs, pinned results, and the work of unfinished runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -41,8 +42,17 @@ impl Retained {
     pub fn of(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Self {
         let mut kept = Self::default();
         for past in inventory.runs.values() {
-            for newest in 0..past.len().min(policy.keep_runs) {
-                kept.run(inventory, &past[newest..]);
+            // Pipelines of one name in several projects are several pipelines.
+            let mut projects: BTreeMap<Option<&Path>, Vec<&RunUse>> = BTreeMap::new();
+            for run in past {
+                projects.entry(run.manifest.root.as_deref()).or_default().push(run);
+            }
+            projects
+                .retain(|root, _| root.is_none_or(|root| !policy.forget.iter().any(|forget| root == forget)));
+            for past in projects.values() {
+                for newest in 0..past.len().min(policy.keep_runs) {
+                    kept.run(inventory, &past[newest..]);
+                }
             }
         }
         for pin in &inventory.pins {
@@ -66,7 +76,7 @@ impl Retained {
 
     /// Keeps what the first of these runs needs. For stages that it did not select or reach, the last result before it
     /// remains in use.
-    fn run(&mut self, inventory: &Inventory, past: &[RunUse]) {
+    fn run(&mut self, inventory: &Inventory, past: &[&RunUse]) {
         let Some((run, before)) = past.split_first() else { return };
         let manifest = &run.manifest;
         let mut without: BTreeSet<&str> = manifest.left_out.iter().map(String::as_str).collect();

@@ -118,6 +118,11 @@ impl Verify<'_> {
                 moved: Some(moved),
             });
         }
+        for (path, why) in &inventory.unread {
+            let moved = Some(orphans::quarantine_file(self.store, path)?);
+            let (path, why) = (path.clone(), why.clone());
+            checked.damage.push(Corruption { part: "manifest", path, why, of: BTreeSet::new(), moved });
+        }
         Ok(checked)
     }
 

@@ -60,6 +60,18 @@ impl<'p> Expanded<'p> {
         self.used.iter().any(meets)
     }
 
+    /// Whether the value at a path, or one below it, was read.
+    pub fn reads_exactly(&self, path: &str) -> bool {
+        let meets = |used: &String| {
+            let (wanted, used) = (path.split('.').count(), used.split('.').count());
+            used >= wanted
+        };
+        self.used
+            .iter()
+            .filter(|used| meets(used))
+            .any(|used| path.split('.').zip(used.split('.')).all(|(a, b)| a == b || b == ANY))
+    }
+
     /// The draft of a full name.
     pub fn by_id(&self, id: &str) -> Option<usize> {
         self.ids.get(id).copied()
@@ -136,6 +148,12 @@ fn stage<'p>(
     only_keys(table, &["kind", "when", "each", "inputs", "params"], problems);
     if base.contains(['[', ']', '.', '/']) {
         problems.at(&entry.key, format!("the stage name `{base}` contains one of `[ ] . /`"));
+    } else if base.len() > items::LONGEST {
+        let (found, most) = (base.len(), items::LONGEST);
+        problems.at(
+            &entry.key,
+            format!("the stage name has {found} bytes, expected at most {most}: it names a folder"),
+        );
     } else if base.is_empty() || base.chars().any(char::is_control) {
         problems.at(&entry.key, "the stage name is empty or contains a control character");
     }

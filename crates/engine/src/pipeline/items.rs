@@ -9,8 +9,8 @@ use crate::config::tree::{Node, Table, Value};
 
 /// Maximum stages of one repeated stage.
 const MOST: usize = 100_000;
-/// Maximum bytes of a label: it names a folder, and file systems allow 255.
-const LONGEST: usize = 200;
+/// Maximum bytes of a label or a stage's name: each names a folder, and file systems allow 255.
+pub(super) const LONGEST: usize = 200;
 
 /// The items of one repetition and their joint label; both are empty for a stage that is not repeated.
 pub(super) struct Repetition<'c> {

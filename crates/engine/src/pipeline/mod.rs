@@ -229,8 +229,27 @@ fn read(
     }
     let of_run = |path: &str| path.split('.').next() == Some(RUN);
     for key in new_keys.iter().filter(|key| !of_run(&key.path) && !expanded.reads(&key.path)) {
+        let (list, rest) = key.path.split_once('.').unwrap_or((&key.path, ""));
         let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
-        problem.suggest(&key.name, key.beside.iter().map(String::as_str));
+        if rest.is_empty() || expanded.reads(list) {
+            problem.suggest(&key.name, key.beside.iter().map(String::as_str));
+        } else {
+            // The path below a table that stages read.
+            let tables = config.as_table().into_iter().flat_map(|table| table.entries.keys());
+            let mut paths = tables.map(|table| format!("{table}.{list}.{rest}"));
+            let help = match paths.find(|path| expanded.reads_exactly(path)) {
+                Some(path) => format!("this pipeline reads nothing of `{list}`; did you mean `{path}`?"),
+                None => format!("this pipeline reads nothing of `{list}`"),
+            };
+            problem.help(help);
+        }
+    }
+    if problems.is_empty() {
+        let paths = sets.iter().filter_map(|set| Some(set.split_once('=')?.0.trim()));
+        for path in paths.filter(|path| !of_run(path) && !path.starts_with(DEFAULTS) && !expanded.reads(path))
+        {
+            tracing::warn!("no stage of this pipeline uses `{path}`, so that --set {path} changes nothing");
+        }
     }
     let root = root(file)?;
     let (env, mut variables) = parts.env.into_read();

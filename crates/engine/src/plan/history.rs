@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::identity::recipe::Recipe;
-use crate::provenance::manifest::{self, Manifest, StageRecord};
+use crate::provenance::manifest::{self, Manifest, Repeat, StageRecord};
 
 /// Maximum runs to read.
 const RUNS: usize = 20;
@@ -35,10 +35,19 @@ impl History {
     pub fn read<'s>(folder: &Path, stages: impl IntoIterator<Item = &'s str>) -> Self {
         let mut wanted: HashSet<&str> = stages.into_iter().collect();
         let mut history = Self::default();
-        for path in manifest::list(folder).into_iter().take(RUNS) {
-            if wanted.is_empty() {
+        let mut repeated = HashSet::new();
+        let mut read = 0;
+        for path in manifest::list(folder) {
+            if wanted.is_empty() || read == RUNS {
                 break;
             }
+            // Of runs that repeat one manifest, only the newest is read.
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let base = Repeat::base_of(&path).map_or(name, |base| base.name);
+            if !repeated.insert(base) {
+                continue;
+            }
+            read += 1;
             // A manifest of an older format is skipped.
             let Ok(manifest) = manifest::read(&path) else { continue };
             let run = history.runs.len();

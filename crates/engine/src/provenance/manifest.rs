@@ -1,5 +1,7 @@
 //! The record of a run: its stages, their inputs and their outputs.
 
+mod repeat;
+
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::Write;
@@ -9,13 +11,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+pub use repeat::{Base, Repeat};
+
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
 use crate::store::{Adopted, Artifact};
 
 /// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
-/// `micro_batch`, for audits and replays; 4 added `left_out`; 5 renamed `reused` to `cached`.
-pub const FORMAT: u32 = 5;
+/// `micro_batch`, for audits and replays; 4 added `left_out`; 5 renamed `reused` to `cached`;
+/// 6 has short manifests, see [`Repeat`].
+pub const FORMAT: u32 = 6;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,6 +34,9 @@ pub struct Manifest {
     pub pipeline: String,
     /// The pipeline file, as it was given.
     pub file: PathBuf,
+    /// The real path of the project's folder; absent in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
     /// The `--set` arguments.
     pub sets: Vec<String>,
     /// When the run started, UTC, RFC 3339.
@@ -144,51 +152,34 @@ impl std::fmt::Display for Reads {
     }
 }
 
-/// The end of the text of a manifest without stages.
-const NO_STAGES: &str = "\"stages\": []\n}";
-
-impl Manifest {
-    /// The stages' records as text, in the form that a manifest has them.
-    ///
-    /// # Errors
-    /// A record that JSON cannot express.
-    pub fn records(&self) -> std::io::Result<String> {
-        let text =
-            String::from_utf8(serde_json::to_vec_pretty(&Self { stages: Vec::new(), ..self.clone() })?);
-        let whole = String::from_utf8(serde_json::to_vec_pretty(self)?);
-        let (empty, whole) = (text.unwrap_or_default(), whole.unwrap_or_default());
-        let begin = empty.len() - NO_STAGES.len();
-        debug_assert!(empty.ends_with(NO_STAGES), "the stages come last");
-        Ok(whole.get(begin..).unwrap_or_default().to_owned())
-    }
-}
-
-/// Writes a manifest whose records are given as text, see [`Manifest::records`].
-///
-/// # Errors
-/// A write that failed.
-pub fn write_with(folder: &Path, manifest: &Manifest, records: &[u8]) -> std::io::Result<PathBuf> {
-    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
-    let head = text
-        .strip_suffix(NO_STAGES)
-        .ok_or_else(|| std::io::Error::other("the manifest already has stages"))?;
-    write_text(folder, &manifest.started, &[head.as_bytes(), records])
-}
-
 /// Writes a manifest to the folder of runs and returns its path.
 ///
 /// # Errors
 /// A write that failed.
 pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
-    let text = String::from_utf8(serde_json::to_vec_pretty(manifest)?).map_err(std::io::Error::other)?;
-    write_text(folder, &manifest.started, &[text.as_bytes()])
+    match repeat::repeated(folder, manifest) {
+        Some(base) => write_repeat(folder, manifest, &base),
+        None => write_text(folder, &manifest.started, &serde_json::to_vec_pretty(manifest)?),
+    }
 }
 
-fn write_text(folder: &Path, started: &str, text: &[&[u8]]) -> std::io::Result<PathBuf> {
+/// Writes the manifest of a run that repeats the stages of an earlier one, without its own.
+///
+/// # Errors
+/// A write that failed, or arguments too long for a short manifest whose stages are not given.
+pub fn write_repeat(folder: &Path, manifest: &Manifest, base: &Base) -> std::io::Result<PathBuf> {
+    let text = match Repeat::text(manifest, base) {
+        Some(text) => text,
+        None => serde_json::to_vec_pretty(&Repeat::whole(folder, manifest, base)?)?,
+    };
+    write_text(folder, &manifest.started, &text)
+}
+
+fn write_text(folder: &Path, started: &str, text: &[u8]) -> std::io::Result<PathBuf> {
     fs_err::create_dir_all(folder)?;
     let readable = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    text.iter().try_for_each(|part| file.write_all(part))?;
+    file.write_all(text)?;
     file.write_all(b"\n")?;
     // Names sort by time. A clock may have been set back: a number then sorts the name behind the newest run's.
     let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();
@@ -238,6 +229,9 @@ pub fn read(path: &Path) -> std::io::Result<Manifest> {
 /// # Errors
 /// Bytes that are not a manifest.
 pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
+    if let Some(repeat) = Repeat::parse(text) {
+        return repeat.resolve(path);
+    }
     let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
     let manifest: Manifest =
         serde_json::from_slice(text).map_err(|error| fault(format!("not a manifest: {error}")))?;

@@ -3,7 +3,10 @@
 //! A lock is one byte of an empty file, at the offset that the fingerprint begins with. No file is made or removed for it,
 //! which would cost more than a small stage, and the system releases it when its holder ends in any way.
 
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -12,10 +15,32 @@ use nix::libc;
 use super::{Area, Result, Store};
 use crate::identity::digest::Digest;
 
+/// The fingerprints that this process holds, as the bytes of their lock files.
+static HELD: Mutex<BTreeSet<(PathBuf, i64)>> = Mutex::new(BTreeSet::new());
+
+fn held() -> MutexGuard<'static, BTreeSet<(PathBuf, i64)>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Holds a fingerprint; released when dropped, or when the process ends in any way.
 pub struct Lock {
     // The lock belongs to this opening of the file alone, so that threads exclude each other too.
     _file: fs_err::File,
+    key: (PathBuf, i64),
+}
+
+impl Lock {
+    fn new(file: fs_err::File, fingerprint: &Digest) -> Self {
+        let key = (file.path().to_path_buf(), byte(fingerprint).l_start);
+        held().insert(key.clone());
+        Self { _file: file, key }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        held().remove(&self.key);
+    }
 }
 
 impl Store {
@@ -32,7 +57,7 @@ impl Store {
         let file = self.lock_file()?;
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&byte(fingerprint))) {
-                Ok(_) => return Ok(Lock { _file: file }),
+                Ok(_) => return Ok(Lock::new(file, fingerprint)),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(self.refused(error)),
             }
@@ -46,10 +71,15 @@ impl Store {
     pub fn try_lock(&self, fingerprint: &Digest) -> Result<Option<Lock>> {
         let file = self.lock_file()?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(fingerprint))) {
-            Ok(_) => Ok(Some(Lock { _file: file })),
+            Ok(_) => Ok(Some(Lock::new(file, fingerprint))),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(self.refused(error)),
         }
+    }
+
+    /// Whether this process itself holds a fingerprint, for another stage with the same recipe.
+    pub fn holds(&self, fingerprint: &Digest) -> bool {
+        held().contains(&(self.area(Area::UnitsLock), byte(fingerprint).l_start))
     }
 
     fn lock_file(&self) -> Result<fs_err::File> {

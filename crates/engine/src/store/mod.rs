@@ -20,9 +20,11 @@ pub mod file_state;
 mod fingerprint_lock;
 mod integrity;
 mod inventory;
+mod kept_files;
 mod layout;
 mod publish;
 mod quarantine;
+mod results_use;
 mod results_view;
 mod store_lock;
 mod unit_index;
@@ -48,8 +50,10 @@ use file_state::{FileState, Trust};
 pub use fingerprint_lock::Lock;
 use integrity::Integrity;
 pub use inventory::Indexed;
+pub use kept_files::MovedFile;
 pub use layout::{Area, Part};
 pub use quarantine::{Health, Note};
+pub use results_use::ResultsUse;
 pub use results_view::{Placement, Repair, View};
 pub use store_lock::{ExclusiveLock, SharedLock};
 pub use unit_index::{PART, UnitIndex};
@@ -359,7 +363,10 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<String>) -> Result<()> {
             walk(root, &path, files)?;
         } else {
             let below = path.strip_prefix(root).unwrap_or(&path);
-            files.push(below.to_string_lossy().into_owned());
+            let name = below.to_str().ok_or_else(|| {
+                std::io::Error::other(format!("{}: the name is not UTF-8, expected UTF-8", path.display()))
+            })?;
+            files.push(name.to_owned());
         }
     }
     Ok(())

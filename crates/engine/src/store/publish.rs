@@ -12,7 +12,7 @@ use super::file_state::Trust;
 use super::file_state::tree_stat::TreeStat;
 use super::integrity::{Integrity, SMALL};
 use super::{Artifact, Entry, Result, Store, StoreError, list, names};
-use crate::identity::digest::{Digest, Listing};
+use crate::identity::digest::{Digest, Listing, is_executable};
 use crate::identity::recipe::Recipe;
 
 impl Store {
@@ -125,11 +125,29 @@ pub(super) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Makes a file, or all files of a folder, read-only.
+/// Removes the folders below a folder that hold no file; returns whether it is empty then.
+fn remove_empty_folders(folder: &Path) -> std::io::Result<bool> {
+    let mut empty = true;
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        let removed = entry.file_type()?.is_dir() && remove_empty_folders(&entry.path())?;
+        if removed {
+            fs_err::remove_dir(entry.path())?;
+        }
+        empty &= removed;
+    }
+    Ok(empty)
+}
+
+/// Makes a file, or all files of a folder, read-only. Empty folders below a folder are removed: they are not part of it.
 fn protect(path: &Path, folder: bool) -> Result<()> {
-    let protect = |file: &Path| fs_err::set_permissions(file, Permissions::from_mode(0o444));
+    let protect = |file: &Path| {
+        let executable = is_executable(&fs_err::metadata(file)?);
+        fs_err::set_permissions(file, Permissions::from_mode(if executable { 0o555 } else { 0o444 }))
+    };
     if !folder {
         return Ok(protect(path)?);
     }
+    remove_empty_folders(path)?;
     Ok(names(path)?.par_iter().try_for_each(|name| protect(&path.join(name)))?)
 }

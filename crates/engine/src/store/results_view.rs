@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::file_state::tree_stat::{Stat, TreeStat};
+use super::kept_files::{self, MovedFile};
 use super::{Artifact, Result, Store, remove};
 use crate::identity::digest::{Digest, Listed};
 
@@ -24,6 +25,8 @@ pub struct View {
     shown: BTreeMap<PathBuf, Shown>,
     /// Paths whose record this run changed.
     changed: BTreeSet<PathBuf>,
+    /// Files of the user that were moved out of folders of results.
+    pub moved: Vec<MovedFile>,
     swept: bool,
     /// Whether the file system was found to share no bytes by reflink.
     no_reflink: bool,
@@ -93,7 +96,14 @@ impl View {
     /// Opens the view at `root`; one without a record counts as empty.
     pub fn open(root: &Path) -> Self {
         let shown = record(root);
-        Self { root: root.to_path_buf(), shown, changed: BTreeSet::new(), swept: false, no_reflink: false }
+        Self {
+            root: root.to_path_buf(),
+            shown,
+            changed: BTreeSet::new(),
+            moved: Vec::new(),
+            swept: false,
+            no_reflink: false,
+        }
     }
 
     /// Places an artifact at `path` below the view; costs next to nothing where it is already.
@@ -153,6 +163,7 @@ impl View {
                 Some(Repair::Files(names.len()))
             }
             Wrong::Some(_) | Wrong::All => {
+                self.move_aside(path, store)?;
                 self.replace(&target, link.is_some(), |view, new| view.link(&object, new))?;
                 // A link to an adopted file was right before.
                 let mended = if link.is_some() { Repair::Changed } else { Repair::Missing };
@@ -173,6 +184,16 @@ impl View {
             self.note(path, shown);
         }
         Ok(Placement { path: target, mended })
+    }
+
+    /// Moves files of the user out of a folder that is replaced or removed.
+    fn move_aside(&mut self, path: &Path, store: &Store) -> Result<()> {
+        let listing = match self.shown.get(path) {
+            Some(shown) => store.listing(shown.digest())?,
+            None => None,
+        };
+        self.moved.extend(kept_files::move_aside(&self.root, path, listing.as_ref())?);
+        Ok(())
     }
 
     fn note(&mut self, path: &Path, shown: Shown) {
@@ -213,7 +234,7 @@ impl View {
     ///
     /// # Errors
     /// A removal that failed.
-    pub fn prune(&mut self, paths: &BTreeSet<PathBuf>) -> Result<()> {
+    pub fn prune(&mut self, paths: &BTreeSet<PathBuf>, store: &Store) -> Result<()> {
         if self.shown.keys().all(|path| paths.contains(path)) {
             return Ok(());
         }
@@ -221,6 +242,7 @@ impl View {
         let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
             let target = self.root.join(&path);
+            self.move_aside(&path, store)?;
             if present(&target) {
                 remove(&target)?;
             }

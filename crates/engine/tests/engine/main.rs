@@ -26,6 +26,8 @@ mod remotes;
 mod repairs;
 mod rows;
 mod sequences;
+mod shared_results;
+mod sources;
 mod speed;
 mod toys;
 mod values;

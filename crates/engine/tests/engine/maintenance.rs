@@ -15,8 +15,14 @@ use jiff::Timestamp;
 use crate::project::{Project, files, project};
 use crate::toys::Fault;
 
-pub const POLICY: Policy =
-    Policy { keep_runs: 1, keep_manifests: None, budget: None, units: false, grace: Duration::ZERO };
+pub const POLICY: Policy = Policy {
+    keep_runs: 1,
+    keep_manifests: None,
+    budget: None,
+    units: false,
+    grace: Duration::ZERO,
+    forget: Vec::new(),
+};
 
 fn store(project: &Project) -> Store {
     Store::open(&project.cache).unwrap()
@@ -370,13 +376,25 @@ fn nothing_is_removed_if_something_cannot_be_read() {
     fs_err::write(&entry, "{").unwrap();
     assert!(refused().contains("ab.json is damaged: "));
     fs_err::remove_file(&entry).unwrap();
-    let newest = &manifest::list(&project.cache.join("runs/toy"))[0];
-    let text = fs_err::read(newest).unwrap();
-    fs_err::write(newest, "{").unwrap();
-    assert!(refused().contains("not a manifest"));
-    fs_err::write(newest, text).unwrap();
     fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
     assert!(refused().contains("a newer version of attrflow wrote it"));
+}
+
+#[test]
+fn a_manifest_that_is_cut_off_stops_nothing_and_is_quarantined() {
+    let project = project();
+    project.run(&[]);
+    let store = store(&project);
+    let newest = manifest::list(&project.cache.join("runs/toy"))[0].clone();
+    fs_err::write(&newest, "{").unwrap();
+    let inventory = Inventory::of(&store).unwrap();
+    assert_eq!(inventory.unread.len(), 1);
+    Plan::of(&store, &inventory, &POLICY, Timestamp::now()).unwrap();
+    let checked =
+        attrflow_engine::maintenance::Verify { store: &store, progress: &|_, _| {} }.execute().unwrap();
+    let damage: Vec<&str> = checked.damage.iter().map(|damage| damage.part).collect();
+    assert_eq!((damage, newest.exists()), (vec!["manifest"], false));
+    assert!(Inventory::of(&store).unwrap().unread.is_empty());
 }
 
 #[test]

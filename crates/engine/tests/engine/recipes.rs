@@ -326,7 +326,8 @@ fn digests_are_written_in_one_form() {
     assert_eq!(hex.parse::<Digest>(), Ok(digest));
     assert_eq!(serde_json::to_value(digest).unwrap(), json!(hex));
     let error = "af13".parse::<Digest>().unwrap_err();
-    assert_eq!(error, "`af13` is not a digest: expected 64 hexadecimal digits");
+    assert_eq!(error, "`af13` is not a digest: expected 64 hexadecimal digits in lower case");
+    assert!(hex.to_uppercase().parse::<Digest>().is_err());
     let missing = Digest::of_file(Path::new("nowhere/at all")).unwrap_err().to_string();
     assert!(missing.starts_with("nowhere/at all: "), "{missing}");
 }

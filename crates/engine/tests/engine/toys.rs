@@ -261,6 +261,8 @@ pub enum Fault {
     Panics,
     /// Before the task, this file is rewritten.
     Rewrites(PathBuf, String),
+    /// Before the task, this file is rewritten, and written as it was, with its time.
+    ChangesBack(PathBuf, String),
 }
 
 /// Runs tasks in this process and records them.
@@ -354,6 +356,14 @@ impl Worker for Here {
                 Fault::Lost(_) => {}
                 Fault::Panics => panic!("panicking as requested"),
                 Fault::Rewrites(file, text) => fs_err::write(file, text).unwrap(),
+                Fault::ChangesBack(file, text) => {
+                    let (old, when) =
+                        (fs_err::read(file).unwrap(), fs_err::metadata(file).unwrap().modified());
+                    fs_err::write(file, text).unwrap();
+                    fs_err::write(file, old).unwrap();
+                    let opened = fs_err::File::options().append(true).open(file).unwrap();
+                    opened.file().set_modified(when.unwrap()).unwrap();
+                }
             }
         }
         self.0.log.lock().unwrap().push(names.join(" + "));

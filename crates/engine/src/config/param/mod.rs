@@ -204,12 +204,12 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 /// The form that [`plain_name`] accepts, for messages.
-pub const PLAIN_NAME: &str = "letters, digits, `_`; after the first character also `-` and `.`";
+pub const PLAIN_NAME: &str = "at most 200 letters, digits, `_`; after the first character also `-` and `.`";
 
 /// Whether a text can name a port or a file: it contains no path.
 pub fn plain_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    !text.is_empty() && !text.starts_with(['-', '.']) && text.bytes().all(plain)
+    (1..=200).contains(&text.len()) && !text.starts_with(['-', '.']) && text.bytes().all(plain)
 }
 
 /// Reports a name that is not one of the choices of an enumeration.

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
+use crate::provenance::manifest::{self, Repeat};
 use crate::store::{Entry, Store};
 
 /// The size of an upload part; S3 requires at least 5 MiB.
@@ -159,11 +160,24 @@ impl Push<'_> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let to = remote.runs(pipeline).join(name);
             if self.again || remote.size(&to).await?.is_none() {
-                remote.write(&to, fs_err::read(path)?).await?;
+                // A short manifest is of use only beside the one that it names.
+                let text = match Repeat::base_of(path) {
+                    Some(_) => {
+                        serde_json::to_vec_pretty(&manifest::read(path)?).map_err(std::io::Error::from)?
+                    }
+                    None => fs_err::read(path)?,
+                };
+                remote.write(&to, text).await?;
             }
         }
         Ok(())
     }
+}
+
+/// The digest of a file with these bytes, executable if that is the expected one.
+fn named(hash: blake3::Hash, expected: &Digest) -> Digest {
+    let executable = Digest::of_bytes(hash, true);
+    if executable == *expected { executable } else { hash.into() }
 }
 
 /// Uploads and hashes a file; it appears on the remote only if it matches its digest. Otherwise returns what is wrong.
@@ -179,7 +193,7 @@ async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
     let first = piece(&mut reader)?;
     hasher.update(&first);
     if first.len() < PIECE {
-        let found = Digest::from(hasher.finalize());
+        let found = named(hasher.finalize(), &file.digest);
         if found != file.digest {
             return fault(format!("it is damaged: found {found}, expected {}", file.digest));
         }
@@ -188,7 +202,7 @@ async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
     }
     let mut upload = remote.store.put_multipart(&path).await.map_err(|error| remote.describe(error))?;
     let sent = parts(remote, upload.as_mut(), first, &mut reader, &mut hasher).await;
-    let found = Digest::from(hasher.finalize());
+    let found = named(hasher.finalize(), &file.digest);
     match sent {
         Ok(()) if found == file.digest => {
             upload.complete().await.map_err(|error| remote.describe(error))?;

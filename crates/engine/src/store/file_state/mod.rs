@@ -267,6 +267,11 @@ impl Store {
         Ok(list(path, &|file| self.stat_digest(file))?.digest())
     }
 
+    /// The stat hash of a file or folder outside the store: it differs after any change, also one that was taken back.
+    pub fn stat_hash(&self, path: &Path) -> Option<Digest> {
+        TreeStat::at(path).ok().flatten().map(|stat| stat.stat_hash())
+    }
+
     pub(super) fn stat_digest(&self, file: &Path) -> Result<Digest> {
         let stat = Stat::of(file)?;
         let path = file.as_os_str().as_encoded_bytes();

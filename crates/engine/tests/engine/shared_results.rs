@@ -1,0 +1,128 @@
+//! Results folders and caches that are not one project's alone: files of the user, two runs at once, two projects.
+
+use attrflow_engine::identity::digest::Digest;
+use attrflow_engine::maintenance::{Inventory, Plan};
+use attrflow_engine::provenance::manifest::{self, Outcome, Repeat};
+use attrflow_engine::store::{ResultsUse, Store};
+use jiff::Timestamp;
+
+use crate::maintenance::{POLICY, collect};
+use crate::project::{Project, project};
+
+#[test]
+fn files_of_the_user_are_moved_out_of_a_folder_that_is_replaced_or_removed() {
+    let project = project();
+    project.run(&[]);
+    let folder = project.path("results/toy/lines/folder");
+    assert!(folder.is_dir(), "an output that is a folder");
+    fs_err::write(folder.join("notes.txt"), "mine").unwrap();
+    assert_eq!(project.run(&[]).warnings(), Vec::<&str>::new());
+    assert!(folder.join("notes.txt").exists(), "the folder was not replaced");
+    let ran = project.run(&["count.to=3"]);
+    let kept = project.path("results/toy/kept/lines/folder/notes.txt");
+    assert_eq!(fs_err::read_to_string(&kept).unwrap(), "mine");
+    let expected = format!(
+        "{} is not a result of the stage; it was moved to {}",
+        folder.join("notes.txt").display(),
+        kept.display()
+    );
+    assert_eq!(ran.warnings(), [expected]);
+    // A second one of the name gets a number.
+    fs_err::write(folder.join("notes.txt"), "more").unwrap();
+    project.run(&["count.to=2"]);
+    assert_eq!(
+        fs_err::read_to_string(project.path("results/toy/kept/lines/folder/notes.txt.1")).unwrap(),
+        "more"
+    );
+}
+
+#[test]
+fn a_run_is_warned_of_another_with_other_parameters() {
+    let project = project();
+    let results = project.path("results/toy");
+    let [one, two] = [b"one", b"two"].map(|text| Digest::from(blake3::hash(text)));
+    let (first, others) = ResultsUse::enter(&results, &one);
+    assert!(!others);
+    assert!(!ResultsUse::enter(&results, &one).1, "the same parameters give the same results");
+    assert!(ResultsUse::enter(&results, &two).1);
+    let warned = project.run(&[]);
+    assert!(
+        warned.warnings()[0].starts_with("another run of this pipeline with other parameters is in progress")
+    );
+    drop(first);
+    assert!(!ResultsUse::enter(&results, &two).1);
+}
+
+fn runs(project: &Project) -> Vec<std::path::PathBuf> {
+    manifest::list(&project.cache.join("runs/toy"))
+}
+
+#[test]
+fn a_run_that_changes_nothing_leaves_a_short_manifest() {
+    let project = project();
+    let first = project.run(&[]).manifest;
+    for _ in 0..30 {
+        project.run(&[]);
+    }
+    let short = &runs(&project)[0];
+    assert!(fs_err::metadata(short).unwrap().len() < 1000);
+    let read = manifest::read(short).unwrap();
+    assert!(read.stages.iter().all(|record| record.outcome == Outcome::Cached));
+    let fingerprints = |manifest: &manifest::Manifest| {
+        manifest.stages.iter().map(|record| (record.stage.clone(), record.fingerprint)).collect::<Vec<_>>()
+    };
+    assert_eq!(fingerprints(&read), fingerprints(&first));
+    assert_eq!(runs(&project).len(), 31);
+    collect(&project, &POLICY);
+    let left = runs(&project);
+    let repeats = left.iter().filter(|path| Repeat::base_of(path).is_some()).count();
+    assert_eq!((left.len() - repeats <= 2, repeats), (true, 20));
+    assert_eq!(fingerprints(&manifest::read(&left[0]).unwrap()), fingerprints(&first));
+    // Another parameter gives a whole one again.
+    project.run(&["first.text=c"]);
+    assert!(Repeat::base_of(&runs(&project)[0]).is_none());
+}
+
+#[test]
+fn a_short_manifest_names_the_bytes_that_it_repeats() {
+    let project = project();
+    (0..3).for_each(|_| drop(project.run(&[])));
+    let short = runs(&project)[0].clone();
+    let base = short.with_file_name(Repeat::base_of(&short).unwrap().name);
+    let text = fs_err::read_to_string(&base).unwrap();
+    fs_err::write(&base, text.replace("\"toy\"", "\"toy2\"")).unwrap();
+    let error = manifest::read(&short).unwrap_err().to_string();
+    assert!(error.ends_with("which was changed"), "{error}");
+    fs_err::remove_file(&base).unwrap();
+    assert!(manifest::read(&short).unwrap_err().to_string().contains("it repeats another manifest: "));
+    let elsewhere = fs_err::read_to_string(&short).unwrap().replace("\"name\": \"", "\"name\": \"../");
+    fs_err::write(&short, elsewhere).unwrap();
+    assert!(
+        manifest::read(&short).unwrap_err().to_string().contains("expected the name of a file beside it")
+    );
+}
+
+#[test]
+fn pipelines_of_one_name_in_two_projects_keep_their_results() {
+    let (one, mut two) = (project(), project());
+    two.cache = one.cache.clone();
+    one.run(&["first.text=one"]);
+    for text in ["two", "three", "four"] {
+        two.run(&[&format!("first.text={text}")]);
+    }
+    collect(&one, &POLICY);
+    assert_eq!(one.run(&["first.text=one"]).ran(), Vec::<&str>::new());
+    assert_eq!(two.run(&["first.text=four"]).ran(), Vec::<&str>::new());
+    assert!(two.run(&["first.text=two"]).ran().contains(&"first"));
+    // A project that is gone is named, and released on request alone.
+    let store = Store::open(&one.cache).unwrap();
+    let gone = fs_err::canonicalize(&two.root).unwrap();
+    drop(two);
+    let inventory = Inventory::of(&store).unwrap();
+    assert_eq!(inventory.gone_projects().into_iter().collect::<Vec<_>>(), [gone.as_path()]);
+    let removed = |forget: Vec<std::path::PathBuf>| {
+        let policy = attrflow_engine::maintenance::Policy { forget, ..POLICY };
+        Plan::of(&store, &inventory, &policy, Timestamp::now()).unwrap().steps.len()
+    };
+    assert!(removed(vec![gone]) > removed(Vec::new()));
+}
