@@ -1,15 +1,18 @@
 //! `attrflow diff`: two manifests, key by key.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::failure::Failure;
-use super::manifests;
+use super::manifests::{self, Named};
+use crate::io::rankings::{self, Compared};
 use crate::progress::{print, short_path};
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::provenance::audit::{Diff, Difference};
+use attrflow_engine::store::Store;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -32,10 +35,12 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
     let open = |name: &str| manifests::open(name, args.cache.as_deref());
     let (a, b) = (open(&args.a)?, open(&args.b)?);
     let diff = Diff::of(&a.manifest, &b.manifest);
+    let rankings = rankings(&a, &b, args.cache.as_deref());
     if args.json {
         let same = diff.same_results();
         let mut line = json!(diff);
         line["same_results"] = same.into();
+        line["rankings"] = json!(rankings.iter().cloned().collect::<BTreeMap<_, _>>());
         line["a"] = json!(a.path);
         line["b"] = json!(b.path);
         print(&format!("{line}\n"));
@@ -49,6 +54,16 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
         for (stage, differences) in results {
             section(&format!("results of {stage}"), differences);
         }
+        if !rankings.is_empty() {
+            print("\nrankings\n");
+        }
+        for (stage, Compared { top, correlation }) in &rankings {
+            let tops: Vec<String> =
+                top.iter().map(|(size, common)| format!("{common} of the top {size}")).collect();
+            let tops =
+                if tops.is_empty() { String::new() } else { format!("in both: {}; ", tops.join(", ")) };
+            print(&format!("  {stage}: {tops}rank correlation {correlation:.4}\n"));
+        }
         print(match (diff.same_results(), run.is_empty() && recipes.is_empty()) {
             (true, true) => "\nno difference\n",
             (true, false) => "\nthe same results\n",
@@ -59,6 +74,25 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::Different("the results differ".into())),
     }
+}
+
+/// How alike the rankings are that differ, by stage, as far as both are in a cache.
+fn rankings(a: &Named, b: &Named, cache: Option<&Path>) -> Vec<(String, Compared)> {
+    let rank = |named: &Named, stage: &str| {
+        let record = named.manifest.stages.iter().find(|record| record.stage == stage)?;
+        let digest = record.outputs.get("rank")?.digest;
+        let store = Store::open(&manifests::cache(&named.path, cache).ok()?).ok()?;
+        Some((digest, store.path(&digest)))
+    };
+    let stages = a.manifest.stages.iter().map(|record| record.stage.as_str());
+    let compared = stages.filter_map(|stage| {
+        let ((of_a, a), (of_b, b)) = (rank(a, stage)?, rank(b, stage)?);
+        if of_a == of_b {
+            return None;
+        }
+        Some((stage.to_owned(), rankings::compare(&a, &b).ok()??))
+    });
+    compared.collect()
 }
 
 fn section(title: &str, differences: &[Difference]) {

@@ -26,6 +26,10 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     };
     let usage = |error: std::io::Error| Failure::Usage(error.to_string());
     tracing::info!("manifest {}", path.display());
+    let kind = fs_err::metadata(&path).map_err(usage)?.file_type();
+    if !kind.is_file() {
+        return Err(Failure::Usage(format!("{}: expected a manifest, found no file", path.display())));
+    }
     let bytes = fs_err::read(&path).map_err(usage)?;
     let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
     Ok(Named { path, manifest, bytes })

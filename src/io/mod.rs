@@ -10,6 +10,7 @@ pub mod json;
 pub mod mistaken;
 pub mod names;
 pub mod npy;
+pub mod rankings;
 pub mod tensor_file;
 pub mod torch;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::fisher::IMAGES;
+use super::influence_summary::Summary;
 use super::loss_pass::top_k::{self, Report, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
@@ -108,7 +109,7 @@ impl Kind for Influence {
             Output::new("top_k", top_k::REPORT, "the computed images and the certified recall").enabled_by("top_k"),
         ],
         inherits: &[Inherit { param: "loss", port: "pretrain_loss" }],
-        ..KindInfo::new::<Self>("influence", 3, "the influence of every training image on one query")
+        ..KindInfo::new::<Self>("influence", 4, "the influence of every training image on one query")
     };
 }
 
@@ -237,6 +238,8 @@ impl Compute for Influence {
             None => rank(&scores)?,
             Some(exact) => rank_exact_first(&scores, exact)?,
         };
+        let summary = Summary::of(Some(inputs.path("weights")), &scores)?;
+        summary.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         writer::write_f32(out.join("influence.npy"), &[images], &scores)?;
         Ok(writer::write_i64(out.join("rank.npy"), &[images], &ranks)?)
     }

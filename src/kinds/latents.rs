@@ -1,5 +1,6 @@
 //! Encodes images and captions for the network: latents and text embeddings.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -12,7 +13,7 @@ use super::shared::text::TextModel;
 use super::shared::{check_inputs, check_outputs, device, expected, ranges};
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::resize::shorter_side;
-use crate::io::image::{center_crop, load_rgb, to_unit};
+use crate::io::image::{Loaded, Reading, Transparency, center_crop, load, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::method::noise::{Generator, derived_seed};
@@ -22,7 +23,9 @@ use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
 };
+use attrflow_engine::store::names;
 use attrflow_engine::{choice, params};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 choice! {
@@ -54,6 +57,26 @@ impl StorageDtype {
     }
 }
 
+choice! {
+    /// What transparent pixels of training images become.
+    pub enum Transparent {
+        /// Their colour without alpha, as published.
+        Drop = "drop",
+        /// A blend with white.
+        White = "white",
+    }
+}
+
+choice! {
+    /// What is done with the EXIF orientation of training images.
+    pub enum Orient {
+        /// Nothing, as published.
+        Ignore = "ignore",
+        /// The image is turned as it says.
+        Apply = "apply",
+    }
+}
+
 params! {
     /// Parameters of `latents`.
     pub struct Latents {
@@ -67,6 +90,10 @@ params! {
         seed: u32 = 0,
         /// How text embeddings are stored.
         text_dtype: StorageDtype = StorageDtype::Float32,
+        /// Transparent pixels: `drop` drops alpha without blending, as published; `white` blends with white.
+        transparency: Transparent = Transparent::Drop,
+        /// The EXIF orientation: `ignore` ignores it, as published; `apply` turns the image.
+        orientation: Orient = Orient::Ignore,
     }
 }
 
@@ -91,7 +118,7 @@ impl Kind for Latents {
             Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),
             Output::new("text_embeddings", TEXTS, "float [N, captions, L, D]"),
         ],
-        ..KindInfo::new::<Self>("latents", 2, "training images and captions as latents and text embeddings")
+        ..KindInfo::new::<Self>("latents", 3, "training images and captions as latents and text embeddings")
     };
 }
 
@@ -108,7 +135,8 @@ impl Stage for Latents {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let Self { pixels, captions, posterior: _, seed: _, text_dtype } = self;
+        let Self { pixels, captions, posterior: _, seed: _, text_dtype, transparency: _, orientation: _ } =
+            self;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
@@ -150,14 +178,23 @@ impl Compute for Latents {
         let _no_grad = tch::no_grad_guard();
         let total = range.len() as u64;
         let progress = |done| cx.progress(done, total);
+        let mut notes = Notes::default();
         with_vae(inputs, cx.device, |vae| {
-            write_latents(self, inputs, items, range.start, (vae, device::torch(cx.device)), out, &progress)
+            let vae = (vae, device::torch(cx.device));
+            write_latents(self, inputs, items, range.start, vae, out, &mut notes, &progress)
         })?;
-        with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out))
+        with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out, &mut notes))?;
+        Ok(fs_err::write(out.join(NOTES), serde_json::to_vec(&notes)?)?)
     }
 
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
-        let Task { out, .. } = task;
+        let Task { inputs, out, .. } = task;
+        let mut notes = Notes::default();
+        for part in parts {
+            notes.add(serde_json::from_slice(&fs_err::read(part.join(NOTES))?)?);
+        }
+        notes.unlisted = unlisted(inputs)?;
+        notes.lines(self).iter().for_each(|line| tracing::warn!("{line}"));
         let each = |name: &str| parts.iter().map(|part| part.join(name)).collect::<Vec<_>>();
         let latents = [each(PLAIN), each(FLIPPED)].concat();
         writer::concat(&latents, out.join("latents.npy"))?;
@@ -185,6 +222,91 @@ impl Compute for Latents {
     }
 }
 
+/// The file of a unit's notes.
+const NOTES: &str = "notes.json";
+
+/// What of the data set is computed in another way than it may seem.
+#[derive(Default, Serialize, Deserialize)]
+struct Notes {
+    transparent: Counted,
+    turned: Counted,
+    cut: Counted,
+    #[serde(skip)]
+    unlisted: Counted,
+}
+
+/// How many there are, and the first.
+#[derive(Default, Serialize, Deserialize)]
+struct Counted {
+    count: usize,
+    first: Option<String>,
+}
+
+impl Counted {
+    fn count(&mut self, is_one: bool, name: &str) {
+        if is_one {
+            self.count += 1;
+            self.first.get_or_insert_with(|| name.to_owned());
+        }
+    }
+
+    fn add(&mut self, other: Counted) {
+        self.count += other.count;
+        self.first = self.first.take().or(other.first);
+    }
+}
+
+impl Notes {
+    fn add(&mut self, other: Notes) {
+        self.transparent.add(other.transparent);
+        self.turned.add(other.turned);
+        self.cut.add(other.cut);
+    }
+
+    /// The notes for people.
+    fn lines(&self, params: &Latents) -> Vec<String> {
+        let Latents { transparency, orientation, .. } = params;
+        let kinds = [
+            (
+                &self.transparent,
+                "images have transparent pixels",
+                match transparency {
+                    Transparent::Drop => "alpha is dropped (`transparency`)",
+                    Transparent::White => "blended with white (`transparency`)",
+                },
+            ),
+            (
+                &self.turned,
+                "images have an EXIF orientation",
+                match orientation {
+                    Orient::Ignore => "it is ignored (`orientation`)",
+                    Orient::Apply => "they are turned (`orientation`)",
+                },
+            ),
+            (&self.cut, "captions are longer than the text encoder reads", "their ends are cut off"),
+            (&self.unlisted, "images of the folder are not in the captions file", "they are left out"),
+        ];
+        let present = kinds.into_iter().filter_map(|(counted, what, how)| {
+            Some(format!("{} {what}, for instance {:?}: {how}", counted.count, counted.first.as_ref()?))
+        });
+        present.collect()
+    }
+}
+
+/// Images of the folder that the captions file does not name.
+fn unlisted(inputs: &Inputs) -> anyhow::Result<Counted> {
+    let captions = Captions::read_all(inputs.path("captions"))?;
+    let listed: HashSet<&str> = captions.items.iter().map(|item| item.file_name.as_str()).collect();
+    let mut names = names(inputs.path("images"))?;
+    names.retain(|name| {
+        let extension =
+            Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        matches!(extension.to_ascii_lowercase().as_str(), "png" | "jpg" | "jpeg")
+            && !listed.contains(name.as_str())
+    });
+    Ok(Counted { count: names.len(), first: names.into_iter().next() })
+}
+
 /// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch.
 fn write_latents(
     params: &Latents,
@@ -193,13 +315,23 @@ fn write_latents(
     first: usize,
     (vae, device): (&Vae, Device),
     out: &Path,
+    notes: &mut Notes,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<()> {
+    let reading = Reading {
+        transparency: match params.transparency {
+            Transparent::Drop => Transparency::Drop,
+            Transparent::White => Transparency::White,
+        },
+        orient: params.orientation == Orient::Apply,
+    };
     let side = i64::from(params.pixels);
     let mut writers: [Option<NpyWriter>; 2] = [None, None];
     for (place, item) in items.iter().enumerate() {
         let path = inputs.path("images").join(&item.file_name);
-        let rgb = load_rgb(&path)?;
+        let Loaded { rgb, transparent, turned } = load(&path, reading)?;
+        notes.transparent.count(transparent, &item.file_name);
+        notes.turned.count(turned, &item.file_name);
         let rgb = center_crop(&shorter_side(&rgb, params.pixels), params.pixels)
             .with_context(|| path.display().to_string())?;
         for (flip, writer) in writers.iter_mut().enumerate() {
@@ -239,12 +371,21 @@ fn write_latents(
 }
 
 /// Encodes the captions of each image together.
-fn write_texts(params: &Latents, items: &[Item], model: &TextModel, out: &Path) -> anyhow::Result<()> {
+fn write_texts(
+    params: &Latents,
+    items: &[Item],
+    model: &TextModel,
+    out: &Path,
+    notes: &mut Notes,
+) -> anyhow::Result<()> {
     let dtype = params.text_dtype.dtype();
     let mut writer = None;
     for item in items {
         let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();
         let texts = model.embed(&captions)?; // [captions, L, D]
+        for caption in captions {
+            notes.cut.count(model.is_cut(caption)?, caption);
+        }
         let writer = match &mut writer {
             Some(writer) => writer,
             None => {

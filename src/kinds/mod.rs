@@ -5,6 +5,7 @@ mod download;
 mod fisher;
 mod generate;
 mod influence;
+mod influence_summary;
 mod latents;
 mod loss_pass;
 mod pretrain_loss;

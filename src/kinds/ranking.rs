@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use image::RgbImage;
 use serde::Serialize;
+use serde_json::json;
 
+use super::influence_summary::Summary;
 use super::loss_pass::top_k::Report;
 use super::shared::check_outputs::{self, Outputs};
 use crate::io::captions::coco::{Captions, Item};
@@ -44,19 +46,21 @@ impl Kind for Ranking {
             Input::new("rank", "int64 [N]: image indices in descending order of influence"),
             Input::new("top_k", "the output `top_k` of `influence`: the images with exact influences")
                 .optional(),
+            Input::new("weights", "the output `weights` of `unlearn`: how much the loss of the query rose")
+                .optional(),
             Input::new("captions", "a captions file in COCO's layout").optional(),
             Input::new("images", "the folder of training images, for the picture").optional(),
             Input::new("query", "the generated image, for the picture").optional(),
         ],
         outputs: &[
             Output::new("table", TABLE, "the most influential images, one per line"),
-            Output::new("json", JSON, "the same rows with all captions"),
+            Output::new("json", JSON, "the same rows with all captions, and a summary of all influences"),
             Output::new("picture", PICTURE, "the query and the most influential images"),
         ],
         libtorch: false,
         ..KindInfo::new::<Self>(
             "ranking",
-            1,
+            2,
             "the most influential training images as table, JSON and picture",
         )
     };
@@ -105,15 +109,18 @@ impl Compute for Ranking {
             rows.iter_mut().for_each(|row| row.exact = Some(exact[row.index]));
         }
         write_csv(&out.join(TABLE), &rows)?;
-        write_json(&out.join(JSON), &rows)?;
+        let summary = Summary::of(inputs.get("weights"), &influence)?;
+        write_json(&out.join(JSON), &summary, &rows)?;
         let query = match inputs.get("query") {
             Some(path) => load_rgb(path)?,
             None => RgbImage::from_pixel(64, 64, image::Rgb([240; 3])),
         };
         let shown = &rows[..rows.len().min(self.images_shown as usize)];
         let picture = match inputs.get("images") {
-            Some(images) if inputs.get("captions").is_some() => draw(&query, &self.title, shown, images)?,
-            _ => contact_sheet(&query, &self.title, &[]),
+            Some(images) if inputs.get("captions").is_some() => {
+                draw(&query, &self.title, &summary.warnings, shown, images)?
+            }
+            _ => contact_sheet(&query, &self.title, &summary.warnings, &[]),
         };
         Ok(save_png(&picture, out.join(PICTURE))?)
     }
@@ -202,20 +209,26 @@ fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the rows with all captions.
-fn write_json(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(rows)?;
+/// Writes the summary and the rows with all captions.
+fn write_json(path: &Path, summary: &Summary, rows: &[Row]) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(&json!({ "summary": summary, "rows": rows }))?;
     text.push(b'\n');
     Ok(fs_err::write(path, text)?)
 }
 
 /// Draws the query and, below it, the training images with rank, influence and first caption.
-fn draw(query: &RgbImage, title: &str, rows: &[Row], images: &Path) -> anyhow::Result<RgbImage> {
+fn draw(
+    query: &RgbImage,
+    title: &str,
+    warnings: &[String],
+    rows: &[Row],
+    images: &Path,
+) -> anyhow::Result<RgbImage> {
     let cells = rows.iter().map(|row| {
         let path = images.join(&row.file_name);
         let image = load_rgb(&path).with_context(|| format!("training image {}", row.index))?;
         let title = format!("{}. {:+.3e}", row.rank, row.influence);
         Ok(Cell { image, title, lines: row.captions.iter().take(1).cloned().collect() })
     });
-    Ok(contact_sheet(query, title, &cells.collect::<anyhow::Result<Vec<_>>>()?))
+    Ok(contact_sheet(query, title, warnings, &cells.collect::<anyhow::Result<Vec<_>>>()?))
 }

@@ -22,6 +22,10 @@ use attrflow_engine::kind::{
 };
 use serde_json::json;
 
+/// Metadata keys of the weights: how much the query's loss rose, and how much to first order.
+pub(super) const RISE: &str = "query_rise";
+pub(super) const PREDICTED_RISE: &str = "query_rise_predicted";
+
 impl Kind for UnlearnParams {
     const INFO: KindInfo = KindInfo {
         inputs: &[
@@ -105,11 +109,26 @@ impl Compute for UnlearnParams {
         let fisher = tensors::read(inputs.path("fisher"))?;
         let total = (self.steps * self.grad_accum_steps) as u64;
         let images = images(self, inputs)?;
+        let mut unlearning =
+            Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?;
+        let file = |error| with_file(error, inputs.path("fisher"));
+        let before = unlearning.query_loss().map_err(file)?;
         let changed =
-            Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?
-                .run(&fisher, images, &mut |done| cx.progress(done as u64, total))
-                .map_err(|error| with_file(error, inputs.path("fisher")))?;
-        tensors::write(&out.join("unlearned.safetensors"), &changed, &[(IMAGES, images.to_string())])
+            unlearning.run(&fisher, images, &mut |done| cx.progress(done as u64, total)).map_err(file)?;
+        let rise = unlearning.query_loss().map_err(file)? - before;
+        let predicted = unlearning.predicted_rise();
+        anyhow::ensure!(
+            rise > 0.0,
+            "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise. \
+             `lr` is {}: set it to another value",
+            self.lr
+        );
+        let metadata = [
+            (IMAGES, images.to_string()),
+            (PREDICTED_RISE, format!("{predicted:e}")),
+            (RISE, format!("{rise:e}")),
+        ];
+        tensors::write(&out.join("unlearned.safetensors"), &changed, &metadata)
     }
 
     fn trial(

@@ -62,7 +62,12 @@ pub struct Unlearning<'a> {
     params: &'a UnlearnParams,
     chosen: Vec<String>,
     micro_batch: usize,
+    /// See [`Unlearning::predicted_rise`].
+    predicted: f64,
 }
+
+/// Rows of the loss that is measured before and after.
+const RISE_ROWS: i64 = 100;
 
 impl<'a> Unlearning<'a> {
     /// The query is a latent [C, H, W] and its condition, one.
@@ -86,13 +91,13 @@ impl<'a> Unlearning<'a> {
         let device = unet.device();
         let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
         let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
-        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch })
+        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch, predicted: 0.0 })
     }
 
     /// All steps; returns the changed parameters in float32.
     ///
     /// `fisher` is the Fisher diagonal by parameter in float64, `images` the number N of training images
-    /// (without mirror images). `progress` hears how many batches are done.
+    /// (without mirror images). `progress` receives the number of finished batches.
     ///
     /// # Errors
     /// The Fisher diagonal doesn't fit the parameters or holds zeros, or a number is not finite.
@@ -207,6 +212,8 @@ impl<'a> Unlearning<'a> {
             let step = &gradient[name] * self.params.lr
                 / (fisher * images as f64)
                 / self.params.grad_accum_steps as f64;
+            let mean = &gradient[name] / self.params.grad_accum_steps as f64;
+            self.predicted += (mean * &step).sum(Kind::Double).double_value(&[]);
             // Checked as it is stored: what is finite in float64 may not be in float32.
             let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
             if moved.isfinite().all().int64_value(&[]) == 0 {
@@ -216,6 +223,34 @@ impl<'a> Unlearning<'a> {
             self.unet.update(name, &moved);
         }
         Ok(())
+    }
+
+    /// How much the steps so far raise the query's loss to first order: the sum of gradient times step.
+    pub fn predicted_rise(&self) -> f64 {
+        self.predicted
+    }
+
+    /// The query's loss now: the mean over timesteps spread over all, each with noise that is always the same.
+    ///
+    /// # Errors
+    /// A loss is not finite.
+    pub fn query_loss(&self) -> Result<f64, MathError> {
+        let (train, device) = (self.schedule.train_timesteps(), self.unet.device());
+        let count = RISE_ROWS.min(train);
+        let timesteps: Vec<i64> = (0..count).map(|row| (2 * row + 1) * train / (2 * count)).collect();
+        let mut shape = self.latent.size();
+        shape[0] = count;
+        let seed = derived_seed("rise", &[self.params.seed.into()]);
+        let noise = Generator::seeded(seed).normal(&shape, Device::Cpu).to_device(device);
+        let rows = self.rows(Tensor::from_slice(&timesteps).to_device(device), noise);
+        let sums = in_micro_batches(rows.len(), self.micro_batch, |row, most| {
+            let some = rows.slice(row..row + most);
+            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+            let losses = some.losses(self.unet, self.schedule);
+            check(&losses, |row| (0, some.timesteps.int64_value(&[row as i64])))?;
+            Ok::<_, MathError>((most, losses.sum(Kind::Double).double_value(&[])))
+        })?;
+        Ok(sums.into_iter().sum::<f64>() / count as f64)
     }
 
     /// Copies of the chosen parameters as they are now.

@@ -1,6 +1,6 @@
 //! Live progress on a terminal, and the summary that ends every run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::log::log;
 use super::{Reporter, Table, duration, print, short_path};
 use attrflow_engine::exec::event::{Event, PlacedArtifact};
 
-/// Shows only failures and the summary.
+/// Shows a line as a stage starts and ends, failures, and the summary.
 pub struct Quiet {
     summary: Option<Summary>,
 }
@@ -32,7 +32,20 @@ impl Default for Quiet {
 impl Reporter for Quiet {
     fn on_event(&mut self, event: &Event) {
         log(event, false);
-        if let Some(line) = important(event) {
+        let line = match event {
+            Event::StageStarted { stage, reason, units, units_cached, .. } => {
+                let cached = match units_cached {
+                    0 => String::new(),
+                    cached => format!("; {cached} of {units} units cached"),
+                };
+                Some(format!("run {stage}: {reason}{cached}"))
+            }
+            Event::StageFinished { stage, seconds, .. } => {
+                Some(format!("done {stage} in {} of computing", duration(*seconds)))
+            }
+            event => important(event),
+        };
+        if let Some(line) = line {
             complain(&line);
         }
         if let Some(summary) = &mut self.summary {
@@ -58,14 +71,22 @@ impl Default for Live {
 /// The form of a bar: waiting for a worker, without a known end, with progress.
 const WAITING: &str = "{prefix:>24} waiting for a worker";
 const WORKING: &str = "{prefix:>24} {spinner} {elapsed}";
-const MOVING: &str = "{prefix:>24} {bar:32} {percent:>3}%  {pos}/{len}  {rate}  {eta} left";
+const MOVING: &str = "{prefix:>24} {wide_bar} {percent:>3}%  {pos}/{len} steps  {rate}  {left}";
 
 fn style(form: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         // A write error has no effect but a missing rate.
         let _ = write!(out, "{:.1}/s", state.per_sec());
     };
-    ProgressStyle::with_template(form).expect("the template is well formed").with_key("rate", rate)
+    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // Nothing is known before the first step.
+        let _ = match state.pos() {
+            0 => write!(out, ""),
+            _ => write!(out, "{} left", duration(state.eta().as_secs_f64())),
+        };
+    };
+    let style = ProgressStyle::with_template(form).expect("the template is well formed");
+    style.with_key("rate", rate).with_key("left", left)
 }
 
 impl Live {
@@ -186,6 +207,8 @@ struct Summary {
     rows: Vec<[String; 4]>,
     /// The number of cached stages; the first of them have rows.
     cached: usize,
+    /// Stages that started and have not ended.
+    running: BTreeSet<String>,
 }
 
 /// With more cached stages than this, none is listed: the stages that ran would be hard to find among them.
@@ -194,6 +217,14 @@ const CACHED: &str = "cached";
 
 impl Summary {
     fn on_event(&mut self, event: &Event) {
+        match event {
+            Event::StageStarted { stage, .. } => _ = self.running.insert(stage.clone()),
+            Event::StageCached { stage, .. }
+            | Event::StageFinished { stage, .. }
+            | Event::StageFailed { stage, .. }
+            | Event::StageBlocked { stage, .. } => _ = self.running.remove(stage),
+            _ => {}
+        }
         let row = match event {
             Event::StageCached { adopted: None, .. } if self.cached >= MAX_LISTED => {
                 self.cached += 1;
@@ -214,6 +245,10 @@ impl Summary {
                 [stage.clone(), "blocked".into(), String::new(), format!("`{by}` failed")]
             }
             Event::RunFinished { seconds, cached, ran, failed, blocked, interrupted, manifest } => {
+                for stage in std::mem::take(&mut self.running) {
+                    let hint = "the same command resumes it".to_owned();
+                    self.rows.push([stage, "interrupted".into(), String::new(), hint]);
+                }
                 let mut table = Table::new(&["stage", "state", "computing", "results"]);
                 let unlisted = self.cached > MAX_LISTED;
                 let listed = self.rows.drain(..).filter(|row| !unlisted || row[1] != CACHED);

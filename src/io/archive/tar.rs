@@ -8,6 +8,8 @@ use tar::EntryType;
 use super::job::Job;
 use super::{ArchiveError, Format};
 
+/// A tar ends with at least one block of zeros.
+const BLOCK: u64 = 512;
 /// Allowed bytes of headers and padding beyond the files' own bytes.
 const OVERHEAD: u64 = 1 << 20;
 
@@ -62,7 +64,7 @@ fn walk<'b>(
     };
     // Headers alone can be a bomb: long names, or a million empty files.
     let left = job.limit.saturating_mul(2).saturating_add(OVERHEAD);
-    let mut archive = tar::Archive::new(Bounded { stream, left });
+    let mut archive = tar::Archive::new(Bounded { stream, left, zeros: 0 });
     let entries = archive.entries().map_err(|error| job.unreadable(None, error))?;
     for entry in entries {
         let mut entry = entry.map_err(|error| job.unreadable(None, error))?;
@@ -74,19 +76,27 @@ fn walk<'b>(
         visit(job, &name, &mut entry)?;
     }
     // Read to the end, where gzip has its checksum.
-    let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
-    rest.map(drop).map_err(|error| job.unreadable(None, error))
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(|error| job.unreadable(None, error))?;
+    match rest.zeros {
+        ..BLOCK => Err(job.unreadable(None, "it is cut off: the blocks of zeros at its end are missing")),
+        _ => Ok(()),
+    }
 }
 
 /// A reader that fails after so many bytes.
 struct Bounded<R> {
     stream: R,
     left: u64,
+    /// Bytes of zero at the end of what was read.
+    zeros: u64,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.stream.read(out)?;
+        let zeros = out[..count].iter().rev().take_while(|byte| **byte == 0).count() as u64;
+        self.zeros = if zeros == count as u64 { self.zeros + zeros } else { zeros };
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
             io::Error::other("the archive unpacks to far more than the limit, most of it headers")
         })?;

@@ -5,17 +5,18 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use ::image::metadata::Orientation;
 use ::image::{DynamicImage, GrayImage, RgbImage};
 
 /// The first bytes of a JPEG, and of a PNG.
 pub(super) const JPEG: &[u8] = b"\xff\xd8\xff";
 pub(super) const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// Decodes a JPEG: gray stays gray, all other colours become RGB.
+/// Decodes a JPEG: gray stays gray, all other colours become RGB. Its orientation is returned, not applied.
 ///
 /// # Errors
 /// What is damaged or missing.
-pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<DynamicImage, String> {
+pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     if !jpeg_ends(bytes) {
         return Err("the file is cut off".into());
     }
@@ -40,7 +41,9 @@ pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<DynamicImage, String> {
         true => GrayImage::from_raw(size.0, size.1, pixels).map(DynamicImage::ImageLuma8),
         false => RgbImage::from_raw(size.0, size.1, pixels).map(DynamicImage::ImageRgb8),
     };
-    image.ok_or_else(|| "its pixels do not fit its size".into())
+    let turned = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+    let image = image.ok_or("its pixels do not fit its size")?;
+    Ok((image, turned.unwrap_or(Orientation::NoTransforms)))
 }
 
 /// Whether a JPEG has its last marker, whatever comes after it.

@@ -25,10 +25,13 @@ const MIN_COLUMNS: usize = 3;
 const MAX_LINES: usize = 4;
 /// The most lines of the heading.
 const MAX_HEADING: usize = 6;
+/// The most lines of the notes below it.
+const MAX_NOTES: usize = 9;
 
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const FRAME: Rgb<u8> = Rgb([208, 208, 208]);
 const DARK: Rgb888 = Rgb888::new(24, 24, 24);
+const WARNING: Rgb888 = Rgb888::new(176, 32, 32);
 const SOFT: Rgb888 = Rgb888::new(96, 96, 96);
 
 /// One training image with the text below it.
@@ -42,8 +45,8 @@ pub struct Cell {
     pub lines: Vec<String>,
 }
 
-/// Draws the query with its heading above a grid of cells, in their order.
-pub fn contact_sheet(query: &RgbImage, heading: &str, cells: &[Cell]) -> RgbImage {
+/// Draws the query with its heading and notes above a grid of cells, in their order.
+pub fn contact_sheet(query: &RgbImage, heading: &str, notes: &[String], cells: &[Cell]) -> RgbImage {
     let columns = cells.len().min(COLUMNS);
     let width = across(columns.max(MIN_COLUMNS)) + 2 * MARGIN;
     let texts: Vec<Vec<String>> =
@@ -54,7 +57,7 @@ pub fn contact_sheet(query: &RgbImage, heading: &str, cells: &[Cell]) -> RgbImag
     let mut sheet = Sheet(RgbImage::from_pixel(width, top + grid + MARGIN, WHITE));
 
     sheet.picture(query, MARGIN, MARGIN, QUERY);
-    sheet.heading(heading, width);
+    sheet.heading(heading, notes, width);
     sheet.line(top, width);
     let mut y = top + GAP + 1;
     for ((row, texts), height) in cells.chunks(COLUMNS).zip(texts.chunks(COLUMNS)).zip(row_heights) {
@@ -97,15 +100,22 @@ impl Sheet {
         }
     }
 
-    /// The heading is right of the query, vertically centered.
-    fn heading(&mut self, heading: &str, width: u32) {
+    /// The heading, and notes below it, are right of the query, vertically centered.
+    fn heading(&mut self, heading: &str, notes: &[String], width: u32) {
         let x = MARGIN + QUERY + GAP + GAP / 2;
-        let lines = wrap(&[heading.to_owned()], width - MARGIN - x, &FONT_10X20, MAX_HEADING);
-        let height = lines.len() as u32 * (line_height(&FONT_10X20) + 3);
+        let most = if notes.is_empty() { MAX_HEADING } else { MAX_HEADING / 3 };
+        let lines = wrap(&[heading.to_owned()], width - MARGIN - x, &FONT_10X20, most);
+        let notes = wrap(notes, width - MARGIN - x, &FONT_6X12, MAX_NOTES);
+        let height = lines.len() as u32 * (line_height(&FONT_10X20) + 3)
+            + notes.len() as u32 * line_height(&FONT_6X12);
         let mut y = MARGIN + (QUERY - height) / 2;
         for line in lines {
             self.text(&line, x, y, &FONT_10X20, DARK);
             y += line_height(&FONT_10X20) + 3;
+        }
+        for line in notes {
+            self.text(&line, x, y, &FONT_6X12, WARNING);
+            y += line_height(&FONT_6X12);
         }
     }
 
@@ -234,22 +244,22 @@ mod tests {
             title: "#1 +0.5".into(),
             lines: vec!["a caption".into(); lines],
         };
-        let empty = contact_sheet(&image, "", &[]);
-        let one = contact_sheet(&image, "a heading", &[cell(1)]);
-        let many = contact_sheet(&image, "a heading", &vec![cell(1); 11]);
+        let empty = contact_sheet(&image, "", &[], &[]);
+        let one = contact_sheet(&image, "a heading", &[], &[cell(1)]);
+        let many = contact_sheet(&image, "a heading", &[], &vec![cell(1); 11]);
         assert_eq!(empty.width(), one.width());
         assert!(empty.height() < one.height() && one.height() < many.height());
         assert_eq!(many.width(), across(COLUMNS) + 2 * MARGIN);
         let row = one.height() - empty.height();
         assert_eq!(many.height() - empty.height(), 3 * row, "eleven cells are three rows");
-        assert_eq!(contact_sheet(&image, "a heading", &[cell(9)]).height(), one.height() + 3 * 13);
+        assert_eq!(contact_sheet(&image, "a heading", &[], &[cell(9)]).height(), one.height() + 3 * 13);
         assert_eq!(one[(MARGIN + QUERY / 2, MARGIN + QUERY / 2)], Rgb([200, 0, 0]));
     }
 
     #[test]
     fn extreme_shapes_are_drawn() {
         for (width, height) in [(1, 1), (1, 900), (900, 1), (0, 0)] {
-            contact_sheet(&RgbImage::new(width, height), &"word ".repeat(500), &[]);
+            contact_sheet(&RgbImage::new(width, height), &"word ".repeat(500), &["word ".repeat(500)], &[]);
         }
     }
 }

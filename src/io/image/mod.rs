@@ -11,7 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ::image::codecs::jpeg::JpegEncoder;
-use ::image::{DynamicImage, ImageBuffer, ImageReader, Pixel, Rgb, RgbImage};
+use ::image::metadata::Orientation;
+use ::image::{DynamicImage, ImageBuffer, ImageDecoder as _, ImageReader, Pixel, Rgb, RgbImage};
 
 use super::mistaken::mistaken;
 pub use resize::shorter_side as resize_shorter_side;
@@ -50,37 +51,113 @@ pub enum ImageError {
     },
 }
 
+/// What transparent pixels become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transparency {
+    /// Their colour, whatever it is: alpha is dropped without blending.
+    Drop,
+    /// A blend with white.
+    White,
+}
+
+/// How images are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// What transparent pixels become.
+    pub transparency: Transparency,
+    /// Whether the EXIF orientation is applied.
+    pub orient: bool,
+}
+
+impl Reading {
+    /// As Pillow's `Image.open(path).convert("RGB")`.
+    pub const PILLOW: Self = Self { transparency: Transparency::Drop, orient: false };
+}
+
+/// An image as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its pixels.
+    pub rgb: RgbImage,
+    /// Whether it has pixels that are not opaque.
+    pub transparent: bool,
+    /// Whether its EXIF orientation is not the usual one.
+    pub turned: bool,
+}
+
+/// Reads a PNG or JPEG, detected by content, as RGB; see [`Reading::PILLOW`].
+pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
+    Ok(load(path, Reading::PILLOW)?.rgb)
+}
+
 /// Reads a PNG or JPEG, detected by content, as RGB.
 ///
-/// As Pillow's `Image.open(path).convert("RGB")`: grayscale is repeated, a palette applied, alpha dropped without
-/// blending, 16 bits reduced to eight; EXIF orientation is not applied. A file that is cut off or damaged is refused.
-pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
+/// Grayscale is repeated, a palette applied, 16 bits reduced to eight. A file that is cut off or damaged is refused.
+pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageError> {
     let path = path.as_ref();
     let decode = |reason| ImageError::Decode { path: path.into(), reason };
     let bytes = fs_err::read(path)?;
     if bytes.starts_with(complete::PNG) && !complete::png_ends(&bytes) {
         return Err(decode("the file is cut off".into()));
     }
-    let image = match bytes.starts_with(complete::JPEG) {
+    let (mut image, orientation) = match bytes.starts_with(complete::JPEG) {
         true => complete::decode_jpeg(&bytes).map_err(decode)?,
-        false => {
-            let start = bytes[..bytes.len().min(512)].to_vec();
-            let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
-            reader.decode().map_err(|error| {
-                let instead = mistaken(&start).filter(|_| !start.starts_with(complete::PNG));
-                decode(instead.map_or_else(|| error.to_string(), |found| format!("it is {found}")))
-            })?
-        }
+        false => decode_other(&bytes).map_err(decode)?,
     };
+    let turned = orientation != Orientation::NoTransforms;
+    if turned && reading.orient {
+        image.apply_orientation(orientation);
+    }
+    let transparent = is_transparent(&image);
+    if transparent && reading.transparency == Transparency::White {
+        image = DynamicImage::ImageRgb8(on_white(&image));
+    }
     // The library rounds 16 bits to 8. Pillow keeps the upper byte, but clamps grayscale to 255.
     let upper = |value: u16| (value >> 8) as u8;
-    Ok(match image {
+    let rgb = match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
         DynamicImage::ImageLuma16(deep) => repack(&deep, |[gray]| [gray.min(255) as u8; 3]),
         DynamicImage::ImageLumaA16(deep) => repack(&deep, |[gray, _]| [upper(gray); 3]),
         DynamicImage::ImageRgb16(deep) => repack(&deep, |rgb| rgb.map(upper)),
         DynamicImage::ImageRgba16(deep) => repack(&deep, |[r, g, b, _]| [r, g, b].map(upper)),
         other => other.into_rgb8(),
+    };
+    Ok(Loaded { rgb, transparent, turned })
+}
+
+/// Decodes a file that is no JPEG.
+fn decode_other(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
+    let read = || -> ::image::ImageResult<_> {
+        let mut decoder = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        Ok((DynamicImage::from_decoder(decoder)?, orientation))
+    };
+    read().map_err(|error| {
+        let instead = mistaken(&bytes[..bytes.len().min(512)]).filter(|_| !bytes.starts_with(complete::PNG));
+        instead.map_or_else(|| error.to_string(), |found| format!("it is {found}"))
+    })
+}
+
+fn is_transparent(image: &DynamicImage) -> bool {
+    match image {
+        DynamicImage::ImageLumaA8(image) => image.pixels().any(|pixel| pixel.0[1] < u8::MAX),
+        DynamicImage::ImageRgba8(image) => image.pixels().any(|pixel| pixel.0[3] < u8::MAX),
+        DynamicImage::ImageLumaA16(image) => image.pixels().any(|pixel| pixel.0[1] < u16::MAX),
+        DynamicImage::ImageRgba16(image) => image.pixels().any(|pixel| pixel.0[3] < u16::MAX),
+        _ => false,
+    }
+}
+
+/// The image on a white ground.
+fn on_white(image: &DynamicImage) -> RgbImage {
+    let image = image.to_rgba8();
+    let blend = |value: u8, alpha: u8| {
+        let (value, alpha) = (u32::from(value), u32::from(alpha));
+        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+    };
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let [red, green, blue, alpha] = image.get_pixel(x, y).0;
+        Rgb([red, green, blue].map(|value| blend(value, alpha)))
     })
 }
 
@@ -228,6 +305,34 @@ mod tests {
             damaged[middle..middle + 2].copy_from_slice(b"\xff\xc4");
             assert!(refused(&path, &damaged), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn transparency_and_orientation_are_seen_and_applied_on_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let half = ::image::RgbaImage::from_fn(4, 2, |x, _| {
+            ::image::Rgba([0, 100, 200, if x == 0 { 0 } else { 255 }])
+        });
+        half.save(&path).unwrap();
+        let white = Reading { transparency: Transparency::White, orient: true };
+        let dropped = load(&path, Reading::PILLOW).unwrap();
+        assert_eq!(
+            (dropped.transparent, dropped.turned, dropped.rgb[(0, 0)].0),
+            (true, false, [0, 100, 200])
+        );
+        let blended = load(&path, white).unwrap().rgb;
+        assert_eq!((blended[(0, 0)].0, blended[(1, 0)].0), ([255; 3], [0, 100, 200]));
+        // A JPEG of 16 x 8 with the EXIF orientation 6: turned by 90 degrees it is 8 x 16.
+        let jpeg = folder.path().join("a.jpg");
+        save_jpeg(&ramp(16, 8), &jpeg).unwrap();
+        let plain = fs_err::read(&jpeg).unwrap();
+        let exif = [&b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"[..]].concat();
+        let length = (exif.len() as u16 + 2).to_be_bytes();
+        fs_err::write(&jpeg, [&plain[..2], &[0xff, 0xe1], &length, &exif, &plain[2..]].concat()).unwrap();
+        let ignored = load(&jpeg, Reading::PILLOW).unwrap();
+        assert_eq!((ignored.turned, ignored.rgb.dimensions()), (true, (16, 8)));
+        assert_eq!(load(&jpeg, white).unwrap().rgb.dimensions(), (8, 16));
     }
 
     #[test]

@@ -57,6 +57,11 @@ impl Validate for File {
         if self.sha256.is_some() && self.from.local().is_some_and(Path::is_dir) {
             faults.push(("sha256", "a folder has no SHA-256".to_owned()));
         }
+        if self.from.hub().is_some_and(|address| address.contains("OWNER/")) {
+            let message =
+                "it is the placeholder of a new project: name your own repository, or a path".to_owned();
+            faults.push(("from", message));
+        }
         match self.hub() {
             Some(Err(fault)) => faults.push(("from", fault)),
             Some(Ok(address)) if self.sha256.is_some() && (address.folder || address.is_pattern()) => {

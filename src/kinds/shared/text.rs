@@ -38,6 +38,14 @@ impl TextModel {
         Ok(TextModel { tokenizer, encoder, device, cached: RefCell::default() })
     }
 
+    /// Whether the end of a text is not read.
+    ///
+    /// # Errors
+    /// As [`TextModel::embed`].
+    pub fn is_cut(&self, text: &str) -> anyhow::Result<bool> {
+        Ok(self.tokenizer.is_cut(text)?)
+    }
+
     /// The embeddings of texts in one pass, [n, L, D].
     ///
     /// # Errors

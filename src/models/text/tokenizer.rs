@@ -117,6 +117,17 @@ impl Tokenizer {
         self.max_length
     }
 
+    /// Whether a text is longer than the model reads, so that its end is cut off.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn is_cut(&self, text: &str) -> Result<bool, TokenizerError> {
+        let encoding = self.backend.encode_fast(text, false);
+        let encoding = encoding
+            .map_err(|error| TokenizerError::Text { text: text.into(), reason: error.to_string() })?;
+        Ok(encoding.len() > self.max_length - 2)
+    }
+
     /// The ids of a text: start, as much of the text as fits, end, padding.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, TokenizerError> {
         let encoding = self

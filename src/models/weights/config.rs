@@ -20,6 +20,8 @@ pub enum ModelError {
     Read(#[from] std::io::Error),
     #[error("{}: no checkpoint, looked for {names}", folder.display())]
     NoCheckpoint { folder: PathBuf, names: String },
+    #[error("{}: `{tensor}` holds values that are not finite", file.display())]
+    NotFinite { file: PathBuf, tensor: String },
     #[error(transparent)]
     Tensors(#[from] crate::io::tensor_file::TensorFileError),
     #[error("{}: {faults}", file.display())]

@@ -23,7 +23,14 @@ const SHOWN: usize = 8;
 /// # Errors
 /// See [`checkpoint::read`].
 pub fn read(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    Ok(widened(checkpoint::read(file)?, device))
+    let tensors = widened(checkpoint::read(file)?, device);
+    // It would make every loss NaN, and be blamed on an image.
+    let faulty =
+        |tensor: &Tensor| tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0;
+    match tensors.iter().find(|(_, tensor)| faulty(tensor)) {
+        Some((name, _)) => Err(ModelError::NotFinite { file: file.to_owned(), tensor: name.clone() }),
+        None => Ok(tensors),
+    }
 }
 
 fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {

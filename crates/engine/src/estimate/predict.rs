@@ -1,18 +1,16 @@
 //! Predicts the cost of a run from measurements on this machine and from earlier runs.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use serde::Serialize;
 
 use crate::estimate::{Forecast, StageEstimate};
 use crate::identity::recipe::Recipe;
-use crate::kind::{self, Inputs};
+use crate::kind::{self, ArtifactShape, Estimate, Inputs};
 use crate::pipeline::StageNode;
-use crate::plan::cached_results::{self, CachedResult};
 use crate::plan::{Action, Planner, Reason, ResolvedInputs};
-use crate::provenance::manifest::{Outcome, StageRecord};
+use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
 use crate::store::StoreError;
 
 /// The predicted cost of a stage.
@@ -49,8 +47,8 @@ pub struct Units {
 
 /// A stage in an earlier run.
 struct Known {
-    /// Seconds for all of it.
-    seconds: f64,
+    /// Seconds for all of it; `None` if its work cannot be compared with that of now.
+    seconds: Option<f64>,
     bytes: u64,
     /// Its units, if known.
     units: Option<usize>,
@@ -65,19 +63,21 @@ struct Remaining {
     chain: bool,
 }
 
-/// Predicts from manifests, and for stages without a record from all results of their kind.
+/// A record, and the run that it is of.
+type InRun<'p> = (&'p StageRecord, &'p Manifest);
+
+/// Predicts from the manifests of earlier runs: the time of a stage scales with its known work.
 pub struct Predictor<'p> {
     planner: &'p Planner<'p>,
-    kinds: RefCell<HashMap<&'static str, Rc<Vec<CachedResult>>>>,
     /// Records of earlier runs by stage, and by the base name of a repeated one; newest first.
-    records: OnceCell<HashMap<&'p str, Vec<&'p StageRecord>>>,
+    records: OnceCell<HashMap<&'p str, Vec<InRun<'p>>>>,
     forecast: Option<&'p Forecast>,
 }
 
 impl<'p> Predictor<'p> {
     /// A predictor for a planner.
     pub fn new(planner: &'p Planner<'p>) -> Self {
-        Self { planner, kinds: RefCell::default(), records: OnceCell::new(), forecast: None }
+        Self { planner, records: OnceCell::new(), forecast: None }
     }
 
     /// The same; measurements and shapes take precedence over earlier runs.
@@ -150,52 +150,109 @@ impl<'p> Predictor<'p> {
     /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.
     fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
         let Some(known) = self.known(stage) else {
-            return Prediction { units, basis: "no run of its kind".into(), ..Prediction::default() };
+            return Prediction {
+                units,
+                basis: "no earlier run of the stage".into(),
+                ..Prediction::default()
+            };
         };
-        // The time scales with the number of units; the effect of other parameters on a unit is unknown.
+        let Some(seconds) = known.seconds else {
+            let basis = format!("{}, whose work was of another kind", known.basis);
+            return Prediction { units, basis, ..Prediction::default() };
+        };
+        // The time scales with the number of units, where nothing better is known.
         let scaled = units
             .zip(known.units)
-            .map(|(now, then)| known.seconds / then.max(1) as f64 * (now.total - now.cached) as f64);
+            .map(|(now, then)| seconds / then.max(1) as f64 * (now.total - now.cached) as f64);
         let part = units.map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
-        let seconds = Some(scaled.unwrap_or(known.seconds * part));
+        let seconds = Some(scaled.unwrap_or(seconds * part));
         let (bytes, basis) = (Some(known.bytes), known.basis);
         Prediction { seconds, bytes, units, basis, ..Prediction::default() }
     }
 
     fn known(&self, stage: &StageNode) -> Option<Known> {
         let records = self.records.get_or_init(|| {
-            let mut records: HashMap<&str, Vec<&StageRecord>> = HashMap::new();
-            for record in self.planner.history().records() {
+            let mut records: HashMap<&str, Vec<InRun<'_>>> = HashMap::new();
+            for (record, run) in self.planner.history().records() {
                 let id = record.stage.as_str();
-                records.entry(id).or_default().push(record);
+                records.entry(id).or_default().push((record, run));
                 if let Some((base, _)) = id.split_once('[') {
-                    records.entry(base).or_default().push(record);
+                    records.entry(base).or_default().push((record, run));
                 }
             }
             records
         });
-        let of = |name: &str| known(records.get(name)?.iter().copied());
-        of(&stage.id).or_else(|| of(&stage.base)).or_else(|| self.of_kind(stage.kind().name))
+        let of = |name: &str| {
+            let (record, run, mut known) = known(records.get(name)?.iter().copied())?;
+            match self.scale(stage, record, run) {
+                Scale::Unknown => {}
+                Scale::Other => known.seconds = None,
+                Scale::By(factor) => {
+                    known.seconds = known.seconds.map(|seconds| seconds * factor);
+                    // The factor counts the units already.
+                    known.units = None;
+                }
+            }
+            Some(known)
+        };
+        of(&stage.id).or_else(|| of(&stage.base))
     }
 
-    /// The median of the kind's results.
-    fn of_kind(&self, kind: &'static str) -> Option<Known> {
-        let mut kinds = self.kinds.borrow_mut();
-        let kept =
-            kinds.entry(kind).or_insert_with(|| Rc::new(cached_results::of_kind(self.planner.store, kind)));
-        let computed = kept.iter().filter(|kept| kept.entry.adopted.is_none());
-        let mut seconds: Vec<f64> = computed.clone().map(|kept| kept.entry.seconds).collect();
-        let mut bytes: Vec<u64> =
-            computed.map(|kept| kept.entry.outputs.values().map(|artifact| artifact.size).sum()).collect();
-        seconds.sort_by(f64::total_cmp);
-        bytes.sort_unstable();
-        let middle = seconds.len() / 2;
-        let basis = match seconds.len() {
-            1 => format!("the only result of the kind {kind}"),
-            count => format!("the median of {count} results of the kind {kind}"),
+    /// The work of a stage now, compared with that of an earlier run.
+    fn scale(&self, stage: &StageNode, record: &StageRecord, run: &Manifest) -> Scale {
+        let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) else {
+            return Scale::Unknown;
         };
-        Some(Known { seconds: *seconds.get(middle)?, bytes: bytes[middle], units: None, basis })
+        let Ok(Estimate { work: Some(now), .. }) = &outline.estimate else { return Scale::Unknown };
+        // The work of the earlier parameters on the inputs of now.
+        let before = stage
+            .kind()
+            .from_json(&record.params)
+            .ok()
+            .and_then(|before| before.estimate(&outline.inputs).ok());
+        let Some(before) = before.and_then(|estimate| estimate.work) else { return Scale::Other };
+        let same_device = !stage.kind().libtorch || run.numerics.device == self.planner.numerics.device;
+        let same =
+            same_device && before.cost_key == now.cost_key && self.same_sizes(stage, outline, record, run);
+        match same && before.steps > 0 {
+            true => Scale::By(now.steps as f64 / before.steps as f64),
+            false => Scale::Other,
+        }
     }
+
+    /// Whether the inputs from other stages have about the sizes that they had.
+    fn same_sizes(
+        &self,
+        stage: &StageNode,
+        outline: &StageEstimate,
+        record: &StageRecord,
+        run: &Manifest,
+    ) -> bool {
+        record.reads.iter().filter(|(_, reads)| reads.below.is_none()).all(|(port, reads)| {
+            let upstream = run.stages.iter().find(|upstream| upstream.stage == reads.stage);
+            let before =
+                upstream.and_then(|upstream| upstream.outputs.get(&reads.port)).map(|found| found.size);
+            let now = match outline.inputs.shapes.get(port) {
+                Some(ArtifactShape::Path(path)) if path.is_file() => {
+                    fs_err::metadata(path).ok().map(|found| found.len())
+                }
+                Some(ArtifactShape::Path(_)) => return true,
+                Some(shape) => shape.bytes(),
+                None => return !stage.inputs.contains_key(port),
+            };
+            before.zip(now).is_none_or(|(before, now)| before.abs_diff(now) <= before / 10 + 1024)
+        })
+    }
+}
+
+/// How the work of a stage compares with an earlier run.
+enum Scale {
+    /// The kind does not know its work: the time is that of the earlier run.
+    Unknown,
+    /// It is work of another kind: another network, device, precision or data set.
+    Other,
+    /// So many times the work.
+    By(f64),
 }
 
 /// Replaces the figures of earlier runs by measurements and shapes; `left` are the tasks and steps that are not cached.
@@ -220,12 +277,12 @@ fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left:
 }
 
 /// The newest record with a computing time.
-fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
-    let done = |record: &&StageRecord| {
+fn known<'r>(records: impl Iterator<Item = InRun<'r>>) -> Option<(&'r StageRecord, &'r Manifest, Known)> {
+    let done = |(record, _): &InRun<'_>| {
         matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
     };
     let mut fallback = None;
-    for record in records.filter(done) {
+    for (record, run) in records.filter(done) {
         let bytes = record.outputs.values().map(|artifact| artifact.size).sum();
         let basis = format!("the last run of {}", record.stage);
         match record.outcome {
@@ -233,10 +290,15 @@ fn known<'r>(records: impl Iterator<Item = &'r StageRecord>) -> Option<Known> {
             Outcome::Ran if record.units_run > 0 => {
                 let units = record.units_run + record.units_cached;
                 let seconds = record.seconds / record.units_run as f64 * units as f64;
-                return Some(Known { seconds, bytes, units: Some(units), basis });
+                return Some((
+                    record,
+                    run,
+                    Known { seconds: Some(seconds), bytes, units: Some(units), basis },
+                ));
             }
             Outcome::Cached if fallback.is_none() => {
-                fallback = Some(Known { seconds: record.seconds, bytes, units: None, basis });
+                fallback =
+                    Some((record, run, Known { seconds: Some(record.seconds), bytes, units: None, basis }));
             }
             _ => {}
         }

@@ -234,7 +234,7 @@ impl<'a> Coordinator<'a> {
         // As the system says it, in whatever language a stage is written.
         if error.contains("No space left on device") || error.contains("os error 28") {
             let (free, root) = (format_bytes(self.run.store.free_space()), self.run.store.root().display());
-            error.push_str(&format!("; {free} free on the disk of {root}"));
+            error.push_str(&format!("; {free} free on the disk of {root}; `attrflow cache gc` frees space"));
         }
         error
     }

@@ -46,7 +46,7 @@ pub(super) fn read_text(
     let folder =
         std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder }).ok()?;
     sources.note_file(file);
-    match fs_err::read_to_string(file) {
+    match regular(file).and_then(|()| fs_err::read_to_string(file)) {
         Ok(text) => Some(sources.add(file.display().to_string(), folder, text)),
         Err(error) => {
             match origin {
@@ -56,6 +56,16 @@ pub(super) fn read_text(
             None
         }
     }
+}
+
+/// Refuses what is no file: reading a FIFO would wait for ever.
+fn regular(file: &Path) -> std::io::Result<()> {
+    let kind = fs_err::metadata(file)?.file_type();
+    if kind.is_file() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() { "a folder" } else { "a FIFO, a socket or a device" };
+    Err(std::io::Error::other(format!("{}: found {what}, expected a file", file.display())))
 }
 
 /// The traversal of the files.

@@ -70,8 +70,8 @@ impl History {
         Some(Last { record, recipe: record.recipe.as_ref()?, run, path })
     }
 
-    /// All records, newest run first.
-    pub fn records(&self) -> impl Iterator<Item = &StageRecord> {
-        self.runs.iter().flat_map(|(_, run)| &run.stages)
+    /// All records with their runs, newest run first.
+    pub fn records(&self) -> impl Iterator<Item = (&StageRecord, &Manifest)> {
+        self.runs.iter().flat_map(|(_, run)| run.stages.iter().map(move |record| (record, run)))
     }
 }
