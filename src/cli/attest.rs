@@ -22,10 +22,10 @@ pub(super) struct Args {
     /// The manifest: a file, or last, last~1, PIPELINE:last for a run of the cache
     manifest: String,
     /// Write an in-toto statement with an SLSA Provenance predicate to this file
-    #[arg(long, value_name = "FILE", required_unless_present = "ro_crate")]
+    #[arg(long, value_name = "FILE")]
     in_toto: Option<PathBuf>,
     /// Write a Workflow Run RO-Crate with the final results to this new folder
-    #[arg(long, value_name = "DIR", required_unless_present = "in_toto")]
+    #[arg(long, value_name = "DIR")]
     ro_crate: Option<PathBuf>,
     /// The licence of the results, for the crate: a URL such as https://spdx.org/licenses/CC-BY-4.0, or a text
     #[arg(long, default_value = "not stated: ask the provider of this crate")]
@@ -39,6 +39,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if args.in_toto.is_none() && args.ro_crate.is_none() {
+        return Err(Failure::Usage("give --in-toto FILE, --ro-crate DIR or both".into()));
+    }
     let named = manifests::open(&args.manifest, args.cache.as_deref())?;
     let cache = manifests::cache(&named.path, args.cache.as_deref())?;
     let store = Store::open(&cache)?;

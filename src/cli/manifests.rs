@@ -86,8 +86,9 @@ fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Fai
     let count = list.len();
     let found = list.into_iter().nth(back).ok_or_else(|| {
         let of = chosen.join(", ");
+        let runs = if count == 1 { "1 run".to_owned() } else { format!("{count} runs") };
         Failure::Usage(format!(
-            "there is no run {back} before the last: {of} has {count} runs in {}",
+            "there is no run {back} before the last: {of} has {runs} in {}",
             cache.display()
         ))
     })?;

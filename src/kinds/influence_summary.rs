@@ -79,7 +79,7 @@ mod tests {
     fn a_step_that_is_too_large_is_warned_of() {
         let of = |found, predicted, scores: &[f32]| Summary::new(Some(found), Some(predicted), scores);
         let fine = of(1.0, 0.9, &[0.1, 0.3, 0.2, 0.4]);
-        assert_eq!((fine.warnings.len(), fine.median), (0, 0.25));
+        assert!(fine.warnings.is_empty() && (fine.median - 0.25).abs() < 1e-7);
         assert!((fine.standard_deviation - 0.111_803_4).abs() < 1e-6, "numpy.std");
         assert!(of(6.0, 1.0, &[0.1]).warnings[0].contains("6.00 times"));
         assert!(of(0.1, 1.0, &[0.01]).warnings[0].contains("0.10 times"));

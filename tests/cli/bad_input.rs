@@ -164,7 +164,10 @@ fn a_wrong_command_line_is_refused() {
         (&[demo, "--set", "generate.stpes=9"], &["no stage reads `generate.stpes`", "did you mean `steps`?"]),
         (&[demo, "--set", "queries.grin.captoin=x"], &["no stage reads `queries.grin.captoin`"]),
         (&[demo, "--set", "queries.grim.caption=x"], &["`queries` has no item `grim`"]),
-        (&["pipelines/nothing.toml"], &["`pipelines/nothing.toml`: No such file"]),
+        (
+            &["pipelines/nothing.toml"],
+            &["there is no pipeline file pipelines/nothing.toml; valid names: pipelines/demo.toml"],
+        ),
         (&[demo, "--nothing"], &["unexpected argument '--nothing'"]),
     ];
     for (arguments, parts) in cases {

@@ -68,7 +68,9 @@ fn ls_and_du_list_the_cache() {
     // Two queries; each a result and a row of units.
     assert_eq!((row(&table, "demo/influence["), row(&table, "demo/")), (4, 4), "{table}");
     assert_eq!(row(&project.cached_well(&["ls", "--kind", "fisher"]).out, "demo/"), 2);
-    assert_eq!(row(&project.cached_well(&["ls", "--pipeline", "other"]).out, "demo/"), 0);
+    let ran = project.cache(&["ls", "--pipeline", "other"]);
+    let expected = "error: no pipeline named `other` in the cache: valid names: demo\n";
+    assert_eq!((ran.code, ran.err.as_str()), (2, expected));
 
     let lines = project.cached_well(&["du", "--json"]).json();
     let total = lines.last().unwrap();
@@ -88,15 +90,23 @@ fn ls_and_du_list_the_cache() {
     );
     assert!(project.cached_well(&["du", "--by", "kind"]).out.contains("\npretrain-loss"), "kinds");
     let ran = project.cache(&["du", "--cache", "elsewhere"]);
-    assert_eq!((ran.code, ran.err.as_str()), (2, "error: no cache folder elsewhere: give it with --cache\n"));
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (2, "error: there is no folder elsewhere here: name the cache with --cache\n")
+    );
 }
 
 #[test]
 fn gc_plans_first_and_keeps_what_the_last_run_needs() {
     let project = Project::finished();
+    let of_copy = manifest::list(&project.path("cache/runs/demo")).remove(0);
+    let root = manifest::read(&of_copy).unwrap().root.unwrap().display().to_string();
     project.run(&["--set", "unlearn.lr=0.002"]);
+    // The results are those of a copy of the project: what another project needs is kept unless it is forgotten.
+    let kept = project.cached_well(&["gc"]).out;
+    assert!(!kept.contains("demo/unlearn"), "{kept}");
     let before = files(&project.path("cache"));
-    let planned = project.cached_well(&["gc"]).out;
+    let planned = project.cached_well(&["gc", "--forget", &root]).out;
     for stage in ["demo/unlearn[grin]", "demo/influence[pizza]"] {
         assert!(planned.lines().any(|line| line.starts_with(stage) && line.contains("result ")), "{planned}");
     }
@@ -110,17 +120,17 @@ fn gc_plans_first_and_keeps_what_the_last_run_needs() {
 
     // The first run again is kept by a pin.
     project.cached_well(&["pin", "last~1", "--note", "for the paper"]);
-    assert!(project.cached_well(&["gc"]).out.contains(": pinned\n"));
+    assert!(project.cached_well(&["gc", "--forget", &root]).out.contains(": pinned\n"));
     let listed = project.cached_well(&["ls"]).out;
     assert!(listed.contains(" (for the paper)"), "{listed}");
-    project.cached_well(&["gc", "--yes"]);
+    project.cached_well(&["gc", "--yes", "--forget", &root]);
     assert!(project.run(&[]).computed().is_empty());
     let ran = project.cache(&["unpin", "last~1"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let ran = project.cache(&["unpin", "last~1"]);
     assert!(ran.code == 2 && ran.err.contains("`last~1` is not pinned; pins: none"), "{ran:?}");
 
-    let lines = project.cached_well(&["gc", "--yes", "--json"]).json();
+    let lines = project.cached_well(&["gc", "--yes", "--json", "--forget", &root]).json();
     let total = lines.last().unwrap();
     assert_eq!((&total["done"], total["steps"].as_u64().unwrap() > 0), (&true.into(), true), "{total}");
     assert!(project.run(&[]).computed().is_empty());
@@ -185,7 +195,7 @@ fn pins_are_of_runs_stages_and_digests() {
             "is neither a stage of the last runs (did you mean `unlearn[grin]`?), nor a digest, nor a manifest",
         ),
         ("00000000", "no digest of a result or object starts with 00000000"),
-        ("last~7", "no manifest 7 runs back"),
+        ("last~7", "there is no run 7 before the last: demo has 1 run in "),
     ] {
         let ran = project.cache(&["pin", name]);
         assert!(ran.code == 2 && ran.err.contains(expected), "{ran:?}");

@@ -164,14 +164,14 @@ fn invalid_ports() {
        = help: did you mean `table`?
     "#);
     insta::assert_snapshot!(faults("plot = \"first", "\"../plot\" = \"first"), @r#"
-    error: `../plot` is not a valid input name: expected letters, digits, `_`; after the first character also `-` and `.`
+    error: `../plot` is not a valid input name: expected at most 200 letters, digits, `_`; after the first character also `-` and `.`
       --> PROJECT/pipelines/toy.toml:15:40
        |
     15 | inputs = { "data.csv" = "first.table", "../plot" = "first.plots/a.png" }
        |                                        ^^^^^^^^^
     "#);
     insta::assert_snapshot!(faults("plots = \"plots\"", "plots = \"a/plots\""), @r#"
-    error: the output `plots` is `a/plots`, expected a file name: letters, digits, `_`; after the first character also `-` and `.`
+    error: the output `plots` is `a/plots`, expected a file name: at most 200 letters, digits, `_`; after the first character also `-` and `.`
      --> PROJECT/pipelines/toy.toml:9:11
       |
     9 | outputs = { table = "table.csv", plots = "a/plots" }

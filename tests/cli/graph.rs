@@ -37,10 +37,14 @@ fn init_writes_files_that_plan() {
     assert_eq!((begun.code, begun.err.as_str()), (0, ""));
     assert!(begun.out.contains("attrflow run new/pipelines/attribution.toml"), "{}", begun.out);
     let plan = attrflow(folder.path(), &["plan", "new/pipelines/attribution.toml", "--device", "cpu"]);
+    assert!(plan.code == 2 && plan.err.contains("it is the placeholder of a new project"), "{plan:?}");
+    let config = folder.path().join("new/configs/attribution.toml");
+    let text = fs_err::read_to_string(&config).unwrap().replace("OWNER/", "someone/");
+    fs_err::write(&config, text).unwrap();
+    let plan = attrflow(folder.path(), &["plan", "new/pipelines/attribution.toml", "--device", "cpu"]);
     assert_eq!((plan.code, plan.err.as_str()), (0, ""), "{plan:?}");
     assert!(plan.out.contains("influence[first]"), "{}", plan.out);
 
-    let config = folder.path().join("new/configs/attribution.toml");
     fs_err::write(&config, "mine").unwrap();
     fs_err::remove_file(folder.path().join("new/pipelines/attribution.toml")).unwrap();
     let again = attrflow(folder.path(), &["init", "new"]);

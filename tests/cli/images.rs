@@ -183,7 +183,13 @@ fn a_loss_that_is_not_finite_names_image_and_timestep_in_any_batch() {
     project.write("latents.npy", bytes);
     let ran = project.attrflow(["run", "pipelines/images.toml", "--json", "--device", "cpu", "--jobs", "1"]);
     assert_eq!(ran.code, 1);
-    assert_eq!(ran.events("stage_failed", "error"), ["the loss of image 1 (mirrored) at timestep 0 is NaN"]);
+    assert_eq!(
+        ran.events("stage_failed", "error"),
+        [format!(
+            "cannot read rows of the data set: {}: the value at [4, 0, 0, 0] is NaN, expected finite values",
+            project.path("latents.npy").display()
+        )]
+    );
     assert_eq!(ran.events("stage_failed", "unit"), ["mirror images 0..3 at timestep 0"]);
     // The units of the images as they are were done before; those of the queries had to wait.
     data.write(&project);

@@ -139,7 +139,7 @@ fn traps_of_the_loss_pass_are_refused() {
     let params = pass_params(Noise::PerBatch);
     let uneven = LossParams { time_samples: 3, batch_size: Some(24), ..params.clone() };
     assert!(uneven.faults().is_empty());
-    insta::assert_snapshot!(uneven.timesteps(&ScheduleConfig::default()).unwrap_err(), @"`time_samples` is 3: must divide the model's 1000 timesteps, or there would be one too many");
+    insta::assert_snapshot!(uneven.timesteps(&ScheduleConfig::default()).unwrap_err(), @"`time_samples` is 3: must divide the model's 1000 timesteps: set 2 or 4");
     insta::assert_snapshot!(error(&LossParams { batch_size: Some(20), ..params.clone() }), @"`batch_size` is 20, expected a multiple of 8, the 2 captions x 4 timesteps of an image");
     insta::assert_snapshot!(error(&LossParams { batch_size: Some(4), ..params.clone() }), @"`batch_size` is 4, expected a multiple of 8, the 2 captions x 4 timesteps of an image");
     insta::assert_snapshot!(error(&LossParams { batch_size: None, ..params.clone() }), @r#"`batch_size` is missing: with noise = "per_batch" it is the number of rows that share a draw, 8000 as published"#);

@@ -295,3 +295,67 @@ fn volumes_of_another_program_are_read() {
     assert_eq!(fs_err::read(folder.path().join("sample/numbers")).unwrap(), numbers);
     assert!(folder.path().join("empty").is_dir() && folder.path().join("none.txt").is_file());
 }
+
+#[test]
+fn sparse_files_are_refused() {
+    use ::tar::EntryType;
+    let pax = |pairs: &[(&str, &str)]| {
+        let line = |(key, value): &(&str, &str)| {
+            let rest = format!(" {key}={value}\n");
+            let length = (rest.len()..).find(|length| length.to_string().len() + rest.len() == *length);
+            format!("{}{rest}", length.unwrap())
+        };
+        pairs.iter().map(line).collect::<String>()
+    };
+    let map = pax(&[("GNU.sparse.major", "1"), ("GNU.sparse.name", "data.bin")]);
+    let tar = tarred(&[
+        ("good.txt", b"1", EntryType::Regular),
+        ("header", map.as_bytes(), EntryType::XHeader),
+        ("GNUSparseFile.0/data.bin", b"2\n0\n1\n", EntryType::Regular),
+    ]);
+    assert!(refusal(&tar).ends_with("refused: it is a sparse file"));
+    // Another PAX header is none.
+    let other = pax(&[("mtime", "1.5")]);
+    let tar = tarred(&[("header", other.as_bytes(), EntryType::XHeader), ("a", b"1", EntryType::Regular)]);
+    assert_eq!(unpacked(&tar, usize::MAX, Limits::default()).1.unwrap(), Unpacked { files: 1, bytes: 1 });
+}
+
+#[test]
+fn a_tar_without_its_end_is_cut_off() {
+    let whole =
+        tarred(&[("a.txt", b"1", ::tar::EntryType::Regular), ("b.txt", b"2", ::tar::EntryType::Regular)]);
+    for length in [1024, 1536, 2048] {
+        for bytes in [whole[..length].to_vec(), zipped(&whole[..length])] {
+            let error = refusal(&bytes);
+            assert!(error.starts_with("FOLDER/x.001: ") && !error.contains("refused"), "{length}: {error}");
+        }
+    }
+    assert!(refusal(&whole[..2048]).contains("it is cut off"));
+}
+
+#[test]
+fn special_files_of_a_zip_and_second_names_are_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ZipWriter::new(fs_err::File::create(file.path()).unwrap());
+    writer.start_file("fifo", SimpleFileOptions::default().unix_permissions(0o644)).unwrap();
+    writer.finish().unwrap();
+    let mut bytes = fs_err::read(file.path()).unwrap();
+    // The mode is in the upper half of the external attributes of the directory's entry.
+    let entry = bytes.windows(4).position(|found| found == b"PK\x01\x02").unwrap();
+    bytes[entry + 38..entry + 42].copy_from_slice(&(0o010_644_u32 << 16).to_le_bytes());
+    assert!(refusal(&bytes).ends_with("entry \"fifo\" refused: it is neither a file nor a folder"));
+    for (first, second) in [("a", "./a"), ("x/a", "x//a")] {
+        let twice = archive(&[(first, b"1"), (second, b"2")]);
+        let folder = tempfile::tempdir().unwrap();
+        let error = unpack(twice.path(), folder.path(), Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("an earlier entry, or file, has the same name"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_no_archive_is_said() {
+    let of = |bytes: &[u8]| unpacked(bytes, usize::MAX, Limits::default()).1.unwrap_err().to_string();
+    assert!(of(b"<!DOCTYPE html><p>Sign in").contains("it is a web page that begins with"));
+    assert!(of(b"version https://git-lfs.github.com/spec/v1\n").contains("it is a Git LFS pointer"));
+    assert!(of(b"plain text").contains("begins with 70 6c 61 69 6e 20, expected a zip"));
+}

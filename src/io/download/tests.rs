@@ -322,3 +322,42 @@ fn a_size_is_requested_or_known() {
     assert!(server.ranges("/f").is_empty(), "nothing was downloaded for it");
     assert!(downloads.fetch(&DownloadRequest::at(&server.url("/g"), None)).is_ok());
 }
+
+#[test]
+fn what_a_server_sends_in_place_of_a_file_is_not_kept() {
+    let page = b"\n<!doctype html><title>Sign in</title>".as_slice();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".as_slice();
+    let server = Server::new()
+        .file("/model.safetensors", page)
+        .file("/data.zip", pointer)
+        .file("/empty.npy", b"")
+        .file("/page.html", page)
+        .file("/download", page)
+        .file("/empty.txt", b"");
+    let downloads = Downloads::new();
+    for (path, found) in [
+        ("/model.safetensors?token=1", "the server sent a web page that begins with \"<!doctype html>"),
+        ("/data.zip", "the server sent a Git LFS pointer"),
+        ("/empty.npy", "the server sent an empty file, expected the file `empty.npy`"),
+        ("/download", "the server sent a web page"),
+    ] {
+        let error = downloads.fetch(&DownloadRequest::at(&server.url(path), None)).unwrap_err();
+        assert!(error.contains(found), "{error}");
+        assert_eq!(downloads.names(), [""; 0], "{path}");
+    }
+    for path in ["/page.html", "/empty.txt"] {
+        downloads.fetch(&DownloadRequest::at(&server.url(path), None)).unwrap().remove().unwrap();
+    }
+    // A digest says that it is the file.
+    let sha256 = crate::io::server::sha256(page);
+    downloads.fetch(&DownloadRequest::at(&server.url("/model.safetensors"), Some(sha256))).unwrap();
+}
+
+#[test]
+fn an_answer_without_a_file_is_an_error() {
+    let fault = Fault::Status { code: 204, retry_after: None, times: 9 };
+    let server = Server::new().file("/f", CONTENT).fault("/f", fault);
+    let downloads = Downloads::new();
+    let error = downloads.fetch(&DownloadRequest::at(&server.url("/f"), None)).unwrap_err();
+    assert!(error.ends_with("the server answered 204 No Content"), "{error}");
+}

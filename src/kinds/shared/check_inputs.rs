@@ -66,7 +66,7 @@ pub(crate) fn covers(inputs: &Inputs, port: &str, selection: &Selection) -> anyh
         selected.map(|header| header.name.as_str()).filter(|name| file.header(name).is_none()).collect();
     ensure!(
         missing.is_empty(),
-        "{}: {} of the selected weights are not in it, for instance `{}`: set `select` to weights that it has, or \
+        "{}: it lacks {} of the selected weights, for instance `{}`: set `select` to weights that it has, or \
          compute it for these",
         file.path().display(),
         missing.len(),

@@ -184,24 +184,25 @@ impl Problem {
     }
 }
 
+/// The name that is near to `found`, if one is.
+pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let near = names.map(|name| (strsim::damerau_levenshtein(found, name), name)).min();
+    near.filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4).map(|(_, name)| name)
+}
+
 /// `did you mean …` for a near name, else the list of valid names.
 pub fn suggestion<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let mut names: Vec<&str> = names.into_iter().collect();
     names.sort_unstable();
     names.dedup();
-    let near = names
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(found, name), *name))
-        .min()
-        .filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4)
-        .or_else(|| {
-            // One that contains the other, such as `batch` in `per_batch`.
-            let alike = |name: &&&str| found.len() > 3 && (name.contains(found) || found.contains(**name));
-            let mut alike = names.iter().filter(alike);
-            alike.next().filter(|_| alike.next().is_none()).map(|name| (0, *name))
-        });
+    let near = nearest(found, names.iter().copied()).or_else(|| {
+        // One that contains the other, such as `batch` in `per_batch`.
+        let alike = |name: &&&str| found.len() > 3 && (name.contains(found) || found.contains(**name));
+        let mut alike = names.iter().filter(alike);
+        alike.next().filter(|_| alike.next().is_none()).copied()
+    });
     match near {
-        Some((_, name)) => Some(format!("did you mean `{name}`?")),
+        Some(name) => Some(format!("did you mean `{name}`?")),
         None if names.is_empty() => None,
         None => Some(format!("valid names: {}", names.join(", "))),
     }

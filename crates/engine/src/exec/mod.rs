@@ -20,7 +20,7 @@ use crate::identity::recipe::Numerics;
 use crate::pipeline::Pipeline;
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::{Conditions, Manifest, Program};
-use crate::store::{ResultsUse, Store};
+use crate::store::Store;
 use crate::worker::Backend;
 pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
@@ -75,8 +75,9 @@ impl Run<'_> {
         if let Some(message) = self.store.old_index()? {
             (self.emit)(Event::Log { level: "WARN".into(), message });
         }
-        let (_results, others) = ResultsUse::enter(&self.results, &self.parameters());
-        if others {
+        // Where nothing can be written, nothing can be mixed.
+        let used = self.store.use_results(&self.results, &self.parameters());
+        if used.as_ref().is_ok_and(|(_, others)| *others) {
             let message = format!(
                 "another run of this pipeline with other parameters is in progress: {} will hold outputs of both; the cache \
                  keeps them apart, and a run when both have ended shows its own",

@@ -130,8 +130,13 @@ impl NoopKey {
         let Some(snapshot) = self.snapshot(found) else { return Ok(()) };
         let Found { store, pipeline, manifest, shown, texts: _, view: _ } = found;
         let runs = store.runs(&manifest.pipeline);
-        let Some(base) = manifest::list(&runs).first().and_then(|path| Repeat::base_of(path)) else {
-            return Ok(());
+        let Some(newest) = manifest::list(&runs).into_iter().next() else { return Ok(()) };
+        let base = match Repeat::base_of(&newest) {
+            Some(base) => base,
+            None => Base {
+                name: newest.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                digest: blake3::hash(&fs_err::read(&newest)?).into(),
+            },
         };
         let base_bytes = fs_err::metadata(runs.join(&base.name))?.len();
         let stages = manifest.stages.iter().map(|record| Stage {

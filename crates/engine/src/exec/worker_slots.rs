@@ -1,6 +1,5 @@
 //! Threads that take jobs from one queue, each with workers of its own.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -8,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::queue::{Job, Queue};
 use super::state_messages::{Message, RunError};
-use crate::identity::digest::Digest;
 use crate::kind::{PREVIOUS, Step, Task};
-use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError};
+use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError, Watch};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::protocol::{Reply, TaskBatch, TaskError};
 use crate::worker::{Backend, Worker};
@@ -239,8 +237,8 @@ impl<'a> Slot<'a> {
         let mut worker = self.worker(&held[0].job)?;
         let kind = held[0].job.common.kind;
         let sources = held.iter().take(count).flat_map(|held| held.job.common.sources.values());
-        let stats = sources.map(|path| (path.clone(), self.store.stat_hash(path))).collect();
-        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true, stats };
+        let sources = Watch::new(sources);
+        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true, sources };
         let mut batch = TaskBatch { kind: kind.name.to_owned(), tasks: Vec::new() };
         for LockedJob { job, begun, .. } in &mut held[..count] {
             let attempt = match self.spare.pop() {
@@ -301,7 +299,7 @@ impl<'a> Slot<'a> {
         running.since = now;
         while let Some(place) = running.open.iter().position(among) {
             let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
-            let outcome = self.commit(&held.job, attempt, seconds, &running.stats);
+            let outcome = self.commit(&held.job, attempt, seconds, &running.sources);
             running.reliable &= outcome.is_ok();
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
@@ -309,7 +307,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Takes what a job's attempt holds into the store.
-    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, stats: &SourceStats) -> Outcome {
+    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, sources: &Watch) -> Outcome {
         let begun = Instant::now();
         let common = &job.common;
         // What was hashed before must be what the worker read, or the result would belong to another recipe.
@@ -317,8 +315,7 @@ impl<'a> Slot<'a> {
             let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
             let Some(expected) = expected else { continue };
             // Equal bytes do not suffice: a file may have been changed and changed back.
-            let unchanged = stats.get(path).is_some_and(|stat| *stat == self.store.stat_hash(path));
-            if !unchanged || self.store.source(path).ok().as_ref() != Some(expected) {
+            if sources.is_changed(path) || self.store.source(path).ok().as_ref() != Some(expected) {
                 return Err(JobError::Changed { port: port.clone(), path: path.clone() });
             }
         }
@@ -349,12 +346,9 @@ struct Running {
     since: Instant,
     /// Whether all of its results could be kept.
     reliable: bool,
-    /// The sources when it began.
-    stats: SourceStats,
+    /// The sources since it began.
+    sources: Watch,
 }
-
-/// The stat hashes of sources by path.
-type SourceStats = BTreeMap<PathBuf, Option<Digest>>;
 
 fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
     match job.step {

@@ -60,7 +60,8 @@ pub(super) fn read_text(
 
 /// Refuses what is no file: reading a FIFO would wait for ever.
 fn regular(file: &Path) -> std::io::Result<()> {
-    let kind = fs_err::metadata(file)?.file_type();
+    // One that is missing is reported when it is opened.
+    let Ok(kind) = fs_err::metadata(file).map(|found| found.file_type()) else { return Ok(()) };
     if kind.is_file() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::env_vars::Env;
-use crate::config::text::{Origin, Problems};
+use crate::config::text::{Origin, Problems, nearest};
 use crate::config::tree::{Node, Table};
 
 /// Matches any item of a list in a path that was read.
@@ -88,7 +88,11 @@ pub(super) fn find<'c>(
             if key == first {
                 names.extend(scope.items.iter().map(|item| item.variable));
             }
-            problem.suggest(key, names);
+            match nearest(key, names.iter().copied()).filter(|near| table.get(near).is_some()) {
+                // Either may be the misspelt one.
+                Some(near) => problem.help(format!("the config has `{near}`: one of the two is misspelt")),
+                None => problem.suggest(key, names),
+            }
             None
         }
     }

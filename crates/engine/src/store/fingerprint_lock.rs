@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -27,6 +27,14 @@ pub struct Lock {
     // The lock belongs to this opening of the file alone, so that threads exclude each other too.
     _file: fs_err::File,
     key: (PathBuf, i64),
+}
+
+/// Bytes of the lock file that belong to one results folder.
+const RANGE: i64 = 1 << 20;
+
+/// A run's use of a results folder, until it is dropped or the process ends.
+pub struct ResultsUse {
+    _file: fs_err::File,
 }
 
 impl Lock {
@@ -80,6 +88,30 @@ impl Store {
     /// Whether this process itself holds a fingerprint, for another stage with the same recipe.
     pub fn holds(&self, fingerprint: &Digest) -> bool {
         held().contains(&(self.area(Area::UnitsLock), byte(fingerprint).l_start))
+    }
+
+    /// Marks a results folder as used by a run with these parameters; returns whether a run with others uses it too.
+    ///
+    /// Each folder has a range of the lock file, and each set of parameters a byte of the range.
+    ///
+    /// # Errors
+    /// A lock file that cannot be made.
+    pub fn use_results(&self, folder: &Path, parameters: &Digest) -> Result<(ResultsUse, bool)> {
+        let file = self.lock_file()?;
+        let folder = std::path::absolute(folder)?;
+        let of_folder = Digest::from(blake3::hash(folder.as_os_str().as_encoded_bytes()));
+        let start = byte(&of_folder).l_start & !(RANGE - 1);
+        let own = start + (byte(parameters).l_start & (RANGE - 1));
+        let lock = |from: i64, to: i64| libc::flock { l_start: from, l_len: to - from, ..byte(&of_folder) };
+        // Another run with the same parameters may have it: it leaves the same results.
+        let _ = fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(own, own + 1)));
+        let is_used = |from: i64, to: i64| {
+            let mut found = lock(from, to);
+            let asked = from < to && fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)).is_ok();
+            asked && i32::from(found.l_type) != libc::F_UNLCK
+        };
+        let others = is_used(start, own) || is_used(own + 1, start + RANGE);
+        Ok((ResultsUse { _file: file }, others))
     }
 
     fn lock_file(&self) -> Result<fs_err::File> {

@@ -3,7 +3,7 @@
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Plan};
 use attrflow_engine::provenance::manifest::{self, Outcome, Repeat};
-use attrflow_engine::store::{ResultsUse, Store};
+use attrflow_engine::store::Store;
 use jiff::Timestamp;
 
 use crate::maintenance::{POLICY, collect};
@@ -39,18 +39,19 @@ fn files_of_the_user_are_moved_out_of_a_folder_that_is_replaced_or_removed() {
 #[test]
 fn a_run_is_warned_of_another_with_other_parameters() {
     let project = project();
-    let results = project.path("results/toy");
+    let store = Store::open(&project.cache).unwrap();
+    let enter = |parameters: &Digest| store.use_results(&project.path("results/toy"), parameters).unwrap();
     let [one, two] = [b"one", b"two"].map(|text| Digest::from(blake3::hash(text)));
-    let (first, others) = ResultsUse::enter(&results, &one);
+    let (first, others) = enter(&one);
     assert!(!others);
-    assert!(!ResultsUse::enter(&results, &one).1, "the same parameters give the same results");
-    assert!(ResultsUse::enter(&results, &two).1);
+    assert!(!enter(&one).1, "the same parameters give the same results");
+    assert!(enter(&two).1);
     let warned = project.run(&[]);
     assert!(
         warned.warnings()[0].starts_with("another run of this pipeline with other parameters is in progress")
     );
     drop(first);
-    assert!(!ResultsUse::enter(&results, &two).1);
+    assert!(!enter(&two).1);
 }
 
 fn runs(project: &Project) -> Vec<std::path::PathBuf> {

@@ -20,6 +20,7 @@
 pub mod byte_ranges;
 pub mod snapshot;
 pub mod tree_stat;
+pub mod watch;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -265,11 +266,6 @@ impl Store {
             return self.stat_digest(path);
         }
         Ok(list(path, &|file| self.stat_digest(file))?.digest())
-    }
-
-    /// The stat hash of a file or folder outside the store: it differs after any change, also one that was taken back.
-    pub fn stat_hash(&self, path: &Path) -> Option<Digest> {
-        TreeStat::at(path).ok().flatten().map(|stat| stat.stat_hash())
     }
 
     pub(super) fn stat_digest(&self, file: &Path) -> Result<Digest> {

@@ -1,0 +1,237 @@
+//! Forms of input: what is read, what is refused before anything is computed, and what is warned of.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+
+use crate::project::{Project, Ran, files};
+
+fn plan(project: &Project) -> Ran {
+    project.attrflow(["plan", "pipelines/demo.toml", "--device", "cpu"])
+}
+
+/// Edits a JSON file of the demo's model.
+fn edit(project: &Project, file: &str, edit: impl FnOnce(&mut Json)) {
+    let path = format!("data/demo/model/{file}");
+    let mut json: Json = serde_json::from_slice(&fs_err::read(project.path(&path)).unwrap()).unwrap();
+    edit(&mut json);
+    project.write(&path, serde_json::to_vec(&json).unwrap());
+}
+
+#[test]
+fn a_tokenizer_in_one_file_is_read_as_in_two() {
+    let project = Project::finished();
+    let before = fs_err::read(project.result("latents/text_embeddings.npy")).unwrap();
+    let folder = project.path("data/demo/model/tokenizer");
+    let vocab: Json = serde_json::from_slice(&fs_err::read(folder.join("vocab.json")).unwrap()).unwrap();
+    let merges = fs_err::read_to_string(folder.join("merges.txt")).unwrap();
+    let merges: Vec<Json> = merges
+        .lines()
+        .filter(|line| !line.starts_with("#version"))
+        .enumerate()
+        // Both forms that the library writes.
+        .map(|(place, line)| match place % 2 {
+            0 => json!(line),
+            _ => json!(line.split(' ').collect::<Vec<_>>()),
+        })
+        .collect();
+    let whole =
+        json!({ "model": { "type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges } });
+    fs_err::write(folder.join("tokenizer.json"), serde_json::to_vec(&whole).unwrap()).unwrap();
+    fs_err::remove_file(folder.join("vocab.json")).unwrap();
+    let ran = plan(&project);
+    assert!(ran.out.contains("vocab.json is missing, and there is no tokenizer.json"), "{ran:?}");
+    fs_err::remove_file(folder.join("merges.txt")).unwrap();
+    assert!(project.run(&["--target", "latents"]).computed().contains(&"latents".to_owned()));
+    assert_eq!(fs_err::read(project.result("latents/text_embeddings.npy")).unwrap(), before);
+    edit(&project, "tokenizer/tokenizer.json", |json| json["model"]["type"] = "WordPiece".into());
+    project.run(&["--target", "data"]);
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "latents"]);
+    assert!(ran.code == 1 && ran.err.contains("`model.type` is WordPiece, supported: BPE"), "{ran:?}");
+}
+
+#[test]
+fn networks_of_another_family_are_refused_by_the_plan() {
+    let project = Project::finished();
+    for (file, key, value, expected) in [
+        (
+            "scheduler/scheduler_config.json",
+            "_class_name",
+            "FlowMatchHeunDiscreteScheduler",
+            "`_class_name` is",
+        ),
+        ("scheduler/scheduler_config.json", "prediction_type", "v_prediction", "`prediction_type` is"),
+        ("unet/config.json", "_class_name", "SD3Transformer2DModel", "`_class_name` is"),
+        ("vae/config.json", "_class_name", "AsymmetricAutoencoderKL", "`_class_name` is"),
+        ("text_encoder/config.json", "model_type", "t5", "`model_type` is"),
+    ] {
+        let mut before = Json::Null;
+        edit(&project, file, |json| before = std::mem::replace(&mut json[key], value.into()));
+        project.run(&["--target", "data"]);
+        let ran = plan(&project);
+        assert!(ran.out.contains("invalid input") && ran.out.contains(expected), "{value}: {ran:?}");
+        assert!(ran.out.contains(value) && !ran.out.contains("cache/objects"), "{value}: {ran:?}");
+        edit(&project, file, |json| json[key] = before);
+    }
+    // Other steps over the same noise.
+    edit(&project, "scheduler/scheduler_config.json", |json| json["_class_name"] = "PNDMScheduler".into());
+    project.run(&["--target", "pretrain_loss"]);
+}
+
+#[test]
+fn parameters_that_do_not_fit_the_inputs_are_refused_by_the_plan() {
+    let project = Project::finished();
+    for (set, expected) in [
+        ("loss.time_samples=3", "must divide the model's 1000 timesteps: set 2 or 4"),
+        ("loss.captions=7", "captions per image, expected at least 7"),
+        ("unlearn.batch_size=2000", "expected at most 1000: a batch has distinct timesteps"),
+        ("generate.steps=2000", "`steps` is 2000, expected at most 1000"),
+    ] {
+        let ran = project.attrflow(["plan", "pipelines/demo.toml", "--set", set, "--device", "cpu"]);
+        assert!(ran.out.contains("invalid input") && ran.out.contains(expected), "{set}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_step_divided_by_another_number_of_images_is_refused_unless_wanted() {
+    let project = Project::finished();
+    let weights = fs_err::read(project.result("unlearn/grin/unlearned.safetensors")).unwrap();
+    let text = b"\"images\":\"6\"";
+    let at =
+        weights.windows(text.len()).position(|found| found == text).expect("the number is in the metadata");
+    let mut other = weights;
+    other[at..at + text.len()].copy_from_slice(b"\"images\":\"9\"");
+    project.write("mine.safetensors", other);
+    project.edit(
+        "pipelines/demo.toml",
+        "weights = \"unlearn.weights\"\npretrain_loss",
+        "weights = \"../mine.safetensors\"\npretrain_loss",
+    );
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("mine.safetensors: its step was divided by 9 images, expected 6"), "{ran:?}");
+    assert!(ran.err.contains("1.500 times as large; set `other_images = true`"), "{ran:?}");
+    project.edit(
+        "pipelines/demo.toml",
+        "[stages.influence.inputs]",
+        "[stages.influence.params]\nother_images = true\n\n[stages.influence.inputs]",
+    );
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
+    assert!(
+        ran.code == 0 && ran.err.contains("the step was divided by 9 images, this data set has 6"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_step_that_raises_no_loss_gives_no_ranking() {
+    let project = Project::finished();
+    let ran = project.attrflow([
+        "run",
+        "pipelines/demo.toml",
+        "--set",
+        "unlearn.lr=0",
+        "--target",
+        "unlearn[grin]",
+    ]);
+    assert!(ran.code == 1 && ran.err.contains("expected a rise. `lr` is 0"), "{ran:?}");
+    let ran = project.attrflow([
+        "run",
+        "pipelines/demo.toml",
+        "--set",
+        "unlearn.lr=-0.001",
+        "--target",
+        "unlearn[grin]",
+    ]);
+    assert!(ran.code == 1 && ran.err.contains("the step changed the loss of the query by -"), "{ran:?}");
+}
+
+#[test]
+fn what_changes_the_data_set_is_counted_and_warned_of() {
+    let project = Project::new(6);
+    let zip = project.path("data/demo/images.zip");
+    let mut archive = zip::ZipArchive::new(fs_err::File::open(&zip).unwrap()).unwrap();
+    let names: Vec<String> =
+        archive.file_names().filter(|name| name.ends_with(".png")).map(str::to_owned).collect();
+    let mut read = |name: &str| {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut archive.by_name(name).unwrap(), &mut bytes).unwrap();
+        bytes
+    };
+    let first = image::load_from_memory(&read(&names[0])).unwrap();
+    let mut clear = first.to_rgba8();
+    clear.pixels_mut().take(9).for_each(|pixel| pixel.0[3] = 10);
+    let folder = project.path("mine");
+    fs_err::create_dir(&folder).unwrap();
+    for name in &names {
+        fs_err::write(folder.join(Path::new(name).file_name().unwrap()), read(name)).unwrap();
+    }
+    let base = |name: &str| Path::new(name).file_name().unwrap().to_str().unwrap().to_owned();
+    clear.save(folder.join(base(&names[0]))).unwrap();
+    fs_err::write(folder.join("unlisted.png"), read(&names[1])).unwrap();
+    project.edit(
+        "data/demo/captions.json",
+        "\"caption\": \"",
+        &format!("\"caption\": \"{}", "word ".repeat(90)),
+    );
+    project.edit(
+        "pipelines/parts/emoji.toml",
+        "images = \"data.files/images\"\ncaptions",
+        "images = \"../../mine\"\ncaptions",
+    );
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "latents"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let clear_name = base(&names[0]);
+    for expected in [
+        format!("warn: 1 images have transparent pixels, for instance \"{clear_name}\": alpha is dropped (`transparency`)"),
+        "warn: 1 images of the folder are not in the captions file, for instance \"unlisted.png\": they are left out".into(),
+        "captions are longer than the text encoder reads, for instance \"word word".into(),
+    ] {
+        assert!(ran.err.contains(&expected), "{expected}: {ran:?}");
+    }
+    let before = fs_err::read(project.result("latents/latents.npy")).unwrap();
+    let ran = project.attrflow([
+        "run",
+        "pipelines/demo.toml",
+        "--target",
+        "latents",
+        "--set",
+        "latents.transparency=white",
+    ]);
+    assert!(ran.code == 0 && ran.err.contains("blended with white"), "{ran:?}");
+    assert_ne!(fs_err::read(project.result("latents/latents.npy")).unwrap(), before);
+}
+
+/// Every row of the last table of docs/inputs.md names tests that exist.
+#[test]
+fn each_documented_form_of_input_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = ["src", "tests", "crates/engine/tests"].map(|folder| files(&root.join(folder)));
+    let mut tests = BTreeSet::new();
+    for path in sources
+        .iter()
+        .flat_map(|files| files.values())
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+    {
+        let text = fs_err::read_to_string(path).unwrap();
+        for (at, _) in text.match_indices("#[test]\n") {
+            let name = text[at..].split("fn ").nth(1).unwrap().split('(').next().unwrap();
+            tests.insert(name.to_owned());
+        }
+    }
+    let text = fs_err::read_to_string(root.join("docs/inputs.md")).unwrap();
+    let table = text.split("\n## What is tested\n").nth(1).expect("the section");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| input "))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert!(rows.len() > 40, "{}", rows.len());
+    for row in rows {
+        let [input, outcome, named] = row.as_slice() else { panic!("{row:?}") };
+        assert!(!input.is_empty() && ["taken", "refused", "warned of"].contains(outcome), "{row:?}");
+        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty() && names.iter().all(|name| tests.contains(*name)), "{row:?}");
+    }
+}
