@@ -181,7 +181,8 @@ impl Compute for Latents {
         let mut notes = Notes::default();
         with_vae(inputs, cx.device, |vae| {
             let vae = (vae, device::torch(cx.device));
-            write_latents(self, inputs, items, range.start, vae, out, &mut notes, &progress)
+            notes = write_latents(self, inputs, (items, range.start), vae, out, &progress)?;
+            Ok(())
         })?;
         with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out, &mut notes))?;
         Ok(fs_err::write(out.join(NOTES), serde_json::to_vec(&notes)?)?)
@@ -269,7 +270,7 @@ impl Notes {
         let kinds = [
             (
                 &self.transparent,
-                "images have transparent pixels",
+                "images with transparent pixels",
                 match transparency {
                     Transparent::Drop => "alpha is dropped (`transparency`)",
                     Transparent::White => "blended with white (`transparency`)",
@@ -277,17 +278,18 @@ impl Notes {
             ),
             (
                 &self.turned,
-                "images have an EXIF orientation",
+                "images with an EXIF orientation",
                 match orientation {
                     Orient::Ignore => "it is ignored (`orientation`)",
                     Orient::Apply => "they are turned (`orientation`)",
                 },
             ),
-            (&self.cut, "captions are longer than the text encoder reads", "their ends are cut off"),
-            (&self.unlisted, "images of the folder are not in the captions file", "they are left out"),
+            (&self.cut, "captions longer than the text encoder reads", "their ends are cut off"),
+            (&self.unlisted, "images that the captions file does not name", "they are left out"),
         ];
         let present = kinds.into_iter().filter_map(|(counted, what, how)| {
-            Some(format!("{} {what}, for instance {:?}: {how}", counted.count, counted.first.as_ref()?))
+            let first = counted.first.as_ref()?;
+            Some(format!("{what}: {}, the first {first:?}; {how}", counted.count))
         });
         present.collect()
     }
@@ -311,13 +313,12 @@ fn unlisted(inputs: &Inputs) -> anyhow::Result<Counted> {
 fn write_latents(
     params: &Latents,
     inputs: &Inputs,
-    items: &[Item],
-    first: usize,
+    (items, first): (&[Item], usize),
     (vae, device): (&Vae, Device),
     out: &Path,
-    notes: &mut Notes,
     progress: &dyn Fn(u64),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Notes> {
+    let mut notes = Notes::default();
     let reading = Reading {
         transparency: match params.transparency {
             Transparent::Drop => Transparency::Drop,
@@ -367,7 +368,7 @@ fn write_latents(
     for writer in writers.into_iter().flatten() {
         writer.finish()?;
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// Encodes the captions of each image together.

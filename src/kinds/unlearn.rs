@@ -120,7 +120,7 @@ impl Compute for UnlearnParams {
         anyhow::ensure!(
             rise > 0.0,
             "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise. \
-             `lr` is {}: set it to another value",
+             `lr` is {}: a smaller one may help",
             self.lr
         );
         let metadata = [

@@ -46,10 +46,18 @@ params! {
 
 impl Validate for UnlearnParams {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.damping >= 0.0 {
-            return Vec::new();
+        let mut faults = Vec::new();
+        if self.damping < 0.0 {
+            faults
+                .push(("damping", format!("`damping` is {}, expected a number of at least 0", self.damping)));
         }
-        vec![("damping", format!("`damping` is {}, expected a number of at least 0", self.damping))]
+        if self.lr <= 0.0 {
+            faults.push((
+                "lr",
+                format!("`lr` is {}, expected a number above 0: the loss has to rise", self.lr),
+            ));
+        }
+        faults
     }
 }
 

@@ -32,15 +32,16 @@ impl Default for Quiet {
 impl Reporter for Quiet {
     fn on_event(&mut self, event: &Event) {
         log(event, false);
+        // Where the caller prints what comes out, it prints what goes on too.
         let line = match event {
-            Event::StageStarted { stage, reason, units, units_cached, .. } => {
+            Event::StageStarted { stage, reason, units, units_cached, .. } if self.summary.is_some() => {
                 let cached = match units_cached {
                     0 => String::new(),
                     cached => format!("; {cached} of {units} units cached"),
                 };
                 Some(format!("run {stage}: {reason}{cached}"))
             }
-            Event::StageFinished { stage, seconds, .. } => {
+            Event::StageFinished { stage, seconds, .. } if self.summary.is_some() => {
                 Some(format!("done {stage} in {} of computing", duration(*seconds)))
             }
             event => important(event),

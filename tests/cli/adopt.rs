@@ -76,9 +76,10 @@ fn losses_of_an_earlier_run_are_adopted() {
     let line = status.lines().find(|line| line.starts_with("pretrain_loss")).unwrap();
     assert!(line.ends_with(" modified"), "{line}");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
-    let message = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead\n";
+    let message = "pretrain_loss.npy is gone; `pretrain_loss` is computed instead";
+    let warning = ran.err.lines().next().unwrap();
     assert!(
-        ran.code == 0 && ran.err.starts_with("warn: the adopted file ") && ran.err.ends_with(message),
+        ran.code == 0 && warning.starts_with("warn: the adopted file ") && warning.ends_with(message),
         "{ran:?}"
     );
     assert_eq!(project.results(), before);

@@ -443,14 +443,3 @@ fn a_cache_that_cannot_be_read_is_code_4_and_names_the_file() {
     fs_err::remove_dir_all(project.path("cache/recipes-v2")).unwrap();
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);
 }
-
-#[test]
-fn a_missing_gpu_is_named() {
-    let project = Project::finished();
-    let ran = project.attrflow(["run", "pipelines/demo.toml", "--device", "cuda:77", "--target", "latents"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    // Without a GPU, with another one, or without the CUDA part of libtorch.
-    let errors: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert!(errors.len() == 1 && errors[0].starts_with("error: stage `latents`"), "{ran:?}");
-    assert!(errors[0].contains("cuda"), "{ran:?}");
-}

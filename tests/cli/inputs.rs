@@ -5,10 +5,19 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use crate::project::{Project, Ran, files};
+use crate::project::{DEMO, Project, Ran, copy, files};
 
 fn plan(project: &Project) -> Ran {
     project.attrflow(["plan", "pipelines/demo.toml", "--device", "cpu"])
+}
+
+/// A copy of a finished project with a model of its own: those of other projects are links to one.
+fn with_own_model() -> Project {
+    let project = Project::finished();
+    let model = project.path("data/demo/model");
+    fs_err::remove_file(&model).unwrap();
+    copy(&Path::new(DEMO).join("model"), &model);
+    project
 }
 
 /// Edits a JSON file of the demo's model.
@@ -21,7 +30,7 @@ fn edit(project: &Project, file: &str, edit: impl FnOnce(&mut Json)) {
 
 #[test]
 fn a_tokenizer_in_one_file_is_read_as_in_two() {
-    let project = Project::finished();
+    let project = with_own_model();
     let before = fs_err::read(project.result("latents/text_embeddings.npy")).unwrap();
     let folder = project.path("data/demo/model/tokenizer");
     let vocab: Json = serde_json::from_slice(&fs_err::read(folder.join("vocab.json")).unwrap()).unwrap();
@@ -40,8 +49,6 @@ fn a_tokenizer_in_one_file_is_read_as_in_two() {
         json!({ "model": { "type": "BPE", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges } });
     fs_err::write(folder.join("tokenizer.json"), serde_json::to_vec(&whole).unwrap()).unwrap();
     fs_err::remove_file(folder.join("vocab.json")).unwrap();
-    let ran = plan(&project);
-    assert!(ran.out.contains("vocab.json is missing, and there is no tokenizer.json"), "{ran:?}");
     fs_err::remove_file(folder.join("merges.txt")).unwrap();
     assert!(project.run(&["--target", "latents"]).computed().contains(&"latents".to_owned()));
     assert_eq!(fs_err::read(project.result("latents/text_embeddings.npy")).unwrap(), before);
@@ -49,11 +56,15 @@ fn a_tokenizer_in_one_file_is_read_as_in_two() {
     project.run(&["--target", "data"]);
     let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "latents"]);
     assert!(ran.code == 1 && ran.err.contains("`model.type` is WordPiece, supported: BPE"), "{ran:?}");
+    fs_err::remove_file(folder.join("tokenizer.json")).unwrap();
+    project.run(&["--target", "data"]);
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "latents"]);
+    assert!(ran.code == 1 && ran.err.contains("vocab.json is missing, and there is no"), "{ran:?}");
 }
 
 #[test]
 fn networks_of_another_family_are_refused_by_the_plan() {
-    let project = Project::finished();
+    let project = with_own_model();
     for (file, key, value, expected) in [
         (
             "scheduler/scheduler_config.json",
@@ -127,24 +138,17 @@ fn a_step_divided_by_another_number_of_images_is_refused_unless_wanted() {
 #[test]
 fn a_step_that_raises_no_loss_gives_no_ranking() {
     let project = Project::finished();
-    let ran = project.attrflow([
-        "run",
-        "pipelines/demo.toml",
-        "--set",
-        "unlearn.lr=0",
-        "--target",
-        "unlearn[grin]",
-    ]);
-    assert!(ran.code == 1 && ran.err.contains("expected a rise. `lr` is 0"), "{ran:?}");
-    let ran = project.attrflow([
-        "run",
-        "pipelines/demo.toml",
-        "--set",
-        "unlearn.lr=-0.001",
-        "--target",
-        "unlearn[grin]",
-    ]);
-    assert!(ran.code == 1 && ran.err.contains("the step changed the loss of the query by -"), "{ran:?}");
+    let run = |set: String| {
+        project.attrflow(["run", "pipelines/demo.toml", "--target", "unlearn[grin]", "--set", &set])
+    };
+    for lr in ["0", "-0.001", "-1e9"] {
+        let ran = run(format!("unlearn.lr={lr}"));
+        assert!(ran.code == 2 && ran.err.contains("expected a number above 0"), "{ran:?}");
+    }
+    // Too small for float32.
+    let ran = run("unlearn.lr=1e-30".into());
+    assert!(ran.code == 1 && ran.err.contains("the step changed the loss of the query by 0e0"), "{ran:?}");
+    assert!(ran.err.contains("expected a rise. `lr` is 0.000"), "{ran:?}");
 }
 
 #[test]
@@ -161,7 +165,7 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
     };
     let first = image::load_from_memory(&read(&names[0])).unwrap();
     let mut clear = first.to_rgba8();
-    clear.pixels_mut().take(9).for_each(|pixel| pixel.0[3] = 10);
+    clear.pixels_mut().for_each(|pixel| pixel.0[3] = 10);
     let folder = project.path("mine");
     fs_err::create_dir(&folder).unwrap();
     for name in &names {
@@ -184,9 +188,12 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
     assert_eq!(ran.code, 0, "{ran:?}");
     let clear_name = base(&names[0]);
     for expected in [
-        format!("warn: 1 images have transparent pixels, for instance \"{clear_name}\": alpha is dropped (`transparency`)"),
-        "warn: 1 images of the folder are not in the captions file, for instance \"unlisted.png\": they are left out".into(),
-        "captions are longer than the text encoder reads, for instance \"word word".into(),
+        format!(
+            "warn: images with transparent pixels: 1, the first \"{clear_name}\"; alpha is dropped (`transparency`)"
+        ),
+        "warn: images that the captions file does not name: 1, the first \"unlisted.png\"; they are left out"
+            .into(),
+        "captions longer than the text encoder reads: 1, the first \"word word".into(),
     ] {
         assert!(ran.err.contains(&expected), "{expected}: {ran:?}");
     }
@@ -201,6 +208,17 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
     ]);
     assert!(ran.code == 0 && ran.err.contains("blended with white"), "{ran:?}");
     assert_ne!(fs_err::read(project.result("latents/latents.npy")).unwrap(), before);
+}
+
+#[test]
+fn a_missing_gpu_is_named() {
+    let project = Project::finished();
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--device", "cuda:77", "--target", "latents"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    // Without a GPU, with another one, or without the CUDA part of libtorch.
+    let errors: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && errors[0].starts_with("error: stage `latents`"), "{ran:?}");
+    assert!(errors[0].contains("cuda"), "{ran:?}");
 }
 
 /// Every row of the last table of docs/inputs.md names tests that exist.

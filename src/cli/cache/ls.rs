@@ -148,7 +148,7 @@ impl Args {
 fn expect<'n>(what: &str, wanted: Option<&str>, names: impl Iterator<Item = &'n str>) -> Result<(), Failure> {
     let names: BTreeSet<&str> = names.collect();
     let Some(wanted) = wanted.filter(|wanted| !names.contains(wanted)) else { return Ok(()) };
-    let hint = suggestion(wanted, names).map_or_else(|| "the cache has no results".to_owned(), |hint| hint);
+    let hint = suggestion(wanted, names).unwrap_or_else(|| "the cache has no results".to_owned());
     Err(Failure::Usage(format!("no {what} named `{wanted}` in the cache: {hint}")))
 }
 

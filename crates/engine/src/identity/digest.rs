@@ -19,7 +19,7 @@ impl Digest {
     /// # Errors
     /// The file cannot be read, or is none: a FIFO or a device has no end.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
-        let found = std::fs::metadata(path).map_err(|error| named(&error, path))?;
+        let found = fs_err::metadata(path)?;
         if let Some(what) = special(found.file_type()) {
             let message = format!("{}: found {what}, expected a file or folder", path.display());
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));

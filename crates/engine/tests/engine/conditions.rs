@@ -220,7 +220,7 @@ fn names_are_checked_in_disabled_stages_too() {
     13 | params = { say = "${sya}" }
        |                  ^^^^^^^^
        |
-       = help: did you mean `say`?
+       = help: the config has `say`: one of the two is misspelt
 
     error: unknown stage `cuonted`
       --> PROJECT/pipelines/toy.toml:14:19
@@ -252,7 +252,7 @@ fn faults_of_a_when() {
     18 | when = "${use.counetd}"
        |        ^^^^^^^^^^^^^^^^
        |
-       = help: did you mean `counted`?
+       = help: the config has `counted`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(of(r#""${say.text}""#, &[]), @r#"
     error: expected true or false, found a string

@@ -11,7 +11,7 @@ fn references_to_the_config() {
     11 | params = { text = "${second.txt}" }
        |                   ^^^^^^^^^^^^^^^
        |
-       = help: did you mean `text`?
+       = help: the config has `text`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "${secnd.text}"), CONFIG, &[]), @r#"
     error: `${secnd.text}` does not exist: unknown key `secnd`
@@ -20,7 +20,7 @@ fn references_to_the_config() {
     11 | params = { text = "${secnd.text}" }
        |                   ^^^^^^^^^^^^^^^
        |
-       = help: did you mean `second`?
+       = help: the config has `second`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "${second.text.more}"), CONFIG, &[]), @r#"
     error: `${second.text.more}` does not exist: the value before `more` is not a table
@@ -36,7 +36,7 @@ fn references_to_the_config() {
     16 | params = { say = "${say}", to = "${count.too}", title = "${count.title}" }
        |                                 ^^^^^^^^^^^^^^
        |
-       = help: did you mean `to`?
+       = help: the config has `to`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${second.text}", "x ${say} y"), CONFIG, &[]), @r#"
     error: `say` is a table, expected a string or an integer within a longer text
@@ -166,7 +166,7 @@ fn items() {
     21 | each = { item = "${itens}" }
        |                 ^^^^^^^^^^
        |
-       = help: did you mean `items`?
+       = help: the config has `items`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "${items}", "${count}"), CONFIG, &[]), @r#"
     error: `count` is a table, expected an array
@@ -193,7 +193,7 @@ fn a_fault_of_a_repeated_stage_is_reported_once() {
     22 | params = { text = "${item.txt}" }
        |                   ^^^^^^^^^^^^^
        |
-       = help: did you mean `text`?
+       = help: the config has `text`: one of the two is misspelt
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, r#"params = { text = "${item.text}" }"#, "params = { text = 3, tims = 1 }"), CONFIG, &[]), @r#"
     error: expected a string, found an integer
@@ -238,7 +238,7 @@ fn all_faults_at_once() {
     22 | params = { text = "${item.txt}" }
        |                   ^^^^^^^^^^^^^
        |
-       = help: did you mean `text`?
+       = help: the config has `text`: one of the two is misspelt
 
     error: `times` is 0, expected a value from 1 to 9
      --> PROJECT/configs/toy.toml:5:9
