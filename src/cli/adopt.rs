@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use super::project::Settings;
+use super::project::{self, Settings};
 use crate::progress::{print, short_path};
 use attrflow_engine::exec::adopt::{AdoptError, Adoption};
 use attrflow_engine::identity::recipe::Numerics;
@@ -62,6 +62,12 @@ pub(super) fn adopt(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let path = path.map(|path| short_path(path)).unwrap_or_default();
         print(&format!("adopted {path} ({}) as {}.{port}\n", format_bytes(artifact.size), node.id));
     }
+    if let Some(adopted) = &entry.adopted {
+        print(&format!(
+            "checked: {}; taken on trust: that the files come from these inputs and parameters\n",
+            adopted.checked
+        ));
+    }
     if let Some(Numerics { libtorch, device, .. }) = &entry.recipe.numerics {
         print(&format!("adopted for libtorch {libtorch} on {device}; use --device for another device\n"));
     }
@@ -70,8 +76,8 @@ pub(super) fn adopt(args: &Args, registry: &Registry) -> Result<(), Failure> {
 
 /// The only pipeline file in `pipelines/` that has the stage.
 fn find(stage: &str, sets: &[String], registry: &Registry) -> Result<PathBuf, Failure> {
-    const FOLDER: &str = "pipelines";
-    let entries = fs_err::read_dir(FOLDER)
+    let folder = project::pipelines().unwrap_or_else(|| "pipelines".into());
+    let entries = fs_err::read_dir(&folder)
         .map_err(|error| Failure::Usage(format!("{error}; give a file with --pipeline")))?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
@@ -91,7 +97,8 @@ fn find(stage: &str, sets: &[String], registry: &Registry) -> Result<PathBuf, Fa
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Failure::Usage(format!(
-            "no pipeline in {FOLDER}/ has a stage `{stage}`; searched: {}",
+            "no pipeline in {}/ has a stage `{stage}`; searched: {}",
+            folder.display(),
             if others.is_empty() { "no files".to_owned() } else { others.join(", ") }
         ))),
         several => {

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use crate::progress::print;
+use crate::progress::{paragraph, print};
 use attrflow_engine::config::param::{Key, PLAIN_NAME};
 use attrflow_engine::config::text::suggestion;
 use attrflow_engine::kind::{KindInfo, Registry};
@@ -20,7 +20,7 @@ pub(super) struct Args {
 pub(super) fn kinds(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let Some(name) = &args.kind else {
         for kind in registry {
-            print(&format!("{:<14} {}\n", kind.name, kind.summary));
+            print(&paragraph(&format!("{:<14} ", kind.name), kind.summary));
         }
         print("\n`attrflow kinds KIND` shows ports and parameters\n");
         return Ok(());
@@ -37,18 +37,18 @@ fn describe(kind: &KindInfo) -> String {
     let mut text = format!("{}: {}\n", kind.name, kind.summary);
     text += "\ninputs\n";
     if kind.dynamic_inputs {
-        text += &format!("  {:<18} any files and folders, under names of your own: {PLAIN_NAME}\n", "NAME");
+        text += &port("NAME", &format!("any files and folders, under names of your own: {PLAIN_NAME}"));
     }
-    for port in kind.inputs {
-        let optional = if port.required { "" } else { " (optional)" };
-        text += &format!("  {:<18} {}{optional}\n", port.name, port.doc);
+    for input in kind.inputs {
+        let optional = if input.required { "" } else { " (optional)" };
+        text += &port(input.name, &format!("{}{optional}", input.doc));
     }
     text += "\noutputs\n";
     if kind.outputs.is_empty() {
-        text += &format!("  {:<18} as declared by the parameter `outputs`\n", "NAME");
+        text += &port("NAME", "as declared by the parameter `outputs`");
     }
-    for port in kind.outputs {
-        text += &format!("  {:<18} {}: {}\n", port.name, port.file, port.doc);
+    for output in kind.outputs {
+        text += &port(output.name, &format!("{}: {}", output.file, output.doc));
     }
     text += "\nparams\n";
     for key in kind.keys() {
@@ -56,6 +56,10 @@ fn describe(kind: &KindInfo) -> String {
         text += &describe_key(&key, 1, from.map(|inherit| inherit.port));
     }
     text
+}
+
+fn port(name: &str, text: &str) -> String {
+    paragraph(&format!("  {name:<18} "), text)
 }
 
 /// A parameter with its type and default, and the keys of a table.
@@ -67,7 +71,8 @@ fn describe_key(key: &Key, depth: usize, inherited: Option<&str>) -> String {
         (None, Some(default)) => format!("default {default}"),
         (None, None) => "required".to_owned(),
     };
-    let mut text = format!("{indent}{} ({}; {default})\n{indent}    {}\n", key.name, key.expected, key.doc);
+    let head = paragraph(&indent, &format!("{} ({}; {default})", key.name, key.expected));
+    let mut text = head + &paragraph(&format!("{indent}    "), &key.doc);
     for below in &key.keys {
         text += &describe_key(below, depth + 1, None);
     }

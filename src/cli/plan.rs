@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::failure::Failure;
 use super::measure::machine_profile;
 use super::noop;
-use super::project::{Project, ProjectArgs};
+use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
 use super::run_args::RunArgs;
 use crate::progress::{Table, duration, print, short_path};
@@ -17,11 +17,13 @@ use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::Forecast;
 use attrflow_engine::exec::noop_cache::{NoopRun, Stage};
 use attrflow_engine::explain::{Prediction, Predictor, place};
-use attrflow_engine::kind::Registry;
+use attrflow_engine::kind::{Device, Registry};
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::graph;
 use attrflow_engine::plan::{Action, Planner, Reason};
 use attrflow_engine::store::{Adopted, format_bytes};
+use attrflow_engine::worker::Backend as _;
+use attrflow_engine::worker::protocol::DeviceClass;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -129,6 +131,12 @@ pub(super) fn show(
     let mut need = Requirements::new(project, &conditions);
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();
+    if project.devices.iter().any(|device| *device != Device::Cpu)
+        && backend(Vec::new())?.device_class() == DeviceClass::Cpu
+        && !as_json
+    {
+        text += "note: no GPU was found on this machine: `attrflow run` would end with an error here\n\n";
+    }
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];
     let mut bases: BTreeSet<String> = BTreeSet::new();
@@ -171,17 +179,12 @@ pub(super) fn show(
         if run + pending > 0 {
             text += &format!("\npredicted: {}", totals[0]);
             if pending > 0 {
-                text += &format!("; at most {} more if outputs change", totals[1]);
+                text += &format!("\n  at most {} more, if the pending stages run", totals[1]);
             }
             text += &need.describe();
-            const SHOWN: usize = 3;
-            let more = if bases.len() > SHOWN {
-                format!(" and {} more", bases.len() - SHOWN)
-            } else {
-                String::new()
-            };
-            let bases: Vec<String> = bases.into_iter().take(SHOWN).collect();
-            text += &format!("\n  based on {}{more}\n", bases.join(", "));
+            let others = bases.len().saturating_sub(1);
+            let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+            text += &format!("\n  based on {}{others}\n", bases.first().map_or("nothing", String::as_str));
         }
         text += &counted(counts);
     }
@@ -220,14 +223,15 @@ impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.known, self.unknown) {
             (0, 0) => return f.write_str("nothing"),
-            (0, _) => return f.write_str("unknown"),
+            (0, _) => return f.write_str("unknown: measure it with --measure"),
             _ => {
                 write!(f, "{} of computing, {} of outputs", duration(self.seconds), format_bytes(self.bytes))?
             }
         }
         match self.unknown {
             0 => Ok(()),
-            unknown => write!(f, ", unknown for {unknown} stages"),
+            1 => f.write_str(", without 1 stage of unknown time (--measure)"),
+            unknown => write!(f, ", without {unknown} stages of unknown time (--measure)"),
         }
     }
 }
@@ -310,7 +314,7 @@ fn words(action: &Action, node: &StageNode, sources: &Sources) -> (usize, &'stat
         },
         Action::Run(_, _, reason) => (RUNS, "run", describe(reason, node, sources)),
         Action::Pending { upstream, certain: None } => {
-            (2, "pending", format!("{} changes its output", upstream.join(" or ")))
+            (2, "pending", format!("only if {} changes", upstream.join(" or ")))
         }
         Action::Pending { upstream, certain: Some(reason) } => {
             (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), upstream.join(", ")))

@@ -170,6 +170,12 @@ pub(super) fn default_cache() -> PathBuf {
     path
 }
 
+/// The folder of pipelines of the project that the current folder is in.
+pub(super) fn pipelines() -> Option<PathBuf> {
+    let found = around().into_iter().position(|folder| folder.join("pipelines").is_dir())?;
+    Some(std::iter::repeat_n("..", found).collect::<PathBuf>().join("pipelines"))
+}
+
 /// The pipeline file: as given, else below a folder around the current one.
 fn locate(file: &Path) -> Result<PathBuf, Failure> {
     if file.is_absolute() || file.exists() {
@@ -179,12 +185,7 @@ fn locate(file: &Path) -> Result<PathBuf, Failure> {
     if let Some(levels) = found.filter(|levels| *levels > 0) {
         return Ok(std::iter::repeat_n("..", levels).collect::<PathBuf>().join(file));
     }
-    let folders: Vec<PathBuf> = around()
-        .into_iter()
-        .map(|folder| folder.join("pipelines"))
-        .filter(|folder| folder.is_dir())
-        .collect();
-    let files = folders.first().into_iter().flat_map(fs_err::read_dir).flatten().flatten();
+    let files = pipelines().into_iter().flat_map(fs_err::read_dir).flatten().flatten();
     let names: Vec<String> = files
         .map(|entry| format!("pipelines/{}", entry.file_name().to_string_lossy()))
         .filter(|name| name.ends_with(".toml"))
@@ -221,6 +222,9 @@ pub(super) fn worker_program() -> Result<PathBuf, Failure> {
     if worker.exists() {
         return Ok(worker);
     }
-    let message = format!("the worker program is missing: expected it at {}", worker.display());
+    let message = format!(
+        "the worker program is missing: expected it at {}. A copy of `attrflow` needs a copy of `attrflow-worker` beside it; a symbolic link needs none",
+        worker.display()
+    );
     Err(Failure::Missing(message))
 }

@@ -78,8 +78,9 @@ impl Stage for FisherParams {
         })
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["fisher"], inputs, &self.select, &[Dtype::F64, Dtype::F32])
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        check_outputs::weights(&outputs["fisher"], inputs, &self.select, &[Dtype::F64, Dtype::F32])?;
+        Ok("names, shapes and element types")
     }
 }
 

@@ -139,8 +139,9 @@ impl Stage for SampleParams {
         })
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::queries(inputs, captions(self, inputs.get(CAPTIONS))?.len(), outputs)
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        check_outputs::queries(inputs, captions(self, inputs.get(CAPTIONS))?.len(), outputs)?;
+        Ok("shapes, element types, and that the images can be read")
     }
 }
 

@@ -11,6 +11,7 @@ use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, expected, tensors};
+use super::unlearn::{SIZE, size};
 use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::method::error::MathError;
@@ -38,6 +39,9 @@ params! {
         /// Accept weights of a step that was divided by another number of images than this data set has. The influences are
         /// then those of a larger or smaller step; a warning gives the factor.
         other_images: bool = false,
+        /// Accept a query whose latent has another height or width than those of this data set: the network sees both, and its
+        /// losses differ with the size. A warning gives both sizes.
+        other_size: bool = false,
     }
 }
 
@@ -64,19 +68,34 @@ impl Validate for Influence {
 }
 
 impl Influence {
-    /// Refuses weights whose step was divided by another number of images than there are here, unless that is wanted.
-    fn check_images(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        let Some((counted, here)) = other_images(inputs)? else { return Ok(()) };
-        anyhow::ensure!(
-            self.other_images,
-            "{}: its step was divided by {counted} images, expected {here}, the rows of {}: with {here} the step would be {:.3} \
-             times as large; set `other_images = true` to accept it",
-            inputs.path("weights").display(),
-            inputs.path("text_embeddings").display(),
-            counted as f64 / here as f64
-        );
+    /// Refuses weights of a step that does not fit this data set, unless that is wanted: it was divided by another number of
+    /// images, or its query has another size.
+    fn check_step(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        let weights = inputs.path("weights").display();
+        if let Some((counted, here)) = other_images(inputs)?.filter(|_| !self.other_images) {
+            anyhow::bail!(
+                "{weights}: its step was divided by {counted} images, expected {here}, the rows of {}: with {here} the step would be \
+                 {:.3} times as large; set `other_images = true` to accept it",
+                inputs.path("text_embeddings").display(),
+                counted as f64 / here as f64
+            );
+        }
+        if let Some((query, here)) = other_size(inputs)?.filter(|_| !self.other_size) {
+            anyhow::bail!(
+                "{weights}: the latent of its query is {query}, expected {here}, as in {}: encode the query's image with the same \
+                 `pixels`, or set `other_size = true` to accept it",
+                inputs.path("latents").display(),
+            );
+        }
         Ok(())
     }
+}
+
+/// Height and width of the query's latent and of the data set's, if they differ.
+fn other_size(inputs: &Inputs) -> anyhow::Result<Option<(String, String)>> {
+    let Some(query) = tensors::metadata(inputs.path("weights"), SIZE)? else { return Ok(None) };
+    let here = size(&arrays::open(inputs)?.0);
+    Ok((query != here).then_some((query, here)))
 }
 
 /// The number of images that the step of the weights was divided by and that of the data set, if they differ.
@@ -134,7 +153,7 @@ impl Stage for Influence {
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
-        self.check_images(inputs)
+        self.check_step(inputs)
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
@@ -176,14 +195,15 @@ impl Stage for Influence {
         Ok(estimate)
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         anyhow::ensure!(
             self.top_k.is_none(),
             "outputs with `top_k` cannot be adopted: their estimates cannot be verified"
         );
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         let influence = check_outputs::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
-        check_outputs::ranking(&outputs["rank"], &influence)
+        check_outputs::ranking(&outputs["rank"], &influence)?;
+        Ok("shapes, element types, finite numbers, and that the ranks follow the influences")
     }
 }
 
@@ -220,6 +240,9 @@ impl Compute for Influence {
                 "the step was divided by {counted} images, this data set has {here}: with {here} it would be {factor:.3} times as \
                  large"
             );
+        }
+        if let Some((query, here)) = other_size(inputs)? {
+            tracing::warn!("the latent of the query is {query}, those of this data set are {here}");
         }
         let images = arrays::count_images(inputs)?;
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
@@ -258,7 +281,7 @@ impl Compute for Influence {
         }
         let steps = unit.steps;
         // A full pass: its steps cost the same.
-        let stage = Influence { loss, top_k: None, other_images: true };
+        let stage = Influence { loss, top_k: None, other_images: true, other_size: true };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }

@@ -160,8 +160,9 @@ impl Stage for Latents {
         })
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::training_set(inputs, self.captions as usize, self.text_dtype.dtype(), outputs)
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        check_outputs::training_set(inputs, self.captions as usize, self.text_dtype.dtype(), outputs)?;
+        Ok("shapes and element types")
     }
 }
 

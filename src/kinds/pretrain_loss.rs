@@ -107,13 +107,16 @@ impl Stage for PretrainLoss {
         Ok(estimate)
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         if let Some(file) = outputs.get(PER_TIMESTEP) {
             let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples].map(Some);
-            check_outputs::array(file, Some(Dtype::F32), &shape)?;
+            let file = check_outputs::array(file, Some(Dtype::F32), &shape)?;
+            check_outputs::means(&outputs["losses"], &file)?;
         }
-        Ok(())
+        Ok(
+            "shapes, element types, numbers that are finite and not negative, and the means over the timesteps where they are given",
+        )
     }
 }
 

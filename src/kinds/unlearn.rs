@@ -9,6 +9,7 @@ use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
 use super::shared::{arrays, check_inputs, check_outputs, device, expected, tensors};
+use crate::io::npy::Npy;
 use crate::io::torch::Dtype;
 use crate::method::data::{Rows, to_device};
 use crate::method::error::MathError;
@@ -25,6 +26,14 @@ use serde_json::json;
 /// Metadata keys of the weights: how much the query's loss rose, and how much to first order.
 pub(super) const RISE: &str = "query_rise";
 pub(super) const PREDICTED_RISE: &str = "query_rise_predicted";
+/// Metadata key of the weights: height and width of the query's latent.
+pub(super) const SIZE: &str = "query_latent_size";
+
+/// Height and width of latents [.., H, W] as in the metadata.
+pub(super) fn size(latents: &Npy) -> String {
+    let shape = latents.shape();
+    format!("{} x {}", shape[shape.len() - 2], shape[shape.len() - 1])
+}
 
 impl Kind for UnlearnParams {
     const INFO: KindInfo = KindInfo {
@@ -83,8 +92,9 @@ impl Stage for UnlearnParams {
         })
     }
 
-    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
-        check_outputs::weights(&outputs["weights"], inputs, &self.select, &[Dtype::F32])
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        check_outputs::weights(&outputs["weights"], inputs, &self.select, &[Dtype::F32])?;
+        Ok("names, shapes and element types")
     }
 }
 
@@ -92,7 +102,7 @@ impl Compute for UnlearnParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let (latents, texts) = arrays::open(inputs)?;
-        let index = self.index;
+        let (index, query_size) = (self.index, size(&latents));
         let _guard = device::apply_mode(ModelMode::Gradients);
         let mut unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
         arrays::expect_fit(&latents, &texts, unet.config())?;
@@ -125,6 +135,7 @@ impl Compute for UnlearnParams {
         );
         let metadata = [
             (IMAGES, images.to_string()),
+            (SIZE, query_size),
             (PREDICTED_RISE, format!("{predicted:e}")),
             (RISE, format!("{rise:e}")),
         ];

@@ -104,7 +104,7 @@ impl Live {
 
     fn line(&self, text: &str) {
         // Without a terminal there are no bars, and nothing to write.
-        let _ = self.bars.println(text);
+        let _ = self.bars.println(super::safe(text));
     }
 
     fn begin(&mut self, stage: &str, steps: u64) {
@@ -210,6 +210,8 @@ struct Summary {
     cached: usize,
     /// Stages that started and have not ended.
     running: BTreeSet<String>,
+    /// The pictures of the last stage that gave any, and of its other items.
+    pictures: Vec<(String, PathBuf)>,
 }
 
 /// With more cached stages than this, none is listed: the stages that ran would be hard to find among them.
@@ -218,6 +220,10 @@ const CACHED: &str = "cached";
 
 impl Summary {
     fn on_event(&mut self, event: &Event) {
+        if let Event::StageCached { stage, outputs, .. } | Event::StageFinished { stage, outputs, .. } = event
+        {
+            self.add_pictures(stage, outputs);
+        }
         match event {
             Event::StageStarted { stage, .. } => _ = self.running.insert(stage.clone()),
             Event::StageCached { stage, .. }
@@ -271,12 +277,36 @@ impl Summary {
                 if let Some(manifest) = manifest {
                     text.push_str(&format!("; manifest {}", short_path(manifest)));
                 }
-                print(&format!("{text}\n"));
+                print(&format!("{text}\n{}", self.look_at()));
                 return;
             }
             _ => return,
         };
         self.rows.push(row);
+    }
+}
+
+impl Summary {
+    fn add_pictures(&mut self, stage: &str, outputs: &BTreeMap<String, PlacedArtifact>) {
+        let is_picture = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "png");
+        let paths = outputs.values().map(|placed| &placed.path).filter(is_picture);
+        let base = stage.split('[').next().unwrap_or(stage);
+        for path in paths {
+            self.pictures.retain(|(of, _)| of == base);
+            self.pictures.push((base.to_owned(), path.clone()));
+        }
+    }
+
+    /// What to look at after a run.
+    fn look_at(&self) -> String {
+        const SHOWN: usize = 3;
+        let paths: Vec<String> = self.pictures.iter().map(|(_, path)| short_path(path)).collect();
+        let more = match paths.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!("  and {more} more\n"),
+        };
+        let listed: String = paths.iter().take(SHOWN).map(|path| format!("  {path}\n")).collect();
+        if paths.is_empty() { String::new() } else { format!("look at\n{listed}{more}") }
     }
 }
 

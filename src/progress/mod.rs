@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use attrflow_engine::exec::event::Event;
 
 pub use log::LogLines;
-pub use table::Table;
+pub use table::{Table, paragraph};
 
 /// Shows events.
 pub trait Reporter: Send {

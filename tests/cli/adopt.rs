@@ -50,7 +50,7 @@ fn losses_of_an_earlier_run_are_adopted() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let adopted = "adopted mine/pretrain_loss/pretrain_loss.npy (176 B) as pretrain_loss.losses\n";
     assert!(ran.out.starts_with(adopted), "{ran:?}");
-    assert!(ran.out.contains(" on cpu; "), "{ran:?}");
+    assert!(ran.out.contains(" on cpu; ") && ran.out.contains("taken on trust: that the files"), "{ran:?}");
 
     let plan = project.attrflow(["plan", "pipelines/demo.toml"]).out;
     assert!(plan.contains("adopted from mine/pretrain_loss/pretrain_loss.npy"), "{plan}");
@@ -65,6 +65,7 @@ fn losses_of_an_earlier_run_are_adopted() {
     let manifest = manifest::read(&manifest::list(&project.path("cache/runs/demo"))[0]).unwrap();
     let record = manifest.stages.iter().find(|record| record.stage == "pretrain_loss").unwrap();
     assert_eq!(record.adopted.as_ref().unwrap().paths["losses"], fs_err::canonicalize(&file).unwrap());
+    assert!(record.adopted.as_ref().unwrap().checked.contains("numbers that are finite and not negative"));
     assert!(manifest.stages.iter().all(|other| other.adopted.is_none() || other.stage == record.stage));
 
     // A run says it in words, and what became of the file when it is gone.
@@ -142,6 +143,9 @@ fn losses_of_another_kind_or_number_are_refused() {
     values[7] = f32::NAN;
     write_f32(&file, &[12], &values).unwrap();
     assert!(error().ends_with("mine/new.npy: value 7 is NaN, expected a finite number\n"), "{}", error());
+    values[7] = -0.25;
+    write_f32(&file, &[12], &values).unwrap();
+    assert!(error().ends_with("mine/new.npy: loss 7 is -0.25, expected 0 or more\n"), "{}", error());
     fs_err::write(&file, "no array").unwrap();
     assert!(error().contains("mine/new.npy: not a npy file"), "{}", error());
     fs_err::remove_file(&file).unwrap();
@@ -252,4 +256,40 @@ fn the_stage_must_be_one_whose_inputs_are_there() {
     assert!(message.contains(expected) && message.contains("--pipeline"), "{message}");
     let message = run(&["fisher", "a.npy", "fisher=b.npy", "--pipeline", "pipelines/demo.toml"]);
     assert!(message.contains("two paths for the output `fisher` of `fisher`"), "{message}");
+}
+
+#[test]
+fn of_an_adopted_folder_what_is_read_counts() {
+    let (project, mine) = moved(&["data"]);
+    copy(&project.path("results/demo/data/files"), &mine.join("own"));
+    for folder in ["cache", "results"] {
+        fs_err::remove_dir_all(project.path(folder)).unwrap();
+    }
+    project.write("mine/own/notes/mine.txt", "before");
+    assert_eq!(adopt(&project, "data", &["mine/own"]).code, 0);
+    let state = || project.attrflow(["status", "pipelines/demo.toml"]).out.lines().nth(1).unwrap().to_owned();
+    let adopted = state();
+    assert!(adopted.starts_with("data ") && adopted.contains(" adopted "), "{adopted}");
+    project.write("mine/own/notes/mine.txt", "after");
+    project.write("mine/own/more.txt", "new");
+    assert_eq!(state(), adopted);
+    let captions = fs_err::read_to_string(project.path("mine/own/captions.json")).unwrap();
+    fs_err::remove_file(project.path("mine/own/captions.json")).unwrap();
+    project.write("mine/own/captions.json", captions + "\n");
+    assert!(state().contains(" modified"), "{}", state());
+}
+
+#[test]
+fn a_result_adopted_for_another_device_is_named_by_the_plan() {
+    let (project, _) = moved(&["data"]);
+    let arrays = ["latents=mine/latents/latents.npy", "text_embeddings=mine/latents/text_embeddings.npy"];
+    let arguments = [&["adopt", "latents"], &arrays[..], &["--device", "cuda"]].concat();
+    let ran = project.attrflow(arguments);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.out.contains(" on cuda; "), "{ran:?}");
+    let plan = |device| project.attrflow(["plan", "pipelines/demo.toml", "--device", device]).out;
+    let why = "adopted for cuda, which may round differently: `--device cuda` uses that result";
+    assert!(plan("cpu").contains(why), "{}", plan("cpu"));
+    assert!(plan("cuda").contains("adopted from mine/latents/"), "{}", plan("cuda"));
+    assert!(!plan("cpu").contains("no GPU was found"), "{}", plan("cpu"));
 }

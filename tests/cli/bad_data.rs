@@ -424,7 +424,7 @@ fn independent_stages_continue_after_a_failure() {
     // A path below an output where there is no file.
     project.edit("pipelines/parts/emoji.toml", "data.files/images", "data.files/imagez");
     let ran = project.attrflow(["run", "pipelines/demo.toml"]);
-    let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, which does not contain it\n";
+    let said = "error: stage `latents`: the input `images` reads `imagez` below the output `data.files`, which has captions.json, images, model\n";
     assert_eq!((ran.code, ran.err.as_str()), (1, said));
 }
 

@@ -64,7 +64,7 @@ fn a_fault_of_the_pipeline_has_its_location() {
         (
             r#""${query.caption}""#,
             r#""${query.captain}""#,
-            &["`${query.captain}` does not exist", "`caption`?"],
+            &["`${query.captain}` does not exist", "the config has `caption`: one of the two is misspelt"],
         ),
         (
             r#"vae = "data.files/model/vae""#,

@@ -53,7 +53,7 @@ fn everything_is_predicted_before_anything_ran() {
         assert_eq!(of(&again, stage), of(&lines, stage), "{stage}");
     }
     let text = project.attrflow(["plan", "pipelines/demo.toml"]).out;
-    assert!(text.contains(" from start to end with 2 workers\n") && text.contains("\n  at most "), "{text}");
+    assert!(text.contains(" from start to end with 2 workers\n") && text.contains(" of memory\n"), "{text}");
     assert!(of(&plan(&project, &["--threads", "2"]).1, "fisher")["seconds"].is_null(), "measured with one");
 
     // The outputs are as long as was said.

@@ -104,34 +104,55 @@ fn parameters_that_do_not_fit_the_inputs_are_refused_by_the_plan() {
     }
 }
 
-#[test]
-fn a_step_divided_by_another_number_of_images_is_refused_unless_wanted() {
+/// A project whose `influence` reads the weights of `grin` with another text, of the same length, in their metadata.
+fn with_edited_weights(from: &str, to: &str) -> Project {
+    assert_eq!(from.len(), to.len());
     let project = Project::finished();
-    let weights = fs_err::read(project.result("unlearn/grin/unlearned.safetensors")).unwrap();
-    let text = b"\"images\":\"6\"";
-    let at =
-        weights.windows(text.len()).position(|found| found == text).expect("the number is in the metadata");
-    let mut other = weights;
-    other[at..at + text.len()].copy_from_slice(b"\"images\":\"9\"");
-    project.write("mine.safetensors", other);
-    project.edit(
-        "pipelines/demo.toml",
-        "weights = \"unlearn.weights\"\npretrain_loss",
-        "weights = \"../mine.safetensors\"\npretrain_loss",
-    );
-    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
-    assert_eq!(ran.code, 1);
-    assert!(ran.err.contains("mine.safetensors: its step was divided by 9 images, expected 6"), "{ran:?}");
-    assert!(ran.err.contains("1.500 times as large; set `other_images = true`"), "{ran:?}");
+    let mut weights = fs_err::read(project.result("unlearn/grin/unlearned.safetensors")).unwrap();
+    let at = weights.windows(from.len()).position(|found| found == from.as_bytes());
+    let at = at.expect("the text is in the metadata");
+    weights[at..at + from.len()].copy_from_slice(to.as_bytes());
+    project.write("mine.safetensors", weights);
+    let (own, mine) =
+        ("weights = \"unlearn.weights\"\npretrain_loss", "weights = \"../mine.safetensors\"\npretrain_loss");
+    project.edit("pipelines/demo.toml", own, mine);
+    project
+}
+
+/// What a run says that refuses the weights, then one that accepts them by a parameter of `influence`.
+fn refused_then_accepted(project: &Project, parameter: &str) -> (String, String) {
+    let run = || project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
+    let refused = run();
+    assert!(refused.code == 1 && refused.err.contains("mine.safetensors: "), "{refused:?}");
+    assert!(refused.err.contains(&format!("set `{parameter} = true`")), "{refused:?}");
     project.edit(
         "pipelines/demo.toml",
         "[stages.influence.inputs]",
-        "[stages.influence.params]\nother_images = true\n\n[stages.influence.inputs]",
+        &format!("[stages.influence.params]\n{parameter} = true\n\n[stages.influence.inputs]"),
     );
-    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "influence[grin]"]);
+    let accepted = run();
+    assert_eq!(accepted.code, 0, "{accepted:?}");
+    (refused.err, accepted.err)
+}
+
+#[test]
+fn a_step_divided_by_another_number_of_images_is_refused_unless_wanted() {
+    let project = with_edited_weights("\"images\":\"6\"", "\"images\":\"9\"");
+    let (refused, accepted) = refused_then_accepted(&project, "other_images");
+    assert!(refused.contains("its step was divided by 9 images, expected 6"), "{refused}");
+    assert!(refused.contains("1.500 times as large"), "{refused}");
+    assert!(accepted.contains("the step was divided by 9 images, this data set has 6"), "{accepted}");
+}
+
+#[test]
+fn a_query_of_another_size_is_refused_unless_wanted() {
+    let project =
+        with_edited_weights("\"query_latent_size\":\"16 x 16\"", "\"query_latent_size\":\"24 x 40\"");
+    let (refused, accepted) = refused_then_accepted(&project, "other_size");
+    assert!(refused.contains("the latent of its query is 24 x 40, expected 16 x 16"), "{refused}");
     assert!(
-        ran.code == 0 && ran.err.contains("the step was divided by 9 images, this data set has 6"),
-        "{ran:?}"
+        accepted.contains("the latent of the query is 24 x 40, those of this data set are 16 x 16"),
+        "{accepted}"
     );
 }
 

@@ -58,7 +58,12 @@ fn a_first_run_leaves_every_output_and_says_where() {
         let place = row.last().unwrap();
         assert!(place.starts_with("results/demo/") && project.path(place).exists(), "{row:?}");
     }
-    let last = ran.out.lines().last().unwrap();
+    let (text, pictures) = ran.out.split_once("\nlook at\n").unwrap();
+    let mut pictures: Vec<&str> = pictures.lines().collect();
+    pictures.sort_unstable();
+    let expected = ["grin", "pizza"].map(|query| format!("  results/demo/ranking/{query}/top.png"));
+    assert_eq!(pictures, expected);
+    let last = text.lines().last().unwrap();
     assert!(
         last.starts_with("12 ran, 0 cached in ") && last.contains("; manifest cache/runs/demo/"),
         "{last}"

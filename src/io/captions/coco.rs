@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::near_miss;
 use crate::io::json::{self, JsonError, Object};
 use crate::io::names;
 
@@ -31,6 +32,18 @@ pub enum CocoError {
         path: PathBuf,
         /// The error of the parser, with line and column.
         source: serde_json::Error,
+    },
+    /// Something else stands in its place.
+    #[error(
+        "{}: found {found}, expected a COCO captions file: {{\"images\": [{{\"id\": 1, \"file_name\": \"a.png\"}}], \
+         \"annotations\": [{{\"image_id\": 1, \"caption\": \"an apple\"}}]}}",
+        path.display()
+    )]
+    Instead {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        found: String,
     },
     /// A value that is not finite where one is needed.
     #[error(transparent)]
@@ -86,7 +99,7 @@ pub enum CocoError {
         path: PathBuf,
     },
     /// Images named by the captions are not in the folder.
-    #[error("{}: {count} of {total} images are missing, for instance {}", folder.display(), some(examples))]
+    #[error("{}: {count} of {total} images are missing, for instance {}{}", folder.display(), some(examples), has(near))]
     MissingFiles {
         /// The image folder.
         folder: PathBuf,
@@ -96,7 +109,13 @@ pub enum CocoError {
         total: usize,
         /// The first of them.
         examples: Vec<String>,
+        /// A file that was probably meant by the first.
+        near: Option<String>,
     },
+}
+
+fn has(near: &Option<String>) -> String {
+    near.as_ref().map(|near| format!("; the folder has {near}")).unwrap_or_default()
 }
 
 fn some(examples: &[String]) -> String {
@@ -134,11 +153,13 @@ impl Captions {
     /// If an id or a file name occurs twice, or if a caption has no image.
     pub fn read_all(path: impl AsRef<Path>) -> Result<Self, CocoError> {
         let path = path.as_ref();
-        let mut raw: Raw = json::read(path).map_err(|error| match error {
-            JsonError::Io(error) => CocoError::Io(error),
-            JsonError::Form { path, source } => CocoError::Json { path, source },
-            error @ JsonError::NotFinite { .. } => CocoError::NotFinite(error),
-        })?;
+        let mut raw: Raw =
+            json::read(path).map_err(|error| match (near_miss::instead_of_coco(path), error) {
+                (_, error @ JsonError::NotFinite { .. }) => CocoError::NotFinite(error),
+                (Some(found), _) => CocoError::Instead { path: path.into(), found },
+                (None, JsonError::Io(error)) => CocoError::Io(error),
+                (None, JsonError::Form { path, source }) => CocoError::Json { path, source },
+            })?;
         if raw.images.is_empty() {
             return Err(CocoError::Empty { path: path.into() });
         }
@@ -202,6 +223,7 @@ impl Captions {
             count: missing.len(),
             total: self.items.len(),
             examples: missing.iter().take(LISTED).map(|item| item.file_name.clone()).collect(),
+            near: near_miss::near_file(folder, &missing[0].file_name),
         })
     }
 }

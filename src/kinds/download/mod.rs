@@ -235,13 +235,13 @@ impl Stage for Download {
     }
 
     /// The content of an archive is unknown; every other file has its name.
-    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<()> {
+    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         let folder = &outputs["files"];
         anyhow::ensure!(folder.is_dir(), "{}: expected a folder", folder.display());
         for file in self.files.iter().filter(|file| !file.unpack) {
             check_outputs::below(folder, &file.target(), file.sha256.as_deref())?;
         }
-        Ok(())
+        Ok("names, and the SHA-256 where one is given")
     }
 }
 

@@ -158,7 +158,11 @@ pub(crate) fn accept(params: &LossParams, inputs: &Inputs, file: &Path) -> anyho
     // If these inputs are invalid, the file was not computed from them.
     units(params, inputs)?;
     let (latents, _) = arrays::open(inputs)?;
-    check_outputs::finite(file, latents.rows()).map(drop)
+    let losses = check_outputs::finite(file, latents.rows())?;
+    match losses.iter().position(|loss| *loss < 0.0) {
+        None => Ok(()),
+        Some(row) => anyhow::bail!("{}: loss {row} is {}, expected 0 or more", file.display(), losses[row]),
+    }
 }
 
 /// Computes a batch of units; the weights on the port `weights` replace the network's own.

@@ -1,6 +1,6 @@
 //! Adopting files from elsewhere as a stage's outputs: nothing is copied or computed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::identity::recipe::Numerics;
@@ -124,9 +124,11 @@ impl Adoption<'_> {
         let stamps = || paths.values().map(|path| TreeStat::at(path)).collect::<Result<Vec<_>, _>>();
         let before = stamps().map_err(StoreError::from)?;
         let refused = |error| AdoptError::Refused { stage: node.id.clone(), error: kind::describe(&error) };
-        node.stage.accept(&Inputs(inputs.paths), &paths).map_err(refused)?;
+        let checked = node.stage.accept(&Inputs(inputs.paths), &paths).map_err(refused)?.to_owned();
         self.read_below(&paths)?;
-        let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), self.store.link_source(path)?)));
+        let read: BTreeMap<&String, _> = paths.keys().map(|port| (port, self.read_of(port))).collect();
+        let link = |port, path| self.store.link_source(path, read[port].as_ref());
+        let outputs = paths.iter().map(|(port, path)| Ok((port.clone(), link(port, path)?)));
         let outputs = outputs.collect::<Result<_, StoreError>>()?;
         let after = stamps().map_err(StoreError::from)?;
         let changed = before.iter().zip(&after).position(|(before, after)| before != after);
@@ -134,7 +136,7 @@ impl Adoption<'_> {
             return Err(AdoptError::Changed { path: path.clone() });
         }
         let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        let entry = self.store.adopt(&recipe, outputs, Adopted { at, paths })?;
+        let entry = self.store.adopt(&recipe, outputs, Adopted { at, paths, checked })?;
         self.store.try_flush()?;
         Ok(entry)
     }
@@ -160,6 +162,19 @@ impl Adoption<'_> {
             Ok(inputs) => Ok(inputs),
             Err(_) => Err(AdoptError::Pending { stage: id.clone(), upstream }),
         }
+    }
+
+    /// The paths below a folder that other stages read; `None` if one reads the folder itself, or none reads it.
+    fn read_of(&self, output: &str) -> Option<BTreeSet<&str>> {
+        let inputs = self.pipeline.stages.iter().flat_map(|reader| reader.inputs.values());
+        let of_output = inputs.filter_map(|source| match source {
+            Source::Port { stage, port, sub, .. } if *stage == self.stage && port == output => {
+                Some(sub.as_deref())
+            }
+            _ => None,
+        });
+        let read: Option<BTreeSet<&str>> = of_output.collect();
+        read.filter(|read| !read.is_empty())
     }
 
     /// Refuses folders without what other stages read in them.

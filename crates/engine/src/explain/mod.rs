@@ -156,7 +156,7 @@ fn one(
             ("run", format!("{reason}; after {}", upstream.join(", ")))
         }
         Action::Pending { upstream, certain: None } => {
-            ("pending", format!("runs if {} changes its output", upstream.join(" or ")))
+            ("pending", format!("runs only if {} changes", upstream.join(" or ")))
         }
         Action::InvalidInput(error) => ("invalid input", error.clone()),
     };

@@ -213,7 +213,8 @@ impl Search<'_> {
         let planner = self.planner;
         let stage = &planner.pipeline.stages[index];
         let Some(feed) = stage.inputs.get(port) else {
-            let change = Change { field: format!("inputs.{port}"), old: None, new: Some(digest.short()) };
+            let change =
+                Change { field: format!("inputs.{port}"), old: None, new: Some(digest.short()), reads: None };
             return Ok(vec![Edit::Other { stage: stage.id.clone(), change }]);
         };
         if let (Feed::Port { stage: upstream, port: output, sub, .. }, true) = (feed, depth < DEPTH) {

@@ -143,6 +143,25 @@ impl Listing {
         self.0.iter().map(|file| file.size).sum()
     }
 
+    /// The names in the folder where the path `sub` leads to nothing: `a/b.txt` is there, say, in the place of `a/c.txt`.
+    pub fn near(&self, sub: &str) -> Vec<&str> {
+        let mut folder = sub;
+        loop {
+            folder = folder.rfind('/').map_or("", |end| &folder[..end]);
+            let start = if folder.is_empty() { 0 } else { folder.len() + 1 };
+            let below = self.0.iter().map(|file| file.path.as_str()).filter(|path| {
+                start == 0 || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+            });
+            let mut names: Vec<&str> = below
+                .map(|path| &path[..path[start..].find('/').map_or(path.len(), |end| start + end)])
+                .collect();
+            names.dedup();
+            if !names.is_empty() || start == 0 {
+                return names;
+            }
+        }
+    }
+
     /// The digest of the file or folder at `sub`, `None` if it does not exist.
     pub fn sub(&self, sub: &str) -> Option<Digest> {
         if let Some(file) = self.0.iter().find(|file| file.path == sub) {

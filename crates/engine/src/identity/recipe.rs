@@ -247,10 +247,16 @@ pub struct Change {
     pub old: Option<String>,
     /// The value now, `None` where the field is gone.
     pub new: Option<String>,
+    /// What an input reads, where its bytes changed: `unlearn[apple].weights`, or a path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reads: Option<String>,
 }
 
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(reads) = &self.reads {
+            return write!(f, "{reads} changed");
+        }
         let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "absent".into());
         write!(f, "{}: {} -> {}", self.field, show(&self.old), show(&self.new))
     }
@@ -270,6 +276,7 @@ pub fn changes(old: &Recipe, new: &Recipe) -> Vec<Change> {
             field: name.clone(),
             old: before.get(name).cloned(),
             new: now.get(name).cloned(),
+            reads: None,
         })
         .collect()
 }

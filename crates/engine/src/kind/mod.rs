@@ -280,14 +280,14 @@ pub trait Stage: Parameters {
         None
     }
 
-    /// Refuses files, by output port, that cannot be the results of these parameters and inputs.
+    /// Refuses files, by output port, that cannot be the results of these parameters and inputs; says what was checked.
     ///
     /// The files were made elsewhere and are to be adopted as the stage's outputs. Reads headers, and the values of
     /// small files.
     ///
     /// # Errors
     /// The file, what was found and what was expected; by default, that the kind does not support adoption.
-    fn accept(&self, _inputs: &Inputs, _outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+    fn accept(&self, _inputs: &Inputs, _outputs: &BTreeMap<String, PathBuf>) -> anyhow::Result<&'static str> {
         anyhow::bail!("the kind `{}` does not support adoption", self.kind().name)
     }
 }

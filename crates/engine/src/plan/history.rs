@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use crate::identity::recipe::Recipe;
+use crate::identity::recipe::{self, Change, Recipe};
+use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::provenance::manifest::{self, Manifest, Repeat, StageRecord};
 
 /// Maximum runs to read.
@@ -28,6 +29,22 @@ pub struct Last<'h> {
     pub run: &'h Manifest,
     /// The manifest's path.
     pub path: &'h Path,
+}
+
+impl Last<'_> {
+    /// What changed since then; an input whose bytes changed is named by what it reads.
+    pub fn changes(&self, stage: &StageNode, now: &Recipe, pipeline: &Pipeline) -> Vec<Change> {
+        let mut changes = recipe::changes(self.recipe, now);
+        for change in changes.iter_mut().filter(|change| change.old.is_some() && change.new.is_some()) {
+            let name = |port: &str| format!("inputs.{}", recipe::key_name(port));
+            let source = stage.inputs.iter().find(|(port, _)| name(port) == change.field);
+            change.reads = source.map(|(_, source)| match source {
+                Source::Port { stage, port, .. } => format!("{}.{port}", pipeline.stages[*stage].id),
+                Source::File(path) => path.strip_prefix(&pipeline.root).unwrap_or(path).display().to_string(),
+            });
+        }
+        changes
+    }
 }
 
 impl History {

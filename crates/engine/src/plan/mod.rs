@@ -3,15 +3,14 @@
 pub mod cached_results;
 pub mod graph;
 mod history;
+mod reason;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use crate::identity::digest::Digest;
-use crate::identity::recipe::{self, Change, Numerics, Recipe};
+use crate::identity::recipe::{Numerics, Recipe};
 use crate::kind::{self, ByteRanges, Inputs, PREVIOUS, Unit, Units};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
@@ -19,49 +18,7 @@ use crate::provenance::manifest::Outcome;
 use crate::store::{Entry, FilePart, Lookup, PART, Store, StoreError};
 
 pub use history::{History, Last};
-
-/// Why a stage computes.
-#[derive(Debug, Clone, Serialize, PartialEq)]
-#[serde(tag = "reason", rename_all = "snake_case")]
-pub enum Reason {
-    /// No earlier run of this pipeline contains the stage.
-    First,
-    /// The recipe differs from that of the last run.
-    Changed {
-        /// The changed fields.
-        changes: Vec<Change>,
-    },
-    /// The recipe is that of the last run, but its result is not in the cache: removed, or never finished.
-    Missing,
-    /// The recipe is that of the last run, in which the stage failed.
-    Failed {
-        /// Its error.
-        error: String,
-    },
-    /// Its result was adopted, and the files are missing or were modified.
-    Modified {
-        /// What happened to them.
-        what: String,
-    },
-    /// The user asked for it.
-    Forced,
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::First => f.write_str("never run before"),
-            Self::Missing => f.write_str("partial, or its result is not cached"),
-            Self::Failed { error } => write!(f, "failed in the last run: {error}"),
-            Self::Modified { what } => f.write_str(what),
-            Self::Forced => f.write_str("forced"),
-            Self::Changed { changes } => {
-                let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
-                f.write_str(&texts.join("; "))
-            }
-        }
-    }
-}
+pub use reason::Reason;
 
 /// The action of a run for a stage.
 #[derive(Debug, Clone)]
@@ -96,7 +53,7 @@ pub enum InputError {
         error: String,
     },
     /// A reference below an output does not exist.
-    #[error("the input `{port}` reads `{sub}` below the output `{output}`, which does not contain it")]
+    #[error("the input `{port}` reads `{sub}` below the output `{output}`, which has {has}")]
     NoSub {
         /// The input port.
         port: String,
@@ -104,6 +61,8 @@ pub enum InputError {
         sub: String,
         /// `stage.port`.
         output: String,
+        /// What is there.
+        has: String,
     },
 }
 
@@ -200,11 +159,9 @@ impl<'a> Planner<'a> {
                             Some(digest) => (digest, path.join(sub)),
                             None => {
                                 let output = format!("{}.{output}", self.pipeline.stages[*upstream].id);
-                                return Err(InputError::NoSub {
-                                    port: port.clone(),
-                                    sub: sub.clone(),
-                                    output,
-                                });
+                                let has = self.store.near(&artifact.digest, sub)?;
+                                let (port, sub) = (port.clone(), sub.clone());
+                                return Err(InputError::NoSub { port, sub, output, has });
                             }
                         },
                     }
@@ -334,8 +291,8 @@ impl<'a> Planner<'a> {
             }
             Lookup::Invalid(what) => Reason::Modified { what },
             Lookup::Miss => match self.history().last(&stage.id) {
-                None => Reason::First,
-                Some(last) => match (recipe::changes(last.recipe, &recipe), &last.record.error) {
+                None => self.elsewhere(&recipe)?.unwrap_or(Reason::First),
+                Some(last) => match (last.changes(stage, &recipe, self.pipeline), &last.record.error) {
                     (changes, _) if !changes.is_empty() => Reason::Changed { changes },
                     (_, Some(error)) if last.record.outcome == Outcome::Failed => {
                         Reason::Failed { error: error.clone() }
@@ -347,20 +304,32 @@ impl<'a> Planner<'a> {
         Ok(Action::Run(Box::new(recipe), inputs, reason))
     }
 
+    /// Whether the result is there for another class of device: an adopted one is in no run.
+    fn elsewhere(&self, recipe: &Recipe) -> Result<Option<Reason>, StoreError> {
+        let Some(numerics) = &recipe.numerics else { return Ok(None) };
+        let device = if numerics.device == "cpu" { "cuda" } else { "cpu" };
+        let numerics = Numerics { device: device.into(), deterministic: device == "cpu", ..numerics.clone() };
+        let other = Recipe { numerics: Some(numerics), ..recipe.clone() };
+        Ok(match self.store.find(&other.fingerprint())? {
+            Lookup::Hit(entry) => Some(Reason::OtherDevice { device, adopted: entry.adopted.is_some() }),
+            _ => None,
+        })
+    }
+
     /// Why a stage computes although some of its inputs are unknown, if that is certain.
     fn certain(&self, stage: &StageNode, known: &ResolvedInputs) -> Option<Reason> {
-        let Some(Last { recipe: last, .. }) = self.history().last(&stage.id) else {
+        let Some(last) = self.history().last(&stage.id) else {
             return Some(Reason::First);
         };
         let mut recipe = self.recipe(stage, known);
         for (port, source) in &stage.inputs {
             if let (Source::Port { .. }, false, Some(digest)) =
-                (source, recipe.inputs.contains_key(port), last.inputs.get(port))
+                (source, recipe.inputs.contains_key(port), last.recipe.inputs.get(port))
             {
                 recipe.inputs.insert(port.clone(), *digest);
             }
         }
-        let changes = recipe::changes(last, &recipe);
+        let changes = last.changes(stage, &recipe, self.pipeline);
         (!changes.is_empty()).then_some(Reason::Changed { changes })
     }
 

@@ -8,7 +8,7 @@
 //! The store does not own the bytes, so it checks them at each use: a file whose size or times have changed is hashed
 //! again, and one with other bytes is no longer a result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,9 @@ pub struct Adopted {
     pub at: String,
     /// Files and folders by output port.
     pub paths: BTreeMap<String, PathBuf>,
+    /// What was checked. That the files were computed from the recipe's inputs and parameters is taken on trust.
+    #[serde(default)]
+    pub checked: String,
 }
 
 /// What the file `….adopted` holds.
@@ -73,14 +76,21 @@ impl Store {
         Ok(entry)
     }
 
-    /// Makes an object that links to a file or folder of the user.
+    /// Makes an object that links to a file or folder of the user; of a folder, only to what is `read` in it.
     ///
     /// # Errors
     /// A file that cannot be read, or a write that failed.
-    pub fn link_source(&self, path: &Path) -> Result<Artifact> {
+    pub fn link_source(&self, path: &Path, read: Option<&BTreeSet<&str>>) -> Result<Artifact> {
         let metadata = fs_err::metadata(path)?;
         let (artifact, files) = if metadata.is_dir() {
-            let listing = list(path, &|file| self.stat_digest(file))?;
+            let is_read = |name: &str| {
+                read.is_none_or(|read| {
+                    read.iter().any(|sub| {
+                        name.strip_prefix(sub).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                    })
+                })
+            };
+            let listing = list(path, is_read, &|file| self.stat_digest(file))?;
             let digest = self.write_listing(&listing)?;
             (Artifact { digest, size: listing.size(), folder: true }, Some(listing))
         } else {

@@ -288,6 +288,25 @@ impl Store {
         Ok(self.listing(folder)?.and_then(|listing| listing.sub(sub)))
     }
 
+    /// What a stored folder has in the place of a path that leads to nothing, for people.
+    ///
+    /// # Errors
+    /// A listing that cannot be read.
+    pub fn near(&self, folder: &Digest, sub: &str) -> Result<String> {
+        const SHOWN: usize = 5;
+        let listing = self.listing(folder)?.unwrap_or_default();
+        let names = listing.near(sub);
+        let more = match names.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Ok(if names.is_empty() {
+            "nothing below it".into()
+        } else {
+            names[..names.len().min(SHOWN)].join(", ") + &more
+        })
+    }
+
     /// The files of a stored folder; `None` if they are not known.
     ///
     /// # Errors
@@ -320,7 +339,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 /// A path that cannot be read.
 pub fn digest_of(path: &Path) -> Result<Digest> {
     if fs_err::metadata(path)?.is_dir() {
-        return Ok(list(path, &|file| Ok(Digest::of_file(file)?))?.digest());
+        return Ok(list(path, |_| true, &|file| Ok(Digest::of_file(file)?))?.digest());
     }
     Ok(Digest::of_file(path)?)
 }
@@ -334,8 +353,14 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Lists a folder, taking each file's digest from `digest`.
-fn list(folder: &Path, digest: &(dyn Fn(&Path) -> Result<Digest> + Sync)) -> Result<Listing> {
-    let listed: Result<Vec<Listed>> = names(folder)?
+fn list(
+    folder: &Path,
+    keep: impl Fn(&str) -> bool,
+    digest: &(dyn Fn(&Path) -> Result<Digest> + Sync),
+) -> Result<Listing> {
+    let mut names = names(folder)?;
+    names.retain(|name| keep(name));
+    let listed: Result<Vec<Listed>> = names
         .into_par_iter()
         .map(|path| {
             let file = folder.join(&path);

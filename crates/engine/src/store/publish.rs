@@ -51,7 +51,7 @@ impl Store {
         }
         let trust = Trust::of_object(seen.past_racy_window());
         let (artifact, listing) = if folder {
-            let listing = list(path, &|file| Ok(Digest::of_file(file)?))?;
+            let listing = list(path, |_| true, &|file| Ok(Digest::of_file(file)?))?;
             (Artifact { digest: listing.digest(), size: listing.size(), folder }, Some(listing))
         } else {
             (Artifact { digest: Digest::of_file(path)?, size: metadata.len(), folder }, None)

@@ -79,13 +79,14 @@ fn an_adopted_folder_consists_of_the_files_it_had() {
     assert_eq!(project.read("results/toy/last/one/text.txt"), "from elsewhere\n1");
     assert_eq!(fs_err::read_link(project.path("results/toy/lines/folder")).unwrap(), folder);
 
-    // A file added beside them is ignored; a modified one is not.
+    // A file that no stage reads is ignored; one that is read is not.
     project.write("mine/lines/later.txt", "later\n");
-    assert_eq!(project.run(&[]).ran(), [""; 0]);
     project.write("mine/lines/deep/er/more.txt", "less\n");
+    assert_eq!(project.run(&[]).ran(), [""; 0]);
+    project.write("mine/lines/lines.txt", "from here\n");
     let ran = project.run(&[]);
     let expected = format!(
-        "of the adopted folder {}, deep/er/more.txt holds other bytes than when it was adopted",
+        "of the adopted folder {}, lines.txt holds other bytes than when it was adopted",
         folder.display()
     );
     assert_eq!(reason(&ran, "lines"), Some(Reason::Modified { what: expected.clone() }));
@@ -93,7 +94,7 @@ fn an_adopted_folder_consists_of_the_files_it_had() {
     assert_eq!(ran.ran(), ["last[one]", "last[two]", "lines"]);
     // What the run wrote is separate, and the user's folder is untouched.
     assert!(!fs_err::symlink_metadata(project.path("results/toy/lines/folder")).unwrap().is_symlink());
-    assert_eq!(project.read("mine/lines/lines.txt"), "from elsewhere\n");
+    assert_eq!(project.read("mine/lines/lines.txt"), "from here\n");
     assert_eq!(project.run(&[]).ran(), [""; 0]);
 }
 

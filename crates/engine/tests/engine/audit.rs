@@ -210,17 +210,17 @@ fn adopted_files_and_folders_are_hashed_where_they_are() {
     }
     project.adopt("lines", &project.path("mine")).unwrap();
     let manifest = project.run(&[]).manifest;
-    // A file added beside them later is ignored.
-    project.write("mine/later.txt", "later");
+    // A file that no stage reads is ignored.
+    project.write("mine/sub/a.txt", "b");
     assert_eq!(faults(&project, &manifest), []);
 
-    flip(&project.path("mine/sub/a.txt"));
+    flip(&project.path("mine/lines.txt"));
     let found = faults(&project, &manifest);
-    let named = |fault: &Mismatch| matches!(fault, Mismatch::Bytes { path, .. } if *path == project.path("mine/sub/a.txt"));
+    let named = |fault: &Mismatch| matches!(fault, Mismatch::Bytes { path, .. } if *path == project.path("mine/lines.txt"));
     assert!(found.len() == 1 && found[0].0 == "lines" && named(&found[0].1), "{found:?}");
-    fs_err::remove_file(project.path("mine/sub/a.txt")).unwrap();
+    fs_err::remove_file(project.path("mine/lines.txt")).unwrap();
     let found = faults(&project, &manifest);
-    let path = project.path("mine/sub/a.txt");
+    let path = project.path("mine/lines.txt");
     assert_eq!(found, [("lines".into(), Mismatch::Files { port: "lines".into(), path, extra: false })]);
     fs_err::remove_dir_all(project.path("mine")).unwrap();
     let found = faults(&project, &manifest);

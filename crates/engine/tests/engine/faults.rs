@@ -163,7 +163,7 @@ fn a_missing_path_below_an_output() {
     let project = with("\n[stages.below]\nkind = \"say\"\ninputs = { a = \"lines.lines/sub/titel.txt\" }\n");
     let ran = project.run(&[]);
     assert_eq!(ran.with(Outcome::Failed), ["below"]);
-    let why = "the input `a` reads `sub/titel.txt` below the output `lines.lines`, which does not contain it";
+    let why = "the input `a` reads `sub/titel.txt` below the output `lines.lines`, which has sub/title.txt";
     assert_eq!(ran.stage("below").error.as_deref(), Some(why));
 }
 

@@ -310,6 +310,8 @@ fn sources() {
       |
     7 | inputs = { a = "../sauce.txt" }
       |                ^^^^^^^^^^^^^^
+      |
+      = help: did you mean `source.txt`?
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "../configs/toy.toml", "../configs/toys.toml"), CONFIG, &[]), @r#"
     error: failed to open file `PROJECT/configs/toys.toml`: No such file or directory (os error 2)

@@ -1,11 +1,12 @@
 //! Where a file comes from: a path or an address.
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::{Param, Reader};
+use crate::config::text::nearest;
 use crate::config::tree::Node;
 
 /// An existing file or folder, or an address on the web or the Hugging Face Hub. Paths are absolute: they start from
@@ -34,6 +35,23 @@ impl Location {
         let path = self.0.split(['?', '#']).next().unwrap_or(&self.0);
         path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
     }
+}
+
+/// What was probably meant by a path that leads to nothing.
+pub(super) fn probably_meant(written: &Path, path: &Path) -> Option<String> {
+    // The first part of it that is missing, and what is in its place.
+    let is_in_a_folder = |path: &&Path| path.parent().is_some_and(Path::is_dir);
+    let missing = path.ancestors().find(is_in_a_folder)?;
+    let beside = fs_err::read_dir(missing.parent()?).ok()?.flatten();
+    let names: Vec<String> = beside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    if let Some(near) = nearest(missing.file_name()?.to_str()?, names.iter().map(String::as_str)) {
+        return Some(format!("did you mean `{near}`?"));
+    }
+    let mut parts = written.components();
+    let plain = |part: Option<Component<'_>>| matches!(part, Some(Component::Normal(_)));
+    let is_repository = plain(parts.next()) && plain(parts.next()) && parts.next().is_none();
+    (is_repository && written.extension().is_none())
+        .then(|| format!("a repository of the Hugging Face Hub is written `hf://{}`", written.display()))
 }
 
 impl Param for Location {

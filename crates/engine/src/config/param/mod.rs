@@ -29,13 +29,17 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// The absolute form of a path written at `origin`; `None` after the missing file was reported.
     pub fn existing(&mut self, path: &Path, origin: &Origin) -> Option<PathBuf> {
+        let written = path;
         let path = normal(&self.sources.folder(origin).join(path));
-        let message = match path.try_exists() {
+        match path.try_exists() {
             Ok(true) => return Some(path),
-            Ok(false) => format!("no such file or folder: `{}`", path.display()),
-            Err(error) => format!("`{}`: {error}", path.display()),
-        };
-        self.problems.at(origin, message);
+            Ok(false) => {
+                let message = format!("no such file or folder: `{}`", path.display());
+                let problem = self.problems.at(origin, message);
+                location::probably_meant(written, &path).into_iter().for_each(|hint| problem.help(hint));
+            }
+            Err(error) => _ = self.problems.at(origin, format!("`{}`: {error}", path.display())),
+        }
         None
     }
 }

@@ -265,7 +265,7 @@ impl Store {
         if !fs_err::metadata(path)?.is_dir() {
             return self.stat_digest(path);
         }
-        Ok(list(path, &|file| self.stat_digest(file))?.digest())
+        Ok(list(path, |_| true, &|file| self.stat_digest(file))?.digest())
     }
 
     pub(super) fn stat_digest(&self, file: &Path) -> Result<Digest> {
