@@ -74,6 +74,7 @@ impl Stage for FisherParams {
                 steps: units.iter().map(|unit| unit.steps).sum(),
                 tasks: units.len() as u64,
                 cost_key,
+                ..WorkSize::default()
             }),
         })
     }

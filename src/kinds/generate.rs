@@ -132,10 +132,12 @@ impl Stage for SampleParams {
             "text_encoder": expected::config(inputs, "text_encoder")?,
         });
         let tasks = count.div_ceil(batch.max(1)) as u64;
+        // Text, decoding and loading took about as long as four steps of the demo.
+        let (steps, extra) = (tasks * self.steps as u64, tasks * 4);
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(WorkSize { steps: tasks * self.steps as u64, tasks, cost_key }),
+            work: Some(WorkSize { steps, extra, tasks, cost_key }),
         })
     }
 

@@ -156,7 +156,12 @@ impl Stage for Latents {
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
-            work: Some(WorkSize { steps: images as u64, tasks: split(images).len() as u64, cost_key }),
+            work: Some(WorkSize {
+                steps: images as u64,
+                tasks: split(images).len() as u64,
+                cost_key,
+                ..WorkSize::default()
+            }),
         })
     }
 

@@ -15,7 +15,7 @@ use crate::method::data::{Rows, to_device};
 use crate::method::error::MathError;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 pub use crate::method::unlearn::UnlearnParams;
-use crate::method::unlearn::Unlearning;
+use crate::method::unlearn::{RISE_ROWS, Unlearning};
 use crate::models::unet::ModelMode;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
@@ -85,10 +85,12 @@ impl Stage for UnlearnParams {
             "text": &texts.shape[2..],
         });
         let steps = (steps * grad_accum_steps) as u64;
+        // The query's loss before and after: passes without a gradient, which takes two thirds.
+        let extra = (2 * RISE_ROWS as u64).div_ceil(3 * (*batch_size as u64).max(1));
         Ok(Estimate {
             outputs: [("weights".to_owned(), expected::selected(inputs, select, 4)?)].into(),
             parts: 0,
-            work: Some(WorkSize { steps, tasks: 1, cost_key }),
+            work: Some(WorkSize { steps, extra, tasks: 1, cost_key }),
         })
     }
 

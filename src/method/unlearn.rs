@@ -75,7 +75,7 @@ pub struct Unlearning<'a> {
 }
 
 /// Rows of the loss that is measured before and after.
-const RISE_ROWS: i64 = 100;
+pub const RISE_ROWS: i64 = 100;
 
 impl<'a> Unlearning<'a> {
     /// The query is a latent [C, H, W] and its condition, one.

@@ -96,3 +96,52 @@ fn an_input_that_is_unknown_yet_is_named() {
     assert!(of(&lines, "fisher")["seconds"].is_null());
     assert!(!project.path("cache/costs-v1").exists());
 }
+
+/// After a run, a plan with another value of a parameter says nearly what `--measure` says, or that it does not know.
+///
+/// About ten minutes: `cargo nextest run --test cli estimate --run-ignored only`, on an idle machine.
+#[test]
+#[ignore = "measures for ten minutes"]
+fn a_plan_after_a_run_scales_with_every_parameter_or_does_not_know() {
+    let mut wrong = Vec::new();
+    let mut compared = 0;
+    for edit in [
+        "latents.pixels=64",
+        "latents.captions=1",
+        "latents.posterior=sample",
+        "loss.time_samples=20",
+        "loss.captions=1",
+        "loss.seed=1",
+        "loss.noise=per_batch loss.batch_size=48",
+        "fisher.epochs=8",
+        "fisher.batch_size=1",
+        "fisher.select=all",
+        "generate.steps=40",
+        "generate.guidance_scale=1.0",
+        "unlearn.steps=4",
+        "unlearn.grad_accum_steps=12",
+        "unlearn.batch_size=32",
+        "fisher.select=all unlearn.select=all",
+        "unlearn.lr=0.01",
+        "ranking.rows=3",
+        "ranking.images_shown=6",
+    ] {
+        let project = Project::finished();
+        let sets: Vec<&str> = edit.split(' ').flat_map(|set| ["--set", set]).collect();
+        let (_, guessed) = plan(&project, &sets);
+        let (_, measured) = plan(&project, &[&sets[..], &["--measure"]].concat());
+        for line in measured.iter().filter(|line| line["stage"].is_string()) {
+            let stage = line["stage"].as_str().unwrap();
+            let seconds = |lines: &[Json]| of(lines, stage)["seconds"].as_f64();
+            let (Some(guess), Some(truth)) = (seconds(&guessed), seconds(&measured)) else { continue };
+            compared += 1;
+            // Less than this is start-up and noise.
+            let off = guess.max(0.5) / truth.max(0.5);
+            if !(0.5..=2.0).contains(&off) {
+                wrong.push(format!("{edit}: {stage} {guess:.2} s, measured {truth:.2} s"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{compared} compared:\n{}", wrong.join("\n"));
+    assert!(compared > 60, "{compared}");
+}

@@ -114,7 +114,7 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
             Noise::PerImage => steps * 4 * captions + tasks * time_samples * 128,
         } as u64,
         outputs: [("losses".to_owned(), losses)].into(),
-        work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key }),
+        work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key, ..WorkSize::default() }),
     })
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::estimate::{Forecast, StageEstimate};
 use crate::identity::recipe::Recipe;
-use crate::kind::{self, ArtifactShape, Estimate, Inputs};
+use crate::kind::{self, ArtifactShape, Estimate, Inputs, WorkSize};
 use crate::pipeline::StageNode;
 use crate::plan::{Action, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
@@ -214,8 +214,9 @@ impl<'p> Predictor<'p> {
         let same_device = !stage.kind().libtorch || run.numerics.device == self.planner.numerics.device;
         let same =
             same_device && before.cost_key == now.cost_key && self.same_sizes(stage, outline, record, run);
+        let steps = |work: &WorkSize| (work.steps + work.extra) as f64;
         match same && before.steps > 0 {
-            true => Scale::By(now.steps as f64 / before.steps as f64),
+            true => Scale::By(steps(now) / steps(&before)),
             false => Scale::Other,
         }
     }

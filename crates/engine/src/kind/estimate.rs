@@ -115,6 +115,8 @@ impl Estimate {
 pub struct WorkSize {
     /// Steps, in the sense of [`Unit::steps`].
     pub steps: u64,
+    /// What a stage does besides its steps whatever their number, in steps: an earlier time is scaled by the sum.
+    pub extra: u64,
     /// Number of tasks: each has a cost of its own besides its steps.
     pub tasks: u64,
     /// All parameters, networks and shapes that the time per step and the memory depend on: work with equal keys is

@@ -104,7 +104,7 @@ impl Stage for Count {
         Ok(Estimate {
             outputs: [("lines".to_owned(), ArtifactShape::Bytes(100 * to))].into(),
             parts: 10 * to,
-            work: Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.say) }),
+            work: Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.say), ..WorkSize::default() }),
         })
     }
 
@@ -222,7 +222,7 @@ impl Stage for Steps {
 
     fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let to = u64::from(self.to);
-        let work = Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.text) });
+        let work = Some(WorkSize { steps: to, tasks: to, cost_key: json!(self.text), ..WorkSize::default() });
         Ok(Estimate { outputs: [("text".to_owned(), ArtifactShape::Bytes(10))].into(), parts: 10 * to, work })
     }
 }
