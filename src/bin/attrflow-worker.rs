@@ -4,11 +4,13 @@
 
 use attrflow::cli::{DoctorReport, build};
 use attrflow::kinds::shared::device;
+use attrflow_engine::store::report_file_size_limit;
 use attrflow_engine::worker::measure::{MEASURE, Memory, serve_measurement};
 use attrflow_engine::worker::protocol::{Facts, WorkerConfig, peak_memory};
 use attrflow_engine::worker::serve::serve;
 
 fn main() -> Result<(), String> {
+    report_file_size_limit();
     let argument = std::env::args().nth(1).unwrap_or_default();
     if argument == "--doctor" {
         let report = doctor();

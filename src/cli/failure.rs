@@ -79,6 +79,12 @@ pub fn exit_code(failure: &Failure) -> i32 {
 pub(super) fn show_bug(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
     let what = panic.payload_as_str().unwrap_or("a panic");
+    if what.starts_with("failed to spawn thread") {
+        eprintln!(
+            "error: the system allows no more threads (`ulimit -u`, or a limit of the container): {what}"
+        );
+        return;
+    }
     eprintln!(
         "error: this is a bug in attrflow {}{}: {what}\nPlease report it with the command. Finished units are kept.",
         env!("CARGO_PKG_VERSION"),

@@ -133,6 +133,7 @@ fn renamed(error: &clap::Error) -> Option<String> {
 
 /// [`main`], with a panic anywhere reported as what it is.
 pub fn guarded(registry: &Registry, own: &[Computation]) -> i32 {
+    attrflow_engine::store::report_file_size_limit();
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if std::env::var_os("RUST_BACKTRACE").is_some() {

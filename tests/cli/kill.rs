@@ -201,8 +201,8 @@ fn a_killed_worker_fails_only_its_stage() {
     assert_eq!(ran.code, 1, "{ran:?}");
     let errors: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
     assert!(errors.len() == 1 && errors[0].starts_with("error: stage `latents`"), "{ran:?}");
-    let reason = "the worker process ended in the middle of the task (signal: 9 (SIGKILL)); \
-                  out of memory is the usual reason";
+    let reason = "the worker process ended in the middle of the task (signal: 9 (SIGKILL): \
+                  out of memory is the usual reason)";
     assert!(errors[0].ends_with(reason), "{ran:?}");
     // What another worker computed before is kept.
     assert_eq!(index(&project).len(), 1);

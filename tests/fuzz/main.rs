@@ -14,6 +14,11 @@ use attrflow::io::compare::compare;
 use attrflow::io::download::lock_file;
 use attrflow::io::torch::pickle::Pickle;
 use attrflow::io::{Captions, Npy, TensorFile, image};
+use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::models::text::clip::ClipConfig;
+use attrflow::models::text::tokenizer::Tokenizer;
+use attrflow::models::unet::config::UNetConfig;
+use attrflow::models::vae::VaeConfig;
 use attrflow_engine::store::digest_of;
 
 use fuzz_loop::{Seed, Target, copy, files, seed};
@@ -49,7 +54,16 @@ fn inputs(folder: &Path) -> Target<'_> {
     let captions =
         br#"{"images":[{"id":1,"file_name":"a.png"}],"annotations":[{"image_id":1,"caption":"a","id":2}]}"#;
     seeds.push(Seed { path: "captions.json".into(), bytes: captions.to_vec() });
+    let tokens = br#"{"model":{"type":"BPE","end_of_word_suffix":"</w>","vocab":{"a":0,"b</w>":1,"ab</w>":2},"merges":["a b</w>"]}}"#;
+    seeds.push(Seed { path: "tokenizer.json".into(), bytes: tokens.to_vec() });
     seeds.push(Seed { path: "zip".into(), bytes: zipped() });
+    // Of a network's folders, what is not weights.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/model");
+    seeds.extend(files(&model).into_iter().filter(small).map(|path| seed(&model, path)));
+    let tokenizer = folder.join("tokenizer");
+    fs_err::create_dir_all(&tokenizer).unwrap();
+    fs_err::copy(model.join("tokenizer/tokenizer_config.json"), tokenizer.join("tokenizer_config.json"))
+        .unwrap();
     assert!(seeds.len() > 30, "{}", seeds.len());
     let read = move |seed: &Seed, bytes: &[u8], _: &mut Mutator| {
         let path = folder.join("input");
@@ -69,6 +83,14 @@ fn inputs(folder: &Path) -> Target<'_> {
         }
         let _ = (Captions::read(&path, 1), Captions::read_all(&path), list::read(&path));
         let _ = (image::load_rgb(&path), lock_file::Pins::read(&path), digest_of(&path));
+        let _ = (UNetConfig::read(&path), VaeConfig::read(&path), ClipConfig::read(&path));
+        for name in ["tokenizer/tokenizer.json", "scheduler_config.json"] {
+            fs_err::write(folder.join(name), bytes).unwrap();
+        }
+        let _ = (ScheduleConfig::load(folder), NoiseSchedule::load(folder));
+        if let Ok(tokenizer) = Tokenizer::load(folder.join("tokenizer")) {
+            let _ = tokenizer.encode("ab a photo");
+        }
         let _ = archive::unpack(&path, folder.join("unpacked"), Limits { bytes: 1 << 20, ratio: 200 });
         let _ = fs_err::remove_dir_all(folder.join("unpacked"));
     };

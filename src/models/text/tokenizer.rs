@@ -180,7 +180,7 @@ enum Files {
 
 fn files(folder: &Path) -> Result<Files, String> {
     let [vocab, merges, both] = ["vocab.json", "merges.txt", "tokenizer.json"].map(|name| folder.join(name));
-    if both.exists() && !vocab.exists() && !merges.exists() {
+    if both.exists() && !(vocab.exists() && merges.exists()) {
         return Ok(Files::Whole(both));
     }
     if let Some(file) = [&vocab, &merges].into_iter().find(|file| !file.exists()) {

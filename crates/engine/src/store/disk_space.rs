@@ -2,6 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+
+use signal_hook::consts::signal::SIGXFSZ;
 
 use super::{Store, StoreError};
 
@@ -26,6 +29,12 @@ pub fn require_space(folder: &Path, needed: u64) -> io::Result<()> {
     }
     let [needed, free] = [needed, free].map(format_bytes);
     Err(io::Error::other(format!("{}: {needed} needed, {free} free", folder.display())))
+}
+
+/// Makes a write beyond the user's limit on the size of files an error, as on a full disk. By default it ends the process.
+pub fn report_file_size_limit() {
+    // Without the handler the process ends, which is no worse than before.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
 }
 
 /// A number of bytes for people: three digits and a decimal unit, such as `1.23 MB`.

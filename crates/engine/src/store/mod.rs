@@ -41,7 +41,7 @@ use crate::identity::recipe::Recipe;
 
 pub use adopted::Adopted;
 pub use attempts::{Attempt, Scratch};
-pub use disk_space::{disk_space, format_bytes, require_space};
+pub use disk_space::{disk_space, format_bytes, report_file_size_limit, require_space};
 pub use file_state::byte_ranges::FilePart;
 pub use file_state::snapshot::{FollowLinks, Snapshot};
 pub use file_state::tree_stat::TreeStat;

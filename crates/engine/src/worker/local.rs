@@ -3,11 +3,12 @@
 //! When the run is gone, a worker's input ends and so does the worker, with all that it started.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::SIGKILL;
 
 use super::cancel::Cancel;
 use super::protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage, VERSION, WorkerConfig};
@@ -153,6 +154,10 @@ impl Process {
             // What the dynamic loader ends with when a library is missing.
             Ok(status) if status.code() == Some(127) && self.libtorch => {
                 TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
+            }
+            // By the system, or by somebody who had the same in mind.
+            Ok(status) if status.signal() == Some(SIGKILL) => {
+                TaskError::Died(format!("{status}: out of memory is the usual reason"))
             }
             Ok(status) => TaskError::Died(status.to_string()),
             Err(error) => TaskError::Died(error.to_string()),

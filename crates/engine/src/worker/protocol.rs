@@ -197,7 +197,7 @@ pub enum TaskError {
     #[error("{0}")]
     Failed(String),
     /// The worker's process ended in the middle, on a machine that works.
-    #[error("the worker process ended in the middle of the task ({0}); out of memory is the usual reason")]
+    #[error("the worker process ended in the middle of the task ({0})")]
     Died(String),
     /// The worker is gone for no fault of the task, such as with its machine: another worker gets the task.
     #[error("the worker was lost: {0}")]
