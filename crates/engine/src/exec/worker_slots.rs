@@ -1,5 +1,6 @@
 //! Threads that take jobs from one queue, each with workers of its own.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -236,8 +237,11 @@ impl<'a> Slot<'a> {
     fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
         let mut worker = self.worker(&held[0].job)?;
         let kind = held[0].job.common.kind;
-        let sources = held.iter().take(count).flat_map(|held| held.job.common.sources.values());
-        let sources = Watch::new(sources);
+        let mut foreign = BTreeSet::new();
+        for held in held.iter().take(count) {
+            foreign.extend(self.foreign(&held.job)?);
+        }
+        let sources = Watch::new(foreign.into_iter());
         let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true, sources };
         let mut batch = TaskBatch { kind: kind.name.to_owned(), tasks: Vec::new() };
         for LockedJob { job, begun, .. } in &mut held[..count] {
@@ -306,6 +310,17 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// The files that a job reads and the store does not own: sources, and adopted results.
+    fn foreign(&self, job: &Job) -> Result<Vec<PathBuf>, StoreError> {
+        let mut paths: Vec<PathBuf> = job.common.sources.values().cloned().collect();
+        for artifact in job.common.upstream.values() {
+            if self.store.adopted(&artifact.digest)?.is_some() {
+                paths.push(self.store.path(&artifact.digest));
+            }
+        }
+        Ok(paths)
+    }
+
     /// Takes what a job's attempt holds into the store.
     fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, sources: &Watch) -> Outcome {
         let begun = Instant::now();
@@ -325,6 +340,11 @@ impl<'a> Slot<'a> {
         for (port, artifact) in upstream.chain(previous) {
             if let Some(what) = self.store.find_damage(artifact)? {
                 return Err(JobError::Damaged { port: port.to_owned(), what });
+            }
+            if let Some(path) = self.store.adopted(&artifact.digest)?
+                && sources.is_changed(&self.store.path(&artifact.digest))
+            {
+                return Err(JobError::Changed { port: port.to_owned(), path });
             }
         }
         let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;

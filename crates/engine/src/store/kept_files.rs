@@ -1,11 +1,9 @@
 //! Files that a user put into a folder of results: they are moved aside before the folder is replaced or removed.
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
-use super::{Result, names};
-use crate::identity::digest::Listing;
+use super::Result;
 
 /// The folder of such files, beside the results.
 const KEPT: &str = "kept";
@@ -23,39 +21,61 @@ impl std::fmt::Display for MovedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} is not a result of the stage; it was moved to {}",
+            "{} is not known as a result of the stage; it was moved to {}",
             self.from.display(),
             self.to.display()
         )
     }
 }
 
-/// Moves the files of a folder that are not in its listing to `ROOT/kept/PATH`. Without a listing those are moved that can be
-/// written to, as results cannot.
-pub(super) fn move_aside(root: &Path, path: &Path, listing: Option<&Listing>) -> Result<Vec<MovedFile>> {
+/// Moves the files and links of a folder that `is_ours` does not know to `ROOT/kept/PATH`; without it the whole folder, unless
+/// it is empty.
+pub(super) fn move_aside(
+    root: &Path,
+    path: &Path,
+    is_ours: Option<&dyn Fn(&str, &Metadata) -> bool>,
+) -> Result<Vec<MovedFile>> {
     let folder = root.join(path);
     let found = fs_err::symlink_metadata(&folder);
     if !found.is_ok_and(|found| found.is_dir()) {
         return Ok(Vec::new());
     }
-    let ours: Option<BTreeSet<&str>> =
-        listing.map(|listing| listing.0.iter().map(|file| file.path.as_str()).collect());
+    let mut entries = Vec::new();
+    walk(&folder, Path::new(""), &mut entries)?;
+    entries.retain(|(name, found)| {
+        !name.to_str().zip(is_ours).is_some_and(|(name, is_ours)| found.is_file() && is_ours(name, found))
+    });
+    let mut names: Vec<PathBuf> = entries.into_iter().map(|(name, _)| name).collect();
+    if is_ours.is_none() && !names.is_empty() {
+        names = vec![PathBuf::new()];
+    }
     let mut moved = Vec::new();
-    for name in names(&folder)? {
-        let from = folder.join(&name);
-        let is_ours = match &ours {
-            Some(ours) => ours.contains(name.as_str()),
-            None => fs_err::metadata(&from)?.permissions().mode() & 0o222 == 0,
-        };
-        if is_ours {
-            continue;
-        }
-        let to = free_name(root.join(KEPT).join(path).join(&name));
+    for name in names {
+        let is_whole = name.as_os_str().is_empty();
+        let from = if is_whole { folder.clone() } else { folder.join(&name) };
+        let to = root.join(KEPT).join(path);
+        let to = free_name(if is_whole { to } else { to.join(name) });
         fs_err::create_dir_all(to.parent().unwrap_or(root))?;
         fs_err::rename(&from, &to)?;
         moved.push(MovedFile { from, to });
     }
     Ok(moved)
+}
+
+/// The files and links below a folder, sorted; a link is not followed.
+fn walk(folder: &Path, below: &Path, entries: &mut Vec<(PathBuf, Metadata)>) -> Result<()> {
+    let entries_here = fs_err::read_dir(folder.join(below))?;
+    let mut names: Vec<_> = entries_here.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+    names.sort();
+    for name in names {
+        let name = below.join(name);
+        let found = fs_err::symlink_metadata(folder.join(&name))?;
+        match found.is_dir() {
+            true => walk(folder, &name, entries)?,
+            false => entries.push((name, found)),
+        }
+    }
+    Ok(())
 }
 
 /// The path, with a number if something has that name.

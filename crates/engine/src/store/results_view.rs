@@ -1,7 +1,8 @@
 //! The results folder: a view of the store, for people and their tools.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::symlink;
+use std::fs::Metadata;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
@@ -9,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::file_state::tree_stat::{Stat, TreeStat};
 use super::kept_files::{self, MovedFile};
-use super::{Artifact, Result, Store, remove};
-use crate::identity::digest::{Digest, Listed};
+use super::{Artifact, Result, Store, StoreError, remove};
+use crate::identity::digest::{Digest, Listed, Listing};
 
 /// How the names of temporary files begin.
 const ASIDE: &str = ".attrflow-";
@@ -163,8 +164,8 @@ impl View {
                 Some(Repair::Files(names.len()))
             }
             Wrong::Some(_) | Wrong::All => {
-                self.move_aside(path, store)?;
-                self.replace(&target, link.is_some(), |view, new| view.link(&object, new))?;
+                self.move_aside(path, Some(&artifact.digest), store)?;
+                self.replace(&target, present(&target), |view, new| view.link(&object, new))?;
                 // A link to an adopted file was right before.
                 let mended = if link.is_some() { Repair::Changed } else { Repair::Missing };
                 (as_before && leads.is_none()).then_some(mended)
@@ -186,13 +187,26 @@ impl View {
         Ok(Placement { path: target, mended })
     }
 
-    /// Moves files of the user out of a folder that is replaced or removed.
-    fn move_aside(&mut self, path: &Path, store: &Store) -> Result<()> {
-        let listing = match self.shown.get(path) {
-            Some(shown) => store.listing(shown.digest())?,
-            None => None,
+    /// Moves files of the user out of a folder that is replaced by an artifact, or removed.
+    ///
+    /// Where the cache has lost what the folder held, results are those of the new names that cannot be written to.
+    fn move_aside(&mut self, path: &Path, new: Option<&Digest>, store: &Store) -> Result<()> {
+        let names = |digest: Option<&Digest>| {
+            let listing = digest.map(|digest| store.listing(digest)).transpose()?.flatten();
+            Ok::<_, StoreError>(listing.map(|Listing(files)| files.into_iter().map(|file| file.path).collect()))
         };
-        self.moved.extend(kept_files::move_aside(&self.root, path, listing.as_ref())?);
+        let before: Option<BTreeSet<String>> = names(self.shown.get(path).map(Shown::digest))?;
+        let (names, is_guess) = match before {
+            Some(names) => (Some(names), false),
+            None => (names(new)?, true),
+        };
+        let is_ours = names.as_ref().map(|names| {
+            move |name: &str, found: &Metadata| {
+                names.contains(name) && !(is_guess && found.permissions().mode() & 0o222 != 0)
+            }
+        });
+        let is_ours = is_ours.as_ref().map(|is_ours| is_ours as &dyn Fn(&str, &Metadata) -> bool);
+        self.moved.extend(kept_files::move_aside(&self.root, path, is_ours)?);
         Ok(())
     }
 
@@ -242,7 +256,7 @@ impl View {
         let gone: Vec<PathBuf> = self.shown.keys().filter(|path| !paths.contains(*path)).cloned().collect();
         for path in gone {
             let target = self.root.join(&path);
-            self.move_aside(&path, store)?;
+            self.move_aside(&path, None, store)?;
             if present(&target) {
                 remove(&target)?;
             }

@@ -1,5 +1,10 @@
 //! Results folders and caches that are not one project's alone: files of the user, two runs at once, two projects.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Plan};
 use attrflow_engine::provenance::manifest::{self, Outcome, Repeat};
@@ -22,7 +27,7 @@ fn files_of_the_user_are_moved_out_of_a_folder_that_is_replaced_or_removed() {
     let kept = project.path("results/toy/kept/lines/folder/notes.txt");
     assert_eq!(fs_err::read_to_string(&kept).unwrap(), "mine");
     let expected = format!(
-        "{} is not a result of the stage; it was moved to {}",
+        "{} is not known as a result of the stage; it was moved to {}",
         folder.join("notes.txt").display(),
         kept.display()
     );
@@ -34,6 +39,45 @@ fn files_of_the_user_are_moved_out_of_a_folder_that_is_replaced_or_removed() {
         fs_err::read_to_string(project.path("results/toy/kept/lines/folder/notes.txt.1")).unwrap(),
         "more"
     );
+}
+
+#[test]
+fn links_and_odd_names_are_moved_and_not_followed() {
+    let project = project();
+    project.run(&[]);
+    let folder = project.path("results/toy/lines/folder");
+    project.write("thesis/chapter.txt", "mine");
+    symlink(project.path("thesis"), folder.join("link")).unwrap();
+    symlink("nowhere", folder.join("broken")).unwrap();
+    let odd = OsStr::from_bytes(b"odd\xff.txt");
+    fs_err::write(folder.join(odd), "odd").unwrap();
+    let ran = project.run(&["count.to=3"]);
+    assert_eq!(project.read("thesis/chapter.txt"), "mine");
+    let kept = project.path("results/toy/kept/lines/folder");
+    assert_eq!(fs_err::read_link(kept.join("link")).unwrap(), project.path("thesis"));
+    assert_eq!(fs_err::read_link(kept.join("broken")).unwrap(), Path::new("nowhere"));
+    assert_eq!(fs_err::read(kept.join(odd)).unwrap(), b"odd");
+    assert_eq!(ran.warnings().len(), 3);
+}
+
+#[test]
+fn without_the_cache_nothing_of_the_user_is_lost() {
+    let project = project();
+    project.run(&[]);
+    let folder = project.path("results/toy/lines/folder");
+    // Read-only, as results are.
+    fs_err::copy(folder.join("lines.txt"), folder.join("copy.txt")).unwrap();
+    fs_err::remove_dir_all(&project.cache).unwrap();
+    let ran = project.run(&["count.to=3"]);
+    assert!(project.path("results/toy/kept/lines/folder/copy.txt").exists());
+    assert!(!project.path("results/toy/kept/lines/folder/lines.txt").exists(), "a result");
+    assert_eq!(ran.warnings().len(), 1);
+    // Of a stage that is gone nothing is known.
+    fs_err::write(folder.join("late.txt"), "late").unwrap();
+    fs_err::remove_dir_all(&project.cache).unwrap();
+    project.write("pipelines/toy.toml", "[stages.other]\nkind = \"say\"\nparams = { text = \"x\" }\n");
+    project.run(&[]);
+    assert_eq!(project.read("results/toy/kept/lines/folder.1/late.txt"), "late");
 }
 
 #[test]

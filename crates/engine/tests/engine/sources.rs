@@ -97,6 +97,45 @@ fn a_source_that_is_changed_and_changed_back_fails_its_stage() {
 }
 
 #[test]
+fn a_change_taken_back_is_noticed_behind_links_and_of_other_names() {
+    for name in ["link", "folder/link", "hard", "folder/hard"] {
+        let mut project = project();
+        let (source, real) = (project.path("source.txt"), project.path("elsewhere/real.txt"));
+        project.write("elsewhere/real.txt", "source\n");
+        fs_err::remove_file(&source).unwrap();
+        let at = match name.strip_prefix("folder/") {
+            Some(_) => {
+                fs_err::create_dir(&source).unwrap();
+                source.join("a.txt")
+            }
+            None => source,
+        };
+        match name.ends_with("link") {
+            true => std::os::unix::fs::symlink(&real, &at).unwrap(),
+            false => fs_err::hard_link(&real, &at).unwrap(),
+        }
+        project.backend.fault = Some(("say".into(), Fault::ChangesBack(real, "others".into())));
+        let ran = project.run_targets(&["first"]);
+        let error = ran.stage("first").error.clone().unwrap_or_default();
+        assert!(error.starts_with("the input `a` changed while it was read"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn an_adopted_file_that_is_changed_and_changed_back_fails_its_reader() {
+    let mut project = project();
+    project.run_targets(&["first"]);
+    project.write("mine/a.txt", "source\na");
+    let mine = project.path("mine/a.txt");
+    project.adopt_set(&[], "first", &mine, true).unwrap();
+    project.backend.fault = Some(("say".into(), Fault::ChangesBack(mine, "others".into())));
+    let ran = project.run_targets(&["second"]);
+    assert_eq!(ran.with(Outcome::Failed), ["second"]);
+    let error = ran.stage("second").error.clone().unwrap();
+    assert!(error.contains("changed while it was read: ") && error.ends_with("mine/a.txt"), "{error}");
+}
+
+#[test]
 fn a_cache_behind_a_link_is_seen_in_every_way() {
     let mut project = project();
     fs_err::create_dir_all(project.path("disk")).unwrap();

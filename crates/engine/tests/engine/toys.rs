@@ -56,7 +56,8 @@ impl Compute for Say {
         let mut text = String::new();
         for port in ["a", "b"] {
             if let Some(path) = inputs.get(port) {
-                text += &fs_err::read_to_string(path)?;
+                let file = if path.is_dir() { path.join("a.txt") } else { path.to_path_buf() };
+                text += &fs_err::read_to_string(file)?;
             }
         }
         // Only the first letter, so that a changed parameter can give unchanged bytes.
