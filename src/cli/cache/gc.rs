@@ -1,6 +1,7 @@
 //! `attrflow cache gc`: removes what no run needs.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
@@ -62,13 +63,18 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         budget: args.budget,
         units: args.units,
         grace: Duration::from_secs(u64::from(args.grace) * 24 * 3600),
-        forget: args
-            .forget
-            .iter()
-            .map(|path| fs_err::canonicalize(path).unwrap_or_else(|_| path.clone()))
-            .collect(),
+        forget: args.forget.iter().map(|path| resolved(path)).collect(),
     };
     let inventory = Inventory::of(store)?;
+    let roots: BTreeSet<&Path> =
+        inventory.runs.values().flatten().filter_map(|run| run.manifest.root.as_deref()).collect();
+    if let Some(unknown) = policy.forget.iter().find(|root| !roots.contains(root.as_path())) {
+        let known: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+        let (unknown, known) = (unknown.display(), known.join(", "));
+        return Err(Failure::Usage(format!(
+            "no run of this cache is of the project {unknown}: it has runs of {known}"
+        )));
+    }
     for root in inventory.gone_projects() {
         let path = root.display();
         tracing::warn!("the project {path} is gone; what its runs need is kept: --forget {path} releases it");
@@ -90,6 +96,13 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         print(&format!("\nremoved {entries} index entries and {objects} objects\n"));
     }
     Ok(())
+}
+
+/// The path without links, as far as it exists: a project that is gone has none.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let real = path.ancestors().find_map(|folder| Some((folder, fs_err::canonicalize(folder).ok()?)));
+    real.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?))).unwrap_or(path)
 }
 
 fn lines(plan: &Plan, done: bool) {

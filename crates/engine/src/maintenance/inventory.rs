@@ -1,6 +1,7 @@
 //! What a cache holds, by the names of stages in its manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -72,6 +73,8 @@ pub struct Inventory {
     pub runs: BTreeMap<String, Vec<RunUse>>,
     /// Manifests that cannot be read, and why. Nothing is known of what their runs need.
     pub unread: Vec<(PathBuf, String)>,
+    /// Manifests of a newer version.
+    pub newer: Vec<PathBuf>,
     /// The units of the stages.
     pub cuts: BTreeMap<Digest, UnitIndex>,
     /// The pins.
@@ -85,7 +88,7 @@ impl Inventory {
     /// A store that cannot be read.
     pub fn of(store: &Store) -> Result<Self, StoreError> {
         let mut runs = BTreeMap::new();
-        let mut unread = Vec::new();
+        let (mut unread, mut newer) = (Vec::new(), Vec::new());
         let folder = store.area(Area::Runs);
         if folder.is_dir() {
             for pipeline in fs_err::read_dir(folder)? {
@@ -94,6 +97,9 @@ impl Inventory {
                 for path in manifest::list(&pipeline.path()) {
                     match manifest::read(&path) {
                         Ok(manifest) => past.push(RunUse { path, manifest }),
+                        Err(error) if error.kind() == ErrorKind::Unsupported => {
+                            newer.push(path);
+                        }
                         Err(error) => unread.push((path, error.to_string())),
                     }
                 }
@@ -116,7 +122,7 @@ impl Inventory {
         name_units(&mut items, &cuts);
         let cuts = cuts.into_iter().map(|(fingerprint, (cut, _))| (fingerprint, cut)).collect();
         let (disk, pins) = (Disk::of(store)?, Pins::of(store).list()?);
-        Ok(Self { items, damaged, disk, runs, unread, cuts, pins })
+        Ok(Self { items, damaged, disk, runs, unread, newer, cuts, pins })
     }
 
     /// The projects of recorded runs whose folder is no longer there.

@@ -16,10 +16,11 @@ pub(super) fn readable(store: &Store, inventory: &Inventory) -> Result<(), Store
     if let Some((path, reason)) = inventory.damaged.first() {
         return Err(StoreError::Damaged { path: path.clone(), reason: reason.clone() });
     }
+    if let Some(path) = inventory.newer.first() {
+        return Err(StoreError::Newer { path: path.clone() });
+    }
     if let Some(newer) = store.parts()?.into_iter().find(|part| matches!(part, Part::Newer(_))) {
-        let reason =
-            "a newer version of attrflow wrote it, whose results this version cannot read".to_owned();
-        return Err(StoreError::Damaged { path: store.root().join(newer.name()), reason });
+        return Err(StoreError::Newer { path: store.root().join(newer.name()) });
     }
     Ok(())
 }
@@ -119,18 +120,24 @@ const KEPT_REPEATS: usize = 20;
 
 fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
     let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
-    for (pipeline, past) in &inventory.runs {
+    // Pipelines of one name in several projects are several pipelines.
+    let projects = inventory.runs.iter().flat_map(|(pipeline, past)| {
+        let mut projects: BTreeMap<Option<&Path>, Vec<&RunUse>> = BTreeMap::new();
+        past.iter().for_each(|run| projects.entry(run.manifest.root.as_deref()).or_default().push(run));
+        projects.into_values().map(move |past| (pipeline, past))
+    });
+    for (pipeline, past) in projects {
         let bases: Vec<Option<Base>> = past.iter().map(|run| Repeat::base_of(&run.path)).collect();
         let repeats: Vec<usize> =
             (0..past.len()).filter(|&run| bases[run].is_some()).skip(KEPT_REPEATS).collect();
         let removed =
-            |run: &usize| (*run >= most || repeats.contains(run)) && !is_protected(&past[*run], inventory);
+            |run: &usize| (*run >= most || repeats.contains(run)) && !is_protected(past[*run], inventory);
         // One that is repeated by another that stays, stays too.
         let needed: BTreeSet<&str> = (0..past.len())
             .filter(|run| !removed(run))
             .filter_map(|run| Some(bases[run].as_ref()?.name.as_str()))
             .collect();
-        for run in (0..past.len()).filter(removed).map(|run| &past[run]) {
+        for run in (0..past.len()).filter(removed).map(|run| past[run]) {
             if run.path.file_name().and_then(|name| name.to_str()).is_some_and(|name| needed.contains(name)) {
                 continue;
             }

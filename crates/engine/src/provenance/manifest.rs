@@ -4,7 +4,7 @@ mod repeat;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -198,7 +198,7 @@ fn write_text(folder: &Path, started: &str, text: &[u8]) -> std::io::Result<Path
         let path = folder.join(name);
         match file.persist_noclobber(&path) {
             Ok(_) => return Ok(path),
-            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => file = error.file,
+            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => file = error.file,
             Err(error) => return Err(error.error),
         }
     }
@@ -229,16 +229,31 @@ pub fn read(path: &Path) -> std::io::Result<Manifest> {
 /// # Errors
 /// Bytes that are not a manifest.
 pub fn parse(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
-    if let Some(repeat) = Repeat::parse(text) {
-        return repeat.resolve(path);
+    known_format(path, text)?;
+    match Repeat::parse(text) {
+        Some(repeat) => repeat.resolve(path),
+        None => whole(path, text),
     }
-    let fault = |what: String| std::io::Error::other(format!("{}: {what}", path.display()));
-    let manifest: Manifest =
-        serde_json::from_slice(text).map_err(|error| fault(format!("not a manifest: {error}")))?;
-    match manifest.format {
-        ..=FORMAT => Ok(manifest),
-        newer => Err(fault(format!("manifest format {newer}, expected at most {FORMAT}"))),
+}
+
+/// Refuses a manifest of a newer version, as [`ErrorKind::Unsupported`], before a field of it is read.
+fn known_format(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
     }
+    match serde_json::from_slice(text) {
+        Ok(Format { format }) if format > FORMAT => {
+            let what = format!("{}: manifest format {format}, expected at most {FORMAT}", path.display());
+            Err(std::io::Error::new(ErrorKind::Unsupported, what))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn whole(path: &Path, text: &[u8]) -> std::io::Result<Manifest> {
+    let fault = |error| std::io::Error::other(format!("{}: not a manifest: {error}", path.display()));
+    serde_json::from_slice(text).map_err(fault)
 }
 
 /// The path of a manifest's signature.

@@ -28,13 +28,12 @@ impl std::fmt::Display for MovedFile {
     }
 }
 
+/// Whether a file of a folder, by its path in it, is a result.
+pub(super) type IsOurs<'f> = dyn Fn(&str, &Metadata) -> bool + 'f;
+
 /// Moves the files and links of a folder that `is_ours` does not know to `ROOT/kept/PATH`; without it the whole folder, unless
 /// it is empty.
-pub(super) fn move_aside(
-    root: &Path,
-    path: &Path,
-    is_ours: Option<&dyn Fn(&str, &Metadata) -> bool>,
-) -> Result<Vec<MovedFile>> {
+pub(super) fn move_aside(root: &Path, path: &Path, is_ours: Option<&IsOurs<'_>>) -> Result<Vec<MovedFile>> {
     let folder = root.join(path);
     let found = fs_err::symlink_metadata(&folder);
     if !found.is_ok_and(|found| found.is_dir()) {

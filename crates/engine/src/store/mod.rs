@@ -74,6 +74,12 @@ pub enum StoreError {
         /// Bytes that are free.
         free: u64,
     },
+    /// A file of the store, or a part of it, that this version cannot read.
+    #[error("cache: a newer version of attrflow wrote {}: use that version", path.display())]
+    Newer {
+        /// The file or folder.
+        path: PathBuf,
+    },
     /// A file of the store does not say what it must.
     #[error("cache: {path} is damaged: {reason}; remove it to have it rebuilt", path = path.display())]
     Damaged {

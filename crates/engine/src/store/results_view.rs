@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::file_state::tree_stat::{Stat, TreeStat};
-use super::kept_files::{self, MovedFile};
+use super::kept_files::{self, IsOurs, MovedFile};
 use super::{Artifact, Result, Store, StoreError, remove};
 use crate::identity::digest::{Digest, Listed, Listing};
 
@@ -193,7 +193,9 @@ impl View {
     fn move_aside(&mut self, path: &Path, new: Option<&Digest>, store: &Store) -> Result<()> {
         let names = |digest: Option<&Digest>| {
             let listing = digest.map(|digest| store.listing(digest)).transpose()?.flatten();
-            Ok::<_, StoreError>(listing.map(|Listing(files)| files.into_iter().map(|file| file.path).collect()))
+            Ok::<_, StoreError>(
+                listing.map(|Listing(files)| files.into_iter().map(|file| file.path).collect()),
+            )
         };
         let before: Option<BTreeSet<String>> = names(self.shown.get(path).map(Shown::digest))?;
         let (names, is_guess) = match before {
@@ -205,7 +207,7 @@ impl View {
                 names.contains(name) && !(is_guess && found.permissions().mode() & 0o222 != 0)
             }
         });
-        let is_ours = is_ours.as_ref().map(|is_ours| is_ours as &dyn Fn(&str, &Metadata) -> bool);
+        let is_ours = is_ours.as_ref().map(|is_ours| is_ours as &IsOurs<'_>);
         self.moved.extend(kept_files::move_aside(&self.root, path, is_ours)?);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use attrflow_engine::maintenance::{
-    GcSummary, Inventory, Pin, Pins, Plan, Policy, RetainReason, Retained, Target,
+    GcSummary, Inventory, Pin, Pins, Plan, Policy, RetainReason, Retained, Target, Verify,
 };
 use attrflow_engine::provenance::manifest::{self, Outcome};
 use attrflow_engine::store::Store;
@@ -377,7 +377,15 @@ fn nothing_is_removed_if_something_cannot_be_read() {
     assert!(refused().contains("ab.json is damaged: "));
     fs_err::remove_file(&entry).unwrap();
     fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
-    assert!(refused().contains("a newer version of attrflow wrote it"));
+    assert!(refused().contains("a newer version of attrflow wrote"));
+    fs_err::remove_dir(project.cache.join("recipes-v99")).unwrap();
+    // What a manifest of a newer version needs is not known; it is not damaged.
+    let manifest = manifest::list(&project.cache.join("runs/toy")).remove(0);
+    let newer = manifest.with_file_name("29990101T000000.000000Z.json");
+    fs_err::write(&newer, r#"{ "format": 99, "unheard": "of" }"#).unwrap();
+    assert!(refused().contains("a newer version of attrflow wrote") && refused().contains("/29990101T"));
+    let checked = Verify { store: &store(&project), progress: &|_, _| () }.execute().unwrap();
+    assert!(checked.damage.is_empty() && newer.exists());
 }
 
 #[test]
@@ -390,8 +398,7 @@ fn a_manifest_that_is_cut_off_stops_nothing_and_is_quarantined() {
     let inventory = Inventory::of(&store).unwrap();
     assert_eq!(inventory.unread.len(), 1);
     Plan::of(&store, &inventory, &POLICY, Timestamp::now()).unwrap();
-    let checked =
-        attrflow_engine::maintenance::Verify { store: &store, progress: &|_, _| {} }.execute().unwrap();
+    let checked = Verify { store: &store, progress: &|_, _| {} }.execute().unwrap();
     let damage: Vec<&str> = checked.damage.iter().map(|damage| damage.part).collect();
     assert_eq!((damage, newest.exists()), (vec!["manifest"], false));
     assert!(Inventory::of(&store).unwrap().unread.is_empty());

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use attrflow_engine::identity::digest::Digest;
-use attrflow_engine::maintenance::{Inventory, Plan};
+use attrflow_engine::maintenance::{Inventory, Plan, Policy};
 use attrflow_engine::provenance::manifest::{self, Outcome, Repeat};
 use attrflow_engine::store::Store;
 use jiff::Timestamp;
@@ -123,6 +123,18 @@ fn a_run_that_changes_nothing_leaves_a_short_manifest() {
     let repeats = left.iter().filter(|path| Repeat::base_of(path).is_some()).count();
     assert_eq!((left.len() - repeats <= 2, repeats), (true, 20));
     assert_eq!(fingerprints(&manifest::read(&left[0]).unwrap()), fingerprints(&first));
+    // Also with another project in the same cache in between, and with long settings.
+    let mut other = crate::project::project();
+    other.cache = project.cache.clone();
+    let long = format!("second.text='{}'", "a".repeat(900));
+    project.run(&[&long]);
+    for _ in 0..2 {
+        other.run(&[]);
+        project.run(&[&long]);
+        let newest = runs(&project).remove(0);
+        assert!(fs_err::metadata(&newest).unwrap().len() < 1000);
+        assert!(manifest::read(&newest).unwrap().sets[0].starts_with("1 settings with the digest "));
+    }
     // Another parameter gives a whole one again.
     project.run(&["first.text=c"]);
     assert!(Repeat::base_of(&runs(&project)[0]).is_none());
@@ -155,6 +167,7 @@ fn pipelines_of_one_name_in_two_projects_keep_their_results() {
     for text in ["two", "three", "four"] {
         two.run(&[&format!("first.text={text}")]);
     }
+    collect(&one, &Policy { keep_manifests: Some(1), ..POLICY });
     collect(&one, &POLICY);
     assert_eq!(one.run(&["first.text=one"]).ran(), Vec::<&str>::new());
     assert_eq!(two.run(&["first.text=four"]).ran(), Vec::<&str>::new());
@@ -166,7 +179,7 @@ fn pipelines_of_one_name_in_two_projects_keep_their_results() {
     let inventory = Inventory::of(&store).unwrap();
     assert_eq!(inventory.gone_projects().into_iter().collect::<Vec<_>>(), [gone.as_path()]);
     let removed = |forget: Vec<std::path::PathBuf>| {
-        let policy = attrflow_engine::maintenance::Policy { forget, ..POLICY };
+        let policy = Policy { forget, ..POLICY };
         Plan::of(&store, &inventory, &policy, Timestamp::now()).unwrap().steps.len()
     };
     assert!(removed(vec![gone]) > removed(Vec::new()));

@@ -1,5 +1,6 @@
 //! The short manifest of a run that found everything as an earlier run left it: it names the manifest of that run.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -51,13 +52,16 @@ impl Repeat {
         Self::parse(&text).map(|repeat| repeat.repeats)
     }
 
+    fn new(manifest: &Manifest, base: &Base) -> Self {
+        let Manifest { attrflow, pipeline, file, sets, started, seconds, conditions, .. } = manifest.clone();
+        let (repeats, sets) = (base.clone(), short(sets));
+        Self { format: FORMAT, repeats, attrflow, pipeline, file, sets, started, seconds, conditions }
+    }
+
     /// The text of the manifest of a run that repeats another; `None` if it would be long.
     pub fn text(manifest: &Manifest, base: &Base) -> Option<Vec<u8>> {
-        let Manifest { attrflow, pipeline, file, sets, started, seconds, conditions, .. } = manifest.clone();
-        let repeats = base.clone();
-        let repeat =
-            Self { format: FORMAT, repeats, attrflow, pipeline, file, sets, started, seconds, conditions };
-        serde_json::to_vec_pretty(&repeat).ok().filter(|text| text.len() < LONGEST)
+        let text = serde_json::to_vec_pretty(&Self::new(manifest, base));
+        text.ok().filter(|text| text.len() < LONGEST)
     }
 
     /// The whole manifest of a run that repeats another.
@@ -65,11 +69,7 @@ impl Repeat {
     /// # Errors
     /// As [`Repeat::resolve`].
     pub fn whole(folder: &Path, manifest: &Manifest, base: &Base) -> std::io::Result<Manifest> {
-        let Manifest { attrflow, pipeline, file, sets, started, seconds, conditions, .. } = manifest.clone();
-        let repeats = base.clone();
-        let repeat =
-            Self { format: FORMAT, repeats, attrflow, pipeline, file, sets, started, seconds, conditions };
-        repeat.resolve(&folder.join(&base.name))
+        Self::new(manifest, base).resolve(&folder.join(&base.name))
     }
 
     /// The whole manifest, from the one that is repeated.
@@ -91,8 +91,8 @@ impl Repeat {
         if Digest::from(blake3::hash(&text)) != repeats.digest {
             return Err(fault(format!("it repeats {}, which was changed", repeats.name)));
         }
-        let base: Manifest =
-            serde_json::from_slice(&text).map_err(|error| fault(format!("not a manifest: {error}")))?;
+        manifest::known_format(&base, &text)?;
+        let base = manifest::whole(&base, &text)?;
         let stages = base.stages.into_iter().map(as_cached).collect();
         Ok(Manifest {
             format: FORMAT,
@@ -114,21 +114,44 @@ fn as_cached(record: StageRecord) -> StageRecord {
     StageRecord { outcome: Outcome::Cached, units_run: 0, units_cached: 0, ..record }
 }
 
-/// The manifest in a folder that a new one repeats, if every stage is cached and as it was in the newest run.
+/// Settings, or their number and digest where they are long.
+fn short(sets: Vec<String>) -> Vec<String> {
+    const LONG: usize = 300;
+    if sets.iter().map(String::len).sum::<usize>() <= LONG {
+        return sets;
+    }
+    let digest = Digest::from(blake3::hash(sets.join("\n").as_bytes()));
+    vec![format!("{} settings with the digest {digest}", sets.len())]
+}
+
+/// The manifest in a folder that a new one repeats, if every stage is cached and as it was in the newest run of the project.
 pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
+    /// Other projects may have pipelines of the name.
+    const READ: usize = 20;
     if manifest.stages.is_empty() || manifest.stages.iter().any(|record| record.outcome != Outcome::Cached) {
         return None;
     }
-    let newest = manifest::list(folder).into_iter().next()?;
-    let base = Repeat::base_of(&newest);
-    let name =
-        base.map_or_else(|| newest.file_name()?.to_str().map(str::to_owned), |base| Some(base.name))?;
-    let text = fs_err::read(folder.join(&name)).ok()?;
-    let old: Manifest = serde_json::from_slice(&text).ok()?;
-    let stages: Vec<StageRecord> = old.stages.into_iter().map(as_cached).collect();
-    let same = old.numerics == manifest.numerics
-        && old.root == manifest.root
-        && old.left_out == manifest.left_out
-        && serde_json::to_vec(&stages).ok()? == serde_json::to_vec(&manifest.stages).ok()?;
-    same.then(|| Base { name, digest: blake3::hash(&text).into() })
+    let mut read = BTreeSet::new();
+    for newest in manifest::list(folder) {
+        let base = Repeat::base_of(&newest);
+        let name =
+            base.map_or_else(|| newest.file_name()?.to_str().map(str::to_owned), |base| Some(base.name))?;
+        if !read.insert(name.clone()) {
+            continue;
+        }
+        if read.len() > READ {
+            break;
+        }
+        let Ok(text) = fs_err::read(folder.join(&name)) else { continue };
+        let Ok(old) = serde_json::from_slice::<Manifest>(&text) else { continue };
+        if old.root != manifest.root {
+            continue;
+        }
+        let stages: Vec<StageRecord> = old.stages.into_iter().map(as_cached).collect();
+        let same = old.numerics == manifest.numerics
+            && old.left_out == manifest.left_out
+            && serde_json::to_vec(&stages).ok()? == serde_json::to_vec(&manifest.stages).ok()?;
+        return same.then(|| Base { name, digest: blake3::hash(&text).into() });
+    }
+    None
 }

@@ -35,7 +35,8 @@ impl Watch {
     /// A change that was taken back, with its times, leaves another time of change; but so does a hard link, which changes no
     /// byte. What was written tells them apart, where the kernel says so.
     pub fn is_changed(&self, path: &Path) -> bool {
-        let known = self.stats.iter().find(|(known, _)| known == path).and_then(|(_, before)| before.as_ref());
+        let known =
+            self.stats.iter().find(|(known, _)| known == path).and_then(|(_, before)| before.as_ref());
         let (Some(before), Some(now)) = (known, stat(path)) else { return true };
         if *before == now {
             return false;
