@@ -26,12 +26,36 @@ pub fn mistaken(start: &[u8]) -> Option<String> {
     Some(kind.into())
 }
 
-/// The beginning of a web page.
+/// The format of files with this extension, and what tells one from its first bytes.
+pub fn form(extension: &str) -> Option<(&'static str, fn(&[u8]) -> bool)> {
+    Some(match extension {
+        "safetensors" => ("a safetensors file", |start| {
+            let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+            length.is_some_and(|length| length <= 100_000_000) && start.get(8) == Some(&b'{')
+        }),
+        "npy" => ("a NumPy array", |start| start.starts_with(b"\x93NUMPY")),
+        "zip" | "npz" => ("a zip archive", |start| start.starts_with(b"PK")),
+        "gz" | "tgz" => ("a file compressed by gzip", |start| start.starts_with(b"\x1f\x8b")),
+        "7z" => ("a 7z archive", |start| start.starts_with(b"7z\xbc\xaf\x27\x1c")),
+        "png" => ("a PNG image", |start| start.starts_with(b"\x89PNG")),
+        "jpg" | "jpeg" => ("a JPEG image", |start| start.starts_with(b"\xff\xd8")),
+        _ => return None,
+    })
+}
+
+/// The beginning of a web page, or of the error of a storage service.
 pub fn page(start: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(&start[..start.len().min(512)]);
     let text = text.trim_start_matches('\u{feff}').trim_start();
-    let lower = text.to_ascii_lowercase();
-    let marks = ["<!doctype html", "<html", "<head", "<body", "<script"];
+    let mut rest = text;
+    // What may stand before the first tag.
+    for (open, close) in [("<?xml", "?>"), ("<!--", "-->"), ("<!--", "-->")] {
+        if rest.starts_with(open) {
+            rest = rest.split_once(close).map_or("", |(_, rest)| rest).trim_start();
+        }
+    }
+    let lower = rest.to_ascii_lowercase();
+    let marks = ["<!doctype html", "<html", "<head", "<body", "<script", "<title", "<meta", "<error"];
     marks.iter().any(|mark| lower.starts_with(mark)).then(|| text.chars().take(60).collect())
 }
 
@@ -55,6 +79,14 @@ mod tests {
         assert_eq!(of(b"\n<!DOCTYPE html><p>x"), "a web page that begins with \"<!DOCTYPE html><p>x\"");
         assert!(of("\u{feff}<HTML lang=en>".as_bytes()).starts_with("a web page"));
         assert_eq!(of(b"\x89PNG\r\n\x1a\nxxxx"), "a PNG image");
+        assert!(of(b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code>").starts_with("a web page"));
+        assert!(of(b"<!-- a --> <!-- b -->\n<!DOCTYPE html>").starts_with("a web page"));
+        assert!(of(b"<title>Too many downloads</title>").starts_with("a web page"));
+        let is_one = |extension: &str, start: &[u8]| form(extension).unwrap().1(start);
+        assert!(
+            is_one("safetensors", b"\x10\0\0\0\0\0\0\0{\"a\"") && !is_one("safetensors", b"{\"error\": 404}")
+        );
+        assert!(is_one("zip", b"PK\x05\x06") && !is_one("npz", b"zip") && !is_one("png", b"\xff\xd8"));
         for other in [&b"{\"a\": 1}"[..], b"plain text", b"<", b"\x80\x02}"] {
             assert_eq!(of(other), "", "{other:?}");
         }

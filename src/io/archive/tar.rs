@@ -64,39 +64,41 @@ fn walk<'b>(
     };
     // Headers alone can be a bomb: long names, or a million empty files.
     let left = job.limit.saturating_mul(2).saturating_add(OVERHEAD);
-    let mut archive = tar::Archive::new(Bounded { stream, left, zeros: 0 });
+    let mut archive = tar::Archive::new(Bounded { stream, left, read: 0 });
+    let mut end = 0;
     let entries = archive.entries().map_err(|error| job.unreadable(None, error))?;
     for entry in entries {
         let mut entry = entry.map_err(|error| job.unreadable(None, error))?;
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             continue; // a comment on the whole archive, as git writes it
         }
+        end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK);
         let name = String::from_utf8(entry.path_bytes().into_owned());
         let name = name.map_err(|error| job.unreadable(None, error))?;
         visit(job, &name, &mut entry)?;
     }
-    // Read to the end, where gzip has its checksum.
+    // The entries end at a block of zeros, or where the archive does.
     let mut rest = archive.into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(|error| job.unreadable(None, error))?;
-    match rest.zeros {
-        ..BLOCK => Err(job.unreadable(None, "it is cut off: the blocks of zeros at its end are missing")),
-        _ => Ok(()),
+    if rest.read < end + BLOCK {
+        return Err(job.unreadable(None, "it is cut off: the blocks of zeros at its end are missing"));
     }
+    // Read to the end, where gzip has its checksum.
+    io::copy(&mut rest, &mut io::sink()).map_err(|error| job.unreadable(None, error))?;
+    Ok(())
 }
 
 /// A reader that fails after so many bytes.
 struct Bounded<R> {
     stream: R,
     left: u64,
-    /// Bytes of zero at the end of what was read.
-    zeros: u64,
+    /// Bytes that were read.
+    read: u64,
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.stream.read(out)?;
-        let zeros = out[..count].iter().rev().take_while(|byte| **byte == 0).count() as u64;
-        self.zeros = if zeros == count as u64 { self.zeros + zeros } else { zeros };
+        self.read += count as u64;
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
             io::Error::other("the archive unpacks to far more than the limit, most of it headers")
         })?;

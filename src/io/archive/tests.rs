@@ -331,6 +331,15 @@ fn a_tar_without_its_end_is_cut_off() {
         }
     }
     assert!(refusal(&whole[..2048]).contains("it is cut off"));
+    // Zeros in a file are not the end, and what follows the end is nobody's.
+    let zeros =
+        tarred(&[("a", &[0; 1024], ::tar::EntryType::Regular), ("b", b"2", ::tar::EntryType::Regular)]);
+    assert!(refusal(&zeros[..1536]).contains("it is cut off"));
+    let longer = [&whole[..], b"more"].concat();
+    for bytes in [&whole, &whole[..2560].to_vec(), &longer, &zipped(&longer)] {
+        assert_eq!(unpacked(bytes, usize::MAX, Limits::default()).1.unwrap().files, 2);
+    }
+    assert_eq!(unpacked(&zeros, usize::MAX, Limits::default()).1.unwrap().files, 2);
 }
 
 #[test]

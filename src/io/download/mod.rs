@@ -87,15 +87,21 @@ fn last_part(address: &str) -> &str {
 }
 
 /// What a server sent in the place of the file at an address, from the first bytes: a page for a sign-in or an error, a
-/// pointer, nothing. Pages and empty files are right where the name says so.
+/// pointer, nothing, a file that is not of the kind that its name says. Pages and empty files are right where the name says so.
 fn mistaken_download(address: &str, start: &[u8]) -> Option<String> {
     let name = last_part(address).to_ascii_lowercase();
-    let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-    let text = matches!(extension, Some("html" | "htm" | "xhtml" | "xml" | "svg" | "txt" | "md" | "php"));
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    let text = matches!(extension, "html" | "htm" | "xhtml" | "xml" | "svg" | "txt" | "md" | "php");
+    let may_be_empty = text || extension == "py" || name.starts_with('.');
     let wrong = mistaken::pointer(start)
         || (mistaken::page(start).is_some() && !text)
-        || (start.is_empty() && extension.is_some() && !text);
-    wrong.then(|| mistaken::mistaken(start)).flatten()
+        || (start.is_empty() && !may_be_empty);
+    if wrong {
+        return mistaken::mistaken(start);
+    }
+    let expected = mistaken::form(extension).filter(|(_, is_one)| !is_one(start) && !start.is_empty())?;
+    let begin: String = String::from_utf8_lossy(start).chars().take(40).collect();
+    Some(format!("{begin:?}, which is not how {} begins", expected.0))
 }
 
 /// Downloads files into one folder of downloads.

@@ -333,6 +333,9 @@ fn what_a_server_sends_in_place_of_a_file_is_not_kept() {
         .file("/empty.npy", b"")
         .file("/page.html", page)
         .file("/download", page)
+        .file("/error.safetensors", b"{\"error\": \"no access\"}")
+        .file("/nothing", b"")
+        .file("/.gitkeep", b"")
         .file("/empty.txt", b"");
     let downloads = Downloads::new();
     for (path, found) in [
@@ -340,12 +343,17 @@ fn what_a_server_sends_in_place_of_a_file_is_not_kept() {
         ("/data.zip", "the server sent a Git LFS pointer"),
         ("/empty.npy", "the server sent an empty file, expected the file `empty.npy`"),
         ("/download", "the server sent a web page"),
+        ("/nothing", "the server sent an empty file"),
+        (
+            "/error.safetensors",
+            "the server sent \"{\\\"error\\\": \\\"no access\\\"}\", which is not how a safetensors file begins",
+        ),
     ] {
         let error = downloads.fetch(&DownloadRequest::at(&server.url(path), None)).unwrap_err();
         assert!(error.contains(found), "{error}");
         assert_eq!(downloads.names(), [""; 0], "{path}");
     }
-    for path in ["/page.html", "/empty.txt"] {
+    for path in ["/page.html", "/empty.txt", "/.gitkeep"] {
         downloads.fetch(&DownloadRequest::at(&server.url(path), None)).unwrap().remove().unwrap();
     }
     // A digest says that it is the file.
