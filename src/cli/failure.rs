@@ -2,7 +2,7 @@
 
 use std::panic::PanicHookInfo;
 
-use crate::progress::safe;
+use crate::progress::{safe, safe_colored};
 use attrflow_engine::config::text::{Problems, Sources};
 use attrflow_engine::exec::RunError;
 use attrflow_engine::store::StoreError;
@@ -108,7 +108,7 @@ impl Failure {
         match self {
             Self::Pipeline(problems, sources) => {
                 let color = super::colored(&std::io::stderr());
-                eprintln!("{}", safe(&problems.render(sources, color).to_string()));
+                eprintln!("{}", safe_colored(&problems.render(sources, color).to_string()));
                 let count = problems.list.len();
                 eprintln!(
                     "\n{count} {} found; nothing was run",

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use super::failure::Failure;
 use super::project::{Project, ProjectArgs};
 use crate::progress::drawing::{self, Drawing, GraphNode, State};
-use crate::progress::print;
+use crate::progress::print_colored;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::{self, Pipeline, Source, StageNode};
 use attrflow_engine::plan::graph;
@@ -58,7 +58,7 @@ pub(super) fn graph(args: &Args, registry: &Registry) -> Result<(), Failure> {
     let change = !sets.is_empty() || !args.touch.is_empty();
     let drawing = draw(&project, &downstream(&project, changed), change, args.full)?;
     let color = super::colored(&std::io::stdout());
-    print(&match args.format {
+    print_colored(&match args.format {
         Format::Text => drawing::text(&drawing, color),
         Format::Dot => drawing::dot(&drawing),
         Format::Mermaid => drawing::mermaid(&drawing),

@@ -37,7 +37,7 @@ use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::kinds::command;
-use crate::progress::{LogLines, output_error, print};
+use crate::progress::{LogLines, output_error, print_colored};
 use attrflow_engine::kind::{Computation, Registry};
 use attrflow_engine::worker::local::LIGHT_WORKER;
 use attrflow_engine::worker::protocol::{Facts, WorkerConfig};
@@ -172,7 +172,11 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
                 return failure::USAGE;
             }
             let text = error.render();
-            print(&if colored(&std::io::stdout()) { text.ansi().to_string() } else { text.to_string() });
+            print_colored(&if colored(&std::io::stdout()) {
+                text.ansi().to_string()
+            } else {
+                text.to_string()
+            });
             return if output_error().is_some() {
                 exit_code(&Failure::Refused(String::new()))
             } else {

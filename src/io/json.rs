@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 /// Why a JSON file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -72,32 +73,50 @@ struct NotFinite {
     columns: std::ops::RangeInclusive<usize>,
 }
 
-/// The text with an empty array of the same length for each value that is not finite, and where they are.
+/// The text with a value that no type takes for each one that is not finite, and where these are in it. Behind one, the columns
+/// of its line are shifted.
 fn standard(bytes: &[u8]) -> (Cow<'_, [u8]>, Vec<NotFinite>) {
-    let (mut text, mut found) = (Cow::Borrowed(bytes), Vec::new());
+    let (mut text, mut kept, mut found) = (Vec::new(), 0, Vec::new());
     let (mut in_string, mut line, mut line_start, mut at) = (false, 1, 0, 0);
     while let Some(&byte) = bytes.get(at) {
         match byte {
-            b'\n' => (line, line_start) = (line + 1, at + 1),
+            b'\n' => (line, line_start) = (line + 1, text.len() + at + 1 - kept),
             b'\\' if in_string => at += 1,
             b'"' => in_string = !in_string,
             b'N' | b'I' | b'-' if !in_string => {
-                let token = ["NaN", "Infinity", "-Infinity"].into_iter();
-                if let Some(token) = token.into_iter().find(|token| bytes[at..].starts_with(token.as_bytes()))
-                {
-                    let text = &mut text.to_mut()[at..at + token.len()];
-                    text.fill(b' ');
-                    text[..2].copy_from_slice(b"[]");
-                    let column = at - line_start;
-                    found.push(NotFinite { token, line, columns: column..=column + token.len() + 1 });
+                let mut tokens = NOT_FINITE.into_iter();
+                if let Some(token) = tokens.find(|token| bytes[at..].starts_with(token.as_bytes())) {
+                    text.extend_from_slice(&bytes[kept..at]);
+                    let column = text.len() - line_start;
+                    text.extend_from_slice(marker(token).as_bytes());
+                    found.push(NotFinite { token, line, columns: column..=text.len() - line_start + 1 });
                     at += token.len() - 1;
+                    kept = at + 1;
                 }
             }
             _ => {}
         }
         at += 1;
     }
-    (text, found)
+    if found.is_empty() {
+        return (Cow::Borrowed(bytes), found);
+    }
+    text.extend_from_slice(&bytes[kept..]);
+    (Cow::Owned(text), found)
+}
+
+/// What Python writes for them.
+const NOT_FINITE: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// Neither a list of numbers, texts or objects with keys that are read, nor an object.
+fn marker(token: &str) -> String {
+    format!("[{{\"{token}\":0}}]")
+}
+
+/// A value as it was written, also one that is not finite.
+pub fn written(value: &Value) -> String {
+    let text = value.to_string();
+    NOT_FINITE.into_iter().find(|token| marker(token) == text).map_or(text, str::to_owned)
 }
 
 /// A value that is an object in JSON: a derived reader would take an array too, by the order of its values.
@@ -154,6 +173,41 @@ mod tests {
         ] {
             assert_eq!(of(text).unwrap_err(), found);
         }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_of_no_type() {
+        #[derive(Debug, Deserialize)]
+        #[serde(default)]
+        #[allow(dead_code)]
+        struct Lists {
+            numbers: Vec<i64>,
+            texts: Vec<String>,
+            objects: Vec<Probe>,
+            either: Either,
+            maybe: Option<Vec<f64>>,
+            after: u8,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(untagged)]
+        #[allow(dead_code)]
+        enum Either {
+            One(i64),
+            Each(Vec<i64>),
+        }
+        impl Default for Lists {
+            fn default() -> Self {
+                let either = Either::One(1);
+                Self { numbers: vec![], texts: vec![], objects: vec![], either, maybe: None, after: 0 }
+            }
+        }
+        for key in ["numbers", "texts", "objects", "either", "maybe"] {
+            let text = format!("{{\"unread\": NaN, \n\"{key}\": NaN}}");
+            let error = parse::<Lists>(text.as_bytes(), Path::new("a.json")).unwrap_err().to_string();
+            assert_eq!(error, "a.json: found NaN at line 2, expected a finite value", "{key}");
+        }
+        let read: Value = parse(b"{\"a\": -Infinity, \"b\": [1]}", Path::new("a.json")).unwrap();
+        assert_eq!((written(&read["a"]), written(&read["b"])), ("-Infinity".into(), "[1]".into()));
     }
 
     #[test]

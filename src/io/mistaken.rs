@@ -26,8 +26,11 @@ pub fn mistaken(start: &[u8]) -> Option<String> {
     Some(kind.into())
 }
 
+/// Whether a file that begins so is of a format.
+pub type IsOne = fn(&[u8]) -> bool;
+
 /// The format of files with this extension, and what tells one from its first bytes.
-pub fn form(extension: &str) -> Option<(&'static str, fn(&[u8]) -> bool)> {
+pub fn form(extension: &str) -> Option<(&'static str, IsOne)> {
     Some(match extension {
         "safetensors" => ("a safetensors file", |start| {
             let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));

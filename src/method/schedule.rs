@@ -37,6 +37,11 @@ const GUARDS: &[OptionGuard] = &[
     ),
     // Keys of flow matching and EDM, whatever the class.
     OptionGuard("shift", &["null"]),
+    OptionGuard("base_shift", &["null"]),
+    OptionGuard("max_shift", &["null"]),
+    OptionGuard("sigma_min", &["null"]),
+    OptionGuard("sigma_max", &["null"]),
+    OptionGuard("timestep_type", &["\"discrete\"", "null"]),
     OptionGuard("sigma_data", &["null"]),
     OptionGuard("use_dynamic_shifting", &["false"]),
     OptionGuard("use_flow_sigmas", &["false", "null"]),
@@ -102,6 +107,11 @@ impl ScheduleConfig {
                 config.num_train_timesteps,
                 "1 or more",
             ));
+        }
+        for (key, beta) in [("beta_start", config.beta_start), ("beta_end", config.beta_end)] {
+            if !(beta > 0.0 && beta < 1.0) {
+                return Err(config::unsupported(&file, key, beta, "a number between 0 and 1"));
+            }
         }
         Ok(config)
     }

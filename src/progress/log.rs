@@ -45,7 +45,7 @@ pub struct LogLines;
 impl Write for LogLines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        above_bars(|| std::io::stderr().write_all(super::safe(&text).as_bytes()))?;
+        above_bars(|| std::io::stderr().write_all(super::safe_colored(&text).as_bytes()))?;
         Ok(bytes.len())
     }
 

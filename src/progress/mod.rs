@@ -14,8 +14,9 @@ use std::sync::OnceLock;
 
 use attrflow_engine::exec::event::Event;
 
+pub use live::bar_style;
 pub use log::LogLines;
-pub use table::{Table, paragraph};
+pub use table::{Table, line, paragraph};
 
 /// Shows events.
 pub trait Reporter: Send {
@@ -45,10 +46,21 @@ pub fn progress() -> Box<dyn Reporter> {
 /// The first error of standard output.
 static OUTPUT: OnceLock<std::io::Error> = OnceLock::new();
 
-/// A text without what would move a terminal's cursor, ring its bell or change its title: names of files, stages and
-/// captions come from others. Colours stay.
+/// A text without what would move a terminal's cursor, change its colours or title, or the order of letters: names of files,
+/// stages and captions come from others.
 pub fn safe(text: &str) -> Cow<'_, str> {
-    let plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    escaped(text, false)
+}
+
+/// The same, with the colours that this program gave a text; foreign parts must have been made safe before.
+pub fn safe_colored(text: &str) -> Cow<'_, str> {
+    escaped(text, true)
+}
+
+fn escaped(text: &str, colors: bool) -> Cow<'_, str> {
+    let reorders =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let plain = |c: char| !(c.is_control() || reorders(c)) || c == '\n' || c == '\t';
     if text.chars().all(plain) {
         return Cow::Borrowed(text);
     }
@@ -57,7 +69,7 @@ pub fn safe(text: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find(|c| !plain(c)) {
         let (before, after) = rest.split_at(at);
         out.push_str(before);
-        let color = after.strip_prefix("\u{1b}[").and_then(|code| {
+        let color = after.strip_prefix("\u{1b}[").filter(|_| colors).and_then(|code| {
             let end = code.find(|c: char| !c.is_ascii_digit() && c != ';')?;
             code[end..].starts_with('m').then_some(end + 3)
         });
@@ -74,11 +86,20 @@ pub fn safe(text: &str) -> Cow<'_, str> {
 
 /// Writes to standard output. Once that has failed, nothing more is written; see [`output_error`].
 pub fn print(text: &str) {
+    write_out(&safe(text));
+}
+
+/// The same for a text with colours; see [`safe_colored`].
+pub fn print_colored(text: &str) {
+    write_out(&safe_colored(text));
+}
+
+fn write_out(text: &str) {
     if OUTPUT.get().is_some() {
         return;
     }
     let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(safe(text).as_bytes()).and_then(|()| out.flush()) {
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         let _ = OUTPUT.set(error);
     }
 }
@@ -107,4 +128,18 @@ pub fn short_path(path: &Path) -> String {
     let here = HERE.get_or_init(|| std::env::current_dir().ok());
     let below = here.as_deref().and_then(|here| path.strip_prefix(here).ok());
     below.unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_texts_do_not_reach_the_terminal_as_they_are() {
+        let name = "\u{1b}[31mred\u{1b}]0;title\u{7} \u{9b}2J \u{202e}gnp.exe\r";
+        let shown = safe(name);
+        assert_eq!(shown, r"\u{1b}[31mred\u{1b}]0;title\u{7} \u{9b}2J \u{202e}gnp.exe\u{d}");
+        assert!(safe_colored(name).starts_with("\u{1b}[31mred\\u{1b}]0;title"));
+        assert!(matches!(safe("a\tb\nç 苹果 עברית"), Cow::Borrowed(_)));
+    }
 }

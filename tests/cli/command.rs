@@ -322,7 +322,7 @@ fn a_killed_worker_ends_its_command() {
     let ran = Ran::from(run.wait_with_output().unwrap());
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.err.contains("the worker process ended in the middle of the task (signal: 9 (SIGKILL))"),
+        ran.err.contains("the worker process ended in the middle of the task (signal: 9 (SIGKILL): out of memory is the usual reason)"),
         "{ran:?}"
     );
     steps.assert_quiet();

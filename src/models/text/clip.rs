@@ -38,7 +38,10 @@ pub struct ClipConfig {
 }
 
 /// Other text encoders, such as T5's.
-const GUARDS: &[OptionGuard] = &[OptionGuard("model_type", &["\"clip_text_model\""])];
+const GUARDS: &[OptionGuard] = &[
+    OptionGuard("model_type", &["\"clip_text_model\""]),
+    OptionGuard("architectures", &["[\"CLIPTextModel\"]", "[\"CLIPTextModelWithProjection\"]", "null"]),
+];
 
 impl ClipConfig {
     /// Reads and checks a `config.json`.

@@ -249,6 +249,7 @@ enum Merge {
 /// What of `tokenizer_config.json` matters here; the defaults are transformers'.
 #[derive(Deserialize)]
 struct Config {
+    tokenizer_class: Option<String>,
     model_max_length: usize,
     #[serde(default = "Token::start")]
     bos_token: Token,
@@ -294,6 +295,11 @@ struct Behaviour {
 impl Config {
     fn read(folder: &Path) -> Result<Self, TokenizerError> {
         let mut config: Self = json::read(folder.join("tokenizer_config.json"))?;
+        if let Some(found) = config.tokenizer_class.as_ref().filter(|name| !name.starts_with("CLIPTokenizer"))
+        {
+            let reason = format!("`tokenizer_class` is {found}, supported: CLIPTokenizer, CLIPTokenizerFast");
+            return Err(TokenizerError::Vocabulary { folder: folder.into(), reason });
+        }
         let map = folder.join("special_tokens_map.json");
         if config.added_tokens_decoder.is_none() && map.exists() {
             let map: SpecialTokens = json::read(map)?;

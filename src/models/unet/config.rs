@@ -11,6 +11,13 @@ use crate::models::weights::config::{self, ModelError, OptionGuard, PerBlock, un
 /// What `UNet2DConditionModel` could compute but this crate does not.
 const GUARDS: &[OptionGuard] = &[
     OptionGuard("_class_name", &["\"UNet2DConditionModel\""]),
+    // Keys of transformers (DiT, PixArt, SD3, Flux), whatever the class.
+    OptionGuard("caption_channels", &["null"]),
+    OptionGuard("joint_attention_dim", &["null"]),
+    OptionGuard("num_layers", &["null"]),
+    OptionGuard("patch_size", &["null"]),
+    OptionGuard("pooled_projection_dim", &["null"]),
+    OptionGuard("pos_embed_max_size", &["null"]),
     OptionGuard("act_fn", &["\"silu\"", "\"swish\""]),
     OptionGuard("addition_embed_type", &["null", "\"text_time\""]),
     OptionGuard("attention_type", &["\"default\""]),
