@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use half::{bf16, f16};
+
 /// The element type of an array or a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -73,9 +75,86 @@ impl Display for Dtype {
     }
 }
 
+/// A float type in a file.
+pub trait Float: Copy {
+    /// Whether it is neither NaN nor infinite.
+    fn is_finite(self) -> bool;
+    /// The same value, in the type that holds all others.
+    fn widened(self) -> f64;
+}
+
+impl Float for f64 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+    fn widened(self) -> f64 {
+        self
+    }
+}
+
+impl Float for f32 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+    fn widened(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Float for f16 {
+    fn is_finite(self) -> bool {
+        self.to_bits() & 0x7c00 != 0x7c00
+    }
+    fn widened(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Float for bf16 {
+    fn is_finite(self) -> bool {
+        self.to_bits() & 0x7f80 != 0x7f80
+    }
+    fn widened(self) -> f64 {
+        self.into()
+    }
+}
+
+/// The index, one number for each axis, of a value by its number in C order.
+pub(super) fn index_of(shape: &[usize], mut number: usize) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (at, &length) in index.iter_mut().zip(shape).rev() {
+        (*at, number) = (number % length, number / length);
+    }
+    index
+}
+
+/// The place and the value of the first number that is NaN or infinite.
+pub fn not_finite<T: Float>(values: &[T]) -> Option<(usize, f64)> {
+    // In two steps, for the first is one that compilers turn into wide instructions.
+    if values.iter().fold(true, |all, value| all & value.is_finite()) {
+        return None;
+    }
+    let place = values.iter().position(|value| !value.is_finite())?;
+    Some((place, values[place].widened()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_found_in_every_float_type() {
+        fn check<T: Float>(convert: fn(f64) -> T) {
+            let of = |values: &[f64]| values.iter().map(|&value| convert(value)).collect::<Vec<_>>();
+            assert_eq!(not_finite(&of(&[0.0, -2.5, 6e4])), None);
+            assert_eq!(not_finite(&of(&[1.0, f64::NEG_INFINITY, f64::NAN])), Some((1, f64::NEG_INFINITY)));
+            assert!(not_finite(&of(&[f64::NAN])).unwrap().1.is_nan());
+        }
+        check(|value| value);
+        check(|value| value as f32);
+        check(f16::from_f64);
+        check(bf16::from_f64);
+    }
 
     #[test]
     fn the_table_has_the_order_of_the_enum() {

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use super::dtype::Dtype;
+use super::dtype::{Dtype, Float, index_of, not_finite};
 use super::mistaken::mistaken;
 use super::torch::{TorchFile, TorchFileError};
 
@@ -41,6 +42,18 @@ pub enum TensorFileError {
         tensor: String,
         /// Its element type.
         found: String,
+    },
+    /// A value that is NaN or infinite.
+    #[error("{}: tensor `{tensor}`: the value at {index:?} is {value}, expected finite values", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its place in the tensor.
+        index: Vec<usize>,
+        /// The value.
+        value: f64,
     },
     /// Not a float type.
     #[error("{}: tensor `{tensor}` is {found}, expected a float type", path.display())]
@@ -163,6 +176,26 @@ impl TensorFile {
         }
     }
 
+    /// Refuses a file with a value that is NaN or infinite: reads all of it, on all threads.
+    ///
+    /// # Errors
+    /// The tensor and the index of the value; as [`TensorFile::bytes`].
+    pub fn expect_finite(&self) -> Result<(), TensorFileError> {
+        self.headers.par_iter().try_for_each(|header| {
+            let bytes = self.bytes(header)?;
+            let found = match header.dtype {
+                Dtype::F64 => not_finite_in(&bytes, f64::from_le_bytes),
+                Dtype::F32 => not_finite_in(&bytes, f32::from_le_bytes),
+                Dtype::F16 => not_finite_in(&bytes, f16::from_le_bytes),
+                Dtype::BF16 => not_finite_in(&bytes, bf16::from_le_bytes),
+                Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::Bool => None,
+            };
+            let Some((number, value)) = found else { return Ok(()) };
+            let (path, tensor) = (self.path.clone(), header.name.clone());
+            Err(TensorFileError::NotFinite { path, tensor, index: index_of(&header.shape, number), value })
+        })
+    }
+
     /// The same as float32 or float64; copied only if they have another type.
     ///
     /// # Errors
@@ -196,6 +229,20 @@ impl TensorFile {
 
 fn doubles<const SIZE: usize>(bytes: &[u8], convert: impl Fn([u8; SIZE]) -> f64) -> Vec<f64> {
     bytes.as_chunks::<SIZE>().0.iter().map(|bytes| convert(*bytes)).collect()
+}
+
+/// The first value that is NaN or infinite, by its number; a block is converted at a time.
+fn not_finite_in<T: Float, const SIZE: usize>(
+    bytes: &[u8],
+    convert: fn([u8; SIZE]) -> T,
+) -> Option<(usize, f64)> {
+    const BLOCK: usize = 4096;
+    let mut values = Vec::with_capacity(BLOCK);
+    bytes.as_chunks::<SIZE>().0.chunks(BLOCK).enumerate().find_map(|(block, bytes)| {
+        values.clear();
+        values.extend(bytes.iter().map(|bytes| convert(*bytes)));
+        not_finite(&values).map(|(place, value)| (block * BLOCK + place, value))
+    })
 }
 
 fn dtype(dtype: safetensors::Dtype) -> Option<Dtype> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::shared::arrays::{TrainingSet, count_images};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
-use super::shared::{arrays, check_inputs, check_outputs, expected, ranges, tensors};
+use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, ranges, tensors};
 use crate::io::torch::Dtype;
 pub use crate::method::fisher::FisherParams;
 use crate::method::fisher::{FisherSum, fisher_range};
@@ -47,6 +47,10 @@ impl Stage for FisherParams {
         check_inputs::arrays(inputs).map(drop)
     }
 
+    fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_values::finite(inputs, &["latents", "text_embeddings"])
+    }
+
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
         let (latents, _) = arrays::open(inputs)?;
         Ok(Units::Independent(split(self, latents.rows())))
@@ -81,7 +85,7 @@ impl Stage for FisherParams {
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         check_outputs::weights(&outputs["fisher"], inputs, &self.select, &[Dtype::F64, Dtype::F32])?;
-        Ok("names, shapes and element types")
+        Ok("names, shapes, element types and finite values")
     }
 }
 

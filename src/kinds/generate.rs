@@ -143,7 +143,7 @@ impl Stage for SampleParams {
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         check_outputs::queries(inputs, captions(self, inputs.get(CAPTIONS))?.len(), outputs)?;
-        Ok("shapes, element types, and that the images can be read")
+        Ok("shapes, element types, finite values, and that the images can be read")
     }
 }
 

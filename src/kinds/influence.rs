@@ -10,7 +10,7 @@ use super::loss_pass::top_k::{self, Report, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
-use super::shared::{arrays, check_outputs, expected, tensors};
+use super::shared::{arrays, check_outputs, check_values, expected, tensors};
 use super::unlearn::{SIZE, size};
 use crate::io::npy::Npy;
 use crate::io::npy::writer;
@@ -100,7 +100,7 @@ fn other_size(inputs: &Inputs) -> anyhow::Result<Option<(String, String)>> {
 
 /// The number of images that the step of the weights was divided by and that of the data set, if they differ.
 fn other_images(inputs: &Inputs) -> anyhow::Result<Option<(usize, usize)>> {
-    let counted = tensors::metadata(inputs.path("weights"), IMAGES)?.and_then(|text| text.parse().ok());
+    let counted = tensors::number::<usize>(inputs.path("weights"), IMAGES)?;
     let here = arrays::count_images(inputs)?;
     Ok(counted.filter(|counted| *counted != here).map(|counted| (counted, here)))
 }
@@ -154,6 +154,10 @@ impl Stage for Influence {
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
         self.check_step(inputs)
+    }
+
+    fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_values::finite(inputs, &["latents", "text_embeddings", "pretrain_loss", top_k::PER_TIMESTEP])
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {

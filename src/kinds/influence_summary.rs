@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::shared::tensors;
 use super::unlearn::{PREDICTED_RISE, RISE};
-use crate::io::TensorFile;
 
 /// The found rise may be so many times the predicted one.
 const RATIO: std::ops::RangeInclusive<f64> = 0.2..=5.0;
@@ -33,9 +33,7 @@ impl Summary {
     /// Of influences, and of the weights in a file that gave them.
     pub fn of(weights: Option<&Path>, scores: &[f32]) -> anyhow::Result<Self> {
         let Some(weights) = weights else { return Ok(Self::new(None, None, scores)) };
-        let file = TensorFile::open(weights)?;
-        let number = |key| Ok::<_, anyhow::Error>(file.metadata(key).and_then(|text| text.parse().ok()));
-        Ok(Self::new(number(RISE)?, number(PREDICTED_RISE)?, scores))
+        Ok(Self::new(tensors::number(weights, RISE)?, tensors::number(weights, PREDICTED_RISE)?, scores))
     }
 
     fn new(query_rise: Option<f64>, query_rise_predicted: Option<f64>, scores: &[f32]) -> Self {

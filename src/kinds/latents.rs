@@ -167,7 +167,7 @@ impl Stage for Latents {
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         check_outputs::training_set(inputs, self.captions as usize, self.text_dtype.dtype(), outputs)?;
-        Ok("shapes and element types")
+        Ok("shapes, element types and finite values")
     }
 }
 

@@ -8,7 +8,7 @@ use super::loss_pass;
 use super::loss_pass::per_timestep;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
-use super::shared::{arrays, check_outputs, expected};
+use super::shared::{arrays, check_outputs, check_values, expected};
 use crate::io::npy::Dtype;
 use crate::method::loss::LossParams;
 use crate::method::noise::Noise;
@@ -84,6 +84,10 @@ impl Stage for PretrainLoss {
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)
+    }
+
+    fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_values::finite(inputs, &["latents", "text_embeddings"])
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {

@@ -96,7 +96,7 @@ impl Stage for UnlearnParams {
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         check_outputs::weights(&outputs["weights"], inputs, &self.select, &[Dtype::F32])?;
-        Ok("names, shapes and element types")
+        Ok("names, shapes, element types and finite values")
     }
 }
 
@@ -169,12 +169,12 @@ impl Compute for UnlearnParams {
 
 /// Names the query, or the Fisher information's file if that does not match.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
-    use MathError::{FisherShape, LossNotFinite, NoFisher, ZeroFisher};
+    use MathError::{FisherShape, FisherValue, LossNotFinite, NoFisher, ZeroFisher};
     match error {
         LossNotFinite { timestep, value, .. } => {
             anyhow::anyhow!("the loss of the query at timestep {timestep} is {value}")
         }
-        NoFisher { .. } | FisherShape { .. } | ZeroFisher { .. } => {
+        NoFisher { .. } | FisherShape { .. } | FisherValue { .. } | ZeroFisher { .. } => {
             anyhow::Error::new(error).context(fisher.display().to_string())
         }
         error => error.into(),
@@ -183,8 +183,7 @@ fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
 
 fn images(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<usize> {
     let path = inputs.path("fisher");
-    let text = tensors::metadata(path, IMAGES)?;
-    let counted: Option<usize> = text.and_then(|text| text.parse().ok());
+    let counted: Option<usize> = tensors::number(path, IMAGES)?;
     match (counted, params.images) {
         (Some(counted), Some(images)) if counted != images => anyhow::bail!(
             "`images` is {images}, expected {counted} or no key: {} was computed from that many",

@@ -34,6 +34,10 @@ pub enum MathError {
     )]
     ZeroFisher { parameter: String, zeros: i64, count: i64 },
     #[error(
+        "the Fisher information of `{parameter}` is {value} at {index:?}, expected means of squares: finite, and not negative"
+    )]
+    FisherValue { parameter: String, index: Vec<i64>, value: f64 },
+    #[error(
         "the Fisher information has no `{parameter}`, which `select` names: compute it with a `select` that holds it"
     )]
     NoFisher { parameter: String },

@@ -18,6 +18,7 @@ use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
 use crate::models::unet::conditioning::Conditioning;
+use crate::models::weights::first_place;
 
 params! {
     /// Parameters of `unlearn`.
@@ -273,9 +274,10 @@ impl<'a> Unlearning<'a> {
             if values.size() != expected {
                 return Err(MathError::FisherShape { parameter, found: values.size(), expected });
             }
-            if values.isfinite().all().int64_value(&[]) == 0 {
-                let what = "its Fisher information";
-                return Err(MathError::ParameterNotFinite { parameter, what });
+            let possible = values.isfinite().logical_and(&values.ge(0.0));
+            if let Some(index) = first_place(&possible.logical_not()) {
+                let value = values.double_value(&index);
+                return Err(MathError::FisherValue { parameter, index, value });
             }
             let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
             if zeros > 0 && self.params.damping == 0.0 {

@@ -142,7 +142,11 @@ fn losses_of_another_kind_or_number_are_refused() {
     let mut values = losses(12);
     values[7] = f32::NAN;
     write_f32(&file, &[12], &values).unwrap();
-    assert!(error().ends_with("mine/new.npy: value 7 is NaN, expected a finite number\n"), "{}", error());
+    assert!(
+        error().ends_with("mine/new.npy: the value at [7] is NaN, expected finite values\n"),
+        "{}",
+        error()
+    );
     values[7] = -0.25;
     write_f32(&file, &[12], &values).unwrap();
     assert!(error().ends_with("mine/new.npy: loss 7 is -0.25, expected 0 or more\n"), "{}", error());
@@ -213,6 +217,38 @@ fn sets_that_do_not_fit_each_other_are_refused() {
     );
     let ran = project.attrflow(["adopt", "latents", "mine/latents/latents.npy"]);
     assert!(ran.err.contains("expected latents=PATH text_embeddings=PATH"), "{ran:?}");
+}
+
+#[test]
+fn adopted_files_are_finite() {
+    let (project, mine) = moved(&["generate", "fisher"]);
+    for (stage, changed, others) in [
+        (
+            "latents",
+            "latents=mine/latents/latents.npy",
+            vec!["text_embeddings=mine/latents/text_embeddings.npy"],
+        ),
+        (
+            "latents",
+            "text_embeddings=mine/latents/text_embeddings.npy",
+            vec!["latents=mine/latents/latents.npy"],
+        ),
+        ("fisher", "fisher=mine/fisher/fisher.safetensors", vec![]),
+        ("unlearn[grin]", "weights=mine/unlearn/grin/unlearned.safetensors", vec![]),
+    ] {
+        let path = mine.parent().unwrap().join(changed.split_once('=').unwrap().1);
+        let good = fs_err::read(&path).unwrap();
+        // All ones is NaN in every float type.
+        let spoilt = [&good[..good.len() - 8], &[0xff; 8]].concat();
+        fs_err::write(&path, spoilt).unwrap();
+        let outputs = [vec![changed], others, vec!["--force"]].concat();
+        let message = refused(&project, stage, &outputs);
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+        assert!(message.ends_with(" is NaN, expected finite values\n"), "{message}");
+        fs_err::write(&path, good).unwrap();
+        let ran = adopt(&project, stage, &outputs);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
 }
 
 #[test]

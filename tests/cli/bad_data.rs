@@ -213,32 +213,31 @@ fn arrays_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn a_value_that_is_not_finite_names_image_and_timestep() {
+fn a_value_that_is_not_finite_is_named_before_the_pass() {
     let bench = Bench::new();
-    let nan = |latent: usize| {
-        move |mut bytes: Vec<u8>| {
-            let at = bytes.len() - (12 - latent) * 4096 + 40;
-            bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-            bytes
-        }
+    let before = bench.0.cached("recipes-v2");
+    let with = |file: &str, from_end: usize, value: f32| {
+        let mut bytes = fs_err::read(bench.0.path(file)).unwrap();
+        let at = bytes.len() - from_end;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        bytes
     };
-    let good = fs_err::read(bench.0.path("latents.npy")).unwrap();
-    for (latent, unit, said) in
-        [(3, "images 0..6", "the value at [3, 0, 0, "), (9, "mirror images 0..6", "the value at [9, 0, 0, ")]
-    {
-        bench.0.write("latents.npy", nan(latent)(good.clone()));
-        // One worker: with more, units of other timesteps may be the first to fail.
-        let ran = bench.0.attrflow(["run", "pipelines/loss.toml", "--jobs", "1"]);
-        assert_eq!(ran.code, 1, "{ran:?}");
-        let path = bench.0.path("latents.npy").display().to_string();
-        let expected = format!(
-            "error: stage `loss`, {unit} at timestep 0: cannot read rows of the data set: {path}: {said}"
-        );
-        assert!(
-            ran.err.contains(&expected) && ran.err.ends_with("] is NaN, expected finite values\n"),
-            "{ran:?}"
-        );
-        assert!(!bench.0.path("results/loss").exists());
+    // The last image of the data set, its mirror image, and the last word of the last caption.
+    let cases = [
+        ("latents.npy", with("latents.npy", 6 * 4096 + 4, f32::NAN), "[5, 3, 15, 15] is NaN"),
+        ("latents.npy", with("latents.npy", 4, f32::NEG_INFINITY), "[11, 3, 15, 15] is -inf"),
+        ("texts.npy", with("texts.npy", 4, f32::INFINITY), "[5, 1, 15, 63] is inf"),
+    ];
+    for (file, bytes, found) in cases {
+        let good = fs_err::read(bench.0.path(file)).unwrap();
+        bench.0.write(file, bytes);
+        let ran = bench.0.attrflow(["run", "pipelines/loss.toml"]);
+        let path = bench.0.path(file).display().to_string();
+        let expected = format!("error: stage `loss`: {path}: the value at {found}, expected finite values\n");
+        assert!(ran.code == 1 && ran.err.ends_with(&expected), "{ran:?}");
+        // Nothing was computed, not even the units before it.
+        assert_eq!(bench.0.cached("recipes-v2"), before);
+        bench.0.write(file, good);
     }
 }
 
@@ -438,7 +437,10 @@ fn a_cache_that_cannot_be_read_is_code_4_and_names_the_file() {
     for verb in ["run", "plan", "status"] {
         let ran = project.attrflow([verb, "pipelines/demo.toml"]);
         assert_eq!((ran.code, ran.err.lines().count()), (4, 1), "{verb}: {ran:?}");
-        assert!(ran.err.contains("/cache/recipes-v2/") && ran.err.contains("s a directory"), "{ran:?}");
+        assert!(
+            ran.err.contains("/cache/recipes-v2/") && ran.err.contains("found a folder, expected a file"),
+            "{ran:?}"
+        );
     }
     fs_err::remove_dir_all(project.path("cache/recipes-v2")).unwrap();
     assert_eq!(project.run(&["--target", "data"]).computed(), ["data"]);

@@ -171,28 +171,3 @@ fn only_new_work_is_computed_and_results_equal_a_clean_run() {
     run(&project, 2);
     assert_eq!(project.results(), last);
 }
-
-#[test]
-fn a_loss_that_is_not_finite_names_image_and_timestep_in_any_batch() {
-    let data = Data { images: 3, latent: None, text: None };
-    let project = project(&data);
-    // The mirror image of image 1, two latents from the end.
-    let mut bytes = fs_err::read(project.path("latents.npy")).unwrap();
-    let at = bytes.len() - 2 * 4 * 4 * SIDE * SIDE;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    project.write("latents.npy", bytes);
-    let ran = project.attrflow(["run", "pipelines/images.toml", "--json", "--device", "cpu", "--jobs", "1"]);
-    assert_eq!(ran.code, 1);
-    assert_eq!(
-        ran.events("stage_failed", "error"),
-        [format!(
-            "cannot read rows of the data set: {}: the value at [4, 0, 0, 0] is NaN, expected finite values",
-            project.path("latents.npy").display()
-        )]
-    );
-    assert_eq!(ran.events("stage_failed", "unit"), ["mirror images 0..3 at timestep 0"]);
-    // The units of the images as they are were done before; those of the queries had to wait.
-    data.write(&project);
-    let again = computed(&run(&project, 2));
-    assert_eq!((again["images 0..3 at timestep 0"], again["mirror images 0..3 at timestep 0"]), (2, 3));
-}

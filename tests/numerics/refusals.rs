@@ -123,7 +123,9 @@ fn unlearning_stops_at_what_is_not_finite() {
     let error = unlearn(|query, _, _| drop(query.fill_(f64::NAN)));
     assert!(error.starts_with("the loss of image 0 at timestep ") && error.ends_with(" is NaN"), "{error}");
     let error = unlearn(|_, fisher, _| drop(fisher.get_mut(NAME).unwrap().get(0).fill_(f64::NAN)));
-    insta::assert_snapshot!(error, @"`mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` holds values that are not finite: its Fisher information");
+    insta::assert_snapshot!(error, @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is NaN at [0, 0], expected means of squares: finite, and not negative");
+    let error = unlearn(|_, fisher, _| drop(fisher.get_mut(NAME).unwrap().get(2).fill_(-0.5)));
+    insta::assert_snapshot!(error, @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is -0.5 at [2, 0], expected means of squares: finite, and not negative");
     let error = unlearn(|_, fisher, _| {
         drop(fisher.insert(NAME.into(), Tensor::ones([2, 2], (Kind::Double, Device::Cpu))))
     });

@@ -17,8 +17,10 @@ use bytemuck::Pod;
 use fs_err::os::unix::fs::FileExt as _;
 use half::f16;
 use half::slice::HalfFloatSliceExt as _;
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
 pub use super::dtype::Dtype;
+use super::dtype::{Float, index_of, not_finite};
 pub use header::{Header, NpyError};
 
 const _: () = assert!(cfg!(target_endian = "little"), "the files' bytes are used without conversion");
@@ -94,21 +96,44 @@ impl Npy {
         }
     }
 
+    /// Refuses an array with a value that is NaN or infinite: reads all of it, on all threads.
+    pub fn expect_finite(&self) -> Result<(), NpyError> {
+        match self.dtype() {
+            Dtype::F16 => self.scan::<f16>(),
+            Dtype::F32 => self.scan::<f32>(),
+            Dtype::F64 => self.scan::<f64>(),
+            _ => Ok(()),
+        }
+    }
+
+    /// In the order of the file.
+    fn scan<T: Pod + Float>(&self) -> Result<(), NpyError> {
+        let count: usize = self.shape().iter().product();
+        let length = BLOCK / size_of::<T>();
+        let fault = (0..count.div_ceil(length)).into_par_iter().find_map_first(|block| {
+            let start = block * length;
+            let mut values = vec![T::zeroed(); length.min(count - start)];
+            if let Err(error) = self.fill(&mut values, start) {
+                return Some(error);
+            }
+            let (at, value) = not_finite(&values)?;
+            let mut shape = self.shape().to_vec();
+            // In Fortran order the first axis is the fastest.
+            if self.header.fortran {
+                shape.reverse();
+            }
+            let mut index = index_of(&shape, start + at);
+            if self.header.fortran {
+                index.reverse();
+            }
+            Some(NpyError::NotFinite { path: self.path.clone(), index, value })
+        });
+        fault.map_or(Ok(()), Err)
+    }
+
     /// The error for a value that is not finite, by its number counted in C order.
     pub fn not_finite(&self, number: usize, value: f64) -> NpyError {
-        let mut rest = number;
-        let mut index: Vec<usize> = self
-            .shape()
-            .iter()
-            .rev()
-            .map(|&length| {
-                let at = rest % length;
-                rest /= length;
-                at
-            })
-            .collect();
-        index.reverse();
-        NpyError::NotFinite { path: self.path.clone(), index, value }
+        NpyError::NotFinite { path: self.path.clone(), index: index_of(self.shape(), number), value }
     }
 
     /// Replaces the content of `out` with the rows, `[rows, row_len]` in C order, from any float type.

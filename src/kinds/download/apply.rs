@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use super::plan::{Item, Remote, Volume};
 use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
 use crate::io::download::{FetchError, Finished, sha256};
-use attrflow_engine::kind::Context;
+use attrflow_engine::kind::{Context, describe};
 use attrflow_engine::store::require_space;
 
 /// Progress in bytes: downloaded, and of archives unpacked.
@@ -102,6 +102,7 @@ fn unpack(
         });
     }
     let size = paths.iter().map(|path| length(path)).sum::<u64>();
+    let first = paths.first().map(|path| path.display().to_string());
     let mut on_progress = |done: u64, declared: u64| {
         let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
         steps.at(u64::try_from(part).unwrap_or(u64::MAX));
@@ -126,16 +127,24 @@ fn unpack(
             file.remove()?;
         }
     }
-    unpacked.map_err(|error| named(error, volumes, remotes))?;
+    unpacked.map_err(|error| named(error, first, volumes, remotes))?;
     steps.add(size);
     Ok(())
 }
 
-/// Adds the address of a downloaded archive to its error: its path is not informative.
-fn named(error: ArchiveError, volumes: &[Volume<'_>], remotes: &[Remote]) -> anyhow::Error {
-    match volumes.first() {
-        Some(Volume::Remote(remote)) => {
-            anyhow::Error::new(error).context(remotes[*remote].request.name.clone())
+/// Names a downloaded archive by its address: where it lies in the cache tells a user nothing.
+fn named(
+    error: ArchiveError,
+    path: Option<String>,
+    volumes: &[Volume<'_>],
+    remotes: &[Remote],
+) -> anyhow::Error {
+    match (volumes.first(), path) {
+        (Some(Volume::Remote(remote)), Some(path)) => {
+            let (text, name) = (describe(&error.into()), &remotes[*remote].request.name);
+            let text = text.replace(&path, name);
+            // Errors that the system gave name no file, or one that was being unpacked.
+            if text.contains(name) { anyhow::anyhow!(text) } else { anyhow::anyhow!("{name}: {text}") }
         }
         _ => error.into(),
     }

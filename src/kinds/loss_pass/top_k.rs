@@ -20,6 +20,7 @@ use crate::method::schedule::NoiseSchedule;
 use crate::method::successive_halving::{self, Halving, Population, Round, Source, Spec};
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
+use attrflow_engine::identity::regular_file;
 use attrflow_engine::kind::{Context, Inputs, Unit};
 use attrflow_engine::params;
 
@@ -313,7 +314,7 @@ impl Report {
 
     /// Reads the report of a unit.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs_err::read(path)?;
+        let text = regular_file::read(path)?;
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use anyhow::Context as _;
 use bytemuck::Zeroable;
-use half::f16;
 use tch::{Device, Kind, Tensor};
 
+use crate::io::dtype::{Float, not_finite};
 use crate::io::npy::{Dtype, Npy, NpyError};
 use crate::method::autotune::micro_batch;
 use crate::method::data::{DataSet, Rows};
@@ -15,30 +15,6 @@ use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{Precision, UNet};
 use attrflow_engine::kind::Inputs;
-
-/// A number of a file.
-trait Float {
-    fn is_finite(&self) -> bool;
-    fn widened(&self) -> f64;
-}
-
-impl Float for f32 {
-    fn is_finite(&self) -> bool {
-        f32::is_finite(*self)
-    }
-    fn widened(&self) -> f64 {
-        f64::from(*self)
-    }
-}
-
-impl Float for f16 {
-    fn is_finite(&self) -> bool {
-        self.to_bits() & 0x7c00 != 0x7c00
-    }
-    fn widened(&self) -> f64 {
-        f64::from(*self)
-    }
-}
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
 pub struct NpyRows {
@@ -60,7 +36,7 @@ impl NpyRows {
     /// The values of some rows; `read` fills a slice from a place in the file on.
     ///
     /// A value that is not finite would make every later number NaN, and be blamed on it.
-    fn values<T: Zeroable + Copy + Float>(
+    fn values<T: Zeroable + Float>(
         &self,
         rows: &[usize],
         read: impl Fn(usize, &mut [T]) -> Result<(), NpyError>,
@@ -72,10 +48,8 @@ impl NpyRows {
         for run in rows.chunk_by(|row, next| row + 1 == *next) {
             let (some, others) = rest.split_at_mut(run.len() * length);
             read(run[0] * length, some)?;
-            // In two steps, for the first is one that compilers turn into wide instructions.
-            if !some.iter().fold(true, |all, value| all & value.is_finite()) {
-                let place = some.iter().position(|value| !value.is_finite()).unwrap_or_default();
-                return Err(self.npy.not_finite(run[0] * length + place, some[place].widened()));
+            if let Some((place, value)) = not_finite(some) {
+                return Err(self.npy.not_finite(run[0] * length + place, value));
             }
             rest = others;
         }

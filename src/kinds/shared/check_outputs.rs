@@ -1,4 +1,4 @@
-//! Checks of files to adopt as a stage's outputs: headers, and the values of small files.
+//! Checks of files to adopt as a stage's outputs: headers and values.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use anyhow::Context as _;
 
 use crate::io::captions::coco::Captions;
 use crate::io::download;
+use crate::io::dtype::not_finite;
 use crate::io::image::load_rgb;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
@@ -36,11 +37,9 @@ pub(crate) fn finite(path: &Path, length: usize) -> anyhow::Result<Vec<f32>> {
     let npy = array(path, Some(Dtype::F32), &[Some(length)])?;
     let mut values = Vec::new();
     npy.read_f32(0..length, &mut values)?;
-    match values.iter().position(|value| !value.is_finite()) {
+    match not_finite(&values) {
         None => Ok(values),
-        Some(at) => {
-            anyhow::bail!("{}: value {at} is {}, expected a finite number", path.display(), values[at])
-        }
+        Some((at, value)) => Err(npy.not_finite(at, value).into()),
     }
 }
 
@@ -120,6 +119,7 @@ pub(crate) fn weights(
     }
     let names: Vec<String> = network.headers().iter().map(|header| header.name.clone()).collect();
     let selected = selection.of(&names)?;
+    file.expect_finite()?;
     let missing: Vec<&String> = selected.iter().filter(|name| file.header(name).is_none()).collect();
     if let Some(example) = missing.first() {
         anyhow::bail!(
@@ -141,9 +141,10 @@ pub(crate) fn training_set(
 ) -> anyhow::Result<()> {
     let images = Captions::read(inputs.path("captions"), captions)?.items.len();
     array(&outputs["latents"], None, &[Some(2 * images), None, None, None])
-        .context("latents of the images and their mirror images")?;
-    array(&outputs["text_embeddings"], Some(text), &[Some(images), Some(captions), None, None])?;
-    Ok(())
+        .context("latents of the images and their mirror images")?
+        .expect_finite()?;
+    let texts = [Some(images), Some(captions), None, None];
+    Ok(array(&outputs["text_embeddings"], Some(text), &texts)?.expect_finite()?)
 }
 
 /// The outputs of `generate`, `count` of each: latents and texts that match the network, and readable images.
@@ -155,8 +156,8 @@ pub(crate) fn queries(inputs: &Inputs, count: usize, outputs: &Outputs) -> anyho
         None => [None, None],
     };
     let float = Some(Dtype::F32);
-    array(&outputs["latents"], float, &[Some(count), channels, height, side])?;
-    array(&outputs["text_embeddings"], float, &[Some(count), Some(1), None, width])?;
+    array(&outputs["latents"], float, &[Some(count), channels, height, side])?.expect_finite()?;
+    array(&outputs["text_embeddings"], float, &[Some(count), Some(1), None, width])?.expect_finite()?;
     for index in 0..count {
         load_rgb(outputs["images"].join(format!("{index}.png")))?;
     }
@@ -217,7 +218,7 @@ mod tests {
         let file = folder.path().join("a.npy");
         write_f32(&file, &[3], &[1.0, f32::NEG_INFINITY, f32::NAN]).unwrap();
         let error = finite(&file, 3).unwrap_err().to_string();
-        assert!(error.ends_with("a.npy: value 1 is -inf, expected a finite number"), "{error}");
+        assert!(error.ends_with("a.npy: the value at [1] is -inf, expected finite values"), "{error}");
         write_f32(&file, &[2], &[1.0, 2.0]).unwrap();
         assert_eq!(finite(&file, 2).unwrap(), [1.0, 2.0]);
     }

@@ -3,6 +3,7 @@
 pub mod arrays;
 pub mod check_inputs;
 pub mod check_outputs;
+pub mod check_values;
 pub mod device;
 pub mod expected;
 pub mod network;

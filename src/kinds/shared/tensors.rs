@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use safetensors::tensor::{Dtype, TensorView};
@@ -77,6 +78,18 @@ pub(crate) fn metadata(path: &Path, key: &str) -> anyhow::Result<Option<String>>
     Ok(TensorFile::open(path)?.metadata(key).map(str::to_owned))
 }
 
+/// Reads one metadata entry that is a number, `None` where the file has no such key.
+///
+/// # Errors
+/// The file, the key and its value, if that is no number of the type.
+pub(crate) fn number<T: FromStr>(path: &Path, key: &str) -> anyhow::Result<Option<T>> {
+    let Some(text) = metadata(path, key)? else { return Ok(None) };
+    match text.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => anyhow::bail!("{}: `{key}` in the metadata is {text:?}, expected a number", path.display()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -98,6 +111,10 @@ mod tests {
         write(&own, &published, &[("images", "7".to_owned()), ("a", "\"é".to_owned())]).unwrap();
         assert_eq!(metadata(&own, "a").unwrap().as_deref(), Some("\"é"));
         assert_eq!(metadata(&own, "images").unwrap().as_deref(), Some("7"));
+        assert_eq!(number(&own, "images").unwrap(), Some(7));
+        assert_eq!(number::<u32>(&own, "none").unwrap(), None);
+        let error = number::<f64>(&own, "a").unwrap_err().to_string();
+        assert!(error.ends_with(r#"fisher: `a` in the metadata is "\"é", expected a number"#), "{error}");
         let again = read(&own).unwrap();
         assert!(published.iter().all(|(name, tensor)| again[name].equal(tensor)));
     }

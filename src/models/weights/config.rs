@@ -20,8 +20,8 @@ pub enum ModelError {
     Read(#[from] std::io::Error),
     #[error("{}: no checkpoint, looked for {names}", folder.display())]
     NoCheckpoint { folder: PathBuf, names: String },
-    #[error("{}: `{tensor}` holds values that are not finite", file.display())]
-    NotFinite { file: PathBuf, tensor: String },
+    #[error("{}: tensor `{tensor}`: the value at {index:?} is {value}, expected finite values", file.display())]
+    NotFinite { file: PathBuf, tensor: String, index: Vec<i64>, value: f64 },
     #[error(transparent)]
     Tensors(#[from] crate::io::tensor_file::TensorFileError),
     #[error("{}: {faults}", file.display())]
@@ -48,7 +48,7 @@ pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<
         if let Some(found) = value.get(key)
             && !supported.iter().any(|text| same(found, text))
         {
-            return Err(unsupported(file, key, found, &supported.join(", ")));
+            return Err(unsupported(file, key, json::written(found), &supported.join(", ")));
         }
     }
     // Parsed from the text, not from the value, so that an error has a line and a column.

@@ -25,12 +25,19 @@ const SHOWN: usize = 8;
 pub fn read(file: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let tensors = widened(checkpoint::read(file)?, device);
     // It would make every loss NaN, and be blamed on an image.
-    let faulty =
-        |tensor: &Tensor| tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0;
-    match tensors.iter().find(|(_, tensor)| faulty(tensor)) {
-        Some((name, _)) => Err(ModelError::NotFinite { file: file.to_owned(), tensor: name.clone() }),
-        None => Ok(tensors),
-    }
+    let fault = tensors.iter().filter(|(_, tensor)| tensor.is_floating_point()).find_map(|(name, tensor)| {
+        let index = first_place(&tensor.isfinite().logical_not())?;
+        let (file, tensor, value) = (file.to_owned(), name.clone(), tensor.double_value(&index));
+        Some(ModelError::NotFinite { file, tensor, index, value })
+    });
+    fault.map_or(Ok(tensors), Err)
+}
+
+/// The index of the first `true`.
+pub fn first_place(flags: &Tensor) -> Option<Vec<i64>> {
+    // Most often there is none, and `any` is much faster.
+    (flags.any().int64_value(&[]) == 1)
+        .then(|| flags.nonzero().get(0).try_into().expect("a vector of indices"))
 }
 
 fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {

@@ -128,6 +128,11 @@ impl<'a> Coordinator<'a> {
             false => self.look_up(&node.id, unit, recipe),
         };
         let entries = self.planner.unit_entries(node, &inputs, &units, &mut lookup)?;
+        // Where only the merge is left, the units have read the values.
+        let computes = units == Units::Whole || entries.1.iter().any(Option::is_none);
+        if computes && let Err(error) = node.stage.check_values(&paths) {
+            return fail(Some(recipe), kind::describe(&error));
+        }
         // The fingerprints of a chain are known as far as it is done, and of the unit that is next.
         let known = match units {
             Units::Chain(_) => entries.1.iter().take_while(|entry| entry.is_some()).count() + 1,

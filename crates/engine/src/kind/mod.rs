@@ -235,6 +235,16 @@ pub trait Stage: Parameters {
         Ok(())
     }
 
+    /// Refuses inputs with values that nothing can be computed from, before the first unit is computed.
+    ///
+    /// May read all of the inputs; not called by `plan`, nor when all units are cached.
+    ///
+    /// # Errors
+    /// The file, the place in it, what was found and what was expected.
+    fn check_values(&self, _inputs: &Inputs) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// How the stage is split into units.
     ///
     /// Reads only the headers of the inputs.
