@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::failure::Failure;
 use super::project::default_cache;
 use attrflow_engine::config::text::suggestion;
+use attrflow_engine::identity::regular_file;
 use attrflow_engine::provenance::manifest::{self, Manifest};
 use attrflow_engine::store::Area;
 
@@ -26,11 +27,7 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     };
     let usage = |error: std::io::Error| Failure::Usage(error.to_string());
     tracing::info!("manifest {}", path.display());
-    let kind = fs_err::metadata(&path).map_err(usage)?.file_type();
-    if !kind.is_file() {
-        return Err(Failure::Usage(format!("{}: expected a manifest, found no file", path.display())));
-    }
-    let bytes = fs_err::read(&path).map_err(usage)?;
+    let bytes = regular_file::read(&path).map_err(usage)?;
     let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
     Ok(Named { path, manifest, bytes })
 }

@@ -12,6 +12,7 @@ use super::run_args::{Origin, RunArgs, RunOutcome, check_failed, execute, repeat
 use super::sign::{Signer, print_signature};
 use crate::progress;
 use attrflow_engine::exec::noop_cache::{Found, NoopKey};
+use attrflow_engine::identity::regular_file;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::graph;
 use attrflow_engine::store::View;
@@ -73,7 +74,8 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
             return super::plan::show(&project, &forced, &args.how, None, args.json);
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
-        if let Some(key) = &key {
+        // One with a warning is planned again, so that it warns again.
+        if let Some(key) = key.as_ref().filter(|_| project.pipeline.unused_sets.is_empty()) {
             keep(key, &project, &ended);
         }
         sign(signer.as_ref(), &ended, args.json)?;
@@ -105,6 +107,6 @@ fn sign(signer: Option<&Signer>, ended: &RunOutcome, as_json: bool) -> Result<()
     let Some(path) = &ended.path else {
         return Err(Failure::Refused("the manifest could not be written, so it cannot be signed".into()));
     };
-    let bytes = fs_err::read(path).map_err(|error| Failure::Refused(error.to_string()))?;
+    let bytes = regular_file::read(path).map_err(|error| Failure::Refused(error.to_string()))?;
     signer.sign(path, &bytes, &ended.manifest).map(|signature| print_signature(&signature, as_json))
 }

@@ -1,7 +1,7 @@
 //! `attrflow cache gc`: removes what no run needs.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::{count, when};
 use crate::cli::failure::Failure;
-use crate::progress::{Table, duration, print};
+use crate::progress::{Table, duration, line, print};
 use attrflow_engine::maintenance::{Inventory, Plan, Policy, Removal, RetainReason, Target};
-use attrflow_engine::store::{Store, format_bytes};
+use attrflow_engine::store::{Store, format_bytes, resolved};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -66,7 +66,7 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         forget: args.forget.iter().map(|path| resolved(path)).collect(),
     };
     let inventory = Inventory::of(store)?;
-    let roots: BTreeSet<&Path> =
+    let roots: BTreeSet<&std::path::Path> =
         inventory.runs.values().flatten().filter_map(|run| run.manifest.root.as_deref()).collect();
     if let Some(unknown) = policy.forget.iter().find(|root| !roots.contains(root.as_path())) {
         let known: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
@@ -96,13 +96,6 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
         print(&format!("\nremoved {entries} index entries and {objects} objects\n"));
     }
     Ok(())
-}
-
-/// The path without links, as far as it exists: a project that is gone has none.
-fn resolved(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let real = path.ancestors().find_map(|folder| Some((folder, fs_err::canonicalize(folder).ok()?)));
-    real.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?))).unwrap_or(path)
 }
 
 fn lines(plan: &Plan, done: bool) {
@@ -149,7 +142,7 @@ fn show(plan: &Plan, args: &Args) {
     }
     for (why, (number, disk)) in &plan.kept {
         let items = count(*number, "result or unit", "results and units");
-        print(&format!("kept: {items}, {}: {}\n", format_bytes(*disk), describe(*why, args)));
+        print(&line(&format!("kept: {items}, {}: {}", format_bytes(*disk), describe(*why, args))));
     }
     if let Some(over) = plan.over {
         let units = plan.kept.get(&RetainReason::Units).map_or(0, |(_, disk)| *disk);

@@ -84,6 +84,10 @@ impl Pins {
     /// # Errors
     /// The file cannot be read, or is not a valid lock file.
     pub fn read(path: &Path) -> Result<Self, PinError> {
+        // Reading a FIFO would wait for ever.
+        if fs_err::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(PinError::Damaged { path: path.into(), reason: "it is no regular file".into() });
+        }
         let text = match fs_err::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::MachineProfile;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
+use crate::identity::regular_file;
 use crate::store::{Area, Store, StoreError};
 use crate::worker::measure::CostModel;
 
@@ -63,7 +64,7 @@ impl<'s> CostCache<'s> {
 
     /// What was measured; a file that cannot be read counts as none.
     pub fn find(&self, key: &Key) -> Option<CostModel> {
-        let bytes = fs_err::read(self.place(key)).ok().filter(|_| self.any)?;
+        let bytes = regular_file::read(self.place(key)).ok().filter(|_| self.any)?;
         serde_json::from_slice::<Read>(&bytes).ok().map(|read| read.measured)
     }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
+use crate::identity::regular_file;
 use crate::pipeline::{Pipeline, RunTable, Source};
 use crate::provenance::manifest::{
     self, Base, Conditions, FORMAT, Manifest, Outcome, Program, Repeat, StageRecord,
@@ -107,7 +108,7 @@ impl NoopKey {
 
     /// The run that is kept, if it had the same key and no file has changed since.
     pub fn find(&self, store: &Store) -> Option<NoopRun> {
-        let bytes = fs_err::read(self.file(store)).ok()?;
+        let bytes = regular_file::read(self.file(store)).ok()?;
         let (key, rest) = bytes.split_first_chunk::<32>()?;
         let (hash, rest) = rest.split_first_chunk::<32>()?;
         if *key != self.key.0 || blake3::hash(rest) != *hash {
@@ -135,7 +136,7 @@ impl NoopKey {
             Some(base) => base,
             None => Base {
                 name: newest.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                digest: blake3::hash(&fs_err::read(&newest)?).into(),
+                digest: blake3::hash(&regular_file::read(&newest)?).into(),
             },
         };
         let base_bytes = fs_err::metadata(runs.join(&base.name))?.len();

@@ -1,12 +1,14 @@
 //! Digests: they identify the bytes of an artifact.
 
 use std::fmt;
-use std::fs::{FileType, Metadata};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::fs::Metadata;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use super::regular_file::special;
 
 /// The BLAKE3 hash of a file's bytes, of a folder's listing, or of a recipe.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,17 +51,6 @@ impl Digest {
 /// Whether the owner of a file may execute it.
 pub fn is_executable(found: &Metadata) -> bool {
     found.permissions().mode() & 0o100 != 0
-}
-
-/// What is neither a file nor a folder.
-pub fn special(found: FileType) -> Option<&'static str> {
-    let kinds = [
-        (found.is_fifo(), "a FIFO"),
-        (found.is_socket(), "a socket"),
-        (found.is_char_device(), "a character device"),
-        (found.is_block_device(), "a block device"),
-    ];
-    kinds.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
 }
 
 fn named(error: &std::io::Error, path: &Path) -> std::io::Error {

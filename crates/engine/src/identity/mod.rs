@@ -2,3 +2,4 @@
 
 pub mod digest;
 pub mod recipe;
+pub mod regular_file;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 use crate::store::{Area, Store, StoreError};
 
 /// A pinned item, and why.
@@ -75,7 +76,7 @@ impl<'a> Pins<'a> {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let pin: Pin = serde_json::from_slice(&fs_err::read(&path)?)
+            let pin: Pin = serde_json::from_slice(&regular_file::read(&path)?)
                 .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })?;
             pins.push(pin);
         }

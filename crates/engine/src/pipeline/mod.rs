@@ -71,6 +71,8 @@ pub struct Pipeline {
     pub env: BTreeMap<String, String>,
     /// All environment variables that the pipeline reads, with their values, hashed or not.
     pub variables: BTreeMap<String, Option<String>>,
+    /// The paths of `--set` arguments that no stage uses, each of which was warned of.
+    pub unused_sets: Vec<String>,
     /// The config with the `--set` arguments applied, with the location of each value.
     pub config: Node,
 }
@@ -244,11 +246,13 @@ fn read(
             problem.help(help);
         }
     }
+    let mut unused_sets = Vec::new();
     if problems.is_empty() {
         let paths = sets.iter().filter_map(|set| Some(set.split_once('=')?.0.trim()));
         for path in paths.filter(|path| !of_run(path) && !path.starts_with(DEFAULTS) && !expanded.reads(path))
         {
             tracing::warn!("no stage of this pipeline uses `{path}`, so that --set {path} changes nothing");
+            unused_sets.push(path.to_owned());
         }
     }
     let root = root(file)?;
@@ -259,6 +263,7 @@ fn read(
         root,
         stages: nodes,
         off,
+        unused_sets,
         run: run?,
         env,
         variables,

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use rayon::prelude::*;
 
+use crate::identity::regular_file;
 use crate::store::{Area, Entry, Store};
 
 /// A cached result of a whole stage, and when it was written.
@@ -25,7 +26,7 @@ pub fn of_kind(store: &Store, kind: &str) -> Vec<CachedResult> {
     // Most files are of other kinds or of units, and parsing a text takes longer than searching it for a word.
     let word = serde_json::to_string(kind).unwrap_or_default().into_bytes();
     let read = |file: PathBuf| {
-        let text = fs_err::read(&file).ok()?;
+        let text = regular_file::read(&file).ok()?;
         if !text.windows(word.len()).any(|part| part == word) {
             return None;
         }

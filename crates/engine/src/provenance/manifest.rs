@@ -15,6 +15,7 @@ pub use repeat::{Base, Repeat};
 
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
+use crate::identity::regular_file;
 use crate::store::{Adopted, Artifact};
 
 /// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
@@ -221,7 +222,7 @@ fn stem(path: &Path) -> String {
 /// # Errors
 /// A file that cannot be read, or is not a manifest.
 pub fn read(path: &Path) -> std::io::Result<Manifest> {
-    parse(path, &fs_err::read(path)?)
+    parse(path, &regular_file::read(path)?)
 }
 
 /// Parses a manifest from the bytes of a file.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Area, Result, Store};
+use crate::identity::regular_file;
 
 /// What marks the folder as a cache: for backup programs, and for Git.
 const MARKS: [(Area, &str); 2] = [
@@ -71,7 +72,7 @@ impl Store {
 
 /// Held while a lock file is made and locked: a sweep in between would take it for a dead run's.
 fn gate(tmp: &Path) -> Result<fs_err::File> {
-    Ok(fs_err::File::create(tmp.join("gate"))?)
+    Ok(regular_file::lock_file(tmp.join("gate"))?)
 }
 
 /// Removes the files and folders whose lock nobody holds.

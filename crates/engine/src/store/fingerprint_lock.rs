@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{Area, Result, Store};
+use super::{Area, Result, Store, resolved};
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 
 /// The fingerprints that this process holds, as the bytes of their lock files.
 static HELD: Mutex<BTreeSet<(PathBuf, i64)>> = Mutex::new(BTreeSet::new());
@@ -98,7 +99,7 @@ impl Store {
     /// A lock file that cannot be made.
     pub fn use_results(&self, folder: &Path, parameters: &Digest) -> Result<(ResultsUse, bool)> {
         let file = self.lock_file()?;
-        let folder = std::path::absolute(folder)?;
+        let folder = resolved(folder);
         let of_folder = Digest::from(blake3::hash(folder.as_os_str().as_encoded_bytes()));
         let start = byte(&of_folder).l_start & !(RANGE - 1);
         let own = start + (byte(parameters).l_start & (RANGE - 1));
@@ -116,7 +117,7 @@ impl Store {
 
     fn lock_file(&self) -> Result<fs_err::File> {
         let path = self.area(Area::UnitsLock);
-        let open = || fs_err::OpenOptions::new().create(true).append(true).open(&path);
+        let open = || regular_file::lock_file(&path);
         match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 fs_err::create_dir_all(&self.root)?;

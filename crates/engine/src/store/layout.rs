@@ -1,6 +1,6 @@
 //! The areas of a cache. Each has a name, which carries the version of its format, and a purpose; no other file names one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Store;
 use crate::identity::digest::Digest;
@@ -184,6 +184,13 @@ impl Store {
             )
         }))
     }
+}
+
+/// The path without links, as far as it exists: one that is gone has none.
+pub fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let real = path.ancestors().find_map(|folder| Some((folder, fs_err::canonicalize(folder).ok()?)));
+    real.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?))).unwrap_or(path)
 }
 
 #[cfg(test)]

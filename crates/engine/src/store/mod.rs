@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::recipe::Recipe;
+use crate::identity::regular_file;
 
 pub use adopted::Adopted;
 pub use attempts::{Attempt, Scratch};
@@ -52,7 +53,7 @@ pub use fingerprint_lock::ResultsUse;
 use integrity::Integrity;
 pub use inventory::Indexed;
 pub use kept_files::MovedFile;
-pub use layout::{Area, Part};
+pub use layout::{Area, Part, resolved};
 pub use quarantine::{Health, Note};
 pub use results_view::{Placement, Repair, View};
 pub use store_lock::{ExclusiveLock, SharedLock};
@@ -249,7 +250,7 @@ impl Store {
             return Ok(Some(entry));
         }
         let settled = seen.past_racy_window();
-        let text = match fs_err::read(&path) {
+        let text = match regular_file::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text?,
         };
@@ -324,7 +325,7 @@ impl Store {
 
 /// Reads a file of the store, `None` where there is none.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let text = match fs_err::read(path) {
+    let text = match regular_file::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),

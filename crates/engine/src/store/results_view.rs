@@ -12,6 +12,7 @@ use super::file_state::tree_stat::{Stat, TreeStat};
 use super::kept_files::{self, IsOurs, MovedFile};
 use super::{Artifact, Result, Store, StoreError, remove};
 use crate::identity::digest::{Digest, Listed, Listing};
+use crate::identity::regular_file;
 
 /// How the names of temporary files begin.
 const ASIDE: &str = ".attrflow-";
@@ -300,10 +301,10 @@ impl View {
     /// One run at a time changes a results folder, whichever caches they use.
     fn lock(&self) -> Result<fs_err::File> {
         let path = self.root.join(".lock");
-        let file = match fs_err::File::create(&path) {
+        let file = match regular_file::lock_file(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 fs_err::create_dir_all(&self.root)?;
-                fs_err::File::create(&path)?
+                regular_file::lock_file(&path)?
             }
             file => file?,
         };
@@ -399,7 +400,7 @@ fn present(path: &Path) -> bool {
 }
 
 fn record(root: &Path) -> BTreeMap<PathBuf, Shown> {
-    let text = fs_err::read(root.join(RECORD)).ok();
+    let text = regular_file::read(root.join(RECORD)).ok();
     let mut shown: BTreeMap<PathBuf, Shown> =
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     // What is recorded may be removed: a damaged record must not lead out of the folder, nor to all of it.

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use super::layout::OLD_STORE_LOCK;
 use super::{Area, Result, Store};
+use crate::identity::regular_file;
 
 /// Keeps gc from removing anything; released when dropped, or when the process ends in any way.
 #[must_use]
@@ -25,8 +26,7 @@ impl Store {
     /// A lock file that cannot be made although the folder can be written to.
     pub fn shared_lock(&self, waiting: impl FnOnce()) -> Result<SharedLock> {
         let path = self.area(Area::StoreLock);
-        let opened = fs_err::create_dir_all(&self.root)
-            .and_then(|()| fs_err::OpenOptions::new().create(true).append(true).open(&path));
+        let opened = fs_err::create_dir_all(&self.root).and_then(|()| regular_file::lock_file(&path));
         let file = match opened {
             Ok(file) => file,
             Err(error)
@@ -54,7 +54,7 @@ impl Store {
     pub fn exclusive_lock(&self) -> Result<Option<ExclusiveLock>> {
         fs_err::create_dir_all(&self.root)?;
         let path = self.area(Area::StoreLock);
-        let mut files = vec![fs_err::OpenOptions::new().create(true).append(true).open(path)?];
+        let mut files = vec![regular_file::lock_file(path)?];
         files.extend(fs_err::File::open(self.root.join(OLD_STORE_LOCK)));
         let free = files.iter().all(|file| file.file().try_lock().is_ok());
         Ok(free.then_some(ExclusiveLock { _files: files }))

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
+use crate::identity::regular_file;
 use crate::provenance::manifest::{self, Repeat};
 use crate::store::{Entry, Store};
 
@@ -165,7 +166,7 @@ impl Push<'_> {
                     Some(_) => {
                         serde_json::to_vec_pretty(&manifest::read(path)?).map_err(std::io::Error::from)?
                     }
-                    None => fs_err::read(path)?,
+                    None => regular_file::read(path)?,
                 };
                 remote.write(&to, text).await?;
             }
@@ -183,7 +184,7 @@ fn named(hash: blake3::Hash, expected: &Digest) -> Digest {
 /// Uploads and hashes a file; it appears on the remote only if it matches its digest. Otherwise returns what is wrong.
 async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
     let fault = |what: String| Ok(Some(format!("{}: {what}", file.path.display())));
-    let mut reader = match fs_err::File::open(&file.path) {
+    let mut reader = match regular_file::open(&file.path) {
         Ok(reader) => reader,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return fault("it is missing".into()),
         Err(error) => return Err(error.into()),

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use minisign::{PublicKey, PublicKeyBox, SecretKey, SecretKeyBox, SignatureBox};
 
+use crate::identity::regular_file;
 use crate::provenance::manifest::signature_path;
 
 /// Why signing failed, or why a signature is invalid.
@@ -76,7 +77,7 @@ impl Key {
     /// # Errors
     /// A file that cannot be read or is not a secret key, and a wrong password.
     pub fn open(path: &Path, password: impl FnOnce() -> std::io::Result<String>) -> Result<Self, SignError> {
-        let text = fs_err::read_to_string(path)?;
+        let text = regular_file::read_to_string(path)?;
         let none = |reason: String| SignError::Key { path: path.into(), what: "secret key", reason };
         let fault = |error: minisign::PError| none(error.to_string());
         let encoded =
@@ -99,11 +100,12 @@ impl Key {
     /// A file that cannot be read or has changed since, and a signature that cannot be written.
     pub fn sign(&self, file: &Path, bytes: &[u8], comment: &str) -> Result<PathBuf, SignError> {
         let path = signature_path(file);
-        if fs_err::read(file)? != bytes {
+        if regular_file::read(file)? != bytes {
             return Err(SignError::Changed { file: file.into() });
         }
         // Never replace somebody else's signature: it cannot be restored.
-        let there = fs_err::read_to_string(&path).ok().and_then(|text| SignatureBox::from_string(&text).ok());
+        let there =
+            regular_file::read_to_string(&path).ok().and_then(|text| SignatureBox::from_string(&text).ok());
         if let Some(there) = there.filter(|there| number(there) != number_of(&self.public)) {
             return Err(SignError::Signed { file: file.into(), by: number(&there) });
         }
@@ -133,7 +135,7 @@ impl Key {
 pub fn verify(key: &str, file: &Path, bytes: &[u8]) -> Result<Signed, SignError> {
     let public = public_key(key)?;
     let signature = signature_path(file);
-    let text = match fs_err::read_to_string(&signature) {
+    let text = match regular_file::read_to_string(&signature) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(SignError::Unsigned { file: file.into() });
         }
@@ -171,7 +173,7 @@ fn public_key(key: &str) -> Result<PublicKey, SignError> {
         Err(_) => {}
         Ok(key) => return Ok(key),
     }
-    PublicKeyBox::from_string(&fs_err::read_to_string(path)?)
+    PublicKeyBox::from_string(&regular_file::read_to_string(path)?)
         .and_then(PublicKeyBox::into_public_key)
         .map_err(fault)
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{self as manifest, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 
 /// The most bytes of such a manifest.
 const LONGEST: usize = 1000;
@@ -48,7 +49,7 @@ impl Repeat {
     /// The manifest of which a file repeats the stages, if it is a short one.
     pub fn base_of(path: &Path) -> Option<Base> {
         let small = fs_err::metadata(path).is_ok_and(|found| found.len() <= 2 * LONGEST as u64);
-        let text = small.then(|| fs_err::read(path).ok()).flatten()?;
+        let text = small.then(|| regular_file::read(path).ok()).flatten()?;
         Self::parse(&text).map(|repeat| repeat.repeats)
     }
 
@@ -86,8 +87,8 @@ impl Repeat {
             )));
         }
         let base = path.with_file_name(&repeats.name);
-        let text =
-            fs_err::read(&base).map_err(|error| fault(format!("it repeats another manifest: {error}")))?;
+        let text = regular_file::read(&base)
+            .map_err(|error| fault(format!("it repeats another manifest: {error}")))?;
         if Digest::from(blake3::hash(&text)) != repeats.digest {
             return Err(fault(format!("it repeats {}, which was changed", repeats.name)));
         }
@@ -142,7 +143,7 @@ pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
         if read.len() > READ {
             break;
         }
-        let Ok(text) = fs_err::read(folder.join(&name)) else { continue };
+        let Ok(text) = regular_file::read(folder.join(&name)) else { continue };
         let Ok(old) = serde_json::from_slice::<Manifest>(&text) else { continue };
         if old.root != manifest.root {
             continue;

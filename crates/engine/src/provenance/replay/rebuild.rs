@@ -305,6 +305,7 @@ impl<'a> Builder<'a> {
             off: Vec::new(),
             run,
             env: BTreeMap::new(),
+            unused_sets: Vec::new(),
             variables: BTreeMap::new(),
             config,
         };

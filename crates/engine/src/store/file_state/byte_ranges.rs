@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::Trust;
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 use crate::store::{Area, Result, Store};
 
 const PART: &str = "attrflow part of a file v1";
@@ -35,7 +36,7 @@ impl Store {
         let missing: HashMap<Digest, FilePart<'_>> =
             keys.iter().copied().zip(parts.iter().copied()).filter(|(key, _)| known[key].is_none()).collect();
         if !missing.is_empty() {
-            let file = fs_err::File::open(path)?;
+            let file = regular_file::open(path)?;
             let hashed: Result<Vec<(Digest, Digest)>> =
                 missing.par_iter().map(|(key, part)| Ok((*key, hash(&file, part)?))).collect();
             let hashed = hashed?;

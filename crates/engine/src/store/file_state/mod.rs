@@ -30,6 +30,7 @@ use rayon::prelude::*;
 
 use super::{Area, Result, Store, list};
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 use tree_stat::{Stat, TreeStat};
 
 const HEAD: usize = 32 + 4;
@@ -182,7 +183,7 @@ struct Row<'t> {
 
 impl Table {
     fn read(file: &Path) -> Self {
-        Self::of(fs_err::read(file).unwrap_or_default())
+        Self::of(regular_file::read(file).unwrap_or_default())
     }
 
     fn of(bytes: Vec<u8>) -> Self {
