@@ -6,121 +6,17 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::error::{CocoError, LISTED};
 use super::near_miss;
 use crate::io::json::{self, JsonError, Object};
 use crate::io::names;
-
-/// The most names that a message lists.
-const LISTED: usize = 3;
-
-/// Why captions could not be read, or do not match their images.
-#[derive(Debug, thiserror::Error)]
-pub enum CocoError {
-    /// The operating system refused; fs-err puts the path into the message.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// Not JSON, or not of the expected form.
-    #[error("{}: not a COCO captions file: {source}", path.display())]
-    Json {
-        /// The annotation file.
-        path: PathBuf,
-        /// The error of the parser, with line and column.
-        source: serde_json::Error,
-    },
-    /// Something else stands in its place.
-    #[error(
-        "{}: found {found}, expected a COCO captions file: {{\"images\": [{{\"id\": 1, \"file_name\": \"a.png\"}}], \
-         \"annotations\": [{{\"image_id\": 1, \"caption\": \"an apple\"}}]}}",
-        path.display()
-    )]
-    Instead {
-        /// The file or folder.
-        path: PathBuf,
-        /// What it is.
-        found: String,
-    },
-    /// A value that is not finite where one is needed.
-    #[error(transparent)]
-    NotFinite(JsonError),
-    /// A file name that could lead outside the folder of images.
-    #[error("{}: entry {index} of `images` has the file_name {name:?}, which is refused: {reason}", path.display())]
-    Unsafe {
-        /// The annotation file.
-        path: PathBuf,
-        /// Position in `images`, from 0.
-        index: usize,
-        /// The name.
-        name: String,
-        /// Why it is refused.
-        reason: &'static str,
-    },
-    /// Two images share an id, or a file name.
-    #[error("{}: {what} {value} occurs twice in `images`", path.display())]
-    Duplicate {
-        /// The annotation file.
-        path: PathBuf,
-        /// `id` or `file_name`.
-        what: &'static str,
-        /// The duplicate value.
-        value: String,
-    },
-    /// A caption belongs to no image.
-    #[error("{}: annotation {index} has image_id {image_id}, which no entry of `images` has", path.display())]
-    Orphan {
-        /// The annotation file.
-        path: PathBuf,
-        /// Position in `annotations`, from 0.
-        index: usize,
-        /// The id that is missing.
-        image_id: String,
-    },
-    /// Images have too few captions.
-    #[error("{}: {count} images have fewer than {expected} captions, for instance {}", path.display(), some(examples))]
-    TooFew {
-        /// The annotation file.
-        path: PathBuf,
-        /// Number of images.
-        count: usize,
-        /// Captions needed for each image.
-        expected: usize,
-        /// The first of them, with their numbers of captions.
-        examples: Vec<String>,
-    },
-    /// There is no image.
-    #[error("{}: `images` is empty", path.display())]
-    Empty {
-        /// The annotation file.
-        path: PathBuf,
-    },
-    /// Images named by the captions are not in the folder.
-    #[error("{}: {count} of {total} images are missing, for instance {}{}", folder.display(), some(examples), has(near))]
-    MissingFiles {
-        /// The image folder.
-        folder: PathBuf,
-        /// Number of images.
-        count: usize,
-        /// Images named by the captions.
-        total: usize,
-        /// The first of them.
-        examples: Vec<String>,
-        /// A file that was probably meant by the first.
-        near: Option<String>,
-    },
-}
-
-fn has(near: &Option<String>) -> String {
-    near.as_ref().map(|near| format!("; the folder has {near}")).unwrap_or_default()
-}
-
-fn some(examples: &[String]) -> String {
-    examples.join(", ")
-}
 
 /// The images of a data set with their captions, in the data set's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,8 +74,12 @@ impl Captions {
             if index_of_id.insert(&image.id, index).is_some() {
                 return Err(duplicate("id", image.id.to_string()));
             }
-            if index_of_name.insert(&image.file_name, index).is_some() {
-                return Err(duplicate("file_name", image.file_name.clone()));
+            if let Some(first) = index_of_name.insert(names::folded(&image.file_name), &image.file_name) {
+                let (first, second) = (first.clone(), image.file_name.clone());
+                return Err(match first == second {
+                    true => duplicate("file_name", second),
+                    false => CocoError::Twins { path: path.into(), first, second },
+                });
             }
         }
         let mut captions = vec![Vec::new(); raw.images.len()];
@@ -210,11 +110,25 @@ impl Captions {
         Ok(self)
     }
 
-    /// Checks that the folder has a file for each image. Only names are checked, not contents.
+    /// Checks that the folder has a file for each image, and another one for each. No content is read.
+    ///
+    /// Hard links count as copies, which is what they mostly were: the names lead to one file if there is one name
+    /// and links to it.
     pub fn check_files(&self, folder: impl AsRef<Path>) -> Result<(), CocoError> {
         let folder = folder.as_ref();
-        let missing = |item: &&Item| !folder.join(&item.file_name).is_file();
-        let missing: Vec<&Item> = self.items.iter().filter(missing).collect();
+        let (mut missing, mut names) = (Vec::new(), HashMap::with_capacity(self.items.len()));
+        for item in &self.items {
+            let found = fs_err::metadata(folder.join(&item.file_name)).ok().filter(Metadata::is_file);
+            let Some(found) = found else {
+                missing.push(item);
+                continue;
+            };
+            let first = names.insert((found.dev(), found.ino()), &item.file_name);
+            if let Some(first) = first.filter(|_| found.nlink() == 1) {
+                let (first, second) = (first.clone(), item.file_name.clone());
+                return Err(CocoError::OneFile { folder: folder.into(), first, second });
+            }
+        }
         if missing.is_empty() {
             return Ok(());
         }
@@ -378,6 +292,10 @@ mod tests {
             assert_eq!(of("x/a", name).unwrap_err(), "file_name x/a occurs twice in `images`", "{name}");
         }
         assert!(of("x/a", "x/a..b").is_ok());
+        for (first, second) in [("X/a", "x/a"), ("\u{e9}", "e\u{301}"), ("\u{c9}", "./e\u{301}")] {
+            let error = of(first, second).unwrap_err();
+            assert!(error.starts_with(&format!("the file_names {first:?} and ")), "{error}");
+        }
     }
 
     #[test]
@@ -388,6 +306,23 @@ mod tests {
         let error = captions.check_files(folder.path()).unwrap_err().to_string();
         assert!(error.ends_with("1 of 2 images are missing, for instance b.png"), "{error}");
         fs_err::write(folder.path().join("b.png"), "").unwrap();
+        captions.check_files(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn each_image_has_a_file_of_its_own() {
+        let captions = read(IMAGES, ANNOTATIONS, 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
+        fs_err::write(&a, "").unwrap();
+        fs_err::os::unix::fs::symlink("a.png", &b).unwrap();
+        let error = captions.check_files(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(r#""b.png" and "a.png" are one file, expected a file for each image"#),
+            "{error}"
+        );
+        fs_err::remove_file(&b).unwrap();
+        fs_err::hard_link(&a, &b).unwrap();
         captions.check_files(folder.path()).unwrap();
     }
 

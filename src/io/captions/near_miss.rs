@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use crate::io::names;
+
 /// What stands where a COCO captions file is expected, if a better word than the parser's error can be said.
 pub(super) fn instead_of_coco(path: &Path) -> Option<String> {
     if path.is_dir() {
@@ -28,16 +30,19 @@ pub(super) fn instead_of_coco(path: &Path) -> Option<String> {
         Ok(Json::Array(_)) => Some("a list".into()),
         Ok(_) => Some("a single value".into()),
         Err(_) => {
-            let first = text.lines().next()?;
-            let is_object = serde_json::from_str::<Json>(first).is_ok_and(|value| value.is_object());
-            is_object.then(|| "JSON lines, an object in each".into())
+            let mut lines = text.lines();
+            let is_object =
+                |line: &str| serde_json::from_str::<Json>(line).is_ok_and(|value| value.is_object());
+            // Two, for one may be a file that is cut off or has something after its end.
+            let both = is_object(lines.next()?) && is_object(lines.next()?);
+            both.then(|| "JSON lines, an object in each".into())
         }
     }
 }
 
 /// A file in the folder or one level below that was probably meant: another case or ending, or a subfolder.
 pub(super) fn near_file(folder: &Path, name: &str) -> Option<String> {
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase());
+    let stem = |path: &Path| path.file_stem().map(|stem| names::folded(&stem.to_string_lossy()));
     let wanted = stem(Path::new(name))?;
     let list =
         |folder: &Path| fs_err::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -69,6 +74,7 @@ mod tests {
         assert_eq!(of("[1]").as_deref(), Some("a list"));
         assert_eq!(of("7").as_deref(), Some("a single value"));
         assert_eq!(of("{\"a\": 1}\n{\"a\": 2}\n").as_deref(), Some("JSON lines, an object in each"));
+        assert_eq!(of("{\"images\": []}\nrest\n"), None);
         assert_eq!(of("a caption\n"), None);
         assert_eq!(of(r#"{"images": 3}"#), None);
         fs_err::create_dir_all(at("texts/deep")).unwrap();
@@ -83,5 +89,7 @@ mod tests {
         assert_eq!(near_file(folder.path(), "pear.jpg").as_deref(), Some("Pear.PNG"));
         assert_eq!(near_file(folder.path(), "plum.png").as_deref(), Some("texts/plum.png"));
         assert_eq!(near_file(folder.path(), "fig.png"), None);
+        fs_err::write(at("cr\u{e8}me.png"), "").unwrap();
+        assert_eq!(near_file(folder.path(), "cre\u{300}me.png").as_deref(), Some("cr\u{e8}me.png"));
     }
 }

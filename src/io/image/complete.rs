@@ -64,15 +64,24 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether a PNG has its last chunk, whatever comes after it.
-pub(super) fn png_ends(bytes: &[u8]) -> bool {
-    let mut at = PNG.len();
-    while let Some(head) = bytes.get(at..at + 8) {
-        if &head[4..] == b"IEND" {
-            return bytes.len() >= at + 12;
+/// What is damaged or missing of a PNG, by the checksums of its chunks; what comes after the last one does not count.
+///
+/// # Errors
+/// The chunk.
+pub(super) fn check_png(bytes: &[u8]) -> Result<(), String> {
+    let mut rest = bytes.get(PNG.len()..).unwrap_or_default();
+    loop {
+        let cut = || "the file is cut off".to_owned();
+        let (length, chunk) = rest.split_first_chunk().ok_or_else(cut)?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let (chunk, end) = chunk.split_at_checked(length.saturating_add(4)).ok_or_else(cut)?;
+        let (sum, end) = end.split_first_chunk().ok_or_else(cut)?;
+        if crc32fast::hash(chunk) != u32::from_be_bytes(*sum) {
+            return Err(format!("the checksum of its chunk {} is wrong", chunk[..4].escape_ascii()));
         }
-        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
-        at = at.saturating_add(12).saturating_add(length as usize);
+        if chunk.starts_with(b"IEND") {
+            return Ok(());
+        }
+        rest = end;
     }
-    false
 }

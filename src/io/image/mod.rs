@@ -97,8 +97,8 @@ pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageErr
     let path = path.as_ref();
     let decode = |reason| ImageError::Decode { path: path.into(), reason };
     let bytes = fs_err::read(path)?;
-    if bytes.starts_with(complete::PNG) && !complete::png_ends(&bytes) {
-        return Err(decode("the file is cut off".into()));
+    if bytes.starts_with(complete::PNG) {
+        complete::check_png(&bytes).map_err(decode)?;
     }
     let (mut image, orientation) = match bytes.starts_with(complete::JPEG) {
         true => complete::decode_jpeg(&bytes).map_err(decode)?,
@@ -305,6 +305,31 @@ mod tests {
             damaged[middle..middle + 2].copy_from_slice(b"\xff\xc4");
             assert!(refused(&path, &damaged), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_png_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        save_png(&ramp(5, 4), &path).unwrap();
+        let plain = fs_err::read(&path).unwrap();
+        // A chunk of text after the header, which no decoder needs.
+        let text = b"tEXtAuthor\0somebody";
+        let chunk = [&(text.len() as u32 - 4).to_be_bytes(), &text[..], &crc32fast::hash(text).to_be_bytes()]
+            .concat();
+        let whole = [&plain[..33], &chunk, &plain[33..]].concat();
+        fs_err::write(&path, &whole).unwrap();
+        load_rgb(&path).unwrap();
+        for place in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1 << (place % 8);
+            fs_err::write(&path, &damaged).unwrap();
+            assert!(load_rgb(&path).is_err(), "byte {place} of {}", whole.len());
+        }
+        let author = whole.iter().position(|&byte| byte == b'A').unwrap();
+        fs_err::write(&path, [&whole[..author], b"a", &whole[author + 1..]].concat()).unwrap();
+        let error = load_rgb(&path).unwrap_err().to_string();
+        assert!(error.ends_with("the checksum of its chunk tEXt is wrong"), "{error}");
     }
 
     #[test]
