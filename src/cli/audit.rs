@@ -12,7 +12,7 @@ use super::project::Settings;
 use super::replay::{Replay, replay, selected};
 use super::run_args::RunArgs;
 use super::sign::{Signer, print_signature, verify};
-use crate::progress::{duration, print, short_path};
+use crate::progress::{duration, line, print, short_path};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::provenance::audit::{Audit, AuditReport, Finding};
 use attrflow_engine::store::{Store, format_bytes};
@@ -115,22 +115,22 @@ fn outcome(report: &AuditReport) -> Result<(), Failure> {
 }
 
 fn print_report(report: &AuditReport, all: bool, path: &Path, seconds: f64) {
-    let line = |finding: &Finding| print(&format!("{}: {}\n", finding.stage, finding.fault));
+    let show = |finding: &Finding| print(&line(&format!("{}: {}", finding.stage, finding.fault)));
     match (all, report.difference()) {
-        (false, Some(first)) => line(first),
-        _ => report.findings.iter().for_each(line),
+        (false, Some(first)) => show(first),
+        _ => report.findings.iter().for_each(show),
     }
     for path in &report.sources_gone {
         print(&format!("the source {} no longer exists and was not checked\n", short_path(path)));
     }
     let AuditReport { stages, recipes, inputs, sources, artifacts, files, bytes, .. } = report;
-    print(&format!(
-        "{}: checked {stages} stages, {recipes} recipes, {inputs} inputs, {sources} sources, \
-         {artifacts} artifacts of {files} files ({}) in {}\n",
-        short_path(path),
+    let checked = format!(
+        "checked {stages} stages, {recipes} recipes, {inputs} inputs, {sources} sources, \
+         {artifacts} artifacts of {files} files ({}) in {}",
         format_bytes(*bytes),
         duration(seconds)
-    ));
+    );
+    print(&line(&format!("{}: {checked}", short_path(path))));
     if report.findings.is_empty() {
         print("no difference\n");
     }

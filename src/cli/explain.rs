@@ -3,10 +3,12 @@
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
+use super::measure::machine_profile;
 use super::nearest_hit::nearest_hit;
 use super::plan::format_estimate;
 use super::project::{StageArgs, named};
-use crate::progress::{Table, print, short_path};
+use super::run_args::RunArgs;
+use crate::progress::{Table, line, print, short_path};
 use attrflow_engine::explain::{Explanation, Field, Input, explain as explained};
 use attrflow_engine::kind::Registry;
 use attrflow_engine::plan::Planner;
@@ -34,7 +36,8 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
         return nearest_hit(&project, &stages, args.json);
     }
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let found = explained(&planner, &project.graph, &stages, &project.sources)?;
+    let profile = machine_profile(&RunArgs::default().conditions(&project.pipeline.run, &project.devices));
+    let found = explained(&planner, &project.graph, &stages, &project.sources, &profile)?;
     let mut text = String::new();
     for explanation in &found {
         if args.json {
@@ -63,7 +66,8 @@ fn describe(explanation: &Explanation) -> String {
     match since {
         Some((started, path)) => {
             let word = if changed.is_empty() { "no change" } else { "changed" };
-            text += &format!("\n{word} since the run of {started} ({})\n", short_path(path));
+            text +=
+                &format!("\n{}", line(&format!("{word} since the run of {started} ({})", short_path(path))));
         }
         None => text += "\nnot in any earlier run\n",
     }

@@ -127,7 +127,7 @@ pub(super) fn show(
     if let Some(log) = measure {
         super::measure::measure(project, &planner, &mut forecast, how, log)?;
     }
-    let predictor = Predictor::with(&planner, &forecast);
+    let predictor = Predictor::new(&planner, &forecast);
     let mut need = Requirements::new(project, &conditions);
     let mut table = Table::new(&HEADINGS);
     let mut text = String::new();

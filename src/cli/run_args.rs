@@ -24,7 +24,7 @@ use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::protocol::WorkerConfig;
 
 /// How to compute; results do not depend on it.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct RunArgs {
     /// Number of workers on the CPU; GPUs have one each [default: run.jobs of the config, else by the number of cores]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

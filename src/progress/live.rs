@@ -79,15 +79,18 @@ fn style(form: &str) -> ProgressStyle {
         // A write error has no effect but a missing rate.
         let _ = write!(out, "{:.1}/s", state.per_sec());
     };
+    bar_style(form).with_key("rate", rate)
+}
+
+/// The style of a bar; its key `left` is the time to the end, which nothing is known of before the first step.
+pub fn bar_style(form: &str) -> ProgressStyle {
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        // Nothing is known before the first step.
         let _ = match state.pos() {
             0 => write!(out, ""),
             _ => write!(out, "{} left", duration(state.eta().as_secs_f64())),
         };
     };
-    let style = ProgressStyle::with_template(form).expect("the template is well formed");
-    style.with_key("rate", rate).with_key("left", left)
+    ProgressStyle::with_template(form).expect("the template is well formed").with_key("left", left)
 }
 
 impl Live {

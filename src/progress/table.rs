@@ -37,11 +37,14 @@ impl Table {
         let width =
             |column: usize| self.rows.iter().map(|row| measure_text_width(&row[column])).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
+        let last = self.rows.iter().filter_map(|row| row.last());
+        let longest_word =
+            last.flat_map(|cell| cell.split([' ', '\n'])).map(measure_text_width).max().unwrap_or(0);
         // The columns of each line.
         let mut lines: Vec<Vec<usize>> = vec![Vec::new()];
         let mut at = 0_usize;
         for (column, &width) in widths.iter().enumerate() {
-            let needed = if column + 1 == columns { width.min(MIN_LAST) } else { width };
+            let needed = if column + 1 == columns { width.min(longest_word.max(MIN_LAST)) } else { width };
             if at > 0 && at.saturating_add(needed) > room {
                 lines.push(Vec::new());
                 at = INDENT;
@@ -96,6 +99,12 @@ fn columns() -> Option<usize> {
     let terminal = Term::stdout();
     let size = terminal.is_term().then(|| terminal.size_checked()).flatten();
     size.map(|(_, columns)| columns.into())
+}
+
+/// A line, broken between words to fit the terminal; elsewhere it stays one, for `grep`.
+pub fn line(text: &str) -> String {
+    let words = wrap(text, 0, columns().unwrap_or(usize::MAX).saturating_sub(INDENT));
+    words.replace('\n', &format!("\n{}", " ".repeat(INDENT))) + "\n"
 }
 
 /// A line that begins with `head`, then a text that is broken to fit the terminal, or 100 columns elsewhere.

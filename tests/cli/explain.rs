@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::Value as Json;
+
 use crate::project::Project;
 
 fn git(project: &Project, arguments: &[&str]) {
@@ -106,4 +108,23 @@ fn the_hint_of_an_export_repeats_the_given_command() {
     let ran = project.attrflow([&["export", "pipelines/demo.toml"], &arguments[..]].concat());
     let hint = "run `attrflow run pipelines/demo.toml --set unlearn.lr=0.5 --target 'unlearn[grin]'` first";
     assert!(ran.code == 1 && ran.err.contains(hint), "{ran:?}");
+}
+
+#[test]
+fn a_stage_is_predicted_as_in_the_plan() {
+    let project = Project::finished();
+    let predicted = |verb: &[&str], stage: &str, set: &str| {
+        let ran = project.attrflow([verb, &["--set", set, "--json", "--device", "cpu"]].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let mut lines = ran.out.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+        lines.find(|line| line["stage"] == stage).unwrap()["predicted"].clone()
+    };
+    for (stage, set) in
+        [("latents", "latents.pixels=64"), ("fisher", "fisher.epochs=50"), ("fisher", "fisher.seed=3")]
+    {
+        let plan = predicted(&["plan", "pipelines/demo.toml"], stage, set);
+        assert_eq!(predicted(&["explain", "pipelines/demo.toml", stage], stage, set), plan, "{set}");
+        // Pixels are work of another kind, epochs are more of the same.
+        assert_eq!(plan["seconds"].is_null(), stage == "latents", "{plan}");
+    }
 }

@@ -62,6 +62,22 @@ fn a_tokenizer_in_one_file_is_read_as_in_two() {
     assert!(ran.code == 1 && ran.err.contains("vocab.json is missing, and there is no"), "{ran:?}");
 }
 
+/// Plans with one value of a model's file changed.
+fn refused_by_the_plan(project: &Project, file: &str, key: &str, value: Json, parts: &[&str]) {
+    let mut before = Json::Null;
+    edit(project, file, |json| before = std::mem::replace(&mut json[key], value));
+    project.run(&["--target", "data"]);
+    let ran = plan(project);
+    for part in parts.iter().chain(&["invalid input"]) {
+        assert!(ran.out.contains(part), "{key}: {ran:?}");
+    }
+    assert!(!ran.out.contains("cache/objects"), "{key}: {ran:?}");
+    edit(project, file, |json| match before {
+        Json::Null => drop(json.as_object_mut().unwrap().remove(key)),
+        before => json[key] = before,
+    });
+}
+
 #[test]
 fn networks_of_another_family_are_refused_by_the_plan() {
     let project = with_own_model();
@@ -77,13 +93,20 @@ fn networks_of_another_family_are_refused_by_the_plan() {
         ("vae/config.json", "_class_name", "AsymmetricAutoencoderKL", "`_class_name` is"),
         ("text_encoder/config.json", "model_type", "t5", "`model_type` is"),
     ] {
-        let mut before = Json::Null;
-        edit(&project, file, |json| before = std::mem::replace(&mut json[key], value.into()));
-        project.run(&["--target", "data"]);
-        let ran = plan(&project);
-        assert!(ran.out.contains("invalid input") && ran.out.contains(expected), "{value}: {ran:?}");
-        assert!(ran.out.contains(value) && !ran.out.contains("cache/objects"), "{value}: {ran:?}");
-        edit(&project, file, |json| json[key] = before);
+        refused_by_the_plan(&project, file, key, value.into(), &[expected, value]);
+    }
+    // By the keys that only another family has, whatever the class.
+    for (file, key, value) in [
+        ("scheduler/scheduler_config.json", "sigma_max", json!(80.0)),
+        ("scheduler/scheduler_config.json", "base_shift", json!(0.5)),
+        ("scheduler/scheduler_config.json", "timestep_type", json!("continuous")),
+        ("scheduler/scheduler_config.json", "beta_end", json!(1.5)),
+        ("unet/config.json", "patch_size", json!(2)),
+        ("unet/config.json", "joint_attention_dim", json!(4096)),
+        ("text_encoder/config.json", "architectures", json!(["T5EncoderModel"])),
+        ("tokenizer/tokenizer_config.json", "tokenizer_class", json!("T5TokenizerFast")),
+    ] {
+        refused_by_the_plan(&project, file, key, value, &[&format!("`{key}` is")]);
     }
     // Other steps over the same noise.
     edit(&project, "scheduler/scheduler_config.json", |json| json["_class_name"] = "PNDMScheduler".into());
@@ -194,6 +217,12 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
     }
     let base = |name: &str| Path::new(name).file_name().unwrap().to_str().unwrap().to_owned();
     clear.save(folder.join(base(&names[0]))).unwrap();
+    // EXIF: little-endian, one entry, the orientation, which is 6.
+    let exif = b"eXIfII*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let (length, sum) = ((exif.len() - 4) as u32, crc32fast::hash(exif));
+    let (header, rest) = (&read(&names[2])[..33], &read(&names[2])[33..]);
+    let turned = [header, &length.to_be_bytes(), exif, &sum.to_be_bytes(), rest].concat();
+    fs_err::write(folder.join(base(&names[2])), turned).unwrap();
     fs_err::write(folder.join("unlisted.png"), read(&names[1])).unwrap();
     project.edit(
         "data/demo/captions.json",
@@ -212,6 +241,7 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
         format!(
             "warn: images with transparent pixels: 1, the first \"{clear_name}\"; alpha is dropped (`transparency`)"
         ),
+        format!("warn: images with an EXIF orientation: 1, the first \"{}\"; it is ignored", base(&names[2])),
         "warn: images that the captions file does not name: 1, the first \"unlisted.png\"; they are left out"
             .into(),
         "captions longer than the text encoder reads: 1, the first \"word word".into(),
@@ -246,7 +276,8 @@ fn a_missing_gpu_is_named() {
 #[test]
 fn each_documented_form_of_input_has_a_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let sources = ["src", "tests", "crates/engine/tests"].map(|folder| files(&root.join(folder)));
+    let sources =
+        ["src", "tests", "crates/engine/src", "crates/engine/tests"].map(|folder| files(&root.join(folder)));
     let mut tests = BTreeSet::new();
     for path in sources
         .iter()

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{count, in_use};
 use crate::cli::failure::Failure;
 use crate::cli::manifests;
-use crate::progress::print;
+use crate::progress::{bar_style, print};
 use attrflow_engine::maintenance::Inventory;
 use attrflow_engine::maintenance::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
 use attrflow_engine::store::{Store, format_bytes};
@@ -150,13 +150,11 @@ fn check_refused(done: &str, refused: &[String]) -> Result<(), Failure> {
 /// A progress bar of bytes or items; invisible without a terminal.
 pub(super) fn bar(what: &'static str, bytes: bool) -> ProgressBar {
     let form = match bytes {
-        true => {
-            "{msg:>12} {bar:32} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left"
-        }
+        true => "{msg:>12} {bar:32} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {left}",
         false => "{msg:>12} {spinner} {pos}",
     };
     let bar = ProgressBar::new(0).with_message(what);
-    bar.set_style(ProgressStyle::with_template(form).expect("the template is well formed"));
+    bar.set_style(bar_style(form));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }

@@ -68,21 +68,17 @@ type InRun<'p> = (&'p StageRecord, &'p Manifest);
 
 /// Predicts from the manifests of earlier runs: the time of a stage scales with its known work.
 pub struct Predictor<'p> {
-    planner: &'p Planner<'p>,
+    pub(crate) planner: &'p Planner<'p>,
     /// Records of earlier runs by stage, and by the base name of a repeated one; newest first.
     records: OnceCell<HashMap<&'p str, Vec<InRun<'p>>>>,
-    forecast: Option<&'p Forecast>,
+    forecast: &'p Forecast,
 }
 
 impl<'p> Predictor<'p> {
-    /// A predictor for a planner.
-    pub fn new(planner: &'p Planner<'p>) -> Self {
-        Self { planner, records: OnceCell::new(), forecast: None }
-    }
-
-    /// The same; measurements and shapes take precedence over earlier runs.
-    pub fn with(planner: &'p Planner<'p>, forecast: &'p Forecast) -> Self {
-        Self { forecast: Some(forecast), ..Self::new(planner) }
+    /// A predictor for a planner, and for what is known of the stages that would run: its measurements and shapes take
+    /// precedence over earlier runs.
+    pub fn new(planner: &'p Planner<'p>, forecast: &'p Forecast) -> Self {
+        Self { planner, records: OnceCell::new(), forecast }
     }
 
     /// The predicted cost of a stage with this action; `None` if it does not run.
@@ -95,7 +91,7 @@ impl<'p> Predictor<'p> {
             Action::Pending { .. } => (self.whole(stage, None), None),
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
-        if let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) {
+        if let Some(outline) = self.forecast.of(&stage.id) {
             apply_measurement(&mut prediction, outline, left.as_ref());
         }
         // The units of a chain run one after the other.
@@ -200,7 +196,7 @@ impl<'p> Predictor<'p> {
 
     /// The work of a stage now, compared with that of an earlier run.
     fn scale(&self, stage: &StageNode, record: &StageRecord, run: &Manifest) -> Scale {
-        let Some(outline) = self.forecast.and_then(|forecast| forecast.of(&stage.id)) else {
+        let Some(outline) = self.forecast.of(&stage.id) else {
             return Scale::Unknown;
         };
         let Ok(Estimate { work: Some(now), .. }) = &outline.estimate else { return Scale::Unknown };

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub use crate::estimate::predict::{Prediction, Predictor, Units};
+use crate::estimate::{Forecast, MachineProfile};
 pub use blame::Blame;
 pub use file_changes::{FileChanges, Listed};
 pub use nearest_hit::{Edit, NearestHit, nearest};
@@ -96,20 +97,24 @@ pub fn explain(
     graph: &Graph,
     stages: &[usize],
     sources: &Sources,
+    circumstances: &MachineProfile,
 ) -> Result<Vec<Explanation>, StoreError> {
     let actions = planner.all(graph)?;
+    let forecast = Forecast::new(planner, &actions, circumstances);
+    let predictor = Predictor::new(planner, &forecast);
     let done = cached_entries(&actions);
     let wanted = actions.iter().filter(|(index, _)| stages.contains(index));
-    wanted.map(|(index, verdict)| one(planner, *index, verdict, &done, sources)).collect()
+    wanted.map(|(index, verdict)| one(&predictor, *index, verdict, &done, sources)).collect()
 }
 
 fn one(
-    planner: &Planner<'_>,
+    predictor: &Predictor<'_>,
     index: usize,
     verdict: &Action,
     done: &BTreeMap<usize, Entry>,
     sources: &Sources,
 ) -> Result<Explanation, StoreError> {
+    let planner = predictor.planner;
     let stage = &planner.pipeline.stages[index];
     let inputs = match planner.inputs(stage, done) {
         Ok(Ok(inputs) | Err((inputs, _))) => inputs,
@@ -160,7 +165,7 @@ fn one(
         }
         Action::InvalidInput(error) => ("invalid input", error.clone()),
     };
-    let predicted = Predictor::new(planner).predict(stage, verdict)?;
+    let predicted = predictor.predict(stage, verdict)?;
     let units = match verdict {
         Action::Cached(_) => units(planner, index, &inputs)?,
         _ => predicted.as_ref().and_then(|predicted| predicted.units),

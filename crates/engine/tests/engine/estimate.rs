@@ -89,7 +89,7 @@ fn with<T>(
     if let Some(backend) = backend {
         measure(&mut forecast, &planner, backend, &mut |one| events.push(one)).unwrap();
     }
-    let predictor = Predictor::with(&planner, &forecast);
+    let predictor = Predictor::new(&planner, &forecast);
     let predict = |name: &str| {
         let of = |(index, _): &&(usize, Action)| pipeline.stages[*index].id == name;
         let (index, verdict) = actions.iter().find(of).unwrap();

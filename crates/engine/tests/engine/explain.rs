@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use attrflow_engine::estimate::{Forecast, MachineProfile};
 use attrflow_engine::explain::{
     Edit, Explanation, Location, NearestHit, Prediction, Predictor, cached_entries, explain, nearest,
 };
@@ -28,10 +29,12 @@ pub fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
     let index = pipeline.stages.iter().position(|node| node.id == stage).unwrap();
-    let explanation = explain(&planner, &graph, &[index], &sources).unwrap().remove(0);
+    let profile = MachineProfile { jobs: 2, threads: 1, micro_batch: 8, hardware: "a machine".into() };
+    let explanation = explain(&planner, &graph, &[index], &sources, &profile).unwrap().remove(0);
     let actions = planner.all(&graph).unwrap();
+    let forecast = Forecast::new(&planner, &actions, &profile);
     let near = nearest(&planner, index, &cached_entries(&actions), &sources).unwrap();
-    let predictor = Predictor::new(&planner);
+    let predictor = Predictor::new(&planner, &forecast);
     let predicted = actions.iter().filter_map(|(index, verdict)| {
         let node = &pipeline.stages[*index];
         Some((node.id.clone(), predictor.predict(node, verdict).unwrap()?))
@@ -109,7 +112,7 @@ fn predictions_count_the_missing_units() {
     let units = predicted.units.unwrap();
     assert_eq!((units.cached, units.total), (4, 6));
     assert_eq!(predicted.basis, "its 4 cached units");
-    assert_eq!(predicted.bytes, ran.stage("lines").outputs.values().map(|artifact| artifact.size).next());
+    assert_eq!(predicted.bytes, Some(600), "as its kind says, 100 a unit");
     let of = describe(&project, &["second.text=c"], "second");
     assert_eq!(of.predicted["second"].basis, "the last run of second");
     assert_eq!(of.predicted["second"].seconds, Some(ran.stage("second").seconds));

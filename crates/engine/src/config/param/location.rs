@@ -47,10 +47,14 @@ pub(super) fn probably_meant(written: &Path, path: &Path) -> Option<String> {
     if let Some(near) = nearest(missing.file_name()?.to_str()?, names.iter().map(String::as_str)) {
         return Some(format!("did you mean `{near}`?"));
     }
-    let mut parts = written.components();
-    let plain = |part: Option<Component<'_>>| matches!(part, Some(Component::Normal(_)));
-    let is_repository = plain(parts.next()) && plain(parts.next()) && parts.next().is_none();
-    (is_repository && written.extension().is_none())
+    // OWNER/NAME, with `datasets` before it or a path after it, and nothing of it here.
+    let parts = written.components().count();
+    let plain = parts >= 2 && written.components().all(|part| matches!(part, Component::Normal(_)));
+    let nothing = missing.ancestors().count() + parts == path.ancestors().count() + 1;
+    // `NAME-v1.5` is a repository, `images/a.png` is none.
+    let ending = written.extension().and_then(|ending| ending.to_str()).unwrap_or("0");
+    let is_file = parts == 2 && !ending.contains(|c: char| c.is_ascii_digit());
+    (plain && nothing && !is_file)
         .then(|| format!("a repository of the Hugging Face Hub is written `hf://{}`", written.display()))
 }
 
