@@ -57,7 +57,13 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
         if !rankings.is_empty() {
             print("\nrankings\n");
         }
-        for (stage, Compared { top, correlation }) in &rankings {
+        for (stage, compared) in &rankings {
+            let Some(Compared { top, correlation }) = compared else {
+                print(&format!(
+                    "  {stage}: cannot be compared: its arrays are no longer in the cache, or rank other images\n"
+                ));
+                continue;
+            };
             let tops: Vec<String> =
                 top.iter().map(|(size, common)| format!("{common} of the top {size}")).collect();
             let tops =
@@ -76,8 +82,8 @@ pub(super) fn diff(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// How alike the rankings are that differ, by stage, as far as both are in a cache.
-fn rankings(a: &Named, b: &Named, cache: Option<&Path>) -> Vec<(String, Compared)> {
+/// How alike the rankings are that differ, by stage; `None` where one of them is no longer in a cache.
+fn rankings(a: &Named, b: &Named, cache: Option<&Path>) -> Vec<(String, Option<Compared>)> {
     let rank = |named: &Named, stage: &str| {
         let record = named.manifest.stages.iter().find(|record| record.stage == stage)?;
         let digest = record.outputs.get("rank")?.digest;
@@ -90,7 +96,7 @@ fn rankings(a: &Named, b: &Named, cache: Option<&Path>) -> Vec<(String, Compared
         if of_a == of_b {
             return None;
         }
-        Some((stage.to_owned(), rankings::compare(&a, &b).ok()??))
+        Some((stage.to_owned(), rankings::compare(&a, &b).ok().flatten()))
     });
     compared.collect()
 }

@@ -2,7 +2,7 @@
 
 use std::panic::PanicHookInfo;
 
-use crate::progress::{safe, safe_colored};
+use crate::progress::{error_line, print_error, safe, safe_colored};
 use attrflow_engine::config::text::{Problems, Sources};
 use attrflow_engine::exec::RunError;
 use attrflow_engine::store::StoreError;
@@ -75,21 +75,20 @@ pub fn exit_code(failure: &Failure) -> i32 {
 }
 
 /// Reports a panic: a bug of the program, with its place.
-#[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
 pub(super) fn show_bug(panic: &PanicHookInfo<'_>) {
     let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
     let what = panic.payload_as_str().unwrap_or("a panic");
     if what.starts_with("failed to spawn thread") {
-        eprintln!(
+        print_error(&format!(
             "error: the system allows no more threads (`ulimit -u`, or a limit of the container): {what}"
-        );
+        ));
         return;
     }
-    eprintln!(
+    print_error(&format!(
         "error: this is a bug in attrflow {}{}: {what}\nPlease report it with the command. Finished units are kept.",
         env!("CARGO_PKG_VERSION"),
         place.unwrap_or_default()
-    );
+    ));
 }
 
 impl From<RunError> for Failure {
@@ -103,22 +102,27 @@ impl From<RunError> for Failure {
 
 impl Failure {
     /// Prints it to standard error.
-    #[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
     pub(super) fn show(&self) {
         match self {
             Self::Pipeline(problems, sources) => {
                 let color = super::colored(&std::io::stderr());
-                eprintln!("{}", safe_colored(&problems.render(sources, color).to_string()));
+                print_error(&safe_colored(&problems.render(sources, color).to_string()));
                 let count = problems.list.len();
-                eprintln!(
+                print_error(&format!(
                     "\n{count} {} found; nothing was run",
                     if count == 1 { "problem" } else { "problems" }
-                );
+                ));
             }
             // Reported already.
             Self::Stages(_) | Self::Different(_) => {}
-            Self::Interrupted(_) => eprintln!("{self}"),
-            other => eprintln!("error: {}", safe(&other.to_string())),
+            Self::Interrupted(_) => print_error(&self.to_string()),
+            other => print_error(&error_line(&safe(&format!("error: {other}{}", hint(&other.to_string()))))),
         }
     }
+}
+
+/// What helps where the system names only its limit.
+fn hint(error: &str) -> &'static str {
+    let limit = error.contains("Too many open files") && !error.contains("ulimit");
+    if limit { "; raise the limit of open files (`ulimit -n`), or use fewer --jobs" } else { "" }
 }

@@ -27,7 +27,13 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
     };
     let usage = |error: std::io::Error| Failure::Usage(error.to_string());
     tracing::info!("manifest {}", path.display());
-    let bytes = regular_file::read(&path).map_err(usage)?;
+    let bytes = regular_file::read(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::Usage(format!(
+            "there is no manifest {}; expected a path, `last`, `last~N` or `PIPELINE:last`",
+            path.display()
+        )),
+        _ => usage(error),
+    })?;
     let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
     Ok(Named { path, manifest, bytes })
 }

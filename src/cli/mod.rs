@@ -177,11 +177,7 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
             } else {
                 text.to_string()
             });
-            return if output_error().is_some() {
-                exit_code(&Failure::Refused(String::new()))
-            } else {
-                failure::SUCCESS
-            };
+            return output_code(failure::SUCCESS);
         }
     };
     let log = ["warn", "attrflow=info", "attrflow=debug", "attrflow=trace"][usize::from(cli.verbose.min(3))];
@@ -192,6 +188,7 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         .with_ansi(colored(&std::io::stderr()))
         .without_time()
         .init();
+    tracing::info!("attrflow {}, libtorch {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_LIBTORCH_VERSION"));
     let result = match surroundings() {
         Err(failure) => Err(failure),
         Ok(()) => verb(&cli.command, registry, &filter),
@@ -203,6 +200,11 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
             exit_code(&failure)
         }
     };
+    output_code(code)
+}
+
+/// The exit code, which says too whether all output was written.
+fn output_code(code: i32) -> i32 {
     match output_error() {
         Some(error) if code == failure::SUCCESS => {
             let failure = Failure::Refused(format!("standard output: {error}; the output is incomplete"));
@@ -213,9 +215,17 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
     }
 }
 
-/// Whether colours are wanted on a stream.
+/// Whether colours are wanted on a stream: by NO_COLOR, CLICOLOR_FORCE and CLICOLOR, as bixense.com/clicolors says, and TERM.
 fn colored(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty())
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let off = |name: &str| set(name).is_some_and(|value| value == "0");
+    if set("NO_COLOR").is_some() {
+        return false;
+    }
+    if set("CLICOLOR_FORCE").is_some() && !off("CLICOLOR_FORCE") {
+        return true;
+    }
+    stream.is_terminal() && !off("CLICOLOR") && set("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Refuses folders that no path can be relative to, and paths that no manifest can hold.

@@ -12,7 +12,7 @@ use super::noop;
 use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
 use super::run_args::RunArgs;
-use crate::progress::{Table, duration, print, short_path};
+use crate::progress::{Table, duration, line as fitted_line, print, short_path};
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::Forecast;
 use attrflow_engine::exec::noop_cache::{NoopRun, Stage};
@@ -147,7 +147,9 @@ pub(super) fn show(
         let predicted = predictor.predict(node, action)?;
         if let Some(predicted) = &predicted {
             totals[usize::from(column != RUNS)].add(predicted);
-            bases.insert(predicted.basis.clone());
+            if predicted.seconds.is_some() {
+                bases.insert(predicted.basis.clone());
+            }
             if column == RUNS {
                 need.add(*index, node, predicted, forecast.of(&node.id));
             }
@@ -177,14 +179,17 @@ pub(super) fn show(
             text += "\npending: reused if its inputs come out byte-identical\n";
         }
         if run + pending > 0 {
-            text += &format!("\npredicted: {}", totals[0]);
+            let mut sums = format!("\npredicted: {}", totals[0]);
             if pending > 0 {
-                text += &format!("\n  at most {} more, if the pending stages run", totals[1]);
+                sums += &format!("\n  {}, if the pending stages run", totals[1].more());
             }
-            text += &need.describe();
-            let others = bases.len().saturating_sub(1);
-            let others = if others > 0 { format!(" and {others} more") } else { String::new() };
-            text += &format!("\n  based on {}{others}\n", bases.first().map_or("nothing", String::as_str));
+            sums += &need.describe();
+            if let Some(first) = bases.first() {
+                let others = bases.len() - 1;
+                let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+                sums += &format!("\n  based on {first}{others}");
+            }
+            text += &fitted_line(&sums);
         }
         text += &counted(counts);
     }
@@ -219,19 +224,33 @@ impl Total {
     }
 }
 
+impl Total {
+    fn known(&self) -> String {
+        format!("{} of computing, {} of outputs", duration(self.seconds), format_bytes(self.bytes))
+    }
+
+    /// The cost on top of another.
+    fn more(&self) -> String {
+        match (self.known, self.unknown) {
+            (0, 0) => "nothing more".into(),
+            (0, _) => "more of unknown time (--measure)".into(),
+            (_, 0) => format!("at most {} more", self.known()),
+            (_, unknown) => format!("{} more and {} (--measure)", self.known(), of_unknown_time(unknown)),
+        }
+    }
+}
+
+fn of_unknown_time(stages: usize) -> String {
+    format!("{stages} stage{} of unknown time", if stages == 1 { "" } else { "s" })
+}
+
 impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.known, self.unknown) {
-            (0, 0) => return f.write_str("nothing"),
-            (0, _) => return f.write_str("unknown: measure it with --measure"),
-            _ => {
-                write!(f, "{} of computing, {} of outputs", duration(self.seconds), format_bytes(self.bytes))?
-            }
-        }
-        match self.unknown {
-            0 => Ok(()),
-            1 => f.write_str(", without 1 stage of unknown time (--measure)"),
-            unknown => write!(f, ", without {unknown} stages of unknown time (--measure)"),
+            (0, 0) => f.write_str("nothing"),
+            (0, _) => f.write_str("unknown: measure it with --measure"),
+            (_, 0) => f.write_str(&self.known()),
+            (_, unknown) => write!(f, "{}, without {} (--measure)", self.known(), of_unknown_time(unknown)),
         }
     }
 }

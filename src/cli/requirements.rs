@@ -25,6 +25,9 @@ pub(super) struct Requirements {
     device_memory: u64,
     /// Bytes that will be written to the cache.
     disk: u64,
+    /// Stages whose time is not known, and those whose outputs are of unknown size: they are not in the sums.
+    unknown_time: usize,
+    unknown_disk: usize,
     /// Bytes that are free on the cache's disk.
     disk_free: Option<u64>,
     /// Available memory in bytes.
@@ -72,7 +75,10 @@ impl Requirements {
         let each = predicted.host_memory.unwrap_or_default();
         self.host_memory = self.host_memory.max(each.saturating_mul(self.workers as u64));
         self.device_memory = self.device_memory.max(predicted.device_memory.unwrap_or_default());
-        self.disk += predicted.disk.or(predicted.bytes).unwrap_or_default();
+        let disk = predicted.disk.or(predicted.bytes);
+        self.disk += disk.unwrap_or_default();
+        self.unknown_time += usize::from(predicted.seconds.is_none());
+        self.unknown_disk += usize::from(disk.is_none());
     }
 
     /// Computes the totals, after the last stage.
@@ -92,11 +98,12 @@ impl Requirements {
     /// Lines for people, each after a line break.
     pub fn describe(&self) -> String {
         let mut text = String::new();
-        let Self { wall_seconds, workers, host_memory, device_memory, disk, .. } = self;
+        let Self { wall_seconds, workers, host_memory, device_memory, disk, unknown_disk, .. } = self;
         if *wall_seconds > 0.0 {
             let plural = if *workers == 1 { "" } else { "s" };
-            text +=
-                &format!("\n  {} from start to end with {workers} worker{plural}", duration(*wall_seconds));
+            let least = if self.unknown_time > 0 { "at least " } else { "" };
+            let wall = duration(*wall_seconds);
+            text += &format!("\n  {least}{wall} from start to end with {workers} worker{plural}");
         }
         if *host_memory > 0 {
             text += &format!("\n  at most {} of memory", format_bytes(*host_memory));
@@ -106,6 +113,13 @@ impl Requirements {
         }
         if *disk > 0 {
             text += &format!("\n  {} of disk space, including units", format_bytes(*disk));
+        }
+        if *unknown_disk > 0 {
+            let (plural, first) = (
+                if *unknown_disk == 1 { "" } else { "s" },
+                if *disk > 0 { ", without" } else { "\n  without" },
+            );
+            text += &format!("{first} {unknown_disk} stage{plural} with outputs of unknown size");
         }
         if let Some(free) = self.disk_free.filter(|free| free < disk) {
             let place = self.cache.display();

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
 use signal_hook::iterator;
 
 use super::failure::{Failure, exit_code};
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::exec::{Cancel, CancelMode};
+use attrflow_engine::worker::signals::stopping;
 
 /// Receives events from any thread.
 pub(super) type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
@@ -31,7 +32,7 @@ impl Signals {
     pub fn watch(stop: Arc<Cancel>, sink: EventSink) -> Self {
         let first = Arc::new(AtomicI32::new(0));
         // Without a handler, a signal ends the program as usual.
-        let Ok(mut signals) = iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else {
+        let Ok(mut signals) = iterator::Signals::new(stopping()) else {
             return Self { first, handle: None };
         };
         let handle = Some(signals.handle());

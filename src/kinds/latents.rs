@@ -402,7 +402,17 @@ fn write_texts(
                 writer.insert(NpyWriter::create(out.join(TEXTS), dtype, &shape)?)
             }
         };
-        writer.write_f32(&values(&texts))?;
+        let numbers = values(&texts);
+        // What is larger rounds to infinity.
+        let limit = if dtype == Dtype::F16 { 65_520.0 } else { f32::INFINITY };
+        if let Some(at) = numbers.iter().position(|number| number.abs() >= limit || number.is_nan()) {
+            let caption = &item.captions[at * item.captions.len() / numbers.len()];
+            let value = numbers[at];
+            anyhow::bail!(
+                "the text embedding of {caption:?} contains {value}, expected finite values as {dtype}"
+            );
+        }
+        writer.write_f32(&numbers)?;
     }
     match writer {
         Some(writer) => Ok(writer.finish()?),

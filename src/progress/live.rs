@@ -200,9 +200,8 @@ fn important(event: &Event) -> Option<String> {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the shell is where messages are printed")]
 fn complain(line: &str) {
-    eprintln!("{}", super::safe(line));
+    super::print_error(&super::error_line(&super::safe(line)));
 }
 
 /// Collects a row per stage and prints the table when the run ends.

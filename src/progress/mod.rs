@@ -16,7 +16,7 @@ use attrflow_engine::exec::event::Event;
 
 pub use live::bar_style;
 pub use log::LogLines;
-pub use table::{Table, line, paragraph};
+pub use table::{Table, error_line, line, paragraph};
 
 /// Shows events.
 pub trait Reporter: Send {
@@ -84,6 +84,11 @@ fn escaped(text: &str, colors: bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Notes that there is no standard output: what is written to it is an error.
+pub fn output_is_closed() {
+    let _ = OUTPUT.set(std::io::Error::from_raw_os_error(rustix::io::Errno::BADF.raw_os_error()));
+}
+
 /// Writes to standard output. Once that has failed, nothing more is written; see [`output_error`].
 pub fn print(text: &str) {
     write_out(&safe(text));
@@ -102,6 +107,11 @@ fn write_out(text: &str) {
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         let _ = OUTPUT.set(error);
     }
+}
+
+/// Writes a line to standard error. A stream that is closed or full hides the message, and ends no run.
+pub fn print_error(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Why not all of the output was written; a closed pipe (`| head`) is not an error.

@@ -94,28 +94,40 @@ fn wrap(text: &str, start: usize, room: usize) -> String {
     out
 }
 
-/// The columns of the terminal; `None` where standard output is none.
-fn columns() -> Option<usize> {
-    let terminal = Term::stdout();
+/// The columns of a terminal; `None` where the stream is none.
+fn columns(terminal: &Term) -> Option<usize> {
     let size = terminal.is_term().then(|| terminal.size_checked()).flatten();
     size.map(|(_, columns)| columns.into())
 }
 
-/// A line, broken between words to fit the terminal; elsewhere it stays one, for `grep`.
+/// Lines, each broken between words to fit the terminal; elsewhere they stay as they are, for `grep`.
 pub fn line(text: &str) -> String {
-    let words = wrap(text, 0, columns().unwrap_or(usize::MAX).saturating_sub(INDENT));
-    words.replace('\n', &format!("\n{}", " ".repeat(INDENT))) + "\n"
+    fitted(text, columns(&Term::stdout())) + "\n"
+}
+
+/// The same for standard error, without the last line end.
+pub fn error_line(text: &str) -> String {
+    fitted(text, columns(&Term::stderr()))
+}
+
+fn fitted(text: &str, room: Option<usize>) -> String {
+    let Some(room) = room else { return text.to_owned() };
+    let fit = |line: &str| match measure_text_width(line) > room {
+        true => wrap(line, 0, room - INDENT.min(room)).replace('\n', &format!("\n{}", " ".repeat(INDENT))),
+        false => line.to_owned(),
+    };
+    text.split('\n').map(fit).collect::<Vec<_>>().join("\n")
 }
 
 /// A line that begins with `head`, then a text that is broken to fit the terminal, or 100 columns elsewhere.
 pub fn paragraph(head: &str, text: &str) -> String {
-    let wrapped = wrap(text, measure_text_width(head), columns().unwrap_or(100));
+    let wrapped = wrap(text, measure_text_width(head), columns(&Term::stdout()).unwrap_or(100));
     format!("{head}{wrapped}\n")
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text(columns()))
+        f.write_str(&self.text(columns(&Term::stdout())))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 
 use crate::project::{DEMO, Project, Ran, copy, files};
@@ -259,6 +260,26 @@ fn what_changes_the_data_set_is_counted_and_warned_of() {
     ]);
     assert!(ran.code == 0 && ran.err.contains("blended with white"), "{ran:?}");
     assert_ne!(fs_err::read(project.result("latents/latents.npy")).unwrap(), before);
+}
+
+#[test]
+fn a_text_embedding_that_float16_cannot_hold_is_refused() {
+    let project = with_own_model();
+    let file = project.path("data/demo/model/text_encoder/model.safetensors");
+    let mut bytes = fs_err::read(&file).unwrap();
+    let (header, tensors) = SafeTensors::read_metadata(&bytes).unwrap();
+    let bias = tensors.info("final_layer_norm.bias").unwrap().data_offsets.0;
+    bytes[8 + header + bias..][..4].copy_from_slice(&1e5f32.to_le_bytes());
+    fs_err::write(&file, bytes).unwrap();
+    let run = |dtype: &str| {
+        let set = format!("latents.text_dtype={dtype}");
+        project.attrflow(["run", "pipelines/demo.toml", "--target", "latents", "--set", &set])
+    };
+    let refused = run("float16");
+    let expected = "the text embedding of \"";
+    assert!(refused.code == 1 && refused.err.contains(expected), "{refused:?}");
+    assert!(refused.err.contains(", expected finite values as float16\n"), "{refused:?}");
+    assert_eq!(run("float32").code, 0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{count, when};
 use crate::cli::failure::Failure;
-use crate::progress::{Table, duration, line, print};
+use crate::progress::{Table, duration, line, print, short_path};
 use attrflow_engine::maintenance::{Inventory, Plan, Policy, Removal, RetainReason, Target};
 use attrflow_engine::store::{Store, format_bytes, resolved};
 
@@ -75,9 +75,15 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
             "no run of this cache is of the project {unknown}: it has runs of {known}"
         )));
     }
-    for root in inventory.gone_projects() {
+    for root in
+        inventory.gone_projects().into_iter().filter(|root| !policy.forget.iter().any(|path| path == root))
+    {
         let path = root.display();
         tracing::warn!("the project {path} is gone; what its runs need is kept: --forget {path} releases it");
+    }
+    for (path, _) in &inventory.newer {
+        let path = short_path(path);
+        tracing::warn!("{path}: a newer version of attrflow wrote it; everything that it names is kept");
     }
     for (_, reason) in &inventory.unread {
         tracing::warn!("{reason}; what its run needs is not known, so it keeps nothing");

@@ -64,7 +64,14 @@ pub(super) fn run(params: &Command, inputs: &Inputs, out: &Path) -> anyhow::Resu
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    let mut child = start(&mut command).with_context(|| format!("cannot start `{}`", program.display()))?;
+    let mut child = start(&mut command).map_err(|error| {
+        let is_too_long = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ArgumentListTooLong;
+        let hint = match error.downcast_ref().is_some_and(is_too_long) {
+            true => ", to which `argv` and `values` (ATTRFLOW_PARAMS) are passed",
+            false => "",
+        };
+        error.context(format!("cannot start `{}`{hint}", program.display()))
+    })?;
     // Closes this process's writers of the pipe, so that the reader sees its end.
     drop(command);
     let log = follow(&child, reader);

@@ -1,5 +1,5 @@
 //! Checks of arrays by value, before the first unit is computed: a NaN deep in a file would be found hours later.
-//! Weights are checked when they are loaded.
+//! Weights are checked when they are loaded, arrays that a stage computes when they are written.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

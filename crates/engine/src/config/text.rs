@@ -190,6 +190,9 @@ pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<
     near.filter(|(distance, name)| *distance <= 1 + name.len().max(found.len()) / 4).map(|(_, name)| name)
 }
 
+/// The most names that a hint lists.
+const LISTED: usize = 30;
+
 /// `did you mean …` for a near name, else the list of valid names.
 pub fn suggestion<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let mut names: Vec<&str> = names.into_iter().collect();
@@ -204,7 +207,11 @@ pub fn suggestion<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> 
     match near {
         Some(name) => Some(format!("did you mean `{name}`?")),
         None if names.is_empty() => None,
-        None => Some(format!("valid names: {}", names.join(", "))),
+        None => {
+            let more = names.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            Some(format!("valid names: {}{more}", names[..names.len().min(LISTED)].join(", ")))
+        }
     }
 }
 

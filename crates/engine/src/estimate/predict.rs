@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::estimate::{Forecast, StageEstimate};
 use crate::identity::recipe::Recipe;
-use crate::kind::{self, ArtifactShape, Estimate, Inputs, WorkSize};
+use crate::kind::{self, ArtifactShape, Inputs, WorkSize};
 use crate::pipeline::StageNode;
 use crate::plan::{Action, Planner, Reason, ResolvedInputs};
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
@@ -86,9 +86,17 @@ impl<'p> Predictor<'p> {
     /// # Errors
     /// A damaged index.
     pub fn predict(&self, stage: &StageNode, verdict: &Action) -> Result<Option<Prediction>, StoreError> {
+        let changed = match verdict {
+            Action::Run(_, _, reason) | Action::Pending { certain: Some(reason), .. } => {
+                matches!(reason, Reason::First | Reason::Changed { .. } | Reason::OtherDevice { .. })
+            }
+            _ => false,
+        };
         let (mut prediction, left) = match verdict {
-            Action::Run(_, inputs, reason) => self.run(stage, inputs, matches!(reason, Reason::Forced))?,
-            Action::Pending { .. } => (self.whole(stage, None), None),
+            Action::Run(_, inputs, reason) => {
+                self.run(stage, inputs, matches!(reason, Reason::Forced), changed)?
+            }
+            Action::Pending { .. } => (self.whole(stage, None, changed), None),
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.of(&stage.id) {
@@ -107,12 +115,13 @@ impl<'p> Predictor<'p> {
         stage: &StageNode,
         inputs: &ResolvedInputs,
         forced: bool,
+        changed: bool,
     ) -> Result<(Prediction, Option<Remaining>), StoreError> {
         // If the inputs cannot be split into units, the run fails; there is nothing to predict.
         let units = stage.stage.units(&Inputs(inputs.paths.clone()));
         let units = units.unwrap_or(kind::Units::Whole);
         if units == kind::Units::Whole {
-            return Ok((self.whole(stage, None), None));
+            return Ok((self.whole(stage, None, changed), None));
         }
         let mut lookup = |_: &_, recipe: &Recipe| match forced {
             true => Ok(None),
@@ -133,7 +142,7 @@ impl<'p> Predictor<'p> {
             }
         }
         let units = Units { cached, total: units.len() };
-        let mut prediction = self.whole(stage, Some(units));
+        let mut prediction = self.whole(stage, Some(units), changed);
         if cached > 0 && done > 0 {
             prediction.seconds = Some(seconds / done as f64 * steps as f64);
             prediction.basis = format!("its {cached} cached units");
@@ -144,8 +153,8 @@ impl<'p> Predictor<'p> {
     }
 
     /// A prediction from earlier runs of the stage, of another item of the same stage, or of its kind.
-    fn whole(&self, stage: &StageNode, units: Option<Units>) -> Prediction {
-        let Some(known) = self.known(stage) else {
+    fn whole(&self, stage: &StageNode, units: Option<Units>, changed: bool) -> Prediction {
+        let Some(known) = self.known(stage, changed) else {
             return Prediction {
                 units,
                 basis: "no earlier run of the stage".into(),
@@ -166,7 +175,7 @@ impl<'p> Predictor<'p> {
         Prediction { seconds, bytes, units, basis, ..Prediction::default() }
     }
 
-    fn known(&self, stage: &StageNode) -> Option<Known> {
+    fn known(&self, stage: &StageNode, changed: bool) -> Option<Known> {
         let records = self.records.get_or_init(|| {
             let mut records: HashMap<&str, Vec<InRun<'_>>> = HashMap::new();
             for (record, run) in self.planner.history().records() {
@@ -180,8 +189,8 @@ impl<'p> Predictor<'p> {
         });
         let of = |name: &str| {
             let (record, run, mut known) = known(records.get(name)?.iter().copied())?;
-            match self.scale(stage, record, run) {
-                Scale::Unknown => {}
+            match self.scale(stage, record, run, changed) {
+                Scale::Same => {}
                 Scale::Other => known.seconds = None,
                 Scale::By(factor) => {
                     known.seconds = known.seconds.map(|seconds| seconds * factor);
@@ -195,18 +204,25 @@ impl<'p> Predictor<'p> {
     }
 
     /// The work of a stage now, compared with that of an earlier run.
-    fn scale(&self, stage: &StageNode, record: &StageRecord, run: &Manifest) -> Scale {
-        let Some(outline) = self.forecast.of(&stage.id) else {
-            return Scale::Unknown;
-        };
-        let Ok(Estimate { work: Some(now), .. }) = &outline.estimate else { return Scale::Unknown };
+    ///
+    /// Where the kind does not know its work, it is that of the earlier run only if nothing `changed`, or as its outputs grow.
+    fn scale(&self, stage: &StageNode, record: &StageRecord, run: &Manifest, changed: bool) -> Scale {
+        let unknown =
+            if changed || record.params != stage.stage.recorded() { Scale::Other } else { Scale::Same };
+        let Some(outline) = self.forecast.of(&stage.id) else { return unknown };
+        let Ok(now) = &outline.estimate else { return unknown };
         // The work of the earlier parameters on the inputs of now.
         let before = stage
             .kind()
             .from_json(&record.params)
             .ok()
             .and_then(|before| before.estimate(&outline.inputs).ok());
-        let Some(before) = before.and_then(|estimate| estimate.work) else { return Scale::Other };
+        let Some(before) = before else { return unknown };
+        let Some(now) = &now.work else {
+            let grown = now.bytes().zip(before.bytes()).filter(|(_, before)| *before > 0);
+            return grown.map_or(unknown, |(now, before)| Scale::By(now as f64 / before as f64));
+        };
+        let Some(before) = before.work else { return Scale::Other };
         let same_device = !stage.kind().libtorch || run.numerics.device == self.planner.numerics.device;
         let same =
             same_device && before.cost_key == now.cost_key && self.same_sizes(stage, outline, record, run);
@@ -244,8 +260,8 @@ impl<'p> Predictor<'p> {
 
 /// How the work of a stage compares with an earlier run.
 enum Scale {
-    /// The kind does not know its work: the time is that of the earlier run.
-    Unknown,
+    /// It is the same work, as far as is known.
+    Same,
     /// It is work of another kind: another network, device, precision or data set.
     Other,
     /// So many times the work.

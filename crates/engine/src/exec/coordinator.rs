@@ -1,6 +1,6 @@
 //! Carries out the effects of a run's state: asks planner and store, fills the queue, emits events.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::{self, Inputs, Step, Unit, Units};
-use crate::pipeline::StageNode;
-use crate::plan::{Action, InputError, Planner, Reason, Results};
+use crate::pipeline::{Source, StageNode};
+use crate::plan::{Action, InputError, Planner, Reason, ResolvedInputs, Results};
 use crate::provenance::manifest::Conditions;
 use crate::store::{Entry, Lookup, PART, Repair, StoreError, UnitIndex, View, format_bytes};
 
@@ -27,6 +27,8 @@ pub(super) struct Coordinator<'a> {
     pub(super) state: RunState,
     pub(super) begun: Instant,
     pub(super) started: String,
+    /// Stages whose shown results are others than before this run.
+    pub(super) replaced: BTreeSet<usize>,
 }
 
 impl<'a> Coordinator<'a> {
@@ -41,6 +43,7 @@ impl<'a> Coordinator<'a> {
             view: View::open(&run.results),
             state: RunState::new(names, dependents, run.graph.order()),
             begun: Instant::now(),
+            replaced: BTreeSet::new(),
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
         }
     }
@@ -93,7 +96,7 @@ impl<'a> Coordinator<'a> {
         (self.run.emit)(event);
     }
 
-    fn warn(&self, message: String) {
+    pub(super) fn warn(&self, message: String) {
         self.emit(Event::Log { level: "WARN".into(), message });
     }
 
@@ -130,7 +133,7 @@ impl<'a> Coordinator<'a> {
         let entries = self.planner.unit_entries(node, &inputs, &units, &mut lookup)?;
         // Where only the merge is left, the units have read the values.
         let computes = units == Units::Whole || entries.1.iter().any(Option::is_none);
-        if computes && let Err(error) = node.stage.check_values(&paths) {
+        if computes && let Err(error) = node.stage.check_values(&self.unchecked(node, &inputs)) {
             return fail(Some(recipe), kind::describe(&error));
         }
         // The fingerprints of a chain are known as far as it is done, and of the unit that is next.
@@ -143,6 +146,16 @@ impl<'a> Coordinator<'a> {
             self.write_unit_index(stage, recipe.fingerprint(), known)?;
         }
         Ok(Decision::Run(Box::new(Work::new(*recipe, inputs, forced, units, entries)), reason))
+    }
+
+    /// The inputs whose values no stage has checked: files, and the outputs of programs and downloads.
+    fn unchecked(&self, node: &StageNode, inputs: &ResolvedInputs) -> Inputs {
+        let is_checked = |port: &str| match node.inputs.get(port) {
+            Some(Source::Port { stage, .. }) => self.run.pipeline.stages[*stage].kind().libtorch,
+            Some(Source::File(_)) | None => false,
+        };
+        let unchecked = inputs.paths.iter().filter(|(port, _)| !is_checked(port));
+        Inputs(unchecked.map(|(port, path)| (port.clone(), path.clone())).collect())
     }
 
     /// The result of a unit, if it is in the cache.
@@ -258,6 +271,9 @@ impl<'a> Coordinator<'a> {
         for port in &node.outputs {
             let Some(artifact) = entry.outputs.get(&port.name) else { continue };
             let placed = self.view.show(&node.folder().join(&port.file), artifact, self.run.store)?;
+            if placed.replaced {
+                self.replaced.insert(stage);
+            }
             self.report_moved();
             if let Some(repair) = placed.mended {
                 // Bytes that are replaced may have been someone's.

@@ -268,6 +268,7 @@ impl CachedRun<'_> {
             pipeline: run.pipeline,
             file: file.to_path_buf(),
             root: None,
+            within: None,
             sets,
             started,
             seconds,

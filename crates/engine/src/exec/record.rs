@@ -14,6 +14,14 @@ use crate::plan::Results;
 use crate::provenance::manifest::{self, FORMAT, Manifest, Outcome, Reads, StageRecord};
 use crate::store::{Artifact, Entry, StoreError};
 
+/// The first names of many.
+fn some(names: &[&str]) -> String {
+    const FIRST: usize = 3;
+    let more = names.len().saturating_sub(FIRST);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names[..names.len().min(FIRST)].join(", "))
+}
+
 impl Coordinator<'_> {
     /// The files and folders outside the store that a stage reads, by port.
     pub(super) fn sources(&self, stage: usize) -> BTreeMap<String, PathBuf> {
@@ -90,12 +98,56 @@ impl Coordinator<'_> {
         }
     }
 
+    /// Names results of earlier runs that were computed from other results than those shown now, and another pipeline whose
+    /// results are in the same folder.
+    fn warn_of_mixed_results(&self) {
+        let Self { run, state, .. } = self;
+        let mut stale = self.replaced.clone();
+        let mut names = Vec::new();
+        let all = if stale.is_empty() { Vec::new() } else { run.graph.all() };
+        for stage in all {
+            let node = &run.pipeline.stages[stage];
+            let reads = node.inputs.values().any(|source| match source {
+                Source::Port { stage, .. } => stale.contains(stage),
+                Source::File(_) => false,
+            });
+            let is_new = matches!(state.stages[stage], StageState::Done(..));
+            let is_shown =
+                || node.outputs.iter().any(|port| self.view.shows(&node.folder().join(&port.file)));
+            if reads && !is_new && is_shown() {
+                stale.insert(stage);
+                names.push(node.id.as_str());
+            }
+        }
+        if !names.is_empty() {
+            self.warn(format!(
+                "{} still shows results of an earlier run, from other inputs than are shown now: {}",
+                run.results.display(),
+                some(&names)
+            ));
+        }
+        let newest = manifest::list(&run.store.runs(&run.pipeline.name)).into_iter().next();
+        let newest = newest.and_then(|path| manifest::read(&path).ok());
+        let other = newest.filter(|newest| newest.root == fs_err::canonicalize(&run.pipeline.root).ok());
+        if let Some(Some((other, own))) = other.map(|other| other.within.zip(run.pipeline.within.as_ref()))
+            && other != *own
+        {
+            self.warn(format!(
+                "{} and {} have one name, and take turns in {}",
+                other.display(),
+                own.display(),
+                run.results.display()
+            ));
+        }
+    }
+
     /// Writes the manifest and says how it ended.
     pub fn finish(mut self) -> Result<Manifest, RunError> {
         self.handle(Message::End)?;
         let stages = self.run.pipeline.stages.iter();
         let files = stages.flat_map(|s| s.outputs.iter().map(|port| s.folder().join(&port.file)));
         let shown = files.collect();
+        self.warn_of_mixed_results();
         let mut unkept = Vec::new();
         let mut keep = |what: &'static str, result: Result<(), StoreError>| match result {
             Err(error) if error.is_read_only() => {
@@ -124,6 +176,7 @@ impl Coordinator<'_> {
             pipeline: self.run.pipeline.name.clone(),
             file: self.run.file.clone(),
             root: fs_err::canonicalize(&self.run.pipeline.root).ok(),
+            within: self.run.pipeline.within.clone(),
             sets: self.run.sets.clone(),
             started: self.started.clone(),
             seconds,

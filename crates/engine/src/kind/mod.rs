@@ -237,7 +237,8 @@ pub trait Stage: Parameters {
 
     /// Refuses inputs with values that nothing can be computed from, before the first unit is computed.
     ///
-    /// May read all of the inputs; not called by `plan`, nor when all units are cached.
+    /// May read all of the inputs; not called by `plan`, nor when all units are cached. Contains only the inputs whose values
+    /// nothing has checked: a kind that computes on libtorch writes no value that is NaN or infinite, and accepts none.
     ///
     /// # Errors
     /// The file, the place in it, what was found and what was expected.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::disk::{Disk, Space};
 use super::pins::{Pin, Pins};
 use crate::identity::digest::Digest;
+use crate::identity::regular_file;
 use crate::provenance::manifest::{self, Manifest};
 use crate::store::{Area, Entry, Store, StoreError, UnitIndex};
 
@@ -73,8 +74,8 @@ pub struct Inventory {
     pub runs: BTreeMap<String, Vec<RunUse>>,
     /// Manifests that cannot be read, and why. Nothing is known of what their runs need.
     pub unread: Vec<(PathBuf, String)>,
-    /// Manifests of a newer version.
-    pub newer: Vec<PathBuf>,
+    /// Manifests of a newer version, with everything in them that looks like a digest: what they name is kept.
+    pub newer: Vec<(PathBuf, BTreeSet<Digest>)>,
     /// The units of the stages.
     pub cuts: BTreeMap<Digest, UnitIndex>,
     /// The pins.
@@ -98,7 +99,8 @@ impl Inventory {
                     match manifest::read(&path) {
                         Ok(manifest) => past.push(RunUse { path, manifest }),
                         Err(error) if error.kind() == ErrorKind::Unsupported => {
-                            newer.push(path);
+                            let digests = digests_in(&regular_file::read(&path)?);
+                            newer.push((path, digests));
                         }
                         Err(error) => unread.push((path, error.to_string())),
                     }
@@ -158,6 +160,13 @@ impl Inventory {
             item.entry.outputs.values().all(|artifact| self.disk.objects.contains_key(&artifact.digest))
         })
     }
+}
+
+/// Everything in a text that looks like a digest.
+fn digests_in(text: &[u8]) -> BTreeSet<Digest> {
+    let words = text.split(|byte| !byte.is_ascii_hexdigit());
+    let words = words.filter(|word| word.len() == 64).filter_map(|word| std::str::from_utf8(word).ok());
+    words.filter_map(|word| word.parse().ok()).collect()
 }
 
 /// Names results after the newest run that recorded them, with the time of that run.

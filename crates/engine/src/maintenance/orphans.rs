@@ -16,9 +16,6 @@ pub(super) fn readable(store: &Store, inventory: &Inventory) -> Result<(), Store
     if let Some((path, reason)) = inventory.damaged.first() {
         return Err(StoreError::Damaged { path: path.clone(), reason: reason.clone() });
     }
-    if let Some(path) = inventory.newer.first() {
-        return Err(StoreError::Newer { path: path.clone() });
-    }
     if let Some(newer) = store.parts()?.into_iter().find(|part| matches!(part, Part::Newer(_))) {
         return Err(StoreError::Newer { path: store.root().join(newer.name()) });
     }
@@ -122,16 +119,19 @@ fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
     let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
     // Pipelines of one name in several projects are several pipelines.
     let projects = inventory.runs.iter().flat_map(|(pipeline, past)| {
-        let mut projects: BTreeMap<Option<&Path>, Vec<&RunUse>> = BTreeMap::new();
-        past.iter().for_each(|run| projects.entry(run.manifest.root.as_deref()).or_default().push(run));
-        projects.into_values().map(move |past| (pipeline, past))
+        let mut projects: BTreeMap<_, Vec<&RunUse>> = BTreeMap::new();
+        past.iter().for_each(|run| projects.entry(run.manifest.identity()).or_default().push(run));
+        projects.into_iter().map(move |(of, past)| (pipeline, of, past))
     });
-    for (pipeline, past) in projects {
+    for (pipeline, (root, _), past) in projects {
+        // Nothing is known of a forgotten project any more.
+        let forgotten = root.is_some_and(|root| policy.forget.iter().any(|forget| root == forget));
         let bases: Vec<Option<Base>> = past.iter().map(|run| Repeat::base_of(&run.path)).collect();
         let repeats: Vec<usize> =
             (0..past.len()).filter(|&run| bases[run].is_some()).skip(KEPT_REPEATS).collect();
-        let removed =
-            |run: &usize| (*run >= most || repeats.contains(run)) && !is_protected(past[*run], inventory);
+        let removed = |run: &usize| {
+            (forgotten || *run >= most || repeats.contains(run)) && !is_protected(past[*run], inventory)
+        };
         // One that is repeated by another that stays, stays too.
         let needed: BTreeSet<&str> = (0..past.len())
             .filter(|run| !removed(run))

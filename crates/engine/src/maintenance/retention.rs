@@ -1,7 +1,6 @@
 //! What garbage collection keeps: results of the last runs, pinned results, and the work of unfinished runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -43,17 +42,24 @@ impl Retained {
         let mut kept = Self::default();
         for past in inventory.runs.values() {
             // Pipelines of one name in several projects are several pipelines.
-            let mut projects: BTreeMap<Option<&Path>, Vec<&RunUse>> = BTreeMap::new();
+            let mut projects: BTreeMap<_, Vec<&RunUse>> = BTreeMap::new();
             for run in past {
-                projects.entry(run.manifest.root.as_deref()).or_default().push(run);
+                projects.entry(run.manifest.identity()).or_default().push(run);
             }
-            projects
-                .retain(|root, _| root.is_none_or(|root| !policy.forget.iter().any(|forget| root == forget)));
+            projects.retain(|(root, _), _| {
+                root.is_none_or(|root| !policy.forget.iter().any(|forget| root == forget))
+            });
             for past in projects.values() {
                 for newest in 0..past.len().min(policy.keep_runs) {
                     kept.run(inventory, &past[newest..]);
                 }
             }
+        }
+        for digest in inventory.newer.iter().flat_map(|(_, digests)| digests) {
+            if inventory.items.contains_key(digest) {
+                kept.add(*digest, RetainReason::Run);
+            }
+            kept.objects.insert(*digest);
         }
         for pin in &inventory.pins {
             pin.results.iter().for_each(|found| kept.add(*found, RetainReason::Pin));

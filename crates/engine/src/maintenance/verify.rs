@@ -45,7 +45,8 @@ pub struct VerifySummary {
     pub rebuilds: BTreeSet<Owner>,
     /// Stages with a result of which something was missing before: removed, or found damaged earlier.
     pub incomplete: BTreeSet<Owner>,
-    /// Files and folders at the top level that were not checked, for nothing reads them: obsolete or unknown.
+    /// What was not checked: files and folders at the top level that nothing reads, obsolete or unknown, and manifests of a newer
+    /// version.
     pub unchecked: Vec<String>,
 }
 
@@ -118,6 +119,9 @@ impl Verify<'_> {
                 moved: Some(moved),
             });
         }
+        let newer =
+            inventory.newer.iter().map(|(path, _)| path.strip_prefix(self.store.root()).unwrap_or(path));
+        checked.unchecked.extend(newer.map(|path| format!("{} (of a newer version)", path.display())));
         for (path, why) in &inventory.unread {
             let moved = Some(orphans::quarantine_file(self.store, path)?);
             let (path, why) = (path.clone(), why.clone());

@@ -61,6 +61,8 @@ pub struct Pipeline {
     pub name: String,
     /// The folder of `cache/` and `results/`.
     pub root: PathBuf,
+    /// The file below it: `pipelines/demo.toml`.
+    pub within: Option<PathBuf>,
     /// The stages, repeated ones expanded, in file order.
     pub stages: Vec<StageNode>,
     /// The disabled stages.
@@ -260,6 +262,7 @@ fn read(
     nodes.iter().for_each(|node| variables.extend(node.stage.variables()));
     Some(Pipeline {
         name: file.file_stem()?.to_string_lossy().into_owned(),
+        within: within(file),
         root,
         stages: nodes,
         off,
@@ -269,6 +272,12 @@ fn read(
         variables,
         config,
     })
+}
+
+/// A pipeline file below its [`root`].
+fn within(file: &Path) -> Option<PathBuf> {
+    let file = std::path::absolute(file).ok()?;
+    file.strip_prefix(root(&file)?).ok().map(Path::to_path_buf)
 }
 
 /// The folder of `cache/` and `results/` for a pipeline file.

@@ -54,6 +54,11 @@ impl Graph {
         &self.order
     }
 
+    /// All stages, selected or not, each after those it reads.
+    pub fn all(&self) -> Vec<usize> {
+        topological(&self.graph)
+    }
+
     /// The selected stages that read an output of `stage`.
     pub fn dependents(&self, stage: usize) -> impl Iterator<Item = usize> + '_ {
         let readers = self.graph.neighbors(NodeIndex::new(stage)).map(|node| self.graph[node]);

@@ -7,8 +7,9 @@ use crate::identity::recipe::{self, Change, Recipe};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::provenance::manifest::{self, Manifest, Repeat, StageRecord};
 
-/// Maximum runs to read.
+/// Maximum runs to read, and those of other projects that share the cache.
 const RUNS: usize = 20;
+const OTHERS: usize = 100;
 
 /// The newest manifests of a pipeline, read until each of its stages is found.
 #[derive(Default)]
@@ -48,14 +49,24 @@ impl Last<'_> {
 }
 
 impl History {
-    /// Reads the manifests in `folder`, newest first, until each of `stages` is found.
-    pub fn read<'s>(folder: &Path, stages: impl IntoIterator<Item = &'s str>) -> Self {
-        let mut wanted: HashSet<&str> = stages.into_iter().collect();
+    /// Reads the manifests of a pipeline in `folder`, newest first, until each of its stages is found.
+    pub fn read(folder: &Path, pipeline: &Pipeline) -> Self {
+        let mut wanted: HashSet<&str> = pipeline.stages.iter().map(|stage| stage.id.as_str()).collect();
+        let root = fs_err::canonicalize(&pipeline.root).ok();
+        let resolved = |path: &Path| fs_err::canonicalize(path).ok();
+        let is_home = folder.ancestors().nth(2).and_then(resolved) == resolved(&pipeline.root.join("cache"));
+        // The project was moved here with its cache, or copied.
+        let was_here = |of: &Path| is_home && (!of.is_dir() || of.join("cache").is_dir());
+        // Manifests of earlier versions say neither.
+        let is_own = |(of_root, of_file): (Option<&Path>, Option<&Path>)| {
+            of_root.zip(root.as_deref()).is_none_or(|(of, own)| of == own || was_here(of))
+                && of_file.zip(pipeline.within.as_deref()).is_none_or(|(of, own)| of == own)
+        };
         let mut history = Self::default();
         let mut repeated = HashSet::new();
-        let mut read = 0;
+        let (mut read, mut others) = (0, 0);
         for path in manifest::list(folder) {
-            if wanted.is_empty() || read == RUNS {
+            if wanted.is_empty() || read == RUNS || others == OTHERS {
                 break;
             }
             // Of runs that repeat one manifest, only the newest is read.
@@ -64,9 +75,13 @@ impl History {
             if !repeated.insert(base) {
                 continue;
             }
-            read += 1;
             // A manifest of an older format is skipped.
             let Ok(manifest) = manifest::read(&path) else { continue };
+            if !is_own(manifest.identity()) {
+                others += 1;
+                continue;
+            }
+            read += 1;
             let run = history.runs.len();
             for (index, record) in manifest.stages.iter().enumerate() {
                 if record.recipe.is_some() && !history.newest.contains_key(&record.stage) {

@@ -290,9 +290,12 @@ impl<'a> Planner<'a> {
                 return Ok(Action::Cached(entry));
             }
             Lookup::Invalid(what) => Reason::Modified { what },
-            Lookup::Miss => match self.history().last(&stage.id) {
-                None => self.elsewhere(&recipe)?.unwrap_or(Reason::First),
-                Some(last) => match (last.changes(stage, &recipe, self.pipeline), &last.record.error) {
+            Lookup::Miss => match (self.elsewhere(&recipe)?, self.history().last(&stage.id)) {
+                (Some(other), None) => other,
+                // Whoever adopted it expects it to be used.
+                (Some(other @ Reason::OtherDevice { adopted: true, .. }), _) => other,
+                (None, None) => Reason::First,
+                (_, Some(last)) => match (last.changes(stage, &recipe, self.pipeline), &last.record.error) {
                     (changes, _) if !changes.is_empty() => Reason::Changed { changes },
                     (_, Some(error)) if last.record.outcome == Outcome::Failed => {
                         Reason::Failed { error: error.clone() }
@@ -335,8 +338,7 @@ impl<'a> Planner<'a> {
 
     /// The records of the last runs.
     pub fn history(&self) -> &History {
-        let stages = || self.pipeline.stages.iter().map(|stage| stage.id.as_str());
-        self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), stages()))
+        self.history.get_or_init(|| History::read(&self.store.runs(&self.pipeline.name), self.pipeline))
     }
 
     /// Refuses inputs that the stage cannot use; an error names an output by its stage and port.

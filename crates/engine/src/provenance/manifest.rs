@@ -38,6 +38,9 @@ pub struct Manifest {
     /// The real path of the project's folder; absent in manifests of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
+    /// The pipeline file below it: `pipelines/demo.toml`; absent in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<PathBuf>,
     /// The `--set` arguments.
     pub sets: Vec<String>,
     /// When the run started, UTC, RFC 3339.
@@ -53,6 +56,13 @@ pub struct Manifest {
     pub left_out: Vec<String>,
     /// The stages in topological order.
     pub stages: Vec<StageRecord>,
+}
+
+impl Manifest {
+    /// What tells pipelines of one name apart: the project, and the file in it.
+    pub fn identity(&self) -> (Option<&Path>, Option<&Path>) {
+        (self.root.as_deref(), self.within.as_deref())
+    }
 }
 
 /// The version of attrflow.

@@ -51,14 +51,17 @@ pub(super) fn move_aside(root: &Path, path: &Path, is_ours: Option<&IsOurs<'_>>)
     let mut moved = Vec::new();
     for name in names {
         let is_whole = name.as_os_str().is_empty();
-        let from = if is_whole { folder.clone() } else { folder.join(&name) };
-        let to = root.join(KEPT).join(path);
-        let to = free_name(if is_whole { to } else { to.join(name) });
-        fs_err::create_dir_all(to.parent().unwrap_or(root))?;
-        fs_err::rename(&from, &to)?;
-        moved.push(MovedFile { from, to });
+        moved.push(move_file(root, &if is_whole { path.to_path_buf() } else { path.join(name) })?);
     }
     Ok(moved)
+}
+
+/// Moves one file or link to `ROOT/kept/PATH`.
+pub(super) fn move_file(root: &Path, path: &Path) -> Result<MovedFile> {
+    let (from, to) = (root.join(path), free_name(root.join(KEPT).join(path)));
+    fs_err::create_dir_all(to.parent().unwrap_or(root))?;
+    fs_err::rename(&from, &to)?;
+    Ok(MovedFile { from, to })
 }
 
 /// The files and links below a folder, sorted; a link is not followed.

@@ -22,6 +22,7 @@ mod integrity;
 mod inventory;
 mod kept_files;
 mod layout;
+mod placement;
 mod publish;
 mod quarantine;
 mod results_view;
@@ -54,8 +55,9 @@ use integrity::Integrity;
 pub use inventory::Indexed;
 pub use kept_files::MovedFile;
 pub use layout::{Area, Part, resolved};
+pub use placement::{Placement, Repair};
 pub use quarantine::{Health, Note};
-pub use results_view::{Placement, Repair, View};
+pub use results_view::View;
 pub use store_lock::{ExclusiveLock, SharedLock};
 pub use unit_index::{PART, UnitIndex};
 

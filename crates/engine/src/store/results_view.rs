@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file_state::tree_stat::{Stat, TreeStat};
 use super::kept_files::{self, IsOurs, MovedFile};
+use super::placement::{Placement, Repair};
 use super::{Artifact, Result, Store, StoreError, remove};
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::regular_file;
@@ -52,43 +53,6 @@ impl Shown {
     }
 }
 
-/// Where an artifact is placed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placement {
-    /// The path in the results folder.
-    pub path: PathBuf,
-    /// What was wrong with it before it was restored, if anything.
-    pub mended: Option<Repair>,
-}
-
-/// What was wrong with a result in the results folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repair {
-    /// It was missing.
-    Missing,
-    /// It held other bytes.
-    Changed,
-    /// So many files of the folder were missing or held other bytes.
-    Files(usize),
-}
-
-impl std::fmt::Display for Placement {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let path = self.path.display();
-        match self.mended {
-            None => write!(f, "{path} is as it was"),
-            Some(Repair::Missing) => write!(f, "{path} was missing and is restored"),
-            Some(Repair::Changed) => write!(f, "{path} held other bytes than the stage gave and is restored"),
-            Some(Repair::Files(1)) => {
-                write!(f, "{path}: a file in it was missing or changed and is restored")
-            }
-            Some(Repair::Files(count)) => {
-                write!(f, "{path}: {count} files in it were missing or changed and are restored")
-            }
-        }
-    }
-}
-
 impl View {
     /// The file that records what is below `root`.
     pub fn record_path(root: &Path) -> PathBuf {
@@ -108,6 +72,11 @@ impl View {
         }
     }
 
+    /// Whether an artifact is shown at `path`.
+    pub fn shows(&self, path: &Path) -> bool {
+        self.shown.contains_key(path)
+    }
+
     /// Places an artifact at `path` below the view; costs next to nothing where it is already.
     ///
     /// An adopted one is placed as a link to where it is.
@@ -119,6 +88,7 @@ impl View {
         let link = fs_err::symlink_metadata(&target).ok();
         let known = self.shown.get(path);
         let as_before = known.is_some_and(|known| *known.digest() == artifact.digest);
+        let replaced = known.is_some() && !as_before;
         // Equal bytes may have been adopted, and computed or adopted from elsewhere later.
         let leads = match &link {
             Some(link) if link.is_symlink() => Some(fs_err::read_link(&target)?),
@@ -137,18 +107,19 @@ impl View {
             && *mark == seen.stat_hash()
             && (!artifact.folder || store.adopted(digest)?.is_none())
         {
-            return Ok(Placement { path: target, mended: None });
+            return Ok(Placement { path: target, mended: None, replaced });
         }
         if let Some(place) = store.adopted(&artifact.digest)? {
             if leads.as_ref() == Some(&place) && target.exists() {
                 if !as_before {
                     self.note(path, Shown::Named(artifact.digest));
                 }
-                return Ok(Placement { path: target, mended: None });
+                return Ok(Placement { path: target, mended: None, replaced });
             }
-            self.replace(&target, link.is_some(), |_, new| Ok(symlink(place, new)?))?;
+            self.move_aside(path, Some(&artifact.digest), store)?;
+            self.replace(&target, present(&target), |_, new| Ok(symlink(place, new)?))?;
             self.note(path, Shown::Named(artifact.digest));
-            return Ok(Placement { path: target, mended: None });
+            return Ok(Placement { path: target, mended: None, replaced });
         }
         let object = store.path(&artifact.digest);
         let wrong = if own { wrong(&target, &object, artifact, store)? } else { Wrong::All };
@@ -157,8 +128,11 @@ impl View {
             Wrong::Nothing => None,
             Wrong::Some(names) if as_before => {
                 for name in &names {
-                    let present = fs_err::symlink_metadata(target.join(name)).is_ok();
-                    self.replace(&target.join(name), present, |view, new| {
+                    let found = fs_err::symlink_metadata(target.join(name)).ok();
+                    if found.is_some_and(|found| !is_read_only(&found)) {
+                        self.moved.push(kept_files::move_file(&self.root, &path.join(name))?);
+                    }
+                    self.replace(&target.join(name), present(&target.join(name)), |view, new| {
                         view.link(&object.join(name), new)
                     })?;
                 }
@@ -185,13 +159,29 @@ impl View {
         if self.shown.get(path) != Some(&shown) {
             self.note(path, shown);
         }
-        Ok(Placement { path: target, mended })
+        Ok(Placement { path: target, mended, replaced })
     }
 
-    /// Moves files of the user out of a folder that is replaced by an artifact, or removed.
+    /// Moves files of the user away from a path that is replaced by an artifact, or removed: the file there or above it, or
+    /// those of the folder there.
     ///
     /// Where the cache has lost what the folder held, results are those of the new names that cannot be written to.
     fn move_aside(&mut self, path: &Path, new: Option<&Digest>, store: &Store) -> Result<()> {
+        let is_folder = |path: &Path| fs_err::metadata(path).is_ok_and(|found| found.is_dir());
+        for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+            let above_it = self.root.join(above);
+            if present(&above_it) && !is_folder(&above_it) {
+                self.moved.push(kept_files::move_file(&self.root, above)?);
+            }
+        }
+        if let Some(found) =
+            fs_err::symlink_metadata(self.root.join(path)).ok().filter(|found| !found.is_dir())
+        {
+            if !self.is_ours(path, &found) {
+                self.moved.push(kept_files::move_file(&self.root, path)?);
+            }
+            return Ok(());
+        }
         let names = |digest: Option<&Digest>| {
             let listing = digest.map(|digest| store.listing(digest)).transpose()?.flatten();
             Ok::<_, StoreError>(
@@ -211,6 +201,18 @@ impl View {
         let is_ours = is_ours.as_ref().map(|is_ours| is_ours as &IsOurs<'_>);
         self.moved.extend(kept_files::move_aside(&self.root, path, is_ours)?);
         Ok(())
+    }
+
+    /// Whether a file or link is what was placed there: as it looked then, or at least as results look, which nobody can write to.
+    fn is_ours(&self, path: &Path, found: &Metadata) -> bool {
+        let as_placed = match self.shown.get(path) {
+            Some(Shown::TreeStat(_, look)) => {
+                found.is_file() && *look == TreeStat::of_file(found).stat_hash()
+            }
+            Some(Shown::Named(_)) => found.is_symlink(),
+            None => false,
+        };
+        as_placed || is_read_only(found)
     }
 
     fn note(&mut self, path: &Path, shown: Shown) {
@@ -392,6 +394,11 @@ fn is_file(file: &Path, object: &Path, size: u64, digest: &Digest) -> bool {
     }
     let shared = Stat::of(object).is_ok_and(|stat| stat.same_file(&Stat::from(&link)));
     shared || Digest::of_file(file).is_ok_and(|found| found == *digest)
+}
+
+/// Whether it is a file that nobody can write to, as results are.
+fn is_read_only(found: &Metadata) -> bool {
+    found.is_file() && found.permissions().mode() & 0o222 == 0
 }
 
 /// Whether a path exists, even as a broken link.

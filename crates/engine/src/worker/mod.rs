@@ -5,6 +5,7 @@ pub mod local;
 pub mod measure;
 pub mod protocol;
 pub mod serve;
+pub mod signals;
 
 use cancel::Cancel;
 use protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage};

@@ -8,12 +8,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use super::signals::stopping;
 use crate::kind::{Computation, Context, Step, describe};
 use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
 
@@ -32,7 +32,7 @@ pub fn serve(
 /// The same, with `on_disconnect` called before the process ends: when the run is gone, or on a signal that ends it.
 pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, facts: Facts, on_disconnect: fn()) {
     // What ends this process while it can still do something must not leave a command behind.
-    if let Ok(mut signals) = Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+    if let Ok(mut signals) = Signals::new(stopping()) {
         std::thread::spawn(move || {
             if signals.forever().next().is_some() {
                 on_disconnect();

@@ -379,13 +379,24 @@ fn nothing_is_removed_if_something_cannot_be_read() {
     fs_err::create_dir(project.cache.join("recipes-v99")).unwrap();
     assert!(refused().contains("a newer version of attrflow wrote"));
     fs_err::remove_dir(project.cache.join("recipes-v99")).unwrap();
-    // What a manifest of a newer version needs is not known; it is not damaged.
-    let manifest = manifest::list(&project.cache.join("runs/toy")).remove(0);
-    let newer = manifest.with_file_name("29990101T000000.000000Z.json");
-    fs_err::write(&newer, r#"{ "format": 99, "unheard": "of" }"#).unwrap();
-    assert!(refused().contains("a newer version of attrflow wrote") && refused().contains("/29990101T"));
+}
+
+#[test]
+fn what_a_manifest_of_a_newer_version_names_is_kept() {
+    let project = project();
+    let run = project.run(&[]).manifest;
+    let path = manifest::list(&project.cache.join("runs/toy")).remove(0);
+    let newer = path.with_file_name("29990101T000000.000000Z.json");
+    fs_err::rename(&path, &newer).unwrap();
+    let fingerprint = run.stages.iter().find(|record| record.stage == "first").unwrap().fingerprint.unwrap();
+    fs_err::write(&newer, format!(r#"{{ "format": 99, "unheard": ["of", "{fingerprint}"] }}"#)).unwrap();
     let checked = Verify { store: &store(&project), progress: &|_, _| () }.execute().unwrap();
     assert!(checked.damage.is_empty() && newer.exists());
+    assert_eq!(checked.unchecked, ["runs/toy/29990101T000000.000000Z.json (of a newer version)"]);
+    let forgetful = Policy { grace: Duration::ZERO, ..POLICY };
+    collect(&project, &forgetful);
+    let left = Inventory::of(&store(&project)).unwrap();
+    assert_eq!(left.items.keys().collect::<Vec<_>>(), [&fingerprint]);
 }
 
 #[test]

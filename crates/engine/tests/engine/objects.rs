@@ -104,17 +104,22 @@ fn a_changed_result_is_restored_and_reported() {
     replace(&inner, "mine");
     fs_err::remove_file(project.path("results/toy/second/text.txt")).unwrap();
     let repaired = project.run(&[]);
-    assert_eq!((repaired.ran(), project.results()), (vec![], before.clone()));
     let warnings = repaired.warnings();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(
-        warnings[0]
-            .ends_with("results/toy/first/text.txt held other bytes than the stage gave and is restored")
-    );
-    assert!(
-        warnings[1]
-            .ends_with("results/toy/lines/folder: a file in it was missing or changed and is restored")
-    );
+    let expected = [
+        "results/toy/kept/first/text.txt",
+        "results/toy/first/text.txt held other bytes than the stage gave and is restored",
+        "results/toy/kept/lines/folder/lines.txt",
+        "results/toy/lines/folder: a file in it was missing or changed and is restored",
+    ];
+    assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+    for (warning, end) in warnings.iter().zip(expected) {
+        assert!(warning.ends_with(end), "{warning}");
+    }
+    for kept in ["first/text.txt", "lines/folder/lines.txt"] {
+        assert_eq!(project.read(&format!("results/toy/kept/{kept}")), "mine");
+    }
+    fs_err::remove_dir_all(project.path("results/toy/kept")).unwrap();
+    assert_eq!((repaired.ran(), project.results()), (vec![], before.clone()));
     // A missing file of a folder; the user's own file beside it stays.
     project.write("results/toy/lines/folder/mine.txt", "mine");
     fs_err::remove_file(&inner).unwrap();

@@ -7,12 +7,15 @@ use std::path::Path;
 
 use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::maintenance::{Inventory, Plan, Policy};
+use attrflow_engine::pipeline;
+use attrflow_engine::plan::Planner;
 use attrflow_engine::provenance::manifest::{self, Outcome, Repeat};
 use attrflow_engine::store::Store;
 use jiff::Timestamp;
 
 use crate::maintenance::{POLICY, collect};
 use crate::project::{Project, project};
+use crate::toys::registry;
 
 #[test]
 fn files_of_the_user_are_moved_out_of_a_folder_that_is_replaced_or_removed() {
@@ -183,4 +186,71 @@ fn pipelines_of_one_name_in_two_projects_keep_their_results() {
         Plan::of(&store, &inventory, &policy, Timestamp::now()).unwrap().steps.len()
     };
     assert!(removed(vec![gone]) > removed(Vec::new()));
+}
+
+#[test]
+fn a_file_of_the_user_where_a_result_goes_is_moved_aside() {
+    let project = project();
+    project.run(&[]);
+    fs_err::remove_dir_all(project.path("results")).unwrap();
+    // One with the name of a result, one with that of a stage, and a link.
+    project.write("results/toy/first/text.txt", "two days of work");
+    project.write("results/toy/lines", "a note");
+    fs_err::create_dir_all(project.path("results/toy/second")).unwrap();
+    symlink(project.path("elsewhere"), project.path("results/toy/second/text.txt")).unwrap();
+    let ran = project.run(&[]);
+    assert_eq!(ran.warnings().len(), 3, "{:?}", ran.warnings());
+    assert_eq!(project.read("results/toy/kept/first/text.txt"), "two days of work");
+    assert_eq!(project.read("results/toy/kept/lines"), "a note");
+    let link = fs_err::read_link(project.path("results/toy/kept/second/text.txt")).unwrap();
+    assert_eq!(link, project.path("elsewhere"));
+    assert_eq!(project.read("results/toy/second/text.txt"), "source\naab");
+    // An edit that is replaced by a new result.
+    let edited = project.path("results/toy/second/text.txt");
+    fs_err::remove_file(&edited).unwrap();
+    fs_err::write(&edited, "my edit").unwrap();
+    project.run(&["second.text=c"]);
+    assert_eq!(project.read("results/toy/kept/second/text.txt.1"), "my edit");
+    assert_eq!(project.read("results/toy/second/text.txt"), "source\naac");
+}
+
+#[test]
+fn results_of_an_earlier_run_beside_new_ones_are_named() {
+    let project = project();
+    project.run(&[]);
+    let ran = project.try_run(&["first.times=3"], &["first"]).unwrap();
+    let expected =
+        "still shows results of an earlier run, from other inputs than are shown now: second, lines";
+    assert!(ran.warnings().iter().any(|line| line.contains(expected)), "{:?}", ran.warnings());
+    assert!(project.run(&["first.times=3"]).warnings().is_empty());
+}
+
+#[test]
+fn projects_that_share_a_cache_have_histories_of_their_own() {
+    let one = project();
+    one.run(&[]);
+    let mut two = project();
+    two.cache = one.cache.clone();
+    let plan = |project: &Project| {
+        let (pipeline, _) =
+            pipeline::load(&project.path("pipelines/toy.toml"), &[], &registry()).ok().unwrap();
+        let store = Store::open(&project.cache).unwrap();
+        let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
+        planner.history().last("first").is_some()
+    };
+    assert!(plan(&one) && !plan(&two));
+    two.run(&[]);
+    assert!(plan(&one) && plan(&two));
+}
+
+#[test]
+fn two_runs_that_take_turns_leave_short_manifests() {
+    let project = project();
+    project.run(&[]);
+    for _ in 0..5 {
+        project.run_targets(&["first"]);
+        project.run(&[]);
+    }
+    let long = runs(&project).iter().filter(|path| fs_err::metadata(path).unwrap().len() > 1024).count();
+    assert_eq!(long, 2);
 }

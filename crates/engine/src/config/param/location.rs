@@ -83,3 +83,25 @@ impl Param for Location {
         json!({ "type": "string" })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_without_its_scheme_is_recognised() {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::create_dir(folder.path().join("images")).unwrap();
+        let of = |written: &str| probably_meant(Path::new(written), &folder.path().join(written));
+        for name in ["runwayml/sd-v1.5", "openai/clip", "datasets/owner/set", "owner/model/unet/config.json"]
+        {
+            let hint = of(name).unwrap();
+            assert_eq!(hint, format!("a repository of the Hugging Face Hub is written `hf://{name}`"));
+        }
+        assert_eq!(of("image/a.png").as_deref(), Some("did you mean `images`?"));
+        // Files, a folder that is there, and one name alone.
+        for name in ["pictures/a.png", "images/unet", "images/unet/config.json", "model"] {
+            assert_eq!(of(name), None, "{name}");
+        }
+    }
+}

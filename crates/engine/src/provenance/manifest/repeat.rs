@@ -125,14 +125,16 @@ fn short(sets: Vec<String>) -> Vec<String> {
     vec![format!("{} settings with the digest {digest}", sets.len())]
 }
 
-/// The manifest in a folder that a new one repeats, if every stage is cached and as it was in the newest run of the project.
+/// The manifest in a folder that a new one repeats, if every stage is cached and as it was in one of the newest of the project:
+/// runs with two targets or settings may take turns.
 pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
     /// Other projects may have pipelines of the name.
     const READ: usize = 20;
+    const COMPARED: usize = 4;
     if manifest.stages.is_empty() || manifest.stages.iter().any(|record| record.outcome != Outcome::Cached) {
         return None;
     }
-    let mut read = BTreeSet::new();
+    let (mut read, mut compared) = (BTreeSet::new(), 0);
     for newest in manifest::list(folder) {
         let base = Repeat::base_of(&newest);
         let name =
@@ -145,14 +147,20 @@ pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
         }
         let Ok(text) = regular_file::read(folder.join(&name)) else { continue };
         let Ok(old) = serde_json::from_slice::<Manifest>(&text) else { continue };
-        if old.root != manifest.root {
+        if old.identity() != manifest.identity() {
             continue;
         }
         let stages: Vec<StageRecord> = old.stages.into_iter().map(as_cached).collect();
         let same = old.numerics == manifest.numerics
             && old.left_out == manifest.left_out
             && serde_json::to_vec(&stages).ok()? == serde_json::to_vec(&manifest.stages).ok()?;
-        return same.then(|| Base { name, digest: blake3::hash(&text).into() });
+        if same {
+            return Some(Base { name, digest: blake3::hash(&text).into() });
+        }
+        compared += 1;
+        if compared == COMPARED {
+            break;
+        }
     }
     None
 }

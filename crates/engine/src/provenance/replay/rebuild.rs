@@ -301,6 +301,7 @@ impl<'a> Builder<'a> {
         let pipeline = Pipeline {
             name: pipeline.clone(),
             root: self.root.to_path_buf(),
+            within: manifest.within.clone(),
             stages: self.nodes,
             off: Vec::new(),
             run,
