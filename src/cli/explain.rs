@@ -53,7 +53,7 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
 
 fn describe(explanation: &Explanation) -> String {
     let Explanation { stage, kind, action, why, fields, unhashed, since, units, predicted } = explanation;
-    let mut text = format!("{stage} (kind {kind}): {action}, {why}\n");
+    let mut text = line(&format!("{stage} (kind {kind}): {action}, {why}"));
     let mut table = Table::new(&["", "hashed", "value", "from"]);
     for Field { field, value, change, place, input, .. } in fields {
         let mark = if change.is_some() { "*" } else { "" };
@@ -84,7 +84,8 @@ fn describe(explanation: &Explanation) -> String {
         text += &format!("\nunits: {} of {} are cached\n", units.cached, units.total);
     }
     if let Some(predicted) = predicted {
-        text += &format!("\nestimate: {}, based on {}\n", format_estimate(predicted), predicted.basis);
+        let estimate = format!("estimate: {}, based on {}", format_estimate(predicted), predicted.basis);
+        text += &format!("\n{}", line(&estimate));
     }
     text.push('\n');
     text

@@ -135,7 +135,9 @@ pub(super) fn show(
         && backend(Vec::new())?.device_class() == DeviceClass::Cpu
         && !as_json
     {
-        text += "note: no GPU was found on this machine: `attrflow run` would end with an error here\n\n";
+        text += &fitted_line(
+            "note: no GPU was found on this machine: `attrflow run` would end with an error here\n",
+        );
     }
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];

@@ -18,7 +18,7 @@ use attrflow_engine::exec::noop_cache::CachedRun;
 use attrflow_engine::exec::noop_cache::NoopRun;
 use attrflow_engine::exec::{Cancel, Run};
 use attrflow_engine::kind::{Device, Downloads};
-use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, RunTable};
+use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, MAX_WORKERS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
 use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::protocol::WorkerConfig;
@@ -27,10 +27,10 @@ use attrflow_engine::worker::protocol::WorkerConfig;
 #[derive(Debug, Default, Args)]
 pub(super) struct RunArgs {
     /// Number of workers on the CPU; GPUs have one each [default: run.jobs of the config, else by the number of cores]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
     jobs: Option<u32>,
     /// Threads of each worker [default: run.threads of the config, else the cores are divided among the workers]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
     threads: Option<u32>,
     /// The most rows sent through a network at once; affects memory and speed, and results only by rounding [default:
     /// run.micro_batch of the config, else 128 on the CPU, on a GPU 1024, and for loss passes what a short trial finds fastest]

@@ -77,15 +77,16 @@ impl Display for Dtype {
 
 /// A float type in a file.
 pub trait Float: Copy {
-    /// Whether it is neither NaN nor infinite.
+    /// Whether it is neither NaN nor infinite, nor so large that it would become infinite.
     fn is_finite(self) -> bool;
     /// The same value, in the type that holds all others.
     fn widened(self) -> f64;
 }
 
 impl Float for f64 {
+    /// As float32, with which all computing is done.
     fn is_finite(self) -> bool {
-        self.is_finite()
+        (self as f32).is_finite()
     }
     fn widened(self) -> f64 {
         self

@@ -13,6 +13,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::mistaken::mistaken;
+
 /// Why a JSON file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
@@ -26,6 +28,14 @@ pub enum JsonError {
         path: PathBuf,
         /// The error of the parser, with line and column.
         source: serde_json::Error,
+    },
+    /// Another file.
+    #[error("{}: it is {found}, expected JSON", path.display())]
+    Instead {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: String,
     },
     /// A number that is not finite where a value is needed.
     #[error("{}: found {token} at line {line}, expected a finite value", path.display())]
@@ -61,7 +71,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T, JsonEr
         let found = not_finite.iter().find(|found| found.line == place.0 && found.columns.contains(&place.1));
         match found {
             Some(found) => JsonError::NotFinite { path: path.into(), token: found.token, line: found.line },
-            None => JsonError::Form { path: path.into(), source },
+            None => match mistaken(&bytes[..bytes.len().min(512)]) {
+                Some(found) => JsonError::Instead { path: path.into(), found },
+                None => JsonError::Form { path: path.into(), source },
+            },
         }
     })
 }

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
+use super::shared::counted::{CUT, Counted};
 use super::shared::network::{
     CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
 };
@@ -164,7 +165,14 @@ impl Compute for SampleParams {
         let first: usize = serde_json::from_value(range["first"].clone())?;
         let captions: Vec<String> = serde_json::from_value(range[CAPTIONS].clone())?;
         let _no_grad = tch::no_grad_guard();
-        let (with, without) = with_text_model(inputs, cx.device, |model| model.prompts(&captions))?; // [n, L, D], [1, L, D]
+        let (with, without) = with_text_model(inputs, cx.device, |model| {
+            let mut cut = Counted::default();
+            for caption in &captions {
+                cut.count(model.is_cut(caption)?, caption);
+            }
+            cut.line(CUT.0, CUT.1).iter().for_each(|line| tracing::warn!("{line}"));
+            model.prompts(&captions)
+        })?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
         let latents = draw(self, inputs, &with.into(), &without.into(), first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
+use super::shared::counted::{CUT, Counted};
 use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
 use super::shared::text::TextModel;
 use super::shared::{check_inputs, check_outputs, device, expected, ranges};
@@ -242,27 +243,6 @@ struct Notes {
     unlisted: Counted,
 }
 
-/// How many there are, and the first.
-#[derive(Default, Serialize, Deserialize)]
-struct Counted {
-    count: usize,
-    first: Option<String>,
-}
-
-impl Counted {
-    fn count(&mut self, is_one: bool, name: &str) {
-        if is_one {
-            self.count += 1;
-            self.first.get_or_insert_with(|| name.to_owned());
-        }
-    }
-
-    fn add(&mut self, other: Counted) {
-        self.count += other.count;
-        self.first = self.first.take().or(other.first);
-    }
-}
-
 impl Notes {
     fn add(&mut self, other: Notes) {
         self.transparent.add(other.transparent);
@@ -290,13 +270,10 @@ impl Notes {
                     Orient::Apply => "they are turned (`orientation`)",
                 },
             ),
-            (&self.cut, "captions longer than the text encoder reads", "their ends are cut off"),
+            (&self.cut, CUT.0, CUT.1),
             (&self.unlisted, "images that the captions file does not name", "they are left out"),
         ];
-        let present = kinds.into_iter().filter_map(|(counted, what, how)| {
-            let first = counted.first.as_ref()?;
-            Some(format!("{what}: {}, the first {first:?}; {how}", counted.count))
-        });
+        let present = kinds.into_iter().filter_map(|(counted, what, how)| counted.line(what, how));
         present.collect()
     }
 }
@@ -312,7 +289,9 @@ fn unlisted(inputs: &Inputs) -> anyhow::Result<Counted> {
         matches!(extension.to_ascii_lowercase().as_str(), "png" | "jpg" | "jpeg")
             && !listed.contains(name.as_str())
     });
-    Ok(Counted { count: names.len(), first: names.into_iter().next() })
+    let mut unlisted = Counted::default();
+    names.iter().for_each(|name| unlisted.count(true, name));
+    Ok(unlisted)
 }
 
 /// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch.

@@ -132,8 +132,10 @@ impl Compute for UnlearnParams {
         anyhow::ensure!(
             rise > 0.0,
             "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise. \
-             `lr` is {}: a smaller one may help",
-            self.lr
+             `lr` is {}, `damping` is {}: {} may help",
+            self.lr,
+            self.damping,
+            if rise == 0.0 { "a larger `lr`, or less damping," } else { "a smaller `lr`" }
         );
         let metadata = [
             (IMAGES, images.to_string()),
@@ -184,6 +186,11 @@ fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
 fn images(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<usize> {
     let path = inputs.path("fisher");
     let counted: Option<usize> = tensors::number(path, IMAGES)?;
+    anyhow::ensure!(
+        counted != Some(0),
+        "{}: `{IMAGES}` in the metadata is 0, expected 1 or more",
+        path.display()
+    );
     match (counted, params.images) {
         (Some(counted), Some(images)) if counted != images => anyhow::bail!(
             "`images` is {images}, expected {counted} or no key: {} was computed from that many",

@@ -100,12 +100,12 @@ impl ScheduleConfig {
     pub fn load(folder: &Path) -> Result<ScheduleConfig, ModelError> {
         let file = folder.join("scheduler_config.json");
         let config: ScheduleConfig = config::read(&file, GUARDS)?;
-        if config.num_train_timesteps < 1 {
+        if !(1..=100_000).contains(&config.num_train_timesteps) {
             return Err(config::unsupported(
                 &file,
                 "num_train_timesteps",
                 config.num_train_timesteps,
-                "1 or more",
+                "1 to 100000",
             ));
         }
         for (key, beta) in [("beta_start", config.beta_start), ("beta_end", config.beta_end)] {

@@ -48,6 +48,9 @@ params! {
 impl Validate for UnlearnParams {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
+        if self.images == Some(0) {
+            faults.push(("images", "`images` is 0, expected 1 or more".to_owned()));
+        }
         if self.damping < 0.0 {
             faults
                 .push(("damping", format!("`damping` is {}, expected a number of at least 0", self.damping)));

@@ -106,6 +106,14 @@ fn networks_of_another_family_are_refused_by_the_plan() {
         ("unet/config.json", "joint_attention_dim", json!(4096)),
         ("text_encoder/config.json", "architectures", json!(["T5EncoderModel"])),
         ("tokenizer/tokenizer_config.json", "tokenizer_class", json!("T5TokenizerFast")),
+        // Numbers that no network has.
+        ("vae/config.json", "scaling_factor", json!(0.0)),
+        ("vae/config.json", "norm_num_groups", json!(5)),
+        ("text_encoder/config.json", "num_attention_heads", json!(7)),
+        ("text_encoder/config.json", "num_attention_heads", json!(0)),
+        ("unet/config.json", "layers_per_block", json!(1_000_000_000_000_u64)),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", json!(1_000_000_000)),
+        ("tokenizer/tokenizer_config.json", "model_max_length", json!(77)),
     ] {
         refused_by_the_plan(&project, file, key, value, &[&format!("`{key}` is")]);
     }

@@ -38,4 +38,5 @@ mod run;
 mod s3;
 mod schema;
 mod server;
+mod streams;
 mod top_k;

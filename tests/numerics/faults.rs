@@ -77,3 +77,12 @@ fn a_file_that_is_no_checkpoint_is_named() {
         load()
     );
 }
+
+#[test]
+fn integers_in_place_of_weights_are_named() {
+    let mut weights = weights();
+    let bias = weights.get_mut("conv_in.bias").unwrap();
+    *bias = bias.to_kind(Kind::Int);
+    let error = UNet::new(&path(CONFIG), Weights::new(weights)).err().unwrap().to_string();
+    assert!(error.ends_with("; 1 not of a float type: conv_in.bias (Int)"), "{error}");
+}

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::{ArchiveError, Format, Unpacked};
+use crate::io::names::Unique;
 
 /// The unpacking of one archive into a folder.
 pub(super) struct Job<'a> {
@@ -17,6 +18,7 @@ pub(super) struct Job<'a> {
     /// Refuses bytes that the disk has no space for.
     check_space: &'a dyn Fn(u64) -> io::Result<()>,
     pub unpacked: Unpacked,
+    names: Unique,
     /// Receives bytes unpacked and bytes declared.
     on_progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -31,7 +33,8 @@ impl<'a> Job<'a> {
         on_progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
         let unpacked = Unpacked { files: 0, bytes: 0 };
-        Self { path, format, folder, limit, declared: 0, check_space, unpacked, on_progress }
+        let names = Unique::default();
+        Self { path, format, folder, limit, declared: 0, check_space, unpacked, names, on_progress }
     }
 
     pub fn format(&self) -> Format {
@@ -54,8 +57,15 @@ impl<'a> Job<'a> {
     }
 
     /// Checks an entry before anything is written; `fault` is a reason of its format to refuse it.
-    pub fn check(&mut self, name: &str, size: u64, fault: Option<&'static str>) -> Result<(), ArchiveError> {
-        if let Some(reason) = fault.or_else(|| unsafe_name(name)) {
+    pub fn check(
+        &mut self,
+        name: &str,
+        is_folder: bool,
+        size: u64,
+        fault: Option<&'static str>,
+    ) -> Result<(), ArchiveError> {
+        let fault = fault.or_else(|| unsafe_name(name)).or_else(|| self.names.add(name, is_folder));
+        if let Some(reason) = fault {
             return Err(ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason });
         }
         self.declared += u128::from(size);
@@ -75,25 +85,32 @@ impl<'a> Job<'a> {
 
     /// Creates an empty folder.
     pub fn add_folder(&self, name: &str) -> Result<(), ArchiveError> {
-        Ok(fs_err::create_dir_all(self.folder.join(name))?)
+        fs_err::create_dir_all(self.folder.join(name)).map_err(|error| self.unwritable(name, error))
+    }
+
+    /// The error for an entry that cannot be written beside what is there, from an earlier archive or entry.
+    fn unwritable(&self, name: &str, error: io::Error) -> ArchiveError {
+        use io::ErrorKind::{AlreadyExists, InvalidFilename, IsADirectory, NotADirectory};
+        let reason = match error.kind() {
+            AlreadyExists | NotADirectory | IsADirectory => {
+                "an earlier entry, or file, has the same name, or that of a folder above it"
+            }
+            InvalidFilename => "its path is too long",
+            _ => return error.into(),
+        };
+        ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason }
     }
 
     /// Writes a file, which must have the size that the archive declares.
     pub fn add_file(&mut self, name: &str, size: u64, content: impl Read) -> Result<(), ArchiveError> {
         let target = self.folder.join(name);
         if let Some(parent) = target.parent() {
-            fs_err::create_dir_all(parent)?;
+            fs_err::create_dir_all(parent).map_err(|error| self.unwritable(name, error))?;
         }
         let left = self.limit - self.unpacked.bytes;
         // An entry never replaces another file, whether of this archive or of an earlier one.
         let open = fs_err::OpenOptions::new().write(true).create_new(true).open(target);
-        let mut file = open.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                let reason = "an earlier entry, or file, has the same name";
-                ArchiveError::Unsafe { path: self.path.into(), entry: name.into(), reason }
-            }
-            _ => error.into(),
-        })?;
+        let mut file = open.map_err(|error| self.unwritable(name, error))?;
         let declared = u64::try_from(self.declared).unwrap_or(u64::MAX);
         let mut content = Counted {
             content: content.take(left.saturating_add(1)),
@@ -140,6 +157,8 @@ fn unsafe_name(name: &str) -> Option<&'static str> {
         Some("its path contains `..`")
     } else if name.contains('\0') {
         Some("its path contains a zero byte")
+    } else if name.len() > 2048 || name.split('/').any(|part| part.len() > 255) {
+        Some("its path is too long")
     } else {
         None
     }

@@ -13,10 +13,11 @@ const UNIX_MODE: u32 = 0x8000;
 
 pub(super) fn unpack(archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(), ArchiveError> {
     let mut source = BufReader::new(archive);
+    check_start(&mut source).map_err(|error| job.unreadable(None, error))?;
     let mut archive =
         Archive::read(&mut source, &Password::empty()).map_err(|error| job.unreadable(None, error))?;
     for entry in &archive.files {
-        job.check(entry.name(), entry.size(), fault(entry))?;
+        job.check(entry.name(), entry.is_directory(), entry.size(), fault(entry))?;
     }
     job.begin()?;
     for entry in take_empty(&mut archive) {
@@ -46,6 +47,24 @@ pub(super) fn unpack(archive: impl Read + Seek, job: &mut Job<'_>) -> Result<(),
         return Err(job.unreadable(None, format!("{left} files belong to no block")));
     }
     Ok(())
+}
+
+/// Refuses an archive whose directory does not lie in it: the library would reserve memory for what a damaged size says.
+fn check_start(archive: &mut (impl Read + Seek)) -> io::Result<()> {
+    let mut start = [0; 32];
+    let length = archive.seek(io::SeekFrom::End(0))?;
+    archive.rewind()?;
+    archive.read_exact(&mut start)?;
+    archive.rewind()?;
+    let [offset, size] = [12, 20].map(|at| {
+        let bytes = start[at..].first_chunk().expect("the start has 32 bytes");
+        u64::from_le_bytes(*bytes)
+    });
+    let end = offset.checked_add(size).and_then(|end| end.checked_add(start.len() as u64));
+    match end.is_some_and(|end| end <= length) {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("its directory is said to end beyond its {length} bytes"))),
+    }
 }
 
 /// Removes and returns the entries without data: folders and empty files.

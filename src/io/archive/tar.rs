@@ -25,7 +25,8 @@ pub(super) fn unpack(mut archive: impl Read + Seek, job: &mut Job<'_>) -> Result
             EntryType::Regular | EntryType::Continuous | EntryType::Directory => None,
             _ => Some("it is neither a file nor a folder"),
         };
-        job.check(name, entry.size(), fault)
+        let is_folder = header == EntryType::Directory || name.ends_with('/');
+        job.check(name, is_folder, entry.size(), fault)
     })?;
     archive.seek(SeekFrom::Start(0))?;
     job.begin()?;

@@ -357,7 +357,7 @@ fn special_files_of_a_zip_and_second_names_are_refused() {
         let twice = archive(&[(first, b"1"), (second, b"2")]);
         let folder = tempfile::tempdir().unwrap();
         let error = unpack(twice.path(), folder.path(), Limits::default()).unwrap_err().to_string();
-        assert!(error.contains("an earlier entry, or file, has the same name"), "{error}");
+        assert!(error.contains("an earlier entry has the same name"), "{error}");
     }
 }
 
@@ -367,4 +367,52 @@ fn what_is_no_archive_is_said() {
     assert!(of(b"<!DOCTYPE html><p>Sign in").contains("it is a web page that begins with"));
     assert!(of(b"version https://git-lfs.github.com/spec/v1\n").contains("it is a Git LFS pointer"));
     assert!(of(b"plain text").contains("begins with 70 6c 61 69 6e 20, expected a zip"));
+}
+
+#[test]
+fn a_zip_whose_directory_disagrees_is_refused() {
+    let whole = fs_err::read(archive(&[("a/1.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")]).path()).unwrap();
+    let end = whole.windows(4).rposition(|found| found == b"PK\x05\x06").unwrap();
+    for count in [0_u8, 1, 2] {
+        let mut fewer = whole.clone();
+        (fewer[end + 8], fewer[end + 10]) = (count, count);
+        let error = refusal(&fewer);
+        assert!(error.ends_with(&format!("its directory has 3 entries, its end counts {count}")), "{error}");
+    }
+    let places: Vec<usize> = (0..whole.len()).filter(|&at| whole[at..].starts_with(b"b.txt")).collect();
+    let [local, central] = places[..] else { panic!("{places:?}") };
+    for place in [local, central] {
+        let mut damaged = whole.clone();
+        damaged[place] = b'd';
+        assert!(refusal(&damaged).ends_with("the name before its content is another one"));
+    }
+    let mut twice = whole.clone();
+    (twice[local], twice[central]) = (b'c', b'c');
+    let error = refusal(&twice);
+    assert!(error.ends_with("c.txt: two entries have this name"), "{error}");
+}
+
+#[test]
+fn names_that_may_be_one_file_are_refused_in_every_format() {
+    for (first, second) in [("a", "A"), ("\u{e9}.png", "e\u{301}.png"), ("x", "x/y")] {
+        let zip = archive(&[(first, b"1"), (second, b"2")]);
+        let tar =
+            tarred(&[(first, b"1", ::tar::EntryType::Regular), (second, b"2", ::tar::EntryType::Regular)]);
+        for bytes in [fs_err::read(zip.path()).unwrap(), tar] {
+            let error = refusal(&bytes);
+            assert!(error.contains(&format!("entry {second:?} refused: an earlier entry ")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_7z_whose_directory_is_elsewhere_is_refused() {
+    let mut start = b"7z\xbc\xaf\x27\x1c\0\x04".to_vec();
+    start.extend([0; 24]);
+    for (offset, size) in [(10, 1 << 62), (u64::MAX, 5)] {
+        start[12..20].copy_from_slice(&u64::to_le_bytes(offset));
+        start[20..28].copy_from_slice(&u64::to_le_bytes(size));
+        let error = refusal(&start);
+        assert!(error.ends_with("its directory is said to end beyond its 32 bytes"), "{error}");
+    }
 }

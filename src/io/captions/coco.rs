@@ -51,7 +51,9 @@ impl Captions {
         let path = path.as_ref();
         let mut raw: Raw =
             json::read(path).map_err(|error| match (near_miss::instead_of_coco(path), error) {
-                (_, error @ JsonError::NotFinite { .. }) => CocoError::NotFinite(error),
+                (_, error @ (JsonError::NotFinite { .. } | JsonError::Instead { .. })) => {
+                    CocoError::Other(error)
+                }
                 (Some(found), _) => CocoError::Instead { path: path.into(), found },
                 (None, JsonError::Io(error)) => CocoError::Io(error),
                 (None, JsonError::Form { path, source }) => CocoError::Json { path, source },
@@ -116,6 +118,9 @@ impl Captions {
     /// and links to it.
     pub fn check_files(&self, folder: impl AsRef<Path>) -> Result<(), CocoError> {
         let folder = folder.as_ref();
+        if folder.is_file() {
+            return Err(CocoError::NoFolder { path: folder.into() });
+        }
         let (mut missing, mut names) = (Vec::new(), HashMap::with_capacity(self.items.len()));
         for item in &self.items {
             let found = fs_err::metadata(folder.join(&item.file_name)).ok().filter(Metadata::is_file);

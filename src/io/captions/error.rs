@@ -34,9 +34,9 @@ pub enum CocoError {
         /// What it is.
         found: String,
     },
-    /// A value that is not finite where one is needed.
+    /// A value that is not finite where one is needed, or another file.
     #[error(transparent)]
-    NotFinite(JsonError),
+    Other(JsonError),
     /// A file name that could lead outside the folder of images.
     #[error("{}: entry {index} of `images` has the file_name {name:?}, which is refused: {reason}", path.display())]
     Unsafe {
@@ -112,6 +112,12 @@ pub enum CocoError {
     #[error("{}: `images` is empty", path.display())]
     Empty {
         /// The annotation file.
+        path: PathBuf,
+    },
+    /// A file where the images are expected.
+    #[error("{}: it is a file, expected the folder of the images; a `download` unpacks archives", path.display())]
+    NoFolder {
+        /// The file.
         path: PathBuf,
     },
     /// Images named by the captions are not in the folder.

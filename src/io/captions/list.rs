@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::io::mistaken::mistaken;
+
 /// Why a text file is not a list of captions.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptionListError {
@@ -25,6 +27,14 @@ pub enum CaptionListError {
         /// The line, from 1.
         line: usize,
     },
+    /// Another file.
+    #[error("{}: it is {found}, expected a caption on every line", path.display())]
+    Instead {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
     /// There is no caption.
     #[error("{}: no captions, expected one per line", path.display())]
     Empty {
@@ -42,6 +52,11 @@ pub enum CaptionListError {
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
     let path = path.as_ref();
     let bytes = fs_err::read(path)?;
+    let is_json = || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes).is_ok();
+    let instead = mistaken(&bytes[..bytes.len().min(512)]).filter(|_| !bytes.is_empty());
+    if let Some(found) = instead.or_else(|| is_json().then(|| "a JSON file".into())) {
+        return Err(CaptionListError::Instead { path: path.into(), found });
+    }
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
         CaptionListError::Utf8 { path: path.into(), line: lines(&format!("{valid}x")).count() }
@@ -109,6 +124,15 @@ mod tests {
     fn an_invalid_list_is_an_error() {
         for text in ["", "\n", " \r\n\n"] {
             assert_eq!(of(text.as_bytes()), Err("no captions, expected one per line".to_owned()), "{text:?}");
+        }
+        for (text, found) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
+            ("<!DOCTYPE html>\n<p>a cat\n", "a web page"),
+            ("{\"images\": [], \"annotations\": []}\n", "a JSON file"),
+        ] {
+            let error = of(text.as_bytes()).unwrap_err();
+            assert!(error.starts_with(&format!("it is {found}")), "{error}");
+            assert!(error.ends_with(", expected a caption on every line"), "{error}");
         }
         let blank = "line 2 is blank, expected a caption on every line".to_owned();
         assert_eq!(of(b"a\n\nb\n"), Err(blank.clone()));

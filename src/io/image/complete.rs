@@ -1,5 +1,8 @@
 //! Complete and undamaged files only: decoders of images fill what is missing with gray, and say nothing.
 
+use std::io;
+
+use flate2::read::ZlibDecoder;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -30,12 +33,13 @@ pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), S
     };
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options(ColorSpace::RGB));
     decoder.decode_headers().map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+    expect_size(width as u64, height as u64)?;
     let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
     if gray {
         decoder.set_options(options(ColorSpace::Luma));
     }
     let pixels = decoder.decode().map_err(|error| error.to_string())?;
-    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
     let size = (width as u32, height as u32);
     let image = match gray {
         true => GrayImage::from_raw(size.0, size.1, pixels).map(DynamicImage::ImageLuma8),
@@ -44,6 +48,15 @@ pub(super) fn decode_jpeg(bytes: &[u8]) -> Result<(DynamicImage, Orientation), S
     let turned = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
     let image = image.ok_or("its pixels do not fit its size")?;
     Ok((image, turned.unwrap_or(Orientation::NoTransforms)))
+}
+
+/// Refuses an image with more pixels than Pillow takes: what is said to be so large is a mistake, or meant to fill the memory.
+pub(super) fn expect_size(width: u64, height: u64) -> Result<(), String> {
+    const MOST: u64 = 2 * 89_478_485;
+    match width.saturating_mul(height) {
+        0..=MOST => Ok(()),
+        _ => Err(format!("it has {width} x {height} pixels, expected at most {MOST}")),
+    }
 }
 
 /// Whether a JPEG has its last marker, whatever comes after it.
@@ -64,12 +77,13 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// What is damaged or missing of a PNG, by the checksums of its chunks; what comes after the last one does not count.
+/// What is damaged or missing of a PNG, by the checksums of its chunks and of its pixels, which the decoder does not verify; what
+/// comes after the last chunk does not count.
 ///
 /// # Errors
 /// The chunk.
 pub(super) fn check_png(bytes: &[u8]) -> Result<(), String> {
-    let mut rest = bytes.get(PNG.len()..).unwrap_or_default();
+    let (mut rest, mut pixels) = (bytes.get(PNG.len()..).unwrap_or_default(), Vec::new());
     loop {
         let cut = || "the file is cut off".to_owned();
         let (length, chunk) = rest.split_first_chunk().ok_or_else(cut)?;
@@ -79,8 +93,15 @@ pub(super) fn check_png(bytes: &[u8]) -> Result<(), String> {
         if crc32fast::hash(chunk) != u32::from_be_bytes(*sum) {
             return Err(format!("the checksum of its chunk {} is wrong", chunk[..4].escape_ascii()));
         }
+        if let Some(part) = chunk.strip_prefix(b"IDAT") {
+            pixels.extend_from_slice(part);
+        }
         if chunk.starts_with(b"IEND") {
-            return Ok(());
+            let mut pixels = ZlibDecoder::new(pixels.as_slice());
+            return match io::copy(&mut pixels, &mut io::sink()) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(format!("its compressed pixels are damaged: {error}")),
+            };
         }
         rest = end;
     }

@@ -129,6 +129,8 @@ pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageErr
 fn decode_other(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
     let read = || -> ::image::ImageResult<_> {
         let mut decoder = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?.into_decoder()?;
+        let (width, height) = decoder.dimensions();
+        complete::expect_size(width.into(), height.into()).map_err(io::Error::other)?;
         let orientation = decoder.orientation()?;
         Ok((DynamicImage::from_decoder(decoder)?, orientation))
     };
@@ -326,6 +328,16 @@ mod tests {
             fs_err::write(&path, &damaged).unwrap();
             assert!(load_rgb(&path).is_err(), "byte {place} of {}", whole.len());
         }
+        // A checksum of the pixels that is wrong, in a chunk with the right one.
+        let data = plain.windows(4).position(|found| found == b"IDAT").unwrap();
+        let length = u32::from_be_bytes(*plain[data - 4..].first_chunk().unwrap()) as usize;
+        let mut other = plain.clone();
+        other[data + 4 + length - 1] ^= 1;
+        let sum = crc32fast::hash(&other[data..data + 4 + length]);
+        other[data + 4 + length..][..4].copy_from_slice(&sum.to_be_bytes());
+        fs_err::write(&path, other).unwrap();
+        let error = load_rgb(&path).unwrap_err().to_string();
+        assert!(error.contains("its compressed pixels are damaged"), "{error}");
         let author = whole.iter().position(|&byte| byte == b'A').unwrap();
         fs_err::write(&path, [&whole[..author], b"a", &whole[author + 1..]].concat()).unwrap();
         let error = load_rgb(&path).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 
 use super::arrays;
 use crate::io::TensorFile;
@@ -28,11 +28,19 @@ pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
     if let Some(folder) = inputs.get("vae") {
         VaeConfig::read(&folder.join("config.json"))?;
     }
+    let mut reads = None;
     if let Some(folder) = inputs.get("text_encoder") {
-        ClipConfig::read(&folder.join("config.json"))?;
+        reads = Some(ClipConfig::read(&folder.join("config.json"))?.max_position_embeddings as usize);
     }
     if let Some(folder) = inputs.get("tokenizer") {
-        tokenizer::check_folder(folder)?;
+        let gives = tokenizer::check_folder(folder)?;
+        if let Some(reads) = reads.filter(|reads| *reads < gives) {
+            let file = folder.join("tokenizer_config.json");
+            bail!(
+                "{}: `model_max_length` is {gives}, expected at most {reads}, the positions of the text encoder",
+                file.display()
+            );
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod arrays;
 pub mod check_inputs;
 pub mod check_outputs;
 pub mod check_values;
+pub(crate) mod counted;
 pub mod device;
 pub mod expected;
 pub mod network;

@@ -34,7 +34,14 @@ impl TextModel {
     /// # Errors
     /// Files that make no tokenizer or text encoder.
     pub fn load(tokenizer: &Path, encoder: &Path, device: Device) -> anyhow::Result<TextModel> {
+        let folder = tokenizer;
         let (tokenizer, encoder) = (Tokenizer::load(tokenizer)?, TextEncoder::load(encoder, device)?);
+        let (largest, tokens) = (tokenizer.largest_id(), encoder.config().vocab_size);
+        anyhow::ensure!(
+            largest < tokens,
+            "{}: a token has the id {largest}, expected less than {tokens}, the tokens of the text encoder",
+            folder.display()
+        );
         Ok(TextModel { tokenizer, encoder, device, cached: RefCell::default() })
     }
 

@@ -49,7 +49,14 @@ impl ClipConfig {
     /// # Errors
     /// The file can't be read, or is of another network.
     pub fn read(file: &Path) -> Result<Self, ModelError> {
-        config::read(file, GUARDS)
+        let config: Self = config::read(file, GUARDS)?;
+        let width = ("hidden_size", [config.hidden_size]);
+        config::expect_divides(
+            file,
+            ("num_attention_heads", config.num_attention_heads),
+            (width.0, &width.1),
+        )?;
+        Ok(config)
     }
 }
 

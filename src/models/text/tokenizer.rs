@@ -19,6 +19,7 @@ use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer as Backend};
 
 use crate::io::json::{self, JsonError};
+use crate::io::mistaken::mistaken;
 
 /// What a word is: a special token, a clitic, letters, a single digit, or anything else that isn't white space.
 const WORD: &str =
@@ -128,6 +129,11 @@ impl Tokenizer {
         Ok(encoding.len() > self.max_length - 2)
     }
 
+    /// The largest id of a token.
+    pub fn largest_id(&self) -> i64 {
+        self.backend.get_vocab(true).into_values().max().map_or(0, i64::from)
+    }
+
     /// The ids of a text: start, as much of the text as fits, end, padding.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, TokenizerError> {
         let encoding = self
@@ -164,9 +170,12 @@ fn backend(folder: &Path, unknown: &str) -> tokenizers::Result<Backend> {
 ///
 /// # Errors
 /// The file that is missing or wrong.
-pub fn check_folder(folder: &Path) -> Result<(), TokenizerError> {
-    Config::read(folder).map(drop)?;
-    files(folder).map(drop).map_err(|reason| TokenizerError::Vocabulary { folder: folder.into(), reason })
+///
+/// Returns the number of tokens that a text becomes.
+pub fn check_folder(folder: &Path) -> Result<usize, TokenizerError> {
+    let config = Config::read(folder)?;
+    files(folder).map_err(|reason| TokenizerError::Vocabulary { folder: folder.into(), reason })?;
+    Ok(config.model_max_length)
 }
 
 /// Ids by token, and pairs in the order of their merging.
@@ -195,7 +204,11 @@ fn byte_pairs(folder: &Path) -> tokenizers::Result<BytePairs> {
         Files::Whole(both) => both,
         Files::Apart { vocab, merges } => {
             let vocab: HashMap<String, u32> = json::read(vocab)?;
-            let text = fs_err::read_to_string(merges)?;
+            let text = fs_err::read_to_string(&merges)?;
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            if let Some(found) = mistaken(&text.as_bytes()[..text.len().min(512)]) {
+                return Err(format!("{}: it is {found}", merges.display()).into());
+            }
             let pairs = text.lines().filter(|line| !line.starts_with("#version"));
             return Ok((vocab.into_iter().collect(), pairs.map(pair).collect::<Result<_, _>>()?));
         }

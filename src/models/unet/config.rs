@@ -111,7 +111,10 @@ impl UNetConfig {
     /// # Errors
     /// The file can't be read, or holds a value that this network doesn't support.
     pub fn read(file: &Path) -> Result<UNetConfig, ModelError> {
-        config::read(file, GUARDS)
+        let config: UNetConfig = config::read(file, GUARDS)?;
+        let channels = ("block_out_channels", config.block_out_channels.as_slice());
+        config::expect_divides(file, ("norm_num_groups", config.norm_num_groups), channels)?;
+        Ok(config)
     }
 
     /// The shape [C, H, W] of a latent, if the configuration gives the size.

@@ -97,7 +97,12 @@ impl VaeConfig {
     /// The file can't be read, or holds a value that is not supported.
     pub fn read(file: &Path) -> Result<Self, ModelError> {
         let config: Self = config::read(file, GUARDS)?;
-        let blocks = config.block_out_channels.len();
+        let (blocks, scale) = (config.block_out_channels.len(), config.scaling_factor);
+        if !(scale > 0.0 && scale.is_finite()) {
+            return Err(config::unsupported(file, "scaling_factor", scale, "a positive number"));
+        }
+        let channels = ("block_out_channels", config.block_out_channels.as_slice());
+        config::expect_divides(file, ("norm_num_groups", config.norm_num_groups), channels)?;
         for (key, types, supported) in [
             ("down_block_types", &config.down_block_types, "DownEncoderBlock2D"),
             ("up_block_types", &config.up_block_types, "UpDecoderBlock2D"),

@@ -51,6 +51,7 @@ pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<
             return Err(unsupported(file, key, json::written(found), &supported.join(", ")));
         }
     }
+    check_sizes(file, &value)?;
     // Parsed from the text, not from the value, so that an error has a line and a column.
     Ok(json::parse(&text, file)?)
 }
@@ -59,6 +60,54 @@ pub fn read<T: DeserializeOwned>(file: &Path, guards: &[OptionGuard]) -> Result<
 pub fn unsupported(file: &Path, key: &str, found: impl ToString, supported: &str) -> ModelError {
     let (found, supported) = (found.to_string(), supported.to_owned());
     ModelError::Unsupported { file: file.to_owned(), key: key.to_owned(), found, supported }
+}
+
+/// The keys of sizes, and the largest that a network may have: the memory for more would be asked for before a checkpoint is read.
+const SIZES: [(&str, i64); 14] = [
+    ("layers_per_block", 1_000),
+    ("transformer_layers_per_block", 1_000),
+    ("num_hidden_layers", 1_000),
+    ("in_channels", 100_000),
+    ("out_channels", 100_000),
+    ("latent_channels", 100_000),
+    ("block_out_channels", 100_000),
+    ("norm_num_groups", 100_000),
+    ("attention_head_dim", 100_000),
+    ("num_attention_heads", 100_000),
+    ("cross_attention_dim", 1_000_000),
+    ("hidden_size", 1_000_000),
+    ("intermediate_size", 1_000_000),
+    ("max_position_embeddings", 1_000_000),
+];
+
+/// Refuses sizes that no network has, in a number or a list of them.
+fn check_sizes(file: &Path, config: &Value) -> Result<(), ModelError> {
+    for (key, most) in SIZES {
+        let found = config.get(key).unwrap_or(&Value::Null);
+        let numbers: Vec<i64> = match found {
+            Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
+            number => number.as_i64().into_iter().collect(),
+        };
+        if numbers.iter().any(|number| !(1..=most).contains(number)) {
+            return Err(unsupported(file, key, found, &format!("1 to {most}")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a number of parts that does not divide a size.
+///
+/// # Errors
+/// Both keys.
+pub fn expect_divides(
+    file: &Path,
+    (key, parts): (&str, i64),
+    (of, sizes): (&str, &[i64]),
+) -> Result<(), ModelError> {
+    match sizes.iter().find(|size| **size % parts != 0) {
+        Some(size) => Err(unsupported(file, key, parts, &format!("a number that divides {size}, of {of}"))),
+        None => Ok(()),
+    }
 }
 
 /// Whether a value equals the one that `text` writes, 1 and 1.0 being the same number.

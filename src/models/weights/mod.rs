@@ -127,7 +127,11 @@ impl Weights {
     fn take(&self, name: String, shape: &[i64], to_layout: impl FnOnce(Tensor) -> Tensor) -> Tensor {
         let mut state = self.state.borrow_mut();
         let tensor = match state.left.remove(&name) {
-            Some(tensor) if tensor.size() == shape => tensor,
+            Some(tensor) if tensor.size() == shape && tensor.is_floating_point() => tensor,
+            Some(tensor) if tensor.size() == shape => {
+                state.faults.integers.push(format!("{name} ({:?})", tensor.kind()));
+                Tensor::zeros(shape, (Kind::Float, Device::Cpu))
+            }
             // A stand-in of the wanted shape lets the building go on, so that the other faults are found too.
             Some(tensor) => {
                 state.faults.misshaped.push((name.clone(), tensor.size(), shape.to_vec()));
@@ -242,11 +246,14 @@ pub struct KeyErrors {
     pub unexpected: Vec<String>,
     /// Name, shape found, shape wanted.
     pub misshaped: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// Name and element type of those that are no floats.
+    pub integers: Vec<String>,
 }
 
 impl KeyErrors {
     fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
+        let Self { missing, unexpected, misshaped, integers } = self;
+        missing.is_empty() && unexpected.is_empty() && misshaped.is_empty() && integers.is_empty()
     }
 }
 
@@ -263,6 +270,7 @@ impl Display for KeyErrors {
             .map(|(name, found, wanted)| format!("{name} {found:?}, expected {wanted:?}"));
         list(f, "missing", missing)?;
         list(f, "of another shape", misshaped)?;
+        list(f, "not of a float type", self.integers.iter().cloned())?;
         list(f, "unexpected", self.unexpected.iter().cloned())
     }
 }

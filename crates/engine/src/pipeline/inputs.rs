@@ -202,6 +202,10 @@ fn read_name<'t>(
             Some(Draft { outputs, .. }) if !outputs.is_empty() => {
                 problem.help(format!("did you mean `{text}.{}`?", outputs[0].name))
             }
+            _ if text.matches('/').count() == 1 => problem.help(format!(
+                "a path starts with `./`, `../` or `/`; a repository of the Hugging Face Hub is read by a `download` stage, as \
+                 `hf://{text}`"
+            )),
             _ => problem.help("a path starts with `./`, `../` or `/`"),
         }
         return None;

@@ -85,6 +85,8 @@ const RUN: &str = "run";
 const DEFAULTS: &str = "defaults";
 /// The largest `download_jobs`.
 pub const MAX_DOWNLOAD_JOBS: u32 = 64;
+/// The most workers, and the most threads of each: a system runs out of both not far above.
+pub const MAX_WORKERS: u32 = 1024;
 /// The default of `download_jobs`.
 pub const DOWNLOAD_JOBS: u32 = 4;
 
@@ -111,9 +113,16 @@ impl Validate for RunTable {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let numbers = [("jobs", self.jobs), ("threads", self.threads), ("micro_batch", self.micro_batch)];
         let zeros = numbers.into_iter().filter(|(_, number)| *number == Some(0));
-        zeros
-            .map(|(key, _)| (key, format!("`{key}` is 0, expected at least 1; without the key it is chosen")))
-            .collect()
+        let zeros = zeros.map(|(key, _)| {
+            (key, format!("`{key}` is 0, expected at least 1; without the key it is chosen"))
+        });
+        let many = numbers.into_iter().filter(|(key, number)| {
+            *key != "micro_batch" && number.is_some_and(|number| number > MAX_WORKERS)
+        });
+        let many = many.map(|(key, number)| {
+            (key, format!("`{key}` is {}, expected at most {MAX_WORKERS}", number.unwrap_or_default()))
+        });
+        zeros.chain(many).collect()
     }
 }
 

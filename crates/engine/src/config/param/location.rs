@@ -44,7 +44,15 @@ pub(super) fn probably_meant(written: &Path, path: &Path) -> Option<String> {
     let missing = path.ancestors().find(is_in_a_folder)?;
     let beside = fs_err::read_dir(missing.parent()?).ok()?.flatten();
     let names: Vec<String> = beside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    if let Some(near) = nearest(missing.file_name()?.to_str()?, names.iter().map(String::as_str)) {
+    // Another case, or without the ending.
+    let name = missing.file_name()?.to_str()?;
+    let stem = |other: &str| Path::new(other).file_stem().map(|stem| stem.to_string_lossy().to_lowercase());
+    let mut alike = names.iter().filter(|other| {
+        let other = other.as_str();
+        other.to_lowercase() == name.to_lowercase() || stem(other).as_deref() == Some(&name.to_lowercase())
+    });
+    let alike = alike.next().filter(|_| alike.next().is_none()).map(String::as_str);
+    if let Some(near) = alike.or_else(|| nearest(name, names.iter().map(String::as_str))) {
         return Some(format!("did you mean `{near}`?"));
     }
     // OWNER/NAME, with `datasets` before it or a path after it, and nothing of it here.
@@ -99,6 +107,10 @@ mod tests {
             assert_eq!(hint, format!("a repository of the Hugging Face Hub is written `hf://{name}`"));
         }
         assert_eq!(of("image/a.png").as_deref(), Some("did you mean `images`?"));
+        fs_err::write(folder.path().join("captions.json"), "").unwrap();
+        for name in ["captions", "Captions.JSON"] {
+            assert_eq!(of(name).as_deref(), Some("did you mean `captions.json`?"));
+        }
         // Files, a folder that is there, and one name alone.
         for name in ["pictures/a.png", "images/unet", "images/unet/config.json", "model"] {
             assert_eq!(of(name), None, "{name}");
