@@ -65,5 +65,8 @@ fn results_are_restored_from_a_read_only_cache() {
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("0 ran, 12 cached"), "{out}{err}");
     assert!(err.contains("latents.npy held other bytes than the stage gave and is restored"), "{out}{err}");
+    let kept = project.path("results/demo/kept");
+    assert_eq!(fs_err::read_to_string(kept.join("latents/latents.npy")).unwrap(), "mine");
+    fs_err::remove_dir_all(kept).unwrap();
     assert_eq!(project.results(), before);
 }

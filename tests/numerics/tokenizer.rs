@@ -97,6 +97,20 @@ fn faults_of_a_folder_are_named() {
     assert!(found.ends_with("model_max_length is 1, expected at least 2"), "{found}");
     let found = error(&[("tokenizer_config.json", "{}")]);
     assert!(found.contains("missing field `model_max_length` at line 1"), "{found}");
+    for (text, said) in [
+        (r#"{"model_max_length": 16, "padding_side": "left"}"#, "`padding_side` is left, supported: right"),
+        (
+            r#"{"model_max_length": 16, "truncation_side": "left"}"#,
+            "`truncation_side` is left, supported: right",
+        ),
+    ] {
+        let found = error(&[("tokenizer_config.json", text)]);
+        assert!(found.ends_with(said), "{found}");
+    }
+    let found = error(&[("merges.txt", "#version: 0.2\n")]);
+    assert!(found.ends_with("merges.txt: it has no merges"), "{found}");
+    let found = error(&[("merges.txt", "version https://git-lfs.github.com/spec/v1\n")]);
+    assert!(found.contains("merges.txt: it is a Git LFS pointer"), "{found}");
     let found = error(&[("merges.txt", "#version: 0.2\nqqq zzz\n")]);
     assert!(found.contains("no byte-pair vocabulary"), "{found}");
     assert!(

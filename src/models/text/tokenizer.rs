@@ -209,8 +209,15 @@ fn byte_pairs(folder: &Path) -> tokenizers::Result<BytePairs> {
             if let Some(found) = mistaken(&text.as_bytes()[..text.len().min(512)]) {
                 return Err(format!("{}: it is {found}", merges.display()).into());
             }
-            let pairs = text.lines().filter(|line| !line.starts_with("#version"));
-            return Ok((vocab.into_iter().collect(), pairs.map(pair).collect::<Result<_, _>>()?));
+            let pairs: Vec<_> = text
+                .lines()
+                .filter(|line| !line.starts_with("#version"))
+                .map(pair)
+                .collect::<Result<_, _>>()?;
+            if pairs.is_empty() {
+                return Err(format!("{}: it has no merges", merges.display()).into());
+            }
+            return Ok((vocab.into_iter().collect(), pairs));
         }
     };
     let Whole { model } = json::read(&both)?;
@@ -220,6 +227,13 @@ fn byte_pairs(folder: &Path) -> tokenizers::Result<BytePairs> {
         if found != Some(expected) {
             let found = found.unwrap_or("missing");
             return Err(format!("{}: `model.{key}` is {found}, supported: {expected}", both.display()).into());
+        }
+    }
+    let prefix = model.continuing_subword_prefix.filter(|prefix| !prefix.is_empty());
+    let dropout = model.dropout.filter(|dropout| *dropout != 0.0).map(|dropout| dropout.to_string());
+    for (key, found) in [("continuing_subword_prefix", prefix), ("dropout", dropout)] {
+        if let Some(found) = found {
+            return Err(format!("{}: `model.{key}` is {found}, supported: null", both.display()).into());
         }
     }
     let pairs = model.merges.into_iter().map(|merge| match merge {
@@ -248,6 +262,8 @@ struct Model {
     kind: Option<String>,
     #[serde(rename = "end_of_word_suffix")]
     end: Option<String>,
+    dropout: Option<f64>,
+    continuing_subword_prefix: Option<String>,
     vocab: HashMap<String, u32>,
     merges: Vec<Merge>,
 }
@@ -263,6 +279,8 @@ enum Merge {
 #[derive(Deserialize)]
 struct Config {
     tokenizer_class: Option<String>,
+    padding_side: Option<String>,
+    truncation_side: Option<String>,
     model_max_length: usize,
     #[serde(default = "Token::start")]
     bos_token: Token,
@@ -312,6 +330,14 @@ impl Config {
         {
             let reason = format!("`tokenizer_class` is {found}, supported: CLIPTokenizer, CLIPTokenizerFast");
             return Err(TokenizerError::Vocabulary { folder: folder.into(), reason });
+        }
+        for (key, found) in
+            [("padding_side", &config.padding_side), ("truncation_side", &config.truncation_side)]
+        {
+            if let Some(found) = found.as_ref().filter(|side| *side != "right") {
+                let reason = format!("`{key}` is {found}, supported: right");
+                return Err(TokenizerError::Vocabulary { folder: folder.into(), reason });
+            }
         }
         let map = folder.join("special_tokens_map.json");
         if config.added_tokens_decoder.is_none() && map.exists() {
