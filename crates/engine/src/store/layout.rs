@@ -190,7 +190,9 @@ impl Store {
 pub fn resolved(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let real = path.ancestors().find_map(|folder| Some((folder, fs_err::canonicalize(folder).ok()?)));
-    real.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?))).unwrap_or(path)
+    // By its parts: joining an empty path would leave a `/` at the end.
+    let joined = real.and_then(|(folder, real)| Some(real.join(path.strip_prefix(folder).ok()?)));
+    joined.map_or(path, |joined| joined.components().collect())
 }
 
 #[cfg(test)]

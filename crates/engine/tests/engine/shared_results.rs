@@ -99,6 +99,16 @@ fn a_run_is_warned_of_another_with_other_parameters() {
     );
     drop(first);
     assert!(!enter(&two).1);
+    // By another path, and before the folder is there.
+    symlink(&project.root, project.path("link")).unwrap();
+    let here = |path: &str| store.use_results(&project.path(path), &one).unwrap();
+    for [first, then] in [["results/new", "link/results/new"], ["link/results/toy", "results/toy"]] {
+        let _first = here(first);
+        assert!(store.use_results(&project.path(then), &two).unwrap().1, "{first}");
+    }
+    let _first = here("results/later");
+    fs_err::create_dir_all(project.path("results/later")).unwrap();
+    assert!(store.use_results(&project.path("results/later"), &two).unwrap().1);
 }
 
 fn runs(project: &Project) -> Vec<std::path::PathBuf> {
