@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::shared::tensors;
 use super::unlearn::{PREDICTED_RISE, RISE};
 
-/// The found rise may be so many times the predicted one.
-const RATIO: std::ops::RangeInclusive<f64> = 0.2..=5.0;
+/// The found rise may be so many times the predicted one: on the demo, rankings are good from 0.17 on and lost at 0.06.
+const RATIO: std::ops::RangeInclusive<f64> = 0.1..=10.0;
 /// The median influence may be this share of the query's own rise.
 const MEDIAN: f64 = 0.5;
 
@@ -79,8 +79,9 @@ mod tests {
         let fine = of(1.0, 0.9, &[0.1, 0.3, 0.2, 0.4]);
         assert!(fine.warnings.is_empty() && (fine.median - 0.25).abs() < 1e-7);
         assert!((fine.standard_deviation - 0.111_803_4).abs() < 1e-6, "numpy.std");
-        assert!(of(6.0, 1.0, &[0.1]).warnings[0].contains("6.00 times"));
-        assert!(of(0.1, 1.0, &[0.01]).warnings[0].contains("0.10 times"));
+        assert!(of(12.0, 1.0, &[0.1]).warnings[0].contains("12.00 times"));
+        assert!(of(0.09, 1.0, &[0.01]).warnings[0].contains("0.09 times"));
+        assert!(of(0.17, 1.0, &[0.01]).warnings.is_empty() && of(2.6, 1.0, &[0.01]).warnings.is_empty());
         assert!(
             of(1.0, 1.0, &[0.7, 0.6, 0.1]).warnings[0].starts_with("half of the images rose by 6.000e-1")
         );
