@@ -71,7 +71,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T, JsonEr
         let found = not_finite.iter().find(|found| found.line == place.0 && found.columns.contains(&place.1));
         match found {
             Some(found) => JsonError::NotFinite { path: path.into(), token: found.token, line: found.line },
-            None => match mistaken(&bytes[..bytes.len().min(512)]) {
+            None => match mistaken(bytes) {
                 Some(found) => JsonError::Instead { path: path.into(), found },
                 None => JsonError::Form { path: path.into(), source },
             },

@@ -116,7 +116,7 @@ impl TensorFile {
         let map = unsafe { Mmap::map(file.file()) }
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         let (length, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            let instead = mistaken(&map[..map.len().min(512)]).map(|found| format!("it is {found}"));
+            let instead = mistaken(&map).map(|found| format!("it is {found}"));
             TensorFileError::Format { path: path.into(), reason: instead.unwrap_or(error.to_string()) }
         })?;
         let names = metadata.offset_keys();

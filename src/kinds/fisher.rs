@@ -113,7 +113,7 @@ impl Compute for FisherParams {
         let mut total = FisherSum::default();
         for part in parts {
             let file = part.join("sums.safetensors");
-            let weight = tensors::metadata(&file, WEIGHT)?.and_then(|text| text.parse().ok());
+            let weight = tensors::number(&file, WEIGHT)?;
             let weight = weight.ok_or_else(|| anyhow::anyhow!("{}: no weight", file.display()))?;
             total.add(FisherSum { sums: tensors::read(&file)?, weight });
         }

@@ -75,9 +75,7 @@ pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
             "no run of this cache is of the project {unknown}: it has runs of {known}"
         )));
     }
-    for root in
-        inventory.gone_projects().into_iter().filter(|root| !policy.forget.iter().any(|path| path == root))
-    {
+    for root in inventory.gone_projects().into_iter().filter(|root| !policy.forgets(Some(root))) {
         let path = root.display();
         tracing::warn!("the project {path} is gone; what its runs need is kept: --forget {path} releases it");
     }

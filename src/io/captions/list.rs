@@ -53,7 +53,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<String>, CaptionListError> {
     let path = path.as_ref();
     let bytes = fs_err::read(path)?;
     let is_json = || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes).is_ok();
-    let instead = mistaken(&bytes[..bytes.len().min(512)]).filter(|_| !bytes.is_empty());
+    let instead = mistaken(&bytes).filter(|_| !bytes.is_empty());
     if let Some(found) = instead.or_else(|| is_json().then(|| "a JSON file".into())) {
         return Err(CaptionListError::Instead { path: path.into(), found });
     }

@@ -135,7 +135,7 @@ fn decode_other(bytes: &[u8]) -> Result<(DynamicImage, Orientation), String> {
         Ok((DynamicImage::from_decoder(decoder)?, orientation))
     };
     read().map_err(|error| {
-        let instead = mistaken(&bytes[..bytes.len().min(512)]).filter(|_| !bytes.starts_with(complete::PNG));
+        let instead = mistaken(bytes).filter(|_| !bytes.starts_with(complete::PNG));
         instead.map_or_else(|| error.to_string(), |found| format!("it is {found}"))
     })
 }

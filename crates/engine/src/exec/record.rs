@@ -98,14 +98,15 @@ impl Coordinator<'_> {
         }
     }
 
-    /// Names results of earlier runs that were computed from other results than those shown now, and another pipeline whose
-    /// results are in the same folder.
-    fn warn_of_mixed_results(&self) {
+    /// Names results of earlier runs that were computed from other results than those shown now.
+    fn warn_of_earlier_results(&self) {
+        if self.replaced.is_empty() {
+            return;
+        }
         let Self { run, state, .. } = self;
         let mut stale = self.replaced.clone();
         let mut names = Vec::new();
-        let all = if stale.is_empty() { Vec::new() } else { run.graph.all() };
-        for stage in all {
+        for stage in run.graph.all() {
             let node = &run.pipeline.stages[stage];
             let reads = node.inputs.values().any(|source| match source {
                 Source::Port { stage, .. } => stale.contains(stage),
@@ -126,12 +127,16 @@ impl Coordinator<'_> {
                 some(&names)
             ));
         }
+    }
+
+    /// Names another pipeline of this project, of the same name, whose results were shown here.
+    fn warn_of_another_pipeline(&self) {
+        let run = self.run;
         let newest = manifest::list(&run.store.runs(&run.pipeline.name)).into_iter().next();
         let newest = newest.and_then(|path| manifest::read(&path).ok());
-        let other = newest.filter(|newest| newest.root == fs_err::canonicalize(&run.pipeline.root).ok());
-        if let Some(Some((other, own))) = other.map(|other| other.within.zip(run.pipeline.within.as_ref()))
-            && other != *own
-        {
+        let here = newest.filter(|newest| newest.root == fs_err::canonicalize(&run.pipeline.root).ok());
+        let both = here.and_then(|newest| newest.within).zip(run.pipeline.within.as_ref());
+        if let Some((other, own)) = both.filter(|(other, own)| other != *own) {
             self.warn(format!(
                 "{} and {} have one name, and take turns in {}",
                 other.display(),
@@ -147,7 +152,11 @@ impl Coordinator<'_> {
         let stages = self.run.pipeline.stages.iter();
         let files = stages.flat_map(|s| s.outputs.iter().map(|port| s.folder().join(&port.file)));
         let shown = files.collect();
-        self.warn_of_mixed_results();
+        self.warn_of_earlier_results();
+        // Another pipeline's results are replaced or removed.
+        if !self.replaced.is_empty() || self.view.shows_others(&shown) {
+            self.warn_of_another_pipeline();
+        }
         let mut unkept = Vec::new();
         let mut keep = |what: &'static str, result: Result<(), StoreError>| match result {
             Err(error) if error.is_read_only() => {

@@ -127,6 +127,16 @@ impl Inventory {
         Ok(Self { items, damaged, disk, runs, unread, newer, cuts, pins })
     }
 
+    /// The runs of each pipeline, newest first, with its name and its project. Pipelines of one name in several projects, or in
+    /// several files of one, are several pipelines.
+    pub fn pipelines(&self) -> impl Iterator<Item = (&str, Option<&Path>, Vec<&RunUse>)> {
+        self.runs.iter().flat_map(|(name, past)| {
+            let mut pipelines: BTreeMap<_, Vec<&RunUse>> = BTreeMap::new();
+            past.iter().for_each(|run| pipelines.entry(run.manifest.identity()).or_default().push(run));
+            pipelines.into_iter().map(move |((root, _), past)| (name.as_str(), root, past))
+        })
+    }
+
     /// The projects of recorded runs whose folder is no longer there.
     pub fn gone_projects(&self) -> BTreeSet<&Path> {
         let runs = self.runs.values().flatten();

@@ -117,15 +117,9 @@ const KEPT_REPEATS: usize = 20;
 
 fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
     let most = policy.keep_manifests.unwrap_or(usize::MAX).max(policy.keep_runs);
-    // Pipelines of one name in several projects are several pipelines.
-    let projects = inventory.runs.iter().flat_map(|(pipeline, past)| {
-        let mut projects: BTreeMap<_, Vec<&RunUse>> = BTreeMap::new();
-        past.iter().for_each(|run| projects.entry(run.manifest.identity()).or_default().push(run));
-        projects.into_iter().map(move |(of, past)| (pipeline, of, past))
-    });
-    for (pipeline, (root, _), past) in projects {
+    for (pipeline, root, past) in inventory.pipelines() {
         // Nothing is known of a forgotten project any more.
-        let forgotten = root.is_some_and(|root| policy.forget.iter().any(|forget| root == forget));
+        let forgotten = policy.forgets(root);
         let bases: Vec<Option<Base>> = past.iter().map(|run| Repeat::base_of(&run.path)).collect();
         let repeats: Vec<usize> =
             (0..past.len()).filter(|&run| bases[run].is_some()).skip(KEPT_REPEATS).collect();

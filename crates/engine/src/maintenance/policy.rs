@@ -1,6 +1,6 @@
 //! The policy of garbage collection, and its removals.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -23,6 +23,13 @@ pub struct Policy {
     pub grace: Duration,
     /// Projects whose runs keep nothing.
     pub forget: Vec<PathBuf>,
+}
+
+impl Policy {
+    /// Whether the runs of a project keep nothing.
+    pub fn forgets(&self, root: Option<&Path>) -> bool {
+        root.is_some_and(|root| self.forget.iter().any(|forgotten| forgotten == root))
+    }
 }
 
 /// What a step removes.

@@ -40,19 +40,9 @@ impl Retained {
     /// Applies a policy to the content of a store.
     pub fn of(inventory: &Inventory, policy: &Policy, now: Timestamp) -> Self {
         let mut kept = Self::default();
-        for past in inventory.runs.values() {
-            // Pipelines of one name in several projects are several pipelines.
-            let mut projects: BTreeMap<_, Vec<&RunUse>> = BTreeMap::new();
-            for run in past {
-                projects.entry(run.manifest.identity()).or_default().push(run);
-            }
-            projects.retain(|(root, _), _| {
-                root.is_none_or(|root| !policy.forget.iter().any(|forget| root == forget))
-            });
-            for past in projects.values() {
-                for newest in 0..past.len().min(policy.keep_runs) {
-                    kept.run(inventory, &past[newest..]);
-                }
+        for (_, _, past) in inventory.pipelines().filter(|(_, root, _)| !policy.forgets(*root)) {
+            for newest in 0..past.len().min(policy.keep_runs) {
+                kept.run(inventory, &past[newest..]);
             }
         }
         for digest in inventory.newer.iter().flat_map(|(_, digests)| digests) {

@@ -112,17 +112,14 @@ impl Validate for RunTable {
 
     fn validate(&self) -> Vec<(&'static str, String)> {
         let numbers = [("jobs", self.jobs), ("threads", self.threads), ("micro_batch", self.micro_batch)];
-        let zeros = numbers.into_iter().filter(|(_, number)| *number == Some(0));
-        let zeros = zeros.map(|(key, _)| {
-            (key, format!("`{key}` is 0, expected at least 1; without the key it is chosen"))
-        });
-        let many = numbers.into_iter().filter(|(key, number)| {
-            *key != "micro_batch" && number.is_some_and(|number| number > MAX_WORKERS)
-        });
-        let many = many.map(|(key, number)| {
-            (key, format!("`{key}` is {}, expected at most {MAX_WORKERS}", number.unwrap_or_default()))
-        });
-        zeros.chain(many).collect()
+        let fault = |(key, number): (&'static str, Option<u32>)| match number? {
+            0 => Some((key, format!("`{key}` is 0, expected at least 1; without the key it is chosen"))),
+            number if number > MAX_WORKERS && key != "micro_batch" => {
+                Some((key, format!("`{key}` is {number}, expected at most {MAX_WORKERS}")))
+            }
+            _ => None,
+        };
+        numbers.into_iter().filter_map(fault).collect()
     }
 }
 

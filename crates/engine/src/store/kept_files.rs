@@ -1,4 +1,4 @@
-//! Files that a user put into a folder of results: they are moved aside before the folder is replaced or removed.
+//! Files of a user where results go: they are moved aside before something is replaced or removed.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
@@ -44,20 +44,14 @@ pub(super) fn move_aside(root: &Path, path: &Path, is_ours: Option<&IsOurs<'_>>)
     entries.retain(|(name, found)| {
         !name.to_str().zip(is_ours).is_some_and(|(name, is_ours)| found.is_file() && is_ours(name, found))
     });
-    let mut names: Vec<PathBuf> = entries.into_iter().map(|(name, _)| name).collect();
-    if is_ours.is_none() && !names.is_empty() {
-        names = vec![PathBuf::new()];
+    match is_ours {
+        None if !entries.is_empty() => Ok(vec![move_path(root, path)?]),
+        _ => entries.iter().map(|(name, _)| move_path(root, &path.join(name))).collect(),
     }
-    let mut moved = Vec::new();
-    for name in names {
-        let is_whole = name.as_os_str().is_empty();
-        moved.push(move_file(root, &if is_whole { path.to_path_buf() } else { path.join(name) })?);
-    }
-    Ok(moved)
 }
 
-/// Moves one file or link to `ROOT/kept/PATH`.
-pub(super) fn move_file(root: &Path, path: &Path) -> Result<MovedFile> {
+/// Moves a file, a link or a folder to `ROOT/kept/PATH`.
+pub(super) fn move_path(root: &Path, path: &Path) -> Result<MovedFile> {
     let (from, to) = (root.join(path), free_name(root.join(KEPT).join(path)));
     fs_err::create_dir_all(to.parent().unwrap_or(root))?;
     fs_err::rename(&from, &to)?;

@@ -77,6 +77,11 @@ impl View {
         self.shown.contains_key(path)
     }
 
+    /// Whether something is shown at other paths than these.
+    pub fn shows_others(&self, paths: &BTreeSet<PathBuf>) -> bool {
+        !self.shown.keys().all(|path| paths.contains(path))
+    }
+
     /// Places an artifact at `path` below the view; costs next to nothing where it is already.
     ///
     /// An adopted one is placed as a link to where it is.
@@ -130,7 +135,7 @@ impl View {
                 for name in &names {
                     let found = fs_err::symlink_metadata(target.join(name)).ok();
                     if found.is_some_and(|found| !is_read_only(&found)) {
-                        self.moved.push(kept_files::move_file(&self.root, &path.join(name))?);
+                        self.moved.push(kept_files::move_path(&self.root, &path.join(name))?);
                     }
                     self.replace(&target.join(name), present(&target.join(name)), |view, new| {
                         view.link(&object.join(name), new)
@@ -171,14 +176,14 @@ impl View {
         for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
             let above_it = self.root.join(above);
             if present(&above_it) && !is_folder(&above_it) {
-                self.moved.push(kept_files::move_file(&self.root, above)?);
+                self.moved.push(kept_files::move_path(&self.root, above)?);
             }
         }
         if let Some(found) =
             fs_err::symlink_metadata(self.root.join(path)).ok().filter(|found| !found.is_dir())
         {
             if !self.is_ours(path, &found) {
-                self.moved.push(kept_files::move_file(&self.root, path)?);
+                self.moved.push(kept_files::move_path(&self.root, path)?);
             }
             return Ok(());
         }
@@ -194,9 +199,7 @@ impl View {
             None => (names(new)?, true),
         };
         let is_ours = names.as_ref().map(|names| {
-            move |name: &str, found: &Metadata| {
-                names.contains(name) && !(is_guess && found.permissions().mode() & 0o222 != 0)
-            }
+            move |name: &str, found: &Metadata| names.contains(name) && (!is_guess || is_read_only(found))
         });
         let is_ours = is_ours.as_ref().map(|is_ours| is_ours as &IsOurs<'_>);
         self.moved.extend(kept_files::move_aside(&self.root, path, is_ours)?);
@@ -254,7 +257,7 @@ impl View {
     /// # Errors
     /// A removal that failed.
     pub fn prune(&mut self, paths: &BTreeSet<PathBuf>, store: &Store) -> Result<()> {
-        if self.shown.keys().all(|path| paths.contains(path)) {
+        if !self.shows_others(paths) {
             return Ok(());
         }
         let _lock = self.lock()?;
