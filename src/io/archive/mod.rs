@@ -55,25 +55,25 @@ pub fn unpack(
     folder: impl AsRef<Path>,
     limits: Limits,
 ) -> Result<Unpacked, ArchiveError> {
-    unpack_volumes(&[path], folder, limits, &|_| Ok(()), &mut |_, _| ())
+    let path = path.as_ref();
+    unpack_volumes(&[path], path, folder, limits, &|_| Ok(()), &mut |_, _| ())
 }
 
 /// The same for an archive that was split into volumes (`x.7z.001`, `x.7z.002`, …), given in order.
 ///
-/// They are read as one file, without being joined on disk. Messages name the first of them. `check_space` receives the
-/// bytes needed, before any is written. `on_progress` receives the bytes unpacked so far and the bytes that the archive
-/// declares.
+/// They are read as one file, without being joined on disk. Messages call it `name`. `check_space` receives the bytes needed,
+/// before any is written. `on_progress` receives the bytes unpacked so far and the bytes that the archive declares.
 ///
 /// # Errors
 /// See [`unpack`].
 pub fn unpack_volumes<P: AsRef<Path>>(
     volumes: &[P],
+    name: &Path,
     folder: impl AsRef<Path>,
     limits: Limits,
     check_space: &dyn Fn(u64) -> io::Result<()>,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Unpacked, ArchiveError> {
-    let path = volumes.first().map_or(Path::new(""), AsRef::as_ref);
     let mut archive = Volumes::open(volumes)?;
     let mut start = Vec::new();
     archive.by_ref().take(512).read_to_end(&mut start)?;
@@ -81,10 +81,10 @@ pub fn unpack_volumes<P: AsRef<Path>>(
     let format = Format::of(&start).ok_or_else(|| {
         let bytes = start.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
         let found = mistaken(&start).map_or(format!("begins with {bytes}"), |found| format!("it is {found}"));
-        ArchiveError::Unknown { path: path.into(), found }
+        ArchiveError::Unknown { path: name.into(), found }
     })?;
     let limit = limits.bytes.min(archive.len().saturating_mul(limits.ratio));
-    let mut job = Job::new(path, format, folder.as_ref(), limit, check_space, on_progress);
+    let mut job = Job::new(name, format, folder.as_ref(), limit, check_space, on_progress);
     match format {
         Format::Zip => zip::unpack(archive, &mut job)?,
         Format::Tar | Format::TarGz => tar::unpack(archive, &mut job)?,

@@ -160,7 +160,8 @@ fn unpacked(
             path
         })
         .collect();
-    let result = unpack_volumes(&volumes, folder.path().join("out"), limits, &|_| Ok(()), &mut |_, _| ());
+    let result =
+        unpack_volumes(&volumes, &volumes[0], folder.path().join("out"), limits, &|_| Ok(()), &mut |_, _| ());
     (folder, result)
 }
 
@@ -267,6 +268,7 @@ fn damage_and_missing_volumes_are_errors() {
     }
     let missing = unpack_volumes(
         &["/nowhere/x.7z.001"],
+        Path::new("/nowhere/x.7z.001"),
         "/nowhere/out",
         Limits::default(),
         &|_| Ok(()),
@@ -282,8 +284,15 @@ fn volumes_of_another_program_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let mut progress = Vec::new();
     let mut on_progress = |done, all| progress.push((done, all));
-    let unpacked =
-        unpack_volumes(&volumes, folder.path(), Limits::default(), &|_| Ok(()), &mut on_progress).unwrap();
+    let unpacked = unpack_volumes(
+        &volumes,
+        &volumes[0],
+        folder.path(),
+        Limits::default(),
+        &|_| Ok(()),
+        &mut on_progress,
+    )
+    .unwrap();
     assert_eq!(unpacked, Unpacked { files: 3, bytes: 640 + 1500 });
     assert!(
         progress.is_sorted()

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use super::plan::{Item, Remote, Volume};
 use crate::io::archive::{ArchiveError, Limits, unpack_volumes};
 use crate::io::download::{FetchError, Finished, sha256};
-use attrflow_engine::kind::{Context, describe};
+use attrflow_engine::kind::Context;
 use attrflow_engine::store::require_space;
 
 /// Progress in bytes: downloaded, and of archives unpacked.
@@ -102,13 +102,19 @@ fn unpack(
         });
     }
     let size = paths.iter().map(|path| length(path)).sum::<u64>();
-    let first = paths.first().map(|path| path.display().to_string());
+    // Where a downloaded archive lies in the cache tells a user nothing.
+    let address = match volumes.first() {
+        Some(Volume::Remote(remote)) => Some(remotes[*remote].request.name.clone()),
+        _ => None,
+    };
+    let name = address.as_deref().map(Path::new).or(paths.first().map(PathBuf::as_path));
+    let name = name.unwrap_or(Path::new("")).to_path_buf();
     let mut on_progress = |done: u64, declared: u64| {
         let part = u128::from(size) * u128::from(done) / u128::from(declared.max(1));
         steps.at(u64::try_from(part).unwrap_or(u64::MAX));
     };
     let check_space = |needed| require_space(target, needed);
-    let unpacked = unpack_volumes(&paths, target, Limits::default(), &check_space, &mut on_progress);
+    let unpacked = unpack_volumes(&paths, &name, target, Limits::default(), &check_space, &mut on_progress);
     // An invalid archive without a known digest must be downloaded again.
     let is_removable = match &unpacked {
         Ok(_) => true,
@@ -127,27 +133,13 @@ fn unpack(
             file.remove()?;
         }
     }
-    unpacked.map_err(|error| named(error, first, volumes, remotes))?;
+    unpacked.map_err(|error| match (address, error) {
+        // The system names a file that was written, or none.
+        (Some(address), error @ ArchiveError::Io(_)) => anyhow::Error::new(error).context(address),
+        (_, error) => error.into(),
+    })?;
     steps.add(size);
     Ok(())
-}
-
-/// Names a downloaded archive by its address: where it lies in the cache tells a user nothing.
-fn named(
-    error: ArchiveError,
-    path: Option<String>,
-    volumes: &[Volume<'_>],
-    remotes: &[Remote],
-) -> anyhow::Error {
-    match (volumes.first(), path) {
-        (Some(Volume::Remote(remote)), Some(path)) => {
-            let (text, name) = (describe(&error.into()), &remotes[*remote].request.name);
-            let text = text.replace(&path, name);
-            // Errors that the system gave name no file, or one that was being unpacked.
-            if text.contains(name) { anyhow::anyhow!(text) } else { anyhow::anyhow!("{name}: {text}") }
-        }
-        _ => error.into(),
-    }
 }
 
 fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
