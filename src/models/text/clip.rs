@@ -50,12 +50,8 @@ impl ClipConfig {
     /// The file can't be read, or is of another network.
     pub fn read(file: &Path) -> Result<Self, ModelError> {
         let config: Self = config::read(file, GUARDS)?;
-        let width = ("hidden_size", [config.hidden_size]);
-        config::expect_divides(
-            file,
-            ("num_attention_heads", config.num_attention_heads),
-            (width.0, &width.1),
-        )?;
+        let heads = ("num_attention_heads", config.num_attention_heads);
+        config::expect_divides(file, heads, ("hidden_size", &[config.hidden_size]))?;
         Ok(config)
     }
 }
