@@ -4,10 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use attrflow_engine::kind::{Device, Downloads, Inputs, Step, Task};
-use attrflow_engine::worker::Backend;
 use attrflow_engine::worker::cancel::Cancel;
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::{DeviceClass, Reply, TaskBatch, TaskError, WorkerConfig};
+use attrflow_engine::worker::{Backend, Request, Work};
 use serde_json::{Value as Json, json};
 
 use crate::conformance::{Act, Subject, conformance};
@@ -38,6 +38,10 @@ fn params(act: &Act) -> Json {
         }
         Act::Hang(id) => format!("echo $$ > {}; exec sleep 300", id.display()),
     })
+}
+
+fn request(cancel: &Cancel) -> Request<'_> {
+    Request { slot: 0, libtorch: false, waiting: &|| 1, cancel }
 }
 
 #[test]
@@ -71,15 +75,15 @@ fn what_a_library_prints_is_a_log_line() {
     let later = format!("({}; echo noise; touch {at}/went) &", wait("go"));
     let script = format!("echo before the hello\n{later}\nexec {attrflow} \"$@\"");
     let backend = wrapper(folder.path(), &script);
-    let mut worker = backend.next(0, false, &Cancel::default()).unwrap();
+    let mut worker = backend.next(&request(&Cancel::default())).unwrap().unwrap();
     assert_eq!(worker.facts().device, DeviceClass::Cpu);
     let script = format!("touch {at}/go; {}; printf done > file", wait("went"));
     let out = folder.path().join("out");
     fs_err::create_dir(&out).unwrap();
     let task = Task { params: shell(&script), inputs: Inputs::default(), step: Step::Whole, out };
-    let batch = TaskBatch { kind: "command".into(), tasks: vec![task] };
+    let batches = vec![TaskBatch { kind: "command".into(), tasks: vec![task] }];
     let mut replies = Vec::new();
-    worker.run(&batch, &mut |reply| replies.push(reply)).unwrap();
+    worker.run(&Work { batches, recipes: Vec::new() }, &mut |reply| replies.push(reply)).unwrap();
     let noise = |reply: &Reply| matches!(reply, Reply::Log { message, .. } if message == "noise");
     assert!(replies.iter().any(noise), "{replies:?}");
 }
@@ -89,7 +93,7 @@ fn programs_that_are_not_workers() {
     let folder = tempfile::tempdir().unwrap();
     let error = |script: &str| {
         let backend = wrapper(folder.path(), script);
-        backend.next(0, false, &Cancel::default()).err().expect("no worker")
+        backend.next(&request(&Cancel::default())).err().expect("no worker")
     };
     assert!(matches!(error("exit 3"), TaskError::Died(_)));
     let hello =

@@ -11,7 +11,7 @@ const ENGINE: &[(&str, &str)] = &[
     ("store", "identity"),
     ("kind", "config"),
     ("pipeline", "config kind"),
-    ("worker", "kind"),
+    ("worker", "identity kind"),
     ("provenance", "config identity kind pipeline store"),
     ("plan", "config identity kind pipeline provenance store"),
     ("maintenance", "identity provenance store"),

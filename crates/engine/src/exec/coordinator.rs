@@ -21,7 +21,7 @@ use crate::store::{Entry, Lookup, PART, Repair, StoreError, UnitIndex, View, for
 /// The one thread that the state of a run belongs to.
 pub(super) struct Coordinator<'a> {
     pub(super) run: &'a Run<'a>,
-    queue: &'a Queue,
+    queue: &'a Queue<'a>,
     planner: Planner<'a>,
     pub(super) view: View,
     pub(super) state: RunState,
@@ -32,7 +32,7 @@ pub(super) struct Coordinator<'a> {
 }
 
 impl<'a> Coordinator<'a> {
-    pub fn new(run: &'a Run<'a>, queue: &'a Queue) -> Self {
+    pub fn new(run: &'a Run<'a>, queue: &'a Queue<'a>) -> Self {
         let stages = run.pipeline.stages.iter();
         let names: Vec<String> = stages.map(|stage| stage.id.clone()).collect();
         let dependents = (0..names.len()).map(|stage| run.graph.dependents(stage).collect()).collect();

@@ -3,6 +3,7 @@
 pub mod adopt;
 mod coordinator;
 pub mod event;
+mod keep_results;
 pub mod noop_cache;
 mod queue;
 mod record;
@@ -17,6 +18,7 @@ use std::sync::mpsc;
 use crate::exec::event::Event;
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
+use crate::kind::KindInfo;
 use crate::pipeline::Pipeline;
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::{Conditions, Manifest, Program};
@@ -27,7 +29,7 @@ use coordinator::Coordinator;
 use queue::Queue;
 use state_messages::Message;
 pub use state_messages::RunError;
-use worker_slots::{Reports, Slot};
+use worker_slots::{Rates, Reports, Shared, Slot};
 
 /// A run: what to do, where to keep it, who observes it.
 pub struct Run<'a> {
@@ -103,21 +105,24 @@ impl Run<'_> {
     }
 
     fn run_jobs(&self) -> Result<Manifest, RunError> {
-        let queue = Queue::new(self.backend.slots());
+        let serves = |pool, kind: &KindInfo| self.backend.serves(pool, kind);
+        let queue = Queue::new((0..self.backend.slots()).map(|slot| self.backend.pool(slot)), &serves);
         let mut coordinator = Coordinator::new(self, &queue);
         coordinator.begin()?;
         // No worker, thread or folder is made for a run that finds everything in the cache.
         if coordinator.state.busy() {
             let scratch = self.store.scratch()?;
+            let rates = Rates::default();
             let (reports, incoming) = mpsc::channel();
             let wake = reports.clone();
             self.stop.listen(Box::new(move || wake.send(Message::Stop).is_ok()));
             std::thread::scope(|scope| {
                 let _close = CloseOnDrop(&queue);
                 let (backend, store, stop) = (self.backend, self.store, self.stop);
+                let shared = Shared { queue: &queue, backend, store, scratch: &scratch, rates: &rates };
                 for slot in 0..backend.slots() {
-                    let (queue, scratch, reports) = (&queue, &scratch, Reports { to: reports.clone(), stop });
-                    scope.spawn(move || Slot::new(slot, queue, backend, store, scratch, reports).serve());
+                    let reports = Reports { to: reports.clone(), stop };
+                    scope.spawn(move || Slot::new(slot, shared, reports).serve());
                 }
                 drop(reports);
                 while coordinator.state.busy() {
@@ -132,7 +137,7 @@ impl Run<'_> {
 }
 
 /// Ends the slots however the coordinator ends, or they would wait for ever.
-struct CloseOnDrop<'a>(&'a Queue);
+struct CloseOnDrop<'a>(&'a Queue<'a>);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {

@@ -47,98 +47,258 @@ pub(super) struct Job {
     pub lost: usize,
 }
 
+impl Job {
+    /// Whether the two are worth computing together.
+    pub fn is_together_with(&self, other: &Self) -> bool {
+        self.batch_key.is_some()
+            && self.batch_key == other.batch_key
+            && self.common.kind.name == other.common.kind.name
+    }
+}
+
 /// Most jobs of one batch: all that are not finished are lost when it is cut off.
 const MAX_BATCH: usize = 64;
 
+/// Which workers a slot has: those of a pool, with libtorch or without.
+pub(super) type Class = (usize, bool);
+
 /// The queued jobs, in order.
-pub(super) struct Queue {
-    jobs: Mutex<(VecDeque<Box<Job>>, bool)>,
+pub(super) struct Queue<'a> {
+    state: Mutex<State>,
     wake: Condvar,
-    /// How many take from it.
-    slots: usize,
+    /// Whether workers of a pool compute a kind.
+    serves: &'a (dyn Fn(usize, &KindInfo) -> bool + Sync),
+    /// How many take from it, by pool.
+    slots: BTreeMap<usize, usize>,
 }
 
-impl Queue {
-    pub fn new(slots: usize) -> Self {
-        Self { jobs: Mutex::default(), wake: Condvar::new(), slots }
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Box<Job>>,
+    closed: bool,
+    /// Slots that are about to take a job, or wait for a worker to take it with.
+    claims: BTreeMap<Class, usize>,
+    /// Slots that wait with a worker.
+    idle: BTreeMap<Class, usize>,
+}
+
+impl State {
+    /// Jobs that nobody is about to take: whether there are more than so many.
+    fn has_more(&self, than: usize, fits: impl Fn(&Job) -> bool) -> bool {
+        self.jobs.iter().filter(|job| fits(job)).nth(than).is_some()
+    }
+}
+
+/// A slot's right to start a worker for a job, or to take one; given back when dropped.
+pub(super) struct Claim<'a> {
+    queue: &'a Queue<'a>,
+    pub class: Class,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(count) = self.queue.state().claims.get_mut(&self.class) {
+            *count -= 1;
+        }
+        self.queue.wake.notify_all();
+    }
+}
+
+/// How much a worker is given at once.
+pub(super) struct Share<'a> {
+    /// Seconds of work.
+    pub seconds: f64,
+    /// The seconds that a job takes, where they are known.
+    pub cost: &'a dyn Fn(&Job) -> Option<f64>,
+}
+
+impl<'a> Queue<'a> {
+    /// A queue for slots of these pools.
+    pub fn new(
+        pools: impl IntoIterator<Item = usize>,
+        serves: &'a (dyn Fn(usize, &KindInfo) -> bool + Sync),
+    ) -> Self {
+        let mut slots = BTreeMap::new();
+        pools.into_iter().for_each(|pool| *slots.entry(pool).or_insert(0) += 1);
+        Self { state: Mutex::default(), wake: Condvar::new(), serves, slots }
     }
 
-    fn jobs(&self) -> MutexGuard<'_, (VecDeque<Box<Job>>, bool)> {
-        self.jobs.lock().expect("no panic under this lock")
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
+    fn fits(&self, (pool, libtorch): Class) -> impl Fn(&Job) -> bool {
+        move |job| job.common.kind.libtorch == libtorch && (self.serves)(pool, job.common.kind)
     }
 
     /// Adds jobs, all at once: a slot that waits would else take the first one without its batch.
     pub fn extend(&self, jobs: Vec<Job>) {
-        self.jobs().0.extend(jobs.into_iter().map(Box::new));
+        self.state().jobs.extend(jobs.into_iter().map(Box::new));
         self.wake.notify_all();
     }
 
     /// Puts a job before all others: a merge frees what waits for its stage.
     pub fn push_first(&self, job: Job) {
-        self.jobs().0.push_front(Box::new(job));
-        self.wake.notify_one();
+        self.state().jobs.push_front(Box::new(job));
+        self.wake.notify_all();
     }
 
     /// Drops the jobs of a stage that failed, and returns how many there were.
     pub fn cancel(&self, stage: usize) -> usize {
-        let mut jobs = self.jobs();
-        let before = jobs.0.len();
-        jobs.0.retain(|job| job.common.stage != stage);
-        before - jobs.0.len()
+        let mut state = self.state();
+        let before = state.jobs.len();
+        state.jobs.retain(|job| job.common.stage != stage);
+        before - state.jobs.len()
     }
 
     /// Drops all jobs, and returns how many there were.
     pub fn clear(&self) -> usize {
-        std::mem::take(&mut self.jobs().0).len()
+        std::mem::take(&mut self.state().jobs).len()
     }
 
     /// Lets the slots end after the jobs that they run; others are still queued only where the run cannot continue.
     pub fn close(&self) {
-        *self.jobs() = (VecDeque::new(), true);
+        let mut state = self.state();
+        state.jobs.clear();
+        state.closed = true;
+        drop(state);
         self.wake.notify_all();
     }
 
-    /// Waits for the next job, and takes the other jobs of its batch with it; `None` once the queue is closed.
-    ///
-    /// They are taken at once, so that two slots do not divide a batch. If `hold` refuses the first, it comes alone.
-    pub fn take<T>(&self, mut hold: impl FnMut(&Job) -> Option<T>) -> Option<Vec<(Box<Job>, Option<T>)>> {
-        let mut jobs = self.jobs();
-        let job = loop {
-            if jobs.1 {
-                return None;
-            }
-            if let Some(job) = jobs.0.pop_front() {
-                break job;
-            }
-            jobs = self.wake.wait(jobs).expect("no panic under this lock");
-        };
-        let held = hold(&job);
-        let batch = if held.is_some() { self.batch(&job, &mut jobs.0, hold) } else { Vec::new() };
-        Some(std::iter::once((job, held)).chain(batch).collect())
+    /// How many jobs wait for workers of a class.
+    pub fn waiting(&self, class: Class) -> usize {
+        let fits = self.fits(class);
+        self.state().jobs.iter().filter(|job| fits(job)).count()
     }
 
-    /// Takes the jobs of a job's batch that `hold` accepts. The others stay queued: a unit that another run computes is
-    /// waited for in its turn, with no other lock held.
+    /// Waits until there is a job for a slot of this pool; `None` once the queue is closed.
     ///
-    /// At most a slot's share of the queue, so that the other slots have work.
-    fn batch<T>(
-        &self,
-        job: &Job,
-        waiting: &mut VecDeque<Box<Job>>,
-        mut hold: impl FnMut(&Job) -> Option<T>,
-    ) -> Vec<(Box<Job>, Option<T>)> {
-        let Some(key) = &job.batch_key else { return Vec::new() };
-        let share = (waiting.len() + 1).div_ceil(self.slots.max(1)).min(MAX_BATCH);
-        let (mut taken, mut place) = (Vec::new(), 0);
-        while taken.len() + 1 < share && place < waiting.len() {
-            let other = &waiting[place];
-            let fits =
-                other.common.kind.name == job.common.kind.name && other.batch_key.as_ref() == Some(key);
-            match fits.then(|| hold(other)).flatten() {
-                None => place += 1,
-                held => taken.extend(waiting.remove(place).map(|other| (other, held))),
+    /// A slot without the worker for it gets the claim only if no other slot has one to spare.
+    pub fn claim(&self, pool: usize, has_worker: impl Fn(bool) -> bool) -> Option<Claim<'_>> {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return None;
+            }
+            let serves = |job: &&Box<Job>| (self.serves)(pool, job.common.kind);
+            let first = state.jobs.iter().find(serves);
+            if let Some(class) = first.map(|job| (pool, job.common.kind.libtorch)) {
+                let count = |counts: &BTreeMap<Class, usize>| counts.get(&class).copied().unwrap_or(0);
+                let others = match has_worker(class.1) {
+                    true => 0,
+                    false => count(&state.claims) + count(&state.idle),
+                };
+                if state.has_more(others, self.fits(class)) {
+                    *state.claims.entry(class).or_insert(0) += 1;
+                    return Some(Claim { queue: self, class });
+                }
+            }
+            let owned = [false, true].into_iter().filter(|libtorch| has_worker(*libtorch));
+            let owned: Vec<Class> = owned.map(|libtorch| (pool, libtorch)).collect();
+            owned.iter().for_each(|class| *state.idle.entry(*class).or_insert(0) += 1);
+            state = self.wake.wait(state).expect("no panic under this lock");
+            for class in &owned {
+                if let Some(count) = state.idle.get_mut(class) {
+                    *count -= 1;
+                }
             }
         }
+    }
+
+    /// Takes the next job, and the other jobs of its batch with it; `None` where another slot was faster.
+    ///
+    /// They are taken at once, so that two slots do not divide a batch. If `hold` refuses the first, it comes alone. With a
+    /// `share`, batches are taken until they make up so many seconds.
+    pub fn take<T>(
+        &self,
+        claim: Claim<'_>,
+        share: Option<&Share<'_>>,
+        mut hold: impl FnMut(&Job) -> Option<T>,
+    ) -> Option<Vec<(Box<Job>, Option<T>)>> {
+        let fits = self.fits(claim.class);
+        let mut state = self.state();
+        let first = state.jobs.iter().position(|job| fits(job)).and_then(|place| state.jobs.remove(place));
+        let taken = first.map(|job| {
+            let waiting = &mut state.jobs;
+            // At most a slot's share of the queue, so that the other slots have work.
+            let slots = self.slots.get(&claim.class.0).copied().unwrap_or(1).max(1);
+            let held = hold(&job);
+            let alone = held.is_none() || (share.is_none() && job.batch_key.is_none());
+            let most = if alone { 1 } else { 1 + waiting.iter().filter(|job| fits(job)).count() };
+            let most = most.div_ceil(slots);
+            let mut taken = vec![(job, held)];
+            match share {
+                None => batch(&mut taken, waiting, most.min(MAX_BATCH), hold),
+                Some(share) => fill(&mut taken, waiting, most, share, &fits, hold),
+            }
+            taken
+        });
+        // Dropping the claim takes the lock.
+        drop(state);
         taken
+    }
+}
+
+/// Takes the jobs of the first job's batch that `hold` accepts. The others stay queued: a unit that another run computes is
+/// waited for in its turn, with no other lock held.
+fn batch<T>(
+    taken: &mut Vec<(Box<Job>, Option<T>)>,
+    waiting: &mut VecDeque<Box<Job>>,
+    most: usize,
+    mut hold: impl FnMut(&Job) -> Option<T>,
+) {
+    let mut place = 0;
+    while taken.len() < most && place < waiting.len() {
+        match waiting[place].is_together_with(&taken[0].0).then(|| hold(&waiting[place])).flatten() {
+            None => place += 1,
+            held => taken.extend(waiting.remove(place).map(|other| (other, held))),
+        }
+    }
+}
+
+/// Takes jobs in order, those of one batch one after the other, until they make up the seconds of the share.
+fn fill<T>(
+    taken: &mut Vec<(Box<Job>, Option<T>)>,
+    waiting: &mut VecDeque<Box<Job>>,
+    most: usize,
+    share: &Share<'_>,
+    fits: &dyn Fn(&Job) -> bool,
+    mut hold: impl FnMut(&Job) -> Option<T>,
+) {
+    // Where nothing is known of a job, it is measured alone.
+    let Some(mut seconds) = (share.cost)(&taken[0].0) else { return };
+    let mut place = 0;
+    let mut last = 0;
+    // First the rest of the batch; then the next job that is there, and the rest of its batch.
+    let mut same_batch = true;
+    while taken.len() < most {
+        if place == waiting.len() {
+            if !same_batch {
+                return;
+            }
+            (same_batch, place) = (false, 0);
+            continue;
+        }
+        let job = &waiting[place];
+        let wanted = if same_batch { job.is_together_with(&taken[last].0) } else { fits(job) };
+        let cost = wanted.then(|| (share.cost)(job)).flatten();
+        let Some(cost) = cost.filter(|cost| seconds + cost <= share.seconds) else {
+            // Of those that fit nothing but their turn, none is passed over.
+            if wanted && !same_batch {
+                return;
+            }
+            place += 1;
+            continue;
+        };
+        match hold(job) {
+            None => place += 1,
+            held => {
+                seconds += cost;
+                taken.extend(waiting.remove(place).map(|other| (other, held)));
+                if !same_batch {
+                    (last, same_batch, place) = (taken.len() - 1, true, 0);
+                }
+            }
+        }
     }
 }

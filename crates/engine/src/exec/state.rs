@@ -192,7 +192,11 @@ impl RunState {
                 Some(Event::Progress { stage: self.name(stage), done, total })
             }
             Reply::Log { level, message } => Some(Event::Log { level, message }),
-            Reply::Hello(_) | Reply::Finished { .. } | Reply::Done(_) | Reply::Failed { .. } => None,
+            Reply::Hello(_)
+            | Reply::Started { .. }
+            | Reply::Finished { .. }
+            | Reply::Done(_)
+            | Reply::Failed { .. } => None,
         }
     }
 

@@ -1,18 +1,19 @@
 //! Threads that take jobs from one queue, each with workers of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use super::queue::{Job, Queue};
+use super::queue::{Claim, Job, Queue, Share};
 use super::state_messages::{Message, RunError};
 use crate::kind::{PREVIOUS, Step, Task};
-use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError, Watch};
+use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError, Watch};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::protocol::{Reply, TaskBatch, TaskError};
-use crate::worker::{Backend, Worker};
+use crate::worker::{Backend, Request, Work, Worker};
 
 /// Where a slot reports to, and whether the run is to stop.
 pub(super) struct Reports<'a> {
@@ -32,7 +33,7 @@ impl Reports<'_> {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum JobError {
+pub(super) enum JobError {
     #[error(transparent)]
     Task(#[from] TaskError),
     #[error(transparent)]
@@ -48,54 +49,93 @@ enum JobError {
 }
 
 /// A result, and the seconds that it took; none where another run had computed it.
-type Outcome = Result<(Entry, Option<f64>), JobError>;
+pub(super) type Outcome = Result<(Entry, Option<f64>), JobError>;
 /// The coordinator is gone: nobody needs the slot any more.
-struct Disconnected;
-type Sent = Result<(), Disconnected>;
+pub(super) struct Disconnected;
+pub(super) type Sent = Result<(), Disconnected>;
 
 /// A job that a slot has taken.
-struct LockedJob {
-    job: Box<Job>,
+pub(super) struct LockedJob {
+    pub job: Box<Job>,
     /// Keeps others from computing it; none while it is waited for.
     lock: Option<Lock>,
     /// Whether its start was reported.
     begun: bool,
 }
 
+/// Seconds of a step as this run measured them, by pool and kind.
+#[derive(Default)]
+pub(super) struct Rates(Mutex<BTreeMap<(usize, &'static str), f64>>);
+
+impl Rates {
+    /// Takes a measurement; the newest counts half, since units differ and machines too.
+    pub fn add(&self, key: (usize, &'static str), seconds: f64) {
+        let mut rates = self.0.lock().expect("no panic under this lock");
+        rates.entry(key).and_modify(|rate| *rate = (*rate + seconds) / 2.0).or_insert(seconds);
+    }
+
+    fn cost(&self, pool: usize, job: &Job) -> Option<f64> {
+        let rates = self.0.lock().expect("no panic under this lock");
+        Some(rates.get(&(pool, job.common.kind.name))? * steps(job)?)
+    }
+}
+
+/// The steps of a unit; those of other jobs are not known before they run.
+pub(super) fn steps(job: &Job) -> Option<f64> {
+    match &job.step {
+        Step::Unit(unit) => Some(unit.steps.max(1) as f64),
+        Step::Whole | Step::Merge(_) => None,
+    }
+}
+
+/// What all slots of a run share.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a> {
+    pub queue: &'a Queue<'a>,
+    pub backend: &'a dyn Backend,
+    pub store: &'a Store,
+    pub scratch: &'a Scratch,
+    pub rates: &'a Rates,
+}
+
 /// One of the threads.
 pub(super) struct Slot<'a> {
     number: usize,
-    queue: &'a Queue,
+    pub pool: usize,
+    queue: &'a Queue<'a>,
     backend: &'a dyn Backend,
-    store: &'a Store,
-    scratch: &'a Scratch,
+    pub store: &'a Store,
+    pub scratch: &'a Scratch,
+    pub rates: &'a Rates,
     reports: Reports<'a>,
     /// For kinds that need no libtorch, and for those that do; each is started when there is something for it to do.
     workers: [Option<Box<dyn Worker>>; 2],
     /// Emptied folders of earlier tasks.
-    spare: Vec<Attempt>,
+    pub spare: Vec<Attempt>,
 }
 
 impl<'a> Slot<'a> {
-    pub fn new(
-        number: usize,
-        queue: &'a Queue,
-        backend: &'a dyn Backend,
-        store: &'a Store,
-        scratch: &'a Scratch,
-        reports: Reports<'a>,
-    ) -> Self {
-        Self { number, queue, backend, store, scratch, reports, workers: [None, None], spare: Vec::new() }
+    pub fn new(number: usize, shared: Shared<'a>, reports: Reports<'a>) -> Self {
+        let Shared { queue, backend, store, scratch, rates } = shared;
+        let (workers, spare, pool) = ([None, None], Vec::new(), backend.pool(number));
+        Self { number, pool, queue, backend, store, scratch, rates, reports, workers, spare }
     }
 
     /// Takes jobs until there will be no more.
     pub fn serve(mut self) {
-        // Never waits for a lock here: two runs could deadlock.
-        while let Some(jobs) = self.queue.take(|job| self.try_lock(job)) {
+        while let Some(claim) =
+            self.queue.claim(self.pool, |torch| self.workers[usize::from(torch)].is_some())
+        {
+            let started = catch_unwind(AssertUnwindSafe(|| self.start_worker(&claim)));
+            let started = started.unwrap_or(Err(JobError::Panic));
+            let Some(jobs) = self.take(claim, started.is_ok()) else { continue };
             let held = jobs.into_iter().map(|(job, lock)| LockedJob { job, lock, begun: false });
             let mut held: Vec<LockedJob> = held.collect();
-            // Every job must be reported, or the run never ends.
-            let ended = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(()));
+            let ended = match started {
+                // Every job must be reported, or the run never ends.
+                Ok(()) => catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut held))).unwrap_or(Ok(())),
+                Err(error) => self.end(held.remove(0), Err(error)),
+            };
             let rest = held.into_iter().try_for_each(|held| self.end(held, Err(JobError::Panic)));
             if ended.and(rest).is_err() {
                 return;
@@ -103,7 +143,37 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Runs a job and those of its batch until each has ended; a panic leaves some of them in `held`.
+    /// Waits for a worker for the jobs of a claim; no lock is held meanwhile. Without an error it may be that none is needed
+    /// any more.
+    fn start_worker(&mut self, claim: &Claim<'_>) -> Result<(), JobError> {
+        let (_, libtorch) = claim.class;
+        if self.workers[usize::from(libtorch)].is_none() && self.reports.stop.mode().is_none() {
+            let waiting = || self.queue.waiting(claim.class);
+            let request =
+                Request { slot: self.number, libtorch, waiting: &waiting, cancel: self.reports.stop };
+            let worker = self.backend.next(&request)?;
+            if let Some(worker) = &worker {
+                tracing::debug!("worker {}: {}", self.number, worker.facts());
+            }
+            self.workers[usize::from(libtorch)] = worker;
+        }
+        Ok(())
+    }
+
+    /// Takes jobs for its worker; where that could not be started, one job to fail with it.
+    fn take(&self, claim: Claim<'_>, started: bool) -> Option<Vec<(Box<Job>, Option<Lock>)>> {
+        // Never waits for a lock here: two runs could deadlock.
+        if !started || self.reports.stop.mode().is_some() {
+            return self.queue.take(claim, None, |_| None);
+        }
+        let worker = self.workers[usize::from(claim.class.1)].as_ref()?;
+        let seconds = self.backend.seconds_at_once(self.pool);
+        let left = worker.remaining().map_or(f64::INFINITY, |left| left.as_secs_f64());
+        let share = Share { seconds: seconds.min(left), cost: &|job| self.rates.cost(self.pool, job) };
+        self.queue.take(claim, (seconds > 0.0).then_some(&share), |job| self.try_lock(job))
+    }
+
+    /// Runs a job and those taken with it until each has ended; a panic leaves some of them in `held`.
     fn run_to_end(&mut self, held: &mut Vec<LockedJob>) -> Sent {
         if held[0].lock.is_none() {
             match self.lock(&held[0].job) {
@@ -119,25 +189,30 @@ impl<'a> Slot<'a> {
                 Err(error) => self.end(held.remove(place), Err(error.into()))?,
             }
         }
-        let mut at_once = held.len();
+        let mut one_by_one = false;
         while !held.is_empty() {
-            let error = match self.compute(held, at_once) {
+            let batches = if one_by_one { vec![1] } else { batches(held) };
+            let error = match self.compute(held, &batches) {
                 Ok(()) => continue,
-                Err(JobError::Task(TaskError::Lost(how))) => return self.put_back(held, at_once, &how),
-                Err(error) => error,
+                Err(Unfinished { error: JobError::Task(TaskError::Lost(how)), begun, .. }) => {
+                    return self.put_back(held, begun, &how);
+                }
+                Err(unfinished) => unfinished,
             };
+            let Unfinished { error, begun: suspects } = error;
             let stopped = self.reports.stop.mode().is_some();
             let stage = held[0].job.common.stage;
-            if at_once == 1 {
+            let is_known = suspects <= 1;
+            if is_known {
                 self.end(held.remove(0), Err(error))?;
             } else {
-                tracing::debug!("{error}; what is left of {at_once} units is computed one by one");
+                tracing::debug!("{error}; what is left of {suspects} units is computed one by one");
             }
             // Of a stage that failed, nothing more is begun. Which of several units is at fault shows when each is alone.
-            let over = |held: &mut LockedJob| stopped || (at_once == 1 && held.job.common.stage == stage);
+            let over = |held: &mut LockedJob| stopped || (is_known && held.job.common.stage == stage);
             let over: Vec<LockedJob> = held.extract_if(.., over).collect();
             over.into_iter().try_for_each(|held| self.end(held, Err(JobError::Stopped)))?;
-            at_once = 1;
+            one_by_one = true;
         }
         Ok(())
     }
@@ -163,7 +238,7 @@ impl<'a> Slot<'a> {
     }
 
     /// Reports how a job ended, and lets go of its lock.
-    fn end(&self, held: LockedJob, outcome: Outcome) -> Sent {
+    pub(super) fn end(&self, held: LockedJob, outcome: Outcome) -> Sent {
         let (stage, unit) = (held.job.common.stage, held.job.unit);
         self.reports.send(match outcome {
             Ok((entry, seconds)) => Message::Done(stage, unit, Box::new(entry), seconds),
@@ -217,15 +292,16 @@ impl<'a> Slot<'a> {
         Ok(None)
     }
 
-    /// A worker that may compute this job.
+    /// A worker that may compute this job; after one that died, the next.
     fn worker(&mut self, job: &Job) -> Result<Box<dyn Worker>, TaskError> {
         let libtorch = job.common.kind.libtorch;
         let worker = match self.workers[usize::from(libtorch)].take() {
             Some(worker) => worker,
             None => {
-                let worker = self.backend.next(self.number, libtorch, self.reports.stop)?;
-                tracing::debug!("worker {}: {}", self.number, worker.facts());
-                worker
+                let request =
+                    Request { slot: self.number, libtorch, waiting: &|| 1, cancel: self.reports.stop };
+                let worker = self.backend.next(&request)?;
+                worker.ok_or_else(|| TaskError::Lost("no worker is left".into()))?
             }
         };
         let numerics = job.recipe.numerics.as_ref();
@@ -233,40 +309,49 @@ impl<'a> Slot<'a> {
         contradiction.map_or(Ok(worker), |error| Err(TaskError::Refused(error)))
     }
 
-    /// Computes the first `count` jobs as one batch. Those that are done leave `held`, however the batch ends.
-    fn compute(&mut self, held: &mut Vec<LockedJob>, count: usize) -> Result<(), JobError> {
+    /// Computes the first jobs, in batches of these sizes. Those that are done leave `held`, however it ends.
+    fn compute(&mut self, held: &mut Vec<LockedJob>, sizes: &[usize]) -> Result<(), Unfinished> {
         let mut worker = self.worker(&held[0].job)?;
         let kind = held[0].job.common.kind;
+        let count = sizes.iter().sum();
         let mut foreign = BTreeSet::new();
         for held in held.iter().take(count) {
             foreign.extend(self.foreign(&held.job)?);
         }
         let sources = Watch::new(foreign.into_iter());
-        let mut running = Running { open: Vec::new(), since: Instant::now(), reliable: true, sources };
-        let mut batch = TaskBatch { kind: kind.name.to_owned(), tasks: Vec::new() };
-        for LockedJob { job, begun, .. } in &mut held[..count] {
-            let attempt = match self.spare.pop() {
-                Some(attempt) => attempt,
-                None => self.scratch.attempt()?,
-            };
-            let mut inputs = job.common.inputs.clone();
-            let previous = job.previous.as_ref().map(|previous| self.store.path(&previous.digest));
-            inputs.0.extend(previous.map(|path| (PREVIOUS.to_owned(), path)));
-            batch.tasks.push(Task {
-                params: job.common.params.clone(),
-                inputs,
-                step: job.step.clone(),
-                out: attempt.path().to_path_buf(),
-            });
-            running.open.push((running.open.len(), attempt));
-            if !std::mem::replace(begun, true) {
-                self.reports.say(Message::Started(job.common.stage, job.unit));
+        let mut running =
+            Running { open: Vec::new(), begun: sizes[0], since: Instant::now(), reliable: true, sources };
+        let recipes: Vec<_> = held[..count].iter().map(|held| held.job.recipe.clone()).collect();
+        let mut work = Work { batches: Vec::new(), recipes: recipes.iter().collect() };
+        let mut rest = &mut held[..count];
+        for size in sizes {
+            let (batch, others) = rest.split_at_mut(*size);
+            rest = others;
+            let mut tasks = Vec::new();
+            for LockedJob { job, begun, .. } in &mut *batch {
+                let attempt = match self.spare.pop() {
+                    Some(attempt) => attempt,
+                    None => self.scratch.attempt()?,
+                };
+                let mut inputs = job.common.inputs.clone();
+                let previous = job.previous.as_ref().map(|previous| self.store.path(&previous.digest));
+                inputs.0.extend(previous.map(|path| (PREVIOUS.to_owned(), path)));
+                let (params, step) = (job.common.params.clone(), job.step.clone());
+                tasks.push(Task { params, inputs, step, out: attempt.path().to_path_buf() });
+                running.open.push((running.open.len(), attempt));
+                if !std::mem::replace(begun, true) {
+                    self.reports.say(Message::Started(job.common.stage, job.unit));
+                }
             }
+            work.batches.push(TaskBatch { kind: batch[0].job.common.kind.name.to_owned(), tasks });
         }
         running.since = Instant::now();
         let working = self.reports.stop.enter(worker.group());
         let first = (held[0].job.common.stage, held[0].job.unit);
-        let result = worker.run(&batch, &mut |reply| match reply {
+        let result = worker.run(&work, &mut |reply| match reply {
+            Reply::Started { tasks } => {
+                running.begun = tasks.into_iter().map(|task| task + 1).max().unwrap_or(0).max(running.begun);
+            }
             Reply::Finished { tasks } => self.keep(&tasks, &mut running, held),
             Reply::Progress { task, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == task);
@@ -282,100 +367,52 @@ impl<'a> Slot<'a> {
             self.keep(&rest, &mut running, held);
             tracing::debug!("{}: {count} tasks took {usage:?}", kind.name);
         }
-        // A worker that did not end its batch by itself is not used again.
-        if running.reliable && matches!(result, Ok(_) | Err(TaskError::Failed(_))) {
+        // A worker that did not end its work by itself is not used again.
+        let lives = match &result {
+            Ok(_) | Err(TaskError::Failed(_)) => true,
+            Err(TaskError::Died(_)) => worker.survives(),
+            Err(_) => false,
+        };
+        if running.reliable && lives {
             self.workers[usize::from(kind.libtorch)] = Some(worker);
         }
-        // A batch that failed after its last task was finished has lost nothing.
-        if !running.open.is_empty() {
-            result?;
+        let begun = running.open.iter().filter(|(task, _)| *task < running.begun).count();
+        // What failed after its last task was finished has lost nothing.
+        match result {
+            Err(error) if !running.open.is_empty() => Err(Unfinished { error: error.into(), begun }),
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Takes the results of some tasks of the batch, and reports them.
-    fn keep(&mut self, tasks: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
-        let now = Instant::now();
-        let among = |(task, _): &(usize, Attempt)| tasks.contains(task);
-        let count = running.open.iter().filter(|open| among(open)).count();
-        // They were computed together, so how long each of them took is not known.
-        let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
-        running.since = now;
-        while let Some(place) = running.open.iter().position(among) {
-            let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
-            let outcome = self.commit(&held.job, attempt, seconds, &running.sources);
-            running.reliable &= outcome.is_ok();
-            // A coordinator that is gone is noticed with the next job.
-            let _ = self.end(held, outcome);
-        }
-    }
-
-    /// The files that a job reads and the store does not own: sources, and adopted results.
-    fn foreign(&self, job: &Job) -> Result<Vec<PathBuf>, StoreError> {
-        let mut paths: Vec<PathBuf> = job.common.sources.values().cloned().collect();
-        for artifact in job.common.upstream.values() {
-            if self.store.adopted(&artifact.digest)?.is_some() {
-                paths.push(self.store.path(&artifact.digest));
-            }
-        }
-        Ok(paths)
-    }
-
-    /// Takes what a job's attempt holds into the store.
-    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, sources: &Watch) -> Outcome {
-        let begun = Instant::now();
-        let common = &job.common;
-        // What was hashed before must be what the worker read, or the result would belong to another recipe.
-        for (port, path) in &common.sources {
-            let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
-            let Some(expected) = expected else { continue };
-            // Equal bytes do not suffice: a file may have been changed and changed back.
-            if sources.is_changed(path) || self.store.source(path).ok().as_ref() != Some(expected) {
-                return Err(JobError::Changed { port: port.clone(), path: path.clone() });
-            }
-        }
-        // The same for results of other stages, and of the unit before.
-        let previous = job.previous.as_ref().map(|artifact| (PREVIOUS, artifact));
-        let upstream = common.upstream.iter().map(|(port, artifact)| (port.as_str(), artifact));
-        for (port, artifact) in upstream.chain(previous) {
-            if let Some(what) = self.store.find_damage(artifact)? {
-                return Err(JobError::Damaged { port: port.to_owned(), what });
-            }
-            if let Some(path) = self.store.adopted(&artifact.digest)?
-                && sources.is_changed(&self.store.path(&artifact.digest))
-            {
-                return Err(JobError::Changed { port: port.to_owned(), path });
-            }
-        }
-        let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
-        // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
-        self.spare.extend(self.scratch.recycle(attempt));
-        let kept = begun.elapsed().as_secs_f64();
-        let fingerprint = job.recipe.fingerprint().short();
-        let kind = common.kind.name;
-        tracing::debug!("{kind}, {fingerprint}: computed in {seconds:.3} s, kept in {kept:.3} s");
-        Ok((entry, Some(seconds)))
     }
 }
 
-/// A batch that is computed.
-struct Running {
+/// Why the tasks of a worker were not all done.
+struct Unfinished {
+    error: JobError,
+    /// How many of the first of them had begun.
+    begun: usize,
+}
+
+impl<E: Into<JobError>> From<E> for Unfinished {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), begun: 1 }
+    }
+}
+
+/// How many jobs, one after the other, make up each batch.
+fn batches(held: &[LockedJob]) -> Vec<usize> {
+    held.chunk_by(|a, b| a.job.is_together_with(&b.job)).map(<[LockedJob]>::len).collect()
+}
+
+/// What is computed.
+pub(super) struct Running {
     /// Its tasks that are not done, by number, and where each writes; in the order of the jobs.
-    open: Vec<(usize, Attempt)>,
+    pub open: Vec<(usize, Attempt)>,
+    /// Tasks below this number have begun.
+    begun: usize,
     /// When it began, or last finished a task.
-    since: Instant,
+    pub since: Instant,
     /// Whether all of its results could be kept.
-    reliable: bool,
+    pub reliable: bool,
     /// The sources since it began.
-    sources: Watch,
-}
-
-fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
-    match job.step {
-        Step::Unit(_) => vec![(PART.to_owned(), folder.to_path_buf())],
-        Step::Whole | Step::Merge(_) => {
-            let outputs = job.common.outputs.iter();
-            outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
-        }
-    }
+    pub sources: Watch,
 }

@@ -10,9 +10,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::SIGKILL;
 
-use super::cancel::Cancel;
-use super::protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage, VERSION, WorkerConfig};
-use super::{Backend, Worker};
+use super::protocol::{DeviceClass, Facts, Reply, TaskError, Usage, VERSION, WorkerConfig};
+use super::{Backend, Request, Work, Worker};
 use crate::kind::Task;
 
 /// Makes the command-line program a worker for the kinds that need no libtorch.
@@ -41,7 +40,8 @@ impl Backend for LocalBackend {
         }
     }
 
-    fn next(&self, slot: usize, libtorch: bool, cancel: &Cancel) -> Result<Box<dyn Worker>, TaskError> {
+    fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
+        let Request { slot, libtorch, cancel, .. } = *request;
         let program = if libtorch { &self.program } else { &self.front };
         let config = serde_json::to_string(&self.settings[slot]).expect("a configuration is plain data");
         let mut command = if libtorch { with_libtorch(program) } else { Command::new(program) };
@@ -69,7 +69,7 @@ impl Backend for LocalBackend {
             let text = format!("{program} speaks version {found} of the protocol, this program {VERSION}");
             return Err(TaskError::Refused(text));
         }
-        Ok(Box::new(process))
+        Ok(Some(Box::new(process)))
     }
 }
 
@@ -174,7 +174,10 @@ impl Worker for Process {
         Some(self.child.id())
     }
 
-    fn run(&mut self, batch: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+        let [batch] = work.batches.as_slice() else {
+            return Err(TaskError::Failed("a worker on this machine takes one batch at once".into()));
+        };
         let line = serde_json::to_string(batch).expect("a batch is plain data");
         if self.write(&line).is_err() {
             return Err(self.died(&batch.tasks));

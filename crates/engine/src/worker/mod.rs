@@ -7,6 +7,10 @@ pub mod protocol;
 pub mod serve;
 pub mod signals;
 
+use std::time::Duration;
+
+use crate::identity::recipe::Recipe;
+use crate::kind::KindInfo;
 use cancel::Cancel;
 use protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage};
 
@@ -16,24 +20,66 @@ pub trait Backend: Sync {
     fn slots(&self) -> usize;
     /// What its workers compute on where the user leaves it open.
     fn device_class(&self) -> DeviceClass;
-    /// A worker of a slot that is ready for tasks, waited for: one with libtorch, or one for the kinds that need none.
+    /// The pool of a slot: its workers are alike, and may serve other kinds than those of other pools.
+    fn pool(&self, _slot: usize) -> usize {
+        0
+    }
+    /// Whether the workers of a pool compute stages of a kind.
+    fn serves(&self, _pool: usize, _kind: &KindInfo) -> bool {
+        true
+    }
+    /// Seconds of work that a worker of a pool is given at once; 0 gives it one batch after the other.
+    fn seconds_at_once(&self, _pool: usize) -> f64 {
+        0.0
+    }
+    /// A worker that is ready for tasks, waited for; `None` where no job waits for it any more.
+    ///
+    /// No lock is held meanwhile: a worker may have to wait in a queue for hours.
     ///
     /// # Errors
     /// Why there is none.
-    fn next(&self, slot: usize, libtorch: bool, cancel: &Cancel) -> Result<Box<dyn Worker>, TaskError>;
+    fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError>;
+}
+
+/// A worker that a run asks for.
+pub struct Request<'a> {
+    /// The slot that it is for.
+    pub slot: usize,
+    /// Whether it needs libtorch.
+    pub libtorch: bool,
+    /// How many jobs wait for such workers.
+    pub waiting: &'a dyn Fn() -> usize,
+    /// Whether the run is to stop.
+    pub cancel: &'a Cancel,
+}
+
+/// What a worker is given at once.
+pub struct Work<'a> {
+    /// Batches, computed in this order; their tasks are numbered across all.
+    pub batches: Vec<TaskBatch>,
+    /// What each task computes.
+    pub recipes: Vec<&'a Recipe>,
 }
 
 /// Runs tasks one after the other.
 pub trait Worker {
     /// Its hello, sent before its first task.
     fn facts(&self) -> &Facts;
-    /// Runs one task; `on_reply` gets progress, log lines and the numbers of tasks that are done.
+    /// Runs tasks; `on_reply` gets progress, log lines and the numbers of tasks that are done.
     ///
     /// # Errors
-    /// Why there is no result.
-    fn run(&mut self, batch: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError>;
+    /// Why there is no result, of the first batch with a task that is not done.
+    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError>;
     /// The process group that it works in, to be killed where it must end at once.
     fn group(&self) -> Option<u32> {
         None
+    }
+    /// The time that is left to it; `None` without a limit.
+    fn remaining(&self) -> Option<Duration> {
+        None
+    }
+    /// Whether it can compute after one of its processes died.
+    fn survives(&self) -> bool {
+        false
     }
 }

@@ -45,6 +45,11 @@ pub enum Reply {
         /// The line.
         message: String,
     },
+    /// Some tasks begin; without this line, those of the first batch have begun.
+    Started {
+        /// Their numbers.
+        tasks: Vec<usize>,
+    },
     /// Some tasks are done, whatever becomes of the others.
     Finished {
         /// Their numbers.

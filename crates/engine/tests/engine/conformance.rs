@@ -1,12 +1,14 @@
 //! What every backend must do, for the tests of each.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use attrflow_engine::identity::recipe::Recipe;
 use attrflow_engine::kind::{Inputs, Step, Task};
 use attrflow_engine::worker::cancel::{Cancel, CancelMode};
 use attrflow_engine::worker::protocol::{Reply, TaskBatch, TaskError, VERSION};
-use attrflow_engine::worker::{Backend, Worker};
+use attrflow_engine::worker::{Backend, Request, Work, Worker};
 use serde_json::Value as Json;
 
 /// What a task does.
@@ -43,7 +45,8 @@ const SOON: Duration = Duration::from_secs(20);
 
 impl Subject<'_> {
     fn worker(&self, slot: usize, cancel: &Cancel) -> Box<dyn Worker> {
-        self.backend.next(slot, self.libtorch, cancel).expect("a worker")
+        let request = Request { slot, libtorch: self.libtorch, waiting: &|| 1, cancel };
+        self.backend.next(&request).expect("a worker").expect("a worker while a job waits")
     }
 
     /// A batch of tasks that do the same, each in a folder of its own.
@@ -63,8 +66,13 @@ impl Subject<'_> {
         act: &Act,
         folders: &[&Path],
     ) -> (Result<(), TaskError>, Vec<Reply>) {
-        let (batch, mut replies) = (self.batch(act, folders), Vec::new());
-        let result = worker.run(&batch, &mut |reply| replies.push(reply));
+        let recipe = recipe();
+        let work = Work {
+            batches: vec![self.batch(act, folders)],
+            recipes: folders.iter().map(|_| &recipe).collect(),
+        };
+        let mut replies = Vec::new();
+        let result = worker.run(&work, &mut |reply| replies.push(reply));
         if let Ok(usage) = &result {
             assert!(usage.wall > 0.0 && usage.cpu >= 0.0 && usage.peak_memory > 0, "{usage:?}");
             for folder in folders {
@@ -73,6 +81,11 @@ impl Subject<'_> {
         }
         (result.map(|_| ()), replies)
     }
+}
+
+fn recipe() -> Recipe {
+    let (kind, params) = ("conformance".to_owned(), Json::Null);
+    Recipe { kind, version: 1, params, inputs: BTreeMap::new(), numerics: None, unit: None }
 }
 
 /// Holds a backend to what a run relies on.

@@ -13,9 +13,8 @@ use attrflow_engine::kind::{
     Input, Inputs, Kind, KindInfo, Output, Registry, Stage, Step, Task, Trial, Unit, Units, WorkSize,
 };
 use attrflow_engine::params;
-use attrflow_engine::worker::cancel::Cancel;
-use attrflow_engine::worker::protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage};
-use attrflow_engine::worker::{Backend, Worker};
+use attrflow_engine::worker::protocol::{DeviceClass, Facts, Reply, TaskError, Usage};
+use attrflow_engine::worker::{Backend, Request, Work, Worker};
 use serde_json::{Value as Json, json};
 
 use crate::backends::Acts;
@@ -306,9 +305,9 @@ impl Backend for InProcess {
     fn device_class(&self) -> DeviceClass {
         DeviceClass::Cpu
     }
-    fn next(&self, _: usize, _: bool, _: &Cancel) -> Result<Box<dyn Worker>, TaskError> {
+    fn next(&self, _: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
         self.starts.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(Here(self.clone())))
+        Ok(Some(Box::new(Here(self.clone()))))
     }
 }
 
@@ -319,7 +318,8 @@ impl Worker for Here {
         &self.0.facts
     }
 
-    fn run(&mut self, task: &TaskBatch, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+        let task = &work.batches[0];
         let usage = Usage::start();
         let computations = [
             Computation::of::<Say>(),

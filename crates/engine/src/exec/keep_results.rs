@@ -1,0 +1,89 @@
+//! Takes the results of a worker into the store.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::queue::Job;
+use super::worker_slots::{JobError, LockedJob, Outcome, Running, Slot, steps};
+use crate::kind::{PREVIOUS, Step};
+use crate::store::{Attempt, PART, StoreError, Watch};
+
+impl Slot<'_> {
+    /// Takes the results of some tasks of the batch, and reports them.
+    pub(super) fn keep(&mut self, tasks: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
+        let now = Instant::now();
+        let among = |(task, _): &(usize, Attempt)| tasks.contains(task);
+        let count = running.open.iter().filter(|open| among(open)).count();
+        // They were computed together, so how long each of them took is not known.
+        let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
+        running.since = now;
+        let first = running.open.iter().position(among).map(|place| &held[place].job);
+        if let Some((job, steps)) = first.and_then(|job| Some((job, steps(job)?))) {
+            self.rates.add((self.pool, job.common.kind.name), seconds / steps);
+        }
+        while let Some(place) = running.open.iter().position(among) {
+            let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
+            let outcome = self.commit(&held.job, attempt, seconds, &running.sources);
+            running.reliable &= outcome.is_ok();
+            // A coordinator that is gone is noticed with the next job.
+            let _ = self.end(held, outcome);
+        }
+    }
+
+    /// The files that a job reads and the store does not own: sources, and adopted results.
+    pub(super) fn foreign(&self, job: &Job) -> Result<Vec<PathBuf>, StoreError> {
+        let mut paths: Vec<PathBuf> = job.common.sources.values().cloned().collect();
+        for artifact in job.common.upstream.values() {
+            if self.store.adopted(&artifact.digest)?.is_some() {
+                paths.push(self.store.path(&artifact.digest));
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Takes what a job's attempt holds into the store.
+    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, sources: &Watch) -> Outcome {
+        let begun = Instant::now();
+        let common = &job.common;
+        // What was hashed before must be what the worker read, or the result would belong to another recipe.
+        for (port, path) in &common.sources {
+            let expected = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port));
+            let Some(expected) = expected else { continue };
+            // Equal bytes do not suffice: a file may have been changed and changed back.
+            if sources.is_changed(path) || self.store.source(path).ok().as_ref() != Some(expected) {
+                return Err(JobError::Changed { port: port.clone(), path: path.clone() });
+            }
+        }
+        // The same for results of other stages, and of the unit before.
+        let previous = job.previous.as_ref().map(|artifact| (PREVIOUS, artifact));
+        let upstream = common.upstream.iter().map(|(port, artifact)| (port.as_str(), artifact));
+        for (port, artifact) in upstream.chain(previous) {
+            if let Some(what) = self.store.find_damage(artifact)? {
+                return Err(JobError::Damaged { port: port.to_owned(), what });
+            }
+            if let Some(path) = self.store.adopted(&artifact.digest)?
+                && sources.is_changed(&self.store.path(&artifact.digest))
+            {
+                return Err(JobError::Changed { port: port.to_owned(), path });
+            }
+        }
+        let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
+        // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
+        self.spare.extend(self.scratch.recycle(attempt));
+        let kept = begun.elapsed().as_secs_f64();
+        let fingerprint = job.recipe.fingerprint().short();
+        let kind = common.kind.name;
+        tracing::debug!("{kind}, {fingerprint}: computed in {seconds:.3} s, kept in {kept:.3} s");
+        Ok((entry, Some(seconds)))
+    }
+}
+
+fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
+    match job.step {
+        Step::Unit(_) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Step::Whole | Step::Merge(_) => {
+            let outputs = job.common.outputs.iter();
+            outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
+        }
+    }
+}
