@@ -38,9 +38,9 @@ members() {
     case $(cat "$process/comm" 2>/dev/null) in munged | slurm*) roots+=("${process#/proc/}") ;; esac
   done
   # A job that lost its slurmstepd is known by its environment.
-  for process in $(grep -lzsxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
+  while read -r process; do
     if grep -qzs '^SLURM_JOB_ID=' "$process"; then process=${process%/*}; roots+=("${process#/proc/}"); fi
-  done
+  done < <(grep -lzsxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ)
   ps -eo pid=,ppid=,stat= | awk -v roots="${roots[*]}" '
     BEGIN { n = split(roots, r); for (i = 1; i <= n; i++) mine[r[i]] }
     $3 !~ /^Z/ { parent[$1] = $2 }
@@ -55,8 +55,9 @@ launch() {
   local name=$1; shift
   if running "$name" >/dev/null; then say "$name runs already"; return; fi
   rm -f "$LAB/run/$name.pid"
-  env -i PATH="$PATH:/usr/sbin" SLURM_CONF="$SLURM_CONF" "$@" </dev/null >>"$LAB/log/start" 2>&1 &&
-    within 15 running "$name" || fail "$name did not start; see $LAB/log"
+  env -i PATH="$PATH:/usr/sbin" SLURM_CONF="$SLURM_CONF" "$@" </dev/null >>"$LAB/log/start" 2>&1 ||
+    fail "$name cannot start; see $LAB/log"
+  within 15 running "$name" || fail "$name did not start; see $LAB/log"
 }
 
 # halt NAME SIGNAL
@@ -127,7 +128,6 @@ SchedulerParameters=batch_sched_delay=1,sched_min_interval=100000,bf_interval=2
 MessageTimeout=5
 SlurmctldTimeout=10
 SlurmdTimeout=$NODE_TIMEOUT
-UnkillableStepTimeout=20
 KillWait=5
 OverTimeLimit=0
 ReturnToService=2
@@ -195,6 +195,6 @@ case ${1:-} in
   kill-node) halt "$2" KILL ;;
   start-node) launch "$2" slurmd -N "$2" ;;
   down-node) scontrol update "nodename=$2" state=down reason=test ;;
-  resume-node) ! sinfo -h -p debug -n "$2" -o %T | grep -qE 'down|drain' || scontrol update "nodename=$2" state=resume ;;
+  resume-node) ! sinfo -h -n "$2" -o %T | grep -qE 'down|drain' || scontrol update "nodename=$2" state=resume ;;
   *) fail "$usage" ;;
 esac
