@@ -89,7 +89,7 @@ pub(super) fn audit(args: &Args, registry: &Registry, log: &str) -> Result<(), F
         return found;
     }
     if let Some(names) = &replayed {
-        let settings = Settings { sets: Vec::new(), device: args.device.clone(), cache: None };
+        let settings = Settings { device: args.device.clone(), ..Settings::default() };
         let (how, as_json) = (&args.how, args.json);
         replay(Replay { named: &named, store: &store, names, settings, how, as_json }, registry, log)?;
     }

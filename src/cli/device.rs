@@ -2,13 +2,12 @@
 
 use super::failure::Failure;
 use attrflow_engine::kind::Device;
-use attrflow_engine::worker::Backend;
 use attrflow_engine::worker::protocol::DeviceClass;
 
-/// Reads a device list; all of one class, since the class is hashed. `auto` is what the backend computes on.
-pub(super) fn devices(text: &str, backend: &dyn Backend) -> Result<Vec<Device>, Failure> {
+/// Reads a device list; all of one class, since the class is hashed. `auto` is what the workers compute on.
+pub(super) fn devices(text: &str, auto: DeviceClass) -> Result<Vec<Device>, Failure> {
     if text == "auto" {
-        return Ok(match backend.device_class() {
+        return Ok(match auto {
             DeviceClass::Cpu => vec![Device::Cpu],
             DeviceClass::Cuda => vec![Device::Cuda(0)],
         });

@@ -1,10 +1,15 @@
 //! The command line: one file per verb, and one row per verb below.
 
 mod adopt;
+mod attach;
 mod attest;
 mod audit;
 mod cache;
+mod cancel;
+mod cluster;
+mod cluster_worker;
 mod completions;
+mod detach;
 mod device;
 mod diff;
 mod doctor;
@@ -14,17 +19,20 @@ mod failure;
 mod graph;
 mod init;
 mod kinds;
+mod logs;
 mod man;
 mod manifests;
 mod measure;
 mod nearest_hit;
 mod noop;
 mod plan;
+mod pools;
 mod project;
 mod replay;
 mod requirements;
 mod run;
 mod run_args;
+mod runs;
 mod schema;
 mod sign;
 mod signals;
@@ -32,12 +40,14 @@ mod status;
 
 use std::io::IsTerminal;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 
 use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::kinds::command;
 use crate::progress::{LogLines, output_error, print_colored};
+use attrflow_engine::cluster::node::CLUSTER_WORKER;
 use attrflow_engine::kind::{Computation, Registry};
 use attrflow_engine::worker::local::LIGHT_WORKER;
 use attrflow_engine::worker::protocol::{Facts, WorkerConfig};
@@ -101,6 +111,14 @@ enum Command {
     Attest(attest::Args),
     /// Inspect, clean, verify and share the cache
     Cache(cache::Args),
+    /// List the runs on a cluster
+    Runs(runs::Args),
+    /// Follow a run on a cluster, from any host that sees its cache; Ctrl-C only leaves
+    Attach(attach::Args),
+    /// Show what the scheduler and the workers of a run on a cluster wrote
+    Logs(logs::Args),
+    /// End a run on a cluster; what it finished is kept
+    Cancel(cancel::Args),
     /// Export results in the layout of the published experiment, or for diffusers
     Export(export::Args),
     /// List the stage kinds, or show the ports and parameters of one
@@ -159,6 +177,11 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         command::adopt_orphans();
         serve_until(own, &config, Facts::of_machine(&build(), config.device), command::kill_all);
         return failure::SUCCESS;
+    }
+    if let [first, folder, pool] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
+        && first == CLUSTER_WORKER
+    {
+        return cluster_worker::serve(Path::new(folder), pool);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -255,6 +278,10 @@ fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Fail
         Command::Attest(args) => attest::attest(args, registry),
         Command::Diff(args) => diff::diff(args),
         Command::Cache(args) => cache::cache(args),
+        Command::Runs(args) => runs::runs(args),
+        Command::Attach(args) => attach::attach(args),
+        Command::Logs(args) => logs::logs(args),
+        Command::Cancel(args) => cancel::cancel(args),
         Command::Export(args) => export::export(args, registry),
         Command::Kinds(args) => kinds::kinds(args, registry),
         Command::Schema(args) => schema::schema(args, registry),

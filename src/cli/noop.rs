@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::failure::Failure;
+use super::pools::{ClusterArgs, profile_path};
 use super::project::{Settings, backend};
 use attrflow_engine::exec::noop_cache::{NoopKey, NoopRun};
 use attrflow_engine::pipeline;
@@ -12,18 +13,24 @@ use attrflow_engine::worker::Backend;
 
 /// The key of a run with these arguments; `None` where it has none.
 pub(super) fn key(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
-    let Settings { sets, device, cache: _ } = settings;
+    let Settings { sets, device, cluster: ClusterArgs { backend: chosen, profile }, cache: _ } = settings;
     let program = fs_err::metadata(std::env::current_exe().ok()?).ok()?;
     let mut parts = vec![
         format!("{} {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_COMMIT")),
         format!("{} {} {} {}", program.len(), program.ino(), program.mtime(), program.mtime_nsec()),
         env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
+        format!("backend {chosen:?}, profile {profile:?}: {:?}", profile_text(profile.as_deref())),
         format!("device {device:?}, auto {}", backend(Vec::new()).ok()?.device_class().name()),
         store(file, settings)?.root().display().to_string(),
         format!("{} sets", sets.len()),
     ];
     parts.extend(sets.iter().chain(targets).cloned());
     NoopKey::new(file, &parts)
+}
+
+/// What a profile says, which may choose the class of device.
+fn profile_text(profile: Option<&str>) -> Option<String> {
+    fs_err::read_to_string(profile_path(profile?).ok()?).ok()
 }
 
 fn store(file: &Path, settings: &Settings) -> Option<Store> {

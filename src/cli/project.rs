@@ -6,13 +6,16 @@ use clap::Args;
 
 use super::device::devices;
 use super::failure::Failure;
+use super::pools::{self, ClusterArgs};
 use attrflow_engine::config::text::{Sources, suggestion};
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::kind::{Device, Registry};
+use attrflow_engine::pipeline::cluster_table::{BackendName, ClusterTable};
 use attrflow_engine::pipeline::{self, Pipeline};
 use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::Program;
 use attrflow_engine::store::Store;
+use attrflow_engine::worker::Backend as _;
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::{DeviceClass, WorkerConfig};
 
@@ -52,7 +55,7 @@ pub(super) fn named(of: &StageArgs, project: &Project) -> Result<Vec<usize>, Fai
 }
 
 /// The options that change a pipeline for one command, and its cache.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct Settings {
     /// Override a config value: --set loss.time_samples=5 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -60,6 +63,8 @@ pub(super) struct Settings {
     /// Where to compute: auto, cpu, cuda, or a list such as cuda:0,cuda:1
     #[arg(long)]
     pub device: Option<String>,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// The cache folder [default: cache beside the pipelines folder]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     pub cache: Option<PathBuf>,
@@ -72,6 +77,8 @@ pub(super) struct Project {
     pub store: Store,
     pub results: PathBuf,
     pub devices: Vec<Device>,
+    /// Where its workers run, if not on this machine.
+    pub cluster: Option<ClusterTable>,
     pub numerics: Numerics,
     /// The files that the pipeline was read from.
     pub sources: Sources,
@@ -81,7 +88,9 @@ impl ProjectArgs {
     /// These arguments as a command line, for hints.
     pub fn command(&self, verb: &str) -> String {
         let mut words = vec!["attrflow".to_owned(), verb.to_owned(), self.pipeline.display().to_string()];
-        let Settings { sets, device, cache } = &self.settings;
+        let Settings { sets, device, cluster: ClusterArgs { backend, profile }, cache } = &self.settings;
+        let backend =
+            backend.map(|name| if name == BackendName::Slurm { "slurm" } else { "local" }.to_owned());
         let cache = cache.as_ref().map(|cache| cache.display().to_string());
         let named = |name: &'static str, values: &[String]| {
             values.iter().flat_map(|value| [name.to_owned(), value.clone()]).collect::<Vec<_>>()
@@ -89,6 +98,8 @@ impl ProjectArgs {
         words.extend(named("--set", sets));
         words.extend(named("--target", &self.targets));
         words.extend(named("--device", device.as_slice()));
+        words.extend(named("--backend", backend.as_slice()));
+        words.extend(named("--profile", profile.as_slice()));
         words.extend(named("--cache", cache.as_slice()));
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-+/=:,".contains(c);
         let quoted = words.into_iter().map(|word| match word.chars().all(plain) {
@@ -123,7 +134,7 @@ impl Settings {
     pub fn project(
         &self,
         pipeline: Pipeline,
-        sources: Sources,
+        mut sources: Sources,
         targets: &[String],
         results: PathBuf,
     ) -> Result<Project, Failure> {
@@ -141,8 +152,12 @@ impl Settings {
             cache.display()
         );
         let store = Store::open(&cache)?;
-        let backend = backend(Vec::new())?;
-        let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device), &backend)?;
+        let cluster = pools::table(&self.cluster, self.device.as_deref(), &pipeline, &mut sources)?;
+        let auto = match &cluster {
+            Some(table) => pools::device_class(table),
+            None => backend(Vec::new())?.device_class(),
+        };
+        let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device), auto)?;
         let class = DeviceClass::from(devices[0]);
         let numerics = Numerics {
             libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
@@ -150,7 +165,7 @@ impl Settings {
             // libtorch's CUDA kernels need not be bitwise reproducible.
             deterministic: class == DeviceClass::Cpu,
         };
-        Ok(Project { pipeline, graph, store, results, devices, numerics, sources })
+        Ok(Project { pipeline, graph, store, results, devices, cluster, numerics, sources })
     }
 }
 

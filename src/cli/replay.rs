@@ -125,7 +125,7 @@ pub(super) fn replay(request: Replay<'_>, registry: &Registry, log: &str) -> Res
         let settings = Settings { cache: Some(clean.path().join("cache")), ..request.settings };
         let results = clean.path().join("results");
         let project = settings.project(rebuilt.pipeline, rebuilt.sources, &[], results)?;
-        let origin = Origin { file: &request.named.path, sets: &[] };
+        let origin = Origin { file: &request.named.path, sets: &[], run: None };
         let now = execute(&project, &[], request.how, origin, progress::progress(), log)?;
         found = outcomes(manifest, Some(request.store), &now.manifest, &project.store)?;
         // Before the empty cache and its outputs are removed.

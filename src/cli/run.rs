@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
+use super::cluster;
+use super::detach;
 use super::failure::Failure;
 use super::noop;
 use super::project::{Project, Settings};
 use super::replay;
 use super::run_args::{Origin, RunArgs, RunOutcome, check_failed, execute, repeat};
 use super::sign::{Signer, print_signature};
-use crate::progress;
+use crate::progress::{self, print};
 use attrflow_engine::exec::noop_cache::{Found, NoopKey};
 use attrflow_engine::identity::regular_file;
 use attrflow_engine::kind::Registry;
@@ -43,7 +45,7 @@ pub(super) struct Args {
     /// Reads the manifest, and no pipeline file. Uses the cache and results of the current folder. Sources are found by their
     /// digests: at the recorded paths, else below the current folder. Device class, threads and micro batch default to the recorded
     /// ones. A manifest can contain stages of the kind `command`, whose programs are run: use only manifests that you trust.
-    #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["sets", "dry_run"])]
+    #[arg(long, value_name = "MANIFEST", conflicts_with_all = ["sets", "dry_run", "detach", "print_script"])]
     from: Option<String>,
     /// Sign the manifest with this minisign secret key; the signature is written to MANIFEST.minisig
     #[arg(long, value_name = "KEY")]
@@ -51,17 +53,30 @@ pub(super) struct Args {
     /// Write each event to standard output as a line of JSON
     #[arg(long)]
     json: bool,
+    /// Only print the script that starts the workers of each pool of the cluster
+    #[arg(long)]
+    print_script: bool,
+    /// Go on when this command ends; `attrflow attach` shows how far it is. With --backend slurm
+    #[arg(long)]
+    detach: bool,
+    /// The name of the run on a cluster
+    #[arg(long, value_name = "RUN", hide = true)]
+    run_name: Option<String>,
 }
 
 pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
+    if args.run_name.is_some() {
+        // Of its own session, it outlives the terminal. One that leads a session already needs none.
+        let _ = rustix::process::setsid();
+    }
     // A key that cannot be opened must be reported before hours of computing.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     let reporter = progress::choose(args.json);
     let Some(from) = &args.from else {
         let file = args.pipeline.as_deref().unwrap_or(Path::new(""));
-        let origin = || Origin { file, sets: &args.settings.sets };
+        let origin = || Origin { file, sets: &args.settings.sets, run: args.run_name.as_deref() };
         let key = noop::key(file, &args.settings, &args.targets).filter(|_| args.force.is_empty());
-        if let Some(key) = key.as_ref().filter(|_| !args.dry_run)
+        if let Some(key) = key.as_ref().filter(|_| !args.dry_run && !args.print_script && !args.detach)
             && let Some((no_op, store, _lock)) = noop::find_locked(key, file, &args.settings)?
         {
             let device = args.settings.device.as_deref();
@@ -70,6 +85,16 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         }
         let project = args.settings.open(file, &args.targets, registry)?;
         let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
+        if args.print_script {
+            let Some(table) = &project.cluster else {
+                return Err(Failure::Usage("--print-script is for a cluster: add --backend slurm".into()));
+            };
+            print(&cluster::scripts(&project, table, &args.how.template(&project, log)));
+            return Ok(());
+        }
+        if args.detach {
+            return detach::detach(&project, &args.how, log, args.json);
+        }
         if args.dry_run {
             return super::plan::show(&project, &forced, &args.how, None, args.json);
         }
@@ -83,7 +108,7 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
     };
     let recreation = replay::Recreation::open(from, &args.settings, &args.targets, registry)?;
     let forced = graph::named(&args.force, &recreation.project.pipeline).map_err(Failure::Usage)?;
-    let origin = Origin { file: &recreation.named.path, sets: &[] };
+    let origin = Origin { file: &recreation.named.path, sets: &[], run: args.run_name.as_deref() };
     let ended = execute(&recreation.project, &forced, &args.how, origin, reporter, log)?;
     sign(signer.as_ref(), &ended, args.json)?;
     recreation.compare(&ended.manifest, args.json)

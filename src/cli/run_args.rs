@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use clap::Args;
 
+use super::cluster::{self, EventLog, Template};
 use super::device::devices;
 use super::failure::Failure;
+use super::pools;
 use super::project::{Project, backend, cores, program, worker_program};
 use super::signals::{EventSink, Signals};
 use crate::io::download::redact_urls;
 use crate::progress::Reporter;
+use attrflow_engine::cluster::backend::ClusterBackend;
 use attrflow_engine::exec::event::{Event, PlacedArtifact};
 use attrflow_engine::exec::noop_cache::CachedRun;
 use attrflow_engine::exec::noop_cache::NoopRun;
@@ -21,6 +24,7 @@ use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::{MAX_DOWNLOAD_JOBS, MAX_WORKERS, RunTable};
 use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome};
 use attrflow_engine::store::{Area, Store};
+use attrflow_engine::worker::Backend;
 use attrflow_engine::worker::protocol::WorkerConfig;
 
 /// How to compute; results do not depend on it.
@@ -63,6 +67,17 @@ impl RunArgs {
         Conditions { jobs, threads, devices: devices.iter().map(name).collect(), micro_batch }
     }
 
+    /// Threads of each worker, where they are given.
+    pub fn threads(&self) -> Option<usize> {
+        self.threads.map(|threads| threads as usize)
+    }
+
+    /// What these options say of each worker of a cluster.
+    pub fn template(&self, project: &Project, log: &str) -> Template {
+        let (configs, _) = self.worker_configs(project, log);
+        Template { config: configs[0].clone(), threads: self.threads() }
+    }
+
     /// The workers' configurations, and the conditions that a manifest records.
     pub fn worker_configs(&self, project: &Project, log: &str) -> (Vec<WorkerConfig>, Conditions) {
         let table = &project.pipeline.run;
@@ -91,6 +106,8 @@ pub(super) struct Origin<'a> {
     pub file: &'a Path,
     /// The `--set` arguments.
     pub sets: &'a [String],
+    /// The name of the run on a cluster, where it was chosen.
+    pub run: Option<&'a str>,
 }
 
 /// How a run ended.
@@ -114,15 +131,20 @@ pub(super) fn execute(
     reporter: Box<dyn Reporter>,
     log: &str,
 ) -> Result<RunOutcome, Failure> {
-    let (configs, conditions) = how.worker_configs(project, log);
+    let (configs, mut conditions) = how.worker_configs(project, log);
     worker_program()?;
-    let backend = backend(configs)?;
+    let local = backend(configs)?;
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Cancel::default());
     let received = Arc::new(Mutex::new((None, BTreeMap::new())));
+    let log_events: Arc<OnceLock<Arc<EventLog>>> = Arc::default();
     let sink: EventSink = {
-        let (reporter, received) = (Arc::clone(&reporter), Arc::clone(&received));
+        let (reporter, received, events) =
+            (Arc::clone(&reporter), Arc::clone(&received), Arc::clone(&log_events));
         Arc::new(move |event| {
+            if let Some(events) = events.get() {
+                events.write(&event);
+            }
             let (path, placed) = &mut *received.lock().expect("no panic under this lock");
             match &event {
                 Event::RunFinished { manifest, .. } => path.clone_from(manifest),
@@ -135,11 +157,24 @@ pub(super) fn execute(
         })
     };
     let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&sink));
+    let cluster = match &project.cluster {
+        None => None,
+        Some(table) => {
+            let run = cluster::open(project, table, &how.template(project, log), origin.run, &stop, &sink)?;
+            let _ = log_events.set(Arc::clone(&run.events));
+            (conditions.jobs, conditions.threads) = pools::size(table, how.threads());
+            Some(run.backend)
+        }
+    };
+    let backend: &dyn Backend = match &cluster {
+        Some(backend) => backend,
+        None => &local,
+    };
     let run = Run {
         pipeline: &project.pipeline,
         graph: &project.graph,
         store: &project.store,
-        backend: &backend,
+        backend,
         numerics: &project.numerics,
         forced,
         results: project.results.clone(),
@@ -152,6 +187,10 @@ pub(super) fn execute(
         emit: &|event| sink(event),
     };
     let manifest = run.execute();
+    let ended = cluster.as_ref().map(ClusterBackend::end);
+    if let Some(Err(error)) = ended {
+        sink(Event::Log { level: "WARN".into(), message: error });
+    }
     let interrupted =
         |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
     // A signal that came after the last stage changed nothing.
@@ -175,7 +214,7 @@ pub(super) fn repeat(
     mut reporter: Box<dyn Reporter>,
 ) -> Result<RunOutcome, Failure> {
     let begun = Instant::now();
-    let devices = devices(device.unwrap_or(&run.run.device), &backend(Vec::new())?)?;
+    let devices = devices(device.unwrap_or(&run.run.device), backend(Vec::new())?.device_class())?;
     let conditions = how.conditions(&run.run, &devices);
     let sets = origin.sets.iter().map(|set| redact_urls(set)).collect();
     let reporter = std::cell::RefCell::new(&mut reporter);

@@ -195,6 +195,16 @@ fn important(event: &Event) -> Option<String> {
             Some(format!("stopping: finishing {units} first; interrupt again to stop now and lose {it}"))
         }
         Event::Stopping { now: true, .. } => Some("stopping now".into()),
+        Event::Pool { pool, running, pending: 0, .. } => {
+            Some(format!("pool {pool}: {} running", count(*running, "worker")))
+        }
+        Event::Pool { pool, running, pending, reason } => {
+            let why = reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            Some(format!(
+                "pool {pool}: {} running, {pending} waiting in the queue{why}",
+                count(*running, "worker")
+            ))
+        }
         Event::Log { level, message } => Some(format!("{}: {message}", level.to_lowercase())),
         _ => None,
     }

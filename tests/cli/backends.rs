@@ -83,7 +83,7 @@ fn what_a_library_prints_is_a_log_line() {
     let task = Task { params: shell(&script), inputs: Inputs::default(), step: Step::Whole, out };
     let batches = vec![TaskBatch { kind: "command".into(), tasks: vec![task] }];
     let mut replies = Vec::new();
-    worker.run(&Work { batches, recipes: Vec::new() }, &mut |reply| replies.push(reply)).unwrap();
+    worker.run(&Work { batches, notes: Vec::new() }, &mut |reply| replies.push(reply)).unwrap();
     let noise = |reply: &Reply| matches!(reply, Reply::Log { message, .. } if message == "noise");
     assert!(replies.iter().any(noise), "{replies:?}");
 }

@@ -305,7 +305,7 @@ fn a_large_file_is_uploaded_in_parts_and_a_killed_push_leaves_no_entry() {
             numerics: None,
             unit: None,
         };
-        entries.push(store.commit(&recipe, &[("bytes".into(), file)], 1.0).unwrap());
+        entries.push(store.commit(&recipe, &[("bytes".into(), file)], None, 1.0).unwrap());
     }
     let server = Server::start();
     let remote = "s3://results/large";

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use attrflow_engine::provenance::manifest::{self, Outcome};
 use serde_json::Value as Json;
 
-use crate::kill::{IMAGES, at_work, finish, index, locks, undisturbed, wait_for_orphans};
+use crate::index_entries::index;
+use crate::kill::{IMAGES, at_work, finish, locks, undisturbed, wait_for_orphans};
 use crate::project::{Project, command};
 
 /// A run in a process group of its own, as a shell starts it, and its events.

@@ -1,32 +1,15 @@
 //! Runs that are killed at any moment: what was kept is right, and is not computed again.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value as Json;
-
+use crate::index_entries::{index, units};
 use crate::project::{Project, Ran, command, files};
 
 pub const IMAGES: usize = 20;
-
-/// The index entries. An entry that was written again has other bytes, for it holds the seconds.
-pub type Index = BTreeMap<String, Vec<u8>>;
-
-pub fn index(project: &Project) -> Index {
-    let files = files(&project.path("cache/recipes-v2")).into_iter();
-    // A kill may leave the temporary file of an entry beside it.
-    let entries = files.filter(|(name, _)| name.ends_with(".json"));
-    entries.map(|(name, path)| (name, fs_err::read(path).unwrap())).collect()
-}
-
-fn units(index: &Index) -> usize {
-    let entry = |bytes: &Vec<u8>| serde_json::from_slice::<Json>(bytes).unwrap();
-    index.values().filter(|bytes| !entry(bytes)["recipe"]["unit"].is_null()).count()
-}
 
 /// Starts a run and kills it when `now` says so; `false` where it had ended before.
 fn killed(project: &Project, mut now: impl FnMut() -> bool) -> bool {

@@ -17,6 +17,7 @@ const ENGINE: &[(&str, &str)] = &[
     ("maintenance", "identity provenance store"),
     ("exec", "identity kind pipeline plan provenance store worker"),
     ("estimate", "identity kind pipeline plan provenance store worker"),
+    ("cluster", "identity kind pipeline store worker"),
     ("explain", "config estimate identity kind pipeline plan store"),
 ];
 const ATTRFLOW: &[(&str, &str)] = &[

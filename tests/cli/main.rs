@@ -22,6 +22,7 @@ mod explain;
 mod export;
 mod graph;
 mod images;
+mod index_entries;
 mod inputs;
 mod interrupt;
 mod kill;

@@ -2,6 +2,7 @@
 //!
 //! It computes no tensor and prints nothing; the kinds of stages are given to it ([`kind::Registry`]).
 
+pub mod cluster;
 pub mod config;
 pub mod estimate;
 pub mod exec;

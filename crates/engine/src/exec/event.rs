@@ -9,7 +9,7 @@ use crate::plan::Reason;
 use crate::store::{Adopted, Artifact};
 
 /// An event of a run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The run started.
@@ -97,6 +97,18 @@ pub enum Event {
         stage: String,
         /// The failed stage that it depends on.
         by: String,
+    },
+    /// The workers of a pool on a cluster.
+    Pool {
+        /// The pool.
+        pool: String,
+        /// Workers that run.
+        running: usize,
+        /// Workers that wait in the scheduler's queue.
+        pending: usize,
+        /// Why they wait, in the scheduler's word.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// A log message of a worker.
     Log {

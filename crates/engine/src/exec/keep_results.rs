@@ -1,29 +1,36 @@
 //! Takes the results of a worker into the store.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::queue::Job;
-use super::worker_slots::{JobError, LockedJob, Outcome, Running, Slot, steps};
-use crate::kind::{PREVIOUS, Step};
-use crate::store::{Attempt, PART, StoreError, Watch};
+use super::worker_slots::{JobError, LockedJob, Outcome, Running, Slot, outputs};
+use crate::identity::digest::Listing;
+use crate::kind::PREVIOUS;
+use crate::store::{Attempt, StoreError, Watch};
 
 impl Slot<'_> {
     /// Takes the results of some tasks of the batch, and reports them.
-    pub(super) fn keep(&mut self, tasks: &[usize], running: &mut Running, held: &mut Vec<LockedJob>) {
+    pub(super) fn keep(
+        &mut self,
+        tasks: &[usize],
+        files: &[Listing],
+        running: &mut Running,
+        held: &mut Vec<LockedJob>,
+    ) {
         let now = Instant::now();
         let among = |(task, _): &(usize, Attempt)| tasks.contains(task);
         let count = running.open.iter().filter(|open| among(open)).count();
         // They were computed together, so how long each of them took is not known.
         let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
         running.since = now;
-        let first = running.open.iter().position(among).map(|place| &held[place].job);
-        if let Some((job, steps)) = first.and_then(|job| Some((job, steps(job)?))) {
-            self.rates.add((self.pool, job.common.kind.name), seconds / steps);
+        if let Some(place) = running.open.iter().position(among) {
+            self.rates.add(self.pool, &held[place].job, seconds);
         }
         while let Some(place) = running.open.iter().position(among) {
-            let ((_, attempt), held) = (running.open.remove(place), held.remove(place));
-            let outcome = self.commit(&held.job, attempt, seconds, &running.sources);
+            let ((task, attempt), held) = (running.open.remove(place), held.remove(place));
+            let files = tasks.iter().position(|done| *done == task).and_then(|place| files.get(place));
+            let outcome = self.commit(&held.job, attempt, files, seconds, &running.sources);
             running.reliable &= outcome.is_ok();
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
@@ -42,7 +49,14 @@ impl Slot<'_> {
     }
 
     /// Takes what a job's attempt holds into the store.
-    fn commit(&mut self, job: &Job, attempt: Attempt, seconds: f64, sources: &Watch) -> Outcome {
+    fn commit(
+        &mut self,
+        job: &Job,
+        attempt: Attempt,
+        files: Option<&Listing>,
+        seconds: f64,
+        sources: &Watch,
+    ) -> Outcome {
         let begun = Instant::now();
         let common = &job.common;
         // What was hashed before must be what the worker read, or the result would belong to another recipe.
@@ -67,7 +81,8 @@ impl Slot<'_> {
                 return Err(JobError::Changed { port: port.to_owned(), path });
             }
         }
-        let entry = self.store.commit(&job.recipe, &outputs(job, attempt.path()), job.spent + seconds)?;
+        let entry =
+            self.store.commit(&job.recipe, &outputs(job, attempt.path()), files, job.spent + seconds)?;
         // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
         self.spare.extend(self.scratch.recycle(attempt));
         let kept = begun.elapsed().as_secs_f64();
@@ -75,15 +90,5 @@ impl Slot<'_> {
         let kind = common.kind.name;
         tracing::debug!("{kind}, {fingerprint}: computed in {seconds:.3} s, kept in {kept:.3} s");
         Ok((entry, Some(seconds)))
-    }
-}
-
-fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
-    match job.step {
-        Step::Unit(_) => vec![(PART.to_owned(), folder.to_path_buf())],
-        Step::Whole | Step::Merge(_) => {
-            let outputs = job.common.outputs.iter();
-            outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
-        }
     }
 }

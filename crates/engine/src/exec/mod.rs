@@ -6,6 +6,7 @@ pub mod event;
 mod keep_results;
 pub mod noop_cache;
 mod queue;
+mod rates;
 mod record;
 mod state;
 mod state_messages;
@@ -27,9 +28,10 @@ use crate::worker::Backend;
 pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
 use queue::Queue;
+use rates::Rates;
 use state_messages::Message;
 pub use state_messages::RunError;
-use worker_slots::{Rates, Reports, Shared, Slot};
+use worker_slots::{Reports, Shared, Slot};
 
 /// A run: what to do, where to keep it, who observes it.
 pub struct Run<'a> {

@@ -180,8 +180,7 @@ impl<'a> Queue<'a> {
             if state.closed {
                 return None;
             }
-            let serves = |job: &&Box<Job>| (self.serves)(pool, job.common.kind);
-            let first = state.jobs.iter().find(serves);
+            let first = state.jobs.iter().find(|job| (self.serves)(pool, job.common.kind));
             if let Some(class) = first.map(|job| (pool, job.common.kind.libtorch)) {
                 let count = |counts: &BTreeMap<Class, usize>| counts.get(&class).copied().unwrap_or(0);
                 let others = match has_worker(class.1) {

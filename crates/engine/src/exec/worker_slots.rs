@@ -1,19 +1,19 @@
 //! Threads that take jobs from one queue, each with workers of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::queue::{Claim, Job, Queue, Share};
+use super::rates::Rates;
 use super::state_messages::{Message, RunError};
 use crate::kind::{PREVIOUS, Step, Task};
-use crate::store::{Attempt, Entry, Lock, Lookup, Scratch, Store, StoreError, Watch};
+use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError, Watch};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::protocol::{Reply, TaskBatch, TaskError};
-use crate::worker::{Backend, Request, Work, Worker};
+use crate::worker::{Backend, Note, Request, Work, Worker};
 
 /// Where a slot reports to, and whether the run is to stop.
 pub(super) struct Reports<'a> {
@@ -61,31 +61,6 @@ pub(super) struct LockedJob {
     lock: Option<Lock>,
     /// Whether its start was reported.
     begun: bool,
-}
-
-/// Seconds of a step as this run measured them, by pool and kind.
-#[derive(Default)]
-pub(super) struct Rates(Mutex<BTreeMap<(usize, &'static str), f64>>);
-
-impl Rates {
-    /// Takes a measurement; the newest counts half, since units differ and machines too.
-    pub fn add(&self, key: (usize, &'static str), seconds: f64) {
-        let mut rates = self.0.lock().expect("no panic under this lock");
-        rates.entry(key).and_modify(|rate| *rate = (*rate + seconds) / 2.0).or_insert(seconds);
-    }
-
-    fn cost(&self, pool: usize, job: &Job) -> Option<f64> {
-        let rates = self.0.lock().expect("no panic under this lock");
-        Some(rates.get(&(pool, job.common.kind.name))? * steps(job)?)
-    }
-}
-
-/// The steps of a unit; those of other jobs are not known before they run.
-pub(super) fn steps(job: &Job) -> Option<f64> {
-    match &job.step {
-        Step::Unit(unit) => Some(unit.steps.max(1) as f64),
-        Step::Whole | Step::Merge(_) => None,
-    }
 }
 
 /// What all slots of a run share.
@@ -196,6 +171,16 @@ impl<'a> Slot<'a> {
                 Ok(()) => continue,
                 Err(Unfinished { error: JobError::Task(TaskError::Lost(how)), begun, .. }) => {
                     return self.put_back(held, begun, &how);
+                }
+                Err(Unfinished { error: JobError::Task(TaskError::Left(why)), .. }) => {
+                    tracing::debug!("{why}");
+                    let jobs = std::mem::take(held).into_iter().map(|held| *held.job);
+                    self.queue.extend(jobs.collect());
+                    return Ok(());
+                }
+                Err(Unfinished { error: JobError::Task(TaskError::Stopped), .. }) => {
+                    let mut rest = std::mem::take(held).into_iter();
+                    return rest.try_for_each(|held| self.end(held, Err(JobError::Stopped)));
                 }
                 Err(unfinished) => unfinished,
             };
@@ -321,8 +306,9 @@ impl<'a> Slot<'a> {
         let sources = Watch::new(foreign.into_iter());
         let mut running =
             Running { open: Vec::new(), begun: sizes[0], since: Instant::now(), reliable: true, sources };
-        let recipes: Vec<_> = held[..count].iter().map(|held| held.job.recipe.clone()).collect();
-        let mut work = Work { batches: Vec::new(), recipes: recipes.iter().collect() };
+        let outlives = self.backend.seconds_at_once(self.pool) > 0.0;
+        let notes = held[..count].iter().filter(|_| outlives).map(|held| note(&held.job)).collect();
+        let mut work = Work { batches: Vec::new(), notes };
         let mut rest = &mut held[..count];
         for size in sizes {
             let (batch, others) = rest.split_at_mut(*size);
@@ -352,7 +338,7 @@ impl<'a> Slot<'a> {
             Reply::Started { tasks } => {
                 running.begun = tasks.into_iter().map(|task| task + 1).max().unwrap_or(0).max(running.begun);
             }
-            Reply::Finished { tasks } => self.keep(&tasks, &mut running, held),
+            Reply::Finished { tasks, files } => self.keep(&tasks, &files, &mut running, held),
             Reply::Progress { task, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == task);
                 if let Some(LockedJob { job, .. }) = place.and_then(|place| held.get(place)) {
@@ -364,7 +350,7 @@ impl<'a> Slot<'a> {
         drop(working);
         if let Ok(usage) = &result {
             let rest: Vec<usize> = running.open.iter().map(|(task, _)| *task).collect();
-            self.keep(&rest, &mut running, held);
+            self.keep(&rest, &[], &mut running, held);
             tracing::debug!("{}: {count} tasks took {usage:?}", kind.name);
         }
         // A worker that did not end its work by itself is not used again.
@@ -395,6 +381,28 @@ struct Unfinished {
 impl<E: Into<JobError>> From<E> for Unfinished {
     fn from(error: E) -> Self {
         Self { error: error.into(), begun: 1 }
+    }
+}
+
+/// What it takes to keep the result of a job in a later run.
+fn note(job: &Job) -> Note {
+    let common = &job.common;
+    let sources = common.sources.iter().filter_map(|(port, path)| {
+        let digest = common.resolved.digests.get(port).filter(|_| job.recipe.inputs.contains_key(port))?;
+        Some((path.clone(), *digest))
+    });
+    let outputs = outputs(job, Path::new(""));
+    Note { recipe: job.recipe.clone(), outputs, sources: sources.collect(), spent: job.spent }
+}
+
+/// The outputs of a job below the folder that it writes to, by port.
+pub(super) fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
+    match job.step {
+        Step::Unit(_) => vec![(PART.to_owned(), folder.to_path_buf())],
+        Step::Whole | Step::Merge(_) => {
+            let outputs = job.common.outputs.iter();
+            outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
+        }
     }
 }
 

@@ -239,7 +239,7 @@ impl Sink for ExplainSink {
 }
 
 /// One field that differs between two recipes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The dotted name: `params.loss.time_samples`.
     pub field: String,

@@ -179,7 +179,7 @@ pub enum Device {
 }
 
 /// How remote files are downloaded.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Downloads {
     /// The folder of downloaded files until they are used; it persists between runs.
     pub folder: PathBuf,

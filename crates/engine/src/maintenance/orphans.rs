@@ -36,6 +36,7 @@ pub(super) fn steps(
             Part::Area(Area::Tmp) => scratch(&path, &mut steps)?,
             Part::Area(Area::Quarantine) => quarantined(&path, policy, now, &mut steps)?,
             Part::Area(Area::Downloads) => downloads(&path, policy, now, &mut steps)?,
+            Part::Area(Area::Cluster) => cluster_runs(&path, policy, now, &mut steps)?,
             Part::Area(Area::Runs) => manifests(inventory, policy, &mut steps),
             // Removed by what names them.
             Part::Area(Area::Objects | Area::Recipes | Area::Units) => {}
@@ -66,6 +67,20 @@ fn expired(path: &Path, policy: &Policy, now: Timestamp) -> bool {
     let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
     let changed = changed.ok().and_then(|time: SystemTime| Timestamp::try_from(time).ok());
     changed.is_some_and(|at| now.duration_since(at).as_secs() >= policy.grace.as_secs() as i64)
+}
+
+/// Runs on a cluster that are over for long enough: what is left of them is events and logs.
+fn cluster_runs(
+    folder: &Path,
+    policy: &Policy,
+    now: Timestamp,
+    steps: &mut Vec<Removal>,
+) -> Result<(), StoreError> {
+    for path in below(folder)?.into_iter().filter(|path| expired(&path.join("front"), policy, now)) {
+        let (name, frees) = (format!("run {} on a cluster", name(&path)), blocks(&path));
+        steps.push(Removal::orphan(Target::Files { paths: vec![path] }, name, frees));
+    }
+    Ok(())
 }
 
 fn quarantined(

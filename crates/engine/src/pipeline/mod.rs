@@ -33,6 +33,7 @@
 //! A relative path starts from the folder of the file that contains it, or that contains its leading `${…}`; in a
 //! `--set`, from the working folder.
 
+pub mod cluster_table;
 mod condition;
 mod defaults;
 mod env_vars;
@@ -53,6 +54,7 @@ use crate::config::text::{Origin, Problems, Sources};
 use crate::config::tree::{self, Entry, Node, Table, Value};
 use crate::kind::{KindInfo, Port, Registry, Stage};
 use crate::params;
+use cluster_table::ClusterTable;
 use files::Parts;
 
 /// A pipeline after all checks: every name resolves and every parameter has its type.
@@ -69,6 +71,8 @@ pub struct Pipeline {
     pub off: Vec<DisabledStage>,
     /// The config's `[run]` table: how to compute; it does not change results.
     pub run: RunTable,
+    /// The config's `[cluster]` table: where to compute; it does not change results.
+    pub cluster: ClusterTable,
     /// The declared environment variables that the pipeline reads, with their values; they are hashed.
     pub env: BTreeMap<String, String>,
     /// All environment variables that the pipeline reads, with their values, hashed or not.
@@ -81,6 +85,8 @@ pub struct Pipeline {
 
 /// The table of run settings in the config.
 const RUN: &str = "run";
+/// The table of clusters in the config.
+const CLUSTER: &str = "cluster";
 /// The table of default parameters.
 const DEFAULTS: &str = "defaults";
 /// The largest `download_jobs`.
@@ -226,6 +232,8 @@ fn read(
     let empty = Node { value: Value::Table(Table::default()), origin: Origin { text, span: 0..0 } };
     let run = config.as_table().and_then(|table| table.get(RUN)).unwrap_or(&empty);
     let run = RunTable::read(run, &mut reader);
+    let cluster = config.as_table().and_then(|table| table.get(CLUSTER)).unwrap_or(&empty);
+    let cluster = ClusterTable::read(cluster, &mut reader);
     let off = expanded.drafts.iter().filter_map(|draft| {
         let place = sources.position(draft.off.as_ref()?);
         Some(DisabledStage { id: draft.id(), base: draft.base.to_owned(), place })
@@ -237,7 +245,7 @@ fn read(
     if !problems.is_empty() {
         return None;
     }
-    let of_run = |path: &str| path.split('.').next() == Some(RUN);
+    let of_run = |path: &str| path.split('.').next().is_some_and(|table| [RUN, CLUSTER].contains(&table));
     for key in new_keys.iter().filter(|key| !of_run(&key.path) && !expanded.reads(&key.path)) {
         let (list, rest) = key.path.split_once('.').unwrap_or((&key.path, ""));
         let problem = problems.at(&key.origin, format!("no stage reads `{}`", key.path));
@@ -274,6 +282,7 @@ fn read(
         off,
         unused_sets,
         run: run?,
+        cluster: cluster?,
         env,
         variables,
         config,
@@ -314,10 +323,12 @@ fn config(
     if !problems.is_empty() {
         return None;
     }
-    // Every config has this table, written or not.
+    // Every config has these tables, written or not.
     if let Value::Table(table) = &mut config.value {
-        let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
-        table.entries.entry(RUN.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
+        for name in [RUN, CLUSTER] {
+            let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
+            table.entries.entry(name.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
+        }
     }
     let own = config.as_table().is_some_and(|table| table.get(DEFAULTS).is_some());
     let mut new_keys = Vec::new();

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::RunTable;
+use super::cluster_table::ClusterTable;
 use crate::config::param::{self, PLAIN_NAME, Param};
 use crate::kind::{Input, KindInfo, Registry};
 
@@ -107,24 +108,30 @@ pub fn pipeline(registry: &Registry) -> Json {
     })
 }
 
-/// The schema of configs: the table of run settings, and any other keys.
+/// Takes references to the config out of a schema: the loader does not replace those in the tables of settings.
+fn without_references(schema: &mut Json) {
+    if let Some(keys) = schema.as_object_mut() {
+        if let Some(Json::Array(forms)) = keys.remove("anyOf")
+            && let Some(Json::Object(form)) = forms.into_iter().next()
+        {
+            keys.extend(form);
+        }
+        keys.values_mut().for_each(without_references);
+    }
+}
+
+/// The schema of configs: the tables of run settings and of clusters, and any other keys.
 pub fn config() -> Json {
     let mut run = param::table(&RunTable::keys(), &[]);
     run["description"] = json!("run settings: they are not hashed, and the command line takes precedence");
-    // The loader does not replace references in this table.
-    let plain = run["properties"].as_object_mut().into_iter().flat_map(Map::values_mut);
-    for key in plain {
-        if let Some(Json::Array(forms)) = key.as_object_mut().and_then(|key| key.remove("anyOf"))
-            && let (Some(Json::Object(form)), Some(key)) = (forms.into_iter().next(), key.as_object_mut())
-        {
-            key.extend(form);
-        }
-    }
+    let mut cluster = param::table(&ClusterTable::keys(), &[]);
+    cluster["description"] = json!("workers on a cluster: nothing here is hashed");
+    [&mut run, &mut cluster].into_iter().for_each(without_references);
     json!({
         "$schema": DRAFT,
         "title": "a config of attrflow's pipelines",
         "type": "object",
-        "properties": { "run": run },
+        "properties": { "run": run, "cluster": cluster },
     })
 }
 

@@ -314,7 +314,9 @@ impl<'a> Planner<'a> {
         let numerics = Numerics { device: device.into(), deterministic: device == "cpu", ..numerics.clone() };
         let other = Recipe { numerics: Some(numerics), ..recipe.clone() };
         Ok(match self.store.find(&other.fingerprint())? {
-            Lookup::Hit(entry) => Some(Reason::OtherDevice { device, adopted: entry.adopted.is_some() }),
+            Lookup::Hit(entry) => {
+                Some(Reason::OtherDevice { device: device.to_owned(), adopted: entry.adopted.is_some() })
+            }
             _ => None,
         })
     }

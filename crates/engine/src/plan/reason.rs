@@ -1,11 +1,11 @@
 //! Why a stage computes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::recipe::Change;
 
 /// Why a stage computes.
-#[derive(Debug, Clone, Serialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Reason {
     /// No earlier run of this pipeline contains the stage.
@@ -30,7 +30,7 @@ pub enum Reason {
     /// There is a result for another class of device.
     OtherDevice {
         /// That class, `cpu` or `cuda`.
-        device: &'static str,
+        device: String,
         /// Whether it was adopted.
         adopted: bool,
     },

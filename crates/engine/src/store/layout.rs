@@ -43,6 +43,7 @@ areas! {
     Costs, "costs-v1", "measured costs of stages";
     FileState, "file-state-v1", "what is known of unchanged files";
     Noop, "noop-v1", "last run of each pipeline that had nothing to do";
+    Cluster, "cluster", "runs on a cluster: their workers, events and logs";
     Downloads, "downloads", "downloads in progress or not yet used";
     Quarantine, "quarantine", "damaged results, set aside";
     Tmp, "tmp", "working folders of runs";

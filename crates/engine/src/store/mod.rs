@@ -17,6 +17,7 @@ mod adopted;
 mod attempts;
 mod disk_space;
 pub mod file_state;
+mod file_system;
 mod fingerprint_lock;
 mod integrity;
 mod inventory;
@@ -49,6 +50,7 @@ pub use file_state::snapshot::{FollowLinks, Snapshot};
 pub use file_state::tree_stat::TreeStat;
 pub use file_state::watch::Watch;
 use file_state::{FileState, Trust};
+pub use file_system::is_network;
 pub use fingerprint_lock::Lock;
 pub use fingerprint_lock::ResultsUse;
 use integrity::Integrity;
@@ -99,12 +101,17 @@ pub enum StoreError {
         "the output `{0}` changed after the stage had ended: a process that it started still writes to it"
     )]
     StillWritten(String),
+    /// Another host wrote other bytes than this one sees.
+    #[error(
+        "the output `{0}` has other bytes here than on the node that wrote it: the shared file system is at fault"
+    )]
+    NotAsWritten(String),
 }
 
 impl StoreError {
     /// Whether the stage is at fault, and not the store.
     pub fn is_the_stage(&self) -> bool {
-        matches!(self, Self::MissingOutput(_) | Self::StillWritten(_))
+        matches!(self, Self::MissingOutput(_) | Self::StillWritten(_) | Self::NotAsWritten(_))
     }
 
     /// Whether the file system is read-only, which does not matter to a run that has nothing to write.

@@ -11,19 +11,33 @@ use rayon::prelude::*;
 use super::file_state::Trust;
 use super::file_state::tree_stat::TreeStat;
 use super::integrity::{Integrity, SMALL};
-use super::{Artifact, Entry, Result, Store, StoreError, list, names};
+use super::{Artifact, Entry, PART, Result, Store, StoreError, list, names};
 use crate::identity::digest::{Digest, Listing, is_executable};
 use crate::identity::recipe::Recipe;
 
 impl Store {
-    /// Takes the outputs that an attempt wrote, and then the entry that names them.
+    /// Takes the outputs that an attempt wrote, and then the entry that names them; `files`: what another host says that it
+    /// wrote into the attempt's folder.
     ///
     /// # Errors
-    /// A missing output, or a write that failed; the entry is then not there.
-    pub fn commit(&self, recipe: &Recipe, outputs: &[(String, PathBuf)], seconds: f64) -> Result<Entry> {
+    /// A missing output, other bytes than were written, or a write that failed; the entry is then not there.
+    pub fn commit(
+        &self,
+        recipe: &Recipe,
+        outputs: &[(String, PathBuf)],
+        files: Option<&Listing>,
+        seconds: f64,
+    ) -> Result<Entry> {
         let mut stored = BTreeMap::new();
         for (port, path) in outputs {
-            stored.insert(port.clone(), self.publish(path)?);
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let artifact = self.publish(path)?;
+            let written =
+                files.map(|files| if port == PART { Some(files.digest()) } else { files.sub(&name) });
+            if written.is_some_and(|written| written != Some(artifact.digest)) {
+                return Err(StoreError::NotAsWritten(name));
+            }
+            stored.insert(port.clone(), artifact);
         }
         let mut entry =
             Entry { recipe: recipe.clone(), outputs: stored, seconds, adopted: None, check: None };

@@ -174,7 +174,7 @@ impl Worker for Process {
         Some(self.child.id())
     }
 
-    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+    fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
         let [batch] = work.batches.as_slice() else {
             return Err(TaskError::Failed("a worker on this machine takes one batch at once".into()));
         };

@@ -7,8 +7,12 @@ pub mod protocol;
 pub mod serve;
 pub mod signals;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::KindInfo;
 use cancel::Cancel;
@@ -54,11 +58,24 @@ pub struct Request<'a> {
 }
 
 /// What a worker is given at once.
-pub struct Work<'a> {
+pub struct Work {
     /// Batches, computed in this order; their tasks are numbered across all.
     pub batches: Vec<TaskBatch>,
-    /// What each task computes.
-    pub recipes: Vec<&'a Recipe>,
+    /// What it takes to keep the result of each task; none for a worker that is gone when the run is.
+    pub notes: Vec<Note>,
+}
+
+/// What it takes to keep the result of a task, also in a later run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Note {
+    /// What the task computes.
+    pub recipe: Recipe,
+    /// Where it writes its outputs below its folder, by port; a unit's is the folder itself.
+    pub outputs: Vec<(String, PathBuf)>,
+    /// What it reads outside the store, with the digests in the recipe.
+    pub sources: Vec<(PathBuf, Digest)>,
+    /// Seconds that its units took, of a merge.
+    pub spent: f64,
 }
 
 /// Runs tasks one after the other.
@@ -69,7 +86,7 @@ pub trait Worker {
     ///
     /// # Errors
     /// Why there is no result, of the first batch with a task that is not done.
-    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError>;
+    fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError>;
     /// The process group that it works in, to be killed where it must end at once.
     fn group(&self) -> Option<u32> {
         None

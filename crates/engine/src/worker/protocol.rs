@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::identity::digest::Listing;
 use crate::kind::{Device, Downloads, Task};
 
 /// Version of the protocol.
@@ -54,6 +55,9 @@ pub enum Reply {
     Finished {
         /// Their numbers.
         tasks: Vec<usize>,
+        /// What each wrote, where that is known.
+        #[serde(default)]
+        files: Vec<Listing>,
     },
     /// All tasks of the batch are done.
     Done(Usage),
@@ -173,6 +177,9 @@ pub struct Usage {
     pub cpu: f64,
     /// Most memory that the worker had since it started, in bytes.
     pub peak_memory: u64,
+    /// Device memory in use at the end, which libtorch never gives back, in bytes; 0 on the CPU.
+    #[serde(default)]
+    pub peak_device_memory: u64,
 }
 
 impl Usage {
@@ -183,7 +190,12 @@ impl Usage {
             Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_secs_f64()
         };
         let (begun, before) = (Instant::now(), cpu());
-        move || Self { wall: begun.elapsed().as_secs_f64(), cpu: cpu() - before, peak_memory: peak_memory() }
+        move || Self {
+            wall: begun.elapsed().as_secs_f64(),
+            cpu: cpu() - before,
+            peak_memory: peak_memory(),
+            peak_device_memory: 0,
+        }
     }
 }
 
@@ -207,6 +219,12 @@ pub enum TaskError {
     /// The worker is gone for no fault of the task, such as with its machine: another worker gets the task.
     #[error("the worker was lost: {0}")]
     Lost(String),
+    /// The worker ended in order before the task began: another worker gets the task.
+    #[error("the worker left: {0}")]
+    Left(String),
+    /// The run was stopped before the task began.
+    #[error("the run was stopped")]
+    Stopped,
     /// The worker could not be started.
     #[error("cannot start a worker: {0}")]
     Start(String),
@@ -216,7 +234,7 @@ pub enum TaskError {
 }
 
 /// How a worker computes; nothing here may change a result.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerConfig {
     /// Where.
     pub device: Device,

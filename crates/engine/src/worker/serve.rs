@@ -90,7 +90,7 @@ fn perform(batch: &TaskBatch, computations: &[Computation], setting: &WorkerConf
             say(&Reply::Progress { task, done, total });
         }
     };
-    let finished = |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec() });
+    let finished = |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec(), files: Vec::new() });
     let WorkerConfig { device, micro_batch, ref downloads, threads, .. } = *setting;
     let usage = Usage::start();
     tracing::debug!(

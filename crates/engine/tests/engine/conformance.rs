@@ -8,7 +8,7 @@ use attrflow_engine::identity::recipe::Recipe;
 use attrflow_engine::kind::{Inputs, Step, Task};
 use attrflow_engine::worker::cancel::{Cancel, CancelMode};
 use attrflow_engine::worker::protocol::{Reply, TaskBatch, TaskError, VERSION};
-use attrflow_engine::worker::{Backend, Request, Work, Worker};
+use attrflow_engine::worker::{Backend, Note, Request, Work, Worker};
 use serde_json::Value as Json;
 
 /// What a task does.
@@ -66,11 +66,8 @@ impl Subject<'_> {
         act: &Act,
         folders: &[&Path],
     ) -> (Result<(), TaskError>, Vec<Reply>) {
-        let recipe = recipe();
-        let work = Work {
-            batches: vec![self.batch(act, folders)],
-            recipes: folders.iter().map(|_| &recipe).collect(),
-        };
+        let work =
+            Work { batches: vec![self.batch(act, folders)], notes: folders.iter().map(|_| note()).collect() };
         let mut replies = Vec::new();
         let result = worker.run(&work, &mut |reply| replies.push(reply));
         if let Ok(usage) = &result {
@@ -83,9 +80,10 @@ impl Subject<'_> {
     }
 }
 
-fn recipe() -> Recipe {
+fn note() -> Note {
     let (kind, params) = ("conformance".to_owned(), Json::Null);
-    Recipe { kind, version: 1, params, inputs: BTreeMap::new(), numerics: None, unit: None }
+    let recipe = Recipe { kind, version: 1, params, inputs: BTreeMap::new(), numerics: None, unit: None };
+    Note { recipe, outputs: Vec::new(), sources: Vec::new(), spent: 0.0 }
 }
 
 /// Holds a backend to what a run relies on.
@@ -110,7 +108,7 @@ pub fn conformance(subject: &Subject<'_>) {
     let (result, replies) = subject.run(&mut *worker, &Act::Write, &[&at("two"), &at("three")]);
     result.unwrap();
     let finished = replies.iter().filter_map(|reply| match reply {
-        Reply::Finished { tasks } => Some(tasks.clone()),
+        Reply::Finished { tasks, .. } => Some(tasks.clone()),
         _ => None,
     });
     let mut finished = finished.flatten().collect::<Vec<_>>();

@@ -433,12 +433,12 @@ fn an_entry_appears_only_with_all_outputs() {
     assert!(store.lookup(&fingerprint).unwrap().is_none());
     let one = write(folder.path(), "one", "1");
     let two = ("two".to_owned(), folder.path().join("two"));
-    let result = store.commit(&recipe, &[one, two], 1.0);
+    let result = store.commit(&recipe, &[one, two], None, 1.0);
     assert!(matches!(result, Err(StoreError::MissingOutput(name)) if name == "two"));
     assert!(store.lookup(&fingerprint).unwrap().is_none(), "an entry without one of its outputs");
 
     let outputs = [write(folder.path(), "one", "1"), write(folder.path(), "two", "2")];
-    let entry = store.commit(&recipe, &outputs, 1.0).unwrap();
+    let entry = store.commit(&recipe, &outputs, None, 1.0).unwrap();
     let found = store.lookup(&fingerprint).unwrap().unwrap();
     assert_eq!((&found.outputs, &found.recipe), (&entry.outputs, &recipe));
     let object = store.path(&found.outputs["two"].digest);

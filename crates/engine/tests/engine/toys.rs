@@ -318,7 +318,7 @@ impl Worker for Here {
         &self.0.facts
     }
 
-    fn run(&mut self, work: &Work<'_>, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
+    fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
         let task = &work.batches[0];
         let usage = Usage::start();
         let computations = [
@@ -371,7 +371,9 @@ impl Worker for Here {
         std::thread::sleep(self.0.pause);
         let on_reply = std::cell::RefCell::new(on_reply);
         let progress = |task, done, total| (on_reply.borrow_mut())(Reply::Progress { task, done, total });
-        let finished = |pieces: &[usize]| (on_reply.borrow_mut())(Reply::Finished { tasks: pieces.to_vec() });
+        let finished = |pieces: &[usize]| {
+            (on_reply.borrow_mut())(Reply::Finished { tasks: pieces.to_vec(), files: Vec::new() })
+        };
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
         let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);
         if let Some(line) =

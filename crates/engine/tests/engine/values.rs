@@ -90,7 +90,7 @@ fn settings_on_the_command_line() {
     1 | new=3
       | ^^^
       |
-      = help: valid names: count, first, items, run, say, second, unused
+      = help: valid names: cluster, count, first, items, run, say, second, unused
     "#);
     insta::assert_snapshot!(faults(PIPELINE, CONFIG, &["first.times"]), @r#"
     error: expected `--set key.path=value`, found no `=`

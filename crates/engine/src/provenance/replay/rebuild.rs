@@ -11,6 +11,7 @@ use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::{KindInfo, Port, Registry, Stage};
+use crate::pipeline::cluster_table::ClusterTable;
 use crate::pipeline::{DOWNLOAD_JOBS, Pipeline, RunTable, Source, StageNode};
 use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
 use crate::store::{Artifact, Store, StoreError};
@@ -305,6 +306,7 @@ impl<'a> Builder<'a> {
             stages: self.nodes,
             off: Vec::new(),
             run,
+            cluster: ClusterTable::default(),
             env: BTreeMap::new(),
             unused_sets: Vec::new(),
             variables: BTreeMap::new(),

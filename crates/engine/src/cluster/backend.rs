@@ -1,0 +1,320 @@
+//! The backend of a run on a cluster: asks for workers, finds those that are ready, and keeps the run's sign of life.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::folder::{AttemptFolder, LeaseState, RunFolder};
+use super::jobs::JobLine;
+use super::messages::RunConfig;
+pub use super::pool::{Notice, Scheduler};
+use super::pool::{PoolInfo, Shared, State};
+use super::remote_worker::RemoteWorker;
+use super::threads::{ask_scheduler, beat, find_workers, keep_lease};
+use crate::kind::KindInfo;
+use crate::pipeline::cluster_table::Pool;
+use crate::worker::cancel::{Cancel, CancelMode};
+use crate::worker::local::LocalBackend;
+use crate::worker::protocol::{DeviceClass, TaskError};
+use crate::worker::{Backend, Request, Worker};
+
+/// Workers on this machine for what must run beside the run, such as downloads.
+const HERE: usize = 0;
+
+/// What a run on a cluster needs.
+pub struct Setup {
+    /// The run's folder, with its configuration written.
+    pub folder: RunFolder,
+    /// What its workers know.
+    pub config: RunConfig,
+    /// Greater than that of any earlier run of the folder.
+    pub epoch: u64,
+    /// Its pools, by name.
+    pub pools: BTreeMap<String, Pool>,
+    /// Starts the workers of the pools.
+    pub scheduler: Box<dyn Scheduler>,
+    /// Whether all workers must have one model of GPU.
+    pub one_gpu_model: bool,
+    /// Whether the run is to stop.
+    pub cancel: Arc<Cancel>,
+    /// Gets what there is to say of the workers.
+    pub notice: Box<dyn Fn(Notice) + Send + Sync>,
+}
+
+/// Workers on a cluster. Nothing is written or asked before the first of them is needed.
+pub struct ClusterBackend {
+    here: LocalBackend,
+    pools: Vec<Pool>,
+    /// Seconds of work that a worker is given at once.
+    work: f64,
+    setup: Mutex<Option<Setup>>,
+    started: OnceLock<Started>,
+    /// Whether the first worker's word on locks was told.
+    locks_told: AtomicBool,
+}
+
+/// A run that gives signs of life.
+struct Started {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held by this run, for its workers to try.
+    _lock: fs_err::File,
+}
+
+/// What became of the workers of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Workers that were lost.
+    pub lost: usize,
+    /// Questions to the scheduler.
+    pub queries: usize,
+    /// Job arrays that were submitted.
+    pub submissions: usize,
+}
+
+impl ClusterBackend {
+    /// A run that has not begun; `here`: workers on this machine.
+    pub fn new(setup: Setup, here: LocalBackend) -> Self {
+        let (pools, work) = (setup.pools.values().cloned().collect(), setup.config.waits.work);
+        let (setup, started) = (Mutex::new(Some(setup)), OnceLock::new());
+        Self { here, pools, work, setup, started, locks_told: AtomicBool::new(false) }
+    }
+
+    /// Makes the run's folder, or takes that of an earlier run over: from now on it gives signs of life.
+    ///
+    /// # Errors
+    /// A folder that cannot be written to.
+    pub fn start(&self) -> std::io::Result<()> {
+        let mut setup = self.setup.lock().expect("no panic under this lock");
+        if let Some(setup) = setup.take() {
+            let started = Started::new(setup)?;
+            // The lock above makes it the first.
+            let _ = self.started.set(started);
+        }
+        match self.started.get() {
+            Some(_) => Ok(()),
+            None => Err(std::io::Error::other("the run could not begin")),
+        }
+    }
+
+    /// Whether workers were needed.
+    pub fn is_started(&self) -> bool {
+        self.started.get().is_some()
+    }
+    /// Ends all workers, and waits until the scheduler has none of them; returns what became of them.
+    ///
+    /// # Errors
+    /// Jobs that are still there, or that could not be ended.
+    pub fn end(&self) -> Result<Tally, String> {
+        self.started.get().map_or(Ok(Tally::default()), Started::end)
+    }
+
+    fn pool_index(&self, pool: usize) -> Option<usize> {
+        pool.checked_sub(HERE + 1)
+    }
+
+    /// Says once whether locks hold between hosts.
+    fn tell_of_locks(&self, shared: &Shared, locks: Option<bool>) {
+        if locks == Some(false) && !self.locks_told.swap(true, Ordering::Relaxed) {
+            shared.warn(
+                "a lock that this run holds is granted on a node too: this file system does not lock between hosts. Results are \
+                 right all the same; two runs may compute a unit twice, and `cache gc` must not run meanwhile"
+                    .into(),
+            );
+        }
+    }
+}
+
+impl Started {
+    fn new(setup: Setup) -> std::io::Result<Self> {
+        let Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice } = setup;
+        folder.create(&config)?;
+        let lock = fs_err::File::create(folder.lock_test())?;
+        hold(&lock)?;
+        let infos =
+            pools.iter().map(|(name, pool)| PoolInfo { name: name.clone(), most: pool.workers as usize });
+        let infos = infos.collect();
+        let state = Mutex::new(State::default());
+        let wake = Condvar::new();
+        let shared = Shared {
+            folder,
+            config,
+            epoch,
+            pools: infos,
+            scheduler,
+            cancel,
+            notice,
+            one_gpu_model,
+            state,
+            wake,
+        };
+        let shared = Arc::new(shared);
+        beat(&shared, 0, LeaseState::Running)?;
+        let threads: [fn(&Shared); 3] = [keep_lease, find_workers, ask_scheduler];
+        let threads = threads.into_iter().map(|body| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || body(&shared))
+        });
+        let threads = Mutex::new(threads.collect());
+        Ok(Self { shared, threads, _lock: lock })
+    }
+
+    fn end(&self) -> Result<Tally, String> {
+        let shared = &self.shared;
+        let lease = beat(shared, u64::MAX, LeaseState::Ended);
+        shared.state().over = true;
+        shared.wake.notify_all();
+        for thread in self.threads.lock().expect("no panic under this lock").drain(..) {
+            let _ = thread.join();
+        }
+        let mut state = shared.state();
+        let tally = Tally { lost: state.lost, queries: state.asked.0, submissions: state.asked.1 };
+        let submitted = !state.submitted.is_empty();
+        state.ready.clear();
+        drop(state);
+        lease.map_err(|error| error.to_string())?;
+        if submitted {
+            self.end_jobs()?;
+        }
+        // What a worker said of itself stays, beside events and logs.
+        let workers = fs_err::read_dir(shared.folder.workers()).into_iter().flatten().flatten();
+        workers.for_each(|worker| AttemptFolder::at(worker.path()).clear());
+        Ok(tally)
+    }
+
+    /// Workers end by themselves when the run is over; those that wait in the queue must be told.
+    fn end_jobs(&self) -> Result<(), String> {
+        const LONGEST: Duration = Duration::from_secs(45);
+        let scheduler = &self.shared.scheduler;
+        let run = self.shared.folder.name();
+        let begun = Instant::now();
+        let mut pause = Duration::from_millis(200);
+        let kill = self.shared.cancel.mode() == Some(CancelMode::Kill);
+        let mut told = false;
+        loop {
+            let trouble = match scheduler.cancel(!kill && begun.elapsed() < Duration::from_secs(5)) {
+                Ok(()) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(4));
+            self.shared.state().asked.0 += 1;
+            let left: Vec<JobLine> = match scheduler.queue() {
+                Ok(lines) => lines.into_iter().filter(|line| !line.is_over()).collect(),
+                Err(error) => {
+                    return Err(format!(
+                        "the scheduler does not answer ({error}): `attrflow cancel {run}` ends jobs that are left"
+                    ));
+                }
+            };
+            if left.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > LONGEST {
+                let names: Vec<String> = left
+                    .iter()
+                    .map(|line| format!("{}_{} {}", line.id.0, line.id.1, line.describe()))
+                    .collect();
+                let trouble = trouble.map_or_else(String::new, |trouble| format!(" ({trouble})"));
+                return Err(format!("jobs that did not end{trouble}: {}", names.join(", ")));
+            }
+            if !told && begun.elapsed() > Duration::from_secs(3) {
+                told = true;
+                self.shared.warn(format!("waiting for {} tasks to end", left.len()));
+            }
+        }
+    }
+}
+
+impl Backend for ClusterBackend {
+    fn slots(&self) -> usize {
+        self.here.slots() + self.pools.iter().map(|pool| pool.workers as usize).sum::<usize>()
+    }
+
+    fn device_class(&self) -> DeviceClass {
+        match self.pools.iter().any(|pool| pool.gpus > 0) {
+            true => DeviceClass::Cuda,
+            false => DeviceClass::Cpu,
+        }
+    }
+
+    fn pool(&self, slot: usize) -> usize {
+        let mut first = self.here.slots();
+        for (index, pool) in self.pools.iter().enumerate() {
+            if slot < first {
+                return index;
+            }
+            first += pool.workers as usize;
+        }
+        if slot < first { self.pools.len() } else { HERE }
+    }
+
+    fn serves(&self, pool: usize, kind: &KindInfo) -> bool {
+        let named = |pool: &Pool| pool.kinds.iter().any(|name| name == kind.name);
+        match self.pool_index(pool) {
+            Some(index) => named(&self.pools[index]) || (self.pools[index].kinds.is_empty() && kind.libtorch),
+            None => !kind.libtorch && !self.pools.iter().any(named),
+        }
+    }
+
+    fn seconds_at_once(&self, pool: usize) -> f64 {
+        if pool == HERE { 0.0 } else { self.work }
+    }
+
+    fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
+        let Some(pool) = self.pool_index(self.pool(request.slot)) else { return self.here.next(request) };
+        self.start().map_err(|error| TaskError::Refused(error.to_string()))?;
+        let Some(Started { shared, .. }) = self.started.get() else { return Ok(None) };
+        shared.state().asking.entry(pool).or_default().0 += 1;
+        let found = loop {
+            // Asked without the lock: it takes that of the queue.
+            let waiting = (request.waiting)();
+            if waiting == 0 || request.cancel.mode().is_some() {
+                break Ok(None);
+            }
+            let mut state = shared.state();
+            if let Some(why) = state.failed.get(&pool) {
+                break Err(TaskError::Refused(why.clone()));
+            }
+            state.asking.entry(pool).or_default().1 = waiting;
+            if let Some(ready) = state.ready.get_mut(&pool).and_then(std::collections::VecDeque::pop_front) {
+                *state.busy.entry(pool).or_insert(0) += 1;
+                break Ok(Some(ready));
+            }
+            shared.wake.notify_all();
+            drop(shared.wake.wait_timeout(state, Duration::from_millis(200)));
+        };
+        if let Some((slots, _)) = shared.state().asking.get_mut(&pool) {
+            *slots -= 1;
+        }
+        let Some(ready) = found? else { return Ok(None) };
+        self.tell_of_locks(shared, ready.hello.locks);
+        match RemoteWorker::new(shared, pool, ready) {
+            Ok(worker) => Ok(Some(Box::new(worker))),
+            Err(error) => {
+                if let Some(count) = shared.state().busy.get_mut(&pool) {
+                    *count -= 1;
+                }
+                Err(TaskError::Start(error.to_string()))
+            }
+        }
+    }
+}
+
+/// Locks a file in both ways that the store does.
+fn hold(file: &fs_err::File) -> std::io::Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc;
+    let first = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&first));
+    let _ = file.file().try_lock();
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What a run and its workers write for each other, one line of JSON each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::digest::Listing;
+use crate::identity::recipe::Numerics;
+use crate::pipeline::cluster_table::Waits;
+use crate::worker::Note;
+use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
+
+/// What the workers of a run must know, written before the first of them is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// Version and commit of the program.
+    pub build: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The project's folder.
+    pub root: PathBuf,
+    /// The pipeline file below it.
+    pub within: Option<PathBuf>,
+    /// How numbers are computed.
+    pub numerics: Numerics,
+    /// The pools by name.
+    pub pools: BTreeMap<String, PoolConfig>,
+    /// How long to wait for what.
+    pub waits: Waits,
+}
+
+/// A pool, for its workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolConfig {
+    /// How they compute.
+    pub worker: WorkerConfig,
+    /// Whether they load libtorch; else they serve the kinds that need none.
+    pub libtorch: bool,
+    /// The script that starts them.
+    pub script: String,
+}
+
+/// What a worker on a node says first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its pool.
+    pub pool: String,
+    /// The scheduler's number of its job array, and its place in it.
+    pub array: String,
+    /// Its place in the array.
+    pub task: String,
+    /// How often the scheduler started it again.
+    pub restart: u32,
+    /// The node, as the scheduler names it.
+    pub node: String,
+    /// What it computes with; none where no worker could be started.
+    pub facts: Option<Facts>,
+    /// Why no worker could be started.
+    pub error: Option<String>,
+    /// The GPUs that the scheduler gave it.
+    pub visible_devices: Option<String>,
+    /// Whether a lock that the run holds is refused on the node; none where it could not be tried.
+    pub locks: Option<bool>,
+}
+
+/// A line of the run for a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    /// Compute.
+    Work(Assignment),
+    /// Begin nothing more of what was given.
+    Stop,
+    /// End.
+    End,
+}
+
+/// Work for a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Assignment {
+    /// Its number, greater than those of all assignments before; that of the run's epoch begins it.
+    pub number: u64,
+    /// Batches, computed in this order; their tasks are numbered across all.
+    pub batches: Vec<TaskBatch>,
+    /// What it takes to keep the result of each task.
+    pub notes: Vec<Note>,
+}
+
+/// A line of a worker for the run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Report {
+    /// It lives.
+    Beat(u64),
+    /// Of the assignment of this number.
+    Reply(u64, Reply),
+    /// A task of an assignment is done.
+    Finished(Finished),
+    /// All of an assignment is done.
+    Done(u64, Usage),
+    /// Its process died: the first task that is not done, and how.
+    Died(u64, String),
+    /// It begins nothing more, and why.
+    Leaving(String),
+}
+
+/// A task that is done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Finished {
+    /// The number of the assignment.
+    pub number: u64,
+    /// The number of the task in it.
+    pub task: usize,
+    /// What it wrote.
+    pub files: Listing,
+    /// Seconds since the assignment's last report of this kind, or its beginning.
+    pub seconds: f64,
+}

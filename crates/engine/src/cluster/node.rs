@@ -1,0 +1,393 @@
+//! A worker on a node: takes orders from files, and computes with a worker process of its own.
+//!
+//! The process that computes may crash; this one tells the run, and starts another.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, is_absent};
+use super::folder::{Lease, LeaseState};
+use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
+use crate::identity::digest::{Digest, Listed, Listing};
+use crate::store::{is_network, names};
+use crate::worker::cancel::{Cancel, CancelMode};
+use crate::worker::local::LocalBackend;
+use crate::worker::protocol::{Reply, TaskError, Usage, WorkerConfig};
+use crate::worker::{Backend, Request, Work, Worker};
+
+/// Makes the command-line program a worker of a run on a cluster: `attrflow --cluster-worker FOLDER POOL`.
+pub const CLUSTER_WORKER: &str = "--cluster-worker";
+
+/// Serves a run until it is over, dead, or the scheduler wants the node back.
+///
+/// # Errors
+/// A run folder that cannot be used, and a worker process that cannot be started.
+pub fn serve(
+    folder: &Path,
+    pool: &str,
+    backend: impl FnOnce(WorkerConfig) -> LocalBackend,
+) -> Result<(), String> {
+    let folder = RunFolder::at(folder);
+    let failed = |error: std::io::Error| error.to_string();
+    let config = visible(|| folder.config()).map_err(failed)?;
+    let settings = config.pools.get(pool).ok_or_else(|| format!("run.json names no pool `{pool}`"))?;
+    let attempt = AttemptFolder::at(folder.workers().join(attempt_name()));
+    visible(|| fs_err::create_dir_all(attempt.path())).map_err(failed)?;
+    let outbox = Mutex::new(Appender::open(&attempt.outbox()).map_err(failed)?);
+    let (cancel, backend) = (Cancel::default(), backend(settings.worker.clone()));
+    let next = || {
+        let request = Request { slot: 0, libtorch: settings.libtorch, waiting: &|| 1, cancel: &cancel };
+        let worker = backend.next(&request)?;
+        worker.ok_or_else(|| TaskError::Start("none".into()))
+    };
+    let first = next();
+    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let hello = Hello {
+        pool: pool.to_owned(),
+        array: env("SLURM_ARRAY_JOB_ID").unwrap_or_default(),
+        task: env("SLURM_ARRAY_TASK_ID").unwrap_or_default(),
+        restart: restarts(),
+        node: env("SLURMD_NODENAME").unwrap_or_default(),
+        facts: first.as_ref().ok().map(|worker| worker.facts().clone()),
+        error: first.as_ref().err().map(TaskError::to_string),
+        visible_devices: env("CUDA_VISIBLE_DEVICES"),
+        locks: are_locks_refused(&folder.lock_test()),
+    };
+    attempt.write_hello(&hello).map_err(failed)?;
+    let worker = first.map_err(|error| error.to_string())?;
+    let orders = Orders { state: Mutex::default(), wake: Condvar::new() };
+    let node = Node { folder: &folder, attempt: &attempt, config: &config, outbox: &outbox, orders: &orders };
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.watch());
+        scope.spawn(|| node.beat());
+        let signals = Signals::new([SIGUSR1, SIGTERM]).map_err(failed)?;
+        let handle = signals.handle();
+        scope.spawn(|| node.obey_signals(signals, &cancel));
+        let ended = node.work(worker, &cancel, &next);
+        orders.state().over = true;
+        handle.close();
+        ended
+    })
+}
+
+/// The name of this attempt: no two have the same, also where a network partition lets two attempts of one task live.
+fn attempt_name() -> String {
+    let env = |name: &str| std::env::var(name).unwrap_or_default();
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let place = format!("{}_{}", env("SLURM_ARRAY_JOB_ID"), env("SLURM_ARRAY_TASK_ID"));
+    format!("{place}.{}.{:x}-{now:x}", restarts(), std::process::id())
+}
+
+/// How often the scheduler started this task again; Slurm says nothing at first.
+fn restarts() -> u32 {
+    std::env::var("SLURM_RESTART_COUNT").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Retries what another host has just made.
+fn visible<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    const VISIBLE: Duration = Duration::from_secs(120);
+    let (begun, mut pause) = (Instant::now(), Pause::new(1.0));
+    loop {
+        match read() {
+            Err(error) if is_absent(&error) && begun.elapsed() < VISIBLE => pause.wait(),
+            result => return result,
+        }
+    }
+}
+
+/// Whether a lock that another host holds is refused here.
+fn are_locks_refused(path: &Path) -> Option<bool> {
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(path).ok()?;
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    let by_range = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)).is_err();
+    let other = fs_err::OpenOptions::new().read(true).write(true).open(path).ok()?;
+    Some(by_range && other.file().try_lock().is_err())
+}
+
+/// What the run wants, as far as it was read.
+#[derive(Default)]
+struct State {
+    assignments: VecDeque<Assignment>,
+    /// The newest assignment that was read.
+    newest: u64,
+    /// Assignments up to this number are not continued.
+    stopped: u64,
+    /// Nothing is wanted any more, and why.
+    end: Option<String>,
+    /// Until when the scheduler lets this worker live, once it has said so.
+    deadline: Option<Instant>,
+    over: bool,
+}
+
+struct Orders {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl Orders {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
+    /// Changes what is wanted, and lets everybody know.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.wake.notify_all();
+    }
+}
+
+struct Node<'a> {
+    folder: &'a RunFolder,
+    attempt: &'a AttemptFolder,
+    config: &'a RunConfig,
+    outbox: &'a Mutex<Appender>,
+    orders: &'a Orders,
+}
+
+/// Starts another worker process.
+type Start<'a> = &'a dyn Fn() -> Result<Box<dyn Worker>, TaskError>;
+
+impl Node<'_> {
+    fn report(&self, report: &Report) -> std::io::Result<()> {
+        self.outbox.lock().expect("no panic under this lock").append(report)
+    }
+
+    fn is_over(&self) -> bool {
+        self.orders.state().over
+    }
+
+    /// Says that it lives.
+    fn beat(&self) {
+        let every = Duration::from_secs_f64(self.config.waits.heartbeat);
+        let (mut count, mut last) = (0, None::<Instant>);
+        while !self.is_over() {
+            if last.is_none_or(|last| last.elapsed() >= every) {
+                (count, last) = (count + 1, Some(Instant::now()));
+                // The run will notice the silence.
+                let _ = self.report(&Report::Beat(count));
+            }
+            std::thread::sleep(every.min(Duration::from_millis(100)));
+        }
+    }
+
+    /// Follows the run: whether it lives, and what it wants.
+    fn watch(&self) {
+        let waits = &self.config.waits;
+        let mut seen = Seen::new();
+        let mut inbox: Option<(u64, Follower<Order>)> = None;
+        let mut pause = Pause::new(waits.poll);
+        while !self.is_over() {
+            if let Ok(lease) = self.folder.lease() {
+                let epoch = lease.epoch;
+                if inbox.as_ref().is_none_or(|(known, _)| *known < epoch) {
+                    inbox = Some((epoch, Follower::new(self.attempt.inbox(epoch))));
+                    // What another run gave is not continued: nobody would take it.
+                    self.orders.change(|state| {
+                        state.assignments.clear();
+                        state.stopped = state.newest;
+                    });
+                }
+                let Lease { state, beat, .. } = lease;
+                if state == LeaseState::Ended {
+                    self.orders.change(|state| state.end = Some("the run is over".into()));
+                }
+                let silent = seen.look((epoch, beat)).as_secs_f64();
+                if silent > waits.lease + waits.orphaned {
+                    self.orders.change(|state| state.end = Some(format!("no run for {silent:.0} s")));
+                }
+            }
+            let orders = inbox.as_mut().and_then(|(_, inbox)| inbox.read().ok()).unwrap_or_default();
+            if !orders.is_empty() {
+                pause.reset();
+            }
+            for order in orders {
+                self.orders.change(|state| match order {
+                    Order::Work(assignment) => {
+                        state.newest = assignment.number;
+                        state.assignments.push_back(assignment);
+                    }
+                    Order::Stop => {
+                        state.assignments.clear();
+                        state.stopped = state.newest;
+                    }
+                    Order::End => state.end = Some("the run needs it no more".into()),
+                });
+            }
+            pause.wait();
+        }
+    }
+
+    /// Notes that the scheduler wants the node back. After the second of two signals, Slurm kills.
+    fn obey_signals(&self, mut signals: Signals, cancel: &Cancel) {
+        for signal in signals.forever() {
+            let left = match signal {
+                SIGUSR1 => Duration::from_secs(self.config.waits.leave.into()),
+                _ => Duration::ZERO,
+            };
+            self.orders.change(|state| {
+                let deadline = Instant::now() + left;
+                state.deadline = Some(state.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+            });
+            // Nobody takes what is computed for a run that is over.
+            let over = self.folder.lease().is_ok_and(|lease| lease.state == LeaseState::Ended);
+            if signal == SIGTERM && over {
+                cancel.request(CancelMode::Kill);
+                std::process::exit(0);
+            }
+        }
+    }
+
+    /// Computes until nothing is wanted any more.
+    fn work(&self, worker: Box<dyn Worker>, cancel: &Cancel, start: Start<'_>) -> Result<(), String> {
+        let mut worker = Some(worker);
+        // The longest batch so far: one that may not end in time is not begun.
+        let mut longest = Duration::ZERO;
+        loop {
+            let assignment = {
+                let mut state = self.orders.state();
+                loop {
+                    if state.end.is_some() {
+                        return Ok(());
+                    }
+                    if state.deadline.is_some_and(|deadline| Instant::now() + longest >= deadline) {
+                        drop(state);
+                        let leaving = Report::Leaving("the scheduler ends it".into());
+                        return self.report(&leaving).map_err(|error| error.to_string());
+                    }
+                    if let Some(assignment) = state.assignments.pop_front() {
+                        break assignment;
+                    }
+                    let waited = self.orders.wake.wait_timeout(state, Duration::from_millis(200));
+                    state = waited.expect("no panic under this lock").0;
+                }
+            };
+            self.compute(assignment, &mut worker, cancel, start, &mut longest)?;
+        }
+    }
+
+    /// Computes an assignment, as far as the run and the scheduler let it.
+    fn compute(
+        &self,
+        assignment: Assignment,
+        worker: &mut Option<Box<dyn Worker>>,
+        cancel: &Cancel,
+        start: Start<'_>,
+        longest: &mut Duration,
+    ) -> Result<(), String> {
+        let failed = |error: std::io::Error| error.to_string();
+        let Assignment { number, batches, .. } = assignment;
+        let (mut first, mut sum) = (0, Usage::default());
+        let mut since = Instant::now();
+        for mut batch in batches {
+            let count = batch.tasks.len();
+            {
+                let state = self.orders.state();
+                let late = state.deadline.is_some_and(|deadline| Instant::now() + *longest >= deadline);
+                if first > 0 && (late || state.end.is_some()) {
+                    return Ok(());
+                }
+                if number <= state.stopped {
+                    drop(state);
+                    return self.report(&Report::Done(number, sum)).map_err(failed);
+                }
+            }
+            let mut outputs = Vec::new();
+            for (place, task) in batch.tasks.iter_mut().enumerate() {
+                task.out = self.attempt.output(number, first + place);
+                fs_err::create_dir_all(&task.out).map_err(failed)?;
+                outputs.push(task.out.clone());
+            }
+            self.report(&Report::Reply(number, Reply::Started { tasks: (first..first + count).collect() }))
+                .map_err(failed)?;
+            let begun = Instant::now();
+            let mut open: Vec<usize> = (0..count).collect();
+            let mut finish = |tasks: &[usize], open: &mut Vec<usize>| -> std::io::Result<()> {
+                open.retain(|task| !tasks.contains(task));
+                let seconds = since.elapsed().as_secs_f64() / tasks.len().max(1) as f64;
+                since = Instant::now();
+                for task in tasks {
+                    let files = listing(&outputs[*task])?;
+                    let finished = Finished { number, task: first + task, files, seconds };
+                    self.report(&Report::Finished(finished))?;
+                }
+                Ok(())
+            };
+            let mut trouble = Ok(());
+            let result = match worker.take().map_or_else(start, Ok) {
+                Err(error) => Err(error),
+                Ok(mut started) => {
+                    let working = cancel.enter(started.group());
+                    let work = Work { batches: vec![batch], notes: Vec::new() };
+                    let result = started.run(&work, &mut |reply| {
+                        let told = match reply {
+                            Reply::Finished { tasks, .. } => finish(&tasks, &mut open),
+                            Reply::Progress { task, done, total } => {
+                                let reply = Reply::Progress { task: first + task, done, total };
+                                self.report(&Report::Reply(number, reply))
+                            }
+                            reply => self.report(&Report::Reply(number, reply)),
+                        };
+                        trouble = std::mem::replace(&mut trouble, Ok(())).and(told);
+                    });
+                    drop(working);
+                    if matches!(result, Ok(_) | Err(TaskError::Failed(_))) {
+                        *worker = Some(started);
+                    }
+                    result
+                }
+            };
+            trouble.map_err(failed)?;
+            *longest = begun.elapsed().max(*longest);
+            match result {
+                Ok(usage) => {
+                    let rest = open.clone();
+                    finish(&rest, &mut open).map_err(failed)?;
+                    sum.wall += usage.wall;
+                    sum.cpu += usage.cpu;
+                    sum.peak_memory = sum.peak_memory.max(usage.peak_memory);
+                    sum.peak_device_memory = sum.peak_device_memory.max(usage.peak_device_memory);
+                }
+                Err(TaskError::Failed(error)) => {
+                    return self.report(&Report::Reply(number, Reply::Failed { error })).map_err(failed);
+                }
+                Err(TaskError::Died(how)) => {
+                    return self.report(&Report::Died(number, how)).map_err(failed);
+                }
+                Err(error) => {
+                    self.report(&Report::Leaving(error.to_string())).map_err(failed)?;
+                    return Err(error.to_string());
+                }
+            }
+            first += count;
+        }
+        self.report(&Report::Done(number, sum)).map_err(failed)
+    }
+}
+
+/// What a task wrote, put where another host can read it.
+fn listing(folder: &Path) -> std::io::Result<Listing> {
+    let names = names(folder).map_err(std::io::Error::other)?;
+    let shared = is_network(folder);
+    let listed = names.into_iter().map(|path| {
+        let file: PathBuf = folder.join(&path);
+        if shared {
+            fs_err::File::open(&file)?.sync_all()?;
+        }
+        let size = fs_err::metadata(&file)?.len();
+        Ok(Listed { size, digest: Digest::of_file(&file)?, path })
+    });
+    Ok(Listing(listed.collect::<std::io::Result<_>>()?))
+}

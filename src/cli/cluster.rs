@@ -1,0 +1,246 @@
+//! `--backend slurm`: a run whose workers are jobs of a cluster.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value as Json;
+
+use super::failure::Failure;
+use super::pools::has_libtorch;
+use super::project::{Project, build};
+use super::signals::EventSink;
+use attrflow_engine::cluster::backend::{ClusterBackend, Notice, Setup};
+use attrflow_engine::cluster::slurm::{Slurm, script};
+use attrflow_engine::cluster::takeover::{heir_of, salvage};
+use attrflow_engine::cluster::{LeaseState, PoolConfig, RunConfig, RunFolder, runs};
+use attrflow_engine::exec::Cancel;
+use attrflow_engine::exec::event::Event;
+use attrflow_engine::kind::Device;
+use attrflow_engine::pipeline::cluster_table::ClusterTable;
+use attrflow_engine::store::Area;
+use attrflow_engine::worker::local::LocalBackend;
+use attrflow_engine::worker::protocol::WorkerConfig;
+
+/// What the command line says of each worker.
+pub(super) struct Template {
+    pub config: WorkerConfig,
+    /// Where they are given.
+    pub threads: Option<usize>,
+}
+
+/// What the workers of a run in this folder must know.
+fn run_config(project: &Project, table: &ClusterTable, template: &Template, folder: &RunFolder) -> RunConfig {
+    let mut pools = BTreeMap::new();
+    let program = std::env::current_exe().unwrap_or_default();
+    for (name, pool) in &table.pools {
+        let mut worker = template.config.clone();
+        worker.device = project.devices[0];
+        worker.threads = template.threads.unwrap_or(pool.cpus as usize);
+        let script = script(folder, name, pool, &table.waits, &program);
+        pools.insert(name.clone(), PoolConfig { worker, libtorch: has_libtorch(pool), script });
+    }
+    RunConfig {
+        build: build(),
+        pipeline: project.pipeline.name.clone(),
+        root: project.pipeline.root.clone(),
+        within: project.pipeline.within.clone(),
+        numerics: project.numerics.clone(),
+        pools,
+        waits: table.waits.clone(),
+    }
+}
+
+/// The folder of a cache's runs on a cluster.
+pub(super) fn runs_folder(store: &attrflow_engine::store::Store) -> PathBuf {
+    store.area(Area::Cluster)
+}
+
+/// A run on a cluster.
+pub(super) struct ClusterRun {
+    pub backend: ClusterBackend,
+    /// Writes each event where `attrflow attach` finds it.
+    pub events: Arc<EventLog>,
+}
+
+/// Prepares a run on a cluster: what earlier runs of this pipeline finished is kept, and the workers of a dead one serve again.
+pub(super) fn open(
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+    name: Option<&str>,
+    cancel: &Arc<Cancel>,
+    sink: &EventSink,
+) -> Result<ClusterRun, Failure> {
+    let warn = |message: String| sink(Event::Log { level: "WARN".into(), message });
+    let failed = |error: std::io::Error| Failure::Refused(error.to_string());
+    let base = runs_folder(&project.store);
+    let earlier = runs::list(&base).map_err(failed)?;
+    let probe = RunFolder::at(base.join("probe"));
+    let config = run_config(project, table, template, &probe);
+    let mut heir = None;
+    let waiting = |run: &str, longest: std::time::Duration| {
+        warn(format!(
+            "run {run} began on another host: looking for {:.0} s whether it lives",
+            longest.as_secs_f64()
+        ));
+    };
+    let mut dead = earlier;
+    while let Some(folder) = heir_of(&dead, &config, waiting).map_err(failed)? {
+        let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
+        let kept = salvage(&project.store, &folder)?;
+        if kept > 0 {
+            let results = if kept == 1 { "1 result".to_owned() } else { format!("{kept} results") };
+            warn(format!("run {} is dead; {results} that its workers had finished are kept", folder.name()));
+        }
+        let same = run_config(project, table, template, &folder);
+        if heir.is_none()
+            && name.is_none_or(|name| name == folder.name())
+            && folder.config().is_ok_and(|found| found == same)
+        {
+            heir = Some((folder.clone(), same));
+        } else {
+            abandon(&folder).map_err(failed)?;
+        }
+        dead.retain(|run| *run != folder);
+    }
+    let (folder, config, epoch) = match heir {
+        Some((folder, config)) => {
+            let epoch = folder.lease().map_or(1, |lease| lease.epoch) + 1;
+            (folder, config, epoch)
+        }
+        None => {
+            let name = name.map_or_else(|| runs::new_name(&project.pipeline.name), str::to_owned);
+            let folder = RunFolder::at(base.join(name));
+            let config = run_config(project, table, template, &folder);
+            (folder, config, 1)
+        }
+    };
+    let scripts = config.pools.iter().map(|(name, pool)| (name.clone(), pool.script.clone())).collect();
+    let scheduler = Box::new(Slurm { run: folder.name(), scripts });
+    let notice: EventSink = Arc::clone(sink);
+    let notice = move |found: Notice| notice(event(found));
+    let events = Arc::new(EventLog::new(folder.clone()));
+    let setup = Setup {
+        folder,
+        config,
+        epoch,
+        pools: table.pools.clone(),
+        scheduler,
+        one_gpu_model: project.devices[0] != Device::Cpu
+            && project.pipeline.stages.iter().any(|stage| draws_by_batch(&stage.stage.to_json())),
+        cancel: Arc::clone(cancel),
+        notice: Box::new(notice),
+    };
+    let backend = ClusterBackend::new(setup, here(template)?);
+    if epoch > 1 || name.is_some() {
+        backend.start().map_err(failed)?;
+    }
+    Ok(ClusterRun { backend, events })
+}
+
+/// Whether CUDA draws a stage's noise, whose numbers depend on the model of the GPU.
+fn draws_by_batch(params: &Json) -> bool {
+    match params {
+        Json::Object(keys) => {
+            keys.get("noise").is_some_and(|noise| noise == "per_batch") || keys.values().any(draws_by_batch)
+        }
+        Json::Array(items) => items.iter().any(draws_by_batch),
+        _ => false,
+    }
+}
+
+/// The name of the run to begin: that of a dead one whose workers would serve it, else a new one.
+pub(super) fn choose_name(
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+) -> std::io::Result<String> {
+    let base = runs_folder(&project.store);
+    let probe = run_config(project, table, template, &RunFolder::at(base.join("probe")));
+    let mut dead = runs::list(&base)?;
+    while let Some(folder) = heir_of(&dead, &probe, |_, _| {})? {
+        if folder.config().is_ok_and(|found| found == run_config(project, table, template, &folder)) {
+            return Ok(folder.name());
+        }
+        dead.retain(|run| *run != folder);
+    }
+    Ok(runs::new_name(&project.pipeline.name))
+}
+
+/// Ends what is left of a dead run.
+pub(super) fn abandon(folder: &RunFolder) -> std::io::Result<()> {
+    let mut lease = folder.lease()?;
+    (lease.epoch, lease.state) = (lease.epoch + 1, LeaseState::Ended);
+    folder.write_lease(&lease)?;
+    if let Err(error) = attrflow_engine::cluster::slurm::cancel(&folder.name(), false) {
+        tracing::warn!("jobs of run {} may be left: {error}", folder.name());
+    }
+    Ok(())
+}
+
+/// Workers without libtorch on this machine, for downloads and the like.
+fn here(template: &Template) -> Result<LocalBackend, Failure> {
+    const SLOTS: usize = 2;
+    let mut config = template.config.clone();
+    config.device = Device::Cpu;
+    super::project::backend(vec![config; SLOTS])
+}
+
+fn event(notice: Notice) -> Event {
+    match notice {
+        Notice::Pool { pool, running, pending, reason } => Event::Pool {
+            pool,
+            running,
+            pending,
+            reason: Some(reason).filter(|reason| reason != "None" && !reason.is_empty()),
+        },
+        Notice::Warning(message) => Event::Log { level: "WARN".into(), message },
+    }
+}
+
+/// The events of a run, in its folder once it has one.
+pub(super) struct EventLog {
+    folder: RunFolder,
+    lines: Mutex<(Vec<u8>, Option<fs_err::File>)>,
+}
+
+impl EventLog {
+    fn new(folder: RunFolder) -> Self {
+        Self { folder, lines: Mutex::default() }
+    }
+
+    /// Writes an event; what cannot be written is not shown by `attrflow attach`.
+    pub fn write(&self, event: &Event) {
+        let mut guard = self.lines.lock().expect("no panic under this lock");
+        let (lines, file) = &mut *guard;
+        let line = serde_json::to_vec(event).unwrap_or_default();
+        lines.extend(line.into_iter().chain([b'\n']));
+        if file.is_none() && self.folder.log().is_dir() {
+            *file = fs_err::OpenOptions::new().create(true).append(true).open(self.folder.events()).ok();
+        }
+        if let Some(file) = file
+            && file.write_all(lines).is_ok()
+        {
+            lines.clear();
+        }
+    }
+}
+
+/// The script of each pool, as `run --print-script` shows it.
+pub(super) fn scripts(project: &Project, table: &ClusterTable, template: &Template) -> String {
+    let name = runs::new_name(&project.pipeline.name);
+    let folder = RunFolder::at(runs_folder(&project.store).join(name));
+    let config = run_config(project, table, template, &folder);
+    let scripts = config.pools.iter().map(|(name, pool)| {
+        let most = table.pools.get(name).map_or(1, |pool| pool.workers);
+        format!("# pool {name}: sbatch --parsable --array=0-{}, of at most as many tasks as there is work for\n{}", most - 1, pool.script)
+    });
+    scripts.collect::<Vec<_>>().join("\n")
+}
+
+/// The folder of the cache of a command without a pipeline.
+pub(super) fn base(cache: Option<&Path>) -> PathBuf {
+    cache.map_or_else(super::project::default_cache, Path::to_path_buf).join(Area::Cluster.name())
+}

@@ -1,0 +1,12 @@
+//! Runs on a Slurm of this machine's own: see README.md. Each test brings one up, and waits for its turn.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "why a test is skipped, and what was measured")]
+
+#[path = "../cli/index_entries.rs"]
+mod index_entries;
+mod lab;
+#[path = "../cli/project.rs"]
+#[allow(dead_code)]
+mod project;
+mod trials;
