@@ -27,7 +27,8 @@ fn main() -> Result<(), String> {
         return Ok(());
     }
     let facts = device::facts(Facts::of_machine(&build(), config.device), config.device);
-    serve(&attrflow::kinds::with_libtorch(), &config, facts, prepared);
+    let memory = || device::taken(config.device);
+    serve(&attrflow::kinds::with_libtorch(), &config, facts, prepared, &memory);
     Ok(())
 }
 

@@ -31,7 +31,12 @@ pub(super) struct Template {
 }
 
 /// What the workers of a run in this folder must know.
-fn run_config(project: &Project, table: &ClusterTable, template: &Template, folder: &RunFolder) -> RunConfig {
+pub(super) fn run_config(
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+    folder: &RunFolder,
+) -> RunConfig {
     let mut pools = BTreeMap::new();
     let program = std::env::current_exe().unwrap_or_default();
     for (name, pool) in &table.pools {
@@ -117,27 +122,33 @@ pub(super) fn open(
             (folder, config, 1)
         }
     };
-    let scripts = config.pools.iter().map(|(name, pool)| (name.clone(), pool.script.clone())).collect();
-    let scheduler = Box::new(Slurm { run: folder.name(), scripts });
+    let events = Arc::new(EventLog::new(folder.clone()));
     let notice: EventSink = Arc::clone(sink);
     let notice = move |found: Notice| notice(event(found));
-    let events = Arc::new(EventLog::new(folder.clone()));
-    let setup = Setup {
-        folder,
-        config,
-        epoch,
-        pools: table.pools.clone(),
-        scheduler,
-        one_gpu_model: project.devices[0] != Device::Cpu
-            && project.pipeline.stages.iter().any(|stage| draws_by_batch(&stage.stage.to_json())),
-        cancel: Arc::clone(cancel),
-        notice: Box::new(notice),
-    };
-    let backend = ClusterBackend::new(setup, here(template)?);
+    let backend = backend_in(project, table, template, (folder, config, epoch), cancel, Box::new(notice))?;
     if epoch > 1 || name.is_some() {
         backend.start().map_err(failed)?;
     }
     Ok(ClusterRun { backend, events })
+}
+
+/// The backend of a run in this folder, with this configuration and epoch.
+pub(super) fn backend_in(
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+    (folder, config, epoch): (RunFolder, RunConfig, u64),
+    cancel: &Arc<Cancel>,
+    notice: Box<dyn Fn(Notice) + Send + Sync>,
+) -> Result<ClusterBackend, Failure> {
+    let scripts = config.pools.iter().map(|(name, pool)| (name.clone(), pool.script.clone())).collect();
+    let scheduler = Box::new(Slurm { run: folder.name(), scripts });
+    let on_gpu = project.devices[0] != Device::Cpu;
+    let mut params = project.pipeline.stages.iter().map(|stage| stage.stage.to_json());
+    let one_gpu_model = on_gpu && params.any(|params| draws_by_batch(&params));
+    let (pools, cancel) = (table.pools.clone(), Arc::clone(cancel));
+    let setup = Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice };
+    Ok(ClusterBackend::new(setup, here(template)?))
 }
 
 /// Whether CUDA draws a stage's noise, whose numbers depend on the model of the GPU.

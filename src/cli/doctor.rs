@@ -1,21 +1,29 @@
 //! `attrflow doctor`: checks libtorch and the devices.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::doctor_cluster;
 use super::failure::Failure;
-use super::project::{cores, worker_program};
+use super::project::{Settings, cores, worker_program};
 use crate::progress::print;
+use attrflow_engine::kind::Registry;
 use attrflow_engine::worker::local::nvidia_driver;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
-    attrflow doctor\n  \
-    attrflow doctor --json")]
+    attrflow doctor --json\n  \
+    attrflow doctor --cluster pipelines/demo.toml --profile lab")]
 pub(super) struct Args {
+    /// Check the cluster of this pipeline's config and profile: a short job in each pool says what its node has
+    #[arg(long, value_name = "PIPELINE")]
+    cluster: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
     /// Write one JSON object
     #[arg(long)]
     json: bool,
@@ -40,7 +48,10 @@ pub struct DoctorReport {
     pub computes: bool,
 }
 
-pub(super) fn doctor(args: &Args) -> Result<(), Failure> {
+pub(super) fn doctor(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
+    if let Some(pipeline) = &args.cluster {
+        return doctor_cluster::check(pipeline, &args.settings, registry, log, args.json);
+    }
     let program = worker_program()?;
     let output = Command::new(&program)
         .arg("--doctor")

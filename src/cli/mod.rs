@@ -13,6 +13,7 @@ mod detach;
 mod device;
 mod diff;
 mod doctor;
+mod doctor_cluster;
 mod explain;
 mod export;
 mod failure;
@@ -133,7 +134,7 @@ enum Command {
     Completions(completions::Args),
     /// Write manual pages
     Man(man::Args),
-    /// Check libtorch and the devices
+    /// Check libtorch and the devices, or those of a cluster
     Doctor(doctor::Args),
 }
 
@@ -289,7 +290,7 @@ fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Fail
         Command::Init(args) => init::init(args),
         Command::Completions(args) => completions::completions(args, Cli::command()),
         Command::Man(args) => man::man(args, Cli::command()),
-        Command::Doctor(args) => doctor::doctor(args),
+        Command::Doctor(args) => doctor::doctor(args, registry, filter),
     }
 }
 

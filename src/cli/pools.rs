@@ -12,7 +12,7 @@ use attrflow_engine::pipeline::cluster_table::{BackendName, ClusterTable, Pool, 
 use attrflow_engine::worker::protocol::DeviceClass;
 
 /// The options that choose where workers run.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 pub(super) struct ClusterArgs {
     /// Where workers run: local or slurm [default: cluster.backend of the config, else local]
     #[arg(long, value_name = "NAME", value_parser = backend_name)]

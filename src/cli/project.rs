@@ -55,7 +55,7 @@ pub(super) fn named(of: &StageArgs, project: &Project) -> Result<Vec<usize>, Fai
 }
 
 /// The options that change a pipeline for one command, and its cache.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 pub(super) struct Settings {
     /// Override a config value: --set loss.time_samples=5 (repeatable)
     #[arg(long = "set", value_name = "KEY=VALUE")]

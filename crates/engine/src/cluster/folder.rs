@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,16 @@ impl RunFolder {
     /// The folders of the workers.
     pub(super) fn workers(&self) -> PathBuf {
         self.0.join("w")
+    }
+
+    /// What the workers said of themselves, each with the time that the file system gave the file.
+    pub fn hellos(&self) -> Vec<(Hello, SystemTime)> {
+        let workers = fs_err::read_dir(self.workers()).into_iter().flatten().flatten();
+        let found = workers.filter_map(|worker| {
+            let written = fs_err::metadata(worker.path().join("hello")).and_then(|found| found.modified());
+            Some((AttemptFolder::at(worker.path()).hello().ok()?, written.ok()?))
+        });
+        found.collect()
     }
 
     /// Makes the folder, with what its workers must know.

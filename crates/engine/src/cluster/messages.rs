@@ -60,6 +60,9 @@ pub struct Hello {
     pub error: Option<String>,
     /// The GPUs that the scheduler gave it.
     pub visible_devices: Option<String>,
+    /// The node's clock as it wrote this, in seconds since 1970.
+    #[serde(default)]
+    pub clock: f64,
     /// Whether a lock that the run holds is refused on the node; none where it could not be tried.
     pub locks: Option<bool>,
 }
@@ -116,4 +119,6 @@ pub(super) struct Finished {
     pub files: Listing,
     /// Seconds since the assignment's last report of this kind, or its beginning.
     pub seconds: f64,
+    /// What the worker took so far.
+    pub usage: Usage,
 }

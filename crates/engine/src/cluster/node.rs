@@ -58,6 +58,7 @@ pub fn serve(
         facts: first.as_ref().ok().map(|worker| worker.facts().clone()),
         error: first.as_ref().err().map(TaskError::to_string),
         visible_devices: env("CUDA_VISIBLE_DEVICES"),
+        clock: clock(),
         locks: are_locks_refused(&folder.lock_test()),
     };
     attempt.write_hello(&hello).map_err(failed)?;
@@ -75,6 +76,11 @@ pub fn serve(
         handle.close();
         ended
     })
+}
+
+/// This host's clock, in seconds since 1970.
+pub fn clock() -> f64 {
+    jiff::Timestamp::now().as_nanosecond() as f64 * 1e-9
 }
 
 /// The name of this attempt: no two have the same, also where a network partition lets two attempts of one task live.
@@ -314,13 +320,13 @@ impl Node<'_> {
                 .map_err(failed)?;
             let begun = Instant::now();
             let mut open: Vec<usize> = (0..count).collect();
-            let mut finish = |tasks: &[usize], open: &mut Vec<usize>| -> std::io::Result<()> {
+            let mut finish = |tasks: &[usize], usage: Usage, open: &mut Vec<usize>| -> std::io::Result<()> {
                 open.retain(|task| !tasks.contains(task));
                 let seconds = since.elapsed().as_secs_f64() / tasks.len().max(1) as f64;
                 since = Instant::now();
                 for task in tasks {
                     let files = listing(&outputs[*task])?;
-                    let finished = Finished { number, task: first + task, files, seconds };
+                    let finished = Finished { number, task: first + task, files, seconds, usage };
                     self.report(&Report::Finished(finished))?;
                 }
                 Ok(())
@@ -333,7 +339,7 @@ impl Node<'_> {
                     let work = Work { batches: vec![batch], notes: Vec::new() };
                     let result = started.run(&work, &mut |reply| {
                         let told = match reply {
-                            Reply::Finished { tasks, .. } => finish(&tasks, &mut open),
+                            Reply::Finished { tasks, usage, .. } => finish(&tasks, usage, &mut open),
                             Reply::Progress { task, done, total } => {
                                 let reply = Reply::Progress { task: first + task, done, total };
                                 self.report(&Report::Reply(number, reply))
@@ -354,7 +360,7 @@ impl Node<'_> {
             match result {
                 Ok(usage) => {
                     let rest = open.clone();
-                    finish(&rest, &mut open).map_err(failed)?;
+                    finish(&rest, usage, &mut open).map_err(failed)?;
                     sum.wall += usage.wall;
                     sum.cpu += usage.cpu;
                     sum.peak_memory = sum.peak_memory.max(usage.peak_memory);

@@ -11,7 +11,7 @@ use super::messages::{Assignment, Finished, Hello, Order, Report};
 use super::pool::{Ready, Shared, name_of};
 use crate::worker::cancel::CancelMode;
 use crate::worker::protocol::{Facts, Reply, TaskError, Usage};
-use crate::worker::{Work, Worker};
+use crate::worker::{Place, Work, Worker};
 
 /// A worker that takes its orders from a file.
 pub(super) struct RemoteWorker {
@@ -136,6 +136,11 @@ impl RemoteWorker {
     }
 }
 
+/// A task whose files are where the run wants them.
+fn taken(Finished { task, files, usage, .. }: Finished) -> Reply {
+    Reply::Finished { tasks: vec![task], files: vec![files], usage }
+}
+
 impl Worker for RemoteWorker {
     fn facts(&self) -> &Facts {
         &self.facts
@@ -143,6 +148,16 @@ impl Worker for RemoteWorker {
 
     fn survives(&self) -> bool {
         self.ended.is_none()
+    }
+
+    fn place(&self) -> Option<Place> {
+        let Hello { array, task, node, .. } = self.hello().clone();
+        let state = self.shared.state();
+        let submitted = state.submitted.iter().find(|submitted| submitted.array == array);
+        let queue_seconds =
+            submitted.map_or(0.0, |submitted| (self.ready.since - submitted.at).as_secs_f64());
+        let pool = self.shared.pools[self.pool].name.clone();
+        Some(Place { pool, worker: format!("{array}_{task} on {node}"), node, queue_seconds })
     }
 
     fn remaining(&self) -> Option<Duration> {
@@ -192,7 +207,7 @@ impl Worker for RemoteWorker {
                             return Err(self.lost(&how));
                         }
                         done += 1;
-                        on_reply(Reply::Finished { tasks: vec![finished.task], files: vec![finished.files] });
+                        on_reply(taken(finished));
                     }
                     Report::Done(of, usage) if of == number && done == outs.len() => return Ok(usage),
                     Report::Done(of, _) if of == number => return Err(TaskError::Stopped),
@@ -233,7 +248,7 @@ impl Worker for RemoteWorker {
                     {
                         done += 1;
                         begun = None;
-                        on_reply(Reply::Finished { tasks: vec![finished.task], files: vec![finished.files] });
+                        on_reply(taken(finished));
                     }
                 }
                 if done == outs.len() {

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::queue::Job;
+use super::state_messages::Message;
 use super::worker_slots::{JobError, LockedJob, Outcome, Running, Slot, outputs};
 use crate::identity::digest::Listing;
 use crate::kind::PREVIOUS;
+use crate::provenance::manifest::StageWorkers;
 use crate::store::{Attempt, StoreError, Watch};
+use crate::worker::protocol::Usage;
 
 impl Slot<'_> {
     /// Takes the results of some tasks of the batch, and reports them.
@@ -34,6 +37,30 @@ impl Slot<'_> {
             running.reliable &= outcome.is_ok();
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
+        }
+    }
+
+    /// Reports the worker on a cluster that computed tasks, or was lost with them.
+    pub(super) fn account(
+        &self,
+        workers: Option<&StageWorkers>,
+        usage: &Usage,
+        lost: bool,
+        tasks: &[usize],
+        running: &Running,
+        held: &[LockedJob],
+    ) {
+        let first = running.open.iter().position(|(task, _)| tasks.contains(task));
+        let stage = first.map(|first| held[first].job.common.stage);
+        if let (Some(workers), Some(stage)) = (workers.cloned(), stage) {
+            let workers = StageWorkers {
+                peak_memory: usage.peak_memory,
+                peak_device_memory: usage.peak_device_memory,
+                node_seconds: running.since.elapsed().as_secs_f64(),
+                lost: usize::from(lost),
+                ..workers
+            };
+            self.reports.say(Message::Used(stage, Box::new(workers)));
         }
     }
 

@@ -94,6 +94,7 @@ impl Coordinator<'_> {
             units_run: tally.units_run,
             units_cached: tally.units_cached,
             seconds: tally.seconds,
+            workers: self.state.workers.get(&stage).cloned(),
             error,
         }
     }

@@ -9,6 +9,7 @@ use super::work::{Tally, Work};
 use crate::identity::recipe::Recipe;
 use crate::kind::Units;
 use crate::plan::{Reason, Results};
+use crate::provenance::manifest::StageWorkers;
 use crate::store::Entry;
 use crate::worker::protocol::Reply;
 
@@ -43,6 +44,8 @@ pub(super) struct RunState {
     /// Jobs that are queued or run.
     jobs: usize,
     stopped: bool,
+    /// The workers on a cluster, by stage.
+    pub workers: BTreeMap<usize, StageWorkers>,
     /// When it was last reported that another run is waited for.
     waited: Option<Instant>,
 }
@@ -61,7 +64,17 @@ impl RunState {
     pub fn new(names: Vec<String>, dependents: Vec<Vec<usize>>, order: &[usize]) -> Self {
         let stages = names.iter().map(|_| StageState::Pending).collect();
         let (order, ready) = (order.iter().copied().collect(), BTreeSet::new());
-        Self { names, dependents, stages, order, ready, jobs: 0, stopped: false, waited: None }
+        Self {
+            names,
+            dependents,
+            stages,
+            order,
+            ready,
+            jobs: 0,
+            stopped: false,
+            workers: BTreeMap::new(),
+            waited: None,
+        }
     }
 
     /// Whether anything is queued or runs.
@@ -117,6 +130,7 @@ impl RunState {
                 self.jobs -= 1;
                 self.fail(stage, unit, None, error, &mut out);
             }
+            Message::Used(stage, workers) => self.workers.entry(stage).or_default().add(*workers),
             Message::LockWait(stage, unit, at) => {
                 out.extend(self.lock_wait(stage, unit, at).map(Effect::Emit))
             }

@@ -7,6 +7,7 @@ use super::event::{Event, PlacedArtifact};
 use super::work::Work;
 use crate::identity::recipe::Recipe;
 use crate::plan::Reason;
+use crate::provenance::manifest::StageWorkers;
 use crate::store::{Entry, StoreError};
 use crate::worker::protocol::Reply;
 
@@ -34,6 +35,8 @@ pub(super) enum Message {
     /// The result, and the seconds that it took; none where another run had computed it.
     Done(usize, Option<usize>, Box<Entry>, Option<f64>),
     Failed(usize, Option<usize>, String),
+    /// A worker on a cluster computed a part of a stage.
+    Used(usize, Box<StageWorkers>),
     /// Another run computes it; sent again and again while that lasts.
     LockWait(usize, Option<usize>, Instant),
     /// So many jobs ended without a result: their stage failed, or the run was stopped.

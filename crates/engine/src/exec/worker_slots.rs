@@ -10,10 +10,11 @@ use super::queue::{Claim, Job, Queue, Share};
 use super::rates::Rates;
 use super::state_messages::{Message, RunError};
 use crate::kind::{PREVIOUS, Step, Task};
+use crate::provenance::manifest::StageWorkers;
 use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError, Watch};
 use crate::worker::cancel::{Cancel, CancelMode};
-use crate::worker::protocol::{Reply, TaskBatch, TaskError};
-use crate::worker::{Backend, Note, Request, Work, Worker};
+use crate::worker::protocol::{Reply, TaskBatch, TaskError, Usage};
+use crate::worker::{Backend, Note, Place, Request, Work, Worker};
 
 /// Where a slot reports to, and whether the run is to stop.
 pub(super) struct Reports<'a> {
@@ -27,7 +28,7 @@ impl Reports<'_> {
     }
 
     /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
-    fn say(&self, message: Message) {
+    pub fn say(&self, message: Message) {
         let _ = self.send(message);
     }
 }
@@ -82,7 +83,7 @@ pub(super) struct Slot<'a> {
     pub store: &'a Store,
     pub scratch: &'a Scratch,
     pub rates: &'a Rates,
-    reports: Reports<'a>,
+    pub reports: Reports<'a>,
     /// For kinds that need no libtorch, and for those that do; each is started when there is something for it to do.
     workers: [Option<Box<dyn Worker>>; 2],
     /// Emptied folders of earlier tasks.
@@ -334,11 +335,15 @@ impl<'a> Slot<'a> {
         running.since = Instant::now();
         let working = self.reports.stop.enter(worker.group());
         let first = (held[0].job.common.stage, held[0].job.unit);
+        let workers = stage_workers(&*worker);
         let result = worker.run(&work, &mut |reply| match reply {
             Reply::Started { tasks } => {
                 running.begun = tasks.into_iter().map(|task| task + 1).max().unwrap_or(0).max(running.begun);
             }
-            Reply::Finished { tasks, files } => self.keep(&tasks, &files, &mut running, held),
+            Reply::Finished { tasks, files, usage } => {
+                self.account(workers.as_ref(), &usage, false, &tasks, &running, held);
+                self.keep(&tasks, &files, &mut running, held);
+            }
             Reply::Progress { task, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == task);
                 if let Some(LockedJob { job, .. }) = place.and_then(|place| held.get(place)) {
@@ -363,6 +368,10 @@ impl<'a> Slot<'a> {
             self.workers[usize::from(kind.libtorch)] = Some(worker);
         }
         let begun = running.open.iter().filter(|(task, _)| *task < running.begun).count();
+        if matches!(result, Err(TaskError::Lost(_))) {
+            let lost: Vec<usize> = running.open.iter().take(1).map(|(task, _)| *task).collect();
+            self.account(workers.as_ref(), &Usage::default(), true, &lost, &running, held);
+        }
         // What failed after its last task was finished has lost nothing.
         match result {
             Err(error) if !running.open.is_empty() => Err(Unfinished { error: error.into(), begun }),
@@ -404,6 +413,14 @@ pub(super) fn outputs(job: &Job, folder: &Path) -> Vec<(String, PathBuf)> {
             outputs.map(|port| (port.name.clone(), folder.join(&port.file))).collect()
         }
     }
+}
+
+/// A worker on a cluster, for the manifest.
+fn stage_workers(worker: &dyn Worker) -> Option<StageWorkers> {
+    let Place { pool, worker: name, node, queue_seconds } = worker.place()?;
+    let gpu_models = worker.facts().gpu.iter().cloned().collect();
+    let (pools, workers, nodes) = ([pool].into(), [name].into(), [node].into());
+    Some(StageWorkers { pools, workers, nodes, gpu_models, queue_seconds, ..StageWorkers::default() })
 }
 
 /// How many jobs, one after the other, make up each batch.

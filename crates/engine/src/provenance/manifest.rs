@@ -2,7 +2,7 @@
 
 mod repeat;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -20,8 +20,8 @@ use crate::store::{Adopted, Artifact};
 
 /// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
 /// `micro_batch`, for audits and replays; 4 added `left_out`; 5 renamed `reused` to `cached`;
-/// 6 has short manifests, see [`Repeat`].
-pub const FORMAT: u32 = 6;
+/// 6 has short manifests, see [`Repeat`]; 7 added `workers`.
+pub const FORMAT: u32 = 7;
 
 /// The record of one run of one pipeline.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -139,8 +139,51 @@ pub struct StageRecord {
     pub units_cached: usize,
     /// Seconds of computing, summed over units; for a cached stage, those of the run that computed it.
     pub seconds: f64,
+    /// The workers on a cluster that computed it in this run; absent where this machine did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<StageWorkers>,
     /// Its error.
     pub error: Option<String>,
+}
+
+/// The workers on a cluster that computed a stage.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageWorkers {
+    /// The pools that they are of.
+    pub pools: BTreeSet<String>,
+    /// Each worker, by its job and node.
+    pub workers: BTreeSet<String>,
+    /// The nodes.
+    pub nodes: BTreeSet<String>,
+    /// The models of their GPUs.
+    pub gpu_models: BTreeSet<String>,
+    /// The most memory of a worker, in bytes.
+    pub peak_memory: u64,
+    /// The most device memory of a worker, in bytes; 0 on the CPU.
+    pub peak_device_memory: u64,
+    /// The longest time that a worker had waited in the scheduler's queue, in seconds.
+    pub queue_seconds: f64,
+    /// Seconds of the workers' time, summed.
+    pub node_seconds: f64,
+    /// Workers that were lost while they computed it.
+    pub lost: usize,
+}
+
+impl StageWorkers {
+    /// Adds those of another part of the stage.
+    pub fn add(&mut self, other: Self) {
+        let Self { pools, workers, nodes, gpu_models, .. } = other;
+        self.pools.extend(pools);
+        self.workers.extend(workers);
+        self.nodes.extend(nodes);
+        self.gpu_models.extend(gpu_models);
+        self.peak_memory = self.peak_memory.max(other.peak_memory);
+        self.peak_device_memory = self.peak_device_memory.max(other.peak_device_memory);
+        self.queue_seconds = self.queue_seconds.max(other.queue_seconds);
+        self.node_seconds += other.node_seconds;
+        self.lost += other.lost;
+    }
 }
 
 /// An output of another stage, or a path below it.

@@ -78,6 +78,19 @@ pub struct Note {
     pub spent: f64,
 }
 
+/// A worker's place on a cluster.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Place {
+    /// Its pool.
+    pub pool: String,
+    /// The worker, by its job and node.
+    pub worker: String,
+    /// The node.
+    pub node: String,
+    /// How long it had waited in the scheduler's queue, in seconds.
+    pub queue_seconds: f64,
+}
+
 /// Runs tasks one after the other.
 pub trait Worker {
     /// Its hello, sent before its first task.
@@ -89,6 +102,10 @@ pub trait Worker {
     fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError>;
     /// The process group that it works in, to be killed where it must end at once.
     fn group(&self) -> Option<u32> {
+        None
+    }
+    /// Where on a cluster it is; `None` on this machine.
+    fn place(&self) -> Option<Place> {
         None
     }
     /// The time that is left to it; `None` without a limit.

@@ -58,6 +58,9 @@ pub enum Reply {
         /// What each wrote, where that is known.
         #[serde(default)]
         files: Vec<Listing>,
+        /// What the batch took so far.
+        #[serde(default)]
+        usage: Usage,
     },
     /// All tasks of the batch are done.
     Done(Usage),
@@ -183,8 +186,8 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Starts to measure this process.
-    pub fn start() -> impl FnOnce() -> Self {
+    /// Starts to measure this process; `device`: the bytes of device memory in use.
+    pub fn start(device: &dyn Fn() -> u64) -> impl Fn() -> Self {
         let cpu = || {
             let time = clock_gettime(ClockId::ProcessCPUTime);
             Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_secs_f64()
@@ -194,7 +197,7 @@ impl Usage {
             wall: begun.elapsed().as_secs_f64(),
             cpu: cpu() - before,
             peak_memory: peak_memory(),
-            peak_device_memory: 0,
+            peak_device_memory: device(),
         }
     }
 }

@@ -19,14 +19,15 @@ use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
 
 /// Says what this worker is and serves tasks until standard input ends, which is when the run is gone.
 ///
-/// With a device that could not be `prepared`, every task fails for that reason.
+/// With a device that could not be `prepared`, every task fails for that reason. `device_memory`: the bytes in use.
 pub fn serve(
     computations: &[Computation],
     setting: &WorkerConfig,
     facts: Facts,
     prepared: Result<(), String>,
+    device_memory: &dyn Fn() -> u64,
 ) {
-    serve_tasks(computations, setting, facts, prepared, || {});
+    serve_tasks(computations, setting, facts, prepared, device_memory, || {});
 }
 
 /// The same, with `on_disconnect` called before the process ends: when the run is gone, or on a signal that ends it.
@@ -40,7 +41,7 @@ pub fn serve_until(computations: &[Computation], setting: &WorkerConfig, facts: 
             }
         });
     }
-    serve_tasks(computations, setting, facts, Ok(()), on_disconnect);
+    serve_tasks(computations, setting, facts, Ok(()), &|| 0, on_disconnect);
 }
 
 fn serve_tasks(
@@ -48,6 +49,7 @@ fn serve_tasks(
     setting: &WorkerConfig,
     facts: Facts,
     prepared: Result<(), String>,
+    device_memory: &dyn Fn() -> u64,
     on_disconnect: fn(),
 ) {
     say(&Reply::Hello(facts));
@@ -69,14 +71,19 @@ fn serve_tasks(
     for line in incoming {
         let reply = match (&prepared, serde_json::from_str(&line)) {
             (Err(error), _) => Reply::Failed { error: error.clone() },
-            (_, Ok(batch)) => perform(&batch, computations, setting),
+            (_, Ok(batch)) => perform(&batch, computations, setting, device_memory),
             (_, Err(error)) => Reply::Failed { error: format!("invalid task message: {error}") },
         };
         say(&reply);
     }
 }
 
-fn perform(batch: &TaskBatch, computations: &[Computation], setting: &WorkerConfig) -> Reply {
+fn perform(
+    batch: &TaskBatch,
+    computations: &[Computation],
+    setting: &WorkerConfig,
+    device_memory: &dyn Fn() -> u64,
+) -> Reply {
     let Some(computation) = computations.iter().find(|computation| computation.kind.name == batch.kind)
     else {
         return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", batch.kind) };
@@ -90,9 +97,10 @@ fn perform(batch: &TaskBatch, computations: &[Computation], setting: &WorkerConf
             say(&Reply::Progress { task, done, total });
         }
     };
-    let finished = |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec(), files: Vec::new() });
+    let usage = Usage::start(device_memory);
+    let finished =
+        |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec(), files: Vec::new(), usage: usage() });
     let WorkerConfig { device, micro_batch, ref downloads, threads, .. } = *setting;
-    let usage = Usage::start();
     tracing::debug!(
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
         batch.kind

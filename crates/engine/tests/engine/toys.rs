@@ -320,7 +320,7 @@ impl Worker for Here {
 
     fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
         let task = &work.batches[0];
-        let usage = Usage::start();
+        let usage = Usage::start(&|| 0);
         let computations = [
             Computation::of::<Say>(),
             Computation::of::<Count>(),
@@ -372,7 +372,11 @@ impl Worker for Here {
         let on_reply = std::cell::RefCell::new(on_reply);
         let progress = |task, done, total| (on_reply.borrow_mut())(Reply::Progress { task, done, total });
         let finished = |pieces: &[usize]| {
-            (on_reply.borrow_mut())(Reply::Finished { tasks: pieces.to_vec(), files: Vec::new() })
+            (on_reply.borrow_mut())(Reply::Finished {
+                tasks: pieces.to_vec(),
+                files: Vec::new(),
+                usage: Usage::default(),
+            })
         };
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
         let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);

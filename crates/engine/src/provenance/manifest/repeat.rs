@@ -112,7 +112,7 @@ impl Repeat {
 
 /// The record of the stage in a run that finds its result.
 fn as_cached(record: StageRecord) -> StageRecord {
-    StageRecord { outcome: Outcome::Cached, units_run: 0, units_cached: 0, ..record }
+    StageRecord { outcome: Outcome::Cached, units_run: 0, units_cached: 0, workers: None, ..record }
 }
 
 /// Settings, or their number and digest where they are long.
