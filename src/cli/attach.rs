@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 
 use super::failure::Failure;
 use super::runs::{RunArg, is_here};
-use crate::progress;
+use crate::progress::{self, print};
 use attrflow_engine::cluster::{LeaseState, RunFolder, runs};
 use attrflow_engine::exec::event::Event;
 
@@ -26,16 +26,19 @@ pub(super) struct Args {
 pub(super) fn attach(args: &Args) -> Result<(), Failure> {
     let run = args.run.find()?;
     let failed = |error: std::io::Error| Failure::Refused(error.to_string());
-    let mut reporter = progress::choose(args.json);
+    let mut reporter = progress::choose(false);
     let mut events = Events { run: &run, offset: 0 };
     // Of a run that was taken over, from the last beginning on.
     let mut all = events.read().map_err(failed)?;
-    let begin = all.iter().rposition(|event| matches!(event, Event::RunStarted { .. })).unwrap_or(0);
+    let begin = all.iter().rposition(|(event, _)| matches!(event, Event::RunStarted { .. })).unwrap_or(0);
     all.drain(..begin);
     loop {
         let none = all.is_empty();
-        for event in all.drain(..) {
-            reporter.on_event(&event);
+        for (event, line) in all.drain(..) {
+            match args.json {
+                true => print(&line),
+                false => reporter.on_event(&event),
+            }
             if let Event::RunFinished { failed, interrupted, .. } = event {
                 return match (failed, interrupted) {
                     (0, 0) => Ok(()),
@@ -66,8 +69,8 @@ struct Events<'a> {
 }
 
 impl Events<'_> {
-    /// Those since the last call.
-    fn read(&mut self) -> std::io::Result<Vec<Event>> {
+    /// Those since the last call, each with its line.
+    fn read(&mut self) -> std::io::Result<Vec<(Event, String)>> {
         let mut file = match fs_err::File::open(self.run.events()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             file => file?,
@@ -83,7 +86,7 @@ impl Events<'_> {
                 return Ok(events);
             }
             self.offset += read as u64;
-            events.push(serde_json::from_str(&line)?);
+            events.push((serde_json::from_str(&line)?, line));
         }
     }
 }

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::pools::has_libtorch;
 use super::project::{Project, build};
 use super::signals::EventSink;
+use crate::progress::{json_line, print_error};
 use attrflow_engine::cluster::backend::{ClusterBackend, Notice, Setup};
 use attrflow_engine::cluster::slurm::{Slurm, script};
 use attrflow_engine::cluster::takeover::{heir_of, salvage};
@@ -41,7 +42,8 @@ pub(super) fn run_config(
     let program = std::env::current_exe().unwrap_or_default();
     for (name, pool) in &table.pools {
         let mut worker = template.config.clone();
-        worker.device = project.devices[0];
+        // The scheduler gives each worker a GPU of its own, which is its first.
+        worker.device = if project.devices[0] == Device::Cpu { Device::Cpu } else { Device::Cuda(0) };
         worker.threads = template.threads.unwrap_or(pool.cpus as usize);
         let script = script(folder, name, pool, &table.waits, &program);
         pools.insert(name.clone(), PoolConfig { worker, libtorch: has_libtorch(pool), script });
@@ -171,7 +173,13 @@ pub(super) fn choose_name(
     let base = runs_folder(&project.store);
     let probe = run_config(project, table, template, &RunFolder::at(base.join("probe")));
     let mut dead = runs::list(&base)?;
-    while let Some(folder) = heir_of(&dead, &probe, |_, _| {})? {
+    let told = |run: &str, longest: std::time::Duration| {
+        print_error(&format!(
+            "run {run} began on another host: looking for {:.0} s whether it lives",
+            longest.as_secs_f64()
+        ));
+    };
+    while let Some(folder) = heir_of(&dead, &probe, told)? {
         if folder.config().is_ok_and(|found| found == run_config(project, table, template, &folder)) {
             return Ok(folder.name());
         }
@@ -226,8 +234,7 @@ impl EventLog {
     pub fn write(&self, event: &Event) {
         let mut guard = self.lines.lock().expect("no panic under this lock");
         let (lines, file) = &mut *guard;
-        let line = serde_json::to_vec(event).unwrap_or_default();
-        lines.extend(line.into_iter().chain([b'\n']));
+        lines.extend(json_line(event).into_bytes());
         if file.is_none() && self.folder.log().is_dir() {
             *file = fs_err::OpenOptions::new().create(true).append(true).open(self.folder.events()).ok();
         }

@@ -46,21 +46,20 @@ pub(super) fn check(
     log: &str,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let mut project = settings.open(pipeline, &[], registry)?;
-    if project.cluster.is_none() && settings.cluster.backend != Some(BackendName::Local) {
-        let mut settings = settings.clone();
-        settings.cluster.backend = Some(BackendName::Slurm);
-        project = settings.open(pipeline, &[], registry)?;
-    }
+    let mut settings = settings.clone();
+    settings.cluster.backend.get_or_insert(BackendName::Slurm);
+    let project = settings.open(pipeline, &[], registry)?;
     let Some(table) = project.cluster.clone() else {
         return Err(Failure::Usage("doctor --cluster checks a cluster, and --backend is local".into()));
     };
     let template = RunArgs::default().template(&project, log);
     let folder = RunFolder::at(runs_folder(&project.store).join(runs::new_name("doctor")));
-    let config = run_config(&project, &table, &template, &folder);
+    let mut config = run_config(&project, &table, &template, &folder);
+    // No run of the pipeline takes it over.
+    (config.pipeline, config.within) = ("doctor".into(), None);
     let cancel = Arc::new(Cancel::default());
     let sink: EventSink = Arc::new(|_| {});
-    let signals = Signals::watch(Arc::clone(&cancel), sink);
+    let signals = Signals::watch(Arc::clone(&cancel), sink, true);
     let notice = |notice: Notice| match notice {
         Notice::Warning(message) => print_error(&format!("warning: {message}")),
         Notice::Pool { pool, running: 0, pending, reason } if pending > 0 => {
@@ -124,6 +123,10 @@ fn pools(
                 return (found, Some(format!("pool {}: {error}", place.pool)));
             }
             round_trip = round_trip.min(begun.elapsed().as_secs_f64());
+        }
+        if let Some(hold) = backend.locks_hold() {
+            // What cannot be noted is tested again.
+            let _ = project.store.note_locks(hold, std::time::Duration::from_secs(120));
         }
         let hellos = folder.hellos().into_iter();
         let of_worker = |(hello, _): &(Hello, SystemTime)| {

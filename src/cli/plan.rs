@@ -134,6 +134,7 @@ pub(super) fn show(
     if project.devices.iter().any(|device| *device != Device::Cpu)
         && backend(Vec::new())?.device_class() == DeviceClass::Cpu
         && !as_json
+        && project.cluster.is_none()
     {
         text += &fitted_line(
             "note: no GPU was found on this machine: `attrflow run` would end with an error here\n",

@@ -68,14 +68,14 @@ impl RunArgs {
     }
 
     /// Threads of each worker, where they are given.
-    pub fn threads(&self) -> Option<usize> {
-        self.threads.map(|threads| threads as usize)
+    pub fn threads(&self, table: &RunTable) -> Option<usize> {
+        self.threads.or(table.threads).map(|threads| threads as usize)
     }
 
     /// What these options say of each worker of a cluster.
     pub fn template(&self, project: &Project, log: &str) -> Template {
         let (configs, _) = self.worker_configs(project, log);
-        Template { config: configs[0].clone(), threads: self.threads() }
+        Template { config: configs[0].clone(), threads: self.threads(&project.pipeline.run) }
     }
 
     /// The workers' configurations, and the conditions that a manifest records.
@@ -156,13 +156,13 @@ pub(super) fn execute(
             reporter.lock().expect("reporters do not panic").on_event(&event);
         })
     };
-    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&sink));
+    let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&sink), project.cluster.is_some());
     let cluster = match &project.cluster {
         None => None,
         Some(table) => {
             let run = cluster::open(project, table, &how.template(project, log), origin.run, &stop, &sink)?;
             let _ = log_events.set(Arc::clone(&run.events));
-            (conditions.jobs, conditions.threads) = pools::size(table, how.threads());
+            (conditions.jobs, conditions.threads) = pools::size(table, how.threads(&project.pipeline.run));
             Some(run.backend)
         }
     };
@@ -196,6 +196,10 @@ pub(super) fn execute(
     // A signal that came after the last stage changed nothing.
     if let Some(signal) = signals.received().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
         return Err(Failure::Interrupted(signal));
+    }
+    // Without a signal, `attrflow cancel` ended it.
+    if stop.mode().is_some() && manifest.as_ref().is_ok_and(interrupted) {
+        return Err(Failure::Interrupted(signal_hook::consts::SIGTERM));
     }
     let (path, placed) = std::mem::take(&mut *received.lock().expect("no panic under this lock"));
     Ok(RunOutcome { manifest: manifest?, path, placed })

@@ -17,6 +17,8 @@ pub(super) type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// The time for writing the manifest of a killed run; after it the program exits without one.
 const GRACE: Duration = Duration::from_secs(3);
+/// The same where the jobs of a cluster have to be ended too.
+const CLUSTER_GRACE: Duration = Duration::from_secs(60);
 
 /// Watches the signals that stop a run.
 pub(super) struct Signals {
@@ -29,7 +31,8 @@ impl Signals {
     ///
     /// After the first SIGINT, running units finish. A second SIGINT, SIGTERM (from schedulers, which soon kill) and SIGHUP (from
     /// closed terminals) stop the run at once.
-    pub fn watch(stop: Arc<Cancel>, sink: EventSink) -> Self {
+    pub fn watch(stop: Arc<Cancel>, sink: EventSink, on_cluster: bool) -> Self {
+        let grace = if on_cluster { CLUSTER_GRACE } else { GRACE };
         let first = Arc::new(AtomicI32::new(0));
         // Without a handler, a signal ends the program as usual.
         let Ok(mut signals) = iterator::Signals::new(stopping()) else {
@@ -50,7 +53,7 @@ impl Signals {
                 if now {
                     let noted = Arc::clone(&noted);
                     std::thread::spawn(move || {
-                        std::thread::sleep(GRACE);
+                        std::thread::sleep(grace);
                         std::process::exit(exit_code(&Failure::Interrupted(noted.load(Ordering::SeqCst))));
                     });
                 }

@@ -21,8 +21,13 @@ struct Line<'a> {
 impl Reporter for JsonLines {
     fn on_event(&mut self, event: &Event) {
         super::log::log(event, false);
-        let time = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        let line = serde_json::to_string(&Line { time, event }).expect("an event is plain data");
-        print(&format!("{line}\n"));
+        print(&json_line(event));
     }
+}
+
+/// An event and the time now, as a line.
+pub fn json_line(event: &Event) -> String {
+    let time = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let line = serde_json::to_string(&Line { time, event }).expect("an event is plain data");
+    format!("{line}\n")
 }

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 
 use attrflow_engine::exec::event::Event;
 
+pub use json_lines::json_line;
 pub use live::bar_style;
 pub use log::LogLines;
 pub use table::{Table, error_line, line, paragraph};

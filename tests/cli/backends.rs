@@ -8,9 +8,9 @@ use attrflow_engine::worker::cancel::Cancel;
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::{DeviceClass, Reply, TaskBatch, TaskError, WorkerConfig};
 use attrflow_engine::worker::{Backend, Request, Work};
-use serde_json::{Value as Json, json};
 
-use crate::conformance::{Act, Subject, conformance};
+use crate::acts::{params, shell};
+use crate::conformance::{Subject, conformance};
 
 fn backend(front: &Path, folder: &Path) -> LocalBackend {
     let downloads = Downloads { folder: folder.join("downloads"), lock: folder.join("lock"), at_once: 1 };
@@ -18,26 +18,6 @@ fn backend(front: &Path, folder: &Path) -> LocalBackend {
         WorkerConfig { device: Device::Cpu, threads: 1, micro_batch: 1, downloads, log: "info".into() };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_attrflow-worker"));
     LocalBackend { program, front: front.to_path_buf(), settings: vec![config.clone(), config] }
-}
-
-/// A stage of the kind `command`.
-fn shell(script: &str) -> Json {
-    let argv = ["sh", "-c", script];
-    json!({ "argv": argv, "outputs": { "file": "file" }, "values": {}, "env": [], "env_counted": null })
-}
-
-fn params(act: &Act) -> Json {
-    shell(&match act {
-        Act::Write => "printf done > file".to_owned(),
-        Act::Log => "echo a line; printf done > file".to_owned(),
-        Act::Fail => "echo no luck; exit 3".to_owned(),
-        Act::Die => "kill -9 $PPID; sleep 60".to_owned(),
-        Act::Meet(own, other) => {
-            let (own, other) = (own.display(), other.display());
-            format!("touch {own}; until test -e {other}; do sleep 0.01; done; printf done > file")
-        }
-        Act::Hang(id) => format!("echo $$ > {}; exec sleep 300", id.display()),
-    })
 }
 
 fn request(cancel: &Cancel) -> Request<'_> {

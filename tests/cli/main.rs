@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
+mod acts;
 mod adopt;
 mod audit;
 mod backends;

@@ -3,9 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "why a test is skipped, and what was measured")]
 
+#[path = "../cli/acts.rs"]
+mod acts;
+#[path = "../../crates/engine/tests/engine/conformance.rs"]
+mod conformance;
 #[path = "../cli/index_entries.rs"]
 mod index_entries;
 mod lab;
+mod nodes;
 #[path = "../cli/project.rs"]
 #[allow(dead_code)]
 mod project;

@@ -284,6 +284,41 @@ fn a_unit_that_kills_its_worker_fails_alone() {
 }
 
 #[test]
+fn a_task_that_slurm_starts_again_costs_no_failure() {
+    let Some(lab) = Lab::up(&[]) else { return };
+    let project = commands(12, 1.0, COMMANDS);
+    let run = lab.start(&project, &SHELL);
+    wait(30, "some are done", || computed(&project).len() > 1);
+    let running = lab.ask("squeue", &["-h", "-r", "-t", "RUNNING", "-o", "%A"]);
+    for job in running.lines().take(2) {
+        lab.ask("scontrol", &["requeue", job]);
+    }
+    run.end().well();
+    results_are_right(&project, 12);
+    no_task_is_left(&lab);
+}
+
+#[test]
+fn a_run_that_is_cancelled_from_elsewhere_is_resumed_by_the_same_command() {
+    let Some(lab) = Lab::up(&[]) else { return };
+    // So long a poll that work and its end are read together.
+    let project = commands(40, 0.3, COMMANDS);
+    let config = fs_err::read_to_string(project.path("configs/shell.toml")).unwrap();
+    project.write("configs/shell.toml", config.replace("poll = 0.1", "poll = 3"));
+    let mut run = lab.start(&project, &SHELL);
+    wait(30, "some are done", || computed(&project).len() > 1);
+    lab.attrflow(&project, &["cancel"]).well();
+    run.until_it_says("asks this run to end");
+    let said = run.end();
+    assert_eq!(said.code, Some(143), "{}", said.text);
+    no_task_is_left(&lab);
+    // What was asked of the one run is not asked of the next.
+    lab.attrflow(&project, &SHELL).well();
+    results_are_right(&project, 40);
+    assert_eq!(computed(&project).into_iter().max(), Some(1));
+}
+
+#[test]
 #[ignore = "three minutes: Slurm's time limits are in minutes"]
 fn workers_that_reach_their_time_limit_are_replaced() {
     let Some(lab) = Lab::up(&[]) else { return };

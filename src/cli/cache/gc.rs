@@ -40,12 +40,19 @@ pub(super) struct Args {
     /// Do not keep what runs of the project in this folder need (repeatable)
     #[arg(long, value_name = "PATH")]
     forget: Vec<PathBuf>,
+    /// Say that no run on any host uses the cache, where attrflow cannot know it
+    #[arg(long)]
+    alone: bool,
     /// Write a line of JSON per item, and one with the totals
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn gc(args: &Args, store: &Store) -> Result<(), Failure> {
+    if let Some(doubt) = store.lock_doubt().filter(|_| args.yes && !args.alone) {
+        let hint = "nothing was removed; --alone says that no run on any host uses the cache";
+        return Err(Failure::Refused(format!("{doubt}; {hint}")));
+    }
     // Locked before planning, so that the plan is still valid when it is carried out.
     let lock = match args.yes {
         false => None,

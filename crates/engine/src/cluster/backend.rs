@@ -1,7 +1,6 @@
 //! The backend of a run on a cluster: asks for workers, finds those that are ready, and keeps the run's sign of life.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -51,8 +50,8 @@ pub struct ClusterBackend {
     work: f64,
     setup: Mutex<Option<Setup>>,
     started: OnceLock<Started>,
-    /// Whether the first worker's word on locks was told.
-    locks_told: AtomicBool,
+    /// What the first worker said of locks.
+    locks: OnceLock<bool>,
 }
 
 /// A run that gives signs of life.
@@ -79,7 +78,7 @@ impl ClusterBackend {
     pub fn new(setup: Setup, here: LocalBackend) -> Self {
         let (pools, work) = (setup.pools.values().cloned().collect(), setup.config.waits.work);
         let (setup, started) = (Mutex::new(Some(setup)), OnceLock::new());
-        Self { here, pools, work, setup, started, locks_told: AtomicBool::new(false) }
+        Self { here, pools, work, setup, started, locks: OnceLock::new() }
     }
 
     /// Makes the run's folder, or takes that of an earlier run over: from now on it gives signs of life.
@@ -114,23 +113,13 @@ impl ClusterBackend {
     fn pool_index(&self, pool: usize) -> Option<usize> {
         pool.checked_sub(HERE + 1)
     }
-
-    /// Says once whether locks hold between hosts.
-    fn tell_of_locks(&self, shared: &Shared, locks: Option<bool>) {
-        if locks == Some(false) && !self.locks_told.swap(true, Ordering::Relaxed) {
-            shared.warn(
-                "a lock that this run holds is granted on a node too: this file system does not lock between hosts. Results are \
-                 right all the same; two runs may compute a unit twice, and `cache gc` must not run meanwhile"
-                    .into(),
-            );
-        }
-    }
 }
 
 impl Started {
     fn new(setup: Setup) -> std::io::Result<Self> {
         let Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice } = setup;
         folder.create(&config)?;
+        folder.forget_cancel();
         let lock = fs_err::File::create(folder.lock_test())?;
         hold(&lock)?;
         let infos =
@@ -263,6 +252,10 @@ impl Backend for ClusterBackend {
         if pool == HERE { 0.0 } else { self.work }
     }
 
+    fn locks_hold(&self) -> Option<bool> {
+        self.locks.get().copied()
+    }
+
     fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
         let Some(pool) = self.pool_index(self.pool(request.slot)) else { return self.here.next(request) };
         self.start().map_err(|error| TaskError::Refused(error.to_string()))?;
@@ -290,7 +283,10 @@ impl Backend for ClusterBackend {
             *slots -= 1;
         }
         let Some(ready) = found? else { return Ok(None) };
-        self.tell_of_locks(shared, ready.hello.locks);
+        if let Some(locks) = ready.hello.locks {
+            // The first word counts.
+            let _ = self.locks.set(locks);
+        }
         match RemoteWorker::new(shared, pool, ready) {
             Ok(worker) => Ok(Some(Box::new(worker))),
             Err(error) => {

@@ -106,6 +106,12 @@ impl RunFolder {
         replace(&self.0.join("cancel"), text.as_bytes())
     }
 
+    /// Forgets what an earlier run was asked.
+    pub(super) fn forget_cancel(&self) {
+        // There is rarely any.
+        let _ = fs_err::remove_file(self.0.join("cancel"));
+    }
+
     /// How soon the run was asked to end.
     pub(super) fn cancel_request(&self) -> Option<CancelMode> {
         let text = regular_file::read_to_string(self.0.join("cancel")).ok()?;

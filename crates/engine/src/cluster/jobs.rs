@@ -24,7 +24,7 @@ pub type TaskId = (String, String);
 
 impl JobLine {
     /// Reads a line of `%F|%K|%T|%r|%N|%L|%k`.
-    pub(super) fn parse(line: &str) -> Option<Self> {
+    pub fn parse(line: &str) -> Option<Self> {
         let mut fields = line.trim().splitn(7, '|').map(str::to_owned);
         let mut next = || fields.next();
         let id = (next()?, next()?);

@@ -104,8 +104,8 @@ pub(super) enum Report {
     Done(u64, Usage),
     /// Its process died: the first task that is not done, and how.
     Died(u64, String),
-    /// It begins nothing more, and why.
-    Leaving(String),
+    /// It begins nothing more, and why; whether it cut a batch off.
+    Leaving(String, bool),
 }
 
 /// A task that is done.

@@ -25,4 +25,5 @@ mod threads;
 
 pub use error::SlurmError;
 pub use folder::{Lease, LeaseState, RunFolder};
+pub use jobs::JobLine;
 pub use messages::{Hello, PoolConfig, RunConfig};

@@ -16,6 +16,8 @@ use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, i
 use super::folder::{Lease, LeaseState};
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
 use crate::identity::digest::{Digest, Listed, Listing};
+use crate::identity::shared_fs;
+use crate::kind::{Step, Task};
 use crate::store::{is_network, names};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
@@ -201,10 +203,7 @@ impl Node<'_> {
                 if inbox.as_ref().is_none_or(|(known, _)| *known < epoch) {
                     inbox = Some((epoch, Follower::new(self.attempt.inbox(epoch))));
                     // What another run gave is not continued: nobody would take it.
-                    self.orders.change(|state| {
-                        state.assignments.clear();
-                        state.stopped = state.newest;
-                    });
+                    self.orders.change(|state| state.stopped = state.newest);
                 }
                 let Lease { state, beat, .. } = lease;
                 if state == LeaseState::Ended {
@@ -225,10 +224,8 @@ impl Node<'_> {
                         state.newest = assignment.number;
                         state.assignments.push_back(assignment);
                     }
-                    Order::Stop => {
-                        state.assignments.clear();
-                        state.stopped = state.newest;
-                    }
+                    // What it has not begun is reported as ended too.
+                    Order::Stop => state.stopped = state.newest,
                     Order::End => state.end = Some("the run needs it no more".into()),
                 });
             }
@@ -270,7 +267,7 @@ impl Node<'_> {
                     }
                     if state.deadline.is_some_and(|deadline| Instant::now() + longest >= deadline) {
                         drop(state);
-                        let leaving = Report::Leaving("the scheduler ends it".into());
+                        let leaving = Report::Leaving("the scheduler ends it".into(), false);
                         return self.report(&leaving).map_err(|error| error.to_string());
                     }
                     if let Some(assignment) = state.assignments.pop_front() {
@@ -281,6 +278,24 @@ impl Node<'_> {
                 }
             };
             self.compute(assignment, &mut worker, cancel, start, &mut longest)?;
+        }
+    }
+
+    /// Waits until this host sees what a task reads: another may have written it a moment ago. What stays missing is the task's to
+    /// report.
+    fn wait_for_inputs(&self, task: &Task) {
+        let longest = Duration::from_secs_f64(self.config.waits.visible);
+        let parts = match &task.step {
+            Step::Merge(parts) => parts.as_slice(),
+            Step::Whole | Step::Unit(_) => &[],
+        };
+        let (begun, mut pause) = (Instant::now(), Pause::new(self.config.waits.poll));
+        for path in task.inputs.0.values().chain(parts) {
+            while !shared_fs::exists(path) && begun.elapsed() < longest {
+                // Opening a folder makes a network file system look for news in it.
+                let _ = path.parent().map(shared_fs::read_dir);
+                pause.wait();
+            }
         }
     }
 
@@ -316,6 +331,7 @@ impl Node<'_> {
                 fs_err::create_dir_all(&task.out).map_err(failed)?;
                 outputs.push(task.out.clone());
             }
+            batch.tasks.iter().for_each(|task| self.wait_for_inputs(task));
             self.report(&Report::Reply(number, Reply::Started { tasks: (first..first + count).collect() }))
                 .map_err(failed)?;
             let begun = Instant::now();
@@ -369,11 +385,16 @@ impl Node<'_> {
                 Err(TaskError::Failed(error)) => {
                     return self.report(&Report::Reply(number, Reply::Failed { error })).map_err(failed);
                 }
+                // The scheduler signals all processes of a job: the one that computes ends at once.
+                Err(TaskError::Died(_)) if self.orders.state().deadline.is_some() => {
+                    let leaving = Report::Leaving("the scheduler ended it".into(), true);
+                    return self.report(&leaving).map_err(failed);
+                }
                 Err(TaskError::Died(how)) => {
                     return self.report(&Report::Died(number, how)).map_err(failed);
                 }
                 Err(error) => {
-                    self.report(&Report::Leaving(error.to_string())).map_err(failed)?;
+                    self.report(&Report::Leaving(error.to_string(), false)).map_err(failed)?;
                     return Err(error.to_string());
                 }
             }

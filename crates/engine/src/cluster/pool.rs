@@ -83,7 +83,8 @@ pub(super) struct State {
     /// When the scheduler last answered.
     pub looked: Option<Instant>,
     pub submitted: Vec<Submitted>,
-    pub excluded: BTreeSet<String>,
+    /// Nodes that are avoided, by pool.
+    pub excluded: BTreeSet<(usize, String)>,
     /// By node, when workers were lost soon after their hello.
     pub deaths: BTreeMap<String, Vec<Instant>>,
     /// By pool, tasks that ended without a hello, since the last that said one.
@@ -122,6 +123,17 @@ impl State {
                 (0..*count).filter(|task| self.may_serve(&(array.clone(), task.to_string()), *at)).count()
             })
             .sum()
+    }
+
+    /// The nodes that a pool avoids.
+    pub fn excluded_of(&self, pool: usize) -> Vec<String> {
+        self.excluded.iter().filter(|(of, _)| *of == pool).map(|(_, node)| node.clone()).collect()
+    }
+
+    /// The pool of a task: by its comment, which a site may change, else by what was submitted.
+    pub fn pool_of(&self, line: &JobLine, shared: &Shared) -> Option<usize> {
+        let submitted = || self.submitted.iter().find(|submitted| submitted.array == line.id.0);
+        line.pool().and_then(|name| shared.pool_of(name)).or_else(|| Some(submitted()?.pool))
     }
 
     /// How many workers of a pool are wanted at once: one for each job that waits, once a slot asks for any.
@@ -194,8 +206,8 @@ impl Shared {
             return;
         };
         state.spent.insert(id);
-        let first = state.excluded.insert(hello.node.clone());
-        let all = state.excluded.len();
+        let first = state.excluded.insert((pool, hello.node.clone()));
+        let all = state.excluded_of(pool).len();
         if all >= MOST_DEATHS && state.busy.get(&pool).copied().unwrap_or(0) == 0 {
             state
                 .failed
@@ -221,7 +233,9 @@ impl Shared {
         }
         let numerics = &self.config.numerics;
         let torch = self.config.pools.get(&hello.pool).is_some_and(|pool| pool.libtorch);
-        torch.then(|| facts.contradiction(&numerics.libtorch, &numerics.device)).flatten()
+        let contradiction =
+            torch.then(|| facts.contradiction(&numerics.libtorch, &numerics.device)).flatten();
+        contradiction.or_else(|| facts.trouble.clone())
     }
 
     /// Takes note of a worker that is lost, and of what is to be laid to its node.
@@ -239,8 +253,8 @@ impl Shared {
         if deaths.len() < MOST_DEATHS {
             return;
         }
-        state.excluded.insert(node.clone());
-        let bad = state.excluded.len();
+        state.excluded.insert((pool, node.clone()));
+        let bad = state.excluded_of(pool).len();
         if bad >= MOST_DEATHS {
             let message = format!("workers of pool `{}` die at once, on {bad} nodes", self.pools[pool].name);
             state.failed.insert(pool, message);

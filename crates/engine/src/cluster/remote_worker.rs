@@ -89,10 +89,29 @@ impl RemoteWorker {
         }
     }
 
-    /// Whether the scheduler ended it at its time limit.
-    fn is_out_of_time(&self) -> bool {
-        let state = self.shared.state();
-        state.lines.get(&self.id()).is_some_and(|line| line.state == "TIMEOUT")
+    /// That a batch takes longer than a worker lives, if it had nearly all of this one's time and met its limit.
+    fn too_long(&self, begun: Instant) -> Option<String> {
+        let (took, life) = (begun.elapsed(), self.ready.since.elapsed());
+        if took < life.mul_f64(0.9) {
+            return None;
+        }
+        // The scheduler says why once all processes of the job have ended.
+        let line = || self.shared.state().lines.get(&self.id()).cloned();
+        let longest = Duration::from_secs_f64(60.0 + 3.0 * self.shared.config.waits.squeue);
+        let asked = Instant::now();
+        while !line().is_some_and(|line| line.is_over())
+            && asked.elapsed() < longest
+            && self.shared.cancel.mode().is_none()
+        {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        line().filter(|line| line.state == "TIMEOUT")?;
+        let pool = &self.shared.pools[self.pool].name;
+        Some(format!(
+            "it takes longer than the time limit of pool `{pool}`: {} was ended after {:.0} s of it; raise cluster.pools.{pool}.time",
+            self.name(),
+            took.as_secs_f64()
+        ))
     }
 
     /// Moves what a task wrote to where the run wants it, once all of it can be seen.
@@ -212,9 +231,12 @@ impl Worker for RemoteWorker {
                     Report::Done(of, usage) if of == number && done == outs.len() => return Ok(usage),
                     Report::Done(of, _) if of == number => return Err(TaskError::Stopped),
                     Report::Died(of, how) if of == number => return Err(TaskError::Died(how)),
-                    Report::Leaving(why) => {
+                    Report::Leaving(why, cut) => {
                         self.ended = Some(why.clone());
                         self.shared.state().spent.insert(self.id());
+                        if let Some(error) = begun.filter(|_| cut).and_then(|begun| self.too_long(begun)) {
+                            return Err(TaskError::Failed(error));
+                        }
                         return Err(TaskError::Left(format!("{}: {why}", self.name())));
                     }
                     Report::Beat(_)
@@ -255,15 +277,7 @@ impl Worker for RemoteWorker {
                     self.lost(&how);
                     return Ok(Usage::default());
                 }
-                let life = self.ready.since.elapsed();
-                let alone = begun.map(|begun| begun.elapsed()).filter(|of| *of > life.mul_f64(0.9));
-                if let Some(seconds) = alone.filter(|_| self.is_out_of_time()) {
-                    let pool = &self.shared.pools[self.pool].name;
-                    let error = format!(
-                        "it takes longer than the time limit of pool `{pool}`: {} was ended after {:.0} s of it; raise cluster.pools.{pool}.time",
-                        self.name(),
-                        seconds.as_secs_f64()
-                    );
+                if let Some(error) = begun.and_then(|begun| self.too_long(begun)) {
                     self.lost(&how);
                     return Err(TaskError::Failed(error));
                 }

@@ -167,7 +167,12 @@ fn ask(mut command: Command, input: &str) -> Result<String, SlurmError> {
     if status.success() {
         return Ok(out);
     }
-    let text = err.trim().replace('\n', "; ");
+    // Each line begins with the program's name.
+    let lines = err
+        .trim()
+        .lines()
+        .map(|line| line.trim_start_matches(&format!("{name}: ")).trim_start_matches("error: "));
+    let text = lines.collect::<Vec<_>>().join("; ");
     let words = [
         "Unable to contact",
         "timed out",

@@ -93,10 +93,7 @@ pub(super) fn ask_scheduler(shared: &Shared) {
                 match submit(shared, pool) {
                     Ok(false) => {}
                     Ok(true) => std::thread::sleep(Duration::from_secs(1).saturating_sub(asked.elapsed())),
-                    Err(SlurmError::Refused(why)) => {
-                        shared.state().failed.insert(pool, format!("sbatch: {why}"));
-                        shared.wake.notify_all();
-                    }
+                    Err(SlurmError::Refused(why)) => refused(shared, pool, &why),
                     Err(SlurmError::Absent(why)) => {
                         // It may have taken the job: before another is submitted, this one is looked for.
                         (must_look, trouble) = (true, Some(why));
@@ -135,6 +132,23 @@ pub(super) fn ask_scheduler(shared: &Shared) {
     }
 }
 
+/// Takes note of a refused submission. While others of the pool serve, it is tried again later: some limits pass.
+fn refused(shared: &Shared, pool: usize, why: &str) {
+    const LATER: Duration = Duration::from_secs(60);
+    let mut state = shared.state();
+    let busy = state.busy.get(&pool).copied().unwrap_or(0);
+    if busy == 0 && state.serving(pool) == 0 {
+        state.failed.insert(pool, format!("sbatch: {why}"));
+    } else {
+        state.not_before.insert(pool, Instant::now() + LATER);
+    }
+    drop(state);
+    shared.wake.notify_all();
+    if busy > 0 {
+        shared.warn(format!("sbatch: {why}; what serves goes on, and more is asked for in a minute"));
+    }
+}
+
 /// Submits what a pool lacks; returns whether anything was submitted.
 fn submit(shared: &Shared, pool: usize) -> Result<bool, SlurmError> {
     let (count, exclude) = {
@@ -144,7 +158,7 @@ fn submit(shared: &Shared, pool: usize) -> Result<bool, SlurmError> {
             return Ok(false);
         }
         let wanted = state.wanted(pool).min(shared.pools[pool].most);
-        (wanted.saturating_sub(state.serving(pool)), state.excluded.iter().cloned().collect::<Vec<_>>())
+        (wanted.saturating_sub(state.serving(pool)), state.excluded_of(pool))
     };
     if count == 0 {
         return Ok(false);
@@ -164,7 +178,7 @@ fn take_lines(shared: &Shared, lines: Vec<JobLine>, told: &mut BTreeMap<usize, (
     state.looked = Some(Instant::now());
     let mut found: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for line in &lines {
-        let Some(pool) = line.pool().and_then(|name| shared.pool_of(name)) else { continue };
+        let Some(pool) = state.pool_of(line, shared) else { continue };
         let task: usize = line.id.1.parse().unwrap_or(0);
         let (_, count) = found.entry(&line.id.0).or_insert((pool, 0));
         *count = (*count).max(task + 1);
@@ -177,7 +191,8 @@ fn take_lines(shared: &Shared, lines: Vec<JobLine>, told: &mut BTreeMap<usize, (
     }
     let mut notices = Vec::new();
     for (pool, info) in shared.pools.iter().enumerate() {
-        let of_pool = || lines.iter().filter(|line| line.pool() == Some(&info.name) && !line.is_over());
+        let of_pool =
+            || lines.iter().filter(|line| state.pool_of(line, shared) == Some(pool) && !line.is_over());
         let running = of_pool().filter(|line| line.is_running()).count();
         let waiting: Vec<&JobLine> = of_pool().filter(|line| !line.is_running()).collect();
         let reason = waiting.first().map(|line| line.reason.clone()).unwrap_or_default();
@@ -198,7 +213,9 @@ fn take_lines(shared: &Shared, lines: Vec<JobLine>, told: &mut BTreeMap<usize, (
 /// Counts tasks that ended before they said hello: a fault of the script, or of nodes, must not be repeated for ever.
 fn note_silent_ends(shared: &Shared, state: &mut State, pool: usize, lines: &[JobLine]) {
     const MOST: usize = 3;
-    for line in lines.iter().filter(|line| line.is_over() && line.pool() == Some(&shared.pools[pool].name)) {
+    let of_pool: Vec<&JobLine> =
+        lines.iter().filter(|line| line.is_over() && state.pool_of(line, shared) == Some(pool)).collect();
+    for line in of_pool {
         if state.newest.contains_key(&line.id)
             || !state.spent.insert(line.id.clone())
             || line.state == "CANCELLED"

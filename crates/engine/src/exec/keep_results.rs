@@ -1,7 +1,7 @@
 //! Takes the results of a worker into the store.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::queue::Job;
 use super::state_messages::Message;
@@ -38,6 +38,19 @@ impl Slot<'_> {
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
         }
+    }
+
+    /// Takes note of what the workers' hosts make of locks.
+    pub(super) fn note_locks(&self) -> Result<(), StoreError> {
+        /// A holder of a lease that is silent for so long is dead.
+        const LONGEST: Duration = Duration::from_secs(120);
+        let Some(hold) = self.backend.locks_hold() else { return Ok(()) };
+        if self.store.note_locks(hold, LONGEST)? {
+            let message = "a lock that this run holds is granted on a node too: this file system does not lock between hosts. \
+                           Leases are used in place of locks, and `cache gc` refuses";
+            self.reports.say(Message::Warn(message.to_owned()));
+        }
+        Ok(())
     }
 
     /// Reports the worker on a cluster that computed tasks, or was lost with them.

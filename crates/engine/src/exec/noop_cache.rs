@@ -20,6 +20,7 @@ use crate::exec::event::{Event, PlacedArtifact};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Numerics;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use crate::pipeline::{Pipeline, RunTable, Source};
 use crate::provenance::manifest::{
     self, Base, Conditions, FORMAT, Manifest, Outcome, Program, Repeat, StageRecord,
@@ -103,7 +104,7 @@ impl NoopKey {
 
     /// Whether a run of this pipeline is kept; whether it is this one takes a look at every file.
     pub fn exists(&self, store: &Store) -> bool {
-        self.file(store).exists()
+        shared_fs::exists(self.file(store))
     }
 
     /// The run that is kept, if it had the same key and no file has changed since.
@@ -119,7 +120,7 @@ impl NoopKey {
         let same = |(name, value): (&String, &Option<String>)| std::env::var(name).ok() == *value;
         let unchanged = run.variables.iter().all(same) && Snapshot::unchanged(snapshot);
         let base = store.runs(&run.pipeline).join(&run.base.name);
-        let is_there = fs_err::metadata(base).is_ok_and(|found| found.len() == run.base_bytes);
+        let is_there = shared_fs::metadata(base).is_ok_and(|found| found.len() == run.base_bytes);
         (unchanged && is_there).then_some(run)
     }
 
@@ -139,7 +140,7 @@ impl NoopKey {
                 digest: blake3::hash(&regular_file::read(&newest)?).into(),
             },
         };
-        let base_bytes = fs_err::metadata(runs.join(&base.name))?.len();
+        let base_bytes = shared_fs::metadata(runs.join(&base.name))?.len();
         let stages = manifest.stages.iter().map(|record| Stage {
             stage: record.stage.clone(),
             seconds: record.seconds,
@@ -183,7 +184,7 @@ impl NoopKey {
             return None;
         }
         // Anything but a regular file, such as a pipe, can have another content and the same look.
-        let regular = |text: &PathBuf| fs_err::metadata(text).is_ok_and(|found| found.is_file());
+        let regular = |text: &PathBuf| shared_fs::metadata(text).is_ok_and(|found| found.is_file());
         let mut snapshot = Snapshot::new(begun);
         let mut add = |look, path: &Path| snapshot.add(look, path).then_some(());
         for text in *texts {
@@ -201,7 +202,7 @@ impl NoopKey {
             for (port, artifact) in &record.outputs {
                 let place = &shown.get(&record.stage)?.get(port)?.path;
                 // Equal bytes may have been adopted for another stage.
-                let linked = fs_err::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
+                let linked = shared_fs::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
                 if linked || store.adopted(&artifact.digest).ok()?.is_some() {
                     return None;
                 }

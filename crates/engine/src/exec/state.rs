@@ -130,6 +130,7 @@ impl RunState {
                 self.jobs -= 1;
                 self.fail(stage, unit, None, error, &mut out);
             }
+            Message::Warn(message) => out.push(Effect::Emit(Event::Log { level: "WARN".into(), message })),
             Message::Used(stage, workers) => self.workers.entry(stage).or_default().add(*workers),
             Message::LockWait(stage, unit, at) => {
                 out.extend(self.lock_wait(stage, unit, at).map(Effect::Emit))

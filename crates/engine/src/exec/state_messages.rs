@@ -35,6 +35,8 @@ pub(super) enum Message {
     /// The result, and the seconds that it took; none where another run had computed it.
     Done(usize, Option<usize>, Box<Entry>, Option<f64>),
     Failed(usize, Option<usize>, String),
+    /// A warning that belongs to no stage.
+    Warn(String),
     /// A worker on a cluster computed a part of a stage.
     Used(usize, Box<StageWorkers>),
     /// Another run computes it; sent again and again while that lasts.

@@ -79,7 +79,7 @@ pub(super) struct Slot<'a> {
     number: usize,
     pub pool: usize,
     queue: &'a Queue<'a>,
-    backend: &'a dyn Backend,
+    pub backend: &'a dyn Backend,
     pub store: &'a Store,
     pub scratch: &'a Scratch,
     pub rates: &'a Rates,
@@ -132,6 +132,7 @@ impl<'a> Slot<'a> {
                 tracing::debug!("worker {}: {}", self.number, worker.facts());
             }
             self.workers[usize::from(libtorch)] = worker;
+            self.note_locks()?;
         }
         Ok(())
     }
@@ -305,8 +306,13 @@ impl<'a> Slot<'a> {
             foreign.extend(self.foreign(&held.job)?);
         }
         let sources = Watch::new(foreign.into_iter());
-        let mut running =
-            Running { open: Vec::new(), begun: sizes[0], since: Instant::now(), reliable: true, sources };
+        let mut running = Running {
+            open: Vec::new(),
+            begun: if worker.place().is_some() { 0 } else { sizes[0] },
+            since: Instant::now(),
+            reliable: true,
+            sources,
+        };
         let outlives = self.backend.seconds_at_once(self.pool) > 0.0;
         let notes = held[..count].iter().filter(|_| outlives).map(|held| note(&held.job)).collect();
         let mut work = Work { batches: Vec::new(), notes };

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::regular_file::special;
+use super::shared_fs;
 
 /// The BLAKE3 hash of a file's bytes, of a folder's listing, or of a recipe.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,14 +22,17 @@ impl Digest {
     /// # Errors
     /// The file cannot be read, or is none: a FIFO or a device has no end.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
-        let found = fs_err::metadata(path)?;
+        let found = shared_fs::metadata(path)?;
         if let Some(what) = special(found.file_type()) {
             let message = format!("{}: found {what}, expected a file or folder", path.display());
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
-        Ok(Self::of_bytes(hasher.finalize(), is_executable(&found)))
+        let hash = shared_fs::again(|| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
+            Ok(hasher.finalize())
+        });
+        Ok(Self::of_bytes(hash?, is_executable(&found)))
     }
 
     /// The digest of a file with these bytes.

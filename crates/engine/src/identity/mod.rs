@@ -3,3 +3,4 @@
 pub mod digest;
 pub mod recipe;
 pub mod regular_file;
+pub mod shared_fs;

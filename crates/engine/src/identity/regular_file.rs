@@ -10,6 +10,8 @@ use std::path::Path;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::OFlags;
 
+use super::shared_fs::again;
+
 /// What is neither a file nor a folder.
 pub fn special(found: FileType) -> Option<&'static str> {
     let kinds = [
@@ -26,7 +28,7 @@ pub fn special(found: FileType) -> Option<&'static str> {
 /// # Errors
 /// As [`fs_err::File::open`]; what was found instead of a file.
 pub fn open(path: impl AsRef<Path>) -> io::Result<fs_err::File> {
-    open_with(path.as_ref(), fs_err::OpenOptions::new().read(true))
+    again(|| open_with(path.as_ref(), fs_err::OpenOptions::new().read(true)))
 }
 
 /// Opens a regular file to be locked, which it makes if there is none.
@@ -34,7 +36,8 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<fs_err::File> {
 /// # Errors
 /// As [`fs_err::OpenOptions::open`]; what was found instead of a file.
 pub fn lock_file(path: impl AsRef<Path>) -> io::Result<fs_err::File> {
-    open_with(path.as_ref(), fs_err::OpenOptions::new().create(true).append(true))
+    // NFS gives shared locks to those who may read the file, and others to those who may write it.
+    again(|| open_with(path.as_ref(), fs_err::OpenOptions::new().create(true).read(true).append(true)))
 }
 
 fn open_with(path: &Path, options: &mut fs_err::OpenOptions) -> io::Result<fs_err::File> {
@@ -57,10 +60,12 @@ fn open_with(path: &Path, options: &mut fs_err::OpenOptions) -> io::Result<fs_er
 /// # Errors
 /// As [`open`].
 pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let mut file = open(path)?;
-    let mut bytes = Vec::with_capacity(file.metadata().map_or(0, |found| found.len() as usize));
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    again(|| {
+        let mut file = open(path.as_ref())?;
+        let mut bytes = Vec::with_capacity(file.metadata().map_or(0, |found| found.len() as usize));
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })
 }
 
 /// The text of a regular file.

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 use crate::store::{Area, Part, Store, StoreError};
 
 /// Files and their disk usage.
@@ -63,7 +64,7 @@ impl Disk {
     fn walk(&mut self, root: &Path, path: &Path) -> Result<(), StoreError> {
         // A run may have removed the file meanwhile.
         let area = path.parent() == Some(root);
-        let found = if area { fs_err::metadata(path) } else { fs_err::symlink_metadata(path) };
+        let found = if area { shared_fs::metadata(path) } else { shared_fs::symlink_metadata(path) };
         let Ok(metadata) = found else { return Ok(()) };
         let first =
             metadata.nlink() < 2 || metadata.is_dir() || self.seen.insert((metadata.dev(), metadata.ino()));
@@ -75,7 +76,7 @@ impl Disk {
             None => *self.parts.entry(part(below)).or_default() += space,
         }
         if metadata.is_dir() {
-            for entry in fs_err::read_dir(path)? {
+            for entry in shared_fs::read_dir(path)? {
                 self.walk(root, &entry?.path())?;
             }
         }

@@ -12,6 +12,7 @@ use super::disk::{Disk, Space};
 use super::pins::{Pin, Pins};
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use crate::provenance::manifest::{self, Manifest};
 use crate::store::{Area, Entry, Store, StoreError, UnitIndex};
 
@@ -91,8 +92,8 @@ impl Inventory {
         let mut runs = BTreeMap::new();
         let (mut unread, mut newer) = (Vec::new(), Vec::new());
         let folder = store.area(Area::Runs);
-        if folder.is_dir() {
-            for pipeline in fs_err::read_dir(folder)? {
+        if shared_fs::is_dir(&folder) {
+            for pipeline in shared_fs::read_dir(folder)? {
                 let pipeline = pipeline?;
                 let mut past = Vec::new();
                 for path in manifest::list(&pipeline.path()) {
@@ -140,7 +141,7 @@ impl Inventory {
     /// The projects of recorded runs whose folder is no longer there.
     pub fn gone_projects(&self) -> BTreeSet<&Path> {
         let runs = self.runs.values().flatten();
-        runs.filter_map(|run| run.manifest.root.as_deref()).filter(|root| !root.is_dir()).collect()
+        runs.filter_map(|run| run.manifest.root.as_deref()).filter(|root| !shared_fs::is_dir(root)).collect()
     }
 
     /// Disk usage of a result's objects, without those that are in `counted`, to which they are added.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::inventory::{Inventory, RunUse};
 use super::policy::{Policy, Removal, Target};
+use crate::identity::shared_fs;
 use crate::provenance::manifest::{self, Base, Repeat};
 use crate::store::{Area, Part, Store, StoreError};
 
@@ -42,6 +43,7 @@ pub(super) fn steps(
             Part::Area(Area::Objects | Area::Recipes | Area::Units) => {}
             Part::Area(Area::Pins | Area::Costs | Area::FileState | Area::Noop) => {}
             Part::Area(Area::StoreLock | Area::UnitsLock | Area::CacheTag | Area::GitIgnore) => {}
+            Part::Area(Area::Leases | Area::LockTest) => {}
             Part::Obsolete(name) => {
                 let frees = blocks(&path);
                 let target = Target::Obsolete { path };
@@ -64,7 +66,7 @@ fn scratch(tmp: &Path, steps: &mut Vec<Removal>) -> Result<(), StoreError> {
 
 /// Whether a file has not changed for as long as the policy keeps such files.
 fn expired(path: &Path, policy: &Policy, now: Timestamp) -> bool {
-    let changed = fs_err::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let changed = shared_fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
     let changed = changed.ok().and_then(|time: SystemTime| Timestamp::try_from(time).ok());
     changed.is_some_and(|at| now.duration_since(at).as_secs() >= policy.grace.as_secs() as i64)
 }
@@ -123,7 +125,7 @@ fn downloads(
 /// Whether a manifest is pinned or signed: a signed one is somebody's statement.
 fn is_protected(run: &RunUse, inventory: &Inventory) -> bool {
     let pinned = |path: &PathBuf| run.path.ends_with(Path::new(Area::Runs.name()).join(path));
-    manifest::signature_path(&run.path).exists()
+    shared_fs::exists(manifest::signature_path(&run.path))
         || inventory.pins.iter().filter_map(|pin| pin.manifest.as_ref()).any(pinned)
 }
 
@@ -159,9 +161,9 @@ fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
 
 /// Removes a file, or a folder with everything in it; one that is missing is no error.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
-    let removed = match fs_err::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs_err::remove_dir_all(path),
-        Ok(_) => fs_err::remove_file(path),
+    let removed = match shared_fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => shared_fs::remove_dir_all(path),
+        Ok(_) => shared_fs::remove_file(path),
         Err(error) => Err(error),
     };
     match removed {
@@ -178,7 +180,7 @@ fn dead(tmp: &Path) -> Result<Vec<PathBuf>, StoreError> {
         if !name.ends_with(".lock") && !name.starts_with("write-") {
             continue;
         }
-        let Ok(lock) = fs_err::File::open(&path) else { continue };
+        let Ok(lock) = shared_fs::open(&path) else { continue };
         if lock.file().try_lock().is_ok() {
             dead.push(path.with_extension(""));
         }
@@ -187,11 +189,11 @@ fn dead(tmp: &Path) -> Result<Vec<PathBuf>, StoreError> {
 }
 
 fn below(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    if !folder.is_dir() {
+    if !shared_fs::is_dir(folder) {
         return Ok(Vec::new());
     }
     let mut paths = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
+    for entry in shared_fs::read_dir(folder)? {
         paths.push(entry?.path());
     }
     paths.sort();
@@ -205,7 +207,7 @@ fn name(path: &Path) -> String {
 /// Disk usage of a file, or of a folder with everything in it.
 fn blocks(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = fs_err::symlink_metadata(path) else { return 0 };
+    let Ok(metadata) = shared_fs::symlink_metadata(path) else { return 0 };
     let own = metadata.blocks() * 512;
     match metadata.is_dir() {
         true => own + below(path).unwrap_or_default().iter().map(|path| blocks(path)).sum::<u64>(),
@@ -216,9 +218,9 @@ fn blocks(path: &Path) -> u64 {
 /// Moves an index file into quarantine.
 pub(super) fn quarantine_file(store: &Store, path: &Path) -> Result<PathBuf, StoreError> {
     let folder = store.area(Area::Quarantine);
-    fs_err::create_dir_all(&folder)?;
+    shared_fs::create_dir_all(&folder)?;
     let at = Timestamp::now().strftime("%Y%m%dT%H%M%S%.6fZ");
     let target = folder.join(format!("{at}-{}", name(path)));
-    fs_err::rename(path, &target)?;
+    shared_fs::rename(path, &target)?;
     Ok(target)
 }

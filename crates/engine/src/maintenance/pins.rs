@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use crate::store::{Area, Store, StoreError};
 
 /// A pinned item, and why.
@@ -68,10 +69,10 @@ impl<'a> Pins<'a> {
     pub fn list(&self) -> Result<Vec<Pin>, StoreError> {
         let folder = self.folder();
         let mut pins = Vec::new();
-        if !folder.is_dir() {
+        if !shared_fs::is_dir(&folder) {
             return Ok(pins);
         }
-        for entry in fs_err::read_dir(&folder)? {
+        for entry in shared_fs::read_dir(&folder)? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
@@ -90,7 +91,7 @@ impl<'a> Pins<'a> {
     /// A write that failed.
     pub fn set(&self, pin: &Pin) -> Result<(), StoreError> {
         let folder = self.folder();
-        fs_err::create_dir_all(&folder)?;
+        shared_fs::create_dir_all(&folder)?;
         let mut file = tempfile::Builder::new().prefix("write-").tempfile_in(&folder)?;
         serde_json::to_writer_pretty(&mut file, pin).map_err(std::io::Error::from)?;
         file.flush()?;
@@ -109,7 +110,7 @@ impl<'a> Pins<'a> {
         let mut pins = self.list()?;
         pins.retain(|pin| by_id(pin) || pin.what == name || pin.asked == name);
         for pin in &pins {
-            fs_err::remove_file(self.path(pin))?;
+            shared_fs::remove_file(self.path(pin))?;
         }
         Ok(pins)
     }

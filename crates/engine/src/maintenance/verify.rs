@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::inventory::{Inventory, Owner};
 use super::orphans;
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 use crate::store::{Artifact, Health, Part, Store, StoreError};
 
 /// A file that is not what its name says.
@@ -85,7 +86,7 @@ impl Verify<'_> {
             let Health::Damaged(why) = health else { continue };
             let artifact = match expected.get(&digest) {
                 Some(artifact) => (*artifact).clone(),
-                None => Artifact { digest, size: 0, folder: self.store.path(&digest).is_dir() },
+                None => Artifact { digest, size: 0, folder: shared_fs::is_dir(self.store.path(&digest)) },
             };
             // Left alone: the files may be on a disk that is not mounted now.
             if let Some(loss) = self.store.adoption_change(&artifact)? {

@@ -80,8 +80,8 @@ params! {
     pub struct Pool {
         /// The most workers at once.
         workers: u32 [1..=1000] = 4,
-        /// GPUs of each worker; above 0, its numbers are computed on CUDA.
-        gpus: u32 [0..=64] = 0,
+        /// GPUs of each worker: 1 computes its numbers on CUDA.
+        gpus: u32 [0..=1] = 0,
         /// Cores of each worker, which are its threads too.
         cpus: u32 [1..=1024] = 1,
         /// Memory of each worker, as Slurm writes it: `32G`.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::identity::recipe::{self, Change, Recipe};
+use crate::identity::shared_fs;
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::provenance::manifest::{self, Manifest, Repeat, StageRecord};
 
@@ -56,7 +57,7 @@ impl History {
         let resolved = |path: &Path| fs_err::canonicalize(path).ok();
         let is_home = folder.ancestors().nth(2).and_then(resolved) == resolved(&pipeline.root.join("cache"));
         // The project was moved here with its cache, or copied.
-        let was_here = |of: &Path| is_home && (!of.is_dir() || of.join("cache").is_dir());
+        let was_here = |of: &Path| is_home && (!shared_fs::is_dir(of) || shared_fs::is_dir(of.join("cache")));
         // Manifests of earlier versions say neither.
         let is_own = |(of_root, of_file): (Option<&Path>, Option<&Path>)| {
             of_root.zip(root.as_deref()).is_none_or(|(of, own)| of == own || was_here(of))

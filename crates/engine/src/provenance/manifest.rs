@@ -16,6 +16,7 @@ pub use repeat::{Base, Repeat};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use crate::store::{Adopted, Artifact};
 
 /// The version of the format; older manifests are read too. Version 2 added `adopted`; 3 added `reads`, `params` and
@@ -230,7 +231,7 @@ pub fn write_repeat(folder: &Path, manifest: &Manifest, base: &Base) -> std::io:
 }
 
 fn write_text(folder: &Path, started: &str, text: &[u8]) -> std::io::Result<PathBuf> {
-    fs_err::create_dir_all(folder)?;
+    shared_fs::create_dir_all(folder)?;
     let readable = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
     file.write_all(text)?;
@@ -325,6 +326,6 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn manifests(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let paths = fs_err::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let paths = shared_fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"))
 }

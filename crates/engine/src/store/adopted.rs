@@ -21,6 +21,7 @@ use super::{
 };
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
+use crate::identity::shared_fs;
 
 /// When outputs were adopted, and from where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +82,7 @@ impl Store {
     /// # Errors
     /// A file that cannot be read, or a write that failed.
     pub fn link_source(&self, path: &Path, read: Option<&BTreeSet<&str>>) -> Result<Artifact> {
-        let metadata = fs_err::metadata(path)?;
+        let metadata = shared_fs::metadata(path)?;
         let (artifact, files) = if metadata.is_dir() {
             let is_read = |name: &str| {
                 read.is_none_or(|read| {
@@ -100,7 +101,7 @@ impl Store {
         let target = self.path(&artifact.digest);
         if self.adopted(&artifact.digest)?.is_some() {
             self.unadopt(&artifact.digest)?;
-        } else if target.exists() {
+        } else if shared_fs::exists(&target) {
             // The store has the bytes itself, which is better than a link.
             if digest_of(&target)? == artifact.digest {
                 return Ok(artifact);
@@ -112,7 +113,7 @@ impl Store {
         let place = self.place_path(&artifact.digest);
         self.write(&place, &text)?;
         // It has no checksum.
-        fs_err::File::open(&place)?.sync_all()?;
+        shared_fs::open(&place)?.sync_all()?;
         let scratch = self.scratch()?;
         let attempt = scratch.attempt()?;
         let aside = attempt.path().join("links");
@@ -120,7 +121,7 @@ impl Store {
             None => symlink(path, &aside)?,
             Some(listing) => link_all(path, &listing, &aside)?,
         }
-        fs_err::rename(&aside, &target)?;
+        shared_fs::rename(&aside, &target)?;
         sync_folder(target.parent().unwrap_or(&self.root))?;
         Ok(artifact)
     }
@@ -128,11 +129,11 @@ impl Store {
     /// Removes the links to adopted files, not the files.
     pub(super) fn unadopt(&self, digest: &Digest) -> Result<()> {
         let target = self.path(digest);
-        if fs_err::symlink_metadata(&target).is_ok() {
+        if shared_fs::symlink_metadata(&target).is_ok() {
             remove(&target)?;
         }
         // Last: a crash in between leaves a place without an object, which no lookup finds.
-        Ok(fs_err::remove_file(self.place_path(digest))?)
+        Ok(shared_fs::remove_file(self.place_path(digest))?)
     }
 
     /// Where the bytes of an adopted artifact are; `None` for one that the store owns.
@@ -166,7 +167,7 @@ impl Store {
         Ok(faults.first().map(|(name, fault)| {
             let folder = path.display();
             match count {
-                _ if !path.exists() => format!("the adopted folder {folder} is gone"),
+                _ if !shared_fs::exists(&path) => format!("the adopted folder {folder} is gone"),
                 1 => format!("of the adopted folder {folder}, {name} {fault}"),
                 _ => {
                     let total = files.len();
@@ -179,7 +180,7 @@ impl Store {
     }
 
     fn fault(&self, file: &Path, size: u64, digest: &Digest) -> Option<Fault> {
-        let found = fs_err::metadata(file).map_err(StoreError::from);
+        let found = shared_fs::metadata(file).map_err(StoreError::from);
         match found.and_then(|found| Ok(found.len() == size && self.stat_digest(file)? == *digest)) {
             Ok(true) => None,
             Ok(false) => Some(Fault::Changed),
@@ -195,10 +196,10 @@ impl Store {
 
 /// Makes `to` a folder of links to the listed files of `from`.
 fn link_all(from: &Path, listing: &Listing, to: &Path) -> Result<()> {
-    fs_err::create_dir(to)?;
+    shared_fs::create_own_dir(to)?;
     for file in &listing.0 {
         let link = to.join(&file.path);
-        fs_err::create_dir_all(link.parent().unwrap_or(to))?;
+        shared_fs::create_dir_all(link.parent().unwrap_or(to))?;
         symlink(from.join(&file.path), &link)?;
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Area, Result, Store};
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 /// What marks the folder as a cache: for backup programs, and for Git.
 const MARKS: [(Area, &str); 2] = [
@@ -46,11 +47,11 @@ impl Store {
     /// A folder that cannot be made.
     pub fn scratch(&self) -> Result<Scratch> {
         let tmp = self.area(Area::Tmp);
-        fs_err::create_dir_all(&tmp)?;
+        shared_fs::create_dir_all(&tmp)?;
         for (area, text) in MARKS {
             let mark = self.area(area);
-            if !mark.exists() {
-                fs_err::write(&mark, text)?;
+            if !shared_fs::exists(&mark) {
+                shared_fs::write(&mark, text)?;
             }
         }
         let gate = gate(&tmp)?;
@@ -65,7 +66,7 @@ impl Store {
         let lock = fs_err::File::create(&lock_path)?;
         lock.file().lock()?;
         let folder = tmp.join(name);
-        fs_err::create_dir(&folder)?;
+        shared_fs::create_own_dir(&folder)?;
         Ok(Scratch { folder, lock_path, _lock: lock, count: AtomicU64::new(0) })
     }
 }
@@ -77,23 +78,24 @@ fn gate(tmp: &Path) -> Result<fs_err::File> {
 
 /// Removes the files and folders whose lock nobody holds.
 fn sweep(tmp: &Path) -> Result<()> {
-    for entry in fs_err::read_dir(tmp)? {
+    for entry in shared_fs::read_dir(tmp)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if !name.ends_with(".lock") && !name.starts_with(WRITE) {
             continue;
         }
-        // A run that ends at this moment removes its own.
-        let Ok(lock) = fs_err::File::open(&path) else { continue };
+        // A run that ends at this moment removes its own. NFS gives a lock for oneself only on a file that one may write.
+        let opened = shared_fs::again(|| fs_err::OpenOptions::new().read(true).write(true).open(&path));
+        let Ok(lock) = opened else { continue };
         if lock.file().try_lock().is_ok() {
             let folder = path.with_extension("");
-            if folder.is_dir() {
+            if shared_fs::is_dir(&folder) {
                 // If an orphan still writes there, the next sweep removes it.
-                if fs_err::remove_dir_all(&folder).is_err() {
+                if shared_fs::remove_dir_all(&folder).is_err() {
                     continue;
                 }
             }
-            let _ = fs_err::remove_file(&path);
+            let _ = shared_fs::remove_file(&path);
         }
     }
     Ok(())
@@ -111,7 +113,7 @@ impl Scratch {
     /// A folder that cannot be made.
     pub fn attempt(&self) -> Result<Attempt> {
         let folder = self.next();
-        fs_err::create_dir(&folder)?;
+        shared_fs::create_own_dir(&folder)?;
         Ok(Attempt { folder })
     }
 
@@ -120,16 +122,16 @@ impl Scratch {
     ///
     /// Some file systems make new files the slower, the more were removed just before.
     pub fn recycle(&self, attempt: Attempt) -> Option<Attempt> {
-        for entry in fs_err::read_dir(&attempt.folder).ok()? {
+        for entry in shared_fs::read_dir(&attempt.folder).ok()? {
             let path = entry.ok()?.path();
             let small =
-                fs_err::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
-            if !small || fs_err::rename(&path, self.next()).is_err() {
+                shared_fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
+            if !small || shared_fs::rename(&path, self.next()).is_err() {
                 return None;
             }
         }
         let folder = self.next();
-        fs_err::rename(&attempt.folder, &folder).ok()?;
+        shared_fs::rename(&attempt.folder, &folder).ok()?;
         Some(Attempt { folder })
     }
 }
@@ -137,8 +139,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // Best effort: the next run sweeps what is left.
-        let _ = fs_err::remove_dir_all(&self.folder);
-        let _ = fs_err::remove_file(&self.lock_path);
+        let _ = shared_fs::remove_dir_all(&self.folder);
+        let _ = shared_fs::remove_file(&self.lock_path);
     }
 }
 
@@ -161,14 +163,14 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         // Empty folders and links are left until the run ends, see above.
         if holds_files(&self.folder) {
-            let _ = fs_err::remove_dir_all(&self.folder);
+            let _ = shared_fs::remove_dir_all(&self.folder);
         }
     }
 }
 
 /// Whether there is anything below a folder but folders and links.
 fn holds_files(folder: &Path) -> bool {
-    fs_err::read_dir(folder).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
+    shared_fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
         Ok(kind) if kind.is_dir() => holds_files(&entry.path()),
         Ok(kind) => !kind.is_symlink(),
         Err(_) => true,

@@ -7,14 +7,17 @@ use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use super::lease::Lease;
 use super::{Area, Result, Store, resolved};
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 /// The fingerprints that this process holds, as the bytes of their lock files.
 static HELD: Mutex<BTreeSet<(PathBuf, i64)>> = Mutex::new(BTreeSet::new());
@@ -28,6 +31,8 @@ pub struct Lock {
     // The lock belongs to this opening of the file alone, so that threads exclude each other too.
     _file: fs_err::File,
     key: (PathBuf, i64),
+    /// What other hosts respect, where they do not respect the lock.
+    _lease: Option<Lease>,
 }
 
 /// Bytes of the lock file that belong to one results folder.
@@ -39,10 +44,10 @@ pub struct ResultsUse {
 }
 
 impl Lock {
-    fn new(file: fs_err::File, fingerprint: &Digest) -> Self {
+    fn new(file: fs_err::File, fingerprint: &Digest, lease: Option<Lease>) -> Self {
         let key = (file.path().to_path_buf(), byte(fingerprint).l_start);
         held().insert(key.clone());
-        Self { _file: file, key }
+        Self { _file: file, key, _lease: lease }
     }
 }
 
@@ -63,12 +68,10 @@ impl Store {
             return Ok(lock);
         }
         waiting();
-        let file = self.lock_file()?;
         loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&byte(fingerprint))) {
-                Ok(_) => return Ok(Lock::new(file, fingerprint)),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(self.refused(error)),
+            std::thread::sleep(Duration::from_millis(20));
+            if let Some(lock) = self.try_lock(fingerprint)? {
+                return Ok(lock);
             }
         }
     }
@@ -80,7 +83,11 @@ impl Store {
     pub fn try_lock(&self, fingerprint: &Digest) -> Result<Option<Lock>> {
         let file = self.lock_file()?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(fingerprint))) {
-            Ok(_) => Ok(Some(Lock::new(file, fingerprint))),
+            Ok(_) => match self.leases.get().map(|leases| leases.try_take(fingerprint)).transpose()? {
+                None => Ok(Some(Lock::new(file, fingerprint, None))),
+                Some(Some(lease)) => Ok(Some(Lock::new(file, fingerprint, Some(lease)))),
+                Some(None) => Ok(None),
+            },
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(self.refused(error)),
         }
@@ -120,7 +127,7 @@ impl Store {
         let open = || regular_file::lock_file(&path);
         match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs_err::create_dir_all(&self.root)?;
+                shared_fs::create_dir_all(&self.root)?;
                 Ok(open()?)
             }
             file => Ok(file?),

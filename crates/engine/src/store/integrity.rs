@@ -6,6 +6,7 @@ use super::file_state::Trust;
 use super::file_state::tree_stat::TreeStat;
 use super::{Artifact, Health, Result, Store};
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 
 /// Smaller objects are hashed a second time before later processes may believe them, which takes less than waiting for the
 /// clock's next tick before the first.
@@ -27,12 +28,12 @@ impl Store {
     pub(super) fn state(&self, artifact: &Artifact) -> Result<Integrity> {
         let digest = &artifact.digest;
         let object = self.path(digest);
-        let Ok(link) = fs_err::symlink_metadata(&object) else { return Ok(Integrity::Missing) };
+        let Ok(link) = shared_fs::symlink_metadata(&object) else { return Ok(Integrity::Missing) };
         // An adopted file is a link; a folder may be either.
         if (link.is_symlink() || link.is_dir()) && self.adopted(digest)?.is_some() {
             return Ok(match self.adoption_change(artifact)? {
                 Some(change) => Integrity::Invalid(change),
-                None if object.exists() => Integrity::Ok,
+                None if shared_fs::exists(&object) => Integrity::Ok,
                 None => Integrity::Missing,
             });
         }
@@ -74,7 +75,9 @@ impl Store {
     /// Looks at an object and at what belongs to it.
     pub(super) fn look(&self, object: &Path, digest: &Digest) -> Result<Option<TreeStat>> {
         match TreeStat::at(object)? {
-            Some(seen) if object.is_dir() => Ok(Some(seen.with(".list", &self.listing_path(digest)))),
+            Some(seen) if shared_fs::is_dir(object) => {
+                Ok(Some(seen.with(".list", &self.listing_path(digest))))
+            }
             seen => Ok(seen),
         }
     }

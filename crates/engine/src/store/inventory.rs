@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::integrity::Integrity;
 use super::{Area, Artifact, Entry, Result, Scratch, Store, StoreError, read_json, sync_folder};
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 
 /// A file of the index.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Store {
     /// A folder or file that cannot be read.
     pub fn entries(&self) -> Result<Vec<Indexed>> {
         let read = |path: PathBuf| {
-            let written = fs_err::metadata(&path)?.modified()?;
+            let written = shared_fs::metadata(&path)?.modified()?;
             let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
             // From the file itself, not from a copy, for it is what a verification checks.
             let content = match (stem.parse::<Digest>(), read_json::<Entry>(&path)) {
@@ -50,7 +51,7 @@ impl Store {
     /// # Errors
     /// A removal that failed.
     pub fn remove_entry(&self, fingerprint: &Digest) -> Result<()> {
-        ignore_missing(fs_err::remove_file(self.entry_path(fingerprint)))
+        ignore_missing(shared_fs::remove_file(self.entry_path(fingerprint)))
     }
 
     /// Makes the removals from the index durable: objects are removed only after that.
@@ -59,8 +60,8 @@ impl Store {
     /// A folder that cannot be synced.
     pub fn sync_index(&self) -> Result<()> {
         let folder = self.area(Area::Recipes);
-        if folder.is_dir() {
-            for entry in fs_err::read_dir(&folder)? {
+        if shared_fs::is_dir(&folder) {
+            for entry in shared_fs::read_dir(&folder)? {
                 sync_folder(&entry?.path())?;
             }
         }
@@ -74,12 +75,12 @@ impl Store {
     pub fn remove_object(&self, digest: &Digest, scratch: &Scratch) -> Result<()> {
         if self.adopted(digest)?.is_some() {
             self.unadopt(digest)?;
-        } else if fs_err::symlink_metadata(self.path(digest)).is_ok() {
+        } else if shared_fs::symlink_metadata(self.path(digest)).is_ok() {
             // A kill in the middle must not leave a part of a folder under the digest of the whole.
             let attempt = scratch.attempt()?;
-            fs_err::rename(self.path(digest), attempt.path().join("object"))?;
+            shared_fs::rename(self.path(digest), attempt.path().join("object"))?;
         }
-        ignore_missing(fs_err::remove_file(self.listing_path(digest)))
+        ignore_missing(shared_fs::remove_file(self.listing_path(digest)))
     }
 
     /// Moves a file or folder from elsewhere into the store, if it has the expected bytes.
@@ -115,13 +116,15 @@ impl Store {
 /// The files two levels below a folder, sorted; none where there is no such folder.
 pub(super) fn sharded_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    if !folder.is_dir() {
-        return Ok(files);
-    }
-    for entry in fs_err::read_dir(folder)? {
+    let entries = match shared_fs::read_dir(folder) {
+        // No other error is taken for an empty folder: what is not listed would be removed.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(files),
+        entries => entries?,
+    };
+    for entry in entries {
         let below = entry?.path();
-        if below.is_dir() {
-            for entry in fs_err::read_dir(&below)? {
+        if shared_fs::metadata(&below)?.is_dir() {
+            for entry in shared_fs::read_dir(&below)? {
                 files.push(entry?.path());
             }
         }

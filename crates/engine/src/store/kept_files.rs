@@ -4,6 +4,7 @@ use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 use super::Result;
+use crate::identity::shared_fs;
 
 /// The folder of such files, beside the results.
 const KEPT: &str = "kept";
@@ -35,7 +36,7 @@ pub(super) type IsOurs<'f> = dyn Fn(&str, &Metadata) -> bool + 'f;
 /// it is empty.
 pub(super) fn move_aside(root: &Path, path: &Path, is_ours: Option<&IsOurs<'_>>) -> Result<Vec<MovedFile>> {
     let folder = root.join(path);
-    let found = fs_err::symlink_metadata(&folder);
+    let found = shared_fs::symlink_metadata(&folder);
     if !found.is_ok_and(|found| found.is_dir()) {
         return Ok(Vec::new());
     }
@@ -53,19 +54,19 @@ pub(super) fn move_aside(root: &Path, path: &Path, is_ours: Option<&IsOurs<'_>>)
 /// Moves a file, a link or a folder to `ROOT/kept/PATH`.
 pub(super) fn move_path(root: &Path, path: &Path) -> Result<MovedFile> {
     let (from, to) = (root.join(path), free_name(root.join(KEPT).join(path)));
-    fs_err::create_dir_all(to.parent().unwrap_or(root))?;
-    fs_err::rename(&from, &to)?;
+    shared_fs::create_dir_all(to.parent().unwrap_or(root))?;
+    shared_fs::rename(&from, &to)?;
     Ok(MovedFile { from, to })
 }
 
 /// The files and links below a folder, sorted; a link is not followed.
 fn walk(folder: &Path, below: &Path, entries: &mut Vec<(PathBuf, Metadata)>) -> Result<()> {
-    let entries_here = fs_err::read_dir(folder.join(below))?;
+    let entries_here = shared_fs::read_dir(folder.join(below))?;
     let mut names: Vec<_> = entries_here.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
     names.sort();
     for name in names {
         let name = below.join(name);
-        let found = fs_err::symlink_metadata(folder.join(&name))?;
+        let found = shared_fs::symlink_metadata(folder.join(&name))?;
         match found.is_dir() {
             true => walk(folder, &name, entries)?,
             false => entries.push((name, found)),
@@ -82,5 +83,5 @@ fn free_name(path: PathBuf) -> PathBuf {
         path.with_file_name(name)
     };
     let candidates = std::iter::once(path.clone()).chain((1..).map(numbered));
-    candidates.into_iter().find(|path| fs_err::symlink_metadata(path).is_err()).unwrap_or(path)
+    candidates.into_iter().find(|path| shared_fs::symlink_metadata(path).is_err()).unwrap_or(path)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Store;
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 
 macro_rules! areas {
     ($($area:ident, $name:literal, $purpose:literal;)*) => {
@@ -48,6 +49,8 @@ areas! {
     Quarantine, "quarantine", "damaged results, set aside";
     Tmp, "tmp", "working folders of runs";
     StoreLock, "store.lock", "lock: shared by runs, exclusive to gc";
+    Leases, "leases-v1", "locks where those of the file system hold on one host alone";
+    LockTest, "lock-test-v1", "whether other hosts respect a lock";
     UnitsLock, "units.lock", "locks of fingerprints that are being computed";
     CacheTag, "CACHEDIR.TAG", "marks the folder as a cache for backup programs";
     GitIgnore, ".gitignore", "keeps the cache out of Git";
@@ -156,8 +159,8 @@ impl Store {
     /// A folder that cannot be read.
     pub fn parts(&self) -> super::Result<Vec<Part>> {
         let mut parts = Vec::new();
-        if self.root.is_dir() {
-            for entry in fs_err::read_dir(&self.root)? {
+        if shared_fs::is_dir(&self.root) {
+            for entry in shared_fs::read_dir(&self.root)? {
                 parts.push(Part::of(&entry?.file_name().to_string_lossy()));
             }
         }
@@ -170,7 +173,7 @@ impl Store {
     /// # Errors
     /// A folder that cannot be read.
     pub fn old_index(&self) -> super::Result<Option<String>> {
-        if self.area(Area::Recipes).exists() {
+        if shared_fs::exists(self.area(Area::Recipes)) {
             return Ok(None);
         }
         let old = |part: &Part| match part {

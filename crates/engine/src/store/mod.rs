@@ -23,6 +23,7 @@ mod integrity;
 mod inventory;
 mod kept_files;
 mod layout;
+mod lease;
 mod placement;
 mod publish;
 mod quarantine;
@@ -32,7 +33,7 @@ mod unit_index;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
@@ -41,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::recipe::Recipe;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 pub use adopted::Adopted;
 pub use attempts::{Attempt, Scratch};
@@ -180,6 +182,10 @@ pub struct Store {
     file_state: Mutex<FileState>,
     /// Holds files until they are renamed into place; made by the first.
     temporary: Mutex<Option<Scratch>>,
+    /// Whether other hosts respect a lock, once that is known.
+    locks_noted: OnceLock<bool>,
+    /// In place of locks that they do not respect.
+    leases: OnceLock<lease::Leases>,
 }
 
 impl Store {
@@ -190,7 +196,8 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root)?;
         let file_state = Mutex::new(FileState::open(root.join(Area::FileState.name())));
-        Ok(Self { root, file_state, temporary: Mutex::new(None) })
+        let temporary = Mutex::new(None);
+        Ok(Self { root, file_state, temporary, locks_noted: OnceLock::new(), leases: OnceLock::new() })
     }
 
     /// The folder of manifests of a pipeline.
@@ -346,7 +353,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// A name is durable once the folder that holds it is.
 fn sync_folder(folder: &Path) -> Result<()> {
-    Ok(fs_err::File::open(folder)?.sync_all()?)
+    Ok(shared_fs::open(folder)?.sync_all()?)
 }
 
 /// The digest of a file or folder, from its bytes alone.
@@ -354,7 +361,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 /// # Errors
 /// A path that cannot be read.
 pub fn digest_of(path: &Path) -> Result<Digest> {
-    if fs_err::metadata(path)?.is_dir() {
+    if shared_fs::metadata(path)?.is_dir() {
         return Ok(list(path, |_| true, &|file| Ok(Digest::of_file(file)?))?.digest());
     }
     Ok(Digest::of_file(path)?)
@@ -362,9 +369,9 @@ pub fn digest_of(path: &Path) -> Result<Digest> {
 
 /// Removes a file, a folder with everything in it, or a link, but not its target.
 fn remove(path: &Path) -> Result<()> {
-    match fs_err::symlink_metadata(path)?.is_dir() {
-        true => Ok(fs_err::remove_dir_all(path)?),
-        false => Ok(fs_err::remove_file(path)?),
+    match shared_fs::symlink_metadata(path)?.is_dir() {
+        true => Ok(shared_fs::remove_dir_all(path)?),
+        false => Ok(shared_fs::remove_file(path)?),
     }
 }
 
@@ -380,7 +387,7 @@ fn list(
         .into_par_iter()
         .map(|path| {
             let file = folder.join(&path);
-            Ok(Listed { size: fs_err::metadata(&file)?.len(), digest: digest(&file)?, path })
+            Ok(Listed { size: shared_fs::metadata(&file)?.len(), digest: digest(&file)?, path })
         })
         .collect();
     Ok(Listing(listed?))
@@ -398,9 +405,9 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn walk(root: &Path, folder: &Path, files: &mut Vec<String>) -> Result<()> {
-    for entry in fs_err::read_dir(folder)? {
+    for entry in shared_fs::read_dir(folder)? {
         let path = entry?.path();
-        if fs_err::metadata(&path)?.is_dir() {
+        if shared_fs::metadata(&path)?.is_dir() {
             walk(root, &path, files)?;
         } else {
             let below = path.strip_prefix(root).unwrap_or(&path);

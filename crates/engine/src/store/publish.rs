@@ -14,6 +14,7 @@ use super::integrity::{Integrity, SMALL};
 use super::{Artifact, Entry, PART, Result, Store, StoreError, list, names};
 use crate::identity::digest::{Digest, Listing, is_executable};
 use crate::identity::recipe::Recipe;
+use crate::identity::shared_fs;
 
 impl Store {
     /// Takes the outputs that an attempt wrote, and then the entry that names them; `files`: what another host says that it
@@ -56,7 +57,7 @@ impl Store {
     /// Moves a file or folder into the objects.
     pub(super) fn publish(&self, path: &Path) -> Result<Artifact> {
         let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Ok(metadata) = fs_err::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
+        let Ok(metadata) = shared_fs::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
         let folder = metadata.is_dir();
         protect(path, folder)?;
         let Some(seen) = TreeStat::at(path)? else { return Err(StoreError::MissingOutput(name())) };
@@ -71,7 +72,9 @@ impl Store {
             (Artifact { digest: Digest::of_file(path)?, size: metadata.len(), folder }, None)
         };
         let target = self.path(&artifact.digest);
-        if fs_err::symlink_metadata(&target).is_ok() || self.place_path(&artifact.digest).exists() {
+        if shared_fs::symlink_metadata(&target).is_ok()
+            || shared_fs::exists(self.place_path(&artifact.digest))
+        {
             if self.adopted(&artifact.digest)?.is_some() {
                 // The store's own bytes are better than those of a file that may change.
                 self.unadopt(&artifact.digest)?;
@@ -92,7 +95,7 @@ impl Store {
         match place(path, &target) {
             Ok(()) => {}
             // Another process stored the same bytes a moment ago.
-            Err(_) if target.exists() => return Ok(artifact),
+            Err(_) if shared_fs::exists(&target) => return Ok(artifact),
             Err(error) => return Err(error.into()),
         }
         let Some(after) = TreeStat::at(&target)?.filter(|after| after.same_bytes(&seen)) else {
@@ -123,17 +126,17 @@ impl Store {
     /// A write that failed; what was there before is then still there.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let temporary = self.temp_path()?;
-        fs_err::write(&temporary, bytes)?;
+        shared_fs::write(&temporary, bytes)?;
         Ok(place(&temporary, path)?)
     }
 }
 
 /// Renames a file or folder, into a folder that may have to be made.
 pub(super) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
-    match fs_err::rename(from, to) {
+    match shared_fs::rename(from, to) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs_err::create_dir_all(to.parent().unwrap_or(to))?;
-            fs_err::rename(from, to)
+            shared_fs::create_dir_all(to.parent().unwrap_or(to))?;
+            shared_fs::rename(from, to)
         }
         result => result,
     }
@@ -142,7 +145,7 @@ pub(super) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
 /// Removes the folders below a folder that hold no file; returns whether it is empty then.
 fn remove_empty_folders(folder: &Path) -> std::io::Result<bool> {
     let mut empty = true;
-    for entry in fs_err::read_dir(folder)? {
+    for entry in shared_fs::read_dir(folder)? {
         let entry = entry?;
         let removed = entry.file_type()?.is_dir() && remove_empty_folders(&entry.path())?;
         if removed {
@@ -156,8 +159,8 @@ fn remove_empty_folders(folder: &Path) -> std::io::Result<bool> {
 /// Makes a file, or all files of a folder, read-only. Empty folders below a folder are removed: they are not part of it.
 fn protect(path: &Path, folder: bool) -> Result<()> {
     let protect = |file: &Path| {
-        let executable = is_executable(&fs_err::metadata(file)?);
-        fs_err::set_permissions(file, Permissions::from_mode(if executable { 0o555 } else { 0o444 }))
+        let executable = is_executable(&shared_fs::metadata(file)?);
+        shared_fs::set_permissions(file, &Permissions::from_mode(if executable { 0o555 } else { 0o444 }))
     };
     if !folder {
         return Ok(protect(path)?);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Area, Artifact, Listing, Result, Store, StoreError, names};
 use crate::identity::digest::{Digest, Listed};
+use crate::identity::shared_fs;
 
 /// The state of an object by all its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl Store {
     /// An object that cannot be read, unless it is missing.
     pub fn verify(&self, digest: &Digest) -> Result<Health> {
         let object = self.path(digest);
-        match fs_err::metadata(&object) {
+        match shared_fs::metadata(&object) {
             Ok(found) if found.is_dir() => self.verify_folder(digest, &object),
             Ok(_) => {
                 let found = Digest::of_file(&object)?;
@@ -98,7 +99,7 @@ impl Store {
             return Ok(None);
         }
         let folder = self.area(Area::Quarantine);
-        fs_err::create_dir_all(&folder)?;
+        shared_fs::create_dir_all(&folder)?;
         let now = jiff::Timestamp::now();
         let name = format!("{}-{digest}", now.strftime("%Y%m%dT%H%M%S%.6fZ"));
         let at = now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
@@ -106,15 +107,15 @@ impl Store {
         let text = serde_json::to_vec_pretty(&note).map_err(std::io::Error::from)?;
         self.write(&folder.join(format!("{name}.json")), &text)?;
         let target = folder.join(&name);
-        match fs_err::rename(self.path(digest), &target) {
+        match shared_fs::rename(self.path(digest), &target) {
             Ok(()) => {}
             // Another run was faster, or only the listing was left.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
         let listing = self.listing_path(digest);
-        if listing.exists() {
-            fs_err::rename(listing, folder.join(format!("{name}.list")))?;
+        if shared_fs::exists(&listing) {
+            shared_fs::rename(listing, folder.join(format!("{name}.list")))?;
         }
         Ok(Some(target))
     }
@@ -125,7 +126,7 @@ fn faults(listing: &Listing, folder: &Path) -> Result<Vec<String>> {
     let fault = |file: &Listed| -> Result<Option<String>> {
         let name = &file.path;
         let path = folder.join(name);
-        match fs_err::metadata(&path) {
+        match shared_fs::metadata(&path) {
             Ok(found) if found.len() != file.size => {
                 Ok(Some(format!("{name} has {} bytes instead of {}", found.len(), file.size)))
             }

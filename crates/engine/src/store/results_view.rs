@@ -14,6 +14,7 @@ use super::placement::{Placement, Repair};
 use super::{Artifact, Result, Store, StoreError, remove};
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 /// How the names of temporary files begin.
 const ASIDE: &str = ".attrflow-";
@@ -90,7 +91,7 @@ impl View {
     /// A write that failed; what was at the path before is then still there.
     pub fn show(&mut self, path: &Path, artifact: &Artifact, store: &Store) -> Result<Placement> {
         let target = self.root.join(path);
-        let link = fs_err::symlink_metadata(&target).ok();
+        let link = shared_fs::symlink_metadata(&target).ok();
         let known = self.shown.get(path);
         let as_before = known.is_some_and(|known| *known.digest() == artifact.digest);
         let replaced = known.is_some() && !as_before;
@@ -115,7 +116,7 @@ impl View {
             return Ok(Placement { path: target, mended: None, replaced });
         }
         if let Some(place) = store.adopted(&artifact.digest)? {
-            if leads.as_ref() == Some(&place) && target.exists() {
+            if leads.as_ref() == Some(&place) && shared_fs::exists(&target) {
                 if !as_before {
                     self.note(path, Shown::Named(artifact.digest));
                 }
@@ -133,7 +134,7 @@ impl View {
             Wrong::Nothing => None,
             Wrong::Some(names) if as_before => {
                 for name in &names {
-                    let found = fs_err::symlink_metadata(target.join(name)).ok();
+                    let found = shared_fs::symlink_metadata(target.join(name)).ok();
                     if found.is_some_and(|found| !is_read_only(&found)) {
                         self.moved.push(kept_files::move_path(&self.root, &path.join(name))?);
                     }
@@ -172,7 +173,7 @@ impl View {
     ///
     /// Where the cache has lost what the folder held, results are those of the new names that cannot be written to.
     fn move_aside(&mut self, path: &Path, new: Option<&Digest>, store: &Store) -> Result<()> {
-        let is_folder = |path: &Path| fs_err::metadata(path).is_ok_and(|found| found.is_dir());
+        let is_folder = |path: &Path| shared_fs::metadata(path).is_ok_and(|found| found.is_dir());
         for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
             let above_it = self.root.join(above);
             if present(&above_it) && !is_folder(&above_it) {
@@ -180,7 +181,7 @@ impl View {
             }
         }
         if let Some(found) =
-            fs_err::symlink_metadata(self.root.join(path)).ok().filter(|found| !found.is_dir())
+            shared_fs::symlink_metadata(self.root.join(path)).ok().filter(|found| !found.is_dir())
         {
             if !self.is_ours(path, &found) {
                 self.moved.push(kept_files::move_path(&self.root, path)?);
@@ -243,12 +244,12 @@ impl View {
             return Ok(super::publish::place(&new, target)?);
         }
         // A file goes in one step, a folder cannot.
-        if !target.is_dir() && !new.is_dir() && fs_err::rename(&new, target).is_ok() {
+        if !shared_fs::is_dir(target) && !shared_fs::is_dir(&new) && shared_fs::rename(&new, target).is_ok() {
             // Of two links to one file, a rename leaves both: another run placed the same object a moment ago.
             return if self::present(&new) { remove(&new) } else { Ok(()) };
         }
-        fs_err::rename(target, &old)?;
-        fs_err::rename(&new, target)?;
+        shared_fs::rename(target, &old)?;
+        shared_fs::rename(&new, target)?;
         remove(&old)
     }
 
@@ -297,8 +298,8 @@ impl View {
             };
         }
         let new = self.root.join(format!("{ASIDE}{}-record", std::process::id()));
-        fs_err::write(&new, serde_json::to_vec(&all).map_err(std::io::Error::from)?)?;
-        fs_err::rename(&new, self.root.join(RECORD))?;
+        shared_fs::write(&new, serde_json::to_vec(&all).map_err(std::io::Error::from)?)?;
+        shared_fs::rename(&new, self.root.join(RECORD))?;
         self.changed.clear();
         Ok(())
     }
@@ -308,7 +309,7 @@ impl View {
         let path = self.root.join(".lock");
         let file = match regular_file::lock_file(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                fs_err::create_dir_all(&self.root)?;
+                shared_fs::create_dir_all(&self.root)?;
                 regular_file::lock_file(&path)?
             }
             file => file?,
@@ -322,7 +323,7 @@ impl View {
         if std::mem::replace(&mut self.swept, true) {
             return Ok(());
         }
-        for entry in fs_err::read_dir(&self.root)? {
+        for entry in shared_fs::read_dir(&self.root)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(ASIDE) {
                 remove(&entry.path())?;
@@ -333,9 +334,9 @@ impl View {
 
     /// Shares the bytes where the file system can (reflink, else hard link), copies them where it cannot.
     fn link(&mut self, from: &Path, to: &Path) -> Result<()> {
-        if fs_err::metadata(from)?.is_dir() {
-            fs_err::create_dir(to)?;
-            for entry in fs_err::read_dir(from)? {
+        if shared_fs::metadata(from)?.is_dir() {
+            shared_fs::create_own_dir(to)?;
+            for entry in shared_fs::read_dir(from)? {
                 let entry = entry?;
                 self.link(&entry.path(), &to.join(entry.file_name()))?;
             }
@@ -344,13 +345,20 @@ impl View {
         if !self.no_reflink {
             match reflink_copy::reflink(from, to) {
                 Ok(()) => return Ok(()),
-                Err(_) => self.no_reflink = true,
+                Err(_) => {
+                    self.no_reflink = true;
+                    // It may have left an empty file.
+                    let _ = shared_fs::remove_file(to);
+                }
             }
         }
-        if fs_err::hard_link(from, to).is_ok() {
+        if shared_fs::hard_link(from, to).is_ok() {
             return Ok(());
         }
-        fs_err::copy(from, to)?;
+        // Never into what is there: that may be the object itself, by another name.
+        let mut copy = fs_err::File::create_new(to)?;
+        std::io::copy(&mut shared_fs::open(from)?, &mut copy)?;
+        copy.set_permissions(shared_fs::metadata(from)?.permissions())?;
         Ok(())
     }
 }
@@ -391,7 +399,7 @@ fn wrong(target: &Path, object: &Path, artifact: &Artifact, store: &Store) -> Re
 
 /// Whether a file is an object's, or holds the same bytes.
 fn is_file(file: &Path, object: &Path, size: u64, digest: &Digest) -> bool {
-    let Ok(link) = fs_err::symlink_metadata(file) else { return false };
+    let Ok(link) = shared_fs::symlink_metadata(file) else { return false };
     if !link.is_file() || link.len() != size {
         return false;
     }
@@ -406,7 +414,7 @@ fn is_read_only(found: &Metadata) -> bool {
 
 /// Whether a path exists, even as a broken link.
 fn present(path: &Path) -> bool {
-    fs_err::symlink_metadata(path).is_ok()
+    shared_fs::symlink_metadata(path).is_ok()
 }
 
 fn record(root: &Path) -> BTreeMap<PathBuf, Shown> {

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use super::layout::OLD_STORE_LOCK;
 use super::{Area, Result, Store};
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 /// Keeps gc from removing anything; released when dropped, or when the process ends in any way.
 #[must_use]
@@ -26,14 +27,14 @@ impl Store {
     /// A lock file that cannot be made although the folder can be written to.
     pub fn shared_lock(&self, waiting: impl FnOnce()) -> Result<SharedLock> {
         let path = self.area(Area::StoreLock);
-        let opened = fs_err::create_dir_all(&self.root).and_then(|()| regular_file::lock_file(&path));
+        let opened = shared_fs::create_dir_all(&self.root).and_then(|()| regular_file::lock_file(&path));
         let file = match opened {
             Ok(file) => file,
             Err(error)
                 if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) =>
             {
                 // A reader without the right to write still keeps gc away.
-                match fs_err::File::open(&path) {
+                match shared_fs::open(&path) {
                     Ok(file) => file,
                     Err(_) => return Ok(SharedLock { _file: None }),
                 }
@@ -52,10 +53,10 @@ impl Store {
     /// # Errors
     /// A lock file that cannot be made.
     pub fn exclusive_lock(&self) -> Result<Option<ExclusiveLock>> {
-        fs_err::create_dir_all(&self.root)?;
+        shared_fs::create_dir_all(&self.root)?;
         let path = self.area(Area::StoreLock);
         let mut files = vec![regular_file::lock_file(path)?];
-        files.extend(fs_err::File::open(self.root.join(OLD_STORE_LOCK)));
+        files.extend(shared_fs::open(self.root.join(OLD_STORE_LOCK)));
         let free = files.iter().all(|file| file.file().try_lock().is_ok());
         Ok(free.then_some(ExclusiveLock { _files: files }))
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Area, Result, Store, read_json};
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 
 /// The port under which a unit's folder is stored.
 pub const PART: &str = "part";
@@ -44,7 +45,7 @@ impl Store {
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let Some(fingerprint) = stem.and_then(|stem| stem.parse().ok()) else { continue };
             if let Ok(Some(cut)) = read_json(&path) {
-                let noted = fs_err::metadata(&path)?.modified()?;
+                let noted = shared_fs::metadata(&path)?.modified()?;
                 cuts.insert(fingerprint, (cut, noted));
             }
         }
@@ -56,7 +57,7 @@ impl Store {
     /// # Errors
     /// A removal that failed.
     pub fn remove_unit_index(&self, fingerprint: &Digest) -> Result<()> {
-        super::inventory::ignore_missing(fs_err::remove_file(self.unit_index_path(fingerprint)))
+        super::inventory::ignore_missing(shared_fs::remove_file(self.unit_index_path(fingerprint)))
     }
 
     fn unit_index_path(&self, fingerprint: &Digest) -> PathBuf {

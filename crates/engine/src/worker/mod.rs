@@ -36,6 +36,10 @@ pub trait Backend: Sync {
     fn seconds_at_once(&self, _pool: usize) -> f64 {
         0.0
     }
+    /// Whether a lock of this host is respected by its workers' hosts, once that is known.
+    fn locks_hold(&self) -> Option<bool> {
+        None
+    }
     /// A worker that is ready for tasks, waited for; `None` where no job waits for it any more.
     ///
     /// No lock is held meanwhile: a worker may have to wait in a queue for hours.

@@ -122,18 +122,32 @@ pub struct Facts {
     pub memory: u64,
     /// The machine's name.
     pub host: String,
+    /// Why it cannot use its device, such as a missing GPU: every task fails for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl Display for Facts {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { build, protocol: _, libtorch, device, gpu, compute_capability, driver, memory, host } =
-            self;
+        let Self {
+            build,
+            protocol: _,
+            libtorch,
+            device,
+            gpu,
+            compute_capability,
+            driver,
+            memory,
+            host,
+            trouble,
+        } = self;
         write!(f, "{build} on {host} ({} GiB of memory), {}", memory >> 30, device.name())?;
         for (name, value) in [
             ("", gpu),
             ("compute capability ", compute_capability),
             ("driver ", driver),
             ("libtorch ", libtorch),
+            ("which cannot serve: ", trouble),
         ] {
             if let Some(value) = value {
                 write!(f, ", {name}{value}")?;

@@ -52,7 +52,7 @@ fn serve_tasks(
     device_memory: &dyn Fn() -> u64,
     on_disconnect: fn(),
 ) {
-    say(&Reply::Hello(facts));
+    say(&Reply::Hello(Facts { trouble: prepared.as_ref().err().cloned(), ..facts }));
     tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRun).init();
     // The run shows the message; a trace of it on the terminal would only break the progress lines.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));

@@ -198,7 +198,7 @@ fn a_manifest_of_an_older_format_is_followed_by_digest() {
         &serde_json::to_string(&edited(&manifest, |json| json["format"] = 99.into())).unwrap(),
     );
     let error = manifest::read(&project.path("new.json")).unwrap_err().to_string();
-    assert!(error.ends_with("manifest format 99, expected at most 6"), "{error}");
+    assert!(error.ends_with("manifest format 99, expected at most 7"), "{error}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod estimate;
 mod explain;
 mod faults;
 mod field;
+mod file_system;
 mod fuzz;
 mod fuzz_loop;
 mod language;

@@ -23,6 +23,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 use crate::store::{Area, StoreError};
 
 pub use pull::{Pull, Pulled};
@@ -246,8 +247,8 @@ impl Remote {
 fn folder(address: &str, path: &str, make: bool) -> Result<LocalFileSystem> {
     let path = FilePath::new(path);
     if make {
-        fs_err::create_dir_all(path)?;
-    } else if !path.is_dir() {
+        shared_fs::create_dir_all(path)?;
+    } else if !shared_fs::is_dir(&path) {
         let reason = "no such folder".to_owned();
         return Err(RemoteError::Address { address: address.to_owned(), reason });
     }

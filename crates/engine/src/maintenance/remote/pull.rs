@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
+use crate::identity::shared_fs;
 use crate::provenance::manifest::Manifest;
 use crate::store::{Area, Artifact, Entry, Scratch, Store};
 
@@ -277,7 +278,7 @@ impl Pull<'_> {
             if let Some(file) = listing.0.iter().find(|file| !plain(Path::new(&file.path))) {
                 return Ok(Err(vec![format!("{path} names a file outside its folder: {}", file.path)]));
             }
-            fs_err::create_dir(&target)?;
+            shared_fs::create_own_dir(&target)?;
             let transfers = listing.0.iter().map(|file| {
                 let to = target.join(&file.path);
                 async move { fetch(remote, &file.digest, file.size, &to, tell).await }
@@ -299,7 +300,7 @@ impl Pull<'_> {
     /// Writes a manifest under its name; returns whether it is new.
     fn keep(&self, record: &Record) -> Result<bool> {
         let folder = self.store.runs(&record.pipeline);
-        fs_err::create_dir_all(&folder)?;
+        shared_fs::create_dir_all(&folder)?;
         let mut file = tempfile::Builder::new().prefix("write-").tempfile_in(&folder)?;
         file.write_all(&record.text)?;
         match file.persist_noclobber(folder.join(&record.name)) {
@@ -328,7 +329,7 @@ async fn fetch(
         return Ok(Some(format!("{path} has {} bytes, expected {size}", found.meta.size)));
     }
     if let Some(folder) = to.parent() {
-        fs_err::create_dir_all(folder)?;
+        shared_fs::create_dir_all(folder)?;
     }
     let mut file = fs_err::File::create_new(to)?;
     let mut hasher = blake3::Hasher::new();

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
-use crate::identity::regular_file;
+use crate::identity::{regular_file, shared_fs};
 use crate::provenance::manifest::{self, Repeat};
 use crate::store::{Entry, Store};
 
@@ -183,6 +183,18 @@ fn named(hash: blake3::Hash, expected: &Digest) -> Digest {
 
 /// Uploads and hashes a file; it appears on the remote only if it matches its digest. Otherwise returns what is wrong.
 async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
+    /// A file that another host replaced meanwhile is sent from its beginning.
+    const TRIES: usize = 5;
+    for _ in 1..TRIES {
+        match upload_once(remote, file).await {
+            Err(RemoteError::Io(error)) if shared_fs::is_stale(&error) => {}
+            result => return result,
+        }
+    }
+    upload_once(remote, file).await
+}
+
+async fn upload_once(remote: &Remote, file: &File) -> Result<Option<String>> {
     let fault = |what: String| Ok(Some(format!("{}: {what}", file.path.display())));
     let mut reader = match regular_file::open(&file.path) {
         Ok(reader) => reader,

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 
 use super::outputs::{Output, sources};
 use super::statement::finished;
+use crate::identity::shared_fs;
 use crate::provenance::manifest::{Manifest, Outcome, StageRecord};
 
 /// The file of the description.
@@ -51,26 +52,26 @@ pub fn write_crate(content: &Crate<'_>, folder: &Path) -> std::io::Result<()> {
         return Err(Error::new(ErrorKind::AlreadyExists, message));
     }
     let around = folder.parent().filter(|around| !around.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs_err::create_dir_all(around)?;
+    shared_fs::create_dir_all(around)?;
     let temporary = tempfile::Builder::new().prefix(".crate-").tempdir_in(around)?;
-    fs_err::write(temporary.path().join(WORKFLOW), content.bytes)?;
+    shared_fs::write(temporary.path().join(WORKFLOW), content.bytes)?;
     for output in content.outputs.iter().filter(|output| output.last) {
         let Some(bytes) = &output.bytes else { continue };
         let place = temporary.path().join(RESULTS).join(&output.name);
-        fs_err::create_dir_all(place.parent().unwrap_or(temporary.path()))?;
+        shared_fs::create_dir_all(place.parent().unwrap_or(temporary.path()))?;
         // A copy-on-write clone if the file system supports it.
         reflink_copy::reflink_or_copy(&bytes.path, &place)?;
-        let mut writable = fs_err::metadata(&place)?.permissions();
+        let mut writable = shared_fs::metadata(&place)?.permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut writable, 0o644);
         fs_err::set_permissions(&place, writable)?;
     }
-    fs_err::write(temporary.path().join(README), content.readme())?;
+    shared_fs::write(temporary.path().join(README), content.readme())?;
     let mut text = serde_json::to_vec_pretty(&content.metadata())?;
     text.push(b'\n');
-    fs_err::write(temporary.path().join(METADATA), text)?;
+    shared_fs::write(temporary.path().join(METADATA), text)?;
     fs_err::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     // After the rename, nothing is left to clean up.
-    fs_err::rename(temporary.path(), folder)?;
+    shared_fs::rename(temporary.path(), folder)?;
     let _ = temporary.keep();
     Ok(())
 }

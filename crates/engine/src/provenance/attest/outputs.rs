@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 use crate::provenance::manifest::{Manifest, StageRecord};
 use crate::store::{Store, StoreError};
 
@@ -109,7 +110,7 @@ fn inside(name: &str) -> Result<(), StoreError> {
 
 /// Computes both hashes in one read, so that they are of the same bytes.
 fn hash(path: PathBuf, expected: &Digest) -> Result<Bytes, StoreError> {
-    let mut file = fs_err::File::open(&path)?;
+    let mut file = shared_fs::open(&path)?;
     let mut hashes = Hashes { blake3: blake3::Hasher::new(), sha256: Sha256::new() };
     let size = std::io::copy(&mut file, &mut hashes)?;
     let found = Digest::from(hashes.blake3.finalize());

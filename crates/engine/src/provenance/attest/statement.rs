@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::outputs::{Output, sources};
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 use crate::provenance::manifest::{FORMAT, Manifest, StageRecord};
 
 /// The statement that the run of `manifest` produced `outputs`. `sha256` is that of the manifest's file.
@@ -80,7 +81,7 @@ fn described(record: &StageRecord) -> Json {
 fn dependencies(manifest: &Manifest) -> Vec<Json> {
     let dependency = |(path, digest): (String, Digest)| {
         // A folder's digest is that of its listing, not a hash of bytes.
-        let algorithm = match fs_err::metadata(&path) {
+        let algorithm = match shared_fs::metadata(&path) {
             Ok(found) if found.is_file() => "blake3",
             Ok(_) => "attrflow-folder-v1",
             // The path is gone: file or folder is unknown.

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::{Mismatch, Pass, Stop};
 use crate::identity::digest::{Digest, Listed, Listing};
+use crate::identity::shared_fs;
 use crate::store::{self, Artifact};
 
 impl Pass<'_> {
@@ -27,7 +28,7 @@ impl Pass<'_> {
             true => self.folder(port, artifact, &object, &place, adopted)?,
             false => {
                 self.files(port, &[(place, artifact.digest)])?;
-                fs_err::metadata(&object)?.len()
+                shared_fs::metadata(&object)?.len()
             }
         };
         if size != artifact.size {
@@ -73,7 +74,7 @@ impl Pass<'_> {
     fn files(&mut self, port: &str, files: &[(PathBuf, Digest)]) -> Result<(), Stop> {
         let hashed: Vec<_> = files
             .par_iter()
-            .map(|(path, _)| Ok((fs_err::metadata(path)?.len(), Digest::of_file(path)?)))
+            .map(|(path, _)| Ok((shared_fs::metadata(path)?.len(), Digest::of_file(path)?)))
             .collect::<Vec<std::io::Result<(u64, Digest)>>>();
         for ((path, recorded), result) in files.iter().zip(hashed) {
             let (port, path, recorded) = (port.to_owned(), path.clone(), *recorded);

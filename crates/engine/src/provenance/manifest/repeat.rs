@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{self as manifest, Conditions, FORMAT, Manifest, Outcome, Program, StageRecord};
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 
 /// The most bytes of such a manifest.
 const LONGEST: usize = 1000;
@@ -48,7 +49,7 @@ impl Repeat {
 
     /// The manifest of which a file repeats the stages, if it is a short one.
     pub fn base_of(path: &Path) -> Option<Base> {
-        let small = fs_err::metadata(path).is_ok_and(|found| found.len() <= 2 * LONGEST as u64);
+        let small = shared_fs::metadata(path).is_ok_and(|found| found.len() <= 2 * LONGEST as u64);
         let text = small.then(|| regular_file::read(path).ok()).flatten()?;
         Self::parse(&text).map(|repeat| repeat.repeats)
     }

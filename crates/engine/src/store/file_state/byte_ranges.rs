@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::Trust;
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use crate::store::{Area, Result, Store};
 
 const PART: &str = "attrflow part of a file v1";
@@ -55,7 +56,7 @@ impl Store {
     /// Whether a file that was just read is the one with this digest: an object of the store is; any other file may have
     /// changed since it was hashed, so its digest is taken again.
     fn still_has(&self, whole: &Digest, path: &Path) -> Result<bool> {
-        let link = fs_err::symlink_metadata(path)?.is_symlink();
+        let link = shared_fs::symlink_metadata(path)?.is_symlink();
         if path.starts_with(self.area(Area::Objects)) && !link {
             return Ok(true);
         }

@@ -31,6 +31,7 @@ use rayon::prelude::*;
 use super::{Area, Result, Store, list};
 use crate::identity::digest::Digest;
 use crate::identity::regular_file;
+use crate::identity::shared_fs;
 use tree_stat::{Stat, TreeStat};
 
 const HEAD: usize = 32 + 4;
@@ -263,7 +264,7 @@ impl Store {
     /// # Errors
     /// A path that cannot be read.
     pub fn source(&self, path: &Path) -> Result<Digest> {
-        if !fs_err::metadata(path)?.is_dir() {
+        if !shared_fs::metadata(path)?.is_dir() {
             return self.stat_digest(path);
         }
         Ok(list(path, |_| true, &|file| self.stat_digest(file))?.digest())
@@ -309,7 +310,7 @@ impl Store {
         let Some((bytes, objects)) = merged else { return Ok(()) };
         if objects {
             // After a power cut, a file may have its size and times and yet not its bytes.
-            rustix::fs::syncfs(fs_err::File::open(&self.root)?).map_err(std::io::Error::from)?;
+            rustix::fs::syncfs(shared_fs::open(&self.root)?).map_err(std::io::Error::from)?;
         }
         self.write(&self.area(Area::FileState), &bytes)?;
         self.file_state().written(bytes);

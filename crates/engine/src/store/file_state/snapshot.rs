@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::tree_stat::{Stat, TreeStat};
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
 
 /// Which file's stat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,15 +86,15 @@ fn records(mut bytes: &[u8]) -> Option<Vec<(FollowLinks, &Path, &[u8; 32])>> {
 fn stat(look: FollowLinks, path: &Path) -> Option<TreeStat> {
     match look {
         FollowLinks::Through => TreeStat::at(path).ok().flatten(),
-        FollowLinks::Name => Some(TreeStat::of_file(&fs_err::symlink_metadata(path).ok()?)),
+        FollowLinks::Name => Some(TreeStat::of_file(&shared_fs::symlink_metadata(path).ok()?)),
     }
 }
 
 /// The hash of the same, with nothing allocated for a file.
 fn stat_hash(look: FollowLinks, path: &Path) -> Option<Digest> {
     let found = match look {
-        FollowLinks::Through => fs_err::metadata(path),
-        FollowLinks::Name => fs_err::symlink_metadata(path),
+        FollowLinks::Through => shared_fs::metadata(path),
+        FollowLinks::Name => shared_fs::symlink_metadata(path),
     };
     let found = found.ok()?;
     match found.is_dir() {

@@ -9,10 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rayon::prelude::*;
 
 use crate::identity::digest::Digest;
+use crate::identity::shared_fs;
+use crate::store::file_system::is_shared;
 use crate::store::names;
 
 /// A file that changed this short a time ago may change again within the same tick of the clock, and keep its times.
 const RACY: Duration = Duration::from_millis(50);
+/// The same where a file server's clock gives the times: some count in seconds.
+const RACY_ON_NETWORK: Duration = Duration::from_secs(2);
 /// Folders of more files than this are looked at by several threads.
 const MANY: usize = 256;
 
@@ -23,12 +27,15 @@ pub(crate) struct Stat {
     mtime_ns: i128,
     ctime_ns: i128,
     inode: u64,
+    /// 0 where each host numbers the file system in its own way.
     device: u64,
+    /// Whether other hosts may write to it.
+    shared: bool,
 }
 
 impl Stat {
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        Ok(Self::from(&fs_err::metadata(path)?))
+        Ok(Self::from(&shared_fs::metadata(path)?))
     }
 
     /// The stat hash.
@@ -49,19 +56,26 @@ impl Stat {
 
     /// Whether every later change will change the stat, so that bytes read from now on belong to this one.
     pub fn past_racy_window(&self) -> bool {
-        now_ns() - self.ctime_ns > RACY.as_nanos() as i128
+        now_ns() - self.ctime_ns > racy(self.shared)
     }
+}
+
+/// The racy window, in ns.
+fn racy(shared: bool) -> i128 {
+    (if shared { RACY_ON_NETWORK } else { RACY }).as_nanos() as i128
 }
 
 impl From<&Metadata> for Stat {
     fn from(m: &Metadata) -> Self {
+        let shared = is_shared(m.dev());
         let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
         Self {
             size: m.len(),
             mtime_ns: ns(m.mtime(), m.mtime_nsec()),
             ctime_ns: ns(m.ctime(), m.ctime_nsec()),
             inode: m.ino(),
-            device: m.dev(),
+            device: if shared { 0 } else { m.dev() },
+            shared,
         }
     }
 }
@@ -87,7 +101,7 @@ impl TreeStat {
     /// # Errors
     /// A path that cannot be looked at.
     pub fn at(path: &Path) -> std::io::Result<Option<Self>> {
-        match fs_err::metadata(path) {
+        match shared_fs::metadata(path) {
             Ok(found) if !found.is_dir() => Ok(Some(Self::of_file(&found))),
             Ok(_) => Self::folder(path).map(Some),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
@@ -137,7 +151,7 @@ impl TreeStat {
 
     /// Whether all files were past the racy window at a time: what was read from then on belongs to this look.
     pub(crate) fn settled_before(&self, time: SystemTime) -> bool {
-        let before = ns(time) - RACY.as_nanos() as i128;
+        let before = ns(time) - racy(self.is_shared());
         self.files.iter().all(|(_, stat)| stat.ctime_ns < before)
     }
 
@@ -152,12 +166,20 @@ impl TreeStat {
 
     /// [`Stat::past_racy_window`] of an object.
     pub(crate) fn past_racy_window(&self) -> bool {
-        self.age() > RACY.as_nanos() as i128
+        self.age() > racy(self.is_shared())
     }
 
-    /// Waits for that; a clock that was set back makes it give up.
+    fn is_shared(&self) -> bool {
+        self.files.iter().any(|(_, stat)| stat.shared)
+    }
+
+    /// Waits for that; a clock that was set back makes it give up. Not so long as a network file system would take: there, the
+    /// object is hashed again before it is used.
     pub(crate) fn wait_past_racy_window(&self) {
-        let racy = RACY.as_nanos() as i128;
+        if self.is_shared() {
+            return;
+        }
+        let racy = racy(false);
         let missing = racy - self.age();
         if (0..=racy).contains(&missing) {
             std::thread::sleep(Duration::from_nanos(missing as u64) + Duration::from_millis(1));
@@ -168,7 +190,7 @@ impl TreeStat {
 fn hash<'s>(files: impl IntoIterator<Item = (&'s str, &'s Stat)>) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for (name, stat) in files {
-        let Stat { size, mtime_ns, ctime_ns, inode, device } = stat;
+        let Stat { size, mtime_ns, ctime_ns, inode, device, shared: _ } = stat;
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
         let mut bytes = [0; 56];
         bytes[..8].copy_from_slice(&size.to_le_bytes());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::tree_stat::TreeStat;
+use crate::identity::shared_fs;
 
 /// Sources and adopted files from a moment on.
 pub struct Watch {
@@ -67,8 +68,8 @@ fn notifications(stats: &[(PathBuf, Option<TreeStat>)]) -> Option<Inotify> {
     let mut paths: Vec<PathBuf> = stats.iter().map(|(path, _)| path.clone()).collect();
     while let Some(path) = paths.pop() {
         events.add_watch(&path, wanted).ok()?;
-        if path.is_dir() {
-            for entry in fs_err::read_dir(&path).ok()? {
+        if shared_fs::is_dir(&path) {
+            for entry in shared_fs::read_dir(&path).ok()? {
                 let entry = entry.ok()?;
                 // Of the link itself, where it is one.
                 let found = entry.metadata().ok()?;
