@@ -9,7 +9,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 DEVICE  ?= cpu
 
-.PHONY: setup build demo test check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
+.PHONY: setup build demo test moto test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -36,6 +36,33 @@ else
 	cargo nextest run --locked --workspace
 	cargo test --doc --locked
 endif
+
+## test-slurm: all trials on a Slurm of this machine's own, also those that wait for its time limits (about 12 minutes; takes root)
+test-slurm: setup
+	bash tests/slurm/lab.sh install
+ifeq ($(NEXTEST),)
+	CI=true cargo test --locked --test slurm -- --include-ignored --test-threads=1
+else
+	CI=true cargo nextest run --locked --test slurm --run-ignored all
+endif
+
+## faults-slurm: 200 random faults over as many runs on it as they take (about an hour; FAULTS=N for fewer)
+faults-slurm: build
+	bash tests/slurm/lab.sh install
+	$(PYTHON) tests/slurm/faults.py --attrflow $(ATTRFLOW) --faults $(or $(FAULTS),200)
+
+## bench-cluster: units a second, overhead against this machine's own workers, questions to the scheduler
+bench-cluster: build
+	bash tests/slurm/lab.sh install
+	$(PYTHON) benches/cluster/cluster.py --attrflow $(ATTRFLOW)
+
+## moto: a second maker's S3 server, for the tests of push and pull
+moto: $(VENV)/moto/installed
+
+$(VENV)/moto/installed: tests/s3/requirements.txt | setup
+	$(PYTHON) -m venv $(VENV)/moto
+	$(VENV)/moto/bin/python -m pip install --quiet --disable-pip-version-check -r tests/s3/requirements.txt
+	touch $@
 
 ## check: what must be clean before a change lands
 check: setup

@@ -23,6 +23,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.dont_write_bytecode = True
 sys.path.append(str(ROOT / "tests/slurm"))
 from faults import CLUSTER, WAITS, Lab, shell_stages  # noqa: E402
 
@@ -52,17 +53,17 @@ class Bench:
         where = ["--backend", "local", "--jobs", str(workers), "--threads", "1"] if side == "local" else []
         argv = [self.attrflow, "run", f"pipelines/{side}.toml", "--json", "--device", "cpu", *where]
         since, begun, done, over = time.time(), time.perf_counter(), [], None
-        with open(root / "errors", "w+") as errors, subprocess.Popen(argv, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-            for event in process.stdout:
-                if '"event":"stage_finished"' in event:
-                    done.append(time.perf_counter())
-                elif '"event":"run_finished"' in event:
-                    over = time.perf_counter()
-            code = process.wait()
-            wall = time.perf_counter() - begun
-            if code != 0:
-                errors.seek(0)
-                sys.exit(f"{' '.join(map(str, argv))}: exit code {code}\n{errors.read()}")
+        with open(root / "errors", "w") as errors:
+            process = subprocess.Popen(argv, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True)
+        for event in process.stdout:
+            if '"event":"stage_finished"' in event:
+                done.append(time.perf_counter())
+            elif '"event":"run_finished"' in event:
+                over = time.perf_counter()
+        code = process.wait()
+        wall = time.perf_counter() - begun
+        if code != 0:
+            sys.exit(f"{' '.join(map(str, argv))}: exit code {code}\n{(root / 'errors').read_text()}")
         hellos = [hello.stat().st_mtime - since for hello in root.glob("cache/cluster/*/w/*/hello")]
         return {"wall": wall, "rate": (len(done) - 1) / (done[-1] - done[0]), "start": min(hellos, default=0.0), "end": begun + wall - over}
 
@@ -92,9 +93,16 @@ def rates(bench, stages, workers):
         local = found["local"]
         for side in SIDES[1:]:
             slurm = found[side]
-            rows.append([count, side, f"{slurm['rate']:.0f}", f"{local['rate']:.0f}", f"{slurm['rate'] / local['rate']:.2f}", f"{slurm['wall']:.1f} s", f"{local['wall']:.1f} s"])
-    how = f"{stages} stages that write a file each. Units a second: all but the first, by the time between the first and the last event `stage_finished`. Local: as many jobs as workers."
-    table("Units a second of one command-line process", how, ["workers", "waits", "Slurm", "local", "Slurm / local", "wall, Slurm", "wall, local"], rows)
+            ratio = slurm["rate"] / local["rate"]
+            rows.append([
+                count, side, f"{slurm['rate']:.0f}", f"{local['rate']:.0f}", f"{ratio:.2f}", f"{slurm['wall']:.1f} s", f"{local['wall']:.1f} s"
+            ])
+    how = (
+        f"{stages} stages that write a file each. Units a second: all but the first, by the time between the first and the last event "
+        "`stage_finished`; workers that begin later than the first are part of that. Local: as many jobs as workers."
+    )
+    head = ["workers", "waits", "Slurm", "local", "Slurm / local", "wall, Slurm", "wall, local"]
+    table("Units a second of one command-line process", how, head, rows)
 
 
 def overheads(bench, sizes):
@@ -108,7 +116,11 @@ def overheads(bench, sizes):
                 f"{stages} of {seconds} s", side, f"{slurm['wall']:.1f} s", f"{local:.1f} s", f"{slurm['wall'] / local:.2f}",
                 f"{(slurm['wall'] - slurm['start']) / local:.2f}", f"{slurm['start']:.1f} s", f"{slurm['end']:.1f} s",
             ])
-    how = "Two workers, two jobs. Wall: of the whole process, as its parent sees it. Start-up: from its start until the first worker said hello. End: from the event `run_finished`, when all results are there, until the last task has left the queue and the process ends; it is part of both ratios."
+    how = (
+        "Two workers, two jobs; wall time of the whole process, as its parent sees it. Start-up: from its start until the first worker "
+        "said hello. End: from the event `run_finished`, when all results are there, until the last task has left the queue and the "
+        "process ends; it is part of both ratios."
+    )
     head = ["stages", "waits", "Slurm", "local", "Slurm / local", "without start-up", "start-up", "end"]
     table("Time of a run", how, head, rows)
 
@@ -128,7 +140,10 @@ def calls(bench, stages, workers):
         wall = bench.compare(stages, "sleep 0.01; echo {param.N} > out", workers, [side], env)[side]["wall"]
         made = count.read_text().split()
         rows.append([side, f"{wall:.1f} s", *(f"{made.count(name) / bench.turns:.1f}" for name in ("sbatch", "squeue")), f"{wall / 30 + 2:.1f}"])
-    how = f"{stages} stages of 10 ms, {workers} workers. Calls: lines that programs named sbatch and squeue in front of Slurm's own left, by run (mean). The last column is what one question in 30 s and two more would be."
+    how = (
+        f"{stages} stages of 10 ms, {workers} workers. Calls, by run (mean): lines that programs named sbatch and squeue, in front of "
+        "Slurm's own in the path, wrote to a file. The last column is what one call in 30 s and two more would be."
+    )
     table("Calls of Slurm's programs", how, ["waits", "wall", "sbatch", "squeue", "wall / 30 s + 2"], rows)
 
 

@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
-use super::measure::machine_profile;
+use super::measure::profile;
 use super::nearest_hit::nearest_hit;
 use super::plan::format_estimate;
 use super::project::{StageArgs, named};
@@ -36,7 +36,8 @@ pub(super) fn explain(args: &Args, registry: &Registry) -> Result<(), Failure> {
         return nearest_hit(&project, &stages, args.json);
     }
     let planner = Planner::new(&project.pipeline, &project.store, &project.numerics, &[]);
-    let profile = machine_profile(&RunArgs::default().conditions(&project.pipeline.run, &project.devices));
+    let how = RunArgs::default();
+    let profile = profile(&project, &how.conditions(&project.pipeline.run, &project.devices), &how);
     let found = explained(&planner, &project.graph, &stages, &project.sources, &profile)?;
     let mut text = String::new();
     for explanation in &found {

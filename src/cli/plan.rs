@@ -7,8 +7,9 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::failure::Failure;
-use super::measure::machine_profile;
+use super::measure::profile;
 use super::noop;
+use super::pool_totals::PoolTotals;
 use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
 use super::run_args::RunArgs;
@@ -123,7 +124,7 @@ pub(super) fn show(
     let actions = planner.all(&project.graph)?;
     project.store.try_flush()?;
     let conditions = how.conditions(&project.pipeline.run, &project.devices);
-    let mut forecast = Forecast::new(&planner, &actions, &machine_profile(&conditions));
+    let mut forecast = Forecast::new(&planner, &actions, &profile(project, &conditions, how));
     if let Some(log) = measure {
         super::measure::measure(project, &planner, &mut forecast, how, log)?;
     }
@@ -140,6 +141,7 @@ pub(super) fn show(
             "note: no GPU was found on this machine: `attrflow run` would end with an error here\n",
         );
     }
+    let mut pools = PoolTotals::default();
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];
     let mut bases: BTreeSet<String> = BTreeSet::new();
@@ -152,6 +154,9 @@ pub(super) fn show(
             totals[usize::from(column != RUNS)].add(predicted);
             if predicted.seconds.is_some() {
                 bases.insert(predicted.basis.clone());
+            }
+            if let Some(pool) = forecast.pool(node.kind().name) {
+                pools.add(pool, predicted.seconds);
             }
             if column == RUNS {
                 need.add(*index, node, predicted, forecast.of(&node.id));
@@ -176,6 +181,7 @@ pub(super) fn show(
     need.finish();
     if as_json {
         text += &totals_line(&totals, &need, counts);
+        text += &pools.lines();
     } else {
         text += &table.to_string();
         if pending > 0 {
@@ -192,6 +198,7 @@ pub(super) fn show(
                 let others = if others > 0 { format!(" and {others} more") } else { String::new() };
                 sums += &format!("\n  based on {first}{others}");
             }
+            sums += &pools.describe();
             text += &fitted_line(&sums);
         }
         text += &counted(counts);

@@ -1,5 +1,6 @@
 //! Where a run finds its workers: `--backend`, `--profile`, and the config's `[cluster]` table.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,6 +8,8 @@ use clap::Args;
 use super::failure::Failure;
 use crate::kinds;
 use attrflow_engine::config::text::Sources;
+use attrflow_engine::estimate::PoolProfile;
+use attrflow_engine::kind::KindInfo;
 use attrflow_engine::pipeline::Pipeline;
 use attrflow_engine::pipeline::cluster_table::{BackendName, ClusterTable, Pool, with_profile};
 use attrflow_engine::worker::protocol::DeviceClass;
@@ -137,4 +140,30 @@ pub(super) fn size(table: &ClusterTable, threads: Option<usize>) -> (usize, usiz
     let workers = table.pools.values().map(|pool| pool.workers as usize).sum();
     let most = table.pools.values().map(|pool| pool.cpus as usize).max().unwrap_or(1);
     (workers, threads.unwrap_or(most))
+}
+
+/// What the pools of a cluster are, by the kinds that they compute.
+pub(super) fn profiles(table: &ClusterTable, threads: Option<usize>) -> BTreeMap<String, PoolProfile> {
+    let mut profiles = BTreeMap::new();
+    for (name, pool) in &table.pools {
+        let Pool { workers, gpus, cpus, memory, slurm, .. } = pool;
+        let parts = [
+            slurm.partition.as_ref().map(|partition| format!("partition {partition}")),
+            (*gpus > 0).then(|| "1 GPU".to_owned()),
+            Some(if *cpus == 1 { "1 core".to_owned() } else { format!("{cpus} cores") }),
+            memory.clone(),
+            Some(slurm.extra.join(" ")).filter(|extra| !extra.is_empty()),
+        ];
+        let request = format!("slurm: {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
+        let threads = threads.unwrap_or(*cpus as usize);
+        let profile = PoolProfile { name: name.clone(), jobs: *workers as usize, threads, request };
+        let serves = |kind: &&&'static KindInfo| match pool.kinds.is_empty() {
+            true => kind.libtorch,
+            false => pool.kinds.iter().any(|name| name == kind.name),
+        };
+        for kind in kinds::kinds().iter().filter(serves) {
+            profiles.entry(kind.name.to_owned()).or_insert_with(|| profile.clone());
+        }
+    }
+    profiles
 }

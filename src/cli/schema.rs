@@ -14,7 +14,7 @@ use attrflow_engine::pipeline::schema;
     attrflow schema --output pipelines/schema.json\n  \
     attrflow schema --config --output configs/schema.json")]
 pub(super) struct Args {
-    /// Write the schema of configs instead: it covers their `[run]` table; all other keys depend on the pipeline
+    /// Write the schema of configs instead: it covers their `[run]` and `[cluster]` tables; all other keys depend on the pipeline
     #[arg(long)]
     config: bool,
     /// Write to this file instead of standard output

@@ -12,7 +12,7 @@ use attrflow_engine::store::Store;
 use serde_json::Value as Json;
 
 use crate::project::{Project, Ran, command, files};
-use crate::s3::Server;
+use crate::s3::{Moto, Server};
 
 const STAGES: usize = 12;
 
@@ -267,6 +267,40 @@ fn a_run_goes_through_a_bucket_and_what_is_damaged_there_is_refused() {
         "{ran:?}"
     );
     assert!(there.run(&[]).computed().is_empty());
+}
+
+#[test]
+fn a_run_goes_through_another_makers_server() {
+    let Some(server) = Moto::start() else { return };
+    let (here, there) = (Project::finished(), second(&Project::finished()));
+    // A file that is sent in parts.
+    let store = Store::open(&here.path("cache")).unwrap();
+    let large = here.path("large");
+    fs_err::write(&large, (0..6_000_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let (kind, inputs) = ("large".to_owned(), Default::default());
+    let recipe = Recipe { kind, version: 1, params: Json::Null, inputs, numerics: None, unit: None };
+    let entry = store.commit(&recipe, &[("bytes".into(), large)], None, 1.0).unwrap();
+    drop(store);
+    let remote = "s3://results/team/one";
+    let at = |project: &Project, arguments: &[&str]| -> Ran {
+        let mut command = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        command.envs(server.environment()).arg("cache").args(arguments).output().unwrap().into()
+    };
+    let ran = at(&here, &["push", remote, "--all"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let ran = at(&here, &["push", remote, "--all"]);
+    assert!(ran.code == 0 && ran.out.starts_with("uploaded 0 files, 0 B; "), "{ran:?}");
+    let ran = at(&there, &["pull", remote, "--all"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let pulled = Store::open(&there.path("cache")).unwrap();
+    assert_eq!(pulled.lookup(&recipe.fingerprint()).unwrap().unwrap().outputs, entry.outputs);
+    assert!(there.run(&[]).computed().is_empty());
+    assert_eq!(there.attrflow(["audit", "last"]).code, 0);
+    let ran = at(&here, &["push", "s3://nothing/x"]);
+    assert!(
+        ran.code == 1 && ran.err.contains("s3://nothing/x: no such bucket at this endpoint: "),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -63,3 +63,57 @@ async fn serve(root: &Path, tell: std::sync::mpsc::Sender<SocketAddr>) {
         });
     }
 }
+
+/// moto's server in a process of its own, with a bucket `results`; it asks for no keys.
+pub struct Moto {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Moto {
+    /// Starts one where `make moto` has installed it; else says so, and fails where CI must have it.
+    pub fn start() -> Option<Self> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".libtorch/moto/bin/moto_server");
+        if !program.exists() {
+            assert!(std::env::var("CI").is_err(), "moto's server is missing: `make moto` installs it");
+            println!("skipped: moto's server is missing: `make moto` installs it");
+            return None;
+        }
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = std::process::Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", &free.to_string()]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let server = Self { child: command.spawn().unwrap(), port: free };
+        let begun = std::time::Instant::now();
+        while !server.make_bucket() {
+            assert!(begun.elapsed().as_secs() < 60, "moto's server does not answer");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Some(server)
+    }
+
+    fn make_bucket(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let request = "PUT /results HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n";
+        let mut answer = String::new();
+        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        asked.is_ok() && answer.contains(" 200 ")
+    }
+
+    /// The environment of a client.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let address = format!("http://127.0.0.1:{}", self.port);
+        let keys =
+            [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_REGION", "us-east-1")];
+        let keys = keys.into_iter().map(|(name, value)| (name, value.to_owned()));
+        keys.chain([("AWS_ENDPOINT_URL", address)]).collect()
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

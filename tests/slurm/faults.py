@@ -193,8 +193,8 @@ class Watch(threading.Thread):
         try:
             self.look_at_reports(now)
             self.look_at_index(now)
-        except OSError:
-            pass  # a file went away meanwhile: there is a next time
+        except (OSError, ValueError):
+            pass  # a file went away, or is not whole: there is a next time
 
     def look_at_index(self, now):
         for path in (self.root / "cache/recipes-v2").rglob("*.json"):
@@ -246,7 +246,8 @@ class Watch(threading.Thread):
                     what = "unfinished"
                 counts[what] += 1
                 if what in ("taken", "finished"):
-                    told.append(f"command {number} again at {at:.2f}: {what}; done {done.get(number)}, reported {self.reported.get(number)}, taken {self.taken.get(number)}")
+                    when = f"done {done.get(number)}, reported {self.reported.get(number)}, taken {self.taken.get(number)}"
+                    told.append(f"command {number} again at {at:.2f}: {what}; {when}")
         return counts, told
 
 
@@ -269,7 +270,7 @@ class Trial:
     def __init__(self, lab, attrflow, root, kind, draw, todo=0, span=0.0):
         self.lab, self.attrflow, self.root, self.kind, self.draw = lab, attrflow, root, kind, draw
         self.todo, self.span = todo, span
-        self.faults, self.later, self.begun, self.codes, self.wrong = [], [], 0, [], []
+        self.faults, self.later, self.begun, self.codes, self.wrong, self.seen = [], [], 0, [], [], ""
         self.process, self.since = None, time.monotonic()
         self.watch = Watch(root)
 
@@ -308,6 +309,9 @@ class Trial:
                 self.since, due = now, now + self.draw.uniform(0.02, 0.5) * self.span
             if now - self.since > LONGEST:
                 self.wrong.append(f"it hangs: {LONGEST} s since the last fault")
+                self.seen = self.state()
+                self.process.kill()
+                self.process.wait()
                 break
             time.sleep(0.05)
         self.seconds = time.monotonic() - begun
@@ -384,21 +388,21 @@ class Trial:
         for _, _, repair in self.later:
             repair()
         end = time.monotonic() + 60
-        while (left := self.lab.tasks()) != [] or workers(self.root)[0]:
-            if time.monotonic() > end:
-                break
+        while (left := [self.lab.tasks(), workers(self.root)[0]]) != [[], []] and time.monotonic() < end:
             time.sleep(0.2)
-        self.left = len(left or []) + len(workers(self.root)[0])
-        if self.left:
-            self.wrong.append(f"left: tasks {left}, worker processes {workers(self.root)[0]}")
+        self.left = sum(len(of) for of in left if of)
+        if left != [[], []]:
+            self.wrong.append(f"left: tasks {left[0]}, worker processes {left[1]}")
         self.watch.over = True
         self.watch.join()
         self.watch.look()
         found = results(self.root)
-        self.wrong_bytes = sum(found.get(name) != reference.get(name) for name in found.keys() | reference.keys())
-        if self.wrong_bytes:
-            names = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
-            self.wrong.append(f"wrong bytes: {', '.join(names[:5])}")
+        differ = sorted(name for name in found if found[name] != reference.get(name))
+        self.wrong_bytes = len(differ)
+        if differ:
+            self.wrong.append(f"wrong bytes: {', '.join(differ)}")
+        if missing := reference.keys() - found.keys():
+            self.wrong.append(f"{len(missing)} results are missing")
         if self.watch.replaced:
             self.wrong.append(f"index entries written twice: {', '.join(self.watch.replaced)}")
         self.again, self.told = self.watch.again()
@@ -420,10 +424,7 @@ class Trial:
         return text
 
     def end(self):
-        """Ends what goes on."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        """Ends the workers that are left."""
         for pid in sum(workers(self.root), []):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -432,14 +433,15 @@ class Trial:
 
 
 def table(rows):
-    head = ["fault", "runs", "faults", "begun again", "wrong bytes", "taken", "finished", "window", "unfinished", "left", "seconds a run"]
+    again = ["taken", "finished", "window", "unfinished"]
+    head = ["fault", "runs", "faults", "processes begun again", "wrong bytes", *(f"again: {what}" for what in again), "left", "seconds a run"]
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for kind, trials in rows.items():
         total = lambda of: sum(map(of, trials))
-        again = [total(lambda trial: trial.again[what]) for what in ("taken", "finished", "window", "unfinished")]
         cells = [
             kind, len(trials), total(lambda trial: len(trial.faults)), total(lambda trial: trial.begun - 1),
-            total(lambda trial: trial.wrong_bytes), *again, total(lambda trial: trial.left),
+            total(lambda trial: trial.wrong_bytes),
+            *(total(lambda trial: trial.again[what]) for what in again), total(lambda trial: trial.left),
             f"{total(lambda trial: trial.seconds) / len(trials):.1f}",
         ]
         print("| " + " | ".join(map(str, cells)) + " |")
@@ -464,12 +466,11 @@ def inject(lab, attrflow, work, args, seed):
     reference = undisturbed(lab, attrflow, project("local"))
     kinds, rows, faults, number, span = args.only or KINDS, {}, 0, 0, 0.0
     while faults < args.faults:
-        # The first run gets none: faults come while one such lasts.
+        # The first run gets none: faults come while the shortest run lasts.
         kind, draw = kinds[(number - 1) % len(kinds)] if number > 0 else "none", random.Random(f"{seed} {number}")
         todo = min(draw.randint(1, 3), args.faults - faults) if number > 0 else 0
         trial = Trial(lab, attrflow, project(f"run{number}"), kind, draw, todo, span).run()
-        number, span = number + 1, span or trial.seconds
-        state = trial.state() if trial.wrong else ""
+        number, span = number + 1, min(span or trial.seconds, trial.seconds)
         trial.check(reference)
         faults += len(trial.faults)
         rows.setdefault(kind, []).append(trial)
@@ -478,7 +479,7 @@ def inject(lab, attrflow, work, args, seed):
         print(f"run {number - 1} {verdict}, {trial.seconds:.1f} s: {'; '.join(trial.faults) or 'no fault'}{codes}")
         print("".join(f"  {line}\n" for line in [*trial.complaints(), *trial.told, *trial.wrong]), end="", flush=True)
         if trial.wrong:
-            print(state or trial.state(), flush=True)
+            print(trial.seen or trial.state(), flush=True)
             trial.end()
             # The next run gets a cluster without what this one left.
             lab.does("down")

@@ -9,6 +9,7 @@ use crate::identity::digest::Listing;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::cluster_table::Waits;
 use crate::worker::Note;
+use crate::worker::measure::{CostModel, MeasureRequest};
 use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
 
 /// What the workers of a run must know, written before the first of them is asked for.
@@ -73,6 +74,8 @@ pub struct Hello {
 pub(super) enum Order {
     /// Compute.
     Work(Assignment),
+    /// Do a small part of a stage's work, to be timed; with the number of the order.
+    Measure(u64, MeasureRequest),
     /// Begin nothing more of what was given.
     Stop,
     /// End.
@@ -102,6 +105,8 @@ pub(super) enum Report {
     Finished(Finished),
     /// All of an assignment is done.
     Done(u64, Usage),
+    /// What was measured.
+    Measured(u64, Result<CostModel, String>),
     /// Its process died: the first task that is not done, and how.
     Died(u64, String),
     /// It begins nothing more, and why; whether it cut a batch off.

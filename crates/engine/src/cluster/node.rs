@@ -21,6 +21,7 @@ use crate::kind::{Step, Task};
 use crate::store::{is_network, names};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
+use crate::worker::measure::{CostModel, MeasureBackend, MeasureRequest, MeasureWorkers};
 use crate::worker::protocol::{Reply, TaskError, Usage, WorkerConfig};
 use crate::worker::{Backend, Request, Work, Worker};
 
@@ -73,7 +74,12 @@ pub fn serve(
         let signals = Signals::new([SIGUSR1, SIGTERM]).map_err(failed)?;
         let handle = signals.handle();
         scope.spawn(|| node.obey_signals(signals, &cancel));
-        let ended = node.work(worker, &cancel, &next);
+        let measure = |request: &MeasureRequest| {
+            let (program, configs) = (backend.program.clone(), vec![settings.worker.clone()]);
+            let workers = MeasureWorkers { program, configs, folder: attempt.path().join("measure") };
+            workers.measure(request)?.pop().ok_or_else(|| "nothing was measured".to_owned())
+        };
+        let ended = node.work(worker, &cancel, &next, &measure);
         orders.state().over = true;
         handle.close();
         ended
@@ -129,6 +135,7 @@ fn are_locks_refused(path: &Path) -> Option<bool> {
 #[derive(Default)]
 struct State {
     assignments: VecDeque<Assignment>,
+    measurements: VecDeque<(u64, MeasureRequest)>,
     /// The newest assignment that was read.
     newest: u64,
     /// Assignments up to this number are not continued.
@@ -165,6 +172,8 @@ struct Node<'a> {
     orders: &'a Orders,
 }
 
+/// Measures on this node.
+type Measure<'a> = &'a dyn Fn(&MeasureRequest) -> Result<CostModel, String>;
 /// Starts another worker process.
 type Start<'a> = &'a dyn Fn() -> Result<Box<dyn Worker>, TaskError>;
 
@@ -224,6 +233,7 @@ impl Node<'_> {
                         state.newest = assignment.number;
                         state.assignments.push_back(assignment);
                     }
+                    Order::Measure(number, request) => state.measurements.push_back((number, request)),
                     // What it has not begun is reported as ended too.
                     Order::Stop => state.stopped = state.newest,
                     Order::End => state.end = Some("the run needs it no more".into()),
@@ -254,7 +264,13 @@ impl Node<'_> {
     }
 
     /// Computes until nothing is wanted any more.
-    fn work(&self, worker: Box<dyn Worker>, cancel: &Cancel, start: Start<'_>) -> Result<(), String> {
+    fn work(
+        &self,
+        worker: Box<dyn Worker>,
+        cancel: &Cancel,
+        start: Start<'_>,
+        measure: Measure<'_>,
+    ) -> Result<(), String> {
         let mut worker = Some(worker);
         // The longest batch so far: one that may not end in time is not begun.
         let mut longest = Duration::ZERO;
@@ -269,6 +285,14 @@ impl Node<'_> {
                         drop(state);
                         let leaving = Report::Leaving("the scheduler ends it".into(), false);
                         return self.report(&leaving).map_err(|error| error.to_string());
+                    }
+                    if let Some((number, request)) = state.measurements.pop_front() {
+                        drop(state);
+                        let measured = measure(&request);
+                        let report = Report::Measured(number, measured);
+                        self.report(&report).map_err(|error| error.to_string())?;
+                        state = self.orders.state();
+                        continue;
                     }
                     if let Some(assignment) = state.assignments.pop_front() {
                         break assignment;

@@ -10,6 +10,7 @@ use super::jobs::TaskId;
 use super::messages::{Assignment, Finished, Hello, Order, Report};
 use super::pool::{Ready, Shared, name_of};
 use crate::worker::cancel::CancelMode;
+use crate::worker::measure::{CostModel, MeasureRequest};
 use crate::worker::protocol::{Facts, Reply, TaskError, Usage};
 use crate::worker::{Place, Work, Worker};
 
@@ -186,6 +187,31 @@ impl Worker for RemoteWorker {
         Some(left.saturating_sub(since + Duration::from_secs(self.shared.config.waits.leave.into())))
     }
 
+    fn measure(&mut self, request: &MeasureRequest) -> Result<CostModel, String> {
+        self.number += 1;
+        let order = Order::Measure(self.number, request.clone());
+        self.inbox.append(&order).and_then(|()| self.inbox.sync()).map_err(|error| error.to_string())?;
+        self.heard = Instant::now();
+        let mut pause = Pause::new(self.shared.config.waits.poll);
+        loop {
+            for report in self.outbox.read().unwrap_or_default() {
+                self.heard = Instant::now();
+                match report {
+                    Report::Measured(of, found) if of == self.number => return found,
+                    Report::Leaving(why, _) => return Err(why),
+                    _ => {}
+                }
+            }
+            if self.shared.cancel.mode().is_some() {
+                return Err("interrupted".into());
+            }
+            if let Some(how) = self.gone() {
+                return Err(self.lost(&how).to_string());
+            }
+            pause.wait();
+        }
+    }
+
     fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
         self.number += 1;
         let number = self.number;
@@ -240,6 +266,7 @@ impl Worker for RemoteWorker {
                         return Err(TaskError::Left(format!("{}: {why}", self.name())));
                     }
                     Report::Beat(_)
+                    | Report::Measured(..)
                     | Report::Reply(..)
                     | Report::Finished(_)
                     | Report::Done(..)

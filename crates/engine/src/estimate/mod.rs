@@ -32,6 +32,33 @@ pub struct MachineProfile {
     pub micro_batch: usize,
     /// The names of processor and devices.
     pub hardware: String,
+    /// The pools of a cluster, by the stage kinds that they compute in place of this machine.
+    #[serde(skip)]
+    pub pools: BTreeMap<String, PoolProfile>,
+}
+
+/// The workers of a pool, as far as they change a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolProfile {
+    /// The pool.
+    pub name: String,
+    /// Its workers.
+    pub jobs: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// What the scheduler is asked for: partition, GPUs and the like.
+    pub request: String,
+}
+
+impl MachineProfile {
+    /// The conditions of a kind.
+    fn of_kind(&self, kind: &str) -> Self {
+        let mut own = Self { pools: BTreeMap::new(), ..self.clone() };
+        if let Some(PoolProfile { name: _, jobs, threads, request }) = self.pools.get(kind) {
+            (own.jobs, own.threads, own.hardware) = (*jobs, *threads, request.clone());
+        }
+        own
+    }
 }
 
 /// The estimate of a stage that would run.
@@ -63,6 +90,8 @@ impl StageEstimate {
 /// The stages that would run, or might.
 pub struct Forecast {
     outlines: BTreeMap<usize, StageEstimate>,
+    /// As in [`MachineProfile`].
+    pools: BTreeMap<String, PoolProfile>,
     places: HashMap<String, usize>,
 }
 
@@ -96,14 +125,19 @@ impl Forecast {
                 version: node.kind().version,
                 like: work.cost_key.clone(),
                 numerics: planner.numerics.clone(),
-                circumstances: circumstances.clone(),
+                circumstances: circumstances.of_kind(node.kind().name),
             });
             let measured = key.as_ref().and_then(|key| kept.find(key));
             outlines.insert(*index, StageEstimate { stage: *index, inputs, estimate, key, measured });
         }
         let name = |index: &usize| (planner.pipeline.stages[*index].id.clone(), *index);
         let places = outlines.keys().map(name).collect();
-        Self { outlines, places }
+        Self { outlines, pools: circumstances.pools.clone(), places }
+    }
+
+    /// The pool of a cluster that computes a kind; `None` where this machine does.
+    pub fn pool(&self, kind: &str) -> Option<&PoolProfile> {
+        self.pools.get(kind)
     }
 
     /// The estimate of a stage; `None` if it does not run.

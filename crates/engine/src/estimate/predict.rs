@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::estimate::{Forecast, StageEstimate};
+use crate::estimate::{Forecast, PoolProfile, StageEstimate};
 use crate::identity::recipe::Recipe;
 use crate::kind::{self, ArtifactShape, Inputs, WorkSize};
 use crate::pipeline::StageNode;
@@ -100,7 +100,7 @@ impl<'p> Predictor<'p> {
             Action::Cached(_) | Action::InvalidInput(_) => return Ok(None),
         };
         if let Some(outline) = self.forecast.of(&stage.id) {
-            apply_measurement(&mut prediction, outline, left.as_ref());
+            apply_measurement(&mut prediction, outline, left.as_ref(), self.forecast.pool(stage.kind().name));
         }
         // The units of a chain run one after the other.
         if left.is_some_and(|left| left.chain) {
@@ -188,7 +188,8 @@ impl<'p> Predictor<'p> {
             records
         });
         let of = |name: &str| {
-            let (record, run, mut known) = known(records.get(name)?.iter().copied())?;
+            let pool = self.forecast.pool(stage.kind().name).map(|pool| pool.name.as_str());
+            let (record, run, mut known) = known(records.get(name)?.iter().copied(), pool)?;
             match self.scale(stage, record, run, changed) {
                 Scale::Same => {}
                 Scale::Other => known.seconds = None,
@@ -269,7 +270,12 @@ enum Scale {
 }
 
 /// Replaces the figures of earlier runs by measurements and shapes; `left` are the tasks and steps that are not cached.
-fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left: Option<&Remaining>) {
+fn apply_measurement(
+    prediction: &mut Prediction,
+    outline: &StageEstimate,
+    left: Option<&Remaining>,
+    pool: Option<&PoolProfile>,
+) {
     let Ok(estimate) = &outline.estimate else { return };
     if let Some(bytes) = estimate.bytes() {
         prediction.bytes = Some(bytes);
@@ -285,14 +291,26 @@ fn apply_measurement(prediction: &mut Prediction, outline: &StageEstimate, left:
         prediction.joining = measured.merge * estimate.parts as f64;
         prediction.host_memory = Some(measured.host);
         prediction.device_memory = Some(measured.device);
-        prediction.basis = "a measurement on this machine".into();
+        prediction.basis = match pool {
+            Some(pool) => format!("a measurement on a node of pool {}", pool.name),
+            None => "a measurement on this machine".into(),
+        };
     }
 }
 
-/// The newest record with a computing time.
-fn known<'r>(records: impl Iterator<Item = InRun<'r>>) -> Option<(&'r StageRecord, &'r Manifest, Known)> {
+/// The newest record with a computing time, of the same pool of a cluster, or of this machine.
+fn known<'r>(
+    records: impl Iterator<Item = InRun<'r>>,
+    pool: Option<&str>,
+) -> Option<(&'r StageRecord, &'r Manifest, Known)> {
     let done = |(record, _): &InRun<'_>| {
-        matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
+        let same_place = match (pool, &record.workers) {
+            (Some(pool), Some(workers)) => workers.pools.contains(pool),
+            (None, None) => true,
+            // Of a cached stage it is not known.
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_place && matches!(record.outcome, Outcome::Ran | Outcome::Cached) && record.adopted.is_none()
     };
     let mut fallback = None;
     for (record, run) in records.filter(done) {

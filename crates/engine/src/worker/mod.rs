@@ -16,6 +16,7 @@ use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
 use crate::kind::KindInfo;
 use cancel::Cancel;
+use measure::{CostModel, MeasureRequest};
 use protocol::{DeviceClass, Facts, Reply, TaskBatch, TaskError, Usage};
 
 /// Provides workers.
@@ -115,6 +116,13 @@ pub trait Worker {
     /// The time that is left to it; `None` without a limit.
     fn remaining(&self) -> Option<Duration> {
         None
+    }
+    /// Does a small part of a stage's work, to be timed.
+    ///
+    /// # Errors
+    /// Why nothing was measured.
+    fn measure(&mut self, _request: &MeasureRequest) -> Result<CostModel, String> {
+        Err("this worker does not measure".into())
     }
     /// Whether it can compute after one of its processes died.
     fn survives(&self) -> bool {

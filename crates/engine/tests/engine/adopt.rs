@@ -8,8 +8,8 @@ use attrflow_engine::exec::event::Event;
 use attrflow_engine::plan::Reason;
 use attrflow_engine::provenance::manifest::Outcome;
 
+use crate::in_process::Fault;
 use crate::project::{Project, Ran, files, project};
-use crate::toys::Fault;
 
 /// A project of which only the first stage ran, and a file to adopt as the second's output.
 fn prepared() -> (Project, PathBuf) {

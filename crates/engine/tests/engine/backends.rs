@@ -12,8 +12,8 @@ use attrflow_engine::worker::protocol::{DeviceClass, Facts};
 use serde_json::json;
 
 use crate::conformance::{Act, Subject, conformance};
+use crate::in_process::{Fault, InProcess};
 use crate::project::{facts, project};
-use crate::toys::{Fault, InProcess};
 
 params! {
     /// Does one thing, for the conformance tests.
@@ -108,4 +108,40 @@ fn a_lost_worker_costs_its_tasks_once() {
     assert_eq!(ran.with(Outcome::Failed), ["lines"]);
     assert_eq!(ran.stage("lines").error.as_deref(), Some("the worker was lost: lost by the test"));
     assert_eq!(ran.stage("lines").units_run, 3);
+}
+
+#[test]
+fn two_devices_share_a_run_each_with_its_kinds() {
+    let mut project = project();
+    let expected = project.run(&[]);
+    let results = project.results();
+    project.cache = project.path("cache-2");
+    project.backend = InProcess { slots: 4, devices: true, ..InProcess::default() };
+    let ran = project.run(&[]);
+    // That each stage is computed by its own device, the worker itself asserts.
+    assert_eq!((ran.tasks, project.results()), (expected.tasks, results));
+    assert!(ran.starts >= 2, "{}", ran.starts);
+}
+
+#[test]
+fn work_that_is_given_together_is_kept_one_by_one() {
+    let mut project = project();
+    project.backend.slots = 1;
+    let expected = project.run(&[]);
+    let results = project.results();
+    project.cache = project.path("cache-2");
+    project.backend.seconds = 1000.0;
+    let ran = project.run(&[]);
+    assert_eq!((ran.tasks, project.results()), (expected.tasks, results));
+    let given = project.backend.given.lock().unwrap().clone();
+    // The first of a kind is measured alone; then there is more at once.
+    assert!(given[0] == 1 && given.iter().any(|batches| *batches > 1), "{given:?}");
+
+    // One that fails in the middle takes nothing with it that was done before, and is computed alone.
+    project.cache = project.path("cache-3");
+    project.backend.fault = Some(("number 2".into(), Fault::Fails));
+    let ran = project.run(&[]);
+    assert_eq!(ran.with(Outcome::Failed), ["lines"]);
+    assert_eq!(ran.stage("lines").error.as_deref(), Some("failed by the test"));
+    assert!(ran.stage("lines").units_run >= 2, "{}", ran.stage("lines").units_run);
 }

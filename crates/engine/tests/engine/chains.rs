@@ -8,8 +8,8 @@ use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::{Entry, Store};
 
 use crate::explain::describe;
+use crate::in_process::Fault;
 use crate::project::{Project, files, flip};
-use crate::toys::Fault;
 
 fn project() -> Project {
     let pipeline = "config = \"../configs/toy.toml\"\n[stages.train]\nkind = \"steps\"\n\

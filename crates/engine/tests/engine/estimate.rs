@@ -1,5 +1,7 @@
 //! Estimates of a run's cost before it, on toy kinds.
 
+use std::collections::BTreeMap;
+
 use std::cell::RefCell;
 
 use attrflow_engine::estimate::{
@@ -68,7 +70,7 @@ fn given(found: Result<Vec<CostModel>, &str>) -> Given {
 }
 
 fn circumstances(threads: usize) -> MachineProfile {
-    MachineProfile { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into() }
+    MachineProfile { jobs: 2, threads, micro_batch: 8, hardware: "a machine".into(), pools: BTreeMap::new() }
 }
 
 /// Plans a project with this many threads; returns the estimate, the events, and the predictions by stage.

@@ -29,7 +29,13 @@ pub fn describe(project: &Project, sets: &[&str], stage: &str) -> Explained {
     let store = Store::open(&project.cache).unwrap();
     let planner = Planner::new(&pipeline, &store, &project.numerics, &[]);
     let index = pipeline.stages.iter().position(|node| node.id == stage).unwrap();
-    let profile = MachineProfile { jobs: 2, threads: 1, micro_batch: 8, hardware: "a machine".into() };
+    let profile = MachineProfile {
+        jobs: 2,
+        threads: 1,
+        micro_batch: 8,
+        hardware: "a machine".into(),
+        pools: BTreeMap::new(),
+    };
     let explanation = explain(&planner, &graph, &[index], &sources, &profile).unwrap().remove(0);
     let actions = planner.all(&graph).unwrap();
     let forecast = Forecast::new(&planner, &actions, &profile);

@@ -12,8 +12,8 @@ use attrflow_engine::provenance::manifest::{self, Outcome};
 use attrflow_engine::store::{Store, StoreError};
 use serde_json::json;
 
+use crate::in_process::Fault;
 use crate::project::{CONFIG, PIPELINE, Project, Ran, files, project};
-use crate::toys::Fault;
 
 /// A stage that is independent of the others.
 const APART: &str = "\n[stages.apart]\nkind = \"say\"\nparams = { text = \"apart\" }\n";

@@ -7,8 +7,8 @@ use attrflow_engine::exec::{Cancel, CancelMode};
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
 
+use crate::in_process::Fault;
 use crate::project::Project;
-use crate::toys::Fault;
 
 const NAMES: [&str; 7] = ["data", "latents", "loss", "fisher", "unlearn", "influence", "show"];
 

@@ -15,6 +15,7 @@ mod field;
 mod file_system;
 mod fuzz;
 mod fuzz_loop;
+mod in_process;
 mod language;
 mod layout;
 mod maintenance;

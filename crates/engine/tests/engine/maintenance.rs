@@ -12,8 +12,8 @@ use attrflow_engine::provenance::manifest::{self, Outcome};
 use attrflow_engine::store::Store;
 use jiff::Timestamp;
 
+use crate::in_process::Fault;
 use crate::project::{Project, files, project};
-use crate::toys::Fault;
 
 pub const POLICY: Policy = Policy {
     keep_runs: 1,

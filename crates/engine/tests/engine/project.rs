@@ -15,7 +15,8 @@ use attrflow_engine::provenance::manifest::{Conditions, Manifest, Outcome, Progr
 use attrflow_engine::store::{Entry, Store};
 use attrflow_engine::worker::protocol::{DeviceClass, Facts};
 
-use crate::toys::{InProcess, registry};
+use crate::in_process::InProcess;
+use crate::toys::registry;
 
 /// A project folder with one pipeline and one config.
 pub struct Project {

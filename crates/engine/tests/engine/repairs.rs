@@ -2,8 +2,8 @@
 
 use attrflow_engine::provenance::manifest::Outcome;
 
+use crate::in_process::Fault;
 use crate::project::project;
-use crate::toys::Fault;
 
 #[test]
 fn a_source_that_changes_while_it_is_read_fails_its_stage() {

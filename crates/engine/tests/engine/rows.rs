@@ -14,8 +14,8 @@ use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::Store;
 use serde_json::{Value as Json, json};
 
+use crate::in_process::Fault;
 use crate::project::{Project, Ran};
-use crate::toys::Fault;
 
 params! {
     /// Writes the rows of a table, once for each letter, by blocks of two rows.

@@ -9,8 +9,8 @@ use attrflow_engine::store::Store;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use crate::in_process::Fault;
 use crate::project::{CONFIG, PIPELINE, Project, Ran, project};
-use crate::toys::Fault;
 
 /// One step of a sequence: an edit, a loss of files, or a run.
 #[derive(Debug, Clone)]

@@ -9,8 +9,8 @@ use attrflow_engine::identity::digest::Digest;
 use attrflow_engine::provenance::manifest::Outcome;
 use attrflow_engine::store::{Store, digest_of};
 
+use crate::in_process::Fault;
 use crate::project::{Project, project};
-use crate::toys::Fault;
 
 fn mode(path: &Path, mode: u32) {
     fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
