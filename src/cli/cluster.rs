@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value as Json;
@@ -20,7 +21,7 @@ use attrflow_engine::exec::Cancel;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::Device;
 use attrflow_engine::pipeline::cluster_table::ClusterTable;
-use attrflow_engine::store::Area;
+use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::WorkerConfig;
 
@@ -60,13 +61,15 @@ pub(super) fn run_config(
 }
 
 /// The folder of a cache's runs on a cluster.
-pub(super) fn runs_folder(store: &attrflow_engine::store::Store) -> PathBuf {
+pub(super) fn runs_folder(store: &Store) -> PathBuf {
     store.area(Area::Cluster)
 }
 
 /// A run on a cluster.
 pub(super) struct ClusterRun {
     pub backend: ClusterBackend,
+    /// The folder of an earlier run that this one took over, and this one's epoch.
+    pub taken_over: Option<(RunFolder, u64)>,
     /// Writes each event where `attrflow attach` finds it.
     pub events: Arc<EventLog>,
 }
@@ -96,7 +99,7 @@ pub(super) fn open(
     let mut dead = earlier;
     while let Some(folder) = heir_of(&dead, &config, waiting).map_err(failed)? {
         let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
-        let kept = salvage(&project.store, &folder)?;
+        let kept = salvage(&project.store, &folder, u64::MAX)?;
         if kept > 0 {
             let results = if kept == 1 { "1 result".to_owned() } else { format!("{kept} results") };
             warn(format!("run {} is dead; {results} that its workers had finished are kept", folder.name()));
@@ -125,13 +128,14 @@ pub(super) fn open(
         }
     };
     let events = Arc::new(EventLog::new(folder.clone()));
+    let taken_over = (epoch > 1).then(|| (folder.clone(), epoch));
     let notice: EventSink = Arc::clone(sink);
     let notice = move |found: Notice| notice(event(found));
     let backend = backend_in(project, table, template, (folder, config, epoch), cancel, Box::new(notice))?;
     if epoch > 1 || name.is_some() {
         backend.start().map_err(failed)?;
     }
-    Ok(ClusterRun { backend, events })
+    Ok(ClusterRun { backend, taken_over, events })
 }
 
 /// The backend of a run in this folder, with this configuration and epoch.
@@ -161,6 +165,17 @@ fn draws_by_batch(params: &Json) -> bool {
         }
         Json::Array(items) => items.iter().any(draws_by_batch),
         _ => false,
+    }
+}
+
+/// Keeps what the workers of an earlier run still finish, until the run is over: they end what they have in hand.
+pub(super) fn keep_late_results(store: &Store, (folder, epoch): &(RunFolder, u64), over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        if let Err(error) = salvage(store, folder, *epoch) {
+            tracing::warn!("what an earlier run's workers finished is computed again: {error}");
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
 

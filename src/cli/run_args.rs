@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -157,11 +158,13 @@ pub(super) fn execute(
         })
     };
     let signals = Signals::watch(Arc::clone(&stop), Arc::clone(&sink), project.cluster.is_some());
+    let mut taken_over = None;
     let cluster = match &project.cluster {
         None => None,
         Some(table) => {
             let run = cluster::open(project, table, &how.template(project, log), origin.run, &stop, &sink)?;
             let _ = log_events.set(Arc::clone(&run.events));
+            taken_over = run.taken_over;
             (conditions.jobs, conditions.threads) = pools::size(table, how.threads(&project.pipeline.run));
             Some(run.backend)
         }
@@ -186,7 +189,15 @@ pub(super) fn execute(
         stop: &stop,
         emit: &|event| sink(event),
     };
-    let manifest = run.execute();
+    let over = AtomicBool::new(false);
+    let manifest = std::thread::scope(|scope| {
+        if let Some(earlier) = &taken_over {
+            scope.spawn(|| cluster::keep_late_results(&project.store, earlier, &over));
+        }
+        let manifest = run.execute();
+        over.store(true, Ordering::Relaxed);
+        manifest
+    });
     let ended = cluster.as_ref().map(ClusterBackend::end);
     if let Some(Err(error)) = ended {
         sink(Event::Log { level: "WARN".into(), message: error });

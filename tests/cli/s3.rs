@@ -72,6 +72,7 @@ pub struct Moto {
 
 impl Moto {
     /// Starts one where `make moto` has installed it; else says so, and fails where CI must have it.
+    #[allow(clippy::print_stdout, reason = "why a test is skipped")]
     pub fn start() -> Option<Self> {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".libtorch/moto/bin/moto_server");
         if !program.exists() {

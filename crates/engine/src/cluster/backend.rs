@@ -191,7 +191,11 @@ impl Started {
             pause = (pause * 2).min(Duration::from_secs(4));
             self.shared.state().asked.0 += 1;
             let left: Vec<JobLine> = match scheduler.queue() {
-                Ok(lines) => lines.into_iter().filter(|line| !line.is_over()).collect(),
+                // One that completes ends without more ado, on a node that is gone perhaps late.
+                Ok(lines) => {
+                    let stays = |line: &JobLine| !line.is_over() && line.state != "COMPLETING";
+                    lines.into_iter().filter(stays).collect()
+                }
                 Err(error) => {
                     return Err(format!(
                         "the scheduler does not answer ({error}): `attrflow cancel {run}` ends jobs that are left"
@@ -283,7 +287,8 @@ impl Backend for ClusterBackend {
             *slots -= 1;
         }
         let Some(ready) = found? else { return Ok(None) };
-        if let Some(locks) = ready.hello.locks {
+        // A worker that came while no run lived found a lock that nobody held.
+        if let Some(locks) = ready.hello.locks.filter(|_| ready.hello.epoch == shared.epoch) {
             // The first word counts.
             let _ = self.locks.set(locks);
         }

@@ -64,6 +64,9 @@ pub struct Hello {
     /// The node's clock as it wrote this, in seconds since 1970.
     #[serde(default)]
     pub clock: f64,
+    /// The epoch of the run that it found, whose lock it tried.
+    #[serde(default)]
+    pub epoch: u64,
     /// Whether a lock that the run holds is refused on the node; none where it could not be tried.
     pub locks: Option<bool>,
 }

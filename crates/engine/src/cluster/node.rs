@@ -62,6 +62,7 @@ pub fn serve(
         error: first.as_ref().err().map(TaskError::to_string),
         visible_devices: env("CUDA_VISIBLE_DEVICES"),
         clock: clock(),
+        epoch: folder.lease().map_or(0, |lease| lease.epoch),
         locks: are_locks_refused(&folder.lock_test()),
     };
     attempt.write_hello(&hello).map_err(failed)?;
@@ -372,28 +373,32 @@ impl Node<'_> {
                 Ok(())
             };
             let mut trouble = Ok(());
-            let result = match worker.take().map_or_else(start, Ok) {
-                Err(error) => Err(error),
-                Ok(mut started) => {
-                    let working = cancel.enter(started.group());
-                    let work = Work { batches: vec![batch], notes: Vec::new() };
-                    let result = started.run(&work, &mut |reply| {
-                        let told = match reply {
-                            Reply::Finished { tasks, usage, .. } => finish(&tasks, usage, &mut open),
-                            Reply::Progress { task, done, total } => {
-                                let reply = Reply::Progress { task: first + task, done, total };
-                                self.report(&Report::Reply(number, reply))
-                            }
-                            reply => self.report(&Report::Reply(number, reply)),
-                        };
-                        trouble = std::mem::replace(&mut trouble, Ok(())).and(told);
-                    });
-                    drop(working);
-                    if matches!(result, Ok(_) | Err(TaskError::Failed(_))) {
-                        *worker = Some(started);
-                    }
-                    result
+            let work = Work { batches: vec![batch], notes: Vec::new() };
+            let result = loop {
+                let mut started = match worker.take().map_or_else(start, Ok) {
+                    Err(error) => break Err(error),
+                    Ok(started) => started,
+                };
+                let working = cancel.enter(started.group());
+                let result = started.run(&work, &mut |reply| {
+                    let told = match reply {
+                        Reply::Finished { tasks, usage, .. } => finish(&tasks, usage, &mut open),
+                        Reply::Progress { task, done, total } => {
+                            let reply = Reply::Progress { task: first + task, done, total };
+                            self.report(&Report::Reply(number, reply))
+                        }
+                        reply => self.report(&Report::Reply(number, reply)),
+                    };
+                    trouble = std::mem::replace(&mut trouble, Ok(())).and(told);
+                });
+                drop(working);
+                match result {
+                    // It ended before it had this: another gets it.
+                    Err(TaskError::Left(_)) => continue,
+                    Ok(_) | Err(TaskError::Failed(_)) => *worker = Some(started),
+                    Err(_) => {}
                 }
+                break result;
             };
             trouble.map_err(failed)?;
             *longest = begun.elapsed().max(*longest);

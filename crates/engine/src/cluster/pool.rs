@@ -80,6 +80,8 @@ pub(super) struct State {
     /// Tasks that serve no more, whatever the scheduler says of them.
     pub spent: BTreeSet<TaskId>,
     pub lines: BTreeMap<TaskId, JobLine>,
+    /// Tasks that run and have not said hello, and since when.
+    pub silent: BTreeMap<TaskId, Instant>,
     /// When the scheduler last answered.
     pub looked: Option<Instant>,
     pub submitted: Vec<Submitted>,

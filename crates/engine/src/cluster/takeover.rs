@@ -44,11 +44,11 @@ pub fn heir_of(
     Ok(None)
 }
 
-/// Keeps what the workers of a run finished and the run did not take.
+/// Keeps what the workers of a run finished and the run did not take: what was given by runs before this epoch.
 ///
 /// # Errors
 /// A store that cannot be read or written. What cannot be read of a worker is computed again.
-pub fn salvage(store: &Store, folder: &RunFolder) -> Result<usize, StoreError> {
+pub fn salvage(store: &Store, folder: &RunFolder, epoch: u64) -> Result<usize, StoreError> {
     let mut kept = 0;
     for entry in fs_err::read_dir(folder.workers()).into_iter().flatten().flatten() {
         let attempt = AttemptFolder::at(entry.path());
@@ -56,6 +56,9 @@ pub fn salvage(store: &Store, folder: &RunFolder) -> Result<usize, StoreError> {
         let mut reports = Follower::<Report>::new(attempt.outbox());
         for report in reports.read().unwrap_or_default() {
             let Report::Finished(finished) = report else { continue };
+            if finished.number >> 32 >= epoch {
+                continue;
+            }
             let Some(note) = notes.get(&finished.number).and_then(|notes| notes.get(finished.task)) else {
                 continue;
             };

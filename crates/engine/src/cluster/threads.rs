@@ -204,6 +204,20 @@ fn take_lines(shared: &Shared, lines: Vec<JobLine>, told: &mut BTreeMap<usize, (
         }
         note_silent_ends(shared, &mut state, pool, &lines);
     }
+    let longest = Duration::from_secs_f64(shared.config.waits.gone);
+    let now = Instant::now();
+    let greeted: BTreeSet<_> = state.newest.keys().cloned().collect();
+    let quiet = |line: &&JobLine| line.is_running() && !greeted.contains(&line.id);
+    let quiet: BTreeMap<_, _> = lines
+        .iter()
+        .filter(quiet)
+        .map(|line| (line.id.clone(), state.silent.get(&line.id).copied().unwrap_or(now)))
+        .collect();
+    // One whose launch was lost would be waited for as long as the scheduler believes in it.
+    let lost = quiet.iter().filter(|(_, since)| since.elapsed() > longest);
+    let lost: Vec<_> = lost.map(|(id, _)| id.clone()).collect();
+    state.spent.extend(lost);
+    state.silent = quiet;
     state.lines = lines.into_iter().map(|line| (line.id.clone(), line)).collect();
     drop(state);
     shared.wake.notify_all();

@@ -178,6 +178,10 @@ impl Worker for Process {
         let [batch] = work.batches.as_slice() else {
             return Err(TaskError::Failed("a worker on this machine takes one batch at once".into()));
         };
+        // One that ended while it had nothing to do has taken no task with it.
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Err(TaskError::Left(format!("the idle worker process ended ({status})")));
+        }
         let line = serde_json::to_string(batch).expect("a batch is plain data");
         if self.write(&line).is_err() {
             return Err(self.died(&batch.tasks));

@@ -248,7 +248,7 @@ fn folder(address: &str, path: &str, make: bool) -> Result<LocalFileSystem> {
     let path = FilePath::new(path);
     if make {
         shared_fs::create_dir_all(path)?;
-    } else if !shared_fs::is_dir(&path) {
+    } else if !shared_fs::is_dir(path) {
         let reason = "no such folder".to_owned();
         return Err(RemoteError::Address { address: address.to_owned(), reason });
     }
