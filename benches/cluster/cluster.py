@@ -25,7 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.dont_write_bytecode = True
 sys.path.append(str(ROOT / "tests/slurm"))
-from faults import CLUSTER, WAITS, Lab, shell_stages  # noqa: E402
+from slurm_lab import CLUSTER, WAITS, Lab, shell_stages  # noqa: E402
 
 SIDES = ["local", "default", "short"]
 
