@@ -124,9 +124,9 @@ fn pools(
             }
             round_trip = round_trip.min(begun.elapsed().as_secs_f64());
         }
-        if let Some(hold) = backend.locks_hold() {
+        if let Some((hold, longest)) = backend.locks_hold() {
             // What cannot be noted is tested again.
-            let _ = project.store.note_locks(hold, std::time::Duration::from_secs(120));
+            let _ = project.store.note_locks(hold, longest);
         }
         let hellos = folder.hellos().into_iter();
         let of_worker = |(hello, _): &(Hello, SystemTime)| {

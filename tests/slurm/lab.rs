@@ -83,6 +83,16 @@ impl Lab {
 
     /// Starts a command on the cluster; what it says is kept.
     pub fn start(&self, project: &Project, arguments: &[&str]) -> Background {
+        self.start_with(project, arguments, &[])
+    }
+
+    /// The same with more variables.
+    pub fn start_with(
+        &self,
+        project: &Project,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Background {
         let folder = project.path("said");
         fs_err::create_dir_all(&folder).unwrap();
         let count = fs_err::read_dir(&folder).unwrap().count();
@@ -90,6 +100,7 @@ impl Lab {
         let file = fs_err::File::create(&said).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_attrflow"));
         command.args(arguments).current_dir(&project.root).env("SLURM_CONF", self.conf());
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(file.file().try_clone().unwrap()).stderr(file.into_file());
         Background { child: command.spawn().unwrap(), said, begun: Instant::now() }
     }

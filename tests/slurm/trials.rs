@@ -365,3 +365,43 @@ fn the_demo_survives_the_loss_of_workers() {
     assert_eq!(units(&index(&project)), units(&index(&local)));
     no_task_is_left(&lab);
 }
+
+/// The library of the engine's tests that answers as a network file system may.
+fn late_files(folder: &std::path::Path) -> String {
+    let library = folder.join("file_system.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/engine/tests/faults/file_system.c");
+    let options = ["-shared", "-fPIC", "-O0", "-w", "-fno-delete-null-pointer-checks", "-o"];
+    let mut compiler = std::process::Command::new("cc");
+    assert!(compiler.args(options).arg(&library).arg(source).status().unwrap().success());
+    library.display().to_string()
+}
+
+#[test]
+fn results_that_are_seen_late_are_waited_for_and_those_that_are_not_seen_are_computed_again() {
+    let Some(lab) = Lab::up(&[]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (library, switch) = (late_files(folder.path()), folder.path().join("on"));
+    for (seconds, is_seen) in [("4", true), ("1000", false)] {
+        fs_err::write(&switch, "").unwrap();
+        let project = commands(4, 0.2, "\n[cluster.pools.shell]\nworkers = 1\nkinds = [\"command\"]\n");
+        let variables = [
+            ("LD_PRELOAD", library.as_str()),
+            ("ATTRFLOW_TEST_FAULT", "late"),
+            // Where a worker writes, as the command sees it.
+            ("ATTRFLOW_TEST_BELOW", "/out/"),
+            ("ATTRFLOW_TEST_SECONDS", seconds),
+            ("ATTRFLOW_TEST_SWITCH", switch.to_str().unwrap()),
+        ];
+        let mut run = lab.start_with(&project, &SHELL, &variables);
+        if !is_seen {
+            run.until_it_says("cannot be seen here after 12 s");
+            fs_err::remove_file(&switch).unwrap();
+        }
+        let said = run.end().well();
+        results_are_right(&project, 4);
+        let again = computed(&project).iter().sum::<usize>() - 4;
+        assert_eq!(again, usize::from(!is_seen), "{seconds} s: {}", said.text);
+        assert!(said.seconds > 4.0, "nothing was late");
+    }
+    no_task_is_left(&lab);
+}

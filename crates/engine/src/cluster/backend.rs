@@ -48,6 +48,8 @@ pub struct ClusterBackend {
     pools: Vec<Pool>,
     /// Seconds of work that a worker is given at once.
     work: f64,
+    /// How long a holder of a lease may be silent.
+    lease: Duration,
     setup: Mutex<Option<Setup>>,
     started: OnceLock<Started>,
     /// What the first worker said of locks.
@@ -77,8 +79,9 @@ impl ClusterBackend {
     /// A run that has not begun; `here`: workers on this machine.
     pub fn new(setup: Setup, here: LocalBackend) -> Self {
         let (pools, work) = (setup.pools.values().cloned().collect(), setup.config.waits.work);
+        let lease = Duration::from_secs_f64(setup.config.waits.lease);
         let (setup, started) = (Mutex::new(Some(setup)), OnceLock::new());
-        Self { here, pools, work, setup, started, locks: OnceLock::new() }
+        Self { here, pools, work, lease, setup, started, locks: OnceLock::new() }
     }
 
     /// Makes the run's folder, or takes that of an earlier run over: from now on it gives signs of life.
@@ -256,8 +259,8 @@ impl Backend for ClusterBackend {
         if pool == HERE { 0.0 } else { self.work }
     }
 
-    fn locks_hold(&self) -> Option<bool> {
-        self.locks.get().copied()
+    fn locks_hold(&self) -> Option<(bool, Duration)> {
+        self.locks.get().map(|hold| (*hold, self.lease))
     }
 
     fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {

@@ -1,7 +1,7 @@
 //! Takes the results of a worker into the store.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::queue::Job;
 use super::state_messages::Message;
@@ -42,10 +42,8 @@ impl Slot<'_> {
 
     /// Takes note of what the workers' hosts make of locks.
     pub(super) fn note_locks(&self) -> Result<(), StoreError> {
-        /// A holder of a lease that is silent for so long is dead.
-        const LONGEST: Duration = Duration::from_secs(120);
-        let Some(hold) = self.backend.locks_hold() else { return Ok(()) };
-        if self.store.note_locks(hold, LONGEST)? {
+        let Some((hold, longest)) = self.backend.locks_hold() else { return Ok(()) };
+        if self.store.note_locks(hold, longest)? {
             let message = "a lock that this run holds is granted on a node too: this file system does not lock between hosts. \
                            Leases are used in place of locks, and `cache gc` refuses";
             self.reports.say(Message::Warn(message.to_owned()));

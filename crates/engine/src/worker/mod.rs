@@ -37,8 +37,9 @@ pub trait Backend: Sync {
     fn seconds_at_once(&self, _pool: usize) -> f64 {
         0.0
     }
-    /// Whether a lock of this host is respected by its workers' hosts, once that is known.
-    fn locks_hold(&self) -> Option<bool> {
+    /// Whether a lock of this host is respected by its workers' hosts, once that is known; and how long a holder of a lease, which
+    /// is used in its place, may be silent.
+    fn locks_hold(&self) -> Option<(bool, Duration)> {
         None
     }
     /// A worker that is ready for tasks, waited for; `None` where no job waits for it any more.
