@@ -24,6 +24,9 @@ class Lab:
 
     def __init__(self, folder):
         self.env = dict(os.environ)
+        if "SLURM_LAB" not in self.env:
+            # Slurm's own authentication refuses a socket that not everybody can reach.
+            pathlib.Path(folder).parent.chmod(0o755)
         self.env.setdefault("SLURM_LAB", str(folder))
         self.env.setdefault("BASE_PORT", "27817")
         self.env["SLURM_CONF"] = f"{os.path.realpath(self.env['SLURM_LAB'])}/etc/slurm.conf"
