@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::messages::{Hello, RunConfig};
+use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::regular_file;
+use crate::store::{is_network, names};
 use crate::worker::cancel::CancelMode;
 
 /// The folder of one run.
@@ -299,8 +301,14 @@ impl Pause {
     }
 
     pub fn wait(&mut self) {
-        std::thread::sleep(self.next.min(self.longest));
-        self.next = (self.next * 5 / 4).min(self.longest);
+        std::thread::sleep(self.step());
+    }
+
+    /// The next pause: a twentieth of the time since something happened.
+    pub fn step(&mut self) -> Duration {
+        let now = self.next.min(self.longest);
+        self.next = (self.next * 21 / 20).min(self.longest);
+        now
     }
 }
 
@@ -322,4 +330,19 @@ impl<T: PartialEq> Seen<T> {
         }
         self.at.elapsed()
     }
+}
+
+/// What a task wrote, put where another host can read it.
+pub(super) fn listing(folder: &Path) -> std::io::Result<Listing> {
+    let names = names(folder).map_err(std::io::Error::other)?;
+    let shared = is_network(folder);
+    let listed = names.into_iter().map(|path| {
+        let file: PathBuf = folder.join(&path);
+        if shared {
+            fs_err::File::open(&file)?.sync_all()?;
+        }
+        let size = fs_err::metadata(&file)?.len();
+        Ok(Listed { size, digest: Digest::of_file(&file)?, path })
+    });
+    Ok(Listing(listed.collect::<std::io::Result<_>>()?))
 }

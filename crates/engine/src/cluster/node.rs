@@ -3,7 +3,7 @@
 //! The process that computes may crash; this one tells the run, and starts another.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,11 @@ use nix::libc;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, is_absent};
+use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, is_absent, listing};
 use super::folder::{Lease, LeaseState};
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
-use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::shared_fs;
 use crate::kind::{Step, Task};
-use crate::store::{is_network, names};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
 use crate::worker::measure::{CostModel, MeasureBackend, MeasureRequest, MeasureWorkers};
@@ -137,6 +135,8 @@ fn are_locks_refused(path: &Path) -> Option<bool> {
 struct State {
     assignments: VecDeque<Assignment>,
     measurements: VecDeque<(u64, MeasureRequest)>,
+    /// What was given is done: more may come soon.
+    waits: bool,
     /// The newest assignment that was read.
     newest: u64,
     /// Assignments up to this number are not continued.
@@ -225,7 +225,7 @@ impl Node<'_> {
                 }
             }
             let orders = inbox.as_mut().and_then(|(_, inbox)| inbox.read().ok()).unwrap_or_default();
-            if !orders.is_empty() {
+            if !orders.is_empty() || std::mem::take(&mut self.orders.state().waits) {
                 pause.reset();
             }
             for order in orders {
@@ -240,7 +240,10 @@ impl Node<'_> {
                     Order::End => state.end = Some("the run needs it no more".into()),
                 });
             }
-            pause.wait();
+            let state = self.orders.state();
+            // Ends early when the worker waits for more.
+            let over = |state: &mut State| !state.waits && !state.over;
+            drop(self.orders.wake.wait_timeout_while(state, pause.step(), over));
         }
     }
 
@@ -303,6 +306,7 @@ impl Node<'_> {
                 }
             };
             self.compute(assignment, &mut worker, cancel, start, &mut longest)?;
+            self.orders.change(|state| state.waits = state.assignments.is_empty());
         }
     }
 
@@ -431,19 +435,4 @@ impl Node<'_> {
         }
         self.report(&Report::Done(number, sum)).map_err(failed)
     }
-}
-
-/// What a task wrote, put where another host can read it.
-fn listing(folder: &Path) -> std::io::Result<Listing> {
-    let names = names(folder).map_err(std::io::Error::other)?;
-    let shared = is_network(folder);
-    let listed = names.into_iter().map(|path| {
-        let file: PathBuf = folder.join(&path);
-        if shared {
-            fs_err::File::open(&file)?.sync_all()?;
-        }
-        let size = fs_err::metadata(&file)?.len();
-        Ok(Listed { size, digest: Digest::of_file(&file)?, path })
-    });
-    Ok(Listing(listed.collect::<std::io::Result<_>>()?))
 }

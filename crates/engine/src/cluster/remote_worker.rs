@@ -233,6 +233,9 @@ impl Worker for RemoteWorker {
             };
             if !reports.is_empty() {
                 self.heard = Instant::now();
+            }
+            // A sign of life alone announces nothing.
+            if reports.iter().any(|report| !matches!(report, Report::Beat(_))) {
                 pause.reset();
             }
             for report in reports {
