@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
@@ -33,12 +34,7 @@ pub(super) struct Template {
 }
 
 /// What the workers of a run in this folder must know.
-pub(super) fn run_config(
-    project: &Project,
-    table: &ClusterTable,
-    template: &Template,
-    folder: &RunFolder,
-) -> RunConfig {
+fn run_config(project: &Project, table: &ClusterTable, template: &Template, folder: &RunFolder) -> RunConfig {
     let mut pools = BTreeMap::new();
     let program = std::env::current_exe().unwrap_or_default();
     for (name, pool) in &table.pools {
@@ -90,12 +86,7 @@ pub(super) fn open(
     let probe = RunFolder::at(base.join("probe"));
     let config = run_config(project, table, template, &probe);
     let mut heir = None;
-    let waiting = |run: &str, longest: std::time::Duration| {
-        warn(format!(
-            "run {run} began on another host: looking for {:.0} s whether it lives",
-            longest.as_secs_f64()
-        ));
-    };
+    let waiting = |run: &str, longest: Duration| warn(looking(run, longest));
     let mut dead = earlier;
     while let Some(folder) = heir_of(&dead, &config, waiting).map_err(failed)? {
         let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
@@ -139,7 +130,7 @@ pub(super) fn open(
 }
 
 /// The backend of a run in this folder, with this configuration and epoch.
-pub(super) fn backend_in(
+fn backend_in(
     project: &Project,
     table: &ClusterTable,
     template: &Template,
@@ -171,11 +162,17 @@ fn draws_by_batch(params: &Json) -> bool {
 /// Keeps what the workers of an earlier run still finish, until the run is over: they end what they have in hand.
 pub(super) fn keep_late_results(store: &Store, (folder, epoch): &(RunFolder, u64), over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
+        let begun = Instant::now();
         if let Err(error) = salvage(store, folder, *epoch) {
             tracing::warn!("what an earlier run's workers finished is computed again: {error}");
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        // All that they wrote is read each time: where that takes long, it is done less often.
+        let pause = (begun.elapsed() * 10).max(Duration::from_millis(100));
+        let next = Instant::now() + pause;
+        while Instant::now() < next && !over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -188,12 +185,7 @@ pub(super) fn choose_name(
     let base = runs_folder(&project.store);
     let probe = run_config(project, table, template, &RunFolder::at(base.join("probe")));
     let mut dead = runs::list(&base)?;
-    let told = |run: &str, longest: std::time::Duration| {
-        print_error(&format!(
-            "run {run} began on another host: looking for {:.0} s whether it lives",
-            longest.as_secs_f64()
-        ));
-    };
+    let told = |run: &str, longest: Duration| print_error(&looking(run, longest));
     while let Some(folder) = heir_of(&dead, &probe, told)? {
         if folder.config().is_ok_and(|found| found == run_config(project, table, template, &folder)) {
             return Ok(folder.name());
@@ -201,6 +193,28 @@ pub(super) fn choose_name(
         dead.retain(|run| *run != folder);
     }
     Ok(runs::new_name(&project.pipeline.name))
+}
+
+/// That it takes so long to find out whether a run of another host lives.
+fn looking(run: &str, longest: Duration) -> String {
+    let seconds = longest.as_secs_f64();
+    format!("run {run} began on another host: looking for {seconds:.0} s whether it lives")
+}
+
+/// A backend that serves no run, for a look at its workers; `name` tells what for. No run takes its folder over.
+pub(super) fn apart(
+    name: &str,
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+    cancel: &Arc<Cancel>,
+    notice: Box<dyn Fn(Notice) + Send + Sync>,
+) -> Result<(ClusterBackend, RunFolder), Failure> {
+    let folder = RunFolder::at(runs_folder(&project.store).join(runs::new_name(name)));
+    let mut config = run_config(project, table, template, &folder);
+    (config.pipeline, config.within) = (name.to_owned(), None);
+    let backend = backend_in(project, table, template, (folder.clone(), config, 1), cancel, notice)?;
+    Ok((backend, folder))
 }
 
 /// Ends what is left of a dead run.

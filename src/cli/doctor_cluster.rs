@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::json;
 
-use super::cluster::{backend_in, run_config, runs_folder};
+use super::cluster::apart;
 use super::failure::Failure;
 use super::project::{Project, Settings};
 use super::run_args::RunArgs;
@@ -15,7 +15,7 @@ use super::signals::{EventSink, Signals};
 use crate::progress::{print, print_error};
 use attrflow_engine::cluster::backend::Notice;
 use attrflow_engine::cluster::node::clock;
-use attrflow_engine::cluster::{Hello, RunFolder, runs};
+use attrflow_engine::cluster::{Hello, RunFolder};
 use attrflow_engine::exec::Cancel;
 use attrflow_engine::kind::Registry;
 use attrflow_engine::pipeline::cluster_table::BackendName;
@@ -53,10 +53,6 @@ pub(super) fn check(
         return Err(Failure::Usage("doctor --cluster checks a cluster, and --backend is local".into()));
     };
     let template = RunArgs::default().template(&project, log);
-    let folder = RunFolder::at(runs_folder(&project.store).join(runs::new_name("doctor")));
-    let mut config = run_config(&project, &table, &template, &folder);
-    // No run of the pipeline takes it over.
-    (config.pipeline, config.within) = ("doctor".into(), None);
     let cancel = Arc::new(Cancel::default());
     let sink: EventSink = Arc::new(|_| {});
     let signals = Signals::watch(Arc::clone(&cancel), sink, true);
@@ -67,8 +63,7 @@ pub(super) fn check(
         }
         Notice::Pool { .. } => {}
     };
-    let backend =
-        backend_in(&project, &table, &template, (folder.clone(), config, 1), &cancel, Box::new(notice))?;
+    let (backend, folder) = apart("doctor", &project, &table, &template, &cancel, Box::new(notice))?;
     let found = pools(&project, &backend, &folder, &cancel);
     let ended = backend.end().map_err(Failure::Refused);
     // Its events, logs and hellos are told here.
@@ -130,7 +125,7 @@ fn pools(
         }
         let hellos = folder.hellos().into_iter();
         let of_worker = |(hello, _): &(Hello, SystemTime)| {
-            place.worker.starts_with(&format!("{}_{}", hello.array, hello.task))
+            place.worker.starts_with(&format!("{}_{} ", hello.array, hello.task))
         };
         let Some((hello, written)) = hellos.into_iter().find(of_worker) else { continue };
         // The file server's clock is what both are held to: messages may take long, and clocks are never sent.

@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use std::io::Write;
 use std::sync::Arc;
 
-use super::cluster::{self, Template};
+use super::cluster::{Template, apart};
 use super::failure::Failure;
 use super::pools;
 use super::project::{Project, cores, worker_program};
@@ -14,7 +14,6 @@ use super::run_args::RunArgs;
 use super::signals::Signals;
 use crate::progress::print_error;
 use attrflow_engine::cluster::backend::{ClusterBackend, Notice};
-use attrflow_engine::cluster::{RunFolder, runs};
 use attrflow_engine::estimate::{Forecast, MachineProfile, MeasureEvent, measure as measure_all};
 use attrflow_engine::exec::Cancel;
 use attrflow_engine::pipeline::cluster_table::ClusterTable;
@@ -93,10 +92,6 @@ fn measure_on_cluster(
     template: &Template,
     report: &mut dyn FnMut(MeasureEvent),
 ) -> Result<(), Failure> {
-    let folder = RunFolder::at(cluster::runs_folder(&project.store).join(runs::new_name("measure")));
-    let mut config = cluster::run_config(project, table, template, &folder);
-    // No run of the pipeline takes it over.
-    (config.pipeline, config.within) = ("measure".into(), None);
     let cancel = Arc::new(Cancel::default());
     let signals = Signals::watch(Arc::clone(&cancel), Arc::new(|_| {}), true);
     let notice = |notice: Notice| {
@@ -104,8 +99,7 @@ fn measure_on_cluster(
             print_error(&format!("warning: {message}"));
         }
     };
-    let start = (folder.clone(), config, 1);
-    let backend = cluster::backend_in(project, table, template, start, &cancel, Box::new(notice))?;
+    let (backend, folder) = apart("measure", project, table, template, &cancel, Box::new(notice))?;
     let workers = ClusterMeasure { backend: &backend, cancel: &cancel, workers: RefCell::default() };
     let measured = measure_all(forecast, planner, &workers, report);
     drop(workers);
@@ -115,7 +109,7 @@ fn measure_on_cluster(
         return Err(Failure::Interrupted(signal));
     }
     measured?;
-    ended.map(drop)
+    ended
 }
 
 /// Measures all stages of the forecast; reports progress and failed measurements on standard error.

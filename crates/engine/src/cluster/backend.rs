@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::folder::{AttemptFolder, LeaseState, RunFolder};
 use super::jobs::JobLine;
+use super::lock_test;
 use super::messages::RunConfig;
 pub use super::pool::{Notice, Scheduler};
 use super::pool::{PoolInfo, Shared, State};
@@ -64,17 +65,6 @@ struct Started {
     _lock: fs_err::File,
 }
 
-/// What became of the workers of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Workers that were lost.
-    pub lost: usize,
-    /// Questions to the scheduler.
-    pub queries: usize,
-    /// Job arrays that were submitted.
-    pub submissions: usize,
-}
-
 impl ClusterBackend {
     /// A run that has not begun; `here`: workers on this machine.
     pub fn new(setup: Setup, here: LocalBackend) -> Self {
@@ -101,16 +91,12 @@ impl ClusterBackend {
         }
     }
 
-    /// Whether workers were needed.
-    pub fn is_started(&self) -> bool {
-        self.started.get().is_some()
-    }
-    /// Ends all workers, and waits until the scheduler has none of them; returns what became of them.
+    /// Ends all workers, and waits until the scheduler has none of them.
     ///
     /// # Errors
     /// Jobs that are still there, or that could not be ended.
-    pub fn end(&self) -> Result<Tally, String> {
-        self.started.get().map_or(Ok(Tally::default()), Started::end)
+    pub fn end(&self) -> Result<(), String> {
+        self.started.get().map_or(Ok(()), Started::end)
     }
 
     fn pool_index(&self, pool: usize) -> Option<usize> {
@@ -123,8 +109,7 @@ impl Started {
         let Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice } = setup;
         folder.create(&config)?;
         folder.forget_cancel();
-        let lock = fs_err::File::create(folder.lock_test())?;
-        hold(&lock)?;
+        let lock = lock_test::hold(&folder.lock_test())?;
         let infos =
             pools.iter().map(|(name, pool)| PoolInfo { name: name.clone(), most: pool.workers as usize });
         let infos = infos.collect();
@@ -153,7 +138,7 @@ impl Started {
         Ok(Self { shared, threads, _lock: lock })
     }
 
-    fn end(&self) -> Result<Tally, String> {
+    fn end(&self) -> Result<(), String> {
         let shared = &self.shared;
         let lease = beat(shared, u64::MAX, LeaseState::Ended);
         shared.state().over = true;
@@ -162,7 +147,6 @@ impl Started {
             let _ = thread.join();
         }
         let mut state = shared.state();
-        let tally = Tally { lost: state.lost, queries: state.asked.0, submissions: state.asked.1 };
         let submitted = !state.submitted.is_empty();
         state.ready.clear();
         drop(state);
@@ -173,7 +157,7 @@ impl Started {
         // What a worker said of itself stays, beside events and logs.
         let workers = fs_err::read_dir(shared.folder.workers()).into_iter().flatten().flatten();
         workers.for_each(|worker| AttemptFolder::at(worker.path()).clear());
-        Ok(tally)
+        Ok(())
     }
 
     /// Workers end by themselves when the run is over; those that wait in the queue must be told.
@@ -192,7 +176,6 @@ impl Started {
             };
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(4));
-            self.shared.state().asked.0 += 1;
             let left: Vec<JobLine> = match scheduler.queue() {
                 // One that completes ends without more ado, on a node that is gone perhaps late.
                 Ok(lines) => {
@@ -305,20 +288,4 @@ impl Backend for ClusterBackend {
             }
         }
     }
-}
-
-/// Locks a file in both ways that the store does.
-fn hold(file: &fs_err::File) -> std::io::Result<()> {
-    use nix::fcntl::{FcntlArg, fcntl};
-    use nix::libc;
-    let first = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 1,
-        l_pid: 0,
-    };
-    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&first));
-    let _ = file.file().try_lock();
-    Ok(())
 }

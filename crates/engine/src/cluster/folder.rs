@@ -80,14 +80,6 @@ impl RunFolder {
         fs_err::create_dir_all(self.workers())?;
         // What tasks write there may be anything.
         fs_err::set_permissions(&self.0, Permissions::from_mode(0o700))?;
-        self.write_config(config)
-    }
-
-    /// Writes what the workers of the run must know.
-    ///
-    /// # Errors
-    /// A file that cannot be written.
-    pub fn write_config(&self, config: &RunConfig) -> std::io::Result<()> {
         replace(&self.0.join("run.json"), &serde_json::to_vec_pretty(config)?)
     }
 

@@ -14,6 +14,7 @@ pub mod backend;
 mod error;
 mod folder;
 mod jobs;
+mod lock_test;
 mod messages;
 pub mod node;
 mod pool;

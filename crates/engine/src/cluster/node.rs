@@ -7,13 +7,12 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, is_absent, listing};
 use super::folder::{Lease, LeaseState};
+use super::lock_test;
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
 use crate::identity::shared_fs;
 use crate::kind::{Step, Task};
@@ -61,7 +60,7 @@ pub fn serve(
         visible_devices: env("CUDA_VISIBLE_DEVICES"),
         clock: clock(),
         epoch: folder.lease().map_or(0, |lease| lease.epoch),
-        locks: are_locks_refused(&folder.lock_test()),
+        locks: lock_test::is_refused(&folder.lock_test()),
     };
     attempt.write_hello(&hello).map_err(failed)?;
     let worker = first.map_err(|error| error.to_string())?;
@@ -113,21 +112,6 @@ fn visible<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T
             result => return result,
         }
     }
-}
-
-/// Whether a lock that another host holds is refused here.
-fn are_locks_refused(path: &Path) -> Option<bool> {
-    let file = fs_err::OpenOptions::new().read(true).write(true).open(path).ok()?;
-    let whole = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 1,
-        l_pid: 0,
-    };
-    let by_range = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)).is_err();
-    let other = fs_err::OpenOptions::new().read(true).write(true).open(path).ok()?;
-    Some(by_range && other.file().try_lock().is_err())
 }
 
 /// What the run wants, as far as it was read.

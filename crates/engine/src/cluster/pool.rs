@@ -95,12 +95,8 @@ pub(super) struct State {
     pub not_before: BTreeMap<usize, Instant>,
     /// Pools that cannot be had, and why.
     pub failed: BTreeMap<usize, String>,
-    /// Workers that were lost.
-    pub lost: usize,
     /// The GPU model of the first worker that has one.
     pub gpu_model: Option<String>,
-    /// Questions and submissions to the scheduler.
-    pub asked: (usize, usize),
     pub over: bool,
 }
 
@@ -243,7 +239,6 @@ impl Shared {
     /// Takes note of a worker that is lost, and of what is to be laid to its node.
     pub fn note_lost(&self, pool: usize, hello: &Hello, since: Instant) {
         let mut state = self.state();
-        state.lost += 1;
         state.spent.insert((hello.array.clone(), hello.task.clone()));
         if since.elapsed() > SOON || hello.node.is_empty() {
             return;

@@ -166,7 +166,6 @@ fn submit(shared: &Shared, pool: usize) -> Result<bool, SlurmError> {
     let at = Instant::now();
     let array = shared.scheduler.submit(&shared.pools[pool].name, count as u32, &exclude)?;
     let mut state = shared.state();
-    state.asked.1 += 1;
     state.submitted.push(Submitted { array, pool, count, at });
     Ok(true)
 }
@@ -174,7 +173,6 @@ fn submit(shared: &Shared, pool: usize) -> Result<bool, SlurmError> {
 /// Takes what the scheduler says of all tasks, and tells of changes.
 fn take_lines(shared: &Shared, lines: Vec<JobLine>, told: &mut BTreeMap<usize, (usize, usize, String)>) {
     let mut state = shared.state();
-    state.asked.0 += 1;
     state.looked = Some(Instant::now());
     let mut found: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for line in &lines {
