@@ -88,15 +88,19 @@ fn a_worker_that_is_killed_is_replaced() {
     no_task_is_left(&lab);
 }
 
-/// The processes of a project's workers.
-fn workers(project: &Project) -> Vec<rustix::process::Pid> {
-    let folder = newest_run(project).display().to_string();
+/// The processes whose command line has all of these words.
+fn processes(words: &[&str]) -> Vec<rustix::process::Pid> {
     let processes = fs_err::read_dir("/proc").unwrap().flatten().filter_map(|process| {
         let line = fs_err::read_to_string(process.path().join("cmdline")).ok()?;
         let id = process.file_name().to_str()?.parse().ok()?;
-        (line.contains("--cluster-worker") && line.contains(&folder)).then_some(id)
+        words.iter().all(|word| line.contains(word)).then_some(id)
     });
     processes.filter_map(rustix::process::Pid::from_raw).collect()
+}
+
+/// The processes of a project's workers.
+fn workers(project: &Project) -> Vec<rustix::process::Pid> {
+    processes(&["--cluster-worker", &newest_run(project).display().to_string()])
 }
 
 /// The node of a worker.
@@ -295,6 +299,24 @@ fn a_task_that_slurm_starts_again_costs_no_failure() {
     }
     run.end().well();
     results_are_right(&project, 12);
+    no_task_is_left(&lab);
+}
+
+/// Slurm signals the processes of a job one after the other: a command may end before its worker knows why.
+#[test]
+fn a_command_that_slurm_ends_before_its_worker_is_no_failure() {
+    let Some(lab) = Lab::up(&[]) else { return };
+    let project = commands(8, 2.0, COMMANDS);
+    let run = lab.start(&project, &SHELL);
+    let commands = || processes(&["sh\0-c\0sleep 2", &project.root.display().to_string()]);
+    wait(30, "a command runs", || !commands().is_empty());
+    let workers = workers(&project);
+    let signal = |process| rustix::process::kill_process(process, Signal::TERM);
+    commands().into_iter().for_each(|command| signal(command).unwrap());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    workers.into_iter().for_each(|worker| signal(worker).unwrap());
+    run.end().well();
+    results_are_right(&project, 8);
     no_task_is_left(&lab);
 }
 

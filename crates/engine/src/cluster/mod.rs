@@ -17,6 +17,7 @@ mod jobs;
 mod lock_test;
 mod messages;
 pub mod node;
+mod orders;
 mod pool;
 mod remote_worker;
 pub mod runs;

@@ -2,9 +2,8 @@
 //!
 //! The process that computes may crash; this one tells the run, and starts another.
 
-use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGTERM, SIGUSR1};
@@ -14,6 +13,7 @@ use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, i
 use super::folder::{Lease, LeaseState};
 use super::lock_test;
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
+use super::orders::{Orders, State};
 use crate::identity::shared_fs;
 use crate::kind::{Step, Task};
 use crate::worker::cancel::{Cancel, CancelMode};
@@ -64,7 +64,7 @@ pub fn serve(
     };
     attempt.write_hello(&hello).map_err(failed)?;
     let worker = first.map_err(|error| error.to_string())?;
-    let orders = Orders { state: Mutex::default(), wake: Condvar::new() };
+    let orders = Orders::default();
     let node = Node { folder: &folder, attempt: &attempt, config: &config, outbox: &outbox, orders: &orders };
     std::thread::scope(|scope| {
         scope.spawn(|| node.watch());
@@ -111,41 +111,6 @@ fn visible<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T
             Err(error) if is_absent(&error) && begun.elapsed() < VISIBLE => pause.wait(),
             result => return result,
         }
-    }
-}
-
-/// What the run wants, as far as it was read.
-#[derive(Default)]
-struct State {
-    assignments: VecDeque<Assignment>,
-    measurements: VecDeque<(u64, MeasureRequest)>,
-    /// What was given is done: more may come soon.
-    waits: bool,
-    /// The newest assignment that was read.
-    newest: u64,
-    /// Assignments up to this number are not continued.
-    stopped: u64,
-    /// Nothing is wanted any more, and why.
-    end: Option<String>,
-    /// Until when the scheduler lets this worker live, once it has said so.
-    deadline: Option<Instant>,
-    over: bool,
-}
-
-struct Orders {
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-impl Orders {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under this lock")
-    }
-
-    /// Changes what is wanted, and lets everybody know.
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.wake.notify_all();
     }
 }
 
@@ -227,7 +192,7 @@ impl Node<'_> {
             let state = self.orders.state();
             // Ends early when the worker waits for more.
             let over = |state: &mut State| !state.waits && !state.over;
-            drop(self.orders.wake.wait_timeout_while(state, pause.step(), over));
+            drop(self.orders.wait_while(state, pause.step(), over));
         }
     }
 
@@ -241,6 +206,7 @@ impl Node<'_> {
             self.orders.change(|state| {
                 let deadline = Instant::now() + left;
                 state.deadline = Some(state.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+                state.killed |= signal == SIGTERM;
             });
             // Nobody takes what is computed for a run that is over.
             let over = self.folder.lease().is_ok_and(|lease| lease.state == LeaseState::Ended);
@@ -285,8 +251,7 @@ impl Node<'_> {
                     if let Some(assignment) = state.assignments.pop_front() {
                         break assignment;
                     }
-                    let waited = self.orders.wake.wait_timeout(state, Duration::from_millis(200));
-                    state = waited.expect("no panic under this lock").0;
+                    state = self.orders.wait(state, Duration::from_millis(200));
                 }
             };
             self.compute(assignment, &mut worker, cancel, start, &mut longest)?;
@@ -389,6 +354,12 @@ impl Node<'_> {
                 break result;
             };
             trouble.map_err(failed)?;
+            // No unit failed that the scheduler ended.
+            let died = matches!(result, Err(TaskError::Died(_)));
+            if (died || matches!(result, Err(TaskError::Failed(_)))) && self.orders.is_cut_off(died) {
+                let leaving = Report::Leaving("the scheduler ended it".into(), true);
+                return self.report(&leaving).map_err(failed);
+            }
             *longest = begun.elapsed().max(*longest);
             match result {
                 Ok(usage) => {
@@ -401,11 +372,6 @@ impl Node<'_> {
                 }
                 Err(TaskError::Failed(error)) => {
                     return self.report(&Report::Reply(number, Reply::Failed { error })).map_err(failed);
-                }
-                // The scheduler signals all processes of a job: the one that computes ends at once.
-                Err(TaskError::Died(_)) if self.orders.state().deadline.is_some() => {
-                    let leaving = Report::Leaving("the scheduler ended it".into(), true);
-                    return self.report(&leaving).map_err(failed);
                 }
                 Err(TaskError::Died(how)) => {
                     return self.report(&Report::Died(number, how)).map_err(failed);
