@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value as Json;
 
@@ -16,7 +16,7 @@ use super::signals::EventSink;
 use crate::progress::{json_line, print_error};
 use attrflow_engine::cluster::backend::{ClusterBackend, Notice, Setup};
 use attrflow_engine::cluster::slurm::{Slurm, script};
-use attrflow_engine::cluster::takeover::{heir_of, salvage};
+use attrflow_engine::cluster::takeover::{Takeover, dead_runs};
 use attrflow_engine::cluster::{LeaseState, PoolConfig, RunConfig, RunFolder, runs};
 use attrflow_engine::exec::Cancel;
 use attrflow_engine::exec::event::Event;
@@ -64,8 +64,8 @@ pub(super) fn runs_folder(store: &Store) -> PathBuf {
 /// A run on a cluster.
 pub(super) struct ClusterRun {
     pub backend: ClusterBackend,
-    /// The folder of an earlier run that this one took over, and this one's epoch.
-    pub taken_over: Option<(RunFolder, u64)>,
+    /// What is left of an earlier run that this one took over.
+    pub taken_over: Option<Takeover>,
     /// Writes each event where `attrflow attach` finds it.
     pub events: Arc<EventLog>,
 }
@@ -81,45 +81,43 @@ pub(super) fn open(
 ) -> Result<ClusterRun, Failure> {
     let warn = |message: String| sink(Event::Log { level: "WARN".into(), message });
     let failed = |error: std::io::Error| Failure::Refused(error.to_string());
-    let base = runs_folder(&project.store);
-    let earlier = runs::list(&base).map_err(failed)?;
-    let probe = RunFolder::at(base.join("probe"));
-    let config = run_config(project, table, template, &probe);
+    let dead = dead(project, table, template, name, |message| warn(message.to_owned())).map_err(failed)?;
     let mut heir = None;
-    let waiting = |run: &str, longest: Duration| warn(looking(run, longest));
-    let mut dead = earlier;
-    while let Some(folder) = heir_of(&dead, &config, waiting).map_err(failed)? {
+    for (folder, same) in dead {
         let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
-        let kept = salvage(&project.store, &folder, u64::MAX)?;
+        let mut takeover = Takeover::new(&folder, u64::MAX);
+        let kept = takeover.keep_finished(&project.store)?;
         if kept > 0 {
             let results = if kept == 1 { "1 result".to_owned() } else { format!("{kept} results") };
             warn(format!("run {} is dead; {results} that its workers had finished are kept", folder.name()));
         }
-        let same = run_config(project, table, template, &folder);
-        if heir.is_none()
-            && name.is_none_or(|name| name == folder.name())
-            && folder.config().is_ok_and(|found| found == same)
-        {
-            heir = Some((folder.clone(), same));
-        } else {
-            abandon(&folder).map_err(failed)?;
+        match same.filter(|_| heir.is_none() && name.is_none_or(|name| name == folder.name())) {
+            Some(config) => {
+                let held = takeover.hold(&project.store)?;
+                if held > 0 {
+                    let tasks = if held == 1 { "1 task".to_owned() } else { format!("{held} tasks") };
+                    warn(format!(
+                        "its workers may still have {tasks} in hand: others do not compute them meanwhile"
+                    ));
+                }
+                heir = Some((folder, config, takeover));
+            }
+            None => abandon(&folder).map_err(failed)?,
         }
-        dead.retain(|run| *run != folder);
     }
-    let (folder, config, epoch) = match heir {
-        Some((folder, config)) => {
+    let (folder, config, epoch, taken_over) = match heir {
+        Some((folder, config, takeover)) => {
             let epoch = folder.lease().map_or(1, |lease| lease.epoch) + 1;
-            (folder, config, epoch)
+            (folder, config, epoch, Some(takeover))
         }
         None => {
             let name = name.map_or_else(|| runs::new_name(&project.pipeline.name), str::to_owned);
-            let folder = RunFolder::at(base.join(name));
+            let folder = RunFolder::at(runs_folder(&project.store).join(name));
             let config = run_config(project, table, template, &folder);
-            (folder, config, 1)
+            (folder, config, 1, None)
         }
     };
     let events = Arc::new(EventLog::new(folder.clone()));
-    let taken_over = (epoch > 1).then(|| (folder.clone(), epoch));
     let notice: EventSink = Arc::clone(sink);
     let notice = move |found: Notice| notice(event(found));
     let backend = backend_in(project, table, template, (folder, config, epoch), cancel, Box::new(notice))?;
@@ -160,19 +158,13 @@ fn draws_by_batch(params: &Json) -> bool {
 }
 
 /// Keeps what the workers of an earlier run still finish, until the run is over: they end what they have in hand.
-pub(super) fn keep_late_results(store: &Store, (folder, epoch): &(RunFolder, u64), over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        if let Err(error) = salvage(store, folder, *epoch) {
+pub(super) fn keep_late_results(store: &Store, mut takeover: Takeover, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) && !takeover.is_over() {
+        if let Err(error) = takeover.keep_finished(store) {
             tracing::warn!("what an earlier run's workers finished is computed again: {error}");
             return;
         }
-        // All that they wrote is read each time: where that takes long, it is done less often.
-        let pause = (begun.elapsed() * 10).max(Duration::from_millis(100));
-        let next = Instant::now() + pause;
-        while Instant::now() < next && !over.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -182,17 +174,28 @@ pub(super) fn choose_name(
     table: &ClusterTable,
     template: &Template,
 ) -> std::io::Result<String> {
+    let dead = dead(project, table, template, None, print_error)?;
+    let heir = dead.into_iter().find_map(|(folder, same)| same.map(|_| folder.name()));
+    Ok(heir.unwrap_or_else(|| runs::new_name(&project.pipeline.name)))
+}
+
+/// The dead runs of this pipeline; with the configuration of those whose workers would serve a run now. `known` is dead.
+fn dead(
+    project: &Project,
+    table: &ClusterTable,
+    template: &Template,
+    known: Option<&str>,
+    told: impl Fn(&str),
+) -> std::io::Result<Vec<(RunFolder, Option<RunConfig>)>> {
     let base = runs_folder(&project.store);
     let probe = run_config(project, table, template, &RunFolder::at(base.join("probe")));
-    let mut dead = runs::list(&base)?;
-    let told = |run: &str, longest: Duration| print_error(&looking(run, longest));
-    while let Some(folder) = heir_of(&dead, &probe, told)? {
-        if folder.config().is_ok_and(|found| found == run_config(project, table, template, &folder)) {
-            return Ok(folder.name());
-        }
-        dead.retain(|run| *run != folder);
-    }
-    Ok(runs::new_name(&project.pipeline.name))
+    let told = |run: &str, longest: Duration| told(&looking(run, longest));
+    let dead = dead_runs(runs::list(&base)?, &probe, known, told).into_iter().map(|folder| {
+        let now = run_config(project, table, template, &folder);
+        let same = folder.config().is_ok_and(|found| found == now);
+        (folder, same.then_some(now))
+    });
+    Ok(dead.collect())
 }
 
 /// That it takes so long to find out whether a run of another host lives.

@@ -191,7 +191,7 @@ pub(super) fn execute(
     };
     let over = AtomicBool::new(false);
     let manifest = std::thread::scope(|scope| {
-        if let Some(earlier) = &taken_over {
+        if let Some(earlier) = taken_over {
             scope.spawn(|| cluster::keep_late_results(&project.store, earlier, &over));
         }
         let manifest = run.execute();

@@ -167,6 +167,24 @@ fn a_run_that_is_killed_leaves_its_workers_to_the_next() {
     no_task_is_left(&lab);
 }
 
+/// The next run begins at once, while the workers still have commands in hand.
+#[test]
+fn what_workers_have_in_hand_at_a_takeover_is_computed_once() {
+    let Some(lab) = Lab::up(&[]) else { return };
+    let project = commands(12, 3.0, COMMANDS);
+    let mut run = lab.start(&project, &SHELL);
+    wait(30, "all are busy", || {
+        processes(&["sh\0-c\0sleep 3", &project.root.display().to_string()]).len() > 2
+    });
+    run.child.kill().unwrap();
+    run.child.wait().unwrap();
+    let said = lab.attrflow(&project, &SHELL).well();
+    results_are_right(&project, 12);
+    assert!(computed(&project).iter().all(|count| *count == 1), "{:?}: {}", computed(&project), said.text);
+    assert!(said.text.contains("in hand"), "{}", said.text);
+    no_task_is_left(&lab);
+}
+
 #[test]
 fn an_absent_controller_is_waited_for() {
     let Some(lab) = Lab::up(&[]) else { return };

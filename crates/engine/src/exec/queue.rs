@@ -56,6 +56,8 @@ impl Job {
     }
 }
 
+/// How many jobs are looked at for one that nobody else computes.
+const MOST_TRIED: usize = 64;
 /// Most jobs of one batch: all that are not finished are lost when it is cut off.
 const MAX_BATCH: usize = 64;
 
@@ -216,12 +218,16 @@ impl<'a> Queue<'a> {
     ) -> Option<Vec<(Box<Job>, Option<T>)>> {
         let fits = self.fits(claim.class);
         let mut state = self.state();
-        let first = state.jobs.iter().position(|job| fits(job)).and_then(|place| state.jobs.remove(place));
-        let taken = first.map(|job| {
+        let fitting = || state.jobs.iter().enumerate().filter(|(_, job)| fits(job)).map(|(place, _)| place);
+        // What others compute is waited for only where there is nothing else to do.
+        let free =
+            fitting().take(MOST_TRIED).find_map(|place| Some((place, Some(hold(&state.jobs[place])?))));
+        let first = free.or_else(|| fitting().next().map(|place| (place, None)));
+        let first = first.and_then(|(place, held)| Some((state.jobs.remove(place)?, held)));
+        let taken = first.map(|(job, held)| {
             let waiting = &mut state.jobs;
             // At most a slot's share of the queue, so that the other slots have work.
             let slots = self.slots.get(&claim.class.0).copied().unwrap_or(1).max(1);
-            let held = hold(&job);
             let alone = held.is_none() || (share.is_none() && job.batch_key.is_none());
             let most = if alone { 1 } else { 1 + waiting.iter().filter(|job| fits(job)).count() };
             let most = most.div_ceil(slots);
