@@ -9,15 +9,16 @@ const ENGINE: &[(&str, &str)] = &[
     ("config", ""),
     ("identity", ""),
     ("store", "identity"),
+    ("remote", "identity store"),
     ("kind", "config"),
     ("pipeline", "config kind"),
     ("worker", "identity kind"),
     ("provenance", "config identity kind pipeline store"),
     ("plan", "config identity kind pipeline provenance store"),
-    ("maintenance", "identity provenance store"),
+    ("maintenance", "identity provenance remote store"),
     ("exec", "identity kind pipeline plan provenance store worker"),
     ("estimate", "identity kind pipeline plan provenance store worker"),
-    ("cluster", "identity kind pipeline store worker"),
+    ("cluster", "identity kind pipeline remote store worker"),
     ("explain", "config estimate identity kind pipeline plan store"),
 ];
 const ATTRFLOW: &[(&str, &str)] = &[

@@ -13,5 +13,6 @@ pub mod maintenance;
 pub mod pipeline;
 pub mod plan;
 pub mod provenance;
+pub mod remote;
 pub mod store;
 pub mod worker;

@@ -12,7 +12,8 @@ use crate::cli::failure::Failure;
 use crate::cli::manifests;
 use crate::progress::{bar_style, print};
 use attrflow_engine::maintenance::Inventory;
-use attrflow_engine::maintenance::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
+use attrflow_engine::maintenance::{Pull, Pulled, Push, Pushed};
+use attrflow_engine::remote::{Remote, RemoteError};
 use attrflow_engine::store::{Store, format_bytes};
 
 #[derive(Debug, ClapArgs)]

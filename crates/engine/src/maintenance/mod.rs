@@ -6,7 +6,8 @@ mod inventory;
 mod orphans;
 mod pins;
 mod policy;
-pub mod remote;
+mod pull;
+mod push;
 mod retention;
 mod verify;
 
@@ -15,5 +16,7 @@ pub use gc::{GcSummary, Plan};
 pub use inventory::{Inventory, Item, Owner, RunUse};
 pub use pins::{Pin, Pins};
 pub use policy::{Policy, Removal, Target};
+pub use pull::{Pull, Pulled};
+pub use push::{Push, Pushed};
 pub use retention::{RetainReason, Retained};
 pub use verify::{Corruption, Verify, VerifySummary};

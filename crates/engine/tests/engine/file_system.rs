@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use attrflow_engine::identity::digest::Digest;
-use attrflow_engine::maintenance::remote::{Pull, Push, Remote};
 use attrflow_engine::maintenance::{Inventory, Verify};
+use attrflow_engine::maintenance::{Pull, Push};
+use attrflow_engine::remote::Remote;
 use attrflow_engine::store::{Lookup, Store};
 
 use crate::maintenance::{POLICY, collect, plan};

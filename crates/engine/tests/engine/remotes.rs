@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use attrflow_engine::identity::digest::{Digest, Listed, Listing};
 use attrflow_engine::maintenance::Inventory;
-use attrflow_engine::maintenance::remote::{Pull, Pulled, Push, Pushed, Remote, RemoteError};
+use attrflow_engine::maintenance::{Pull, Pulled, Push, Pushed};
 use attrflow_engine::provenance::manifest;
+use attrflow_engine::remote::{Remote, RemoteError};
 use attrflow_engine::store::Store;
 
 use crate::project::{Project, files, project};

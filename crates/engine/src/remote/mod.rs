@@ -1,4 +1,4 @@
-//! Shares a cache's results through a folder or an S3 bucket.
+//! A folder or an S3 bucket that others can reach: where it is, what its errors mean, and files by their digests.
 //!
 //! ```text
 //! attrflow-v1/objects/ab/ab12…            the bytes of a file; of a folder, those of its files
@@ -9,30 +9,27 @@
 //! Every name is derived from the content, so two writers never conflict. Objects go before entries, entries before
 //! manifests, and each appears completely or not at all: objects of an interrupted push need not be sent again.
 
-mod pull;
-mod push;
+mod credentials;
+mod transfer;
 
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::identity::digest::Digest;
 use crate::identity::shared_fs;
 use crate::store::{Area, StoreError};
 
-pub use pull::{Pull, Pulled};
-pub use push::{Push, Pushed};
+pub(crate) use transfer::{Sent, fetch, is_plain, upload};
 
 /// Version of the format, part of the folder's name.
 const FORMAT: u32 = 1;
 /// Maximum parallel transfers.
-const AT_ONCE: usize = 16;
+pub(crate) const AT_ONCE: usize = 16;
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +100,7 @@ pub enum RemoteError {
     Io(#[from] std::io::Error),
 }
 
-type Result<T> = std::result::Result<T, RemoteError>;
+pub(crate) type Result<T> = std::result::Result<T, RemoteError>;
 
 /// The progress of a transfer: bytes done, and total bytes.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
@@ -113,6 +110,8 @@ pub struct Remote {
     address: String,
     store: Arc<dyn ObjectStore>,
     root: Path,
+    /// Keeps connections between transfers.
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Remote {
@@ -128,7 +127,7 @@ impl Remote {
                 if bucket.is_empty() {
                     return Err(fault("it names no bucket".into()));
                 }
-                (Arc::new(bucket_of(address, bucket)?), prefix)
+                (Arc::new(credentials::bucket_of(address, bucket)?), prefix)
             }
             Some(("file", path)) if path.starts_with('/') => (Arc::new(folder(address, path, make)?), ""),
             Some((scheme, _)) => return Err(fault(format!("unknown scheme `{scheme}`"))),
@@ -137,32 +136,37 @@ impl Remote {
         };
         let prefix = Path::parse(prefix.trim_matches('/')).map_err(|error| fault(error.to_string()))?;
         let root = prefix.join(format!("attrflow-v{FORMAT}"));
-        Ok(Self { address: address.to_owned(), store, root })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { address: address.to_owned(), store, root, runtime })
     }
 
     /// Runs a transfer to completion on this thread.
-    fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.block_on(work)
     }
 
-    fn object(&self, digest: &Digest) -> Path {
+    pub(crate) fn object(&self, digest: &Digest) -> Path {
         self.named(Area::Objects.name(), digest, "")
     }
 
-    fn listing(&self, digest: &Digest) -> Path {
+    pub(crate) fn listing(&self, digest: &Digest) -> Path {
         self.named("listings", digest, ".json")
     }
 
-    fn recipes(&self) -> Path {
+    pub(crate) fn recipes(&self) -> Path {
         self.root.clone().join(Area::Recipes.name())
     }
 
-    fn entry(&self, fingerprint: &Digest) -> Path {
+    pub(crate) fn entry(&self, fingerprint: &Digest) -> Path {
         self.named(Area::Recipes.name(), fingerprint, ".json")
     }
 
-    fn runs(&self, pipeline: &str) -> Path {
-        self.root.clone().join(Area::Runs.name()).join(pipeline.to_owned())
+    pub(crate) fn all_runs(&self) -> Path {
+        self.root.clone().join(Area::Runs.name())
+    }
+
+    pub(crate) fn runs(&self, pipeline: &str) -> Path {
+        self.all_runs().join(pipeline.to_owned())
     }
 
     fn named(&self, folder: &str, digest: &Digest, ending: &str) -> Path {
@@ -171,7 +175,7 @@ impl Remote {
     }
 
     /// Refuses a remote with unsupported formats only, and one that does not answer, before any work is done.
-    async fn greet(&self) -> Result<()> {
+    pub(crate) async fn greet(&self) -> Result<()> {
         let above = Path::from_iter(self.root.parts().take(self.root.parts_count() - 1));
         let above = Some(above).filter(|above| above.parts_count() > 0);
         let found = self.store.list_with_delimiter(above.as_ref()).await.map_err(|e| self.describe(e))?;
@@ -187,7 +191,7 @@ impl Remote {
     }
 
     /// The bytes at a path, `None` if it does not exist.
-    async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+    pub(crate) async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         match self.store.get(path).await {
             Ok(found) => Ok(Some(found.bytes().await.map_err(|error| self.describe(error))?.to_vec())),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -196,7 +200,7 @@ impl Remote {
     }
 
     /// The size of the file at a path, `None` if it does not exist.
-    async fn size(&self, path: &Path) -> Result<Option<u64>> {
+    pub(crate) async fn size(&self, path: &Path) -> Result<Option<u64>> {
         match self.store.head(path).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -204,20 +208,20 @@ impl Remote {
         }
     }
 
-    async fn write(&self, path: &Path, bytes: Vec<u8>) -> Result<()> {
+    pub(crate) async fn write(&self, path: &Path, bytes: Vec<u8>) -> Result<()> {
         self.store.put(path, bytes.into()).await.map_err(|error| self.describe(error))?;
         Ok(())
     }
 
     /// The paths below a folder, sorted.
-    async fn names(&self, folder: &Path) -> Result<Vec<Path>> {
+    pub(crate) async fn names(&self, folder: &Path) -> Result<Vec<Path>> {
         let listed = self.store.list(Some(folder)).map_ok(|meta| meta.location);
         let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.describe(error))?;
         paths.sort();
         Ok(paths)
     }
 
-    fn missing(&self, what: String) -> RemoteError {
+    pub(crate) fn missing(&self, what: String) -> RemoteError {
         RemoteError::Missing { address: self.address.clone(), what }
     }
 
@@ -235,7 +239,7 @@ impl Remote {
             _ if has(&["NoSuchBucket"]) => RemoteError::Bucket { address, error: text },
             _ if has(&refused) => RemoteError::Keys { address, error: text },
             E::Generic { .. } if has(&["error sending request", "HTTP error", "onnect"]) => {
-                let set = endpoint().map(|endpoint| format!(" at {endpoint}"));
+                let set = credentials::endpoint().map(|endpoint| format!(" at {endpoint}"));
                 RemoteError::Unreachable { address, endpoint: set.unwrap_or_default(), error: text }
             }
             _ => RemoteError::Failed { address, error: text },
@@ -256,43 +260,4 @@ fn folder(address: &str, path: &str, make: bool) -> Result<LocalFileSystem> {
         .map_err(|error| RemoteError::Failed { address: address.to_owned(), error: error.to_string() })?;
     // Files must be durable once they have their name, also after a power cut.
     Ok(store.with_fsync(true))
-}
-
-fn endpoint() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-}
-
-/// A bucket, with keys and endpoint from the environment.
-fn bucket_of(address: &str, bucket: &str) -> Result<object_store::aws::AmazonS3> {
-    const KEYS: [&str; 5] = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SKIP_SIGNATURE",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ];
-    let address = address.to_owned();
-    let endpoint = endpoint();
-    // Without any, the library would query Amazon's metadata service, which other machines do not have.
-    if endpoint.is_some() && KEYS.iter().all(|name| std::env::var_os(name).is_none()) {
-        let error = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set".to_owned();
-        return Err(RemoteError::Keys { address, error });
-    }
-    let http = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let options = ClientOptions::new()
-        .with_allow_http(http)
-        .with_connect_timeout(Duration::from_secs(10))
-        // No time limit: objects can be large.
-        .with_timeout_disabled()
-        .with_read_timeout(Duration::from_secs(60));
-    let backoff = BackoffConfig { init_backoff: Duration::from_millis(200), ..BackoffConfig::default() };
-    let retry = RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(60) };
-    AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_client_options(options)
-        .with_retry(retry)
-        .build()
-        .map_err(|error| RemoteError::Failed { address, error: error.to_string() })
 }

@@ -2,20 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Component, Path};
+use std::path::Path;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::ObjectStoreExt;
 use serde::Serialize;
 
-use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
 use crate::identity::shared_fs;
 use crate::provenance::manifest::Manifest;
-use crate::store::{Area, Artifact, Entry, Scratch, Store};
+use crate::remote::{AT_ONCE, Progress, Remote, RemoteError, Result, fetch, is_plain};
+use crate::store::{Artifact, Entry, Scratch, Store};
 
 /// Maximum parallel artifacts; for each, up to [`AT_ONCE`] files.
 const ARTIFACTS: usize = 4;
@@ -109,7 +106,7 @@ impl Pull<'_> {
 
     /// The manifests of the requested runs.
     async fn records(&self, remote: &Remote, pulled: &mut Pulled) -> Result<Vec<Record>> {
-        let folder = remote.root.clone().join(Area::Runs.name());
+        let folder = remote.all_runs();
         let mut found: BTreeMap<String, Vec<object_store::path::Path>> = BTreeMap::new();
         for path in remote.names(&folder).await? {
             let below: Vec<String> = path
@@ -120,8 +117,8 @@ impl Pull<'_> {
                 .collect();
             if let [pipeline, name] = below.as_slice()
                 && name.ends_with(".json")
-                && plain(Path::new(pipeline))
-                && plain(Path::new(name))
+                && is_plain(Path::new(pipeline))
+                && is_plain(Path::new(name))
             {
                 found.entry(pipeline.clone()).or_default().push(path);
             }
@@ -275,13 +272,15 @@ impl Pull<'_> {
                 Err(error) => return Ok(Err(vec![format!("{path} is damaged: {error}")])),
             };
             // The remote's writer must not choose where on this machine a file is written.
-            if let Some(file) = listing.0.iter().find(|file| !plain(Path::new(&file.path))) {
+            if let Some(file) = listing.0.iter().find(|file| !is_plain(Path::new(&file.path))) {
                 return Ok(Err(vec![format!("{path} names a file outside its folder: {}", file.path)]));
             }
             shared_fs::create_own_dir(&target)?;
             let transfers = listing.0.iter().map(|file| {
                 let to = target.join(&file.path);
-                async move { fetch(remote, &file.digest, file.size, &to, tell).await }
+                async move {
+                    fetch(remote, &remote.object(&file.digest), &file.digest, file.size, &to, tell).await
+                }
             });
             let transfers: Vec<_> = transfers.collect();
             let faults: Vec<Option<String>> =
@@ -291,7 +290,10 @@ impl Pull<'_> {
                 return Ok(Err(faults));
             }
             count = listing.0.len();
-        } else if let Some(fault) = fetch(remote, &artifact.digest, artifact.size, &target, tell).await? {
+        } else if let Some(fault) =
+            fetch(remote, &remote.object(&artifact.digest), &artifact.digest, artifact.size, &target, tell)
+                .await?
+        {
             return Ok(Err(vec![fault]));
         }
         Ok(self.store.take(&target, artifact)?.map(|()| count).map_err(|fault| vec![fault]))
@@ -309,47 +311,4 @@ impl Pull<'_> {
             Err(error) => Err(error.error.into()),
         }
     }
-}
-
-/// Downloads and hashes a file; returns what is wrong with it, if anything.
-async fn fetch(
-    remote: &Remote,
-    digest: &Digest,
-    size: u64,
-    to: &Path,
-    tell: &dyn Fn(u64),
-) -> Result<Option<String>> {
-    let path = remote.object(digest);
-    let found = match remote.store.get(&path).await {
-        Ok(found) => found,
-        Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{path} is missing"))),
-        Err(error) => return Err(remote.describe(error)),
-    };
-    if found.meta.size != size {
-        return Ok(Some(format!("{path} has {} bytes, expected {size}", found.meta.size)));
-    }
-    if let Some(folder) = to.parent() {
-        shared_fs::create_dir_all(folder)?;
-    }
-    let mut file = fs_err::File::create_new(to)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = found.into_stream();
-    while let Some(piece) = bytes.try_next().await.map_err(|error| remote.describe(error))? {
-        hasher.update(&piece);
-        file.write_all(&piece)?;
-        tell(piece.len() as u64);
-    }
-    let found = hasher.finalize();
-    if Digest::of_bytes(found, true) == *digest {
-        fs_err::set_permissions(to, Permissions::from_mode(0o555))?;
-        return Ok(None);
-    }
-    let found = Digest::from(found);
-    Ok((found != *digest).then(|| format!("{path} is damaged: its digest is {found}")))
-}
-
-/// Whether a path stays below its folder.
-fn plain(path: &Path) -> bool {
-    let mut parts = path.components().peekable();
-    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }

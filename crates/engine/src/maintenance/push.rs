@@ -2,21 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::PathBuf;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use serde::Serialize;
 
-use super::{AT_ONCE, Progress, Remote, RemoteError, Result};
 use crate::identity::digest::{Digest, Listing};
-use crate::identity::{regular_file, shared_fs};
+use crate::identity::regular_file;
 use crate::provenance::manifest::{self, Repeat};
+use crate::remote::{AT_ONCE, Progress, Remote, RemoteError, Result, Sent, upload};
 use crate::store::{Entry, Store};
-
-/// The size of an upload part; S3 requires at least 5 MiB.
-const PIECE: usize = 8 << 20;
 
 /// The results to push, and their cache.
 pub struct Push<'a> {
@@ -49,13 +44,6 @@ pub struct Pushed {
     pub refused: Vec<String>,
 }
 
-/// A file to send.
-struct File {
-    digest: Digest,
-    path: PathBuf,
-    size: u64,
-}
-
 impl Push<'_> {
     /// Sends objects, then entries, then manifests.
     ///
@@ -71,14 +59,14 @@ impl Push<'_> {
         remote.greet().await?;
         let mut pushed = Pushed::default();
         let mut bad: BTreeSet<Digest> = BTreeSet::new();
-        let mut files: BTreeMap<Digest, File> = BTreeMap::new();
+        let mut files: BTreeMap<Digest, Sent> = BTreeMap::new();
         let mut listings: BTreeMap<Digest, Listing> = BTreeMap::new();
         // The files of each folder: a bad file makes the folder bad.
         let artifacts = self.entries.values().flat_map(|entry| entry.outputs.values());
         for artifact in artifacts {
             let object = self.store.path(&artifact.digest);
             if !artifact.folder {
-                let file = File { digest: artifact.digest, path: object, size: artifact.size };
+                let file = Sent { digest: artifact.digest, path: object, size: artifact.size };
                 files.insert(artifact.digest, file);
                 continue;
             }
@@ -86,7 +74,7 @@ impl Push<'_> {
                 Some(listing) if listing.digest() == artifact.digest => {
                     for file in &listing.0 {
                         let path = object.join(&file.path);
-                        files.insert(file.digest, File { digest: file.digest, path, size: file.size });
+                        files.insert(file.digest, Sent { digest: file.digest, path, size: file.size });
                     }
                     listings.insert(artifact.digest, listing);
                 }
@@ -97,8 +85,9 @@ impl Push<'_> {
         let done = Cell::new(0);
         let (counts, refused) = (RefCell::new(&mut pushed), RefCell::new(Vec::new()));
         let transfers = files.values().map(|file| async {
-            let there = !self.again && remote.size(&remote.object(&file.digest)).await? == Some(file.size);
-            let fault = if there { None } else { upload(remote, file).await? };
+            let to = remote.object(&file.digest);
+            let there = !self.again && remote.size(&to).await? == Some(file.size);
+            let fault = if there { None } else { upload(remote, &to, file).await? };
             done.set(done.get() + file.size);
             (self.progress)(done.get(), total);
             let mut counts = counts.borrow_mut();
@@ -173,83 +162,4 @@ impl Push<'_> {
         }
         Ok(())
     }
-}
-
-/// The digest of a file with these bytes, executable if that is the expected one.
-fn named(hash: blake3::Hash, expected: &Digest) -> Digest {
-    let executable = Digest::of_bytes(hash, true);
-    if executable == *expected { executable } else { hash.into() }
-}
-
-/// Uploads and hashes a file; it appears on the remote only if it matches its digest. Otherwise returns what is wrong.
-async fn upload(remote: &Remote, file: &File) -> Result<Option<String>> {
-    /// A file that another host replaced meanwhile is sent from its beginning.
-    const TRIES: usize = 5;
-    for _ in 1..TRIES {
-        match upload_once(remote, file).await {
-            Err(RemoteError::Io(error)) if shared_fs::is_stale(&error) => {}
-            result => return result,
-        }
-    }
-    upload_once(remote, file).await
-}
-
-async fn upload_once(remote: &Remote, file: &File) -> Result<Option<String>> {
-    let fault = |what: String| Ok(Some(format!("{}: {what}", file.path.display())));
-    let mut reader = match regular_file::open(&file.path) {
-        Ok(reader) => reader,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return fault("it is missing".into()),
-        Err(error) => return Err(error.into()),
-    };
-    let path = remote.object(&file.digest);
-    let mut hasher = blake3::Hasher::new();
-    let first = piece(&mut reader)?;
-    hasher.update(&first);
-    if first.len() < PIECE {
-        let found = named(hasher.finalize(), &file.digest);
-        if found != file.digest {
-            return fault(format!("it is damaged: found {found}, expected {}", file.digest));
-        }
-        remote.write(&path, first).await?;
-        return Ok(None);
-    }
-    let mut upload = remote.store.put_multipart(&path).await.map_err(|error| remote.describe(error))?;
-    let sent = parts(remote, upload.as_mut(), first, &mut reader, &mut hasher).await;
-    let found = named(hasher.finalize(), &file.digest);
-    match sent {
-        Ok(()) if found == file.digest => {
-            upload.complete().await.map_err(|error| remote.describe(error))?;
-            Ok(None)
-        }
-        sent => {
-            // A failed abort leaves unused parts, which cost space but have no name.
-            let _ = upload.abort().await;
-            sent?;
-            fault(format!("it is damaged: found {found}, expected {}", file.digest))
-        }
-    }
-}
-
-async fn parts(
-    remote: &Remote,
-    upload: &mut dyn MultipartUpload,
-    first: Vec<u8>,
-    reader: &mut impl Read,
-    hasher: &mut blake3::Hasher,
-) -> Result<()> {
-    let mut next = first;
-    while !next.is_empty() {
-        let payload = PutPayload::from(next);
-        upload.put_part(payload).await.map_err(|error| remote.describe(error))?;
-        next = piece(reader)?;
-        hasher.update(&next);
-    }
-    Ok(())
-}
-
-/// The next bytes of a file; shorter than a part only at its end.
-fn piece(reader: &mut impl Read) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    reader.take(PIECE as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
