@@ -17,11 +17,12 @@ use crate::progress::{json_line, print_error};
 use attrflow_engine::cluster::backend::{ClusterBackend, Notice, Setup};
 use attrflow_engine::cluster::slurm::{Slurm, script};
 use attrflow_engine::cluster::takeover::{Takeover, dead_runs};
-use attrflow_engine::cluster::{LeaseState, PoolConfig, RunConfig, RunFolder, runs};
+use attrflow_engine::cluster::{Bucket, LeaseState, PoolConfig, RunCarrier, RunConfig, RunFolder, runs};
 use attrflow_engine::exec::Cancel;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::Device;
 use attrflow_engine::pipeline::cluster_table::ClusterTable;
+use attrflow_engine::remote::RemoteError;
 use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::WorkerConfig;
@@ -42,7 +43,7 @@ fn run_config(project: &Project, table: &ClusterTable, template: &Template, fold
         // The scheduler gives each worker a GPU of its own, which is its first.
         worker.device = if project.devices[0] == Device::Cpu { Device::Cpu } else { Device::Cuda(0) };
         worker.threads = template.threads.unwrap_or(pool.cpus as usize);
-        let script = script(folder, name, pool, &table.waits, &program);
+        let script = script(folder, name, pool, &table.waits, table.store.as_deref(), &program);
         pools.insert(name.clone(), PoolConfig { worker, libtorch: has_libtorch(pool), script });
     }
     RunConfig {
@@ -53,6 +54,7 @@ fn run_config(project: &Project, table: &ClusterTable, template: &Template, fold
         numerics: project.numerics.clone(),
         pools,
         waits: table.waits.clone(),
+        store: table.store.clone(),
     }
 }
 
@@ -85,7 +87,13 @@ pub(super) fn open(
     let mut heir = None;
     for (folder, same) in dead {
         let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
-        let mut takeover = Takeover::new(&folder, u64::MAX);
+        let mut carrier = RunCarrier::open(&folder, &folder.config().map_err(failed)?, next_epoch(&folder));
+        if let Ok(Some(carrier)) = &mut carrier {
+            carrier.bring().map_err(remote)?;
+        }
+        let carrier = carrier.map_err(remote)?;
+        let bucket = carrier.as_ref().map(|carrier| Arc::clone(carrier.bucket()));
+        let mut takeover = Takeover::new(&folder, bucket);
         let kept = takeover.keep_finished(&project.store)?;
         if kept > 0 {
             let results = if kept == 1 { "1 result".to_owned() } else { format!("{kept} results") };
@@ -100,39 +108,45 @@ pub(super) fn open(
                         "its workers may still have {tasks} in hand: others do not compute them meanwhile"
                     ));
                 }
-                heir = Some((folder, config, takeover));
+                heir = Some((folder, config, takeover, carrier));
             }
             None => abandon(&folder).map_err(failed)?,
         }
     }
-    let (folder, config, epoch, taken_over) = match heir {
-        Some((folder, config, takeover)) => {
-            let epoch = folder.lease().map_or(1, |lease| lease.epoch) + 1;
-            (folder, config, epoch, Some(takeover))
-        }
+    let (folder, config, carrier, taken_over) = match heir {
+        Some((folder, config, takeover, carrier)) => (folder, config, carrier, Some(takeover)),
         None => {
             let name = name.map_or_else(|| runs::new_name(&project.pipeline.name), str::to_owned);
             let folder = RunFolder::at(runs_folder(&project.store).join(name));
             let config = run_config(project, table, template, &folder);
-            (folder, config, 1, None)
+            (folder, config, None, None)
         }
     };
     let events = Arc::new(EventLog::new(folder.clone()));
     let notice: EventSink = Arc::clone(sink);
     let notice = move |found: Notice| notice(event(found));
-    let backend = backend_in(project, table, template, (folder, config, epoch), cancel, Box::new(notice))?;
-    if epoch > 1 || name.is_some() {
-        backend.start().map_err(failed)?;
+    let backend = backend_in(project, table, template, (folder, config, carrier), cancel, Box::new(notice))?;
+    if taken_over.is_some() || name.is_some() {
+        backend.start().map_err(Failure::Refused)?;
     }
     Ok(ClusterRun { backend, taken_over, events })
 }
 
-/// The backend of a run in this folder, with this configuration and epoch.
+/// The number of the next run of a folder.
+fn next_epoch(folder: &RunFolder) -> u64 {
+    folder.lease().map_or(0, |lease| lease.epoch) + 1
+}
+
+fn remote(error: RemoteError) -> Failure {
+    Failure::Refused(error.to_string())
+}
+
+/// The backend of a run in this folder, with this configuration.
 fn backend_in(
     project: &Project,
     table: &ClusterTable,
     template: &Template,
-    (folder, config, epoch): (RunFolder, RunConfig, u64),
+    (folder, config, carrier): (RunFolder, RunConfig, Option<RunCarrier>),
     cancel: &Arc<Cancel>,
     notice: Box<dyn Fn(Notice) + Send + Sync>,
 ) -> Result<ClusterBackend, Failure> {
@@ -142,7 +156,8 @@ fn backend_in(
     let mut params = project.pipeline.stages.iter().map(|stage| stage.stage.to_json());
     let one_gpu_model = on_gpu && params.any(|params| draws_by_batch(&params));
     let (pools, cancel) = (table.pools.clone(), Arc::clone(cancel));
-    let setup = Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice };
+    let epoch = next_epoch(&folder);
+    let setup = Setup { folder, config, carrier, epoch, pools, scheduler, one_gpu_model, cancel, notice };
     Ok(ClusterBackend::new(setup, here(template)?))
 }
 
@@ -216,7 +231,7 @@ pub(super) fn apart(
     let folder = RunFolder::at(runs_folder(&project.store).join(runs::new_name(name)));
     let mut config = run_config(project, table, template, &folder);
     (config.pipeline, config.within) = (name.to_owned(), None);
-    let backend = backend_in(project, table, template, (folder.clone(), config, 1), cancel, notice)?;
+    let backend = backend_in(project, table, template, (folder.clone(), config, None), cancel, notice)?;
     Ok((backend, folder))
 }
 
@@ -225,6 +240,11 @@ pub(super) fn abandon(folder: &RunFolder) -> std::io::Result<()> {
     let mut lease = folder.lease()?;
     (lease.epoch, lease.state) = (lease.epoch + 1, LeaseState::Ended);
     folder.write_lease(&lease)?;
+    if let Some(store) = folder.config().ok().and_then(|config| config.store)
+        && let Err(error) = Bucket::open(&store, &folder.name()).and_then(|bucket| bucket.end(&lease))
+    {
+        tracing::warn!("workers of run {} may live on for some minutes: {error}", folder.name());
+    }
     if let Err(error) = attrflow_engine::cluster::slurm::cancel(&folder.name(), false) {
         tracing::warn!("jobs of run {} may be left: {error}", folder.name());
     }

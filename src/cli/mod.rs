@@ -42,7 +42,6 @@ mod status;
 
 use std::io::IsTerminal;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 
 use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -180,10 +179,10 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         serve_until(own, &config, Facts::of_machine(&build(), config.device), command::kill_all);
         return failure::SUCCESS;
     }
-    if let [first, folder, pool] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
+    if let [first, place, pool] = std::env::args().skip(1).collect::<Vec<_>>().as_slice()
         && first == CLUSTER_WORKER
     {
-        return cluster_worker::serve(Path::new(folder), pool);
+        return cluster_worker::serve(place, pool);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -94,12 +94,24 @@ impl Moto {
     }
 
     fn make_bucket(&self) -> bool {
+        self.ask("PUT").is_some_and(|answer| answer.contains(" 200 "))
+    }
+
+    /// What the server answers to a request for the bucket.
+    fn ask(&self, method: &str) -> Option<String> {
         use std::io::{Read, Write};
-        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.port)) else { return false };
-        let request = "PUT /results HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n";
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        let request = format!("{method} /results HTTP/1.0\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n");
         let mut answer = String::new();
-        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
-        asked.is_ok() && answer.contains(" 200 ")
+        stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer)).ok()?;
+        Some(answer)
+    }
+
+    /// The names in the bucket, of the first thousand.
+    pub fn objects(&self) -> Vec<String> {
+        let answer = self.ask("GET").unwrap();
+        let keys = answer.split("<Key>").skip(1).map(|rest| rest.split("</Key>").next().unwrap().to_owned());
+        keys.collect()
     }
 
     /// The environment of a client.

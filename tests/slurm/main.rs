@@ -5,6 +5,7 @@
 
 #[path = "../cli/acts.rs"]
 mod acts;
+mod bucket;
 #[path = "../../crates/engine/tests/engine/conformance.rs"]
 mod conformance;
 #[path = "../cli/index_entries.rs"]
@@ -14,4 +15,7 @@ mod nodes;
 #[path = "../cli/project.rs"]
 #[allow(dead_code)]
 mod project;
+#[path = "../cli/s3.rs"]
+#[allow(dead_code)]
+mod s3;
 mod trials;

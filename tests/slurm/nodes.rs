@@ -202,7 +202,7 @@ fn workers_on_a_cluster_do_what_every_backend_must() {
     let pool = Pool { workers: 2, kinds: vec!["command".into()], ..Pool::default() };
     let waits = Waits { poll: 0.1, heartbeat: 0.5, silent: 4.0, squeue: 1.0, leave: 10, ..Waits::default() };
     let program = Path::new(env!("CARGO_BIN_EXE_attrflow"));
-    let text = script(&run, "shell", &pool, &waits, program);
+    let text = script(&run, "shell", &pool, &waits, None, program);
     let config = RunConfig {
         build: attrflow::cli::build(),
         pipeline: "conformance".into(),
@@ -211,11 +211,13 @@ fn workers_on_a_cluster_do_what_every_backend_must() {
         numerics: Numerics { libtorch: "none".into(), device: "cpu".into(), deterministic: true },
         pools: [("shell".to_owned(), PoolConfig { worker, libtorch: false, script: text.clone() })].into(),
         waits,
+        store: None,
     };
     let slurm = Slurm { run: run.name(), scripts: [("shell".to_owned(), text)].into() };
     let setup = Setup {
         folder: run,
         config,
+        carrier: None,
         epoch: 1,
         pools: [("shell".to_owned(), pool)].into(),
         scheduler: Box::new(InLab(lab, slurm)),

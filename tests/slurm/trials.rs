@@ -6,21 +6,21 @@ use crate::index_entries::{index, units};
 use crate::lab::{Lab, hellos, miniature, newest_run, shell, wait};
 use crate::project::Project;
 
-const RUN: [&str; 2] = ["run", "pipelines/demo.toml"];
-const SHELL: [&str; 2] = ["run", "pipelines/shell.toml"];
+pub const RUN: [&str; 2] = ["run", "pipelines/demo.toml"];
+pub const SHELL: [&str; 2] = ["run", "pipelines/shell.toml"];
 const THREE: &str = "\n[cluster.pools.cpu]\nworkers = 3\n";
 /// Workers for shell commands.
-const COMMANDS: &str = "\n[cluster.pools.shell]\nworkers = 3\nkinds = [\"command\"]\n";
+pub const COMMANDS: &str = "\n[cluster.pools.shell]\nworkers = 3\nkinds = [\"command\"]\n";
 
 /// The same project computed on this machine, by one thread as the workers are.
-fn undisturbed(images: usize) -> Project {
+pub fn undisturbed(images: usize) -> Project {
     let project = Project::new(images);
     project.run(&[]);
     project
 }
 
 /// How often each number was computed: the lines of a file that every command appends to.
-fn computed(project: &Project) -> Vec<usize> {
+pub fn computed(project: &Project) -> Vec<usize> {
     let text = fs_err::read_to_string(project.path("ran")).unwrap_or_default();
     let mut counts =
         vec![0; 1 + text.lines().filter_map(|line| line.parse::<usize>().ok()).max().unwrap_or(0)];
@@ -34,7 +34,7 @@ fn takes(project_root: &str, seconds: f64) -> String {
 }
 
 /// A project of shell commands, whose marks are in its own folder.
-fn commands(stages: usize, seconds: f64, pools: &str) -> Project {
+pub fn commands(stages: usize, seconds: f64, pools: &str) -> Project {
     let project = shell(stages, "true", pools);
     let line = takes(&project.root.display().to_string(), seconds);
     let text = fs_err::read_to_string(project.path("pipelines/shell.toml")).unwrap();
@@ -43,14 +43,14 @@ fn commands(stages: usize, seconds: f64, pools: &str) -> Project {
 }
 
 /// All results of a project of shell commands are right.
-fn results_are_right(project: &Project, stages: usize) {
+pub fn results_are_right(project: &Project, stages: usize) {
     for n in 0..stages {
         let out = project.path(format!("results/shell/say/n{n}/out"));
         assert_eq!(fs_err::read_to_string(out).unwrap(), format!("result {n}\n"));
     }
 }
 
-fn no_task_is_left(lab: &Lab) {
+pub fn no_task_is_left(lab: &Lab) {
     wait(30, "no task is left", || lab.tasks().is_empty());
 }
 
@@ -89,7 +89,7 @@ fn a_worker_that_is_killed_is_replaced() {
 }
 
 /// The processes whose command line has all of these words.
-fn processes(words: &[&str]) -> Vec<rustix::process::Pid> {
+pub fn processes(words: &[&str]) -> Vec<rustix::process::Pid> {
     let processes = fs_err::read_dir("/proc").unwrap().flatten().filter_map(|process| {
         let line = fs_err::read_to_string(process.path().join("cmdline")).ok()?;
         let id = process.file_name().to_str()?.parse().ok()?;

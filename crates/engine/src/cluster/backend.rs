@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::carrier::RunCarrier;
 use super::folder::{AttemptFolder, LeaseState, RunFolder};
 use super::jobs::JobLine;
 use super::lock_test;
@@ -29,6 +30,8 @@ pub struct Setup {
     pub folder: RunFolder,
     /// What its workers know.
     pub config: RunConfig,
+    /// What carried messages of an earlier run of the folder.
+    pub carrier: Option<RunCarrier>,
     /// Greater than that of any earlier run of the folder.
     pub epoch: u64,
     /// Its pools, by name.
@@ -52,7 +55,7 @@ pub struct ClusterBackend {
     /// How long a holder of a lease may be silent.
     lease: Duration,
     setup: Mutex<Option<Setup>>,
-    started: OnceLock<Started>,
+    started: OnceLock<Result<Started, String>>,
     /// What the first worker said of locks.
     locks: OnceLock<bool>,
 }
@@ -61,6 +64,7 @@ pub struct ClusterBackend {
 struct Started {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    carrier: Mutex<Option<JoinHandle<RunCarrier>>>,
     /// Held by this run, for its workers to try.
     _lock: fs_err::File,
 }
@@ -78,17 +82,16 @@ impl ClusterBackend {
     ///
     /// # Errors
     /// A folder that cannot be written to.
-    pub fn start(&self) -> std::io::Result<()> {
-        let mut setup = self.setup.lock().expect("no panic under this lock");
-        if let Some(setup) = setup.take() {
-            let started = Started::new(setup)?;
-            // The lock above makes it the first.
-            let _ = self.started.set(started);
-        }
-        match self.started.get() {
-            Some(_) => Ok(()),
-            None => Err(std::io::Error::other("the run could not begin")),
-        }
+    pub fn start(&self) -> Result<(), String> {
+        self.begin().map(|_| ())
+    }
+
+    fn begin(&self) -> Result<&Started, String> {
+        let begun = self.started.get_or_init(|| {
+            let setup = self.setup.lock().expect("no panic under this lock").take();
+            setup.ok_or_else(|| "it is over".to_owned()).and_then(Started::new)
+        });
+        begun.as_ref().map_err(Clone::clone)
     }
 
     /// Ends all workers, and waits until the scheduler has none of them.
@@ -96,7 +99,10 @@ impl ClusterBackend {
     /// # Errors
     /// Jobs that are still there, or that could not be ended.
     pub fn end(&self) -> Result<(), String> {
-        self.started.get().map_or(Ok(()), Started::end)
+        match self.started.get() {
+            Some(Ok(started)) => started.end(),
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 
     fn pool_index(&self, pool: usize) -> Option<usize> {
@@ -105,11 +111,16 @@ impl ClusterBackend {
 }
 
 impl Started {
-    fn new(setup: Setup) -> std::io::Result<Self> {
-        let Setup { folder, config, epoch, pools, scheduler, one_gpu_model, cancel, notice } = setup;
-        folder.create(&config)?;
+    fn new(setup: Setup) -> Result<Self, String> {
+        let failed = |error: std::io::Error| error.to_string();
+        let Setup { folder, config, carrier, epoch, pools, scheduler, one_gpu_model, cancel, notice } = setup;
+        let mut carrier = match carrier {
+            Some(carrier) => Some(carrier),
+            None => RunCarrier::open(&folder, &config, epoch).map_err(|error| error.to_string())?,
+        };
+        folder.create(&config).map_err(failed)?;
         folder.forget_cancel();
-        let lock = lock_test::hold(&folder.lock_test())?;
+        let lock = lock_test::hold(&folder.lock_test()).map_err(failed)?;
         let infos =
             pools.iter().map(|(name, pool)| PoolInfo { name: name.clone(), most: pool.workers as usize });
         let infos = infos.collect();
@@ -118,6 +129,7 @@ impl Started {
         let shared = Shared {
             folder,
             config,
+            bucket: carrier.as_ref().map(|carrier| Arc::clone(carrier.bucket())),
             epoch,
             pools: infos,
             scheduler,
@@ -128,14 +140,24 @@ impl Started {
             wake,
         };
         let shared = Arc::new(shared);
-        beat(&shared, 0, LeaseState::Running)?;
+        beat(&shared, 0, LeaseState::Running).map_err(failed)?;
+        carrier.as_mut().map_or(Ok(()), RunCarrier::begin).map_err(|error| error.to_string())?;
         let threads: [fn(&Shared); 3] = [keep_lease, find_workers, ask_scheduler];
         let threads = threads.into_iter().map(|body| {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || body(&shared))
         });
         let threads = Mutex::new(threads.collect());
-        Ok(Self { shared, threads, _lock: lock })
+        let carrier = carrier.map(|mut carrier| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || {
+                let over = || shared.state().over;
+                let failed = |error| shared.warn(format!("{error}; it is tried again"));
+                carrier.carry(shared.config.waits.poll, over, failed);
+                carrier
+            })
+        });
+        Ok(Self { carrier: Mutex::new(carrier), shared, threads, _lock: lock })
     }
 
     fn end(&self) -> Result<(), String> {
@@ -146,6 +168,8 @@ impl Started {
         for thread in self.threads.lock().expect("no panic under this lock").drain(..) {
             let _ = thread.join();
         }
+        let carrier = self.carrier.lock().expect("no panic under this lock").take();
+        let carrier = carrier.and_then(|carrier| carrier.join().ok());
         let mut state = shared.state();
         let submitted = !state.submitted.is_empty();
         state.ready.clear();
@@ -153,6 +177,9 @@ impl Started {
         lease.map_err(|error| error.to_string())?;
         if submitted {
             self.end_jobs()?;
+        }
+        if let Some(mut carrier) = carrier {
+            carrier.end().map_err(|error| format!("messages of this run may be left there: {error}"))?;
         }
         // What a worker said of itself stays, beside events and logs.
         let workers = fs_err::read_dir(shared.folder.workers()).into_iter().flatten().flatten();
@@ -248,8 +275,7 @@ impl Backend for ClusterBackend {
 
     fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
         let Some(pool) = self.pool_index(self.pool(request.slot)) else { return self.here.next(request) };
-        self.start().map_err(|error| TaskError::Refused(error.to_string()))?;
-        let Some(Started { shared, .. }) = self.started.get() else { return Ok(None) };
+        let Started { shared, .. } = self.begin().map_err(TaskError::Refused)?;
         shared.state().asking.entry(pool).or_default().0 += 1;
         let found = loop {
             // Asked without the lock: it takes that of the queue.

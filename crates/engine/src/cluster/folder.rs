@@ -274,22 +274,38 @@ pub(super) fn is_absent(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.kind() == ErrorKind::StaleNetworkFileHandle
 }
 
+/// Retries what another host has just made.
+pub(super) fn visible<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    const VISIBLE: Duration = Duration::from_secs(120);
+    let (begun, mut pause) = (Instant::now(), Pause::new(1.0));
+    loop {
+        match read() {
+            Err(error) if is_absent(&error) && begun.elapsed() < VISIBLE => pause.wait(),
+            result => return result,
+        }
+    }
+}
+
 /// Grows from a short pause to the longest while nothing happens.
 pub(super) struct Pause {
+    shortest: Duration,
     longest: Duration,
     next: Duration,
 }
 
 impl Pause {
-    const SHORTEST: Duration = Duration::from_millis(5);
-
     pub fn new(longest: f64) -> Self {
-        Self { longest: Duration::from_secs_f64(longest), next: Self::SHORTEST }
+        Self::from(Duration::from_millis(5), longest)
+    }
+
+    /// With another shortest pause.
+    pub fn from(shortest: Duration, longest: f64) -> Self {
+        Self { shortest, longest: Duration::from_secs_f64(longest), next: shortest }
     }
 
     /// Something happened: soon there may be more.
     pub fn reset(&mut self) {
-        self.next = Self::SHORTEST;
+        self.next = self.shortest;
     }
 
     pub fn wait(&mut self) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::bucket::Input;
 use crate::identity::digest::Listing;
 use crate::identity::recipe::Numerics;
 use crate::pipeline::cluster_table::Waits;
@@ -29,6 +30,9 @@ pub struct RunConfig {
     pub pools: BTreeMap<String, PoolConfig>,
     /// How long to wait for what.
     pub waits: Waits,
+    /// The bucket through which everything goes where the nodes share no file system.
+    #[serde(default)]
+    pub store: Option<String>,
 }
 
 /// A pool, for its workers.
@@ -77,8 +81,8 @@ pub struct Hello {
 pub(super) enum Order {
     /// Compute.
     Work(Assignment),
-    /// Do a small part of a stage's work, to be timed; with the number of the order.
-    Measure(u64, MeasureRequest),
+    /// Do a small part of a stage's work, to be timed; with the number of the order, and what it reads in the bucket.
+    Measure(u64, MeasureRequest, BTreeMap<PathBuf, Input>),
     /// Begin nothing more of what was given.
     Stop,
     /// End.
@@ -94,6 +98,9 @@ pub(super) struct Assignment {
     pub batches: Vec<TaskBatch>,
     /// What it takes to keep the result of each task.
     pub notes: Vec<Note>,
+    /// What they read, in the bucket.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<PathBuf, Input>,
 }
 
 /// A line of a worker for the run.

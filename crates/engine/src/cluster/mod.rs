@@ -11,12 +11,15 @@
 //! with the right digest, never the state of a job: the scheduler is asked only whether a worker is still alive.
 
 pub mod backend;
+mod bucket;
+mod carrier;
 mod error;
 mod folder;
 mod jobs;
 mod lock_test;
 mod messages;
 pub mod node;
+mod node_files;
 mod orders;
 mod pool;
 mod remote_worker;
@@ -25,6 +28,8 @@ pub mod slurm;
 pub mod takeover;
 mod threads;
 
+pub use bucket::Bucket;
+pub use carrier::RunCarrier;
 pub use error::SlurmError;
 pub use folder::{Lease, LeaseState, RunFolder};
 pub use jobs::JobLine;

@@ -2,39 +2,76 @@
 //!
 //! The process that computes may crash; this one tells the run, and starts another.
 
-use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, is_absent, listing};
+use super::bucket::Bucket;
+use super::carrier::NodeCarrier;
+use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, visible};
 use super::folder::{Lease, LeaseState};
 use super::lock_test;
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
+use super::node_files::{NodeBucket, NodeFiles};
 use super::orders::{Orders, State};
-use crate::identity::shared_fs;
-use crate::kind::{Step, Task};
+use super::slurm::log_on_node;
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
 use crate::worker::measure::{CostModel, MeasureBackend, MeasureRequest, MeasureWorkers};
 use crate::worker::protocol::{Reply, TaskError, Usage, WorkerConfig};
 use crate::worker::{Backend, Request, Work, Worker};
 
-/// Makes the command-line program a worker of a run on a cluster: `attrflow --cluster-worker FOLDER POOL`.
+/// Makes the command-line program a worker of a run on a cluster: `attrflow --cluster-worker PLACE POOL`; the place is the run's
+/// folder, or `BUCKET#RUN`.
 pub const CLUSTER_WORKER: &str = "--cluster-worker";
 
 /// Serves a run until it is over, dead, or the scheduler wants the node back.
 ///
 /// # Errors
-/// A run folder that cannot be used, and a worker process that cannot be started.
+/// A run that cannot be found, and a worker process that cannot be started.
 pub fn serve(
-    folder: &Path,
+    place: &str,
     pool: &str,
     backend: impl FnOnce(WorkerConfig) -> LocalBackend,
 ) -> Result<(), String> {
-    let folder = RunFolder::at(folder);
+    let Some(bucket) = Bucket::of_place(place) else {
+        return serve_in(&RunFolder::at(place), pool, backend, None);
+    };
+    let bucket = bucket.map_err(|error| error.to_string())?;
+    let scratch =
+        tempfile::Builder::new().prefix("attrflow-").tempdir().map_err(|error| error.to_string())?;
+    let folder = RunFolder::at(scratch.path().join(bucket.run()));
+    let mut carrier = NodeCarrier::begin(&bucket, &folder).map_err(|error| error.to_string())?;
+    let poll = folder.config().map_or(1.0, |config| config.waits.poll);
+    let over = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| carrier.carry(poll, &over));
+        let files = NodeBucket { bucket: &bucket, inputs: scratch.path().join("inputs") };
+        let ended = serve_in(&folder, pool, backend, Some(files));
+        over.store(true, Ordering::Relaxed);
+        ended
+    });
+    if let Err(error) = &ended {
+        tracing::warn!("{error}");
+    }
+    carrier.send_log(&log_on_node(bucket.run(), &env("SLURM_ARRAY_JOB_ID"), &env("SLURM_ARRAY_TASK_ID")));
+    ended
+}
+
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
+}
+
+/// Serves the run of a folder.
+fn serve_in(
+    folder: &RunFolder,
+    pool: &str,
+    backend: impl FnOnce(WorkerConfig) -> LocalBackend,
+    bucket: Option<NodeBucket<'_>>,
+) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     let config = visible(|| folder.config()).map_err(failed)?;
     let settings = config.pools.get(pool).ok_or_else(|| format!("run.json names no pool `{pool}`"))?;
@@ -48,16 +85,15 @@ pub fn serve(
         worker.ok_or_else(|| TaskError::Start("none".into()))
     };
     let first = next();
-    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let hello = Hello {
         pool: pool.to_owned(),
-        array: env("SLURM_ARRAY_JOB_ID").unwrap_or_default(),
-        task: env("SLURM_ARRAY_TASK_ID").unwrap_or_default(),
+        array: env("SLURM_ARRAY_JOB_ID"),
+        task: env("SLURM_ARRAY_TASK_ID"),
         restart: restarts(),
-        node: env("SLURMD_NODENAME").unwrap_or_default(),
+        node: env("SLURMD_NODENAME"),
         facts: first.as_ref().ok().map(|worker| worker.facts().clone()),
         error: first.as_ref().err().map(TaskError::to_string),
-        visible_devices: env("CUDA_VISIBLE_DEVICES"),
+        visible_devices: Some(env("CUDA_VISIBLE_DEVICES")).filter(|devices| !devices.is_empty()),
         clock: clock(),
         epoch: folder.lease().map_or(0, |lease| lease.epoch),
         locks: lock_test::is_refused(&folder.lock_test()),
@@ -65,7 +101,8 @@ pub fn serve(
     attempt.write_hello(&hello).map_err(failed)?;
     let worker = first.map_err(|error| error.to_string())?;
     let orders = Orders::default();
-    let node = Node { folder: &folder, attempt: &attempt, config: &config, outbox: &outbox, orders: &orders };
+    let files = NodeFiles { attempt: &attempt, waits: &config.waits, bucket };
+    let node = Node { folder, files, config: &config, outbox: &outbox, orders: &orders };
     std::thread::scope(|scope| {
         scope.spawn(|| node.watch());
         scope.spawn(|| node.beat());
@@ -91,7 +128,6 @@ pub fn clock() -> f64 {
 
 /// The name of this attempt: no two have the same, also where a network partition lets two attempts of one task live.
 fn attempt_name() -> String {
-    let env = |name: &str| std::env::var(name).unwrap_or_default();
     let now = jiff::Timestamp::now().as_nanosecond();
     let place = format!("{}_{}", env("SLURM_ARRAY_JOB_ID"), env("SLURM_ARRAY_TASK_ID"));
     format!("{place}.{}.{:x}-{now:x}", restarts(), std::process::id())
@@ -102,21 +138,9 @@ fn restarts() -> u32 {
     std::env::var("SLURM_RESTART_COUNT").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Retries what another host has just made.
-fn visible<T>(mut read: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
-    const VISIBLE: Duration = Duration::from_secs(120);
-    let (begun, mut pause) = (Instant::now(), Pause::new(1.0));
-    loop {
-        match read() {
-            Err(error) if is_absent(&error) && begun.elapsed() < VISIBLE => pause.wait(),
-            result => return result,
-        }
-    }
-}
-
 struct Node<'a> {
     folder: &'a RunFolder,
-    attempt: &'a AttemptFolder,
+    files: NodeFiles<'a>,
     config: &'a RunConfig,
     outbox: &'a Mutex<Appender>,
     orders: &'a Orders,
@@ -160,7 +184,7 @@ impl Node<'_> {
             if let Ok(lease) = self.folder.lease() {
                 let epoch = lease.epoch;
                 if inbox.as_ref().is_none_or(|(known, _)| *known < epoch) {
-                    inbox = Some((epoch, Follower::new(self.attempt.inbox(epoch))));
+                    inbox = Some((epoch, Follower::new(self.files.attempt.inbox(epoch))));
                     // What another run gave is not continued: nobody would take it.
                     self.orders.change(|state| state.stopped = state.newest);
                 }
@@ -183,7 +207,9 @@ impl Node<'_> {
                         state.newest = assignment.number;
                         state.assignments.push_back(assignment);
                     }
-                    Order::Measure(number, request) => state.measurements.push_back((number, request)),
+                    Order::Measure(number, request, inputs) => {
+                        state.measurements.push_back((number, request, inputs));
+                    }
                     // What it has not begun is reported as ended too.
                     Order::Stop => state.stopped = state.newest,
                     Order::End => state.end = Some("the run needs it no more".into()),
@@ -212,7 +238,6 @@ impl Node<'_> {
             let over = self.folder.lease().is_ok_and(|lease| lease.state == LeaseState::Ended);
             if signal == SIGTERM && over {
                 cancel.request(CancelMode::Kill);
-                std::process::exit(0);
             }
         }
     }
@@ -240,9 +265,10 @@ impl Node<'_> {
                         let leaving = Report::Leaving("the scheduler ends it".into(), false);
                         return self.report(&leaving).map_err(|error| error.to_string());
                     }
-                    if let Some((number, request)) = state.measurements.pop_front() {
+                    if let Some((number, request, inputs)) = state.measurements.pop_front() {
                         drop(state);
-                        let measured = measure(&request);
+                        let measured =
+                            self.files.local(request, &inputs).and_then(|request| measure(&request));
                         let report = Report::Measured(number, measured);
                         self.report(&report).map_err(|error| error.to_string())?;
                         state = self.orders.state();
@@ -259,24 +285,6 @@ impl Node<'_> {
         }
     }
 
-    /// Waits until this host sees what a task reads: another may have written it a moment ago. What stays missing is the task's to
-    /// report.
-    fn wait_for_inputs(&self, task: &Task) {
-        let longest = Duration::from_secs_f64(self.config.waits.visible);
-        let parts = match &task.step {
-            Step::Merge(parts) => parts.as_slice(),
-            Step::Whole | Step::Unit(_) => &[],
-        };
-        let (begun, mut pause) = (Instant::now(), Pause::new(self.config.waits.poll));
-        for path in task.inputs.0.values().chain(parts) {
-            while !shared_fs::exists(path) && begun.elapsed() < longest {
-                // Opening a folder makes a network file system look for news in it.
-                let _ = path.parent().map(shared_fs::read_dir);
-                pause.wait();
-            }
-        }
-    }
-
     /// Computes an assignment, as far as the run and the scheduler let it.
     fn compute(
         &self,
@@ -287,7 +295,7 @@ impl Node<'_> {
         longest: &mut Duration,
     ) -> Result<(), String> {
         let failed = |error: std::io::Error| error.to_string();
-        let Assignment { number, batches, .. } = assignment;
+        let Assignment { number, batches, inputs, .. } = assignment;
         let (mut first, mut sum) = (0, Usage::default());
         let mut since = Instant::now();
         for mut batch in batches {
@@ -303,13 +311,13 @@ impl Node<'_> {
                     return self.report(&Report::Done(number, sum)).map_err(failed);
                 }
             }
-            let mut outputs = Vec::new();
             for (place, task) in batch.tasks.iter_mut().enumerate() {
-                task.out = self.attempt.output(number, first + place);
+                task.out = self.files.attempt.output(number, first + place);
                 fs_err::create_dir_all(&task.out).map_err(failed)?;
-                outputs.push(task.out.clone());
             }
-            batch.tasks.iter().for_each(|task| self.wait_for_inputs(task));
+            for task in &mut batch.tasks {
+                self.files.bring(task, &inputs).map_err(failed)?;
+            }
             self.report(&Report::Reply(number, Reply::Started { tasks: (first..first + count).collect() }))
                 .map_err(failed)?;
             let begun = Instant::now();
@@ -319,7 +327,7 @@ impl Node<'_> {
                 let seconds = since.elapsed().as_secs_f64() / tasks.len().max(1) as f64;
                 since = Instant::now();
                 for task in tasks {
-                    let files = listing(&outputs[*task])?;
+                    let files = self.files.give(number, first + task)?;
                     let finished = Finished { number, task: first + task, files, seconds, usage };
                     self.report(&Report::Finished(finished))?;
                 }

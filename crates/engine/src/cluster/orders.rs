@@ -1,9 +1,11 @@
 //! What a worker on a node is to do: what the run wants of it, and how long the scheduler lets it live.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::bucket::Input;
 use super::messages::Assignment;
 use crate::worker::measure::MeasureRequest;
 
@@ -11,7 +13,7 @@ use crate::worker::measure::MeasureRequest;
 #[derive(Default)]
 pub(super) struct State {
     pub assignments: VecDeque<Assignment>,
-    pub measurements: VecDeque<(u64, MeasureRequest)>,
+    pub measurements: VecDeque<(u64, MeasureRequest, BTreeMap<PathBuf, Input>)>,
     /// What was given is done: more may come soon.
     pub waits: bool,
     /// The newest assignment that was read.

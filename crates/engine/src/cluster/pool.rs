@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::bucket::Bucket;
 use super::error::SlurmError;
 use super::folder::{AttemptFolder, RunFolder};
 use super::jobs::{JobLine, TaskId};
@@ -145,6 +146,8 @@ impl State {
 pub(super) struct Shared {
     pub folder: RunFolder,
     pub config: RunConfig,
+    /// Where the nodes share no file system with this host.
+    pub bucket: Option<Arc<Bucket>>,
     pub epoch: u64,
     pub pools: Vec<PoolInfo>,
     pub scheduler: Box<dyn Scheduler>,

@@ -1,14 +1,17 @@
 //! The run's side of a worker on a node.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::bucket::Input;
 use super::folder::{Appender, Follower, Pause, is_absent};
 use super::jobs::TaskId;
 use super::messages::{Assignment, Finished, Hello, Order, Report};
 use super::pool::{Ready, Shared, name_of};
+use crate::kind::{ArtifactShape, Step};
 use crate::worker::cancel::CancelMode;
 use crate::worker::measure::{CostModel, MeasureRequest};
 use crate::worker::protocol::{Facts, Reply, TaskError, Usage};
@@ -115,8 +118,22 @@ impl RemoteWorker {
         ))
     }
 
-    /// Moves what a task wrote to where the run wants it, once all of it can be seen.
+    /// Puts what tasks read into the bucket, where there is one.
+    fn send_inputs<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p PathBuf>,
+    ) -> Result<BTreeMap<PathBuf, Input>, String> {
+        let Some(bucket) = &self.shared.bucket else { return Ok(BTreeMap::new()) };
+        bucket.send_inputs(paths).map_err(|error| error.to_string())
+    }
+
+    /// Brings what a task wrote to where the run wants it, once all of it can be seen.
     fn fetch(&self, finished: &Finished, out: &Path) -> Result<(), String> {
+        if let Some(bucket) = &self.shared.bucket {
+            let task = (self.ready.folder.name(), finished.number, finished.task);
+            let fetched = bucket.fetch_result((&task.0, task.1, task.2), &finished.files, out);
+            return fetched.map_err(|error| error.to_string());
+        }
         let from = self.ready.folder.output(finished.number, finished.task);
         let begun = Instant::now();
         let longest = Duration::from_secs_f64(self.shared.config.waits.visible);
@@ -189,7 +206,12 @@ impl Worker for RemoteWorker {
 
     fn measure(&mut self, request: &MeasureRequest) -> Result<CostModel, String> {
         self.number += 1;
-        let order = Order::Measure(self.number, request.clone());
+        let paths = request.inputs.shapes.values().filter_map(|shape| match shape {
+            ArtifactShape::Path(path) => Some(path),
+            ArtifactShape::Array { .. } | ArtifactShape::Bytes(_) => None,
+        });
+        let inputs = self.send_inputs(paths)?;
+        let order = Order::Measure(self.number, request.clone(), inputs);
         self.inbox.append(&order).and_then(|()| self.inbox.sync()).map_err(|error| error.to_string())?;
         self.heard = Instant::now();
         let mut pause = Pause::new(self.shared.config.waits.poll);
@@ -215,9 +237,19 @@ impl Worker for RemoteWorker {
     fn run(&mut self, work: &Work, on_reply: &mut dyn FnMut(Reply)) -> Result<Usage, TaskError> {
         self.number += 1;
         let number = self.number;
-        let outs: Vec<_> =
-            work.batches.iter().flat_map(|batch| &batch.tasks).map(|task| task.out.clone()).collect();
-        let assignment = Assignment { number, batches: work.batches.clone(), notes: work.notes.clone() };
+        let tasks = || work.batches.iter().flat_map(|batch| &batch.tasks);
+        let parts = tasks().filter_map(|task| match &task.step {
+            Step::Merge(parts) => Some(parts),
+            Step::Whole | Step::Unit(_) => None,
+        });
+        let paths = tasks().flat_map(|task| task.inputs.0.values()).chain(parts.flatten());
+        let inputs = match self.send_inputs(paths) {
+            Ok(inputs) => inputs,
+            Err(error) => return Err(self.lost(&error)),
+        };
+        let outs: Vec<_> = tasks().map(|task| task.out.clone()).collect();
+        let assignment =
+            Assignment { number, batches: work.batches.clone(), notes: work.notes.clone(), inputs };
         let given = self.inbox.append(&Order::Work(assignment)).and_then(|()| self.inbox.sync());
         if let Err(error) = given {
             return Err(self.lost(&error.to_string()));

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::bucket::Bucket;
 use super::error::SlurmError;
 use super::folder::RunFolder;
 use super::jobs::JobLine;
@@ -41,11 +42,27 @@ pub(super) fn job_name(run: &str) -> String {
     format!("attrflow-{run}")
 }
 
-/// The options of `sbatch` and the shell that start the workers of a pool.
-pub fn script(folder: &RunFolder, name: &str, pool: &Pool, waits: &Waits, program: &Path) -> String {
+/// Where Slurm writes the output of a task of a node that does not share the run's folder.
+pub(super) fn log_on_node(run: &str, array: &str, task: &str) -> PathBuf {
+    PathBuf::from(format!("/tmp/attrflow-{run}-{array}_{task}.log"))
+}
+
+/// The options of `sbatch` and the shell that start the workers of a pool; `store`: the bucket of nodes that do not share the
+/// run's folder.
+pub fn script(
+    folder: &RunFolder,
+    name: &str,
+    pool: &Pool,
+    waits: &Waits,
+    store: Option<&str>,
+    program: &Path,
+) -> String {
     let run = folder.name();
     let Pool { gpus, cpus, memory, time, slurm, setup, launch, .. } = pool;
-    let log = folder.log().join("%A_%a.log");
+    let (log, place) = match store {
+        None => (folder.log().join("%A_%a.log"), folder.path().display().to_string()),
+        Some(store) => (log_on_node(&run, "%A", "%a"), Bucket::place(store, &run)),
+    };
     let mut options = vec![
         format!("--job-name={}", job_name(&run)),
         format!("--comment=attrflow:{run}:{name}"),
@@ -57,6 +74,8 @@ pub fn script(folder: &RunFolder, name: &str, pool: &Pool, waits: &Waits, progra
         "--ntasks=1".to_owned(),
         format!("--cpus-per-task={cpus}"),
     ];
+    // The folder of the submission may be missing there.
+    options.extend(store.map(|_| "--chdir=/tmp".to_owned()));
     options.extend((*gpus > 0).then(|| format!("--gres=gpu:{gpus}")));
     let named = [
         ("mem", memory),
@@ -71,12 +90,7 @@ pub fn script(folder: &RunFolder, name: &str, pool: &Pool, waits: &Waits, progra
     options.iter().for_each(|option| text += &format!("#SBATCH {}\n", quoted(option)));
     setup.iter().for_each(|line| text += &format!("{line}\n"));
     let program = pool.program.clone().unwrap_or_else(|| program.display().to_string());
-    let words = launch.iter().cloned().chain([
-        program,
-        CLUSTER_WORKER.to_owned(),
-        folder.path().display().to_string(),
-        name.to_owned(),
-    ]);
+    let words = launch.iter().cloned().chain([program, CLUSTER_WORKER.to_owned(), place, name.to_owned()]);
     let words: Vec<String> = words.map(|word| quoted(&word)).collect();
     // Signals must reach the worker itself.
     text + &format!("exec {}\n", words.join(" "))

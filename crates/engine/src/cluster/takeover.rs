@@ -2,9 +2,11 @@
 //! and its workers serve again or are ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::LeaseState;
+use super::bucket::Bucket;
 use super::folder::{AttemptFolder, Follower, RunFolder};
 use super::messages::{Finished, Order, Report, RunConfig};
 use super::runs;
@@ -34,6 +36,8 @@ pub fn dead_runs(
 /// The workers of an earlier run, as far as it gave them work.
 pub struct Takeover {
     left: Vec<Left>,
+    /// Where their results are, if not in the folder of the run.
+    bucket: Option<Arc<Bucket>>,
     /// A worker that is silent for so long is not waited for.
     silent: Duration,
 }
@@ -50,18 +54,18 @@ struct Left {
 }
 
 impl Takeover {
-    /// Reads what the runs of a folder before this epoch gave their workers.
-    pub fn new(folder: &RunFolder, epoch: u64) -> Self {
+    /// Reads what the runs of a folder gave their workers.
+    pub fn new(folder: &RunFolder, bucket: Option<Arc<Bucket>>) -> Self {
         let heartbeat = folder.config().map(|config| config.waits.heartbeat).unwrap_or_default();
         let workers = fs_err::read_dir(folder.workers()).into_iter().flatten().flatten();
         let left = workers.filter_map(|entry| {
             let folder = AttemptFolder::at(entry.path());
-            let open = given(&folder, epoch);
+            let open = given(&folder);
             let reports = Follower::new(folder.outbox());
             let heard = Instant::now();
             (!open.is_empty()).then_some(Left { folder, reports, open, held: BTreeMap::new(), heard })
         });
-        Self { left: left.collect(), silent: Duration::from_secs_f64(3.0 * heartbeat) }
+        Self { left: left.collect(), bucket, silent: Duration::from_secs_f64(3.0 * heartbeat) }
     }
 
     /// Keeps what was finished and not taken since the last call; returns how many results.
@@ -74,7 +78,9 @@ impl Takeover {
             for report in left.reports.read().unwrap_or_default() {
                 left.heard = Instant::now();
                 match report {
-                    Report::Finished(finished) => kept += usize::from(left.keep(store, &finished)?),
+                    Report::Finished(finished) => {
+                        kept += usize::from(left.keep(store, &finished, self.bucket.as_deref())?);
+                    }
                     Report::Done(number, _)
                     | Report::Died(number, _)
                     | Report::Reply(number, Reply::Failed { .. }) => left.close(number),
@@ -125,17 +131,29 @@ impl Left {
     }
 
     /// Keeps a result that nobody took; returns whether there was one.
-    fn keep(&mut self, store: &Store, finished: &Finished) -> Result<bool, StoreError> {
+    fn keep(
+        &mut self,
+        store: &Store,
+        finished: &Finished,
+        bucket: Option<&Bucket>,
+    ) -> Result<bool, StoreError> {
         let held = self.held.remove(&(finished.number, finished.task));
         let note = self.open.get(&finished.number).and_then(|notes| notes.get(finished.task));
         let Some(note) = note else { return Ok(false) };
         let output = self.folder.output(finished.number, finished.task);
         let fingerprint = note.recipe.fingerprint();
+        if matches!(store.find(&fingerprint)?, Lookup::Hit(_)) || !is_unchanged(store, note) {
+            return Ok(false);
+        }
+        let task = (self.folder.name(), finished.number, finished.task);
+        let fetched =
+            bucket.map(|bucket| bucket.fetch_result((&task.0, task.1, task.2), &finished.files, &output));
+        if let Some(Err(error)) = fetched {
+            tracing::warn!("{error}");
+            return Ok(false);
+        }
         // What the run took is not there any more.
-        if !output.exists()
-            || matches!(store.find(&fingerprint)?, Lookup::Hit(_))
-            || !is_unchanged(store, note)
-        {
+        if !output.exists() {
             return Ok(false);
         }
         let lock = held.map_or_else(|| store.try_lock(&fingerprint), |lock| Ok(Some(lock)))?;
@@ -161,13 +179,12 @@ fn is_unchanged(store: &Store, note: &Note) -> bool {
     note.sources.iter().all(|(path, digest)| store.source(path).is_ok_and(|found| found == *digest))
 }
 
-/// What runs before this epoch gave a worker: by the numbers of the assignments, what it takes to keep the results.
-fn given(attempt: &AttemptFolder, epoch: u64) -> BTreeMap<u64, Vec<Note>> {
+/// What a worker was given: by the numbers of the assignments, what it takes to keep the results.
+fn given(attempt: &AttemptFolder) -> BTreeMap<u64, Vec<Note>> {
     let mut notes = BTreeMap::new();
     for entry in fs_err::read_dir(attempt.path()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let of = name.strip_prefix("in.").and_then(|rest| rest.strip_suffix(".jsonl")?.parse::<u64>().ok());
-        if of.is_none_or(|of| of >= epoch) {
+        if !name.starts_with("in.") {
             continue;
         }
         let mut orders = Follower::<Order>::new(entry.path());

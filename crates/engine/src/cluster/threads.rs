@@ -7,6 +7,7 @@ use super::error::SlurmError;
 use super::folder::{AttemptFolder, Lease, LeaseState};
 use super::jobs::JobLine;
 use super::pool::{Notice, Shared, State, Submitted};
+use super::slurm::log_on_node;
 use crate::worker::cancel::CancelMode;
 use crate::worker::protocol::Facts;
 
@@ -241,15 +242,22 @@ fn note_silent_ends(shared: &Shared, state: &mut State, pool: usize, lines: &[Jo
         state.not_before.insert(pool, Instant::now() + wait);
         if count >= MOST && state.busy.get(&pool).copied().unwrap_or(0) == 0 {
             let (array, task) = &line.id;
-            let log = shared.folder.log().join(format!("{array}_{task}.log"));
-            let text = fs_err::read_to_string(&log).unwrap_or_default();
-            let last: Vec<&str> = text.trim().lines().rev().take(5).collect();
-            let last = last.into_iter().rev().collect::<Vec<_>>().join("; ");
+            let log = match &shared.bucket {
+                Some(_) => {
+                    format!("its log is {} there", log_on_node(&shared.folder.name(), array, task).display())
+                }
+                None => {
+                    let log = shared.folder.log().join(format!("{array}_{task}.log"));
+                    let text = fs_err::read_to_string(&log).unwrap_or_default();
+                    let last: Vec<&str> = text.trim().lines().rev().take(5).collect();
+                    let last = last.into_iter().rev().collect::<Vec<_>>().join("; ");
+                    format!("{} ends with: {last}", log.display())
+                }
+            };
             let message = format!(
-                "{count} workers of pool `{}` ended before they could serve; the last, {array}_{task}: {}; {} ends with: {last}",
+                "{count} workers of pool `{}` ended before they could serve; the last, {array}_{task}: {}; {log}",
                 shared.pools[pool].name,
-                line.describe(),
-                log.display()
+                line.describe()
             );
             state.failed.insert(pool, message);
         }

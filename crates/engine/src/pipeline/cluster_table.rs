@@ -70,6 +70,8 @@ params! {
         profile: Option<String> = None,
         /// Groups of equal workers, by name. Without any, there is one named `workers`.
         pools: BTreeMap<String, Pool> = BTreeMap::new(),
+        /// A bucket for nodes that share no file system with this host: `s3://BUCKET/PREFIX`.
+        store: Option<String> = None,
         /// How long to wait for what.
         waits: Waits = Waits::default(),
     }
@@ -178,7 +180,13 @@ impl Default for Waits {
 
 impl Default for ClusterTable {
     fn default() -> Self {
-        Self { backend: BackendName::Local, profile: None, pools: BTreeMap::new(), waits: Waits::default() }
+        Self {
+            backend: BackendName::Local,
+            profile: None,
+            pools: BTreeMap::new(),
+            store: None,
+            waits: Waits::default(),
+        }
     }
 }
 
@@ -189,7 +197,12 @@ impl Validate for ClusterTable {
             .map(|name| ("pools", format!("`{name}` cannot name a pool: use letters, digits, `-` and `_`")));
         let path = self.profile.iter().find(|name| !plain_name(name));
         let path = path.map(|name| ("profile", format!("`{name}` is not the name of a profile")));
-        odd.into_iter().chain(path).collect()
+        let address = |store: &&String| !store.starts_with("s3://") && !store.starts_with("file:///");
+        let store = self.store.iter().find(address);
+        let store = store.map(|store| {
+            ("store", format!("`{store}` is not a bucket: expected an address such as s3://BUCKET/PREFIX"))
+        });
+        odd.into_iter().chain(path).chain(store).collect()
     }
 }
 

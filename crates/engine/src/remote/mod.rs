@@ -5,6 +5,7 @@
 //! attrflow-v1/listings/ab/ab12….json      the files of a folder
 //! attrflow-v1/recipes-v2/ab/ab34….json    what a fingerprint gave
 //! attrflow-v1/runs/PIPELINE/TIME.json     manifests
+//! attrflow-v1/cluster/RUN/                a run on a cluster without a common file system
 //! ```
 //! Every name is derived from the content, so two writers never conflict. Objects go before entries, entries before
 //! manifests, and each appears completely or not at all: objects of an interrupted push need not be sent again.
@@ -161,6 +162,11 @@ impl Remote {
         self.named(Area::Recipes.name(), fingerprint, ".json")
     }
 
+    /// The folder of runs on a cluster whose nodes share no file system.
+    pub(crate) fn cluster(&self) -> Path {
+        self.root.clone().join(Area::Cluster.name())
+    }
+
     pub(crate) fn all_runs(&self) -> Path {
         self.root.clone().join(Area::Runs.name())
     }
@@ -219,6 +225,21 @@ impl Remote {
         let mut paths: Vec<Path> = listed.try_collect().await.map_err(|error| self.describe(error))?;
         paths.sort();
         Ok(paths)
+    }
+
+    /// The folders and files right below a folder.
+    pub(crate) async fn children(&self, folder: &Path) -> Result<Vec<Path>> {
+        let found =
+            self.store.list_with_delimiter(Some(folder)).await.map_err(|error| self.describe(error))?;
+        let files = found.objects.into_iter().map(|meta| meta.location);
+        Ok(found.common_prefixes.into_iter().chain(files).collect())
+    }
+
+    pub(crate) async fn remove(&self, path: &Path) -> Result<()> {
+        match self.store.delete(path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.describe(error)),
+        }
     }
 
     pub(crate) fn missing(&self, what: String) -> RemoteError {

@@ -362,9 +362,17 @@ fn sync_folder(folder: &Path) -> Result<()> {
 /// A path that cannot be read.
 pub fn digest_of(path: &Path) -> Result<Digest> {
     if shared_fs::metadata(path)?.is_dir() {
-        return Ok(list(path, |_| true, &|file| Ok(Digest::of_file(file)?))?.digest());
+        return Ok(files_of(path)?.digest());
     }
     Ok(Digest::of_file(path)?)
+}
+
+/// The files of a folder with their digests, from their bytes alone.
+///
+/// # Errors
+/// A path that cannot be read.
+pub fn files_of(folder: &Path) -> Result<Listing> {
+    list(folder, |_| true, &|file| Ok(Digest::of_file(file)?))
 }
 
 /// Removes a file, a folder with everything in it, or a link, but not its target.
