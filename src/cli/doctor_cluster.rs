@@ -168,7 +168,7 @@ fn describe(found: &Found) -> String {
         Some(false) => {
             "a lock that is held here is refused there: NO; runs on several hosts may compute a unit twice, and `cache gc` refuses"
         }
-        None => "could not be tried",
+        None => "could not be tried; with a bucket, no node needs them",
     };
     format!(
         "pool       {pool}\nnode       {node}, after {waited:.1} s\nworker     {facts}\n{devices}messages   {:.0} ms to the node and back\n\

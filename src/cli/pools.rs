@@ -9,7 +9,6 @@ use super::failure::Failure;
 use crate::kinds;
 use attrflow_engine::config::text::Sources;
 use attrflow_engine::estimate::PoolProfile;
-use attrflow_engine::kind::KindInfo;
 use attrflow_engine::pipeline::Pipeline;
 use attrflow_engine::pipeline::cluster_table::{BackendName, ClusterTable, Pool, with_profile};
 use attrflow_engine::worker::protocol::DeviceClass;
@@ -102,6 +101,12 @@ fn check(table: &ClusterTable, pipeline: &Pipeline) -> Result<(), Failure> {
             ));
         }
     }
+    let downloads = |pool: &Pool| pool.kinds.iter().any(|kind| kind == "download");
+    if let Some((name, _)) = table.pools.iter().find(|(_, pool)| table.store.is_some() && downloads(pool)) {
+        return refuse(format!(
+            "pool `{name}` names the kind `download`, which keeps files beside the project: with `store`, it runs on this host, so leave it out"
+        ));
+    }
     let serving: Vec<(&String, &Pool)> = table.pools.iter().filter(|(_, pool)| has_libtorch(pool)).collect();
     if let (Some((gpu, _)), Some((cpu, _))) =
         (serving.iter().find(|(_, pool)| pool.gpus > 0), serving.iter().find(|(_, pool)| pool.gpus == 0))
@@ -112,8 +117,7 @@ fn check(table: &ClusterTable, pipeline: &Pipeline) -> Result<(), Failure> {
     }
     for stage in &pipeline.stages {
         let kind = stage.kind();
-        let served = |pool: &Pool| pool.kinds.is_empty() || pool.kinds.iter().any(|name| name == kind.name);
-        if kind.libtorch && !table.pools.values().any(served) {
+        if kind.libtorch && !table.pools.values().any(|pool| pool.serves(kind)) {
             return refuse(format!("no pool serves the kind `{}` of the stage `{}`", kind.name, stage.id));
         }
     }
@@ -157,11 +161,7 @@ pub(super) fn profiles(table: &ClusterTable, threads: Option<usize>) -> BTreeMap
         let request = format!("slurm: {}", parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
         let threads = threads.unwrap_or(*cpus as usize);
         let profile = PoolProfile { name: name.clone(), jobs: *workers as usize, threads, request };
-        let serves = |kind: &&&'static KindInfo| match pool.kinds.is_empty() {
-            true => kind.libtorch,
-            false => pool.kinds.iter().any(|name| name == kind.name),
-        };
-        for kind in kinds::kinds().iter().filter(serves) {
+        for kind in kinds::kinds().iter().filter(|kind| pool.serves(kind)) {
             profiles.entry(kind.name.to_owned()).or_insert_with(|| profile.clone());
         }
     }

@@ -125,3 +125,18 @@ fn a_node_that_cannot_use_the_bucket_is_said() {
     assert!(said.text.contains("s3://results/team cannot be reached at http://127.0.0.1:"), "{}", said.text);
     no_task_is_left(&lab);
 }
+
+#[test]
+fn downloads_stay_on_this_host_with_a_bucket() {
+    let project = crate::lab::shell(1, "true", "\n[cluster.pools.a]\nkinds = [\"download\"]\n");
+    let config = fs_err::read_to_string(project.path("configs/shell.toml")).unwrap();
+    let plan = |store: &str| {
+        let line = format!("[cluster]\nstore = \"{store}\"\n");
+        project.write("configs/shell.toml", config.replace("[cluster]\n", &line));
+        project.attrflow(["plan", "pipelines/shell.toml"])
+    };
+    let ran = plan(STORE);
+    assert!(ran.code == 2 && ran.err.contains("`download`, which keeps files beside the project"), "{ran:?}");
+    let ran = plan("http://results");
+    assert!(ran.code == 2 && ran.err.contains("`http://results` is not a bucket: expected"), "{ran:?}");
+}

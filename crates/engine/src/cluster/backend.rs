@@ -258,10 +258,9 @@ impl Backend for ClusterBackend {
     }
 
     fn serves(&self, pool: usize, kind: &KindInfo) -> bool {
-        let named = |pool: &Pool| pool.kinds.iter().any(|name| name == kind.name);
         match self.pool_index(pool) {
-            Some(index) => named(&self.pools[index]) || (self.pools[index].kinds.is_empty() && kind.libtorch),
-            None => !kind.libtorch && !self.pools.iter().any(named),
+            Some(index) => self.pools[index].serves(kind),
+            None => !kind.libtorch && !self.pools.iter().any(|pool| pool.serves(kind)),
         }
     }
 

@@ -15,9 +15,9 @@ use std::sync::Mutex;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path as ObjectPath;
-use serde::{Deserialize, Serialize};
 
 use super::folder::Lease;
+use super::messages::Input;
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::shared_fs;
 use crate::remote::{AT_ONCE, Remote, RemoteError, Result, Sent, fetch, is_plain, upload};
@@ -25,14 +25,6 @@ use crate::store::files_of;
 
 /// Separates the address of a bucket from the name of a run in it.
 const OF_RUN: char = '#';
-
-/// A file or folder that a worker reads, in the bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Input {
-    pub digest: Digest,
-    /// Of a file; a folder has a listing instead.
-    pub size: Option<u64>,
-}
 
 /// A run's part of a bucket.
 pub struct Bucket {
@@ -253,4 +245,9 @@ impl Bucket {
 async fn all(transfers: impl Iterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
     let transfers: Vec<_> = transfers.collect();
     stream::iter(transfers).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// Where Slurm writes the output of a task of a node that does not share the run's folder.
+pub(super) fn log_on_node(run: &str, array: &str, task: &str) -> PathBuf {
+    PathBuf::from(format!("/tmp/attrflow-{run}-{array}_{task}.log"))
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::bucket::Input;
-use crate::identity::digest::Listing;
+use crate::identity::digest::{Digest, Listing};
 use crate::identity::recipe::Numerics;
 use crate::pipeline::cluster_table::Waits;
 use crate::worker::Note;
@@ -87,6 +86,14 @@ pub(super) enum Order {
     Stop,
     /// End.
     End,
+}
+
+/// A file or folder that a worker reads, in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Input {
+    pub digest: Digest,
+    /// Of a file; a folder has a listing instead.
+    pub size: Option<u64>,
 }
 
 /// Work for a worker.

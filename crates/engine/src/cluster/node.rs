@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, log_on_node};
 use super::carrier::NodeCarrier;
 use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, visible};
 use super::folder::{Lease, LeaseState};
@@ -17,7 +17,6 @@ use super::lock_test;
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
 use super::node_files::{NodeBucket, NodeFiles};
 use super::orders::{Orders, State};
-use super::slurm::log_on_node;
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
 use crate::worker::measure::{CostModel, MeasureBackend, MeasureRequest, MeasureWorkers};

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::bucket::{Bucket, Input};
+use super::bucket::Bucket;
 use super::folder::{AttemptFolder, Pause, listing};
+use super::messages::Input;
 use crate::identity::digest::Listing;
 use crate::identity::shared_fs;
 use crate::kind::{ArtifactShape, Step, Task};

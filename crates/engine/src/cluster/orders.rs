@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::bucket::Input;
-use super::messages::Assignment;
+use super::messages::{Assignment, Input};
 use crate::worker::measure::MeasureRequest;
 
 /// What the run wants, as far as it was read.

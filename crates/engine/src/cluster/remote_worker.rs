@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bucket::Input;
 use super::folder::{Appender, Follower, Pause, is_absent};
 use super::jobs::TaskId;
-use super::messages::{Assignment, Finished, Hello, Order, Report};
+use super::messages::{Assignment, Finished, Hello, Input, Order, Report};
 use super::pool::{Ready, Shared, name_of};
 use crate::kind::{ArtifactShape, Step};
 use crate::worker::cancel::CancelMode;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, log_on_node};
 use super::error::SlurmError;
 use super::folder::RunFolder;
 use super::jobs::JobLine;
@@ -40,11 +40,6 @@ impl Scheduler for Slurm {
 /// The name of a run's jobs, by which they are found again.
 pub(super) fn job_name(run: &str) -> String {
     format!("attrflow-{run}")
-}
-
-/// Where Slurm writes the output of a task of a node that does not share the run's folder.
-pub(super) fn log_on_node(run: &str, array: &str, task: &str) -> PathBuf {
-    PathBuf::from(format!("/tmp/attrflow-{run}-{array}_{task}.log"))
 }
 
 /// The options of `sbatch` and the shell that start the workers of a pool; `store`: the bucket of nodes that do not share the

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::bucket::log_on_node;
 use super::error::SlurmError;
 use super::folder::{AttemptFolder, Lease, LeaseState};
 use super::jobs::JobLine;
 use super::pool::{Notice, Shared, State, Submitted};
-use super::slurm::log_on_node;
 use crate::worker::cancel::CancelMode;
 use crate::worker::protocol::Facts;
 

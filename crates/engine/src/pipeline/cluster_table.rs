@@ -7,6 +7,7 @@ use super::{CLUSTER, files, only_keys};
 use crate::config::param::{Param, Reader, Validate, plain_name};
 use crate::config::text::{Problems, Sources};
 use crate::config::tree::{self, Node, Value};
+use crate::kind::KindInfo;
 use crate::{choice, params};
 
 /// The `[cluster]` table of a config, with what a profile adds: a file of the user with such a table.
@@ -141,6 +142,13 @@ params! {
         work: f64 [0.1..=3600.0] = 30.0,
         /// Before its time limit, a worker gets a signal and begins nothing more.
         leave: u32 [10..=3600] = 120,
+    }
+}
+
+impl Pool {
+    /// Whether its workers compute stages of a kind.
+    pub fn serves(&self, kind: &KindInfo) -> bool {
+        if self.kinds.is_empty() { kind.libtorch } else { self.kinds.iter().any(|name| name == kind.name) }
     }
 }
 
