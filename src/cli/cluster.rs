@@ -22,7 +22,6 @@ use attrflow_engine::exec::Cancel;
 use attrflow_engine::exec::event::Event;
 use attrflow_engine::kind::Device;
 use attrflow_engine::pipeline::cluster_table::ClusterTable;
-use attrflow_engine::remote::RemoteError;
 use attrflow_engine::store::{Area, Store};
 use attrflow_engine::worker::local::LocalBackend;
 use attrflow_engine::worker::protocol::WorkerConfig;
@@ -87,11 +86,22 @@ pub(super) fn open(
     let mut heir = None;
     for (folder, same) in dead {
         let _lock = project.store.shared_lock(|| warn("waiting for `attrflow cache gc` to end".into()))?;
-        let mut carrier = RunCarrier::open(&folder, &folder.config().map_err(failed)?, next_epoch(&folder));
-        if let Ok(Some(carrier)) = &mut carrier {
-            carrier.bring().map_err(remote)?;
-        }
-        let carrier = carrier.map_err(remote)?;
+        let found = folder.config().map_err(failed)?;
+        let carrier = RunCarrier::open(&folder, &found, next_epoch(&folder));
+        let carrier = carrier.and_then(|carrier| match carrier {
+            Some(mut carrier) => carrier.bring().map(|_| Some(carrier)),
+            None => Ok(None),
+        });
+        let carrier = match carrier {
+            Ok(carrier) => carrier,
+            Err(error) => {
+                let name = folder.name();
+                warn(format!(
+                    "run {name} is dead, and what is left of it cannot be read: {error}; `attrflow cancel {name}` forgets it"
+                ));
+                continue;
+            }
+        };
         let bucket = carrier.as_ref().map(|carrier| Arc::clone(carrier.bucket()));
         let mut takeover = Takeover::new(&folder, bucket);
         let kept = takeover.keep_finished(&project.store)?;
@@ -135,10 +145,6 @@ pub(super) fn open(
 /// The number of the next run of a folder.
 fn next_epoch(folder: &RunFolder) -> u64 {
     folder.lease().map_or(0, |lease| lease.epoch) + 1
-}
-
-fn remote(error: RemoteError) -> Failure {
-    Failure::Refused(error.to_string())
 }
 
 /// The backend of a run in this folder, with this configuration.
@@ -240,13 +246,16 @@ pub(super) fn abandon(folder: &RunFolder) -> std::io::Result<()> {
     let mut lease = folder.lease()?;
     (lease.epoch, lease.state) = (lease.epoch + 1, LeaseState::Ended);
     folder.write_lease(&lease)?;
-    if let Some(store) = folder.config().ok().and_then(|config| config.store)
-        && let Err(error) = Bucket::open(&store, &folder.name()).and_then(|bucket| bucket.end(&lease))
-    {
-        tracing::warn!("workers of run {} may live on for some minutes: {error}", folder.name());
-    }
+    let bucket = folder.config().ok().and_then(|config| config.store);
+    let bucket = bucket.map(|store| Bucket::open(&store, &folder.name())).transpose();
+    let told =
+        bucket.as_ref().map_or(Ok(()), |bucket| bucket.as_ref().map_or(Ok(()), |bucket| bucket.end(&lease)));
     if let Err(error) = attrflow_engine::cluster::slurm::cancel(&folder.name(), false) {
         tracing::warn!("jobs of run {} may be left: {error}", folder.name());
+    }
+    let cleared = bucket.and_then(|bucket| bucket.map_or(Ok(()), |bucket| bucket.clear()));
+    if let Err(error) = told.and(cleared) {
+        tracing::warn!("messages of run {} may be left in the bucket: {error}", folder.name());
     }
     Ok(())
 }

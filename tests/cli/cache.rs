@@ -290,6 +290,8 @@ fn a_run_goes_through_another_makers_server() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
     let objects = server.objects();
     assert!(objects.iter().all(|object| object.starts_with("team/one/attrflow-v1/")), "{objects:?}");
+    let indexed = objects.iter().find(|object| object.contains("/recipes")).unwrap();
+    assert!(server.object(indexed).contains("outputs"), "{indexed}");
     let ran = at(&here, &["push", remote, "--all"]);
     assert!(ran.code == 0 && ran.out.starts_with("uploaded 0 files, 0 B; "), "{ran:?}");
     let ran = at(&there, &["pull", remote, "--all"]);

@@ -84,8 +84,9 @@ fn nodes_without_the_projects_file_system_go_through_a_bucket() {
     assert!(again.text.contains("0 ran"), "{}", again.text);
 }
 
+/// All messages of a run that goes on: no key is among them.
 #[test]
-fn a_killed_run_is_taken_over_through_the_bucket() {
+fn no_key_is_in_the_bucket_and_a_killed_run_is_taken_over() {
     let Some(lab) = Lab::up(&[]) else { return };
     let Some(server) = Moto::start() else { return };
     let project = commands(16, 2.0, COMMANDS);
@@ -93,6 +94,10 @@ fn a_killed_run_is_taken_over_through_the_bucket() {
     let environment = environment(&project);
     let mut run = lab.start_with(&project, &SHELL, &with(&environment));
     wait(60, "some are done", || computed(&project).len() > 2);
+    let objects = server.objects();
+    let config = objects.iter().find(|object| object.ends_with("run.json")).unwrap();
+    let config = server.object(config);
+    assert!(config.contains("heartbeat") && !config.contains(crate::s3::SECRET), "{config}");
     run.child.kill().unwrap();
     run.child.wait().unwrap();
     let said = lab.start_with(&project, &SHELL, &with(&environment)).end().well();

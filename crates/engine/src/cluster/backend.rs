@@ -1,6 +1,7 @@
 //! The backend of a run on a cluster: asks for workers, finds those that are ready, and keeps the run's sign of life.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -64,7 +65,8 @@ pub struct ClusterBackend {
 struct Started {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    carrier: Mutex<Option<JoinHandle<RunCarrier>>>,
+    /// What carries messages through a bucket, and its word to end.
+    carrier: Mutex<Option<(JoinHandle<RunCarrier>, Arc<AtomicBool>)>>,
     /// Held by this run, for its workers to try.
     _lock: fs_err::File,
 }
@@ -130,6 +132,7 @@ impl Started {
             folder,
             config,
             bucket: carrier.as_ref().map(|carrier| Arc::clone(carrier.bucket())),
+            brought: AtomicU64::new(0),
             epoch,
             pools: infos,
             scheduler,
@@ -140,8 +143,8 @@ impl Started {
             wake,
         };
         let shared = Arc::new(shared);
-        beat(&shared, 0, LeaseState::Running).map_err(failed)?;
         carrier.as_mut().map_or(Ok(()), RunCarrier::begin).map_err(|error| error.to_string())?;
+        beat(&shared, 0, LeaseState::Running).map_err(failed)?;
         let threads: [fn(&Shared); 3] = [keep_lease, find_workers, ask_scheduler];
         let threads = threads.into_iter().map(|body| {
             let shared = Arc::clone(&shared);
@@ -149,42 +152,45 @@ impl Started {
         });
         let threads = Mutex::new(threads.collect());
         let carrier = carrier.map(|mut carrier| {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || {
-                let over = || shared.state().over;
+            let (shared, over) = (Arc::clone(&shared), Arc::new(AtomicBool::new(false)));
+            let is_over = Arc::clone(&over);
+            let thread = std::thread::spawn(move || {
+                let brought = || _ = shared.brought.fetch_add(1, Ordering::Relaxed);
                 let failed = |error| shared.warn(format!("{error}; it is tried again"));
-                carrier.carry(shared.config.waits.poll, over, failed);
+                carrier.carry(shared.config.waits.poll, || is_over.load(Ordering::Relaxed), brought, failed);
                 carrier
-            })
+            });
+            (thread, over)
         });
         Ok(Self { carrier: Mutex::new(carrier), shared, threads, _lock: lock })
     }
 
     fn end(&self) -> Result<(), String> {
         let shared = &self.shared;
-        let lease = beat(shared, u64::MAX, LeaseState::Ended);
         shared.state().over = true;
         shared.wake.notify_all();
         for thread in self.threads.lock().expect("no panic under this lock").drain(..) {
             let _ = thread.join();
         }
+        // No sign of life comes after this one.
+        let lease = beat(shared, u64::MAX, LeaseState::Ended).map_err(|error| error.to_string());
         let carrier = self.carrier.lock().expect("no panic under this lock").take();
-        let carrier = carrier.and_then(|carrier| carrier.join().ok());
+        let carrier = carrier.and_then(|(thread, over)| {
+            over.store(true, Ordering::Relaxed);
+            thread.join().ok()
+        });
         let mut state = shared.state();
         let submitted = !state.submitted.is_empty();
         state.ready.clear();
         drop(state);
-        lease.map_err(|error| error.to_string())?;
-        if submitted {
-            self.end_jobs()?;
-        }
-        if let Some(mut carrier) = carrier {
-            carrier.end().map_err(|error| format!("messages of this run may be left there: {error}"))?;
-        }
+        let jobs = if submitted { self.end_jobs() } else { Ok(()) };
+        let messages = carrier.map_or(Ok(()), |mut carrier| {
+            carrier.end().map_err(|error| format!("messages of this run may be left in the bucket: {error}"))
+        });
         // What a worker said of itself stays, beside events and logs.
         let workers = fs_err::read_dir(shared.folder.workers()).into_iter().flatten().flatten();
         workers.for_each(|worker| AttemptFolder::at(worker.path()).clear());
-        Ok(())
+        lease.and(jobs).and(messages)
     }
 
     /// Workers end by themselves when the run is over; those that wait in the queue must be told.
@@ -204,9 +210,14 @@ impl Started {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(4));
             let left: Vec<JobLine> = match scheduler.queue() {
-                // One that completes ends without more ado, on a node that is gone perhaps late.
+                // One that completes ends without more ado, on a node that is gone perhaps late; but it may still write into a
+                // bucket.
                 Ok(lines) => {
-                    let stays = |line: &JobLine| !line.is_over() && line.state != "COMPLETING";
+                    let completes = |line: &JobLine| {
+                        line.state == "COMPLETING"
+                            && (self.shared.bucket.is_none() || begun.elapsed() > LONGEST)
+                    };
+                    let stays = |line: &JobLine| !line.is_over() && !completes(line);
                     lines.into_iter().filter(stays).collect()
                 }
                 Err(error) => {

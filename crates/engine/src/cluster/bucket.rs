@@ -10,19 +10,27 @@
 //! replaced: no server must do more than put, get, list and delete.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path as ObjectPath;
 
-use super::folder::Lease;
+use super::folder::{Lease, Pause};
 use super::messages::Input;
 use crate::identity::digest::{Digest, Listed, Listing};
 use crate::identity::shared_fs;
 use crate::remote::{AT_ONCE, Remote, RemoteError, Result, Sent, fetch, is_plain, upload};
 use crate::store::files_of;
 
+/// Most messages that are read at once: they are short.
+const MESSAGES_AT_ONCE: usize = 64;
 /// Separates the address of a bucket from the name of a run in it.
 const OF_RUN: char = '#';
 
@@ -33,6 +41,8 @@ pub struct Bucket {
     run: String,
     /// What this run has put there, by path.
     sent: Mutex<BTreeMap<PathBuf, Input>>,
+    /// Whether transfers of files are broken off.
+    stopped: AtomicBool,
 }
 
 impl Bucket {
@@ -44,7 +54,13 @@ impl Bucket {
         let remote = Remote::open(address, true)?;
         remote.block_on(remote.greet())?;
         let folder = remote.cluster().join(run.to_owned());
-        Ok(Self { remote, folder, run: run.to_owned(), sent: Mutex::default() })
+        Ok(Self {
+            remote,
+            folder,
+            run: run.to_owned(),
+            sent: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        })
     }
 
     /// The same from one text, as a worker is given it; `None` for the path of a folder.
@@ -70,6 +86,43 @@ impl Bucket {
         self.at(&format!("w/{attempt}/results/{number}.{task}/{file}"))
     }
 
+    /// Breaks off all transfers of files, and lets none begin.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Repeats what a server refused that is away for a moment, or does not show a file yet; for so many seconds.
+    pub(super) fn patiently<T>(&self, seconds: f64, mut transfer: impl FnMut() -> Result<T>) -> Result<T> {
+        let (begun, mut pause) = (Instant::now(), Pause::from(Duration::from_millis(200), 5.0));
+        loop {
+            match transfer() {
+                Err(
+                    RemoteError::Unreachable { .. }
+                    | RemoteError::Failed { .. }
+                    | RemoteError::Missing { .. },
+                ) if begun.elapsed().as_secs_f64() < seconds && !self.stopped.load(Ordering::Relaxed) => {
+                    pause.wait();
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Runs a transfer of files to its end, or until it is broken off.
+    fn transfer<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let stopped = async {
+            while !self.stopped.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        self.remote.block_on(async {
+            match select(pin!(work), pin!(stopped)).await {
+                Either::Left((result, _)) => result,
+                Either::Right(_) => Err(RemoteError::Io(std::io::Error::other("it was broken off"))),
+            }
+        })
+    }
+
     /// An object of the run; `None` where there is none yet.
     pub(super) fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
         self.remote.block_on(self.remote.read(&self.at(name)))
@@ -79,7 +132,7 @@ impl Bucket {
     pub(super) fn get_all(&self, names: &[String]) -> Result<Vec<Option<Vec<u8>>>> {
         let reads = names.iter().map(|name| async { self.remote.read(&self.at(name)).await });
         let reads: Vec<_> = reads.collect();
-        self.remote.block_on(stream::iter(reads).buffered(AT_ONCE).try_collect())
+        self.remote.block_on(stream::iter(reads).buffered(MESSAGES_AT_ONCE).try_collect())
     }
 
     pub(super) fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
@@ -94,15 +147,19 @@ impl Bucket {
         })
     }
 
-    /// Puts files and folders there for workers to read; what is there already is not sent again.
+    /// Puts files and folders there for workers to read; what is there already is not sent again. A source that was changed and
+    /// changed back is known by the digest that is `expected` of it.
     pub(super) fn send_inputs<'p>(
         &self,
         paths: impl IntoIterator<Item = &'p PathBuf>,
+        expected: &BTreeMap<&Path, Digest>,
     ) -> Result<BTreeMap<PathBuf, Input>> {
         let mut sent = self.sent.lock().expect("no panic under this lock");
         let (mut inputs, mut files, mut listings) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for path in paths {
-            if let Some(input) = sent.get(path) {
+            let is_expected =
+                |input: &&Input| expected.get(path.as_path()).is_none_or(|digest| *digest == input.digest);
+            if let Some(input) = sent.get(path).filter(is_expected) {
                 inputs.insert(path.clone(), input.clone());
                 continue;
             }
@@ -121,7 +178,7 @@ impl Bucket {
             };
             inputs.insert(path.clone(), input);
         }
-        self.remote.block_on(async {
+        self.transfer(async {
             let transfers = files.values().map(|file| async {
                 let to = self.remote.object(&file.digest);
                 match self.remote.size(&to).await? == Some(file.size) {
@@ -149,7 +206,7 @@ impl Bucket {
 
     /// Brings files and folders that a worker reads to where each is wanted; every file is compared with its digest.
     pub(super) fn fetch_inputs(&self, wanted: &[(&Input, PathBuf)]) -> Result<()> {
-        self.remote.block_on(all(wanted.iter().map(|(input, to)| self.fetch_input(input, to))))
+        self.transfer(all(wanted.iter().map(|(input, to)| self.fetch_input(input, to))))
     }
 
     async fn fetch_input(&self, input: &Input, to: &Path) -> Result<()> {
@@ -163,7 +220,8 @@ impl Bucket {
         let listing = listing.filter(|listing| listing.digest() == input.digest);
         let listing = listing.ok_or_else(|| self.remote.missing(format!("no folder {}", input.digest)))?;
         shared_fs::create_dir_all(to)?;
-        self.fetch_all(&listing, to, |file| self.remote.object(&file.digest)).await
+        self.fetch_all(&listing, to, |file| self.remote.object(&file.digest)).await?;
+        listing.0.iter().try_for_each(|file| keep_from_writing(&to.join(&file.path)))
     }
 
     /// Puts what a task wrote there.
@@ -173,7 +231,7 @@ impl Bucket {
         folder: &Path,
         files: &Listing,
     ) -> Result<()> {
-        self.remote.block_on(all(files.0.iter().map(|file| async {
+        self.transfer(all(files.0.iter().map(|file| async {
             let sent = Sent { digest: file.digest, path: folder.join(&file.path), size: file.size };
             self.send(&self.result(attempt, number, task, &file.path), &sent).await
         })))
@@ -187,7 +245,7 @@ impl Bucket {
         to: &Path,
     ) -> Result<()> {
         let place = |file: &Listed| self.result(attempt, number, task, &file.path);
-        self.remote.block_on(self.fetch_all(files, to, place))
+        self.transfer(self.fetch_all(files, to, place))
     }
 
     /// Tells its workers that the run is over.
@@ -199,7 +257,10 @@ impl Bucket {
     }
 
     /// Removes all of the run, but its last sign of life: a worker that comes late sees there that the run is over.
-    pub(super) fn clear(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A bucket that cannot be listed or written to.
+    pub fn clear(&self) -> Result<()> {
         self.remote.block_on(async {
             let names = self.remote.names(&self.folder).await?;
             let front = self.at("front");
@@ -239,6 +300,12 @@ impl Bucket {
             Some(fault) => Err(self.remote.missing(fault)),
         }
     }
+}
+
+/// As in the cache: other tasks read it too.
+fn keep_from_writing(file: &Path) -> Result<()> {
+    let mode = fs_err::metadata(file)?.permissions().mode();
+    Ok(fs_err::set_permissions(file, Permissions::from_mode(mode & !0o222))?)
 }
 
 /// Transfers, so many at once.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::bucket::Bucket;
-use super::folder::{AttemptFolder, Pause, RunFolder, replace, visible};
+use super::folder::{AttemptFolder, LeaseState, Pause, RunFolder, replace, visible};
 use super::messages::RunConfig;
 use crate::identity::regular_file;
 use crate::remote::Result;
@@ -56,6 +56,8 @@ struct Incoming {
     file: PathBuf,
     name: String,
     next: u64,
+    /// How many objects are asked for at once.
+    window: u64,
     /// When there was something.
     heard: Instant,
     looked: Option<Instant>,
@@ -65,24 +67,38 @@ impl Incoming {
     /// All of them, from the first: what an earlier process of this host brought may end in the middle of a line.
     fn new(file: PathBuf, name: String) -> Self {
         let _ = fs_err::remove_file(&file);
-        Self { file, name, next: 0, heard: Instant::now(), looked: None }
+        Self { file, name, next: 0, window: 1, heard: Instant::now(), looked: None }
     }
 
-    /// Whether to look: of one that has been silent for long, no news is missed soon.
+    /// Whether to look: one that has been silent for long has likely ended.
     fn is_due(&self) -> bool {
-        self.looked.is_none_or(|looked| looked.elapsed() >= self.heard.elapsed() / 20)
+        const QUIET: Duration = Duration::from_secs(900);
+        const SELDOM: Duration = Duration::from_secs(60);
+        self.heard.elapsed() < QUIET || self.looked.is_none_or(|looked| looked.elapsed() >= SELDOM)
     }
 
-    fn wanted(&self) -> String {
-        numbered(&self.name, self.next)
+    /// The next objects: one, and more of them while there are many.
+    fn wanted(&self) -> impl Iterator<Item = String> {
+        (self.next..self.next + self.window).map(|number| numbered(&self.name, number))
     }
 
-    fn take(&mut self, lines: &[u8]) -> Result<()> {
-        let mut file = fs_err::OpenOptions::new().create(true).append(true).open(&self.file)?;
-        file.write_all(lines)?;
-        self.next += 1;
-        self.heard = Instant::now();
-        Ok(())
+    /// Takes what was found of the objects that were wanted, to the first that is missing; returns whether there may be more.
+    fn take(&mut self, found: impl Iterator<Item = Option<Vec<u8>>>) -> Result<bool> {
+        const LARGEST: u64 = 64;
+        let before = self.next;
+        let mut file = None;
+        for lines in found.map_while(|lines| lines) {
+            let file = match &mut file {
+                Some(file) => file,
+                none => none.insert(fs_err::OpenOptions::new().create(true).append(true).open(&self.file)?),
+            };
+            file.write_all(&lines)?;
+            self.next += 1;
+            self.heard = Instant::now();
+        }
+        let all = self.next == before + self.window;
+        self.window = if all { (2 * self.window).min(LARGEST) } else { 1 };
+        Ok(all)
     }
 }
 
@@ -123,9 +139,10 @@ impl RunCarrier {
     /// # Errors
     /// A bucket that cannot be used.
     pub(super) fn begin(&mut self) -> Result<()> {
-        self.bucket.put("run.json", regular_file::read(self.folder.path().join("run.json"))?)?;
-        self.send_front()?;
-        Ok(())
+        let mut config = self.folder.config()?;
+        // Scripts may load keys, and no worker needs them.
+        config.pools.values_mut().for_each(|pool| pool.script.clear());
+        self.bucket.put("run.json", serde_json::to_vec(&config).map_err(std::io::Error::from)?)
     }
 
     /// Brings all that the workers said since the last call; returns whether there was anything.
@@ -149,13 +166,15 @@ impl RunCarrier {
         });
         let mut names: Vec<String> = due.collect();
         while !names.is_empty() {
-            let wanted: Vec<String> = names.iter().map(|name| self.workers[name].0.wanted()).collect();
-            let found = self.bucket.get_all(&wanted)?;
+            let wanted: Vec<Vec<String>> =
+                names.iter().map(|name| self.workers[name].0.wanted().collect()).collect();
+            let mut found = self.bucket.get_all(&wanted.concat())?.into_iter();
             let mut more = Vec::new();
-            for (name, lines) in names.into_iter().zip(found) {
-                if let (Some(lines), Some((incoming, _))) = (lines, self.workers.get_mut(&name)) {
-                    incoming.take(&lines)?;
-                    news = true;
+            for (name, wanted) in names.into_iter().zip(wanted) {
+                let found: Vec<_> = found.by_ref().take(wanted.len()).collect();
+                let Some((incoming, _)) = self.workers.get_mut(&name) else { continue };
+                news |= found.first().is_some_and(Option::is_some);
+                if incoming.take(found.into_iter())? {
                     more.push(name);
                 }
             }
@@ -195,9 +214,21 @@ impl RunCarrier {
         Ok(news)
     }
 
-    /// Carries until the run is over; `failed` gets the first of several failures in a row.
-    pub(super) fn carry(&mut self, poll: f64, over: impl Fn() -> bool, mut failed: impl FnMut(String)) {
-        carry(poll, over, |_| Ok(self.send()? | self.bring()?), &mut failed);
+    /// Carries until the run is over. `brought` is told each time when there was no more news; `failed` gets the first of several
+    /// failures in a row.
+    pub(super) fn carry(
+        &mut self,
+        poll: f64,
+        over: impl Fn() -> bool,
+        brought: impl Fn(),
+        mut failed: impl FnMut(String),
+    ) {
+        let look = |_| {
+            let news = self.send()? | self.bring()?;
+            brought();
+            Ok(news)
+        };
+        carry(poll, over, look, &mut failed);
     }
 
     /// Brings the logs of workers that ended, and removes the messages from the bucket.
@@ -224,13 +255,17 @@ impl<'a> NodeCarrier<'a> {
     /// Brings what a worker must know before it can begin.
     pub fn begin(bucket: &'a Bucket, folder: &'a RunFolder) -> Result<Self> {
         fs_err::create_dir_all(folder.workers())?;
+        let mut carrier = Self { bucket, folder, front: Vec::new(), epoch: 0, worker: None };
+        carrier.bring()?;
+        if folder.lease().is_ok_and(|lease| lease.state == LeaseState::Ended) {
+            return Err(std::io::Error::other("the run is over").into());
+        }
         let absent = || std::io::Error::new(std::io::ErrorKind::NotFound, "the bucket has no such run");
         let config = visible(|| match bucket.get("run.json") {
             Ok(found) => found.ok_or_else(absent),
             Err(error) => Err(std::io::Error::other(error)),
         })?;
         fs_err::write(folder.path().join("run.json"), config)?;
-        let mut carrier = Self { bucket, folder, front: Vec::new(), epoch: 0, worker: None };
         carrier.bring()?;
         Ok(carrier)
     }
@@ -248,11 +283,13 @@ impl<'a> NodeCarrier<'a> {
             self.epoch = epoch;
             *incoming = Incoming::new(attempt.inbox(epoch), format!("w/{}/in.{epoch}", attempt.name()));
         }
-        while let Some(lines) = self.bucket.get(&incoming.wanted())? {
-            incoming.take(&lines)?;
-            news = true;
+        loop {
+            let found = self.bucket.get_all(&incoming.wanted().collect::<Vec<_>>())?;
+            news |= found[0].is_some();
+            if !incoming.take(found.into_iter())? {
+                return Ok(news);
+            }
         }
-        Ok(news)
     }
 
     fn send(&mut self) -> Result<bool> {

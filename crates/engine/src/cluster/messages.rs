@@ -126,6 +126,8 @@ pub(super) enum Report {
     Measured(u64, Result<CostModel, String>),
     /// Its process died: the first task that is not done, and how.
     Died(u64, String),
+    /// From now on it obeys the run of this epoch; of earlier ones, it has read nothing after this assignment.
+    Obeys(u64, u64),
     /// It begins nothing more, and why; whether it cut a batch off.
     Leaving(String, bool),
 }

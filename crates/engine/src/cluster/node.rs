@@ -15,7 +15,7 @@ use super::folder::{Appender, AttemptFolder, Follower, Pause, RunFolder, Seen, v
 use super::folder::{Lease, LeaseState};
 use super::lock_test;
 use super::messages::{Assignment, Finished, Hello, Order, Report, RunConfig};
-use super::node_files::{NodeBucket, NodeFiles};
+use super::node_files::{NodeBucket, NodeFiles, scratch};
 use super::orders::{Orders, State};
 use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::local::LocalBackend;
@@ -40,8 +40,7 @@ pub fn serve(
         return serve_in(&RunFolder::at(place), pool, backend, None);
     };
     let bucket = bucket.map_err(|error| error.to_string())?;
-    let scratch =
-        tempfile::Builder::new().prefix("attrflow-").tempdir().map_err(|error| error.to_string())?;
+    let scratch = scratch(bucket.run()).map_err(|error| error.to_string())?;
     let folder = RunFolder::at(scratch.path().join(bucket.run()));
     let mut carrier = NodeCarrier::begin(&bucket, &folder).map_err(|error| error.to_string())?;
     let poll = folder.config().map_or(1.0, |config| config.waits.poll);
@@ -49,15 +48,23 @@ pub fn serve(
     let ended = std::thread::scope(|scope| {
         scope.spawn(|| carrier.carry(poll, &over));
         let files = NodeBucket { bucket: &bucket, inputs: scratch.path().join("inputs") };
-        let ended = serve_in(&folder, pool, backend, Some(files));
-        over.store(true, Ordering::Relaxed);
-        ended
+        let _over = SetAtEnd(&over);
+        serve_in(&folder, pool, backend, Some(files))
     });
     if let Err(error) = &ended {
         tracing::warn!("{error}");
     }
     carrier.send_log(&log_on_node(bucket.run(), &env("SLURM_ARRAY_JOB_ID"), &env("SLURM_ARRAY_TASK_ID")));
     ended
+}
+
+/// Ends the carrier, however the worker ends.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn env(name: &str) -> String {
@@ -186,6 +193,7 @@ impl Node<'_> {
                     inbox = Some((epoch, Follower::new(self.files.attempt.inbox(epoch))));
                     // What another run gave is not continued: nobody would take it.
                     self.orders.change(|state| state.stopped = state.newest);
+                    let _ = self.report(&Report::Obeys(epoch, self.orders.state().stopped));
                 }
                 let Lease { state, beat, .. } = lease;
                 if state == LeaseState::Ended {
@@ -235,8 +243,11 @@ impl Node<'_> {
             });
             // Nobody takes what is computed for a run that is over.
             let over = self.folder.lease().is_ok_and(|lease| lease.state == LeaseState::Ended);
-            if signal == SIGTERM && over {
-                cancel.request(CancelMode::Kill);
+            if signal == SIGTERM {
+                self.files.stop();
+                if over {
+                    cancel.request(CancelMode::Kill);
+                }
             }
         }
     }
@@ -284,6 +295,24 @@ impl Node<'_> {
         }
     }
 
+    /// Ends an assignment whose tasks from `first` on are not to be begun.
+    fn refusal(
+        &self,
+        number: u64,
+        first: usize,
+        longest: Duration,
+        sum: Usage,
+    ) -> Option<Result<(), String>> {
+        let state = self.orders.state();
+        let late = state.deadline.is_some_and(|deadline| Instant::now() + longest >= deadline);
+        if state.killed || (first > 0 && (late || state.end.is_some())) {
+            return Some(Ok(()));
+        }
+        let is_stopped = number <= state.stopped;
+        drop(state);
+        is_stopped.then(|| self.report(&Report::Done(number, sum)).map_err(|error| error.to_string()))
+    }
+
     /// Computes an assignment, as far as the run and the scheduler let it.
     fn compute(
         &self,
@@ -299,27 +328,25 @@ impl Node<'_> {
         let mut since = Instant::now();
         for mut batch in batches {
             let count = batch.tasks.len();
-            {
-                let state = self.orders.state();
-                let late = state.deadline.is_some_and(|deadline| Instant::now() + *longest >= deadline);
-                if first > 0 && (late || state.end.is_some()) {
-                    return Ok(());
-                }
-                if number <= state.stopped {
-                    drop(state);
-                    return self.report(&Report::Done(number, sum)).map_err(failed);
-                }
+            if let Some(refusal) = self.refusal(number, first, *longest, sum) {
+                return refusal;
             }
             for (place, task) in batch.tasks.iter_mut().enumerate() {
                 task.out = self.files.attempt.output(number, first + place);
                 fs_err::create_dir_all(&task.out).map_err(failed)?;
             }
-            for task in &mut batch.tasks {
-                self.files.bring(task, &inputs).map_err(failed)?;
-            }
-            self.report(&Report::Reply(number, Reply::Started { tasks: (first..first + count).collect() }))
-                .map_err(failed)?;
             let begun = Instant::now();
+            let tasks = (first..first + count).collect();
+            self.report(&Report::Reply(number, Reply::Started { tasks })).map_err(failed)?;
+            let brought = batch.tasks.iter_mut().try_for_each(|task| self.files.bring(task, &inputs));
+            // That may have taken long.
+            if let Some(refusal) = self.refusal(number, first, *longest, sum) {
+                return refusal;
+            }
+            if let Err(error) = brought {
+                let error = format!("what it reads cannot be brought to {}: {error}", env("SLURMD_NODENAME"));
+                return self.report(&Report::Reply(number, Reply::Failed { error })).map_err(failed);
+            }
             let mut open: Vec<usize> = (0..count).collect();
             let mut finish = |tasks: &[usize], usage: Usage, open: &mut Vec<usize>| -> std::io::Result<()> {
                 open.retain(|task| !tasks.contains(task));

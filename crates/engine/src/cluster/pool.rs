@@ -1,6 +1,7 @@
 //! What is known of the workers of a run: which are wanted, ready, at work and lost.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::error::SlurmError;
 use super::folder::{AttemptFolder, RunFolder};
 use super::jobs::{JobLine, TaskId};
 use super::messages::{Hello, RunConfig};
-use crate::worker::cancel::Cancel;
+use crate::worker::cancel::{Cancel, CancelMode};
 
 /// Who starts the workers of a run.
 pub trait Scheduler: Send + Sync {
@@ -148,6 +149,8 @@ pub(super) struct Shared {
     pub config: RunConfig,
     /// Where the nodes share no file system with this host.
     pub bucket: Option<Arc<Bucket>>,
+    /// How often all of the bucket's news has been brought.
+    pub brought: AtomicU64,
     pub epoch: u64,
     pub pools: Vec<PoolInfo>,
     pub scheduler: Box<dyn Scheduler>,
@@ -167,6 +170,20 @@ const SOON: Duration = Duration::from_secs(60);
 impl Shared {
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic under this lock")
+    }
+
+    /// Waits until what a worker wrote before this call can be seen here, as far as that is known.
+    pub fn wait_for_news(&self) {
+        std::thread::sleep(Duration::from_secs_f64(self.config.waits.poll));
+        let (begun, before) = (Instant::now(), self.brought.load(Ordering::Relaxed));
+        // The look that goes on now may have begun before.
+        while self.bucket.is_some()
+            && self.brought.load(Ordering::Relaxed) < before + 2
+            && begun.elapsed().as_secs_f64() < self.config.waits.visible
+            && self.cancel.mode() != Some(CancelMode::Kill)
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn warn(&self, message: String) {

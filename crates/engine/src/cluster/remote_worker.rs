@@ -14,7 +14,7 @@ use crate::kind::{ArtifactShape, Step};
 use crate::worker::cancel::CancelMode;
 use crate::worker::measure::{CostModel, MeasureRequest};
 use crate::worker::protocol::{Facts, Reply, TaskError, Usage};
-use crate::worker::{Place, Work, Worker};
+use crate::worker::{Note, Place, Work, Worker};
 
 /// A worker that takes its orders from a file.
 pub(super) struct RemoteWorker {
@@ -29,6 +29,8 @@ pub(super) struct RemoteWorker {
     heard: Instant,
     /// Why it serves no more.
     ended: Option<String>,
+    /// Whether it said so itself.
+    left: bool,
 }
 
 impl RemoteWorker {
@@ -44,6 +46,7 @@ impl RemoteWorker {
             number: epoch << 32,
             heard: Instant::now(),
             ended: None,
+            left: false,
         })
     }
 
@@ -120,17 +123,22 @@ impl RemoteWorker {
     /// Puts what tasks read into the bucket, where there is one.
     fn send_inputs<'p>(
         &self,
-        paths: impl Iterator<Item = &'p PathBuf>,
+        paths: impl Iterator<Item = &'p PathBuf> + Clone,
+        notes: &[Note],
     ) -> Result<BTreeMap<PathBuf, Input>, String> {
         let Some(bucket) = &self.shared.bucket else { return Ok(BTreeMap::new()) };
-        bucket.send_inputs(paths).map_err(|error| error.to_string())
+        let sources = notes.iter().flat_map(|note| &note.sources);
+        let expected = sources.map(|(path, digest)| (path.as_path(), *digest)).collect();
+        let send = || bucket.send_inputs(paths.clone(), &expected);
+        bucket.patiently(self.shared.config.waits.visible, send).map_err(|error| error.to_string())
     }
 
     /// Brings what a task wrote to where the run wants it, once all of it can be seen.
     fn fetch(&self, finished: &Finished, out: &Path) -> Result<(), String> {
         if let Some(bucket) = &self.shared.bucket {
             let task = (self.ready.folder.name(), finished.number, finished.task);
-            let fetched = bucket.fetch_result((&task.0, task.1, task.2), &finished.files, out);
+            let fetch = || bucket.fetch_result((&task.0, task.1, task.2), &finished.files, out);
+            let fetched = bucket.patiently(self.shared.config.waits.visible, fetch);
             return fetched.map_err(|error| error.to_string());
         }
         let from = self.ready.folder.output(finished.number, finished.task);
@@ -209,7 +217,7 @@ impl Worker for RemoteWorker {
             ArtifactShape::Path(path) => Some(path),
             ArtifactShape::Array { .. } | ArtifactShape::Bytes(_) => None,
         });
-        let inputs = self.send_inputs(paths)?;
+        let inputs = self.send_inputs(paths, &[])?;
         let order = Order::Measure(self.number, request.clone(), inputs);
         self.inbox.append(&order).and_then(|()| self.inbox.sync()).map_err(|error| error.to_string())?;
         self.heard = Instant::now();
@@ -242,9 +250,10 @@ impl Worker for RemoteWorker {
             Step::Whole | Step::Unit(_) => None,
         });
         let paths = tasks().flat_map(|task| task.inputs.0.values()).chain(parts.flatten());
-        let inputs = match self.send_inputs(paths) {
+        let inputs = match self.send_inputs(paths, &work.notes) {
+            _ if self.shared.cancel.mode().is_some() => return Err(TaskError::Stopped),
             Ok(inputs) => inputs,
-            Err(error) => return Err(self.lost(&error)),
+            Err(error) => return Err(TaskError::Failed(format!("what it reads cannot be sent: {error}"))),
         };
         let outs: Vec<_> = tasks().map(|task| task.out.clone()).collect();
         let assignment =
@@ -262,9 +271,7 @@ impl Worker for RemoteWorker {
                 Err(error) if !is_absent(&error) => return Err(self.lost(&error.to_string())),
                 reports => reports.unwrap_or_default(),
             };
-            if !reports.is_empty() {
-                self.heard = Instant::now();
-            }
+            let has_spoken = !reports.is_empty();
             // A sign of life alone announces nothing.
             if reports.iter().any(|report| !matches!(report, Report::Beat(_))) {
                 pause.reset();
@@ -292,7 +299,7 @@ impl Worker for RemoteWorker {
                     Report::Done(of, _) if of == number => return Err(TaskError::Stopped),
                     Report::Died(of, how) if of == number => return Err(TaskError::Died(how)),
                     Report::Leaving(why, cut) => {
-                        self.ended = Some(why.clone());
+                        (self.ended, self.left) = (Some(why.clone()), true);
                         self.shared.state().spent.insert(self.id());
                         if let Some(error) = begun.filter(|_| cut).and_then(|begun| self.too_long(begun)) {
                             return Err(TaskError::Failed(error));
@@ -301,11 +308,16 @@ impl Worker for RemoteWorker {
                     }
                     Report::Beat(_)
                     | Report::Measured(..)
+                    | Report::Obeys(..)
                     | Report::Reply(..)
                     | Report::Finished(_)
                     | Report::Done(..)
                     | Report::Died(..) => {}
                 }
+            }
+            // Bringing results may have taken long.
+            if has_spoken {
+                self.heard = Instant::now();
             }
             match self.shared.cancel.mode() {
                 Some(CancelMode::Kill) => {
@@ -321,7 +333,7 @@ impl Worker for RemoteWorker {
             }
             if let Some(how) = self.gone() {
                 // What it wrote last may become visible only now.
-                std::thread::sleep(Duration::from_secs_f64(self.shared.config.waits.poll));
+                self.shared.wait_for_news();
                 let rest = self.outbox.read().unwrap_or_default();
                 for report in rest {
                     if let Report::Finished(finished) = report
@@ -351,8 +363,8 @@ impl Worker for RemoteWorker {
 
 impl Drop for RemoteWorker {
     fn drop(&mut self) {
-        if self.ended.is_none() {
-            // One that does not read it ends when the run is over.
+        if !self.left {
+            // One that was given up may live. One that does not read it ends when the run is over.
             let _ = self.inbox.append(&Order::End);
         }
         let mut state = self.shared.state();

@@ -2,6 +2,7 @@
 //! and its workers serve again or are ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use super::bucket::Bucket;
 use super::folder::{AttemptFolder, Follower, RunFolder};
 use super::messages::{Finished, Order, Report, RunConfig};
 use super::runs;
-use crate::store::{Lock, Lookup, Store, StoreError};
+use crate::identity::digest::Listed;
+use crate::store::{Lock, Lookup, Store, StoreError, is_network};
 use crate::worker::Note;
 use crate::worker::protocol::Reply;
 
@@ -40,6 +42,8 @@ pub struct Takeover {
     bucket: Option<Arc<Bucket>>,
     /// A worker that is silent for so long is not waited for.
     silent: Duration,
+    /// How long a result may take to be seen here.
+    visible: Duration,
 }
 
 /// A worker of an earlier run.
@@ -50,22 +54,33 @@ struct Left {
     open: BTreeMap<u64, Vec<Note>>,
     /// Tasks that others must not compute meanwhile.
     held: BTreeMap<(u64, usize), Lock>,
+    /// What it finished and is not kept yet.
+    finished: Vec<Late>,
     heard: Instant,
+}
+
+/// A result that is to be kept.
+struct Late {
+    finished: Finished,
+    note: Note,
+    lock: Option<Lock>,
+    since: Instant,
 }
 
 impl Takeover {
     /// Reads what the runs of a folder gave their workers.
     pub fn new(folder: &RunFolder, bucket: Option<Arc<Bucket>>) -> Self {
-        let heartbeat = folder.config().map(|config| config.waits.heartbeat).unwrap_or_default();
+        let waits = folder.config().map(|config| config.waits).unwrap_or_default();
         let workers = fs_err::read_dir(folder.workers()).into_iter().flatten().flatten();
         let left = workers.filter_map(|entry| {
             let folder = AttemptFolder::at(entry.path());
             let open = given(&folder);
             let reports = Follower::new(folder.outbox());
-            let heard = Instant::now();
-            (!open.is_empty()).then_some(Left { folder, reports, open, held: BTreeMap::new(), heard })
+            let (held, finished, heard) = (BTreeMap::new(), Vec::new(), Instant::now());
+            (!open.is_empty()).then_some(Left { folder, reports, open, held, finished, heard })
         });
-        Self { left: left.collect(), bucket, silent: Duration::from_secs_f64(3.0 * heartbeat) }
+        let silent = Duration::from_secs_f64(3.0 * waits.heartbeat);
+        Self { left: left.collect(), bucket, silent, visible: Duration::from_secs_f64(waits.visible) }
     }
 
     /// Keeps what was finished and not taken since the last call; returns how many results.
@@ -75,24 +90,25 @@ impl Takeover {
     pub fn keep_finished(&mut self, store: &Store) -> Result<usize, StoreError> {
         let mut kept = 0;
         for left in &mut self.left {
-            for report in left.reports.read().unwrap_or_default() {
-                left.heard = Instant::now();
-                match report {
-                    Report::Finished(finished) => {
-                        kept += usize::from(left.keep(store, &finished, self.bucket.as_deref())?);
-                    }
-                    Report::Done(number, _)
-                    | Report::Died(number, _)
-                    | Report::Reply(number, Reply::Failed { .. }) => left.close(number),
-                    Report::Leaving(..) => left.open.clear(),
-                    Report::Beat(_) | Report::Reply(..) | Report::Measured(..) => {}
+            let reports = left.reports.read().unwrap_or_default();
+            let has_spoken = !reports.is_empty();
+            reports.into_iter().for_each(|report| left.take(report));
+            for late in std::mem::take(&mut left.finished) {
+                match late.keep(store, &left.folder, self.bucket.as_deref())? {
+                    Kept::Now => kept += 1,
+                    Kept::Not => {}
+                    Kept::NotYet if late.since.elapsed() > self.visible => {}
+                    Kept::NotYet => left.finished.push(late),
                 }
             }
-            if left.open.is_empty() || left.heard.elapsed() > self.silent {
+            // Keeping results may have taken long.
+            if has_spoken {
+                left.heard = Instant::now();
+            } else if left.heard.elapsed() > self.silent {
                 left.held.clear();
             }
         }
-        self.left.retain(|left| !left.open.is_empty());
+        self.left.retain(|left| !left.open.is_empty() || !left.finished.is_empty());
         Ok(kept)
     }
 
@@ -103,7 +119,8 @@ impl Takeover {
     /// A store that cannot be read or locked.
     pub fn hold(&mut self, store: &Store) -> Result<usize, StoreError> {
         let mut tried = BTreeSet::new();
-        for Left { open, held, .. } in &mut self.left {
+        for Left { open, held, heard, .. } in &mut self.left {
+            *heard = Instant::now();
             for (number, notes) in &*open {
                 for (task, note) in notes.iter().enumerate() {
                     let fingerprint = note.recipe.fingerprint();
@@ -124,50 +141,84 @@ impl Takeover {
 }
 
 impl Left {
-    /// It does no more of an assignment.
-    fn close(&mut self, number: u64) {
-        self.open.remove(&number);
-        self.held.retain(|(of, _), _| *of != number);
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Finished(finished) => {
+                let lock = self.held.remove(&(finished.number, finished.task));
+                let note = self.open.get(&finished.number).and_then(|notes| notes.get(finished.task));
+                if let Some(note) = note.cloned() {
+                    self.finished.push(Late { finished, note, lock, since: Instant::now() });
+                }
+            }
+            Report::Done(number, _)
+            | Report::Died(number, _)
+            | Report::Reply(number, Reply::Failed { .. }) => self.close(|of| of == number),
+            // What it had not read of an earlier run, it never does.
+            Report::Obeys(epoch, newest) => self.close(|of| of >> 32 < epoch && of > newest),
+            Report::Leaving(..) => self.close(|_| true),
+            Report::Beat(_) | Report::Reply(..) | Report::Measured(..) => {}
+        }
     }
 
-    /// Keeps a result that nobody took; returns whether there was one.
+    /// It does no more of these assignments.
+    fn close(&mut self, over: impl Fn(u64) -> bool) {
+        self.open.retain(|number, _| !over(*number));
+        self.held.retain(|(number, _), _| !over(*number));
+    }
+}
+
+/// Whether a result was kept.
+enum Kept {
+    Now,
+    /// There is nothing to keep.
+    Not,
+    /// It cannot be seen.
+    NotYet,
+}
+
+impl Late {
+    /// Keeps it if nobody took it.
     fn keep(
-        &mut self,
+        &self,
         store: &Store,
-        finished: &Finished,
+        folder: &AttemptFolder,
         bucket: Option<&Bucket>,
-    ) -> Result<bool, StoreError> {
-        let held = self.held.remove(&(finished.number, finished.task));
-        let note = self.open.get(&finished.number).and_then(|notes| notes.get(finished.task));
-        let Some(note) = note else { return Ok(false) };
-        let output = self.folder.output(finished.number, finished.task);
+    ) -> Result<Kept, StoreError> {
+        let Self { finished, note, lock, .. } = self;
+        let output = folder.output(finished.number, finished.task);
         let fingerprint = note.recipe.fingerprint();
         if matches!(store.find(&fingerprint)?, Lookup::Hit(_)) || !is_unchanged(store, note) {
-            return Ok(false);
+            return Ok(Kept::Not);
         }
-        let task = (self.folder.name(), finished.number, finished.task);
-        let fetched =
-            bucket.map(|bucket| bucket.fetch_result((&task.0, task.1, task.2), &finished.files, &output));
-        if let Some(Err(error)) = fetched {
-            tracing::warn!("{error}");
-            return Ok(false);
+        let task = (folder.name(), finished.number, finished.task);
+        let fetch =
+            |bucket: &Bucket| bucket.fetch_result((&task.0, task.1, task.2), &finished.files, &output);
+        if let Some(Err(error)) = bucket.map(fetch) {
+            tracing::debug!("{error}");
+            let _ = fs_err::remove_dir_all(&output);
+            return Ok(Kept::NotYet);
         }
-        // What the run took is not there any more.
-        if !output.exists() {
-            return Ok(false);
+        let is_seen = |file: &Listed| {
+            fs_err::metadata(output.join(&file.path)).is_ok_and(|found| found.len() == file.size)
+        };
+        if !output.exists() || !finished.files.0.iter().all(is_seen) {
+            // What the run took is not there any more.
+            return Ok(if is_network(folder.path()) { Kept::NotYet } else { Kept::Not });
         }
-        let lock = held.map_or_else(|| store.try_lock(&fingerprint), |lock| Ok(Some(lock)))?;
-        let Some(_lock) = lock else { return Ok(false) };
-        let file = |file: &std::path::PathBuf| match file.as_os_str().is_empty() {
+        let own = if lock.is_none() { store.try_lock(&fingerprint)? } else { None };
+        if lock.is_none() && own.is_none() {
+            return Ok(Kept::Not);
+        }
+        let file = |file: &PathBuf| match file.as_os_str().is_empty() {
             true => output.clone(),
             false => output.join(file),
         };
         let outputs: Vec<_> = note.outputs.iter().map(|(port, path)| (port.clone(), file(path))).collect();
         match store.commit(&note.recipe, &outputs, Some(&finished.files), note.spent + finished.seconds) {
-            Ok(_) => Ok(true),
+            Ok(_) => Ok(Kept::Now),
             Err(error) if error.is_the_stage() => {
                 tracing::warn!("{}: {error}", output.display());
-                Ok(false)
+                Ok(Kept::Not)
             }
             Err(error) => Err(error),
         }
@@ -195,4 +246,64 @@ fn given(attempt: &AttemptFolder) -> BTreeMap<u64, Vec<Note>> {
         }
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cluster::folder::Appender;
+    use crate::cluster::messages::Assignment;
+    use crate::identity::digest::Digest;
+    use crate::identity::digest::Listing;
+    use crate::identity::recipe::Recipe;
+    use crate::store::PART;
+    use crate::worker::protocol::Usage;
+
+    fn note(number: u64) -> Note {
+        let (kind, inputs) = ("say".to_owned(), BTreeMap::new());
+        let recipe = Recipe { kind, version: 1, params: json!(number), inputs, numerics: None, unit: None };
+        Note { recipe, outputs: vec![(PART.to_owned(), PathBuf::new())], sources: Vec::new(), spent: 0.0 }
+    }
+
+    #[test]
+    fn what_a_worker_may_still_finish_is_held_and_what_it_never_read_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache")).unwrap();
+        let other = Store::open(&folder.path().join("cache")).unwrap();
+        let run = RunFolder::at(folder.path().join("run"));
+        let attempt = AttemptFolder::at(run.workers().join("1_0.0.a"));
+        fs_err::create_dir_all(attempt.path()).unwrap();
+        let mut inbox = Appender::open(&attempt.inbox(1)).unwrap();
+        let mut outbox = Appender::open(&attempt.outbox()).unwrap();
+        let first = 1 << 32;
+        for number in [first, first + 1, first + 2] {
+            let (batches, inputs) = (Vec::new(), BTreeMap::new());
+            let work = Assignment { number, batches, notes: vec![note(number)], inputs };
+            inbox.append(&Order::Work(work)).unwrap();
+        }
+        let mut takeover = Takeover::new(&run, None);
+        assert_eq!(takeover.keep_finished(&store).unwrap(), 0);
+        assert_eq!(takeover.hold(&store).unwrap(), 3);
+        let is_free = |number: u64| other.try_lock(&note(number).recipe.fingerprint()).unwrap().is_some();
+        assert!(!is_free(first) && !is_free(first + 1) && !is_free(first + 2));
+        // The worker read two orders of the earlier run; the third it never does.
+        outbox.append(&Report::Obeys(2, first + 1)).unwrap();
+        assert_eq!(takeover.keep_finished(&store).unwrap(), 0);
+        assert!(!is_free(first) && !is_free(first + 1) && is_free(first + 2));
+        // It finishes the first, and begins nothing of the second.
+        let output = attempt.output(first, 0);
+        fs_err::create_dir_all(&output).unwrap();
+        fs_err::write(output.join("out"), "said").unwrap();
+        let digest = Digest::of_file(&output.join("out")).unwrap();
+        let files = Listing(vec![Listed { path: "out".into(), size: 4, digest }]);
+        let finished = Finished { number: first, task: 0, files, seconds: 1.0, usage: Usage::default() };
+        outbox.append(&Report::Finished(finished)).unwrap();
+        outbox.append(&Report::Done(first, Usage::default())).unwrap();
+        outbox.append(&Report::Done(first + 1, Usage::default())).unwrap();
+        assert_eq!(takeover.keep_finished(&store).unwrap(), 1);
+        assert!(matches!(other.find(&note(first).recipe.fingerprint()).unwrap(), Lookup::Hit(_)));
+        assert!(is_free(first + 1) && takeover.is_over());
+    }
 }

@@ -82,6 +82,11 @@ pub(super) fn ask_scheduler(shared: &Shared) {
     let mut told = BTreeMap::new();
     while !shared.state().over {
         let mode = shared.cancel.mode();
+        if mode == Some(CancelMode::Kill)
+            && let Some(bucket) = &shared.bucket
+        {
+            bucket.stop();
+        }
         if mode.is_some() && mode != cancelled {
             // If it does not answer, the end of the run asks again.
             let _ = shared.scheduler.cancel(mode == Some(CancelMode::Drain));
