@@ -11,6 +11,8 @@ mod loss_pass;
 mod pretrain_loss;
 mod ranking;
 pub mod shared;
+mod subset;
+mod train;
 mod unlearn;
 
 pub use shared::arrays::NpyRows;
@@ -42,6 +44,7 @@ registry! {
         download::Download,
         command::Command,
         ranking::Ranking,
+        subset::Subset,
     }
     with_libtorch {
         latents::Latents,
@@ -50,6 +53,7 @@ registry! {
         generate::SampleParams,
         unlearn::UnlearnParams,
         influence::Influence,
+        train::TrainParams,
     }
 }
 

@@ -128,7 +128,7 @@ impl Compute for Ranking {
 }
 
 /// The image indices in descending order of influence, each checked to be an image.
-fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
+pub(super) fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
     let npy = Npy::open(path)?;
     npy.expect_shape(&[Some(images)])?;
     let mut ranks = Vec::new();
@@ -147,7 +147,7 @@ fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
 
 /// An image without a captions file: named by its index.
 fn unnamed(index: usize) -> Item {
-    Item { file_name: index.to_string(), captions: Vec::new() }
+    Item { id: String::new(), file_name: index.to_string(), captions: Vec::new() }
 }
 
 /// One training image of the ranking.

@@ -45,6 +45,12 @@ pub enum MathError {
         "the Fisher information of `{parameter}` has the shape {found:?}, the parameter has {expected:?}"
     )]
     FisherShape { parameter: String, found: Vec<i64>, expected: Vec<i64> },
+    #[error(
+        "{count} of the ids that are left out are not in the data set of {images} images, for instance `{first}`"
+    )]
+    UnknownIds { count: usize, first: String, images: usize },
+    #[error("all {images} images are left out: nothing is left to train on")]
+    NothingLeft { images: usize },
     #[error("`select` is {selection}, which no weight of the model has in its name")]
     NothingSelected { selection: String },
     #[error(transparent)]

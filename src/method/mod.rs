@@ -20,4 +20,5 @@ pub mod sample;
 pub mod schedule;
 pub mod selection;
 pub mod successive_halving;
+pub mod train;
 pub mod unlearn;

@@ -43,6 +43,11 @@ impl Generator {
         Tensor::randn(shape, (Kind::Float, device))
     }
 
+    /// Uniform numbers between two bounds from the CPU's generator, float32.
+    pub fn uniform(&mut self, low: f64, high: f64, shape: &[i64]) -> Tensor {
+        Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (high - low) + low
+    }
+
     /// `count` uniform integers from 0 to `high` - 1 from the CPU's generator: [count] int64.
     pub fn randint(&mut self, high: i64, count: i64) -> Tensor {
         Tensor::randint(high, [count], (Kind::Int64, Device::Cpu))

@@ -42,3 +42,4 @@ mod schema;
 mod server;
 mod streams;
 mod top_k;
+mod training;

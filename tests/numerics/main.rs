@@ -27,6 +27,7 @@ mod server;
 mod sizes;
 mod successive_halving;
 mod tokenizer;
+mod train;
 mod unet;
 mod vae;
 mod written;

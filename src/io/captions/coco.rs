@@ -28,6 +28,8 @@ pub struct Captions {
 /// An image and its captions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
+    /// The image's id, as JSON writes it.
+    pub id: String,
     /// The image's file, relative to the image folder.
     pub file_name: String,
     /// Exactly the requested number of captions.
@@ -89,9 +91,17 @@ impl Captions {
             let orphan = || CocoError::Orphan { path: path.into(), index, image_id: image_id.to_string() };
             captions[*index_of_id.get(&image_id).ok_or_else(orphan)?].push(caption);
         }
-        let images = raw.images.into_iter().map(|image| image.0.file_name);
-        let items = images.zip(captions).map(|(file_name, captions)| Item { file_name, captions }).collect();
+        let items = raw.images.into_iter().zip(captions).map(|(Object(image), captions)| {
+            let RawImage { id, file_name } = image;
+            Item { id: id.as_json(), file_name, captions }
+        });
+        let items = items.collect();
         Ok(Self { items })
+    }
+
+    /// The images' ids, in the data set's order.
+    pub fn ids(&self) -> Vec<String> {
+        self.items.iter().map(|item| item.id.clone()).collect()
     }
 
     fn cut(mut self, per_image: usize, path: &Path) -> Result<Self, CocoError> {
@@ -170,6 +180,15 @@ struct RawAnnotation {
 enum Id {
     Number(i128),
     Text(String),
+}
+
+impl Id {
+    fn as_json(&self) -> String {
+        match self {
+            Id::Number(number) => number.to_string(),
+            Id::Text(text) => serde_json::Value::from(text.as_str()).to_string(),
+        }
+    }
 }
 
 impl Display for Id {

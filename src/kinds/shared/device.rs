@@ -39,6 +39,23 @@ pub fn prepare(device: Device, threads: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Sets libtorch to one thread, and restores the number when dropped.
+#[must_use]
+pub struct ThreadsGuard(i32);
+
+impl Drop for ThreadsGuard {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.0);
+    }
+}
+
+/// Lets libtorch compute on one thread for a while.
+pub fn one_thread() -> ThreadsGuard {
+    let before = tch::get_num_threads();
+    tch::set_num_threads(1);
+    ThreadsGuard(before)
+}
+
 /// Sets the mode of the process for a network, and restores the default when dropped.
 #[must_use]
 pub struct ModeGuard(());

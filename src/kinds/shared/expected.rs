@@ -28,6 +28,11 @@ pub(crate) struct Array {
 
 /// The array on a port: from its header, or as expected.
 pub(crate) fn array(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Array> {
+    array_of(inputs, port, 4)
+}
+
+/// The same with another number of axes.
+pub(crate) fn array_of(inputs: &ExpectedInputs, port: &str, axes: usize) -> anyhow::Result<Array> {
     let found = match inputs.shape(port)? {
         ArtifactShape::Array { shape, bytes } => Array { shape: shape.clone(), bytes: *bytes },
         ArtifactShape::Path(path) => {
@@ -36,7 +41,7 @@ pub(crate) fn array(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Array
         }
         ArtifactShape::Bytes(_) => anyhow::bail!("the shape of the input `{port}` is unknown"),
     };
-    anyhow::ensure!(found.shape.len() == 4, "`{port}` has {} axes, expected 4", found.shape.len());
+    anyhow::ensure!(found.shape.len() == axes, "`{port}` has {} axes, expected {axes}", found.shape.len());
     Ok(found)
 }
 

@@ -204,7 +204,12 @@ impl Posterior {
 
     /// Latents for standard normal noise `eps` [B, C, h, w].
     pub fn sample(&self, eps: &Tensor) -> Tensor {
-        &self.mean + (&self.logvar * 0.5).exp() * eps
+        &self.mean + self.std() * eps
+    }
+
+    /// The standard deviation.
+    pub fn std(&self) -> Tensor {
+        (&self.logvar * 0.5).exp()
     }
 }
 

@@ -1,32 +1,23 @@
 //! Encodes images and captions for the network: latents and text embeddings.
 
-use std::collections::HashSet;
+mod encode;
+mod notes;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
-use tch::{Device, Tensor};
-
-use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
-use super::shared::counted::{CUT, Counted};
 use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
-use super::shared::text::TextModel;
 use super::shared::{check_inputs, check_outputs, device, expected, ranges};
-use crate::io::captions::coco::{Captions, Item};
-use crate::io::image::resize::shorter_side;
-use crate::io::image::{Loaded, Reading, Transparency, center_crop, load, to_unit};
-use crate::io::npy::Dtype;
-use crate::io::npy::writer::{self, NpyWriter};
-use crate::method::noise::{Generator, derived_seed};
-use crate::models::vae::Vae;
+use crate::io::captions::coco::Captions;
+use crate::io::npy::{Dtype, writer};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
 };
-use attrflow_engine::store::names;
 use attrflow_engine::{choice, params};
-use serde::{Deserialize, Serialize};
+use encode::{write_latents, write_texts};
+use notes::{NOTES, Notes, unlisted};
 use serde_json::json;
 
 choice! {
@@ -87,6 +78,8 @@ params! {
         captions: u32 [1..=1000] = 5,
         /// `sample`: a sample from the posterior, as in training; `mode`: its mode.
         posterior: Posterior = Posterior::Sample,
+        /// Also give mean and standard deviation of each latent, for `train`.
+        moments: bool = false,
         /// Seed of the posterior's samples; each image and mirror image has its own stream.
         seed: u32 = 0,
         /// How text embeddings are stored.
@@ -105,6 +98,9 @@ impl Validate for Latents {
 const PLAIN: &str = "plain.npy";
 const FLIPPED: &str = "flipped.npy";
 const TEXTS: &str = "text_embeddings.npy";
+const MOMENTS: &str = "moments.npy";
+/// The moments of images, and of mirror images, in a unit.
+const MOMENTS_OF: [&str; 2] = ["plain_moments.npy", "flipped_moments.npy"];
 
 impl Kind for Latents {
     const INFO: KindInfo = KindInfo {
@@ -118,6 +114,12 @@ impl Kind for Latents {
         outputs: &[
             Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),
             Output::new("text_embeddings", TEXTS, "float [N, captions, L, D]"),
+            Output::new(
+                "moments",
+                MOMENTS,
+                "float32 [2N, 2, C, H, W]: mean and standard deviation of each latent",
+            )
+            .enabled_by("moments"),
         ],
         ..KindInfo::new::<Self>("latents", 3, "training images and captions as latents and text embeddings")
     };
@@ -136,16 +138,26 @@ impl Stage for Latents {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let Self { pixels, captions, posterior: _, seed: _, text_dtype, transparency: _, orientation: _ } =
-            self;
+        let Self {
+            pixels,
+            captions,
+            posterior: _,
+            moments,
+            seed: _,
+            text_dtype,
+            transparency: _,
+            orientation: _,
+        } = self;
         let images = Captions::read(inputs.path("captions")?, *captions as usize)?.items.len();
         let [channels, side, _] = expected::latent(inputs, *pixels as usize)?;
         let [length, width] = expected::text(inputs)?;
         let texts = vec![images, *captions as usize, length, width];
-        let outputs = [
+        let mut outputs = vec![
             ("latents", ArtifactShape::Array { shape: vec![2 * images, channels, side, side], bytes: 4 }),
             ("text_embeddings", ArtifactShape::Array { shape: texts, bytes: text_dtype.dtype().size() }),
         ];
+        let shape = vec![2 * images, 2, channels, side, side];
+        outputs.extend(moments.then_some(("moments", ArtifactShape::Array { shape, bytes: 4 })));
         let cost_key = json!({
             "pixels": pixels,
             "captions": captions,
@@ -156,7 +168,7 @@ impl Stage for Latents {
         });
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
-            outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
+            outputs: outputs.into_iter().map(|(port, form)| (port.to_owned(), form)).collect(),
             work: Some(WorkSize {
                 steps: images as u64,
                 tasks: split(images).len() as u64,
@@ -207,6 +219,9 @@ impl Compute for Latents {
         let latents = [each(PLAIN), each(FLIPPED)].concat();
         writer::concat(&latents, out.join("latents.npy"))?;
         writer::concat(&each(TEXTS), out.join(TEXTS))?;
+        if self.moments {
+            writer::concat(&MOMENTS_OF.map(each).concat(), out.join(MOMENTS))?;
+        }
         Ok(())
     }
 
@@ -227,174 +242,5 @@ impl Compute for Latents {
         let (range, steps) = (json!({ "images": [0, count] }), count as u64);
         let unit = Some(Unit { name: "a trial".into(), range, steps });
         Ok(Trial { stage: Box::new(self.clone()), inputs: given, unit, steps, merges: true })
-    }
-}
-
-/// The file of a unit's notes.
-const NOTES: &str = "notes.json";
-
-/// What of the data set is computed in another way than it may seem.
-#[derive(Default, Serialize, Deserialize)]
-struct Notes {
-    transparent: Counted,
-    turned: Counted,
-    cut: Counted,
-    #[serde(skip)]
-    unlisted: Counted,
-}
-
-impl Notes {
-    fn add(&mut self, other: Notes) {
-        self.transparent.add(other.transparent);
-        self.turned.add(other.turned);
-        self.cut.add(other.cut);
-    }
-
-    /// The notes for people.
-    fn lines(&self, params: &Latents) -> Vec<String> {
-        let Latents { transparency, orientation, .. } = params;
-        let kinds = [
-            (
-                &self.transparent,
-                "images with transparent pixels",
-                match transparency {
-                    Transparent::Drop => "alpha is dropped (`transparency`)",
-                    Transparent::White => "blended with white (`transparency`)",
-                },
-            ),
-            (
-                &self.turned,
-                "images with an EXIF orientation",
-                match orientation {
-                    Orient::Ignore => "it is ignored (`orientation`)",
-                    Orient::Apply => "they are turned (`orientation`)",
-                },
-            ),
-            (&self.cut, CUT.0, CUT.1),
-            (&self.unlisted, "images that the captions file does not name", "they are left out"),
-        ];
-        let present = kinds.into_iter().filter_map(|(counted, what, how)| counted.line(what, how));
-        present.collect()
-    }
-}
-
-/// Images of the folder that the captions file does not name.
-fn unlisted(inputs: &Inputs) -> anyhow::Result<Counted> {
-    let captions = Captions::read_all(inputs.path("captions"))?;
-    let listed: HashSet<&str> = captions.items.iter().map(|item| item.file_name.as_str()).collect();
-    let mut names = names(inputs.path("images"))?;
-    names.retain(|name| {
-        let extension =
-            Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        matches!(extension.to_ascii_lowercase().as_str(), "png" | "jpg" | "jpeg")
-            && !listed.contains(name.as_str())
-    });
-    let mut unlisted = Counted::default();
-    names.iter().for_each(|name| unlisted.count(true, name));
-    Ok(unlisted)
-}
-
-/// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch.
-fn write_latents(
-    params: &Latents,
-    inputs: &Inputs,
-    (items, first): (&[Item], usize),
-    (vae, device): (&Vae, Device),
-    out: &Path,
-    progress: &dyn Fn(u64),
-) -> anyhow::Result<Notes> {
-    let mut notes = Notes::default();
-    let reading = Reading {
-        transparency: match params.transparency {
-            Transparent::Drop => Transparency::Drop,
-            Transparent::White => Transparency::White,
-        },
-        orient: params.orientation == Orient::Apply,
-    };
-    let side = i64::from(params.pixels);
-    let mut writers: [Option<NpyWriter>; 2] = [None, None];
-    for (place, item) in items.iter().enumerate() {
-        let path = inputs.path("images").join(&item.file_name);
-        let Loaded { rgb, transparent, turned } = load(&path, reading)?;
-        notes.transparent.count(transparent, &item.file_name);
-        notes.turned.count(turned, &item.file_name);
-        let rgb = center_crop(&shorter_side(&rgb, params.pixels), params.pixels)
-            .with_context(|| path.display().to_string())?;
-        for (flip, writer) in writers.iter_mut().enumerate() {
-            let pixels = to_unit(&rgb, flip == 1);
-            let pixels = Tensor::from_slice(&pixels).view([1, 3, side, side]).to_device(device);
-            let posterior = vae.encode(&pixels);
-            let latent = match params.posterior {
-                Posterior::Mode => posterior.mode(),
-                Posterior::Sample => {
-                    let place = [i64::from(params.seed), (first + place) as i64, flip as i64];
-                    let mut draws = Generator::seeded(derived_seed("posterior", &place));
-                    posterior.sample(&draws.normal(&posterior.mode().size(), Device::Cpu).to_device(device))
-                }
-            };
-            let latent = latent * vae.scaling_factor(); // [1, C, H, W]
-            let numbers = values(&latent);
-            if let Some(at) = numbers.iter().position(|number| !number.is_finite()) {
-                anyhow::bail!("{}: its latent contains {} at {at}", path.display(), numbers[at]);
-            }
-            let writer = match writer {
-                Some(writer) => writer,
-                None => {
-                    let size = latent.size();
-                    let shape: Vec<usize> =
-                        [items.len() as i64].iter().chain(&size[1..]).map(|&n| n as usize).collect();
-                    writer.insert(NpyWriter::create(out.join([PLAIN, FLIPPED][flip]), Dtype::F32, &shape)?)
-                }
-            };
-            writer.write_f32(&numbers)?;
-        }
-        progress(place as u64 + 1);
-    }
-    for writer in writers.into_iter().flatten() {
-        writer.finish()?;
-    }
-    Ok(notes)
-}
-
-/// Encodes the captions of each image together.
-fn write_texts(
-    params: &Latents,
-    items: &[Item],
-    model: &TextModel,
-    out: &Path,
-    notes: &mut Notes,
-) -> anyhow::Result<()> {
-    let dtype = params.text_dtype.dtype();
-    let mut writer = None;
-    for item in items {
-        let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();
-        let texts = model.embed(&captions)?; // [captions, L, D]
-        for caption in captions {
-            notes.cut.count(model.is_cut(caption)?, caption);
-        }
-        let writer = match &mut writer {
-            Some(writer) => writer,
-            None => {
-                let size = texts.size();
-                let shape: Vec<usize> =
-                    [items.len() as i64].iter().chain(&size).map(|&n| n as usize).collect();
-                writer.insert(NpyWriter::create(out.join(TEXTS), dtype, &shape)?)
-            }
-        };
-        let numbers = values(&texts);
-        // What is larger rounds to infinity.
-        let limit = if dtype == Dtype::F16 { 65_520.0 } else { f32::INFINITY };
-        if let Some(at) = numbers.iter().position(|number| number.abs() >= limit || number.is_nan()) {
-            let caption = &item.captions[at * item.captions.len() / numbers.len()];
-            let value = numbers[at];
-            anyhow::bail!(
-                "the text embedding of {caption:?} contains {value}, expected finite values as {dtype}"
-            );
-        }
-        writer.write_f32(&numbers)?;
-    }
-    match writer {
-        Some(writer) => Ok(writer.finish()?),
-        None => anyhow::bail!("no images in this unit"),
     }
 }

@@ -1,0 +1,57 @@
+//! Lists of image ids in files.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::ensure;
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use crate::io::json;
+
+#[derive(Deserialize)]
+struct List {
+    ids: Vec<Json>,
+}
+
+/// The ids in a JSON file: a list of them, or an object with a list `ids`, as `subset` writes it. An id is an integer or a text,
+/// as in the captions file, and is kept as JSON writes it.
+///
+/// # Errors
+/// The file, what was found and what was expected.
+pub(crate) fn read(path: &Path) -> anyhow::Result<BTreeSet<String>> {
+    let mut bytes = fs_err::read(path)?;
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        bytes = [b"{\"ids\":".as_slice(), &bytes, b"}"].concat();
+    }
+    let List { ids: list } = json::parse(&bytes, path)?;
+    let mut ids = BTreeSet::new();
+    for (place, id) in list.iter().enumerate() {
+        let is_id = id.is_string() || id.is_i64() || id.is_u64();
+        ensure!(
+            is_id,
+            "{}: entry {place} is {id}, expected an image id: an integer or a text",
+            path.display()
+        );
+        ensure!(ids.insert(id.to_string()), "{}: the id {id} occurs twice", path.display());
+    }
+    Ok(ids)
+}
+
+/// Refuses ids that the data set does not have.
+///
+/// # Errors
+/// How many, and one of them.
+pub(crate) fn check(all: &[String], wanted: &BTreeSet<String>, path: Option<&Path>) -> anyhow::Result<()> {
+    let known: BTreeSet<&String> = all.iter().collect();
+    let unknown: Vec<&String> = wanted.iter().filter(|id| !known.contains(id)).collect();
+    ensure!(
+        unknown.is_empty(),
+        "{}: {} of its ids are not in the captions file of {} images, for instance {}",
+        path.unwrap_or(Path::new("ids")).display(),
+        unknown.len(),
+        all.len(),
+        unknown.first().map_or("", |id| id.as_str())
+    );
+    Ok(())
+}

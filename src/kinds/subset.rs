@@ -1,0 +1,190 @@
+//! Sets of images: to leave out of a training, or to keep.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::ensure;
+use serde_json::{Value as Json, json};
+
+use super::ranking::ranks;
+use super::shared::check_outputs::Outputs;
+use super::shared::ids;
+use crate::io::captions::coco::Captions;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task,
+};
+use attrflow_engine::{choice, params};
+
+choice! {
+    /// How images are chosen.
+    pub enum Choose {
+        /// At random.
+        Random = "random",
+        /// The most influential ones.
+        Top = "top",
+        /// Those with given ids.
+        Ids = "ids",
+    }
+}
+
+params! {
+    /// Parameters of `subset`.
+    pub struct Subset {
+        /// How images are chosen: `random`, the `top` of a ranking, or by their `ids`.
+        choose: Choose = Choose::Random,
+        /// How many images.
+        count: Option<usize> = None,
+        /// How many images, as a share of all.
+        share: Option<f64> = None,
+        /// Of `random`: another seed is another set. Sets of one seed contain each other.
+        seed: u32 = 0,
+        /// Of `ids`: the images' ids in the captions file.
+        ids: Vec<String> = Vec::new(),
+    }
+}
+
+impl Validate for Subset {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |key, message: &str| faults.push((key, message.to_owned()));
+        let sizes = usize::from(self.count.is_some()) + usize::from(self.share.is_some());
+        match self.choose {
+            Choose::Ids if sizes > 0 => {
+                fault("choose", "`ids` says which images: `count` and `share` have no effect")
+            }
+            Choose::Ids if self.ids.is_empty() => fault("ids", "`ids` is empty, expected the ids of images"),
+            Choose::Random | Choose::Top if sizes != 1 => {
+                fault("choose", "expected either `count` or `share`, how many images to choose");
+            }
+            Choose::Random | Choose::Top if !self.ids.is_empty() => {
+                fault("ids", "`ids` has an effect with `choose = \"ids\"` alone");
+            }
+            _ => {}
+        }
+        if self.count == Some(0) {
+            fault("count", "`count` is 0, expected 1 or more");
+        }
+        if self.share.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
+            fault("share", "`share` is not a number between 0 and 1");
+        }
+        faults
+    }
+}
+
+const CHOSEN: &str = "ids.json";
+const REST: &str = "rest.json";
+
+impl Kind for Subset {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new("captions", "the captions file in COCO's layout: the images' ids"),
+            Input::new("rank", "int64 [N]: image indices by falling influence, for `choose = \"top\"`")
+                .optional(),
+        ],
+        outputs: &[
+            Output::new("ids", CHOSEN, "the ids of the chosen images, in the order of the captions file"),
+            Output::new("rest", REST, "the ids of all others"),
+        ],
+        libtorch: false,
+        ..KindInfo::new::<Self>("subset", 1, "a set of images, to be left out of a training or kept")
+    };
+}
+
+impl Stage for Subset {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        let fault = match (self.choose, connected("rank")) {
+            (Choose::Top, false) => "`choose = \"top\"` takes the first of a ranking: connect `rank`",
+            (Choose::Random | Choose::Ids, true) => "`rank` has an effect with `choose = \"top\"` alone",
+            _ => return Vec::new(),
+        };
+        vec![("rank".to_owned(), fault.to_owned())]
+    }
+
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        self.chosen(inputs).map(drop)
+    }
+
+    fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let outputs = ["ids", "rest"].map(|port| (port.to_owned(), ArtifactShape::Bytes(10_000))).into();
+        Ok(Estimate { outputs, ..Estimate::default() })
+    }
+
+    fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        let all = Captions::read_all(inputs.path("captions"))?.ids();
+        for file in [&outputs["ids"], &outputs["rest"]] {
+            ids::check(&all, &ids::read(file)?, Some(file))?;
+        }
+        Ok("that the ids are those of images")
+    }
+}
+
+impl Subset {
+    /// Whether each image is chosen, with its id.
+    fn chosen(&self, inputs: &Inputs) -> anyhow::Result<Vec<(String, bool)>> {
+        let all = Captions::read_all(inputs.path("captions"))?.ids();
+        let images = all.len();
+        let count = match (self.count, self.share) {
+            (Some(count), _) => count,
+            (None, Some(share)) => (share * images as f64).round() as usize,
+            (None, None) => 0,
+        };
+        ensure!(
+            count <= images,
+            "`count` is {count}, expected at most {images}, the images of the captions file"
+        );
+        let chosen: BTreeSet<usize> = match self.choose {
+            Choose::Top => {
+                let ranks = ranks(inputs.path("rank"), images)?;
+                ranks.into_iter().take(count).map(|index| index as usize).collect()
+            }
+            Choose::Random => {
+                let mut order: Vec<(blake3::Hash, usize)> =
+                    all.iter().enumerate().map(|(place, id)| (key(self.seed, id), place)).collect();
+                order.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+                order.into_iter().take(count).map(|(_, place)| place).collect()
+            }
+            Choose::Ids => self.places(&all)?,
+        };
+        Ok(all.into_iter().enumerate().map(|(place, id)| (id, chosen.contains(&place))).collect())
+    }
+
+    /// The places of the given ids.
+    fn places(&self, all: &[String]) -> anyhow::Result<BTreeSet<usize>> {
+        let places: BTreeMap<&str, usize> =
+            all.iter().enumerate().map(|(place, id)| (id.as_str(), place)).collect();
+        let place = |id: &String| {
+            let text = Json::from(id.as_str()).to_string();
+            let found = places.get(id.as_str()).or_else(|| places.get(text.as_str()));
+            found.copied().ok_or_else(|| {
+                anyhow::anyhow!(
+                    "`ids` names `{id}`, which no image of the captions file has, for instance {}",
+                    all[0]
+                )
+            })
+        };
+        self.ids.iter().map(place).collect()
+    }
+}
+
+/// A number that decides the place of an image in a random order.
+fn key(seed: u32, id: &str) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new_derive_key("attrflow 2026-11-30 random subsets v1");
+    hasher.update(&seed.to_le_bytes()).update(id.as_bytes());
+    hasher.finalize()
+}
+
+impl Compute for Subset {
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let chosen = self.chosen(&task.inputs)?;
+        for (file, wanted) in [(CHOSEN, true), (REST, false)] {
+            let ids = chosen.iter().filter(|(_, chosen)| *chosen == wanted);
+            let ids = ids.map(|(id, _)| Ok(serde_json::from_str::<Json>(id)?));
+            let ids = ids.collect::<anyhow::Result<Vec<Json>>>()?;
+            let mut text = serde_json::to_vec(&json!({ "images": chosen.len(), "ids": ids }))?;
+            text.push(b'\n');
+            fs_err::write(task.out.join(file), text)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,347 @@
+//! Trains the network, with images left out if wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use tch::{Device, Tensor};
+
+use super::shared::arrays::NpyRows;
+use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
+use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
+use crate::io::captions::coco::Captions;
+use crate::io::npy::Npy;
+use crate::method::data::DataSet;
+use crate::method::schedule::NoiseSchedule;
+use crate::method::selection::Selection;
+pub use crate::method::train::TrainParams;
+use crate::method::train::{
+    Init, LrScheduler, StepReport, Training, TrainingData, TrainingState, random_weights,
+};
+use crate::models::unet::{ModelMode, UNet};
+use crate::models::weights::{Weights, checkpoint};
+use attrflow_engine::kind::{
+    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
+    Unit, Units, WorkSize,
+};
+use serde_json::{Value as Json, json};
+
+const MOMENTS: &str = "moments";
+const LEFT_OUT: &str = "left_out";
+/// The files of a unit.
+const STATE: &str = "state.safetensors";
+const CURVE: &str = "curve.csv";
+const HEADER: &str = "step,rows,loss,grad_norm,lr\n";
+/// The folder of the trained network, in diffusers' layout.
+const MODEL: &str = "unet";
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+impl Kind for TrainParams {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new(
+                "unet",
+                "a folder with config.json, and with a checkpoint where `init` is `checkpoint`",
+            ),
+            CHECKPOINT,
+            SCHEDULER,
+            Input::new(MOMENTS, "float [2N, 2, C, H, W]: `latents.moments`"),
+            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            Input::new("captions", "the captions file in COCO's layout: its image ids"),
+            TEXT_ENCODER,
+            TOKENIZER,
+            Input::new(LEFT_OUT, "the ids of images to leave out: `subset.ids`, or a JSON file with a list")
+                .optional(),
+        ],
+        outputs: &[
+            Output::new(
+                "unet",
+                MODEL,
+                "the trained network: config.json and weights, as diffusers reads them",
+            ),
+            Output::new("curve", CURVE, "by step: rows, mean loss, norm of the gradient, learning rate"),
+        ],
+        ..KindInfo::new::<Self>(
+            "train",
+            1,
+            "a network trained on the data set, with images left out if wanted",
+        )
+    };
+}
+
+impl Stage for TrainParams {
+    /// With a constant learning rate, a step does not depend on how many follow.
+    fn unit_identity(&self) -> Json {
+        let mut identity = self.identity();
+        if self.lr_scheduler == LrScheduler::Constant
+            && let Json::Object(keys) = &mut identity
+        {
+            keys.remove("steps");
+            keys.remove("checkpoint_every");
+        }
+        identity
+    }
+
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_inputs::unet(inputs.path("unet"))?;
+        if self.init == Init::Checkpoint {
+            checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
+        }
+        open(inputs)?;
+        let left_out = left_out(inputs)?;
+        let ids = Captions::read_all(inputs.path("captions"))?.ids();
+        ids::check(&ids, &left_out, inputs.get(LEFT_OUT))?;
+        ensure!(
+            left_out.len() < ids.len(),
+            "all {} images are left out: nothing is left to train on",
+            ids.len()
+        );
+        Ok(())
+    }
+
+    fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        check_values::finite(inputs, &[MOMENTS, "text_embeddings"])
+    }
+
+    fn units(&self, _inputs: &Inputs) -> anyhow::Result<Units> {
+        Ok(Units::Chain(split(self)))
+    }
+
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        // Where training begins at random weights, the folder may have no others.
+        let sizes = |select: &Selection| expected::selected(inputs, select, 4).ok();
+        let state = sizes(&self.select).and_then(|size| size.bytes()).unwrap_or(0);
+        let (texts, moments) =
+            (expected::array(inputs, "text_embeddings")?, expected::array_of(inputs, MOMENTS, 5)?);
+        let copies = if self.ema_decay.is_some() { 4 } else { 3 };
+        let units = split(self);
+        let cost_key = json!({
+            "batch_size": self.batch_size,
+            "select": self.select,
+            "unet": expected::config(inputs, "unet")?,
+            "latent": &moments.shape[2..],
+            "text": &texts.shape[2..],
+        });
+        Ok(Estimate {
+            outputs: sizes(&Selection::All).map(|size| ("unet".to_owned(), size)).into_iter().collect(),
+            parts: units.len() as u64 * copies * state,
+            work: Some(WorkSize {
+                steps: self.steps as u64,
+                tasks: units.len() as u64,
+                cost_key,
+                ..WorkSize::default()
+            }),
+        })
+    }
+}
+
+/// Spans of steps, each to a checkpoint.
+fn split(params: &TrainParams) -> Vec<Unit> {
+    let starts = (0..params.steps).step_by(params.checkpoint_every);
+    let units = starts.map(|start| {
+        let end = params.steps.min(start + params.checkpoint_every);
+        Unit {
+            name: format!("steps {start}..{end}"),
+            range: json!({ "steps": [start, end] }),
+            steps: (end - start) as u64,
+        }
+    });
+    units.collect()
+}
+
+/// The ids of images to leave out.
+fn left_out(inputs: &Inputs) -> anyhow::Result<BTreeSet<String>> {
+    inputs.get(LEFT_OUT).map_or(Ok(BTreeSet::new()), ids::read)
+}
+
+/// The arrays on `moments` and `text_embeddings`, checked against the network and the captions file.
+fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
+    let config = check_inputs::unet(inputs.path("unet"))?;
+    let (moments, texts) = (Npy::open(inputs.path(MOMENTS))?, Npy::open(inputs.path("text_embeddings"))?);
+    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
+    moments
+        .expect_shape(&[None, Some(2), channels, None, None])
+        .context("the moments do not fit the network")?;
+    texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")?;
+    let images = Captions::read_all(inputs.path("captions"))?.items.len();
+    for (npy, rows) in [(&moments, 2 * images), (&texts, images)] {
+        ensure!(
+            npy.rows() == rows,
+            "{}: {} rows, expected {rows}, since {} has {images} images",
+            npy.path().display(),
+            npy.rows(),
+            inputs.path("captions").display()
+        );
+    }
+    Ok((moments, texts))
+}
+
+impl Compute for TrainParams {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let steps = ranges::range(task.unit()?, "steps")?;
+        // A model trains on one thread: more would change the order in which numbers are added.
+        let _one = device::one_thread();
+        let _guard = device::apply_mode(ModelMode::Gradients);
+        let (moments, texts) = open(inputs)?;
+        let captions = texts.shape()[1];
+        let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
+        let ids = Captions::read_all(inputs.path("captions"))?.ids();
+        let left_out = left_out(inputs)?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let empty = with_text_model(inputs, cx.device, |model| tch::no_grad(|| model.embed(&[""])))?;
+        let data = TrainingData {
+            moments: DataSet::new(&rows.0, &rows.1, captions)?,
+            empty: empty.to_device(Device::Cpu),
+            ids: &ids,
+            left_out: &left_out,
+        };
+        let unet = self.network(inputs, device::torch(cx.device))?;
+        let state = inputs.previous().map(|folder| read_state(&folder.join(STATE))).transpose()?;
+        let mut training = Training::new(unet, &schedule, data, self, state)?;
+        let mut curve = std::io::BufWriter::new(fs_err::File::create(out.join(CURVE))?);
+        let (first, total) = (steps.start, steps.len() as u64);
+        let mut speed = Speed::new();
+        for step in steps {
+            let report =
+                training.step(step).with_context(|| format!("step {step}: the training diverged"))?;
+            write_row(&mut curve, &report)?;
+            speed.add(&report);
+            cx.progress((step + 1 - first) as u64, total);
+        }
+        curve.into_inner()?.sync_all()?;
+        speed.tell();
+        write_state(&out.join(STATE), &training.state())?;
+        if task.unit()?.range["steps"][1] == json!(self.steps) {
+            tensors::write(&out.join(WEIGHTS), &training.result(), &[])?;
+        }
+        Ok(())
+    }
+
+    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let last = parts.last().context("a training without steps")?;
+        let folder = out.join(MODEL);
+        fs_err::create_dir_all(&folder)?;
+        fs_err::copy(inputs.path("unet").join("config.json"), folder.join("config.json"))?;
+        fs_err::copy(last.join(WEIGHTS), folder.join(WEIGHTS))?;
+        let mut curve = HEADER.to_owned();
+        for part in parts {
+            curve += &fs_err::read_to_string(part.join(CURVE))?;
+        }
+        Ok(fs_err::write(out.join(CURVE), curve)?)
+    }
+
+    fn trial(
+        &self,
+        inputs: &ExpectedInputs,
+        steps: u64,
+        _folder: &Path,
+        _: &Context<'_>,
+    ) -> anyhow::Result<Trial> {
+        let steps = (steps as usize).min(self.checkpoint_every).max(1);
+        let stage = TrainParams { steps, checkpoint_every: steps, ..self.clone() };
+        let unit = split(&stage).into_iter().next();
+        Ok(Trial {
+            stage: Box::new(stage),
+            inputs: inputs.inputs(),
+            unit,
+            steps: steps as u64,
+            merges: false,
+        })
+    }
+}
+
+impl TrainParams {
+    /// The network before the first step.
+    fn network(&self, inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
+        let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients);
+        match self.init {
+            Init::Checkpoint => Ok(UNet::load_parts(folder, inputs.get("checkpoint"), None, device, mode)?),
+            Init::Scratch => {
+                let config = folder.join("config.json");
+                let zeros = UNet::new(&config, Weights::zeros())?;
+                let weights = random_weights(zeros.parameters(), self.seed.into(), device);
+                Ok(UNet::build(&config, Weights::new(weights), device, mode)?)
+            }
+        }
+    }
+}
+
+fn write_row(curve: &mut impl Write, report: &StepReport) -> std::io::Result<()> {
+    let StepReport { step, rows, loss, grad_norm, lr } = report;
+    let loss = loss.map_or_else(String::new, |loss| format!("{loss:e}"));
+    writeln!(curve, "{step},{rows},{loss},{grad_norm:e},{lr:e}")
+}
+
+/// Names of a state's tensors: what they are, and the parameter.
+const PARTS: [&str; 4] = ["weight", "mean", "square", "ema"];
+
+fn write_state(path: &Path, state: &TrainingState) -> anyhow::Result<()> {
+    let TrainingState { weights, moments, ema } = state;
+    let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
+    let mut add = |part: usize, name: &String, tensor: &Tensor| {
+        all.insert(format!("{}/{name}", PARTS[part]), tensor.shallow_clone());
+    };
+    weights.iter().for_each(|(name, tensor)| add(0, name, tensor));
+    for (name, [mean, square]) in moments {
+        add(1, name, mean);
+        add(2, name, square);
+    }
+    ema.iter().flatten().for_each(|(name, tensor)| add(3, name, tensor));
+    tensors::write(path, &all, &[])
+}
+
+fn read_state(path: &Path) -> anyhow::Result<TrainingState> {
+    let all = tensors::read(path)?;
+    let of = |part: usize| -> BTreeMap<String, Tensor> {
+        let named = all.iter().filter_map(|(name, tensor)| {
+            let name = name.strip_prefix(PARTS[part])?.strip_prefix('/')?;
+            Some((name.to_owned(), tensor.shallow_clone()))
+        });
+        named.collect()
+    };
+    let (mut squares, ema) = (of(2), of(3));
+    let moments = of(1).into_iter().map(|(name, mean)| {
+        let square =
+            squares.remove(&name).with_context(|| format!("{}: no square/{name}", path.display()))?;
+        Ok((name, [mean, square]))
+    });
+    let moments = moments.collect::<anyhow::Result<_>>()?;
+    Ok(TrainingState { weights: of(0), moments, ema: Some(ema).filter(|ema| !ema.is_empty()) })
+}
+
+/// Tells from time to time how training goes. It depends on the machine, so no output has it.
+struct Speed {
+    since: Instant,
+    rows: usize,
+    loss: f64,
+    last: usize,
+}
+
+impl Speed {
+    fn new() -> Self {
+        Self { since: Instant::now(), rows: 0, loss: 0.0, last: 0 }
+    }
+
+    fn add(&mut self, report: &StepReport) {
+        const EVERY: Duration = Duration::from_secs(30);
+        self.rows += report.rows;
+        self.loss += report.loss.unwrap_or(0.0) * report.rows as f64;
+        self.last = report.step;
+        if self.since.elapsed() >= EVERY {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        let (seconds, rows) = (self.since.elapsed().as_secs_f64(), self.rows);
+        if rows > 0 {
+            let (loss, speed) = (self.loss / rows as f64, rows as f64 / seconds);
+            tracing::info!("step {}: loss {loss:.4}, {speed:.1} rows/s", self.last);
+        }
+        *self = Self { last: self.last, ..Self::new() };
+    }
+}

@@ -1,0 +1,177 @@
+//! `train` and `subset` through the program: leaving images out, kills, and bytes that no setting of the machine changes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+
+use crate::project::{Project, command};
+
+const STAGES: &str = r#"
+config = "../configs/demo.toml"
+
+include = ["parts/emoji.toml"]
+
+[stages.left_out]
+kind = "subset"
+params = { count = 2, seed = 3 }
+inputs = { captions = "data.files/captions.json" }
+
+[stages.model]
+kind = "train"
+params = { steps = 6, checkpoint_every = 2, batch_size = 20, lr = 1e-3, lr_warmup_steps = 2, ema_decay = 0.99 }
+[stages.model.inputs]
+unet = "data.files/model/unet"
+scheduler = "data.files/model/scheduler"
+moments = "latents.moments"
+text_embeddings = "latents.text_embeddings"
+captions = "data.files/captions.json"
+text_encoder = "data.files/model/text_encoder"
+tokenizer = "data.files/model/tokenizer"
+left_out = "left_out.ids"
+
+[stages.loss]
+kind = "pretrain-loss"
+params = { loss = "${loss}" }
+[stages.loss.inputs]
+unet = "model.unet"
+scheduler = "data.files/model/scheduler"
+latents = "latents.latents"
+text_embeddings = "latents.text_embeddings"
+"#;
+
+const RUN: [&str; 2] = ["run", "pipelines/training.toml"];
+
+fn project() -> Project {
+    let project = Project::new(8);
+    project.write("pipelines/training.toml", STAGES);
+    project.edit("configs/demo.toml", "[latents]\n", "[latents]\nmoments = true\n");
+    project
+}
+
+fn model(project: &Project) -> Vec<u8> {
+    let folder = project.path("results/training/model");
+    let weights = fs_err::read(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+    [weights, fs_err::read(folder.join("curve.csv")).unwrap()].concat()
+}
+
+fn ids(project: &Project, file: &str) -> Vec<i64> {
+    let text = fs_err::read_to_string(project.path("results/training/left_out").join(file)).unwrap();
+    let found: Json = serde_json::from_str(&text).unwrap();
+    assert_eq!(found["images"], 8);
+    found["ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+}
+
+#[test]
+fn a_trained_network_is_read_like_a_downloaded_one_whatever_the_machine_is_asked_for() {
+    let project = project();
+    let ran = project.attrflow(RUN);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let (chosen, rest) = (ids(&project, "ids.json"), ids(&project, "rest.json"));
+    assert!(chosen.len() == 2 && rest.len() == 6 && chosen.iter().all(|id| !rest.contains(id)));
+    let curve = fs_err::read_to_string(project.path("results/training/model/curve.csv")).unwrap();
+    let rows: Vec<&str> = curve.lines().collect();
+    assert_eq!((rows.len(), rows[0]), (7, "step,rows,loss,grad_norm,lr"));
+    // Two of eight images are left out: of 20 visits, 5 on average.
+    let kept: usize =
+        rows[1..].iter().map(|row| row.split(',').nth(1).unwrap().parse::<usize>().unwrap()).sum();
+    assert_eq!(kept, 120 - 30);
+    // Another machine: other threads, jobs and rows at once.
+    let other = self::project();
+    let ran = other.attrflow([&RUN[..], &["--threads", "2", "--jobs", "1", "--micro-batch", "3"]].concat());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(model(&project) == model(&other));
+}
+
+#[test]
+fn a_training_that_is_killed_again_and_again_gives_the_same_bytes() {
+    let whole = project();
+    assert_eq!(whole.attrflow(RUN).code, 0);
+    let project = project();
+    let begun = Instant::now();
+    let mut kills = 0;
+    loop {
+        let mut run = command(std::path::Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        let mut child = run
+            .args(RUN)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Ever later, so that it gets on.
+        let deadline = Instant::now() + Duration::from_millis(400 * (kills + 1));
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if Instant::now() > deadline => break None,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        if let Some(status) = status {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        assert!(begun.elapsed() < Duration::from_secs(300));
+    }
+    assert!(kills > 2, "{kills}");
+    assert!(model(&project) == model(&whole));
+}
+
+#[test]
+fn what_cannot_be_left_out_is_refused() {
+    let project = project();
+    let refused = |file: &str, parts: &[&str]| {
+        project.write("out.json", file);
+        let ran = project.attrflow(RUN);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(parts.iter().all(|part| ran.err.contains(part)), "{parts:?}: {ran:?}");
+    };
+    project.edit("pipelines/training.toml", "\"left_out.ids\"", "\"../out.json\"");
+    refused(
+        "[77777, 88888]",
+        &["out.json: 2 of its ids are not in the captions file of 8 images, for instance 77777"],
+    );
+    refused("{}", &["out.json: missing field `ids`"]);
+    refused("[1.5]", &["out.json: entry 0 is 1.5, expected an image id: an integer or a text"]);
+    let captions: Json =
+        serde_json::from_str(&fs_err::read_to_string(project.path("data/demo/captions.json")).unwrap())
+            .unwrap();
+    let all: Vec<&Json> = captions["images"].as_array().unwrap().iter().map(|image| &image["id"]).collect();
+    refused(
+        &serde_json::to_string(&all).unwrap(),
+        &["all 8 images are left out: nothing is left to train on"],
+    );
+    refused(&format!("[{0}, {0}]", all[0]), &["the id", "occurs twice"]);
+}
+
+#[test]
+fn a_subset_that_makes_no_sense_is_refused_by_the_plan() {
+    let project = project();
+    let plan = |params: &str, expected: &str| {
+        project.write("pipelines/training.toml", STAGES.replace("{ count = 2, seed = 3 }", params));
+        let ran = project.attrflow(["plan", "pipelines/training.toml"]);
+        assert!(ran.code != 0 && ran.err.contains(expected), "{expected}: {ran:?}");
+    };
+    plan("{ seed = 3 }", "expected either `count` or `share`");
+    plan("{ count = 0 }", "`count` is 0, expected 1 or more");
+    plan("{ share = 1.5 }", "`share` is not a number between 0 and 1");
+    plan("{ choose = \"top\", count = 2 }", "connect `rank`");
+    plan("{ choose = \"ids\" }", "`ids` is empty, expected the ids of images");
+}
+
+#[test]
+fn a_subset_that_the_data_set_does_not_have_is_refused() {
+    let project = project();
+    let refused = |params: &str, expected: &str| {
+        project.write("pipelines/training.toml", STAGES.replace("{ count = 2, seed = 3 }", params));
+        let ran = project.attrflow(RUN);
+        assert!(ran.code == 1 && ran.err.contains(expected), "{expected}: {ran:?}");
+    };
+    refused("{ count = 9 }", "`count` is 9, expected at most 8, the images of the captions file");
+    refused(
+        "{ choose = \"ids\", ids = [\"x\"] }",
+        "`ids` names `x`, which no image of the captions file has",
+    );
+}
