@@ -236,6 +236,8 @@ def plan(on_gpu):
         for select in ("cross-attn-kv", "all"):
             fisher = common | dict(what="fisher", micro_batch=32, batch_size=16, select=select)
             yield f"fisher, fp32, {select}", fisher, dict(ours=4, peer=1)
+        # Two models side by side, each on one thread, beside one on both.
+        yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=32, select="all"), dict(ours=4, peer=2)
         return
     loss = common | dict(what="loss", micro_batch=4000)
     slow = loss | dict(micro_batch=2000)
@@ -247,6 +249,7 @@ def plan(on_gpu):
     for select, size in (("cross-attn-kv", 32), ("all", 32)):
         fisher = common | dict(what="fisher", micro_batch=32, batch_size=size, select=select)
         yield f"fisher, fp32, {select}", fisher, dict(ours=20, peer=5)
+    yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=128, select="all"), dict(ours=20, peer=20)
 
 
 if __name__ == "__main__":

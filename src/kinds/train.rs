@@ -214,19 +214,22 @@ impl Compute for TrainParams {
         curve.into_inner()?.sync_all()?;
         speed.tell();
         write_state(&out.join(STATE), &training.state())?;
-        if task.unit()?.range["steps"][1] == json!(self.steps) {
-            tensors::write(&out.join(WEIGHTS), &training.result(), &[])?;
-        }
         Ok(())
     }
 
-    fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
+    fn merge(&self, task: &Task, parts: &[PathBuf], cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let last = parts.last().context("a training without steps")?;
         let folder = out.join(MODEL);
         fs_err::create_dir_all(&folder)?;
         fs_err::copy(inputs.path("unet").join("config.json"), folder.join("config.json"))?;
-        fs_err::copy(last.join(WEIGHTS), folder.join(WEIGHTS))?;
+        // What is not trained is as it was at the beginning.
+        let network = self.network(inputs, device::torch(cx.device))?;
+        let TrainingState { weights, ema, .. } = read_state(&last.join(STATE))?;
+        let all = network.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        let mut all: BTreeMap<String, Tensor> = all.collect();
+        all.extend(ema.unwrap_or(weights));
+        tensors::write(&folder.join(WEIGHTS), &all, &[])?;
         let mut curve = HEADER.to_owned();
         for part in parts {
             curve += &fs_err::read_to_string(part.join(CURVE))?;

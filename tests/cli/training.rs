@@ -120,6 +120,24 @@ fn a_training_that_is_killed_again_and_again_gives_the_same_bytes() {
 }
 
 #[test]
+fn more_steps_of_a_constant_rate_go_on_from_those_that_are_there() {
+    let project = project();
+    let steps = |steps: usize| {
+        let text = STAGES.replace("steps = 6,", &format!("steps = {steps},"));
+        project.write("pipelines/training.toml", text);
+        let ran = project.attrflow([&RUN[..], &["--json"]].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        model(&project)
+    };
+    let (four, eight) = (steps(4), steps(8));
+    assert!(four != eight && steps(4) == four);
+    let whole = self::project();
+    whole.write("pipelines/training.toml", STAGES.replace("steps = 6,", "steps = 8,"));
+    assert_eq!(whole.attrflow(RUN).code, 0);
+    assert!(model(&whole) == eight);
+}
+
+#[test]
 fn what_cannot_be_left_out_is_refused() {
     let project = project();
     let refused = |file: &str, parts: &[&str]| {

@@ -3,6 +3,7 @@
 //! `speed.py` beside it starts it, with one argument: the work as JSON, see [`Work`]. It says `ready` when everything is
 //! loaded and warm, begins when a line comes in, and ends with a line of JSON: rows, seconds, the numbers' digest.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_rang
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
+use attrflow::method::train::{Init, TrainParams, Training, TrainingData};
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow::models::unet::{ModelMode, Precision, UNet};
 use attrflow_engine::kind::Device;
@@ -27,7 +29,7 @@ use tch::{Kind, Tensor};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Work {
-    /// `loss`, `unlearn`, `fisher`, or `check`: each row of a loss pass against the simple way.
+    /// `loss`, `unlearn`, `fisher`, `train`, or `check`: each row of a loss pass against the simple way.
     what: String,
     /// A folder with `unet/config.json`, `model.safetensors`, `latents.npy` and `texts.npy`.
     data: PathBuf,
@@ -39,7 +41,7 @@ struct Work {
     loss: Value,
     /// Which weights the gradients are for.
     select: String,
-    /// Batches to compute: of losses, of the query's gradients, of squared gradients.
+    /// Batches to compute: of losses, of the query's gradients, of squared gradients; of a training, its steps.
     batches: [usize; 2],
     /// Rows in a batch of gradients.
     batch_size: usize,
@@ -138,7 +140,34 @@ fn main() -> anyhow::Result<()> {
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })
         }
-        what => return Err(anyhow!("`{what}` is no work: expected loss, unlearn or fisher")),
+        "train" => {
+            // All that changes is the parameters: as many rows as visits.
+            let params = TrainParams {
+                init: Init::Checkpoint,
+                steps: end,
+                batch_size: work.batch_size,
+                select: selection(&work.select)?,
+                ..TrainParams::default()
+            };
+            let mean =
+                latents.read(&(0..latents.len()).collect::<Vec<_>>()).map_err(|error| anyhow!(error))?;
+            let moments = Tensor::stack(&[&mean, &mean.zeros_like()], 1);
+            let ids: Vec<String> = (0..data.images()).map(|id| id.to_string()).collect();
+            let (empty, left_out) = (texts.read(&[0]).map_err(|error| anyhow!(error))?, BTreeSet::new());
+            let moments = DataSet::new(&moments, &texts, captions)?;
+            let set = TrainingData { moments, empty, ids: &ids, left_out: &left_out };
+            let mut training = Training::new(unet, &schedule, set, &params, None)?;
+            training.step(start)?;
+            let (seconds, loss) = timed(|| {
+                let mut loss = 0.0;
+                for step in start + 1..=end {
+                    loss = training.step(step)?.loss.unwrap_or_default();
+                }
+                Ok(loss)
+            })?;
+            json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": loss })
+        }
+        what => return Err(anyhow!("`{what}` is no work: expected loss, unlearn, fisher, train or check")),
     };
     say(&with_memory(result, work.device))
 }

@@ -314,16 +314,6 @@ impl<'a> Training<'a> {
             ema: self.ema.as_ref().map(copies),
         }
     }
-
-    /// All weights of the model that this training gives.
-    pub fn result(&self) -> BTreeMap<String, Tensor> {
-        let mut weights: BTreeMap<String, Tensor> =
-            self.unet.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
-        if let Some(ema) = &self.ema {
-            weights.extend(ema.iter().map(|(name, tensor)| (name.clone(), tensor.copy())));
-        }
-        weights
-    }
 }
 
 /// The gradient of the mean loss over `count` rows that come in slices, and that loss. The gradients of slices are added in
