@@ -193,3 +193,16 @@ fn a_subset_that_the_data_set_does_not_have_is_refused() {
         "`ids` names `x`, which no image of the captions file has",
     );
 }
+
+#[test]
+fn a_diverged_training_names_the_step_and_keeps_the_checkpoint_before() {
+    let project = project();
+    project.write(
+        "pipelines/training.toml",
+        STAGES.replace("lr = 1e-3, lr_warmup_steps = 2", "lr = 1e30, lr_warmup_steps = 0"),
+    );
+    let ran = project.attrflow(RUN);
+    assert!(ran.code == 1 && ran.err.contains("stage `model`, steps 0..2: step "), "{ran:?}");
+    assert!(ran.err.contains("the training diverged: "), "{ran:?}");
+    assert!(!project.path("results/training/model").exists());
+}
