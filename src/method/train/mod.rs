@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::{choice, params};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::data::{DataSet, to_device};
 use super::diffusion_loss::{DenoisingRows, check};
@@ -98,32 +98,6 @@ params! {
     }
 }
 
-impl Default for TrainParams {
-    fn default() -> Self {
-        Self {
-            init: Init::Scratch,
-            steps: 1000,
-            checkpoint_every: 500,
-            batch_size: 64,
-            lr: 1e-4,
-            lr_scheduler: LrScheduler::Constant,
-            lr_warmup_steps: 500,
-            lr_min: 0.0,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-8,
-            adam_weight_decay: 0.01,
-            max_grad_norm: 1.0,
-            ema_decay: None,
-            caption_dropout: 0.1,
-            flips: true,
-            seed: 0,
-            select: Selection::All,
-            leave_out: LeaveOut::Drop,
-        }
-    }
-}
-
 impl Validate for TrainParams {
     fn validate(&self) -> Vec<(&'static str, String)> {
         let above =
@@ -189,6 +163,8 @@ pub struct Training<'a> {
     stream: Stream,
     optimizer: AdamW,
     chosen: Vec<String>,
+    /// The shape of a latent, [C, H, W].
+    shape: Vec<i64>,
     /// The mean of weights.
     ema: Option<BTreeMap<String, Tensor>>,
 }
@@ -197,7 +173,7 @@ impl<'a> Training<'a> {
     /// A training that has not begun, or the one whose state was kept.
     ///
     /// # Errors
-    /// Nothing is selected, or nothing is left of the training set.
+    /// Nothing is selected, nothing is left of the training set, or it cannot be read.
     pub fn new(
         unet: UNet,
         schedule: &'a NoiseSchedule,
@@ -207,8 +183,9 @@ impl<'a> Training<'a> {
     ) -> Result<Training<'a>, MathError> {
         let chosen = params.select.of(unet.parameters().keys())?;
         let stream = Stream::new(params, data.ids, data.left_out)?;
-        let mut training =
-            Training { unet, schedule, data, params, stream, optimizer: AdamW::default(), chosen, ema: None };
+        let shape = data.moments.latents(&[0], Device::Cpu)?.size()[2..].to_vec();
+        let (optimizer, ema) = (AdamW::default(), None);
+        let mut training = Training { unet, schedule, data, params, stream, optimizer, chosen, shape, ema };
         match state {
             Some(TrainingState { weights, moments, ema }) => {
                 weights.iter().for_each(|(name, values)| training.unet.update(name, values));
@@ -270,10 +247,11 @@ impl<'a> Training<'a> {
     fn rows(&self, visits: &[Visit]) -> Result<DenoisingRows, MathError> {
         let device = self.unet.device();
         let (images, data) = (self.data.moments.images(), &self.data.moments);
-        let shape: Vec<i64> = data.latents(&[0], tch::Device::Cpu)?.size()[2..].to_vec(); // [C, H, W]
         let draws: Vec<Draws> = visits
             .iter()
-            .map(|visit| visit.draws(self.params, data.captions(), self.schedule.train_timesteps(), &shape))
+            .map(|visit| {
+                visit.draws(self.params, data.captions(), self.schedule.train_timesteps(), &self.shape)
+            })
             .collect();
         let latent = |(visit, draws): (&Visit, &Draws)| visit.image + if draws.flipped { images } else { 0 };
         let latents: Vec<usize> = visits.iter().zip(&draws).map(latent).collect();

@@ -106,7 +106,6 @@ params! {
 
 params! {
     /// Options of `sbatch`.
-    #[derive(Default)]
     pub struct SlurmTable {
         /// `--partition`
         partition: Option<String> = None,
@@ -149,52 +148,6 @@ impl Pool {
     /// Whether its workers compute stages of a kind.
     pub fn serves(&self, kind: &KindInfo) -> bool {
         if self.kinds.is_empty() { kind.libtorch } else { self.kinds.iter().any(|name| name == kind.name) }
-    }
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        Self {
-            workers: 4,
-            gpus: 0,
-            cpus: 1,
-            memory: None,
-            time: None,
-            kinds: Vec::new(),
-            slurm: SlurmTable::default(),
-            setup: Vec::new(),
-            launch: Vec::new(),
-            program: None,
-        }
-    }
-}
-
-impl Default for Waits {
-    fn default() -> Self {
-        Self {
-            poll: 1.0,
-            heartbeat: 15.0,
-            silent: 90.0,
-            gone: 600.0,
-            lease: 120.0,
-            orphaned: 300.0,
-            visible: 120.0,
-            squeue: 30.0,
-            work: 30.0,
-            leave: 120,
-        }
-    }
-}
-
-impl Default for ClusterTable {
-    fn default() -> Self {
-        Self {
-            backend: BackendName::Local,
-            profile: None,
-            pools: BTreeMap::new(),
-            store: None,
-            waits: Waits::default(),
-        }
     }
 }
 

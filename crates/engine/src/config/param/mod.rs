@@ -253,10 +253,27 @@ macro_rules! choice {
     };
 }
 
-/// Declares a parameter struct: `name: Type [range] = default`, range and default optional.
+/// Declares a parameter struct: `name: Type [range] = default`, range and default optional. Where all keys have defaults, so has the
+/// struct.
 #[macro_export]
 macro_rules! params {
+    // All keys have defaults.
     ($(#[$meta:meta])* pub struct $name:ident {
+        $( $(#[doc = $doc:literal])* $field:ident : $ty:ty $([$range:expr])? = $default:expr ),* $(,)?
+    }) => {
+        $crate::params! { @table $(#[$meta])* pub struct $name {
+            $( $(#[doc = $doc])* $field : $ty $([$range])? = $default ),*
+        } }
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default ),* }
+            }
+        }
+    };
+    ($(#[$meta:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+        $crate::params! { @table $(#[$meta])* pub struct $name { $($fields)* } }
+    };
+    (@table $(#[$meta:meta])* pub struct $name:ident {
         $( $(#[doc = $doc:literal])* $field:ident : $ty:ty $([$range:expr])? $(= $default:expr)? ),* $(,)?
     }) => {
         $(#[$meta])*
