@@ -89,9 +89,8 @@ impl Stage for TrainParams {
         if self.init == Init::Checkpoint {
             checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
         }
-        open(inputs)?;
+        let Set { ids, .. } = open(inputs)?;
         let left_out = left_out(inputs)?;
-        let ids = Captions::read_all(inputs.path("captions"))?.ids();
         ids::check(&ids, &left_out, inputs.get(LEFT_OUT))?;
         ensure!(
             left_out.len() < ids.len(),
@@ -156,8 +155,15 @@ fn left_out(inputs: &Inputs) -> anyhow::Result<BTreeSet<String>> {
     inputs.get(LEFT_OUT).map_or(Ok(BTreeSet::new()), ids::read)
 }
 
-/// The arrays on `moments` and `text_embeddings`, checked against the network and the captions file.
-fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
+/// The arrays on `moments` and `text_embeddings`, and the ids of their images.
+struct Set {
+    moments: Npy,
+    texts: Npy,
+    ids: Vec<String>,
+}
+
+/// The training set, checked against the network and the captions file, which is read once: COCO's has 90 MB.
+fn open(inputs: &Inputs) -> anyhow::Result<Set> {
     let config = check_inputs::unet(inputs.path("unet"))?;
     let (moments, texts) = (Npy::open(inputs.path(MOMENTS))?, Npy::open(inputs.path("text_embeddings"))?);
     let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
@@ -165,7 +171,8 @@ fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
         .expect_shape(&[None, Some(2), channels, None, None])
         .context("the moments do not fit the network")?;
     texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")?;
-    let images = Captions::read_all(inputs.path("captions"))?.items.len();
+    let ids = Captions::read_all(inputs.path("captions"))?.ids();
+    let images = ids.len();
     for (npy, rows) in [(&moments, 2 * images), (&texts, images)] {
         ensure!(
             npy.rows() == rows,
@@ -175,7 +182,7 @@ fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
             inputs.path("captions").display()
         );
     }
-    Ok((moments, texts))
+    Ok(Set { moments, texts, ids })
 }
 
 impl Compute for TrainParams {
@@ -185,10 +192,9 @@ impl Compute for TrainParams {
         // A model trains on one thread: more would change the order in which numbers are added.
         let _one = device::one_thread();
         let _guard = device::apply_mode(ModelMode::Gradients);
-        let (moments, texts) = open(inputs)?;
+        let Set { moments, texts, ids } = open(inputs)?;
         let captions = texts.shape()[1];
         let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
-        let ids = Captions::read_all(inputs.path("captions"))?.ids();
         let left_out = left_out(inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let empty = with_text_model(inputs, cx.device, |model| tch::no_grad(|| model.embed(&[""])))?;
@@ -213,8 +219,7 @@ impl Compute for TrainParams {
         }
         curve.into_inner()?.sync_all()?;
         speed.tell();
-        write_state(&out.join(STATE), &training.state())?;
-        Ok(())
+        write_state(&out.join(STATE), &training.state())
     }
 
     fn merge(&self, task: &Task, parts: &[PathBuf], cx: &Context<'_>) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -311,20 +311,16 @@ impl<'a> NodeCarrier<'a> {
 
     /// Carries until the worker ended, and what it said last has arrived.
     pub fn carry(&mut self, poll: f64, over: &AtomicBool) {
-        let last = |carrier: &mut Self| {
-            while carrier.send()? {}
-            Ok(false)
+        let look = |last| match last {
+            // One call sends all that was written.
+            true => self.send(),
+            false => Ok(self.send()? | self.bring()?),
         };
-        carry(
-            poll,
-            || over.load(Ordering::Relaxed),
-            |over| if over { last(self) } else { Ok(self.send()? | self.bring()?) },
-            &mut |error| tracing::warn!("{error}"),
-        );
+        carry(poll, || over.load(Ordering::Relaxed), look, &mut |error| tracing::warn!("{error}"));
     }
 
     /// Puts the log of this worker there.
-    pub fn send_log(&self, log: &std::path::Path) {
+    pub fn send_log(&self, log: &Path) {
         const MOST: usize = 1 << 20;
         let Ok(text) = regular_file::read(log) else { return };
         let name = log.file_name().unwrap_or_default().to_string_lossy();
