@@ -41,7 +41,8 @@ fn describe(kind: &KindInfo) -> String {
     }
     for input in kind.inputs {
         let optional = if input.required { "" } else { " (optional)" };
-        text += &port(input.name, &format!("{}{optional}", input.doc));
+        let many = if input.many { " (takes many sources)" } else { "" };
+        text += &port(input.name, &format!("{}{many}{optional}", input.doc));
     }
     text += "\noutputs\n";
     if kind.outputs.is_empty() {

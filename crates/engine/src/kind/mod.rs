@@ -32,22 +32,29 @@ pub struct Input {
     pub required: bool,
     /// Whether units read it; otherwise only the merge does, and a change of it recomputes no unit.
     pub units: bool,
+    /// Whether it takes any number of sources, see [`Inputs::many`].
+    pub many: bool,
 }
 
 impl Input {
     /// An input that every unit reads.
     pub const fn new(name: &'static str, doc: &'static str) -> Self {
-        Self { name, doc, required: true, units: true }
+        Self { name, doc, required: true, units: true, many: false }
     }
 
     /// An input that only the merge of the units reads.
     pub const fn merge(name: &'static str, doc: &'static str) -> Self {
-        Self { name, doc, required: true, units: false }
+        Self { units: false, ..Self::new(name, doc) }
     }
 
     /// The same input, but optional.
     pub const fn optional(self) -> Self {
         Self { required: false, ..self }
+    }
+
+    /// The same input for any number of sources: `"stage[*].port"` is one for each item of a repeated stage.
+    pub const fn many(self) -> Self {
+        Self { many: true, ..self }
     }
 }
 
@@ -130,6 +137,22 @@ impl Inputs {
     /// The path on an optional port.
     pub fn get(&self, port: &str) -> Option<&Path> {
         self.0.get(port).map(PathBuf::as_path)
+    }
+
+    /// The paths on a port that takes any number of sources, each with the name of its item.
+    pub fn many<'a>(&'a self, port: &'a str) -> impl Iterator<Item = (&'a str, &'a Path)> {
+        self.0.iter().filter_map(move |(key, path)| match split_port(key) {
+            (name, Some(item)) if name == port => Some((item, path.as_path())),
+            _ => None,
+        })
+    }
+}
+
+/// The port of an input, and the item that it is of: `losses[apple]` is of the port `losses`, which takes many sources.
+pub fn split_port(input: &str) -> (&str, Option<&str>) {
+    match input.strip_suffix(']').and_then(|rest| rest.split_once('[')) {
+        Some((port, item)) => (port, Some(item)),
+        None => (input, None),
     }
 }
 

@@ -82,6 +82,21 @@ impl<'p> Expanded<'p> {
         self.firsts.get(base).map(|index| &self.drafts[*index])
     }
 
+    /// All drafts of a repeated stage that another stage gathers: those of its own items, where both repeat over one list.
+    /// Each with its name: the items that the other does not have, joined by commas.
+    pub fn all_items(&self, base: &str, from: &Draft<'_>) -> Vec<(String, usize)> {
+        let own = |item: &Item<'_>| {
+            let same = |other: &&Item<'_>| other.list == item.list && other.variable == item.variable;
+            from.items.iter().find(same).map(|own| own.label == item.label)
+        };
+        let of = |(index, draft): (usize, &Draft<'_>)| {
+            let wanted = draft.base == base && draft.items.iter().all(|item| own(item) != Some(false));
+            let others = draft.items.iter().filter(|item| own(item).is_none());
+            wanted.then(|| (items::join(others.map(|item| item.label.as_str())), index))
+        };
+        self.drafts.iter().enumerate().filter_map(of).collect()
+    }
+
     /// The item of a repeated stage that another stage refers to: the one over the same items of the same lists, or
     /// over items of the same names if both repeat over one list.
     pub fn same_item(&self, base: &str, from: &Draft<'_>) -> Option<usize> {

@@ -8,7 +8,7 @@ use super::expand::{Draft, Expanded};
 use crate::config::param::{PLAIN_NAME, Reader, plain_name};
 use crate::config::text::Origin;
 use crate::config::tree::{Entry, Node, Value};
-use crate::kind::{Input, Output};
+use crate::kind::{Input, Output, split_port};
 
 /// The connected ports of a stage.
 pub(super) struct Connected {
@@ -18,10 +18,14 @@ pub(super) struct Connected {
     pub whole: bool,
 }
 
+/// What stands for every item of a repeated stage.
+const EVERY: &str = "[*]";
+
 /// An input port.
 struct Port<'p> {
     name: &'p str,
     required: bool,
+    many: bool,
 }
 
 /// The meaning of an input's text.
@@ -32,6 +36,8 @@ enum Named<'t> {
     Path(&'t str),
     /// `stage.port/below`.
     Port { stage: usize, port: &'t str, sub: Option<&'t str> },
+    /// `stage[*].port/below`: the same of several items, each with its name.
+    Many { items: Vec<(String, usize)>, port: &'t str, sub: Option<&'t str> },
     /// An output that the stage has only if one of its parameters enables it.
     NotEnabled { stage: usize, output: &'static Output },
 }
@@ -42,12 +48,13 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
     let ports = draft.kind.inputs;
     let mut connected = Connected { sources: BTreeMap::new(), whole: true };
     for (name, entry) in &draft.inputs.entries {
-        let known = ports
-            .iter()
-            .find(|known| known.name == name)
-            .map(|known| Port { name, required: known.required });
+        let known = ports.iter().find(|known| known.name == name).map(|known| Port {
+            name,
+            required: known.required,
+            many: known.many,
+        });
         // An input with a name of the stage's own choice is always required.
-        let free = draft.kind.dynamic_inputs.then_some(Port { name, required: true });
+        let free = draft.kind.dynamic_inputs.then_some(Port { name, required: true, many: false });
         if free.is_some() && !plain_name(name) {
             connected.whole = false;
             let message = format!("`{name}` is not a valid input name: expected {PLAIN_NAME}");
@@ -66,11 +73,8 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
             }
             continue;
         };
-        match read_source(&port, entry, draft, expanded, reader) {
-            Some(Some(source)) => {
-                connected.sources.insert(name.clone(), source);
-            }
-            Some(None) => {}
+        match read_sources(&port, entry, draft, expanded, reader) {
+            Some(sources) => connected.sources.extend(sources),
             None => connected.whole = false,
         }
     }
@@ -83,15 +87,15 @@ pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Read
     connected
 }
 
-/// Reads one input: the first of its alternatives whose stage is enabled and has the output. `None` after a fault was
-/// reported, `Some(None)` for a port left open.
-fn read_source(
+/// Reads one input: the first of its alternatives whose stage is enabled and has the output, or all of them if the port takes
+/// many. `None` after a fault was reported, nothing for a port left open.
+fn read_sources(
     port: &Port<'_>,
     entry: &Entry,
     draft: &Draft<'_>,
     expanded: &Expanded<'_>,
     reader: &mut Reader<'_>,
-) -> Option<Option<Source>> {
+) -> Option<Vec<(String, Source)>> {
     let alternatives = match &entry.node.value {
         Value::List(items) => items.as_slice(),
         _ => std::slice::from_ref(&entry.node),
@@ -118,20 +122,29 @@ fn read_source(
         }
     }
     if draft.off.is_some() {
-        return Some(None);
+        return Some(Vec::new());
     }
+    let mut sources: Vec<(String, Source)> = Vec::new();
     for (named, node) in read.iter().zip(alternatives) {
-        match named {
-            Named::Nothing => return Some(None),
-            Named::Path(path) => {
-                return reader.existing(Path::new(path), &node.origin).map(|path| Some(Source::File(path)));
-            }
-            Named::Port { stage, port, sub } if expanded.drafts[*stage].off.is_none() => {
-                let (port, sub) = ((*port).to_owned(), sub.map(str::to_owned));
-                return Some(Some(Source::Port { stage: *stage, port, sub, origin: node.origin.clone() }));
-            }
-            Named::Port { .. } | Named::NotEnabled { .. } => {}
+        let found = of_name(named, port, node, expanded, reader)?;
+        if !found.is_empty() && !port.many {
+            return Some(found);
         }
+        if matches!(named, Named::Nothing) && sources.is_empty() {
+            return Some(sources);
+        }
+        for (name, source) in found {
+            if sources.iter().any(|(known, _)| *known == name) {
+                let item = split_port(&name).1.unwrap_or_default();
+                let message = format!("two sources of the input `{}` have the name `{item}`", port.name);
+                reader.problems.at(&node.origin, message);
+                return None;
+            }
+            sources.push((name, source));
+        }
+    }
+    if !sources.is_empty() {
+        return Some(sources);
     }
     if let Some(Named::NotEnabled { stage, output }) =
         read.iter().find(|named| matches!(named, Named::NotEnabled { .. }))
@@ -149,6 +162,45 @@ fn read_source(
     None
 }
 
+/// The sources that a name stands for, each with the name of its input; none if their stages are disabled.
+fn of_name(
+    named: &Named<'_>,
+    port: &Port<'_>,
+    node: &Node,
+    expanded: &Expanded<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<Vec<(String, Source)>> {
+    let input = |item: &str| match port.many {
+        true => format!("{}[{item}]", port.name),
+        false => port.name.to_owned(),
+    };
+    let label = |stage: usize| expanded.drafts[stage].label.clone().unwrap_or_default();
+    let of_stage = |item: &str, stage: usize, output: &str, sub: Option<&str>| {
+        let (port, sub) = (output.to_owned(), sub.map(str::to_owned));
+        let source = Source::Port { stage, port, sub, origin: node.origin.clone() };
+        expanded.drafts[stage].off.is_none().then(|| (input(item), source))
+    };
+    match named {
+        Named::Nothing | Named::NotEnabled { .. } => Some(Vec::new()),
+        Named::Path(path) => {
+            let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
+            let path = reader.existing(Path::new(path), &node.origin)?;
+            Some(vec![(input(&name), Source::File(path))])
+        }
+        Named::Port { stage, port, sub } => {
+            Some(of_stage(&label(*stage), *stage, port, *sub).into_iter().collect())
+        }
+        Named::Many { items, port: output, sub } if port.many => {
+            Some(items.iter().filter_map(|(item, stage)| of_stage(item, *stage, output, *sub)).collect())
+        }
+        Named::Many { .. } => {
+            let message = format!("the input `{}` takes one source, found all items of a stage", port.name);
+            reader.problems.at(&node.origin, message).help("name one item in place of `[*]`");
+            None
+        }
+    }
+}
+
 /// Reports an input whose stages are all disabled, and where.
 fn all_off(
     port: &Port<'_>,
@@ -158,8 +210,12 @@ fn all_off(
     reader: &mut Reader<'_>,
 ) {
     let places = read.iter().filter_map(|named| {
-        let Named::Port { stage, .. } = named else { return None };
-        let draft = &expanded.drafts[*stage];
+        let stage = match named {
+            Named::Port { stage, .. } => *stage,
+            Named::Many { items, .. } => items.first()?.1,
+            _ => return None,
+        };
+        let draft = &expanded.drafts[stage];
         Some((draft.id(), reader.sources.position(draft.off.as_ref()?)))
     });
     let places: Vec<(String, String)> = places.collect();
@@ -212,7 +268,12 @@ fn read_name<'t>(
     };
     let (name, rest) = (&text[..dot], &text[dot + 1..]);
     let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
-    let stage = find_stage(name, origin, draft, expanded, reader)?;
+    let base = name.strip_suffix(EVERY);
+    let many = base.map(|base| expanded.all_items(base, draft)).filter(|items| !items.is_empty());
+    let stage = match &many {
+        Some(items) => items[0].1,
+        None => find_stage(base.unwrap_or(name), origin, draft, expanded, reader)?,
+    };
     let outputs = &expanded.drafts[stage].outputs;
     let output_named = expanded.drafts[stage].kind.outputs.iter().find(|output| output.name == port);
     if !outputs.iter().any(|known| known.name == port) {
@@ -228,7 +289,10 @@ fn read_name<'t>(
         return None;
     }
     let sub = sub.map(|sub| sub.trim_matches('/')).filter(|sub| !sub.is_empty());
-    Some(Named::Port { stage, port, sub })
+    Some(match many {
+        Some(items) => Named::Many { items, port, sub },
+        None => Named::Port { stage, port, sub },
+    })
 }
 
 /// A stage by its full name, or the same item of another repeated stage.

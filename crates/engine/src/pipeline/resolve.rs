@@ -7,7 +7,7 @@ use super::{Source, StageNode};
 use crate::config::param::{Key, Reader};
 use crate::config::text::Problem;
 use crate::config::tree::{Node, Value};
-use crate::kind::Stage;
+use crate::kind::{Stage, split_port};
 
 /// Turns drafts into stages, without the disabled ones; the result is complete only if no problem was added.
 pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_>) -> Vec<StageNode> {
@@ -63,7 +63,9 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
     if !connected.whole {
         return;
     }
-    for (name, message) in stage.check(&|port| connected.sources.contains_key(port)) {
+    for (name, message) in
+        stage.check(&|port| connected.sources.keys().any(|input| split_port(input).0 == port))
+    {
         let (key, item) = name.split_once('.').map_or((name.as_str(), None), |(key, item)| (key, Some(item)));
         let param = draft.params.as_table().and_then(|table| table.entries.get(key));
         let item = match (param.map(|entry| &entry.node.value), item) {

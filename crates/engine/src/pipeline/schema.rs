@@ -92,7 +92,7 @@ pub fn pipeline(registry: &Registry) -> Json {
         "source".into(),
         json!({
             "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; \
-                            or an array of them, of which the first enabled one is used",
+                            or an array of them, of which the first enabled one is used, or all where an input takes many",
             "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
         }),
     );

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::identity::digest::Digest;
 use crate::identity::recipe::{Numerics, Recipe};
-use crate::kind::{self, ByteRanges, Inputs, PREVIOUS, Unit, Units};
+use crate::kind::{self, ByteRanges, Inputs, PREVIOUS, Unit, Units, split_port};
 use crate::pipeline::{Pipeline, Source, StageNode};
 use crate::plan::graph::Graph;
 use crate::provenance::manifest::Outcome;
@@ -222,8 +222,9 @@ impl<'a> Planner<'a> {
     ///
     /// If no range of a file can be read, the whole file is hashed; computing the unit will report the error.
     fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
-        let merge_only =
-            |port: &str| stage.kind().inputs.iter().any(|input| input.name == port && !input.units);
+        let merge_only = |port: &str| {
+            stage.kind().inputs.iter().any(|input| input.name == split_port(port).0 && !input.units)
+        };
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
         let common = Recipe {
             params: stage.stage.unit_identity(),

@@ -11,6 +11,7 @@ use attrflow_engine::worker::protocol::{DeviceClass, Facts, Reply, TaskBatch, Ta
 use attrflow_engine::worker::{Backend, Request, Work, Worker};
 
 use crate::backends::Acts;
+use crate::many::Join;
 use crate::rows::Rows;
 use crate::toys::{Count, Echo, Say, Steps, registry};
 
@@ -133,6 +134,7 @@ impl Here {
             Computation::of::<Steps>(),
             Computation::of::<Echo>(),
             Computation::of::<Rows>(),
+            Computation::of::<Join>(),
             Computation::of::<Acts>(),
         ];
         let computation =

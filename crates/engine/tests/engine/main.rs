@@ -19,6 +19,7 @@ mod in_process;
 mod language;
 mod layout;
 mod maintenance;
+mod many;
 mod mutation;
 mod objects;
 mod pipelines;

@@ -11,6 +11,7 @@ use attrflow_engine::kind::{
 use attrflow_engine::params;
 use serde_json::{Value as Json, json};
 
+use crate::many::Join;
 use crate::rows::Rows;
 
 params! {
@@ -177,7 +178,7 @@ impl Compute for Echo {
 }
 
 pub fn registry() -> Registry {
-    vec![&Say::INFO, &Count::INFO, &Steps::INFO, &Echo::INFO, &Rows::INFO]
+    vec![&Say::INFO, &Count::INFO, &Steps::INFO, &Echo::INFO, &Rows::INFO, &Join::INFO]
 }
 
 params! {

@@ -10,7 +10,7 @@ use crate::config::text::{Origin, Sources, suggestion};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
 use crate::identity::recipe::Recipe;
-use crate::kind::{KindInfo, Port, Registry, Stage};
+use crate::kind::{KindInfo, Port, Registry, Stage, split_port};
 use crate::pipeline::cluster_table::ClusterTable;
 use crate::pipeline::{DOWNLOAD_JOBS, Pipeline, RunTable, Source, StageNode};
 use crate::provenance::manifest::{Conditions, Manifest, Reads, StageRecord};
@@ -386,14 +386,16 @@ fn ports_fit(stage: &dyn Stage, recipe: &Recipe) -> Result<(), ReplayError> {
     let sources: Vec<String> = stage.sources().into_iter().map(|(port, _)| port).collect();
     let known = |port: &String| match kind.dynamic_inputs {
         true => plain_name(port),
-        false => sources.contains(port) || kind.inputs.iter().any(|input| input.name == *port),
+        false => sources.contains(port) || kind.inputs.iter().any(|input| input.name == split_port(port).0),
     };
     let needed = kind.inputs.iter().filter(|input| input.required).map(|input| input.name.to_owned());
     let fault = |port: &String, missing| ReplayError::Port { port: port.clone(), missing };
     if let Some(port) = recipe.inputs.keys().find(|port| !known(port)) {
         return Err(fault(port, false));
     }
-    match needed.chain(sources.iter().cloned()).find(|port| !recipe.inputs.contains_key(port)) {
+    let there =
+        |port: &String| recipe.inputs.keys().any(|input| input == port || split_port(input).0 == port);
+    match needed.chain(sources.iter().cloned()).find(|port| !there(port)) {
         Some(port) => Err(fault(&port, true)),
         None => Ok(()),
     }
