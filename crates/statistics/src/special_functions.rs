@@ -55,7 +55,8 @@ pub fn ln_choose(n: usize, k: usize) -> f64 {
     factorial(n) - factorial(k) - factorial(n - k)
 }
 
-/// Where Student's distribution with `df` degrees of freedom, or the normal one that it becomes, reaches `level` (at least a half).
+/// Where Student's distribution with `df` degrees of freedom, or the normal one that it becomes, reaches `level`
+/// (at least a half).
 pub fn student(df: f64, level: f64) -> f64 {
     // Beyond this many the two agree to all digits that matter.
     let df = df.min(1e6);

@@ -1,6 +1,6 @@
 //! Bounds on all discarded images from a random sample of them.
 
-use super::special_functions::ln_choose;
+use attrflow_statistics::special_functions::ln_choose;
 
 /// The most of `population` that can belong, if `found` of a uniform sample of `drawn` without replacement do: an upper
 /// bound that holds with at least the given confidence for every population.

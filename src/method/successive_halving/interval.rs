@@ -5,7 +5,7 @@
 //! give a poor estimate of an image's own variance, so variances are shrunk towards the common one (Smyth 2004,
 //! *Linear models and empirical Bayes methods for assessing differential expression*, section 6.2).
 
-use super::special_functions::{digamma, inverse_trigamma, student, trigamma};
+use attrflow_statistics::variance::Prior;
 
 /// The visited part of a population: a row of differences per latent, all of one length.
 pub struct Visited<'a> {
@@ -86,52 +86,5 @@ impl Visited<'_> {
         let left = (1.0 - n as f64 / self.timesteps as f64) / n as f64;
         let errors = variances.iter().map(|own| (prior.shrink_variance(*own, df) * left).sqrt()).collect();
         Intervals { centers, errors, quantile }
-    }
-}
-
-/// The prior of one image's variance, from the variances of all images.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Prior {
-    /// Degrees of freedom; infinite if the variances do not differ more than by chance.
-    pub df: f64,
-    /// The common variance of the images.
-    pub variance: f64,
-}
-
-impl Prior {
-    /// From sample variances with `df` degrees of freedom each, by the moments of their logarithms.
-    pub fn of(variances: &[f64], df: f64) -> Self {
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let common = Self { df: f64::INFINITY, variance: mean(variances) };
-        let mut sorted = variances.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        // A variance of zero has no logarithm; such a small one is rounding error.
-        let floor = sorted.get(sorted.len() / 2).map_or(0.0, |median| median * 1e-5);
-        if floor <= 0.0 || variances.len() < 3 {
-            return common;
-        }
-        let log = |variance: &f64| variance.max(floor).ln() - digamma(df / 2.0) + (df / 2.0).ln();
-        let logs: Vec<f64> = variances.iter().map(log).collect();
-        let center = mean(&logs);
-        let spread = logs.iter().map(|log| (log - center).powi(2)).sum::<f64>() / (logs.len() - 1) as f64;
-        let excess = spread - trigamma(df / 2.0);
-        if excess <= 0.0 {
-            return common;
-        }
-        let half = inverse_trigamma(excess);
-        Self { df: 2.0 * half, variance: (center + digamma(half) - half.ln()).exp() }
-    }
-
-    /// An image's variance, with `df` degrees of freedom, shrunk towards the common one.
-    pub fn shrink_variance(&self, own: f64, df: f64) -> f64 {
-        if self.df.is_infinite() {
-            return self.variance;
-        }
-        (self.df * self.variance + df * own) / (self.df + df)
-    }
-
-    /// The half width of an interval, in standard errors.
-    fn quantile(&self, df: f64, error: f64) -> f64 {
-        student(self.df + df, 1.0 - error)
     }
 }

@@ -8,15 +8,15 @@
 
 mod certificate;
 mod interval;
-mod special_functions;
 
 use std::ops::Range;
 
 use super::error::MathError;
 
+pub use attrflow_statistics::special_functions::trigamma;
+pub use attrflow_statistics::variance::Prior;
 pub use certificate::{sample_for, upper_bound};
-pub use interval::{Intervals, Prior, Threshold, Visited};
-pub use special_functions::trigamma;
+pub use interval::{Intervals, Threshold, Visited};
 
 /// The scores that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
