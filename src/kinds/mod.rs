@@ -2,6 +2,7 @@
 
 pub mod command;
 mod download;
+mod evaluate;
 mod fisher;
 mod generate;
 mod influence;
@@ -9,10 +10,12 @@ mod influence_summary;
 mod latents;
 mod loss_pass;
 mod pretrain_loss;
+mod query_loss;
 mod ranking;
 pub mod shared;
 mod subset;
 mod train;
+mod universe;
 mod unlearn;
 
 pub use shared::arrays::NpyRows;
@@ -45,6 +48,8 @@ registry! {
         command::Command,
         ranking::Ranking,
         subset::Subset,
+        universe::Universe,
+        evaluate::Evaluate,
     }
     with_libtorch {
         latents::Latents,
@@ -54,6 +59,7 @@ registry! {
         unlearn::UnlearnParams,
         influence::Influence,
         train::TrainParams,
+        query_loss::QueryLoss,
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::influence_summary::Summary;
 use super::loss_pass::top_k::Report;
 use super::shared::check_outputs::{self, Outputs};
+use super::shared::ids;
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::contact_sheet::{Cell, contact_sheet};
 use crate::io::image::{load_rgb, save_png};
@@ -131,18 +132,7 @@ impl Compute for Ranking {
 pub(super) fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
     let npy = Npy::open(path)?;
     npy.expect_shape(&[Some(images)])?;
-    let mut ranks = Vec::new();
-    npy.read_i64(0..images, &mut ranks)?;
-    let wrong =
-        ranks.iter().position(|&index| usize::try_from(index).is_ok_and(|index| index < images).eq(&false));
-    if let Some(place) = wrong {
-        anyhow::bail!(
-            "{}: value {place} is {}, expected an image from 0 to {images}",
-            path.display(),
-            ranks[place]
-        );
-    }
-    Ok(ranks)
+    ids::indices(path, images)
 }
 
 /// An image without a captions file: named by its index.

@@ -9,6 +9,7 @@ use super::ranking::ranks;
 use super::shared::check_outputs::Outputs;
 use super::shared::ids;
 use crate::io::captions::coco::Captions;
+use crate::io::npy::writer;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -25,13 +26,15 @@ choice! {
         Top = "top",
         /// Those with given ids.
         Ids = "ids",
+        /// Those at given places.
+        Indices = "indices",
     }
 }
 
 params! {
     /// Parameters of `subset`.
     pub struct Subset {
-        /// How images are chosen: `random`, the `top` of a ranking, or by their `ids`.
+        /// How images are chosen: `random`, the `top` of a ranking, by their `ids`, or by places on the input `indices`.
         choose: Choose = Choose::Random,
         /// How many images.
         count: Option<usize> = None,
@@ -50,14 +53,14 @@ impl Validate for Subset {
         let mut fault = |key, message: &str| faults.push((key, message.to_owned()));
         let sizes = usize::from(self.count.is_some()) + usize::from(self.share.is_some());
         match self.choose {
-            Choose::Ids if sizes > 0 => {
-                fault("choose", "`ids` says which images: `count` and `share` have no effect")
+            Choose::Ids | Choose::Indices if sizes > 0 => {
+                fault("choose", "`choose` says which images: `count` and `share` have no effect")
             }
             Choose::Ids if self.ids.is_empty() => fault("ids", "`ids` is empty, expected the ids of images"),
             Choose::Random | Choose::Top if sizes != 1 => {
                 fault("choose", "expected either `count` or `share`, how many images to choose");
             }
-            Choose::Random | Choose::Top if !self.ids.is_empty() => {
+            Choose::Random | Choose::Top | Choose::Indices if !self.ids.is_empty() => {
                 fault("ids", "`ids` has an effect with `choose = \"ids\"` alone");
             }
             _ => {}
@@ -74,6 +77,7 @@ impl Validate for Subset {
 
 const CHOSEN: &str = "ids.json";
 const REST: &str = "rest.json";
+const INDICES: &str = "indices.npy";
 
 impl Kind for Subset {
     const INFO: KindInfo = KindInfo {
@@ -81,24 +85,37 @@ impl Kind for Subset {
             Input::new("captions", "the captions file in COCO's layout: the images' ids"),
             Input::new("rank", "int64 [N]: image indices by falling influence, for `choose = \"top\"`")
                 .optional(),
+            Input::new("indices", "int64: places of images from 0, for `choose = \"indices\"`, such as `universe.places/ID.npy`")
+                .optional(),
         ],
         outputs: &[
             Output::new("ids", CHOSEN, "the ids of the chosen images, in the order of the captions file"),
             Output::new("rest", REST, "the ids of all others"),
+            Output::new(
+                "indices",
+                INDICES,
+                "int64: the places of the chosen images in the captions file, from 0",
+            ),
         ],
         libtorch: false,
-        ..KindInfo::new::<Self>("subset", 1, "a set of images, to be left out of a training or kept")
+        ..KindInfo::new::<Self>("subset", 2, "a set of images, to be left out of a training or kept")
     };
 }
 
 impl Stage for Subset {
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        let fault = match (self.choose, connected("rank")) {
-            (Choose::Top, false) => "`choose = \"top\"` takes the first of a ranking: connect `rank`",
-            (Choose::Random | Choose::Ids, true) => "`rank` has an effect with `choose = \"top\"` alone",
-            _ => return Vec::new(),
+        let needs = [("rank", Choose::Top), ("indices", Choose::Indices)];
+        let fault = |(port, choice): (&str, Choose)| {
+            let message = match (self.choose == choice, connected(port)) {
+                (true, false) => format!("`choose = \"{}\"` needs the input `{port}`", choice.name()),
+                (false, true) => {
+                    format!("`{port}` has an effect with `choose = \"{}\"` alone", choice.name())
+                }
+                _ => return None,
+            };
+            Some((port.to_owned(), message))
         };
-        vec![("rank".to_owned(), fault.to_owned())]
+        needs.into_iter().filter_map(fault).collect()
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
@@ -106,7 +123,8 @@ impl Stage for Subset {
     }
 
     fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let outputs = ["ids", "rest"].map(|port| (port.to_owned(), ArtifactShape::Bytes(10_000))).into();
+        let outputs =
+            ["ids", "rest", "indices"].map(|port| (port.to_owned(), ArtifactShape::Bytes(10_000))).into();
         Ok(Estimate { outputs, ..Estimate::default() })
     }
 
@@ -115,7 +133,8 @@ impl Stage for Subset {
         for file in [&outputs["ids"], &outputs["rest"]] {
             ids::check(&all, &ids::read(file)?, Some(file))?;
         }
-        Ok("that the ids are those of images")
+        ids::indices(&outputs["indices"], all.len())?;
+        Ok("that the ids and indices are those of images")
     }
 }
 
@@ -145,6 +164,10 @@ impl Subset {
                 order.into_iter().take(count).map(|(_, place)| place).collect()
             }
             Choose::Ids => self.places(&all)?,
+            Choose::Indices => {
+                let places = ids::indices(inputs.path("indices"), images)?;
+                places.into_iter().map(|place| place as usize).collect()
+            }
         };
         Ok(all.into_iter().enumerate().map(|(place, id)| (id, chosen.contains(&place))).collect())
     }
@@ -185,6 +208,8 @@ impl Compute for Subset {
             text.push(b'\n');
             fs_err::write(task.out.join(file), text)?;
         }
-        Ok(())
+        let places = chosen.iter().enumerate().filter(|(_, (_, chosen))| *chosen);
+        let places: Vec<i64> = places.map(|(place, _)| place as i64).collect();
+        Ok(writer::write_i64(task.out.join(INDICES), &[places.len()], &places)?)
     }
 }

@@ -19,6 +19,7 @@ mod disk;
 mod download;
 mod edits;
 mod estimate;
+mod evaluation;
 mod explain;
 mod export;
 mod graph;

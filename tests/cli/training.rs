@@ -44,7 +44,6 @@ const RUN: [&str; 2] = ["run", "pipelines/training.toml"];
 fn project() -> Project {
     let project = Project::new(8);
     project.write("pipelines/training.toml", STAGES);
-    project.edit("configs/demo.toml", "[latents]\n", "[latents]\nmoments = true\n");
     project
 }
 
@@ -175,7 +174,7 @@ fn a_subset_that_makes_no_sense_is_refused_by_the_plan() {
     plan("{ seed = 3 }", "expected either `count` or `share`");
     plan("{ count = 0 }", "`count` is 0, expected 1 or more");
     plan("{ share = 1.5 }", "`share` is not a number between 0 and 1");
-    plan("{ choose = \"top\", count = 2 }", "connect `rank`");
+    plan("{ choose = \"top\", count = 2 }", "needs the input `rank`");
     plan("{ choose = \"ids\" }", "`ids` is empty, expected the ids of images");
 }
 

@@ -1,4 +1,4 @@
-//! Lists of image ids in files.
+//! Lists of images in files: by their ids, or by their places in the data set.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use crate::io::json;
+use crate::io::npy::Npy;
 
 #[derive(Deserialize)]
 struct List {
@@ -54,4 +55,23 @@ pub(crate) fn check(all: &[String], wanted: &BTreeSet<String>, path: Option<&Pat
         unknown.first().map_or("", |id| id.as_str())
     );
     Ok(())
+}
+
+/// The places of images in an array int64 [K], each of which must be below `images`.
+///
+/// # Errors
+/// The file, what was found and what was expected.
+pub(crate) fn indices(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
+    let npy = Npy::open(path)?;
+    npy.expect_shape(&[None])?;
+    let mut places = Vec::new();
+    npy.read_i64(0..npy.rows(), &mut places)?;
+    let is_image = |place: i64| usize::try_from(place).is_ok_and(|place| place < images);
+    match places.iter().position(|place| !is_image(*place)) {
+        Some(at) => {
+            let (file, found) = (path.display(), places[at]);
+            anyhow::bail!("{file}: value {at} is {found}, expected an image from 0 to {images}")
+        }
+        None => Ok(places),
+    }
 }

@@ -9,6 +9,7 @@ pub mod device;
 pub mod expected;
 pub(crate) mod ids;
 pub mod network;
+pub(crate) mod query_table;
 pub mod ranges;
 pub mod tensors;
 pub(crate) mod text;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Compute, Inputs, Unit};
+use super::{Compute, Inputs, Unit, split_port};
 
 /// The artifact on a port, existing or expected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,12 @@ impl ExpectedInputs {
             ArtifactShape::Path(path) => Ok(path),
             _ => anyhow::bail!("the input `{port}` does not exist yet"),
         }
+    }
+
+    /// The inputs of a port that takes any number of sources, each as the other methods name it.
+    pub fn many(&self, port: &str) -> Vec<&str> {
+        let all = self.shapes.keys().chain(self.unknown.keys()).map(String::as_str);
+        all.filter(|key| matches!(split_port(key), (name, Some(_)) if name == port)).collect()
     }
 
     /// Whether the port is connected.

@@ -139,6 +139,16 @@ impl Inputs {
         self.0.get(port).map(PathBuf::as_path)
     }
 
+    /// The inputs of one item of the ports that take many sources, under the names of these ports; others are as they are.
+    #[must_use]
+    pub fn of_item(&self, item: &str) -> Self {
+        let own = self.0.iter().filter_map(|(key, path)| match split_port(key) {
+            (port, Some(of)) => (of == item).then(|| (port.to_owned(), path.clone())),
+            (port, None) => Some((port.to_owned(), path.clone())),
+        });
+        Self(own.collect())
+    }
+
     /// The paths on a port that takes any number of sources, each with the name of its item.
     pub fn many<'a>(&'a self, port: &'a str) -> impl Iterator<Item = (&'a str, &'a Path)> {
         self.0.iter().filter_map(move |(key, path)| match split_port(key) {

@@ -96,17 +96,27 @@ fn read_sources(
     expanded: &Expanded<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<Vec<(String, Source)>> {
-    let alternatives = match &entry.node.value {
+    let items = match &entry.node.value {
         Value::List(items) => items.as_slice(),
         _ => std::slice::from_ref(&entry.node),
     };
+    // Where an input takes many, an array in the array has alternatives; each has the number of its array.
+    let alternatives: Vec<(usize, &Node)> = items
+        .iter()
+        .enumerate()
+        .flat_map(|(number, node)| match &node.value {
+            Value::List(inner) if port.many => inner.iter().map(|node| (number, node)).collect(),
+            _ => vec![(number, node)],
+        })
+        .collect();
     if alternatives.is_empty() {
         let message = "the array is empty, expected at least one `stage.port` or path";
         reader.problems.at(&entry.node.origin, message);
         return None;
     }
     // All alternatives are read, so that a misspelt name is always reported.
-    let read: Vec<_> = alternatives.iter().map(|node| read_name(node, draft, expanded, reader)).collect();
+    let read: Vec<_> =
+        alternatives.iter().map(|(_, node)| read_name(node, draft, expanded, reader)).collect();
     let read = read.into_iter().collect::<Option<Vec<_>>>()?;
     if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
         let fault = match (port.required, open + 1 == read.len() && open > 0) {
@@ -117,7 +127,7 @@ fn read_sources(
             (false, true) => None,
         };
         if let Some(fault) = fault {
-            reader.problems.at(&alternatives[open].origin, fault).help("expected `stage.port` or a path");
+            reader.problems.at(&alternatives[open].1.origin, fault).help("expected `stage.port` or a path");
             return None;
         }
     }
@@ -125,10 +135,17 @@ fn read_sources(
         return Some(Vec::new());
     }
     let mut sources: Vec<(String, Source)> = Vec::new();
-    for (named, node) in read.iter().zip(alternatives) {
+    let mut found_in = None;
+    for (named, &(number, node)) in read.iter().zip(&alternatives) {
+        if found_in == Some(number) {
+            continue;
+        }
         let found = of_name(named, port, node, expanded, reader)?;
         if !found.is_empty() && !port.many {
             return Some(found);
+        }
+        if !found.is_empty() {
+            found_in = Some(number);
         }
         if matches!(named, Named::Nothing) && sources.is_empty() {
             return Some(sources);
@@ -183,7 +200,7 @@ fn of_name(
     match named {
         Named::Nothing | Named::NotEnabled { .. } => Some(Vec::new()),
         Named::Path(path) => {
-            let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
+            let name = Path::new(path).file_stem().unwrap_or_default().to_string_lossy();
             let path = reader.existing(Path::new(path), &node.origin)?;
             Some(vec![(input(&name), Source::File(path))])
         }

@@ -92,8 +92,12 @@ pub fn pipeline(registry: &Registry) -> Json {
         "source".into(),
         json!({
             "description": "an output, `stage.port` or a path below it; a file or folder, `./…`, `../…` or `/…`; \
-                            or an array of them, of which the first enabled one is used, or all where an input takes many",
-            "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
+                            or an array of them, of which the first enabled one is used; where an input takes many, all are, and an \
+                            array in the array has alternatives",
+            "anyOf": [
+                source,
+                { "type": "array", "minItems": 1, "items": { "anyOf": [source, { "type": "array", "minItems": 1, "items": source }] } },
+            ],
         }),
     );
     let stages: Vec<Json> = registry.iter().map(|kind| stage(kind)).collect();

@@ -235,6 +235,13 @@ macro_rules! choice {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
         pub enum $name { $( $(#[doc = $doc])* #[serde(rename = $text)] $variant ),* }
 
+        impl $name {
+            /// The value as it is written.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $text ),* }
+            }
+        }
+
         impl $crate::config::param::Param for $name {
             fn expected() -> String {
                 format!("one of {}", [$( concat!("`", $text, "`") ),*].join(", "))

@@ -1,0 +1,253 @@
+//! Charts of lines, points and text, as PNG and as SVG from one description.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use ::image::{Rgb, RgbImage};
+use embedded_graphics::mono_font::iso_8859_1::{FONT_7X13, FONT_7X13_BOLD, FONT_10X20};
+use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
+use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
+use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, Primitive, Size};
+use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
+use embedded_graphics::text::{Alignment, Baseline, Text, TextStyleBuilder};
+
+use super::{ImageError, save_png};
+
+/// A color: red, green, blue.
+pub type Color = [u8; 3];
+
+/// The size of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Font {
+    /// Of the title.
+    Title,
+    /// Of headings.
+    Bold,
+    /// Of all else.
+    Plain,
+}
+
+impl Font {
+    fn bitmap(self) -> &'static MonoFont<'static> {
+        match self {
+            Self::Title => &FONT_10X20,
+            Self::Bold => &FONT_7X13_BOLD,
+            Self::Plain => &FONT_7X13,
+        }
+    }
+
+    /// The width of a character and the height of a line, in pixels.
+    pub fn size(self) -> [i32; 2] {
+        let Size { width, height } = self.bitmap().character_size;
+        [width as i32, height as i32 + 3]
+    }
+}
+
+/// Where a text stands: its place is its left end, its middle, or its right end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// The left end.
+    Start,
+    /// The middle.
+    Middle,
+    /// The right end.
+    End,
+}
+
+#[derive(Debug, Clone)]
+enum Shape {
+    Line { from: [i32; 2], to: [i32; 2], width: u32, color: Color },
+    Dot { at: [i32; 2], radius: u32, color: Color },
+    Bar { at: [i32; 2], size: [u32; 2], color: Color },
+    Text { at: [i32; 2], text: String, font: Font, anchor: Anchor, color: Color },
+}
+
+/// A chart under construction. Places are pixels from the left upper corner.
+#[derive(Debug, Clone)]
+pub struct Chart {
+    size: [u32; 2],
+    title: String,
+    shapes: Vec<Shape>,
+}
+
+impl Chart {
+    /// An empty chart of a width and height; the title is for those who cannot see it.
+    pub fn new(size: [u32; 2], title: &str) -> Self {
+        Self { size, title: title.to_owned(), shapes: Vec::new() }
+    }
+
+    /// A straight line.
+    pub fn line(&mut self, from: [i32; 2], to: [i32; 2], width: u32, color: Color) {
+        self.shapes.push(Shape::Line { from, to, width, color });
+    }
+
+    /// A filled circle.
+    pub fn dot(&mut self, at: [i32; 2], radius: u32, color: Color) {
+        self.shapes.push(Shape::Dot { at, radius, color });
+    }
+
+    /// A filled rectangle; `at` is its left upper corner.
+    pub fn bar(&mut self, at: [i32; 2], size: [u32; 2], color: Color) {
+        self.shapes.push(Shape::Bar { at, size, color });
+    }
+
+    /// A line of text; the place is at the top of it.
+    pub fn text(&mut self, at: [i32; 2], text: &str, font: Font, anchor: Anchor, color: Color) {
+        self.shapes.push(Shape::Text { at, text: text.to_owned(), font, anchor, color });
+    }
+
+    /// Writes it as PNG.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_png(&self, path: &Path) -> Result<(), ImageError> {
+        let [width, height] = self.size;
+        let mut canvas = Canvas(RgbImage::from_pixel(width, height, Rgb([255; 3])));
+        self.shapes.iter().for_each(|shape| canvas.shape(shape));
+        save_png(&canvas.0, path)
+    }
+
+    /// The chart as SVG.
+    pub fn svg(&self) -> String {
+        let [width, height] = self.size;
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
+             font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\">\n<title>{}</title>\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
+            escaped(&self.title)
+        );
+        // Writing to a text cannot fail.
+        self.shapes.iter().for_each(|shape| _ = element(&mut out, shape));
+        out + "</svg>\n"
+    }
+}
+
+fn hex([red, green, blue]: Color) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn element(out: &mut String, shape: &Shape) -> std::fmt::Result {
+    match shape {
+        Shape::Line { from: [x1, y1], to: [x2, y2], width, color } => writeln!(
+            out,
+            "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" stroke=\"{}\" stroke-width=\"{width}\"/>",
+            hex(*color)
+        ),
+        Shape::Dot { at: [x, y], radius, color } => {
+            writeln!(out, "<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\" fill=\"{}\"/>", hex(*color))
+        }
+        Shape::Bar { at: [x, y], size: [width, height], color } => writeln!(
+            out,
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{}\"/>",
+            hex(*color)
+        ),
+        Shape::Text { at: [x, y], text, font, anchor, color } => {
+            let (size, weight) = match font {
+                Font::Title => (16, "bold"),
+                Font::Bold => (11, "bold"),
+                Font::Plain => (11, "normal"),
+            };
+            let anchor = match anchor {
+                Anchor::Start => "start",
+                Anchor::Middle => "middle",
+                Anchor::End => "end",
+            };
+            let (y, fill, text) = (y + size, hex(*color), escaped(text));
+            writeln!(
+                out,
+                "<text x=\"{x}\" y=\"{y}\" font-size=\"{size}\" font-weight=\"{weight}\" text-anchor=\"{anchor}\" fill=\"{fill}\">{text}</text>"
+            )
+        }
+    }
+}
+
+/// The picture under construction.
+struct Canvas(RgbImage);
+
+impl Canvas {
+    fn shape(&mut self, shape: &Shape) {
+        let point = |[x, y]: [i32; 2]| Point::new(x, y);
+        let rgb = |[red, green, blue]: Color| Rgb888::new(red, green, blue);
+        let Ok(()) = match shape {
+            Shape::Line { from, to, width, color } => Line::new(point(*from), point(*to))
+                .into_styled(PrimitiveStyle::with_stroke(rgb(*color), *width))
+                .draw(self),
+            Shape::Dot { at, radius, color } => Circle::with_center(point(*at), 2 * radius + 1)
+                .into_styled(PrimitiveStyle::with_fill(rgb(*color)))
+                .draw(self),
+            Shape::Bar { at, size: [width, height], color } => {
+                Rectangle::new(point(*at), Size::new(*width, *height))
+                    .into_styled(PrimitiveStyle::with_fill(rgb(*color)))
+                    .draw(self)
+            }
+            Shape::Text { at, text, font, anchor, color } => {
+                let alignment = match anchor {
+                    Anchor::Start => Alignment::Left,
+                    Anchor::Middle => Alignment::Center,
+                    Anchor::End => Alignment::Right,
+                };
+                let style = TextStyleBuilder::new().alignment(alignment).baseline(Baseline::Top).build();
+                let character = MonoTextStyle::new(font.bitmap(), rgb(*color));
+                Text::with_text_style(text, point(*at), character, style).draw(self).map(drop)
+            }
+        };
+    }
+}
+
+impl OriginDimensions for Canvas {
+    fn size(&self) -> Size {
+        Size::new(self.0.width(), self.0.height())
+    }
+}
+
+impl DrawTarget for Canvas {
+    type Color = Rgb888;
+    type Error = Infallible;
+
+    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
+        for Pixel(at, color) in pixels {
+            let inside = u32::try_from(at.x).ok().zip(u32::try_from(at.y).ok());
+            if let Some(pixel) = inside.and_then(|(x, y)| self.0.get_pixel_mut_checked(x, y)) {
+                *pixel = Rgb([color.r(), color.g(), color.b()]);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_have_every_shape() {
+        let mut chart = Chart::new([60, 40], "a <chart>");
+        chart.line([0, 0], [9, 0], 1, [1, 2, 3]);
+        chart.dot([20, 20], 3, [200, 0, 0]);
+        chart.bar([30, 30], [5, 5], [0, 200, 0]);
+        chart.text([59, 10], "a & b", Font::Plain, Anchor::End, [0; 3]);
+        let svg = chart.svg();
+        for part in
+            ["<title>a &lt;chart&gt;</title>", "#010203", "r=\"3\"", "width=\"5\"", ">a &amp; b</text>"]
+        {
+            assert!(svg.contains(part), "{part} in {svg}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("chart.png");
+        chart.save_png(&file).unwrap();
+        let found = super::super::load_rgb(&file).unwrap();
+        assert_eq!(found.dimensions(), (60, 40));
+        for (at, color) in
+            [((5, 0), [1, 2, 3]), ((20, 20), [200, 0, 0]), ((34, 34), [0, 200, 0]), ((2, 30), [255; 3])]
+        {
+            assert_eq!(found[at], Rgb(color), "{at:?}");
+        }
+        let dark = found.enumerate_pixels().filter(|(x, y, pixel)| *x > 24 && *y < 26 && pixel.0 == [0; 3]);
+        assert!(dark.count() > 10, "no text");
+    }
+}

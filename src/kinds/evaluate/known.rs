@@ -1,0 +1,132 @@
+//! Rankings whose first images are known: a training image as query, an exemplar that the model was tuned on, planted copies.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::ensure;
+use serde_json::{Value as Json, json};
+
+use super::names::means;
+use super::removal::percent;
+use super::{Evaluate, Finding, KNOWN, pairs};
+use crate::io::npy::Npy;
+use crate::kinds::shared::ids;
+use attrflow_engine::kind::Inputs;
+use attrflow_statistics::interval::bounded_interval;
+use attrflow_statistics::paired::Verdict;
+use attrflow_statistics::retrieval::{
+    average_precision, expected_average_precision, expected_recall, expected_reciprocal_rank, recall_at,
+    reciprocal_rank,
+};
+
+/// The places of the relevant images of one query, from 1, in order.
+struct Found {
+    item: String,
+    ranks: Vec<usize>,
+    images: usize,
+}
+
+/// The verdicts of the tests that are connected.
+pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTreeMap<String, Finding>> {
+    let mut findings = BTreeMap::new();
+    for (name, ports, judge) in [
+        ("self-influence", KNOWN[0], self_influence as fn(&Evaluate, &[Found]) -> Finding),
+        ("exemplars", KNOWN[1], exemplars),
+        ("planted copies", KNOWN[2], planted),
+    ] {
+        let found = pairs(inputs, ports)?;
+        let found = found.iter().map(|(item, [rank, relevant])| read(item, rank, relevant));
+        let found = found.collect::<anyhow::Result<Vec<_>>>()?;
+        if !found.is_empty() {
+            findings.insert(name.to_owned(), judge(params, &found));
+        }
+    }
+    Ok(findings)
+}
+
+fn read(item: &str, rank: &Path, relevant: &Path) -> anyhow::Result<Found> {
+    let images = Npy::open(rank)?.rows();
+    let order = ids::indices(rank, images)?;
+    let relevant = ids::indices(relevant, images)?;
+    ensure!(!relevant.is_empty(), "`{item}`: no image should be found, expected at least one");
+    let mut places = vec![0; images];
+    order.iter().zip(1..).for_each(|(&image, place)| places[image as usize] = place);
+    let mut ranks: Vec<usize> = relevant.iter().map(|&image| places[image as usize]).collect();
+    ensure!(!ranks.contains(&0), "{}: an image occurs twice, and another not at all", rank.display());
+    ranks.sort_unstable();
+    Ok(Found { item: item.to_owned(), ranks, images })
+}
+
+/// The ranks by query, for people.
+fn listed(found: &[Found]) -> Json {
+    found
+        .iter()
+        .map(|query| (query.item.clone(), json!(query.ranks)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn mean_of(found: &[Found], value: impl Fn(&Found) -> f64) -> f64 {
+    found.iter().map(value).sum::<f64>() / found.len() as f64
+}
+
+fn self_influence(params: &Evaluate, found: &[Found]) -> Finding {
+    let reciprocal: Vec<f64> = found.iter().map(|query| reciprocal_rank(query.ranks[0])).collect();
+    let chance = mean_of(found, |query| expected_reciprocal_rank(query.images));
+    let first = mean_of(found, |query| f64::from(query.ranks[0] == 1));
+    let details = json!({
+        "measure": "mean reciprocal rank of a training image as its own query",
+        "queries": found.len(),
+        "first": first,
+        "ranks": listed(found),
+    });
+    let rule = format!(
+        "the {} interval (Hoeffding) of the mean reciprocal rank lies above that of a random order",
+        percent(params.level)
+    );
+    Finding::of(bounded_interval(&reciprocal, params.level), chance, rule, details)
+}
+
+/// Drawings of one tuned model are not independent: an exemplar counts once, by their mean.
+fn exemplars(params: &Evaluate, found: &[Found]) -> Finding {
+    let k = params.recall_at;
+    let exemplar = |query: &Found| query.item.split(',').next().unwrap_or_default().to_owned();
+    let recall = |k: usize| {
+        means(found.iter().map(|query| (exemplar(query), recall_at(&query.ranks, k).unwrap_or_default())))
+    };
+    let chance = mean_of(found, |query| expected_recall(k, query.images));
+    let values: Vec<f64> = recall(k).into_values().collect();
+    let firsts: Vec<f64> = recall(1).into_values().collect();
+    let details = json!({
+        "measure": format!("recall@{k} of the image that a model was tuned on"),
+        "exemplars": values.len(),
+        "drawings": found.len(),
+        "recall@1": firsts.iter().sum::<f64>() / firsts.len() as f64,
+        "mean_average_precision": mean_of(found, |query| average_precision(&query.ranks).unwrap_or_default()),
+        "mean_average_precision_by_chance": mean_of(found, |query| expected_average_precision(query.ranks.len(), query.images)),
+        "ranks": listed(found),
+    });
+    let rule = format!(
+        "the {} interval (Hoeffding, over exemplars) of recall@{k} lies above chance",
+        percent(params.level)
+    );
+    Finding::of(bounded_interval(&values, params.level), chance, rule, details)
+}
+
+fn planted(_: &Evaluate, found: &[Found]) -> Finding {
+    let all_first = |query: &Found| query.ranks.iter().all(|rank| *rank <= query.ranks.len() + 1);
+    let share = mean_of(found, |query| f64::from(all_first(query)));
+    let verdict = match share {
+        1.0 => Verdict::Holds,
+        0.0 => Verdict::DoesNotHold,
+        _ => Verdict::Undecided,
+    };
+    let rule = "all c copies of every query are within the first c + 1".to_owned();
+    let details = json!({
+        "measure": "share of queries with all copies within the first c + 1",
+        "found": share,
+        "queries": found.len(),
+        "ranks": listed(found),
+    });
+    Finding { verdict, rule, estimate: None, chance: 0.0, details }
+}

@@ -1,0 +1,309 @@
+//! The linear datamodeling score: do sums of scores predict the losses of models that were trained on subsets?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::names::{Name, Part, mean};
+use super::removal::percent;
+use super::{Evaluate, Finding};
+use crate::io::json as json_file;
+use crate::io::npy::Npy;
+use crate::kinds::shared::{ids, query_table};
+use attrflow_engine::kind::Inputs;
+use attrflow_statistics::interval::t_interval;
+use attrflow_statistics::lds::{self, Resamples};
+
+pub(super) const HEADER: [&str; 3] = ["method", "query", "lds"];
+/// The method of scores whose names do not say it.
+const OWN: &str = "unlearning";
+
+/// A line of losses.csv.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Loss {
+    subset: String,
+    seed: String,
+    query: String,
+    loss: f64,
+}
+
+/// subsets.json: the places of the images that each subset keeps.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subsets {
+    /// How many images there are in all, where it is known.
+    images: usize,
+    subsets: BTreeMap<String, Vec<i64>>,
+}
+
+/// The models that were trained on subsets.
+#[derive(Default)]
+pub(super) struct Models {
+    subsets: Subsets,
+    /// By subset, seed and query.
+    losses: BTreeMap<(String, String, String), f64>,
+}
+
+/// The number of images: that of the scores.
+fn images(inputs: &Inputs) -> anyhow::Result<usize> {
+    let mut sizes = BTreeSet::new();
+    for (_, path) in inputs.many("scores") {
+        let npy = Npy::open(path)?;
+        npy.expect_shape(&[None])?;
+        sizes.insert(npy.rows());
+    }
+    let first = sizes.first().copied().unwrap_or(0);
+    ensure!(sizes.len() < 2, "`scores` are of {sizes:?} images: expected all of one data set");
+    Ok(first)
+}
+
+/// Reads the subsets and the losses on them, earlier ones too.
+pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Models> {
+    let images = images(inputs)?;
+    let mut models = Models::default();
+    models.subsets.images = images;
+    if let Some(folder) = inputs.get("recorded") {
+        models.add_recorded(folder, images)?;
+    }
+    for (subset, path) in inputs.many("subsets") {
+        let kept = ids::indices(path, images)?;
+        let known = models.subsets.subsets.insert(subset.to_owned(), kept.clone());
+        ensure!(
+            known.is_none_or(|known| known == kept),
+            "the subset `{subset}` has other images in the folder on `recorded`"
+        );
+    }
+    for (item, path) in inputs.many("subset_losses") {
+        let name = Name::read("subset_losses", &params.names.subset_losses, item)?;
+        let (subset, seed) = (name.part(Part::Subset), name.part(Part::Seed));
+        ensure!(
+            models.subsets.subsets.contains_key(subset),
+            "`subset_losses` has the item `{item}`, of no subset on `subsets`"
+        );
+        for row in query_table::read(path)? {
+            models.losses.insert((subset.to_owned(), seed.to_owned(), row.query), row.loss);
+        }
+    }
+    Ok(models)
+}
+
+/// What was found.
+#[derive(Default)]
+pub(super) struct Judged {
+    pub rows: Vec<(String, String, Option<f64>)>,
+    pub findings: BTreeMap<String, Finding>,
+}
+
+impl Models {
+    fn add_recorded(&mut self, folder: &Path, images: usize) -> anyhow::Result<()> {
+        let file = folder.join(super::SUBSETS);
+        let subsets: Subsets = json_file::read(&file)?;
+        ensure!(
+            subsets.images == images,
+            "{}: subsets of {} images, expected {images}, as there are scores",
+            file.display(),
+            subsets.images
+        );
+        let wrong = subsets.subsets.values().flatten().find(|place| **place < 0 || **place >= images as i64);
+        ensure!(wrong.is_none(), "{}: an image {wrong:?}, expected 0 to {images}", file.display());
+        self.subsets = subsets;
+        let file = folder.join(super::LOSSES);
+        let mut reader = csv::Reader::from_reader(fs_err::File::open(&file)?);
+        for row in reader.deserialize() {
+            let Loss { subset, seed, query, loss } = row.with_context(|| file.display().to_string())?;
+            let known = self.subsets.subsets.contains_key(&subset);
+            ensure!(known, "{}: the subset `{subset}` is not in {}", file.display(), super::SUBSETS);
+            ensure!(
+                loss.is_finite() && loss >= 0.0,
+                "{}: a loss of {loss}, expected 0 or more",
+                file.display()
+            );
+            let key = (subset, seed, query);
+            let place = format!("subset `{}`, seed `{}`, query `{}`", key.0, key.1, key.2);
+            ensure!(self.losses.insert(key, loss).is_none(), "{}: {place} occurs twice", file.display());
+        }
+        Ok(())
+    }
+
+    /// Writes what the input `recorded` reads.
+    pub fn record(&self, losses: &Path, subsets: &Path) -> anyhow::Result<()> {
+        let row = |((subset, seed, query), loss): (&(String, String, String), &f64)| Loss {
+            subset: subset.clone(),
+            seed: seed.clone(),
+            query: query.clone(),
+            loss: *loss,
+        };
+        let rows: Vec<Loss> = self.losses.iter().map(row).collect();
+        super::write_csv(losses, &["subset", "seed", "query", "loss"], &rows)?;
+        let mut text = serde_json::to_vec(&self.subsets)?;
+        text.push(b'\n');
+        Ok(fs_err::write(subsets, text)?)
+    }
+
+    /// The seeds of a subset.
+    fn seeds(&self, subset: &str) -> BTreeSet<&str> {
+        self.losses.keys().filter(|(of, ..)| of == subset).map(|(_, seed, _)| seed.as_str()).collect()
+    }
+
+    /// The losses by subset and query: a mean over seeds; `None` if one is missing.
+    fn table<'a>(
+        &self,
+        subsets: &[&str],
+        queries: &[String],
+        seeds: impl Fn(&str) -> Vec<&'a str>,
+    ) -> anyhow::Result<Vec<Vec<f64>>> {
+        let loss = |subset: &str, seed: &str, query: &str| {
+            let key = (subset.to_owned(), seed.to_owned(), query.to_owned());
+            let known = self.losses.get(&key).copied();
+            known.with_context(|| {
+                format!("no loss of the query `{query}` for subset `{subset}` and seed `{seed}`")
+            })
+        };
+        let of = |subset: &&str| {
+            let value = |query: &String| {
+                let all = seeds(subset).into_iter().map(|seed| loss(subset, seed, query));
+                Ok(mean(&all.collect::<anyhow::Result<Vec<f64>>>()?))
+            };
+            queries.iter().map(value).collect()
+        };
+        subsets.iter().map(of).collect()
+    }
+
+    /// The score of each method, what bounds it, and whether methods differ.
+    pub fn judge(&self, params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Judged> {
+        let mut judged = Judged::default();
+        if self.losses.is_empty() {
+            return Ok(judged);
+        }
+        let subsets: Vec<&str> = self.subsets.subsets.keys().map(String::as_str).collect();
+        let subsets: Vec<&str> =
+            subsets.into_iter().filter(|subset| !self.seeds(subset).is_empty()).collect();
+        ensure!(subsets.len() > 2, "{} subsets have losses, expected 3 or more", subsets.len());
+        let methods = self.methods(params, inputs)?;
+        let queries: Vec<String> =
+            methods.values().next().map(|by| by.keys().cloned().collect()).unwrap_or_default();
+        // The mean over the seeds that all subsets have; a subset without them counts with what it has.
+        let all: Vec<BTreeSet<&str>> = subsets.iter().map(|subset| self.seeds(subset)).collect();
+        let shared: BTreeSet<&str> =
+            all[0].iter().copied().filter(|seed| all.iter().all(|of| of.contains(seed))).collect();
+        ensure!(!shared.is_empty(), "no seed is common to all subsets: expected at least one");
+        let losses = self.table(&subsets, &queries, |_| shared.iter().copied().collect())?;
+        let reliability = self.reliability(&subsets, &queries, shared.len())?;
+        let ceiling = reliability.map(lds::ceiling);
+        let resamples = Resamples::new(params.seed.into(), params.resamples, subsets.len(), queries.len());
+        let several = methods.len() > 1;
+        let mut known: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
+        for (method, scores) in &methods {
+            let predictions = self.predictions(&subsets, scores);
+            let by_query = lds::by_query(&losses, &predictions);
+            judged.rows.extend(
+                queries.iter().zip(&by_query).map(|(query, lds)| (method.clone(), query.clone(), *lds)),
+            );
+            let estimate = lds::interval(&losses, &predictions, &resamples, params.level);
+            let against: serde_json::Map<String, Json> = known
+                .iter()
+                .map(|(other, theirs)| {
+                    let found =
+                        lds::difference_interval(&losses, &predictions, theirs, &resamples, params.level);
+                    ((*other).to_owned(), json!(found))
+                })
+                .collect();
+            let details = json!({
+                "method": method,
+                "subsets": subsets.len(),
+                "seeds": shared.len(),
+                "queries": queries.len(),
+                "ceiling": ceiling,
+                "share_of_ceiling": ceiling.zip(estimate).filter(|(ceiling, _)| *ceiling > 0.0).map(|(ceiling, found)| found.mean / ceiling),
+                "difference_to": against,
+                "removal_by_regression": self.removal(params, &subsets, &losses, scores),
+            });
+            let rule = format!(
+                "the {} bootstrap interval, over subsets and queries, of the linear datamodeling score lies above 0",
+                percent(params.level)
+            );
+            let name = if several { format!("lds {method}") } else { "lds".to_owned() };
+            judged.findings.insert(name, Finding::of(estimate, 0.0, rule, details));
+            known.push((method, predictions));
+        }
+        Ok(judged)
+    }
+
+    /// The scores by method and query; all methods have the same queries, and losses of each.
+    fn methods(
+        &self,
+        params: &Evaluate,
+        inputs: &Inputs,
+    ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Vec<f64>>>> {
+        let mut methods: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+        for (item, path) in inputs.many("scores") {
+            let name = Name::read("scores", &params.names.scores, item)?;
+            let method = Some(name.part(Part::Method)).filter(|method| !method.is_empty()).unwrap_or(OWN);
+            let scores = Npy::vector(path)?.into_iter().map(f64::from).collect();
+            methods.entry(method.to_owned()).or_default().insert(name.part(Part::Query).to_owned(), scores);
+        }
+        let first: Vec<&String> = methods.values().next().into_iter().flat_map(BTreeMap::keys).collect();
+        for (method, by_query) in &methods {
+            let found: Vec<&String> = by_query.keys().collect();
+            ensure!(
+                found == first,
+                "`scores` of `{method}` are of the queries {found:?}, expected {first:?}"
+            );
+        }
+        Ok(methods)
+    }
+
+    fn predictions(&self, subsets: &[&str], scores: &BTreeMap<String, Vec<f64>>) -> Vec<Vec<f64>> {
+        let of = |subset: &&str| {
+            let mut kept = vec![false; self.subsets.images];
+            self.subsets.subsets[*subset].iter().for_each(|&place| kept[place as usize] = true);
+            scores.values().map(|scores| lds::prediction(scores, &kept)).collect()
+        };
+        subsets.iter().map(of).collect()
+    }
+
+    /// The reliability of a mean of `count` seeds, from the subsets that have several.
+    fn reliability(&self, subsets: &[&str], queries: &[String], count: usize) -> anyhow::Result<Option<f64>> {
+        let several: Vec<&str> =
+            subsets.iter().copied().filter(|subset| self.seeds(subset).len() > 1).collect();
+        if several.len() < 3 {
+            return Ok(None);
+        }
+        let seed = |place: usize| {
+            move |subset: &str| -> Vec<&str> { self.seeds(subset).into_iter().skip(place).take(1).collect() }
+        };
+        let (one, other) = (self.table(&several, queries, seed(0))?, self.table(&several, queries, seed(1))?);
+        Ok(lds::reliability(&one, &other).map(|rho| lds::spearman_brown(rho, count as f64)))
+    }
+
+    /// By K: the effect of removing the K highest-scored images, net of random ones, estimated over the subsets.
+    fn removal(
+        &self,
+        params: &Evaluate,
+        subsets: &[&str],
+        losses: &[Vec<f64>],
+        scores: &BTreeMap<String, Vec<f64>>,
+    ) -> Json {
+        let of_query = |(place, scores): (usize, &Vec<f64>), k: usize| {
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+            let top: BTreeSet<i64> = order.into_iter().take(k).map(|image| image as i64).collect();
+            let kept = |subset: &&str| {
+                self.subsets.subsets[*subset].iter().filter(|image| top.contains(image)).count() as f64
+            };
+            let kept: Vec<f64> = subsets.iter().map(kept).collect();
+            let losses: Vec<f64> = losses.iter().map(|row| row[place]).collect();
+            lds::removal_effect(&losses, &kept, k as f64)
+        };
+        let estimate = |k: &usize| {
+            let found: Vec<f64> =
+                scores.values().enumerate().filter_map(|query| of_query(query, *k)).collect();
+            json!({ "k": k, "effect": t_interval(&found, params.level), "queries": found.len() })
+        };
+        params.top.iter().map(estimate).collect()
+    }
+}

@@ -1,0 +1,273 @@
+//! Whether attributions are true: models that were trained without images, subsets, and known influences judge them.
+
+mod known;
+mod lds;
+mod names;
+mod picture;
+mod removal;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+
+use super::shared::check_outputs::{self, Outputs};
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task,
+};
+use attrflow_engine::params;
+use attrflow_statistics::interval::Interval;
+use attrflow_statistics::paired::{self, Verdict};
+use names::Part;
+
+params! {
+    /// What the names of items say, where an input takes many: the parts between commas, in this order. A stage that repeats
+    /// over `query` and `seed` has items named `apple,1`, which is `["query", "seed"]`.
+    pub struct Names {
+        /// Of `control`.
+        control: Vec<Part> = vec![Part::Seed],
+        /// Of `removed`.
+        removed: Vec<Part> = vec![Part::Query],
+        /// Of `random`.
+        random: Vec<Part> = vec![Part::Set],
+        /// Of `subset_losses`.
+        subset_losses: Vec<Part> = vec![Part::Subset, Part::Seed],
+        /// Of `scores`.
+        scores: Vec<Part> = vec![Part::Query],
+    }
+}
+
+impl Validate for Names {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let all = [
+            ("control", &self.control),
+            ("removed", &self.removed),
+            ("random", &self.random),
+            ("subset_losses", &self.subset_losses),
+            ("scores", &self.scores),
+        ];
+        let repeated = |parts: &[Part]| (1..parts.len()).any(|place| parts[..place].contains(&parts[place]));
+        let twice = all.iter().filter(|(_, parts)| repeated(parts));
+        twice.map(|(key, _)| (*key, format!("`{key}` says the same part twice"))).collect()
+    }
+}
+
+params! {
+    /// Parameters of `evaluate`. A test is made where its inputs are connected.
+    pub struct Evaluate {
+        /// The names of the inputs' items.
+        names: Names = Names::default(),
+        /// What the test of left-out images is called: `leave-k-out` for models from scratch, `drift` for models that were
+        /// only trained further.
+        removal: String = "leave-k-out".to_owned(),
+        /// How many images each model was trained without, where the names do not say.
+        k: Option<usize> = None,
+        /// Numbers of the highest-scored images whose removal is estimated from the models on subsets.
+        top: Vec<usize> = Vec::new(),
+        /// The first ranks among which the exemplars are counted.
+        recall_at: usize [1..=1_000_000] = 10,
+        /// The level of all intervals.
+        level: f64 [0.5..=0.999] = 0.95,
+        /// Bootstrap resamples of subsets and queries.
+        resamples: usize [100..=1_000_000] = 2000,
+        /// Seed of the bootstrap.
+        seed: u32 = 0,
+    }
+}
+
+impl Validate for Evaluate {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let zero = [("k", self.k == Some(0)), ("top", self.top.contains(&0))];
+        zero.iter()
+            .filter(|(_, zero)| *zero)
+            .map(|(key, _)| (*key, format!("`{key}` is 0, expected 1 or more")))
+            .collect()
+    }
+}
+
+const SUMMARY: &str = "summary.json";
+const EFFECTS: &str = "effects.csv";
+const LDS: &str = "lds.csv";
+const LOSSES: &str = "losses.csv";
+const SUBSETS: &str = "subsets.json";
+const PNG: &str = "evaluation.png";
+const SVG: &str = "evaluation.svg";
+
+/// The tests of known influences: rankings, and the images that should come first.
+const KNOWN: [[&str; 2]; 3] = [
+    ["self_rank", "self_relevant"],
+    ["exemplar_rank", "exemplar_relevant"],
+    ["planted_rank", "planted_relevant"],
+];
+
+impl Kind for Evaluate {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new("control", "`query-loss.table` of models that were trained on all images")
+                .many()
+                .optional(),
+            Input::new(
+                "removed",
+                "`query-loss.table` of models that were trained without a query's top images",
+            )
+            .many()
+            .optional(),
+            Input::new("random", "`query-loss.table` of models that were trained without random images")
+                .many()
+                .optional(),
+            Input::new("subsets", "`subset.indices` of the images that stayed, by subset").many().optional(),
+            Input::new("subset_losses", "`query-loss.table` of models that were trained on subsets")
+                .many()
+                .optional(),
+            Input::new(
+                "recorded",
+                "a folder with losses.csv and subsets.json of an earlier evaluation: their models count too",
+            )
+            .optional(),
+            Input::new("scores", "float32 [N]: `influence.influence` of the queries").many().optional(),
+            Input::new(KNOWN[0][0], "int64 [N]: `influence.rank` of training images as queries")
+                .many()
+                .optional(),
+            Input::new(KNOWN[0][1], "`subset.indices` of these images").many().optional(),
+            Input::new(KNOWN[1][0], "int64 [N]: `influence.rank` of drawings by models tuned on an exemplar")
+                .many()
+                .optional(),
+            Input::new(KNOWN[1][1], "`subset.indices` of the exemplar").many().optional(),
+            Input::new(KNOWN[2][0], "int64 [N]: `influence.rank` of images with copies in the data set")
+                .many()
+                .optional(),
+            Input::new(KNOWN[2][1], "`subset.indices` of all copies").many().optional(),
+        ],
+        outputs: &[
+            Output::new("summary", SUMMARY, "each test: verdict, rule, estimate with interval"),
+            Output::new("effects", EFFECTS, "by model and query: the rise of its loss against the control"),
+            Output::new("lds", LDS, "by method and query: the linear datamodeling score"),
+            Output::new("losses", LOSSES, "by subset, seed and query: the loss, for the input `recorded`"),
+            Output::new("subsets", SUBSETS, "the images of each subset, for the input `recorded`"),
+            Output::new("png", PNG, "the tests as a picture"),
+            Output::new("svg", SVG, "the same as a vector graphic"),
+        ],
+        libtorch: false,
+        ..KindInfo::new::<Self>(
+            "evaluate",
+            1,
+            "whether attributions are true: tests with verdicts and intervals",
+        )
+    };
+}
+
+/// A test's result, as the summary and the picture have it.
+#[derive(Debug, Clone, Serialize)]
+struct Finding {
+    verdict: Verdict,
+    /// When it holds.
+    rule: String,
+    /// What was estimated, with its interval; none where there is too little data for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Interval>,
+    /// What chance gives.
+    chance: f64,
+    /// All else.
+    #[serde(flatten)]
+    details: Json,
+}
+
+impl Finding {
+    /// The verdict of an interval: on one side of chance, or undecided.
+    fn of(estimate: Option<Interval>, chance: f64, rule: String, details: Json) -> Self {
+        let verdict = estimate.map_or(Verdict::Undecided, |found| paired::verdict(found, chance));
+        Self { verdict, rule, estimate, chance, details }
+    }
+}
+
+impl Stage for Evaluate {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |port: &str, message: String| faults.push((port.to_owned(), message));
+        let needs = [
+            ("removed", "control"),
+            ("removed", "random"),
+            ("random", "control"),
+            ("subset_losses", "subsets"),
+            ("subset_losses", "scores"),
+            ("recorded", "scores"),
+        ];
+        let pairs = KNOWN.iter().flat_map(|[rank, relevant]| [(*rank, *relevant), (*relevant, *rank)]);
+        for (port, other) in needs.into_iter().chain(pairs) {
+            if connected(port) && !connected(other) {
+                fault(port, format!("`{port}` needs the input `{other}`"));
+            }
+        }
+        let tests = ["removed", "subset_losses", "recorded"].into_iter().chain(KNOWN.map(|[rank, _]| rank));
+        if !tests.clone().any(connected) {
+            let tests: Vec<String> = tests.map(|port| format!("`{port}`")).collect();
+            fault("names", format!("nothing to evaluate: connect one of {}", tests.join(", ")));
+        }
+        faults
+    }
+
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        removal::read(self, inputs)?;
+        lds::read(self, inputs)?;
+        Ok(())
+    }
+
+    fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let outputs =
+            Self::INFO.outputs.iter().map(|output| (output.name.to_owned(), ArtifactShape::Bytes(50_000)));
+        Ok(Estimate { outputs: outputs.collect(), ..Estimate::default() })
+    }
+
+    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        outputs.values().try_for_each(|file| check_outputs::some_file(file))?;
+        Ok("that no file is empty")
+    }
+}
+
+impl Compute for Evaluate {
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let mut tests: BTreeMap<String, Finding> = BTreeMap::new();
+        let removal = removal::read(self, inputs)?;
+        let effects = removal.effects()?;
+        write_csv(&out.join(EFFECTS), &removal::HEADER, &effects.rows)?;
+        tests.extend(effects.findings(self));
+        let models = lds::read(self, inputs)?;
+        models.record(&out.join(LOSSES), &out.join(SUBSETS))?;
+        let found = models.judge(self, inputs)?;
+        write_csv(&out.join(LDS), &lds::HEADER, &found.rows)?;
+        tests.extend(found.findings);
+        tests.extend(known::findings(self, inputs)?);
+        let mut text = serde_json::to_vec_pretty(&json!({ "level": self.level, "tests": tests }))?;
+        text.push(b'\n');
+        fs_err::write(out.join(SUMMARY), text)?;
+        picture::draw(&effects, &tests, self.level, [&out.join(SVG), &out.join(PNG)])
+    }
+}
+
+/// Writes a table; one without rows has its header.
+fn write_csv<T: Serialize>(path: &Path, header: &[&str], rows: &[T]) -> anyhow::Result<()> {
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(fs_err::File::create(path)?);
+    writer.write_record(header)?;
+    rows.iter().try_for_each(|row| writer.serialize(row))?;
+    Ok(writer.flush()?)
+}
+
+/// The items of a port, each with the one of another port that has its name, or the beginning of it before a comma.
+fn pairs(inputs: &Inputs, [one, other]: [&'static str; 2]) -> anyhow::Result<Vec<(String, [PathBuf; 2])>> {
+    let known: BTreeMap<&str, &Path> = inputs.many(other).collect();
+    let of = |(item, path): (&str, &Path)| {
+        let ends = item.match_indices(',').map(|(end, _)| end).chain([item.len()]);
+        let found = ends.into_iter().rev().find_map(|end| known.get(&item[..end]));
+        let found = found.with_context(|| {
+            let known: Vec<&str> = known.keys().copied().collect();
+            format!("`{one}` has the item `{item}`, `{other}` has {}", known.join(", "))
+        });
+        Ok((item.to_owned(), [path.to_path_buf(), found?.to_path_buf()]))
+    };
+    inputs.many(one).map(of).collect()
+}

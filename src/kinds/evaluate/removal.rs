@@ -1,0 +1,263 @@
+//! Models that were trained without a query's most influential images, against a control with the same seed and draws.
+//!
+//! The effect of a model on a query is E = L(query; model) - L(query; control). Models without random images give the floor: what
+//! E is if nothing that matters is missing. The test is on E minus the floor, by query.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use serde::Serialize;
+use serde_json::json;
+
+use super::names::{Name, Part, mean, means};
+use super::{Evaluate, Finding};
+use crate::kinds::shared::query_table::{self, QueryRow};
+use attrflow_engine::kind::Inputs;
+use attrflow_statistics::interval::{Interval, t_interval};
+use attrflow_statistics::paired;
+
+pub(super) const HEADER: [&str; 13] = [
+    "method",
+    "query",
+    "k",
+    "seed",
+    "set",
+    "loss",
+    "control",
+    "effect",
+    "floor",
+    "net",
+    "pixel_mse",
+    "control_pixel_mse",
+    "latent_cosine",
+];
+
+/// The method of models without random images.
+const RANDOM: &str = "random";
+/// The method of a ranking whose name does not say it.
+const OWN: &str = "unlearning";
+
+/// The losses of all models.
+#[derive(Default)]
+pub(super) struct Removal {
+    control: Vec<Model>,
+    removed: Vec<Model>,
+    random: Vec<Model>,
+}
+
+struct Model {
+    name: Name,
+    k: usize,
+    rows: Vec<QueryRow>,
+}
+
+impl Model {
+    fn seed(&self) -> &str {
+        self.name.part(Part::Seed)
+    }
+
+    fn row(&self, query: &str) -> anyhow::Result<&QueryRow> {
+        self.rows.iter().find(|row| row.query == query).with_context(|| {
+            let known: Vec<&str> = self.rows.iter().map(|row| row.query.as_str()).collect();
+            format!("no loss of the query `{query}`, expected one of {}", known.join(", "))
+        })
+    }
+}
+
+/// Reads the tables on `control`, `removed` and `random`.
+pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Removal> {
+    let names = &params.names;
+    let models = |port: &str, parts: &[Part], sized: bool| -> anyhow::Result<Vec<Model>> {
+        let model = |(item, path)| {
+            let name = Name::read(port, parts, item)?;
+            let k = match (name.part(Part::K), params.k) {
+                _ if !sized => 0,
+                ("", Some(k)) => k,
+                ("", None) => anyhow::bail!(
+                    "`k` is missing: the names on `{port}` do not say how many images are left out"
+                ),
+                (text, _) => {
+                    text.parse().with_context(|| format!("`{port}`: `{text}` is no number of images"))?
+                }
+            };
+            Ok(Model { name, k, rows: query_table::read(path)? })
+        };
+        inputs.many(port).map(model).collect()
+    };
+    Ok(Removal {
+        control: models("control", &names.control, false)?,
+        removed: models("removed", &names.removed, true)?,
+        random: models("random", &names.random, true)?,
+    })
+}
+
+/// A line of the table.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Effect {
+    pub method: String,
+    query: String,
+    pub k: usize,
+    seed: String,
+    set: String,
+    loss: f64,
+    control: f64,
+    pub effect: f64,
+    floor: Option<f64>,
+    net: Option<f64>,
+    pixel_mse: Option<f64>,
+    control_pixel_mse: Option<f64>,
+    latent_cosine: Option<f64>,
+}
+
+/// The effects of all models.
+pub(super) struct Effects {
+    pub rows: Vec<Effect>,
+    /// By query, the control's losses of all seeds.
+    controls: Vec<Vec<f64>>,
+}
+
+impl Removal {
+    /// The effect of each model: of one without top images on its query, of one without random images on all.
+    pub fn effects(&self) -> anyhow::Result<Effects> {
+        let mut rows = Vec::new();
+        for model in &self.random {
+            let set = model.name.part(Part::Set);
+            for row in &model.rows {
+                rows.push(Effect { set: set.to_owned(), ..self.effect(model, RANDOM, &row.query)? });
+            }
+        }
+        let key = |row: &Effect| (row.query.clone(), row.k, row.seed.clone());
+        let floors = means(rows.iter().map(|row| (key(row), row.effect)));
+        for model in &self.removed {
+            let method = Some(model.name.part(Part::Method)).filter(|method| !method.is_empty());
+            let query = model.name.part(Part::Query);
+            ensure!(
+                !query.is_empty(),
+                "`names.removed` is without `query`: which query's images were left out?"
+            );
+            let row = self.effect(model, method.unwrap_or(OWN), query)?;
+            let floor = floors.get(&key(&row)).copied().with_context(|| {
+                format!(
+                    "no random set of {} images for the seed `{}`: expected at least one",
+                    row.k, row.seed
+                )
+            })?;
+            rows.push(Effect { floor: Some(floor), net: Some(row.effect - floor), ..row });
+        }
+        let queries: Vec<&str> =
+            self.control.iter().flat_map(|model| &model.rows).map(|row| row.query.as_str()).collect();
+        let mut controls = Vec::new();
+        for (place, query) in queries.iter().enumerate() {
+            if !queries[..place].contains(query) {
+                let losses = self.control.iter().filter_map(|model| model.row(query).ok());
+                controls.push(losses.map(|row| row.loss).collect());
+            }
+        }
+        Ok(Effects { rows, controls })
+    }
+
+    fn effect(&self, model: &Model, method: &str, query: &str) -> anyhow::Result<Effect> {
+        let seed = model.seed();
+        let control = self.control.iter().find(|control| control.seed() == seed);
+        let control = control.with_context(|| {
+            let seeds: Vec<String> =
+                self.control.iter().map(|control| format!("`{}`", control.seed())).collect();
+            format!("no control with the seed `{seed}`, expected one of {}", seeds.join(", "))
+        })?;
+        let (row, control) = (model.row(query)?, control.row(query)?);
+        Ok(Effect {
+            method: method.to_owned(),
+            query: query.to_owned(),
+            k: model.k,
+            seed: seed.to_owned(),
+            set: String::new(),
+            loss: row.loss,
+            control: control.loss,
+            effect: row.loss - control.loss,
+            floor: None,
+            net: None,
+            pixel_mse: row.pixel_mse,
+            control_pixel_mse: control.pixel_mse,
+            latent_cosine: row.latent_cosine,
+        })
+    }
+}
+
+/// A point of the picture: the mean effect of a method at one K, by query or random set.
+pub(super) struct Point {
+    pub method: String,
+    pub k: usize,
+    pub values: Vec<f64>,
+    pub mean: f64,
+    pub interval: Option<Interval>,
+}
+
+impl Effects {
+    /// The methods with their K, random ones last.
+    fn arms(&self) -> Vec<(String, usize)> {
+        let mut arms: Vec<(String, usize)> =
+            self.rows.iter().rev().map(|row| (row.method.clone(), row.k)).collect();
+        arms.sort_by_key(|(method, k)| (method == RANDOM, method.clone(), *k));
+        arms.dedup();
+        arms
+    }
+
+    /// Values of a method at one K: the mean over seeds for each query, of random sets for each set.
+    fn by_group(&self, (method, k): (&str, usize), value: impl Fn(&Effect) -> Option<f64>) -> Vec<f64> {
+        let group = |row: &Effect| if method == RANDOM { row.set.clone() } else { row.query.clone() };
+        let of = |row: &Effect| Some((group(row), value(row)?));
+        let rows = self.rows.iter().filter(|row| row.method == method && row.k == k);
+        means(rows.filter_map(of)).into_values().collect()
+    }
+
+    /// What the picture shows.
+    pub fn points(&self, level: f64) -> Vec<Point> {
+        let point = |(method, k): (String, usize)| {
+            let values = self.by_group((&method, k), |row| Some(row.effect));
+            Point { mean: mean(&values), interval: t_interval(&values, level), method, k, values }
+        };
+        self.arms().into_iter().map(point).collect()
+    }
+
+    /// A verdict for each method and K.
+    pub fn findings(&self, params: &Evaluate) -> BTreeMap<String, Finding> {
+        let arms: Vec<_> = self.arms().into_iter().filter(|(method, _)| method != RANDOM).collect();
+        let several = arms.len() > 1;
+        let finding = |(method, k): (String, usize)| {
+            let of = |value: fn(&Effect) -> Option<f64>| self.by_group((&method, k), value);
+            let (net, random) = (of(|row| row.net), self.by_group((RANDOM, k), |row| Some(row.effect)));
+            let some_mean = |values: &[f64]| (!values.is_empty()).then(|| mean(values));
+            let every_random: Vec<f64> = self
+                .rows
+                .iter()
+                .filter(|row| row.method == RANDOM && row.k == k)
+                .map(|row| row.effect)
+                .collect();
+            let details = json!({
+                "method": method,
+                "k": k,
+                "queries": net.len(),
+                "effect": mean(&of(|row| Some(row.effect))),
+                "floor": some_mean(&random),
+                "random_sets": random.len(),
+                "pairing_gain": paired::pairing_gain(&every_random, &self.controls),
+                "pixel_mse": some_mean(&of(|row| row.pixel_mse)),
+                "control_pixel_mse": some_mean(&of(|row| row.control_pixel_mse)),
+                "latent_cosine": some_mean(&of(|row| row.latent_cosine)),
+            });
+            let rule = format!(
+                "the {} interval, over queries, of the effect of removing the top {k} minus that of random ones lies above 0",
+                percent(params.level)
+            );
+            let name =
+                if several { format!("{} {method} {k}", params.removal) } else { params.removal.clone() };
+            (name, Finding::of(t_interval(&net, params.level), 0.0, rule, details))
+        };
+        arms.into_iter().map(finding).collect()
+    }
+}
+
+/// A level as people write it.
+pub(super) fn percent(level: f64) -> String {
+    format!("{} %", (level * 1000.0).round() / 10.0)
+}
