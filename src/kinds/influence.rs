@@ -6,16 +6,17 @@ use serde_json::{Value as Json, json};
 
 use super::fisher::IMAGES;
 use super::influence_summary::Summary;
+use super::loss_pass::per_timestep::{self, PER_TIMESTEP, PRETRAINED};
 use super::loss_pass::top_k::{self, Report, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected, tensors};
 use super::unlearn::{SIZE, size};
-use crate::io::npy::Npy;
 use crate::io::npy::writer;
+use crate::io::npy::{Dtype, Npy};
 use crate::method::error::MathError;
-use crate::method::influence::{influence, per_image, rank, rank_exact_first};
+use crate::method::influence::{Flips, influence, per_image, rank, rank_exact_first};
 use crate::method::loss::LossParams;
 use crate::method::noise::Noise;
 use crate::method::selection::Selection;
@@ -42,6 +43,13 @@ params! {
         /// Accept a query whose latent has another height or width than those of this data set: the network sees both, and its
         /// losses differ with the size. A warning gives both sizes.
         other_size: bool = false,
+        /// Also write the influences per timestep, to the output `per_timestep` (influence_per_timestep.npy, float32 [2N, T], with
+        /// `draws` above 1 [2N, T, R], a mean over captions): `ranking` makes error bars of them. Needs `noise = "per_image"` and
+        /// the input `pretrain_loss_per_timestep`. Not with `top_k`.
+        per_timestep: bool = false,
+        /// What an image's influence is of its own and its mirror image's: `max`, the larger one, as published, which is too
+        /// large on average by a part of their error; or `mean`.
+        flips: Flips = Flips::Max,
     }
 }
 
@@ -59,11 +67,40 @@ impl Validate for Influence {
         ("picture", "ranking.picture"),
     ];
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.top_k.is_none() || self.loss.noise == Noise::PerImage {
-            return Vec::new();
+        let mut faults = Vec::new();
+        let mut fault = |key, message: &str| faults.push((key, message.to_owned()));
+        let per_batch = self.loss.noise == Noise::PerBatch;
+        if self.top_k.is_some() && per_batch {
+            fault(
+                "top_k",
+                "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` an image cannot be computed alone",
+            );
         }
-        let message = "`top_k` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` an image cannot be computed alone";
-        vec![("top_k", message.to_owned())]
+        if self.top_k.is_some() && self.loss.draws > 1 {
+            fault(
+                "top_k",
+                "`top_k` needs `draws = 1` in the loss: it takes images out timestep by timestep; take more timesteps",
+            );
+        }
+        if self.top_k.is_some() && self.flips != Flips::Max {
+            fault(
+                "flips",
+                "`flips` has to be \"max\" with `top_k`, which discards images by the larger of their two influences",
+            );
+        }
+        if self.per_timestep && self.top_k.is_some() {
+            fault(
+                "per_timestep",
+                "`per_timestep` cannot be used with `top_k`, which does not compute all timesteps of all images",
+            );
+        }
+        if self.per_timestep && per_batch {
+            fault(
+                "per_timestep",
+                "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` a timestep cannot be computed alone",
+            );
+        }
+        faults
     }
 }
 
@@ -105,6 +142,8 @@ fn other_images(inputs: &Inputs) -> anyhow::Result<Option<(usize, usize)>> {
     Ok(counted.filter(|counted| *counted != here).map(|counted| (counted, here)))
 }
 
+const PER_TIMESTEP_FILE: &str = "influence_per_timestep.npy";
+
 impl Kind for Influence {
     const INFO: KindInfo = KindInfo {
         inputs: &[
@@ -116,8 +155,9 @@ impl Kind for Influence {
             Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
             Input::merge("pretrain_loss", "float32 [2N]"),
             Input::new(
-                top_k::PER_TIMESTEP,
-                "float32 [2N, T], the output `per_timestep` of the stage on `pretrain_loss`: needed by `top_k`",
+                PRETRAINED,
+                "float32 [2N, T] or [2N, T, R], the output `per_timestep` of the stage on `pretrain_loss`: needed by `per_timestep` \
+                 and `top_k`",
             )
             .optional(),
         ],
@@ -126,6 +166,12 @@ impl Kind for Influence {
             Output::new("rank", "rank.npy", "int64 [N]: image indices by falling influence"),
             Output::new("losses", "unlearned_loss.npy", "float32 [2N]"),
             Output::new("top_k", top_k::REPORT, "the computed images and the certified recall").enabled_by("top_k"),
+            Output::new(
+                PER_TIMESTEP,
+                PER_TIMESTEP_FILE,
+                "float32 [2N, T] or [2N, T, R]: the rise of each loss per timestep and draw, a mean over captions",
+            )
+            .enabled_by(PER_TIMESTEP),
         ],
         inherits: &[Inherit { param: "loss", port: "pretrain_loss" }],
         ..KindInfo::new::<Self>("influence", 4, "the influence of every training image on one query")
@@ -133,22 +179,47 @@ impl Kind for Influence {
 }
 
 impl Stage for Influence {
+    fn identity(&self) -> Json {
+        let Self { loss, top_k, other_images, other_size, per_timestep, flips } = self;
+        let mut hashed = json!({
+            "loss": loss.identity(),
+            "top_k": top_k,
+            "other_images": other_images,
+            "other_size": other_size,
+        });
+        // Omitted if not set, so that results from before there were these keys stay valid.
+        if *per_timestep {
+            hashed["per_timestep"] = json!(true);
+        }
+        if *flips != Flips::Max {
+            hashed["flips"] = json!(flips);
+        }
+        hashed
+    }
+
     fn unit_identity(&self) -> Json {
         let loss = match self.top_k {
             None => loss_pass::unit_identity(&self.loss),
             // The number of timesteps determines what is computed.
-            Some(_) => json!(self.loss),
+            Some(_) => self.loss.identity(),
         };
         json!({ "loss": loss, "top_k": self.top_k })
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        if self.top_k.is_none() || connected(top_k::PER_TIMESTEP) {
+        let asked = [("top_k", self.top_k.is_some()), (PER_TIMESTEP, self.per_timestep)];
+        let Some((key, _)) = asked.into_iter().find(|(_, asked)| *asked && !connected(PRETRAINED)) else {
             return Vec::new();
-        }
-        let message = "`top_k` needs the input `pretrain_loss_per_timestep`: the output `per_timestep` of the stage on \
-                       `pretrain_loss`, enabled by its parameter `per_timestep = true`";
-        vec![("top_k".to_owned(), message.to_owned())]
+        };
+        let message = format!(
+            "`{key}` needs the input `{PRETRAINED}`: the output `per_timestep` of the stage on `pretrain_loss`, enabled by its \
+             parameter `per_timestep = true`"
+        );
+        vec![(key.to_owned(), message)]
+    }
+
+    fn is_merge_only(&self, port: &str) -> bool {
+        port == "pretrain_loss" || (port == PRETRAINED && self.top_k.is_none())
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
@@ -157,7 +228,7 @@ impl Stage for Influence {
     }
 
     fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        check_values::finite(inputs, &["latents", "text_embeddings", "pretrain_loss", top_k::PER_TIMESTEP])
+        check_values::finite(inputs, &["latents", "text_embeddings", "pretrain_loss", PRETRAINED])
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
@@ -188,6 +259,10 @@ impl Stage for Influence {
         let array = |bytes| ArtifactShape::Array { shape: vec![images], bytes };
         estimate.outputs.insert("influence".into(), array(4));
         estimate.outputs.insert("rank".into(), array(8));
+        if self.per_timestep {
+            let shape = per_timestep::shape(&self.loss, expected::array(inputs, "latents")?.shape[0]);
+            estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
+        }
         if self.top_k.is_some() {
             // The amount of work depends on the scores; it is at most a full pass.
             estimate.work = estimate.work.map(|work| WorkSize { tasks: 1, ..work });
@@ -207,6 +282,11 @@ impl Stage for Influence {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         let influence = check_outputs::finite(&outputs["influence"], arrays::count_images(inputs)?)?;
         check_outputs::ranking(&outputs["rank"], &influence)?;
+        if let Some(file) = outputs.get(PER_TIMESTEP) {
+            let shape = per_timestep::shape(&self.loss, arrays::open(inputs)?.0.rows());
+            let shape: Vec<_> = shape.into_iter().map(Some).collect();
+            check_outputs::array(file, Some(Dtype::F32), &shape)?.expect_finite()?;
+        }
         Ok("shapes, element types, finite numbers, and that the ranks follow the influences")
     }
 }
@@ -252,10 +332,17 @@ impl Compute for Influence {
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
         let rise =
             influence(&Npy::vector(&unlearned)?, &pretrained).map_err(|error| mirrored(error, images))?;
-        let scores = per_image(&rise, images)?;
+        let scores = per_image(&rise, images, self.flips)?;
+        if inputs.get(PRETRAINED).is_some() {
+            let before = per_timestep::pretrained(&self.loss, inputs, pretrained.len())?;
+            per_timestep::expect_one_pass(&before, &pretrained)?;
+            if self.per_timestep {
+                let file = out.join(PER_TIMESTEP_FILE);
+                per_timestep::differences(&self.loss, inputs, parts, &before, &file)?;
+            }
+        }
         let exact = match (&self.top_k, parts) {
             (Some(_), [part]) => {
-                top_k::expect_one_pass(inputs, &pretrained)?;
                 fs_err::copy(part.join(top_k::REPORT), out.join(top_k::REPORT))?;
                 Some(Report::read(&out.join(top_k::REPORT))?.flags())
             }
@@ -285,7 +372,8 @@ impl Compute for Influence {
         }
         let steps = unit.steps;
         // A full pass: its steps cost the same.
-        let stage = Influence { loss, top_k: None, other_images: true, other_size: true };
+        let (other_images, other_size, flips) = (true, true, Flips::Max);
+        let stage = Influence { loss, top_k: None, other_images, other_size, per_timestep: false, flips };
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::loss_pass;
-use super::loss_pass::per_timestep;
+use super::loss_pass::per_timestep::{self, PER_TIMESTEP};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected};
@@ -25,7 +25,8 @@ params! {
         /// How to measure a loss; `influence` inherits this table.
         loss: LossParams,
         /// Also write the losses per timestep, to the output `per_timestep` (pretrain_loss_per_timestep.npy, float32
-        /// [2N, T], a mean over captions): `influence` reads them for `top_k`. Needs `noise = "per_image"`.
+        /// [2N, T], with `draws` above 1 [2N, T, R], a mean over captions): `influence` reads them for error bars and for
+        /// `top_k`. Needs `noise = "per_image"`.
         per_timestep: bool = false,
     }
 }
@@ -41,8 +42,7 @@ impl Validate for PretrainLoss {
     }
 }
 
-/// The optional output.
-const PER_TIMESTEP: &str = "per_timestep";
+/// The file of the optional output.
 const PER_TIMESTEP_FILE: &str = "pretrain_loss_per_timestep.npy";
 
 impl Kind for PretrainLoss {
@@ -56,8 +56,12 @@ impl Kind for PretrainLoss {
         ],
         outputs: &[
             Output::new("losses", "pretrain_loss.npy", "float32 [2N]"),
-            Output::new(PER_TIMESTEP, PER_TIMESTEP_FILE, "float32 [2N, T]: a mean over captions")
-                .enabled_by(PER_TIMESTEP),
+            Output::new(
+                PER_TIMESTEP,
+                PER_TIMESTEP_FILE,
+                "float32 [2N, T] or [2N, T, R]: a mean over captions",
+            )
+            .enabled_by(PER_TIMESTEP),
         ],
         ..KindInfo::new::<Self>(
             "pretrain-loss",
@@ -70,7 +74,7 @@ impl Kind for PretrainLoss {
 impl Stage for PretrainLoss {
     fn identity(&self) -> Json {
         let Self { loss, per_timestep } = self;
-        let mut hashed = json!({ "loss": loss });
+        let mut hashed = json!({ "loss": loss.identity() });
         // Omitted if not set: it adds an output and changes no other.
         if *per_timestep {
             hashed["per_timestep"] = json!(true);
@@ -105,7 +109,7 @@ impl Stage for PretrainLoss {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let mut estimate = loss_pass::estimate(&self.loss, inputs)?;
         if self.per_timestep {
-            let shape = vec![expected::array(inputs, "latents")?.shape[0], self.loss.time_samples];
+            let shape = per_timestep::shape(&self.loss, expected::array(inputs, "latents")?.shape[0]);
             estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
         Ok(estimate)
@@ -114,7 +118,8 @@ impl Stage for PretrainLoss {
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
         loss_pass::accept(&self.loss, inputs, &outputs["losses"])?;
         if let Some(file) = outputs.get(PER_TIMESTEP) {
-            let shape = [arrays::open(inputs)?.0.rows(), self.loss.time_samples].map(Some);
+            let shape = per_timestep::shape(&self.loss, arrays::open(inputs)?.0.rows());
+            let shape: Vec<_> = shape.into_iter().map(Some).collect();
             let file = check_outputs::array(file, Some(Dtype::F32), &shape)?;
             check_outputs::means(&outputs["losses"], &file)?;
         }

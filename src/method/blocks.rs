@@ -1,4 +1,4 @@
-//! The loss pass with noise per image: any latents at any timesteps, whatever others are computed.
+//! The loss pass with noise per image: any latents at any points, whatever others are computed.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::diffusion_loss::{check, losses};
 use super::error::MathError;
 use super::loss::LossPass;
 use super::micro_batches::in_micro_batches;
-use super::noise::{Noise, image_noise};
+use super::noise::{Noise, Point, image_noise};
 
 /// A block of images as any number of models see it: read and drawn once, kept on the CPU.
 pub struct Block {
@@ -18,8 +18,8 @@ pub struct Block {
     latents: Tensor,
     /// [pairs, L, D].
     texts: Tensor,
-    /// By timestep, [pairs, C, H, W].
-    noise: BTreeMap<i64, Tensor>,
+    /// By point, [pairs, C, H, W].
+    noise: BTreeMap<Point, Tensor>,
 }
 
 impl Block {
@@ -32,7 +32,7 @@ impl Block {
             images: self.images[..count].to_vec(),
             latents: some(&self.latents),
             texts: some(&self.texts),
-            noise: self.noise.iter().map(|(timestep, noise)| (*timestep, some(noise))).collect(),
+            noise: self.noise.iter().map(|(point, noise)| (*point, some(noise))).collect(),
         }
     }
 }
@@ -41,11 +41,11 @@ impl Block {
 const AT_ONCE: usize = 128;
 
 impl LossPass<'_> {
-    /// Reads a block of images and draws its noise at some timesteps, for any number of models, with noise per image.
+    /// Reads a block of images and draws its noise at some points, for any number of models, with noise per image.
     ///
     /// # Errors
     /// The data can't be read; or the noise is drawn by the batch.
-    pub fn block(&self, images: &[usize], timesteps: &[i64]) -> Result<Block, MathError> {
+    pub fn block(&self, images: &[usize], points: &[impl Copy + Into<Point>]) -> Result<Block, MathError> {
         if self.params.noise != Noise::PerImage {
             let rule = "must be \"per_image\" for losses at single timesteps";
             return Err(MathError::parameter("noise", "\"per_batch\"", rule));
@@ -54,12 +54,13 @@ impl LossPass<'_> {
         let pairs: Vec<_> = images.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
         let latents = self.data.latents(images, Device::Cpu)?; // [images, C, H, W]
         let shape = [&[captions as i64], &latents.size()[1..]].concat();
-        let noise = timesteps.iter().map(|timestep| {
+        let noise = points.iter().map(|&point| {
+            let point: Point = point.into();
             let draw = |&row: &usize| {
                 let image = self.data.image_of(row);
-                image_noise(self.params.seed.into(), image, &[*timestep], &shape, Device::Cpu).squeeze_dim(1)
+                image_noise(self.params.seed.into(), image, &[point], &shape, Device::Cpu).squeeze_dim(1)
             };
-            (*timestep, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
+            (point, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
         });
         Ok(Block {
             noise: noise.collect(),
@@ -69,17 +70,17 @@ impl LossPass<'_> {
         })
     }
 
-    /// The losses [images, captions, timesteps] of a block at some of its timesteps, on the CPU.
+    /// The losses [images, captions, points] of a block at some of its points, on the CPU.
     ///
-    /// A pass through the network holds rows of one timestep, so that with the same micro batch neither the choice of timesteps
-    /// nor what other models are measured changes a bit. `progress` hears of which timestep (its place) how many images are done.
+    /// A pass through the network holds rows of one timestep, so that with the same micro batch neither the choice of points
+    /// nor what other models are measured changes a bit. `progress` hears of which point (its place) how many images are done.
     ///
     /// # Errors
     /// A loss is not finite.
     pub fn losses_at(
         &self,
         block: &Block,
-        timesteps: &[i64],
+        points: &[impl Copy + Into<Point>],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor, MathError> {
         let (device, captions) = (self.unet.device(), self.params.captions);
@@ -90,43 +91,45 @@ impl LossPass<'_> {
             // What depends on the texts alone is the same at all timesteps.
             let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts).into()));
             let mut at_each = Vec::new();
-            for (place, &timestep) in timesteps.iter().enumerate() {
-                let (noise, timesteps) = (some(&block.noise[&timestep]), self.timesteps_tensor(&[timestep]));
+            for (place, &point) in points.iter().enumerate() {
+                let point: Point = point.into();
+                let (noise, timesteps) =
+                    (some(&block.noise[&point]), self.timesteps_tensor(&[point.timestep]));
                 let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts);
                 let losses = losses.to_device(Device::Cpu); // [most]
-                check(&losses, |row| (block.images[(pair + row) / captions], timestep))?;
+                check(&losses, |row| (block.images[(pair + row) / captions], point.timestep))?;
                 at_each.push(losses);
                 progress(place, (pair + most) / captions);
             }
-            Ok::<_, MathError>((most, Tensor::stack(&at_each, 1))) // [most, timesteps]
+            Ok::<_, MathError>((most, Tensor::stack(&at_each, 1))) // [most, points]
         });
         let parts = parts.map_err(|error| self.data.named(error))?;
-        let shape = [block.images.len() as i64, captions as i64, timesteps.len() as i64];
+        let shape = [block.images.len() as i64, captions as i64, points.len() as i64];
         Ok(Tensor::cat(&parts, 0).view(shape))
     }
 
-    /// The losses [images, captions, timesteps] of any images in any order at any timesteps, with noise per image, on the CPU.
+    /// The losses [images, captions, points] of any images in any order at any points, with noise per image, on the CPU.
     ///
-    /// `progress` hears how many pairs of image and timestep are done.
+    /// `progress` hears how many pairs of image and point are done.
     ///
     /// # Errors
     /// As [`LossPass::block`] and [`LossPass::losses_at`].
     pub fn rows_of_images(
         &self,
         images: &[usize],
-        timesteps: &[i64],
+        points: &[impl Copy + Into<Point>],
         progress: &mut dyn FnMut(usize),
     ) -> Result<Tensor, MathError> {
         let (mut parts, mut done) = (Vec::new(), 0);
         for some in images.chunks(AT_ONCE) {
-            let block = self.block(some, timesteps)?;
-            let mut at_each = vec![0; timesteps.len()];
+            let block = self.block(some, points)?;
+            let mut at_each = vec![0; points.len()];
             let mut heard = |place: usize, images: usize| {
                 at_each[place] = images;
                 progress(done + at_each.iter().sum::<usize>());
             };
-            parts.push(self.losses_at(&block, timesteps, &mut heard)?);
-            done += some.len() * timesteps.len();
+            parts.push(self.losses_at(&block, points, &mut heard)?);
+            done += some.len() * points.len();
         }
         Ok(Tensor::cat(&parts, 0))
     }

@@ -1,6 +1,18 @@
 //! From two loss passes to a ranking: whose loss rose most when the image was unlearned.
 
+use attrflow_engine::choice;
+
 use super::error::MathError;
+
+choice! {
+    /// What an image's score is of its own influence and that of its mirror image.
+    pub enum Flips {
+        /// The larger one, as published.
+        Max = "max",
+        /// The mean of both.
+        Mean = "mean",
+    }
+}
 
 /// The rise in loss of every latent: tau = L(z; theta without the query) - L(z; theta).
 ///
@@ -16,16 +28,23 @@ pub fn influence(unlearned: &[f32], pretrained: &[f32]) -> Result<Vec<f32>, Math
     Ok(rise)
 }
 
-/// Per image the larger of its value and its mirror image's: [2N] (or [N], without mirror images) to [N].
+/// Per image its value and its mirror image's as one: [2N] (or [N], without mirror images) to [N].
+///
+/// The larger of two values with errors is too large on average: of two equal values with independent normal errors by
+/// 1/sqrt(pi) = 0.56 standard errors of one. The mean has no such bias.
 ///
 /// # Errors
 /// The length is neither `images` nor twice that.
-pub fn per_image(influence: &[f32], images: usize) -> Result<Vec<f32>, MathError> {
+pub fn per_image(influence: &[f32], images: usize, flips: Flips) -> Result<Vec<f32>, MathError> {
     match influence.len() {
         n if n == images => Ok(influence.to_vec()),
         n if n == 2 * images => {
             let (plain, flipped) = influence.split_at(images);
-            Ok(plain.iter().zip(flipped).map(|(a, b)| a.max(*b)).collect())
+            let of = |(&a, &b): (&f32, &f32)| match flips {
+                Flips::Max => a.max(b),
+                Flips::Mean => (f64::midpoint(a.into(), b.into())) as f32,
+            };
+            Ok(plain.iter().zip(flipped).map(of).collect())
         }
         found => {
             let expected = format!("{images} or {}", 2 * images);

@@ -1,6 +1,6 @@
-//! The loss pass: every training image's loss, averaged over timesteps and captions.
+//! The loss pass: every training image's loss, averaged over draws of noise, timesteps and captions.
 //!
-//! A row is (image, caption, timestep), the timestep fastest. Pretrained and unlearned model must see the same
+//! A row is (image, caption, timestep, draw), the draw fastest. Pretrained and unlearned model must see the same
 //! noise, so both passes take the same [`LossParams`].
 
 use std::ops::Range;
@@ -8,13 +8,14 @@ use std::sync::mpsc::sync_channel;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::params;
+use serde_json::{Value as Json, json};
 use tch::{Device, Tensor};
 
 use super::data::{DataSet, Loaded, to_device};
 use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
-use super::noise::{Noise, batch_noise, image_noise};
+use super::noise::{Noise, Point, batch_noise, image_noise};
 use super::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::EncodedConditioning;
 use crate::models::unet::{Precision, UNet};
@@ -29,8 +30,11 @@ params! {
         /// Seed of the noise.
         seed: u32 = 0,
         /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every loss;
-        /// `per_image`: one per image and timestep, independent of other parameters.
+        /// `per_image`: `draws` per image and timestep, independent of other parameters.
         noise: Noise = Noise::PerBatch,
+        /// Draws of noise per image and timestep, whose losses are averaged: more of them make errors smaller, and let them be
+        /// measured. More than one needs `noise = "per_image"`; a later increase computes only the new draws.
+        draws: usize [1..=1000] = 1,
         /// Rows (image x caption x timestep) that one draw covers: 8000 as published. Required with `noise = "per_batch"`, an
         /// error with `per_image`.
         batch_size: Option<usize> = None,
@@ -43,7 +47,14 @@ params! {
 
 impl Validate for LossParams {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        let Self { time_samples, captions, .. } = self;
+        let Self { time_samples, captions, draws, .. } = self;
+        if self.noise == Noise::PerBatch && *draws > 1 {
+            let message = format!(
+                "`draws` is {draws}: more than one draw per image needs `noise = \"per_image\"`; with `\"per_batch\"` all images of a \
+                 batch share one"
+            );
+            return vec![("draws", message)];
+        }
         let rows = self.rows_per_image();
         let message = match (self.noise, self.batch_size) {
             (Noise::PerImage, None) => return Vec::new(),
@@ -88,9 +99,29 @@ impl LossParams {
         Ok((0..samples).map(|i| i * (train / samples)).collect())
     }
 
-    /// Rows of an image: its captions at all timesteps.
+    /// Where an image's noise is drawn: all draws at each of these timesteps.
+    pub fn points(&self, timesteps: &[i64]) -> Vec<Point> {
+        let at = |&timestep: &i64| (0..self.draws).map(move |draw| Point { timestep, draw });
+        timesteps.iter().flat_map(at).collect()
+    }
+
+    /// The number of points: T R.
+    pub fn count_points(&self) -> usize {
+        self.time_samples * self.draws
+    }
+
+    /// What is hashed: all keys, without `draws` where it is one, so that results from before there was the key stay valid.
+    pub fn identity(&self) -> Json {
+        let mut hashed = json!(self);
+        if let (1, Some(keys)) = (self.draws, hashed.as_object_mut()) {
+            keys.remove("draws");
+        }
+        hashed
+    }
+
+    /// Rows of an image: its captions at all points.
     pub fn rows_per_image(&self) -> usize {
-        self.captions * self.time_samples
+        self.captions * self.count_points()
     }
 
     /// Images per batch; with noise per image it only limits memory and changes no loss.
@@ -117,7 +148,7 @@ pub struct LossPass<'a> {
     pub(super) schedule: &'a NoiseSchedule,
     pub(super) data: DataSet<'a>,
     pub(super) params: &'a LossParams,
-    timesteps: Vec<i64>,
+    points: Vec<Point>,
     pub(super) micro_batch: usize,
 }
 
@@ -133,15 +164,15 @@ impl<'a> LossPass<'a> {
         params: &'a LossParams,
         micro_batch: usize,
     ) -> Result<LossPass<'a>, MathError> {
-        let timesteps = params.timesteps(schedule.config())?;
+        let points = params.points(&params.timesteps(schedule.config())?);
         if params.captions > data.captions() {
             let rule = format!("the data has {} captions an image", data.captions());
             return Err(MathError::parameter("captions", params.captions, rule));
         }
-        Ok(LossPass { unet, schedule, data, params, timesteps, micro_batch })
+        Ok(LossPass { unet, schedule, data, params, points, micro_batch })
     }
 
-    /// The losses of the images of a range of batches: a mean over timesteps, then over captions.
+    /// The losses of the images of a range of batches: a mean over points, then over captions.
     ///
     /// `progress` receives the number of finished images after each batch.
     ///
@@ -155,7 +186,7 @@ impl<'a> LossPass<'a> {
         let images_of = |batch| self.params.images_of(batch, self.data.latents_len());
         let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
         self.each_loaded(batches, &mut |batch, loaded| {
-            let rows = self.rows(batch, &loaded, None)?; // [images, captions, timesteps]
+            let rows = self.rows(batch, &loaded, None)?; // [images, captions, points]
             let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
             losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
             progress(images_of(batch).end - first);
@@ -194,7 +225,7 @@ impl<'a> LossPass<'a> {
         })
     }
 
-    /// The losses [images, captions, timesteps] of the images of a batch, on the CPU.
+    /// The losses [images, captions, points] of the images of a batch, on the CPU.
     ///
     /// # Errors
     /// As [`LossPass::of_batches`].
@@ -202,7 +233,7 @@ impl<'a> LossPass<'a> {
         self.some_rows(batch, None)
     }
 
-    /// The losses [pairs, 1, timesteps] of some pairs of image and caption of a batch, numbered from 0 with the caption fastest.
+    /// The losses [pairs, 1, points] of some pairs of image and caption of a batch, numbered from 0 with the caption fastest.
     ///
     /// # Errors
     /// As [`LossPass::of_batches`].
@@ -218,17 +249,17 @@ impl<'a> LossPass<'a> {
         let device = self.unet.device();
         let (images, captions) =
             (self.params.images_of(batch, self.data.latents_len()), self.params.captions);
-        let timesteps = &self.timesteps;
+        let points = &self.points;
         let shape = self.data.latents(&[images.start], device)?.size();
         let noise = self.noise(&images, batch, &shape[1..]); // [rows, C, H, W]
         let (mut losses, mut row) = (Vec::new(), 0);
         for image in images.clone() {
             for caption in 0..captions {
-                for timestep in timesteps {
+                for point in points {
                     let rows = DenoisingRows {
                         latents: self.data.latents(&[image], device)?,
                         noise: noise.narrow(0, row, 1),
-                        timesteps: self.timesteps_tensor(&[*timestep]),
+                        timesteps: self.timesteps_tensor(&[point.timestep]),
                         conditioning: self.data.texts(&[(image, caption)], device)?.into(),
                     };
                     losses.push(rows.losses(self.unet, self.schedule).detach());
@@ -236,7 +267,7 @@ impl<'a> LossPass<'a> {
                 }
             }
         }
-        let shape = [images.len() as i64, captions as i64, timesteps.len() as i64];
+        let shape = [images.len() as i64, captions as i64, points.len() as i64];
         Ok(Tensor::cat(&losses, 0).to_device(Device::Cpu).view(shape))
     }
 
@@ -246,14 +277,14 @@ impl<'a> LossPass<'a> {
         self.rows(batch, &loaded, pairs)
     }
 
-    /// The losses [images, captions, timesteps] of a batch on the CPU, or [pairs, 1, timesteps] of some of its pairs.
+    /// The losses [images, captions, points] of a batch on the CPU, or [pairs, 1, points] of some of its pairs.
     ///
     /// No value is read before all slices are queued, so that the device never waits.
     fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
         let device = self.unet.device();
         let (images, captions) =
             (self.params.images_of(batch, self.data.latents_len()), self.params.captions);
-        let timesteps = &self.timesteps;
+        let timesteps: Vec<i64> = self.points.iter().map(|point| point.timestep).collect();
         let (latents, texts) = (to_device(&loaded.latents, device), to_device(&loaded.texts, device));
         let noise = self.noise(&images, batch, &latents.size()[1..]); // [rows, C, H, W]
         let (all, times) = (images.len() * captions, timesteps.len());
@@ -299,18 +330,18 @@ impl<'a> LossPass<'a> {
 
     /// The noise of all rows of some images, on the network's device.
     fn noise(&self, images: &Range<usize>, batch: usize, latent: &[i64]) -> Tensor {
-        let timesteps = &self.timesteps;
+        let points = &self.points;
         let (seed, device, captions) =
             (self.params.seed.into(), self.unet.device(), self.params.captions as i64);
         match self.params.noise {
             Noise::PerBatch => {
-                let rows = images.len() as i64 * captions * timesteps.len() as i64;
+                let rows = images.len() as i64 * captions * points.len() as i64;
                 batch_noise(seed, batch, &[&[rows], latent].concat(), device)
             }
             Noise::PerImage => {
                 let shape = [&[captions], latent].concat();
-                let draw = |image| image_noise(seed, self.data.image_of(image), timesteps, &shape, device);
-                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, timesteps, C, H, W]
+                let draw = |image| image_noise(seed, self.data.image_of(image), points, &shape, device);
+                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, points, C, H, W]
                 Tensor::cat(&noise, 0).flatten(0, 1)
             }
         }
@@ -339,7 +370,14 @@ mod tests {
 
     fn params(batch_size: usize, time_samples: usize, captions: usize) -> LossParams {
         let (noise, precision) = (Noise::PerBatch, Precision::Fp32);
-        LossParams { batch_size: Some(batch_size), time_samples, captions, seed: 0, noise, precision }
+        LossParams {
+            batch_size: Some(batch_size),
+            time_samples,
+            captions,
+            noise,
+            precision,
+            ..LossParams::default()
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ choice! {
     pub enum Noise {
         /// One draw for all images of a batch, as published: the batch size changes every number.
         PerBatch = "per_batch",
-        /// One draw for each image and timestep: no batching or choice of images or timesteps changes a number.
+        /// Draws of its own for each image and timestep: no batching or choice of images or timesteps changes a number.
         PerImage = "per_image",
     }
 }
@@ -79,15 +79,46 @@ pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Te
     Generator::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
 }
 
-/// The noise of an image, where each has its own: [captions, timesteps, C, H, W] for `shape` [captions, C, H, W].
+/// Where the noise of an image is drawn: a timestep, and which of its draws. A timestep alone is its first draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    /// The timestep.
+    pub timestep: i64,
+    /// The draw, from 0.
+    pub draw: usize,
+}
+
+impl From<i64> for Point {
+    fn from(timestep: i64) -> Self {
+        Self { timestep, draw: 0 }
+    }
+}
+
+impl Point {
+    /// The seed of an image's noise. The first draw's does not depend on how many there are.
+    fn seed(self, seed: i64, image: usize) -> i64 {
+        match self.draw {
+            0 => derived_seed("image noise", &[seed, image as i64, self.timestep]),
+            draw => derived_seed("further image noise", &[seed, image as i64, self.timestep, draw as i64]),
+        }
+    }
+}
+
+/// The noise of an image, where each has its own: [captions, points, C, H, W] for `shape` [captions, C, H, W].
 ///
 /// Drawn by the CPU for every device, so that it is the same noise on all of them.
-pub fn image_noise(seed: i64, image: usize, timesteps: &[i64], shape: &[i64], device: Device) -> Tensor {
-    let draw = |&timestep: &i64| {
-        let seed = derived_seed("image noise", &[seed, image as i64, timestep]);
-        Generator::seeded(seed).normal(shape, Device::Cpu)
+pub fn image_noise(
+    seed: i64,
+    image: usize,
+    points: &[impl Copy + Into<Point>],
+    shape: &[i64],
+    device: Device,
+) -> Tensor {
+    let draw = |&point: &_| {
+        let point: Point = Into::into(point);
+        Generator::seeded(point.seed(seed, image)).normal(shape, Device::Cpu)
     };
-    Tensor::stack(&timesteps.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
+    Tensor::stack(&points.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
 }
 
 /// The noise of a drawing, where each has its own: that of place `place` at a timestep, [C, H, W] for `shape`.

@@ -8,8 +8,8 @@ use attrflow::method::noise::Noise;
 use attrflow::method::sample::SampleParams;
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::UnlearnParams;
+use attrflow::models::unet::UNet;
 use attrflow::models::unet::conditioning::Conditioning;
-use attrflow::models::unet::{Precision, UNet};
 use attrflow::models::weights::read;
 use tch::{Device, Kind, Tensor};
 
@@ -46,7 +46,7 @@ pub fn loss_params(
     seed: u32,
 ) -> LossParams {
     let batch_size = (noise == Noise::PerBatch).then_some(batch_size);
-    LossParams { time_samples, captions, seed, noise, batch_size, precision: Precision::Fp32 }
+    LossParams { time_samples, captions, seed, noise, batch_size, ..LossParams::default() }
 }
 
 /// How the query of the golden numbers is unlearned.

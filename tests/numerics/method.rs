@@ -1,7 +1,7 @@
 //! The formulas: schedule, noise, drawing, per-sample gradients, ranking.
 
-use attrflow::method::influence::{influence, per_image, rank};
-use attrflow::method::noise::{Generator, batch_noise, derived_seed, image_noise};
+use attrflow::method::influence::{Flips, influence, per_image, rank};
+use attrflow::method::noise::{Generator, Point, batch_noise, derived_seed, image_noise};
 use attrflow::method::sample::{SampleParams, sample, skip_batch};
 use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -155,6 +155,21 @@ fn image_noise_depends_on_image_and_timestep_alone() {
 }
 
 #[test]
+fn further_draws_are_other_noise_and_the_first_stays() {
+    let noise = |points: &[Point]| image_noise(9, 3, points, &[2, 4, 8, 8], Device::Cpu);
+    let at = |timestep, draw| Point { timestep, draw };
+    let found = noise(&[at(250, 0), at(250, 1), at(250, 2), at(500, 1)]);
+    assert_eq!(found.narrow(1, 0, 1), image_noise(9, 3, &[250_i64], &[2, 4, 8, 8], Device::Cpu));
+    for other in 1..4 {
+        let covariance = (found.select(1, 0) * found.select(1, other)).mean(None).double_value(&[]);
+        // 512 products of independent normal numbers: four standard errors.
+        assert!(covariance.abs() < 0.18, "{covariance}");
+    }
+    assert_eq!(noise(&[at(500, 1)]), found.narrow(1, 3, 1));
+    assert_ne!(found.select(1, 1), found.select(1, 3));
+}
+
+#[test]
 fn streams_of_two_threads_do_not_mix() {
     let alone = Generator::seeded(1).normal(&[1000], Device::Cpu);
     let wanted = Vec::<f32>::try_from(alone).unwrap();
@@ -176,7 +191,7 @@ fn influence_and_rank() {
     let vector = |name: &str| Vec::<f32>::try_from(&golden[name]).unwrap();
     let rise = influence(&vector("unlearned"), &vector("pretrained")).unwrap();
     assert_eq!(rise, vector("rise"));
-    let found = per_image(&rise, 20).unwrap();
+    let found = per_image(&rise, 20, Flips::Max).unwrap();
     assert_eq!(found, vector("influence"));
     assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&golden["rank"]).unwrap());
 }
@@ -193,7 +208,11 @@ fn ties_keep_their_order_and_nan_is_refused() {
     let error = rank(&[0.0, f32::NAN]).unwrap_err().to_string();
     assert_eq!(error, "the influence of image 1 is NaN");
     assert!(influence(&[1.0], &[1.0, 2.0]).is_err());
-    assert!(per_image(&[1.0; 3], 2).is_err());
+    assert!(per_image(&[1.0; 3], 2, Flips::Max).is_err());
+    let rises = [1.0, -2.0, 3.0, -1.0];
+    assert_eq!(per_image(&rises, 2, Flips::Max).unwrap(), [3.0, -1.0]);
+    assert_eq!(per_image(&rises, 2, Flips::Mean).unwrap(), [2.0, -1.5]);
+    assert_eq!(per_image(&rises, 4, Flips::Mean).unwrap(), rises);
 }
 
 #[test]

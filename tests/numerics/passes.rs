@@ -8,7 +8,7 @@ use attrflow::method::fisher::{
     CaptionDraw, FisherParams, FisherSum, Weighting, fisher_range, squared_gradients,
 };
 use attrflow::method::loss::{LossParams, LossPass};
-use attrflow::method::noise::Noise;
+use attrflow::method::noise::{Noise, Point};
 use attrflow::method::per_sample::gradients;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -134,6 +134,27 @@ fn per_image_noise_depends_on_nothing_else() {
 }
 
 #[test]
+fn the_loss_is_the_mean_of_all_draws() {
+    let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
+    let data = DataSet::new(&latents, &texts, 3).unwrap();
+    let params = LossParams { draws: 3, ..pass_params(Noise::PerImage) };
+    let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
+    let images: Vec<usize> = (0..10).collect();
+    let points = params.points(&[0, 250, 500, 750]);
+    let rows = pass.rows_of_images(&images, &points, &mut ignore).unwrap(); // [images, captions, points]
+    let draw = |draw: i64| rows.view([10, 2, 4, 3]).select(3, draw); // [images, captions, timesteps]
+    // The first draw is that of a pass with one.
+    assert_close("first", &draw(0), &load("method/losses")["image_rows"]);
+    assert!(crate::golden::error(&draw(1), &draw(0)) > 0.1 && crate::golden::error(&draw(2), &draw(1)) > 0.1);
+    // Another draw alone has the same bits.
+    let alone = pass.rows_of_images(&images, &[Point { timestep: 500, draw: 2 }], &mut ignore).unwrap();
+    assert_eq!(alone.squeeze_dim(2), draw(2).select(2, 2));
+    let mean = rows.mean_dim(2, false, None).mean_dim(1, false, None);
+    assert_within("mean", &losses(&params, 24), &mean, 1e-6);
+    assert_within("row by row", &pass.reference_losses(0).unwrap(), &rows, 1e-6);
+}
+
+#[test]
 fn traps_of_the_loss_pass_are_refused() {
     let error = |params: &LossParams| params.faults().remove(0);
     let params = pass_params(Noise::PerBatch);
@@ -145,6 +166,7 @@ fn traps_of_the_loss_pass_are_refused() {
     insta::assert_snapshot!(error(&LossParams { batch_size: None, ..params.clone() }), @r#"`batch_size` is missing: with noise = "per_batch" it is the number of rows that share a draw, 8000 as published"#);
     insta::assert_snapshot!(error(&LossParams { noise: Noise::PerImage, ..params.clone() }), @r#"`batch_size` has no effect with noise = "per_image": remove it"#);
     insta::assert_snapshot!(error(&LossParams { captions: 0, ..params.clone() }), @"`captions` is 0, expected from 1 to 1000");
+    insta::assert_snapshot!(error(&LossParams { draws: 2, ..params.clone() }), @r#"`draws` is 2: more than one draw per image needs `noise = "per_image"`; with `"per_batch"` all images of a batch share one"#);
     let published = LossParams { batch_size: Some(8000), time_samples: 20, captions: 5, ..params };
     assert_eq!(published.images_per_batch(), 80);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
-use attrflow::method::influence::{influence, per_image, rank};
+use attrflow::method::influence::{Flips, influence, per_image, rank};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
 use attrflow::method::per_sample::gradients;
@@ -127,7 +127,7 @@ fn ranks(unlearned: &[f32], pretrained: &[f32], expected: &Tensors, report: &mut
     let (plain, flipped) = rise.split_at(RANKED as usize);
     let wins = plain.iter().zip(flipped).filter(|(plain, flipped)| plain > flipped).count();
     assert!((4..=12).contains(&wins), "the plain image wins {wins} times of 16, the mirror image the others");
-    let found = per_image(&rise, RANKED as usize).unwrap();
+    let found = per_image(&rise, RANKED as usize, Flips::Max).unwrap();
     assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["ranked_rank"]).unwrap());
     // A difference of two losses 200 times as large, each rounded to float32.
     report.tensor("ranked_influence", &Tensor::from_slice(&found), &expected["ranked_influence"], 2e-4);
@@ -186,7 +186,7 @@ fn losses_gradients_fisher_unlearning_and_influence() {
     report.tensor("pretrained", &Tensor::from_slice(&pretrained), &expected["pretrained"], 1e-5);
     report.tensor("unlearned", &Tensor::from_slice(&unlearned), &expected["unlearned"], 1e-5);
     let rise = influence(&unlearned, &pretrained).unwrap();
-    let found = per_image(&rise, IMAGES as usize).unwrap();
+    let found = per_image(&rise, IMAGES as usize, Flips::Max).unwrap();
     assert_eq!(rank(&found).unwrap(), Vec::<i64>::try_from(&expected["rank"]).unwrap());
     // A difference of two losses 3000 times as large, each rounded to float32.
     report.tensor("influence", &Tensor::from_slice(&found), &expected["influence"], 2e-3);

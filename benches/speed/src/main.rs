@@ -75,6 +75,7 @@ fn main() -> anyhow::Result<()> {
     let [start, end] = work.batches;
     let mut loss = work.loss.clone();
     loss["precision"] = json!(work.precision);
+    loss["draws"] = json!(1);
     let loss: LossParams = serde_json::from_value(loss)?;
     let result = match work.what.as_str() {
         "loss" => {

@@ -25,7 +25,7 @@ use attrflow_engine::kind::{
 /// The hashed parameters of a unit.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     match params.noise {
-        Noise::PerBatch => json!(params),
+        Noise::PerBatch => params.identity(),
         Noise::PerImage => per_image::unit_identity(params),
     }
 }
@@ -59,7 +59,7 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
     let timesteps = params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
     match params.noise {
         Noise::PerBatch => Ok(split(params, latents.rows())),
-        Noise::PerImage => Ok(per_image::units(arrays, &timesteps)),
+        Noise::PerImage => Ok(per_image::units(arrays, &params.points(&timesteps))),
     }
 }
 
@@ -95,9 +95,10 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
         Noise::PerBatch => (rows, split(params, rows).len()),
-        Noise::PerImage => (rows * params.time_samples, per_image::tasks(rows)),
+        Noise::PerImage => (rows * params.count_points(), per_image::tasks(rows)),
     };
-    let LossParams { time_samples, captions, seed: _, noise, batch_size, precision } = params;
+    // A step costs the same, however many draws there are.
+    let LossParams { time_samples, captions, seed: _, noise, draws: _, batch_size, precision } = params;
     let cost_key = json!({
         "loss": [time_samples, captions, batch_size],
         "noise": noise,
@@ -111,7 +112,7 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
         // Each unit's file has its own header.
         parts: match params.noise {
             Noise::PerBatch => tasks * 128 + rows * 4,
-            Noise::PerImage => steps * 4 * captions + tasks * time_samples * 128,
+            Noise::PerImage => steps * 4 * captions + tasks * params.count_points() * 128,
         } as u64,
         outputs: [("losses".to_owned(), losses)].into(),
         work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key, ..WorkSize::default() }),

@@ -1,7 +1,7 @@
-//! The loss pass with noise per image, in units of one block of images at one timestep.
+//! The loss pass with noise per image, in units of one block of images at one timestep and with one draw of noise.
 //!
-//! With this noise, a row's loss depends only on its own image, caption and timestep. So a unit's recipe hashes only
-//! the rows that the unit reads: after more timesteps or images, only the new units are computed, and after a change of
+//! With this noise, a row's loss depends only on its own image, caption, timestep and draw. So a unit's recipe hashes only
+//! the rows that the unit reads: after more timesteps, draws or images, only the new units are computed, and after a change of
 //! an image, only those of its block.
 
 use std::iter::once;
@@ -19,6 +19,7 @@ use crate::kinds::shared::arrays::{self, TrainingSet};
 use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
 use crate::method::loss::{LossParams, LossPass};
+use crate::method::noise::Point;
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
@@ -41,11 +42,23 @@ struct UnitRange {
     images: [usize; 2],
     flipped: bool,
     timestep: i64,
+    /// Left out for the first draw, so that its units are those from before there were others.
+    #[serde(default, skip_serializing_if = "is_first")]
+    draw: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_first(draw: &usize) -> bool {
+    *draw == 0
 }
 
 impl UnitRange {
     fn of(unit: &Unit) -> anyhow::Result<Self> {
         Self::deserialize(&unit.range).context("invalid unit range")
+    }
+
+    fn point(&self) -> Point {
+        Point { timestep: self.timestep, draw: self.draw }
     }
 
     /// The latents of the block, given the number of images.
@@ -55,24 +68,25 @@ impl UnitRange {
     }
 }
 
-/// The hashed parameters of a unit; timesteps other than its own are not among them.
+/// The hashed parameters of a unit; timesteps and draws other than its own are not among them.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
-    let LossParams { time_samples: _, captions, seed, noise, batch_size: _, precision } = params;
+    let LossParams { time_samples: _, captions, seed, noise, draws: _, batch_size: _, precision } = params;
     json!({ "captions": captions, "seed": seed, "noise": noise, "precision": precision })
 }
 
-/// One unit for each timestep of each block, in the order of the latents.
-pub(crate) fn units((latents, texts): &(Npy, Npy), timesteps: &[i64]) -> Vec<Unit> {
+/// One unit for each point of each block, in the order of the latents.
+pub(crate) fn units((latents, texts): &(Npy, Npy), points: &[Point]) -> Vec<Unit> {
     let images = texts.rows();
     let mut units = Vec::new();
     for flipped in [false, true].into_iter().take(latents.rows() / images.max(1)) {
         for start in (0..images).step_by(BLOCK) {
             let end = images.min(start + BLOCK);
-            for &timestep in timesteps {
+            for &Point { timestep, draw } in points {
                 let mirror = if flipped { "mirror " } else { "" };
+                let which = if draw == 0 { String::new() } else { format!(", draw {draw}") };
                 units.push(Unit {
-                    name: format!("{mirror}images {start}..{end} at timestep {timestep}"),
-                    range: json!(UnitRange { images: [start, end], flipped, timestep }),
+                    name: format!("{mirror}images {start}..{end} at timestep {timestep}{which}"),
+                    range: json!(UnitRange { images: [start, end], flipped, timestep, draw }),
                     steps: (end - start) as u64,
                 });
             }
@@ -88,7 +102,7 @@ pub(crate) fn tasks(latents: usize) -> usize {
 
 /// The range of a unit of the first images at the first timestep.
 pub(crate) fn trial(images: usize) -> Json {
-    json!(UnitRange { images: [0, images], flipped: false, timestep: 0 })
+    json!(UnitRange { images: [0, images], flipped: false, timestep: 0, draw: 0 })
 }
 
 /// The rows that each unit reads, by port.
@@ -127,16 +141,16 @@ fn slice(
     Some(ByteRanges { bytes: bytes.collect::<Option<_>>()?, layout: format!("{} {row:?}", npy.dtype()) })
 }
 
-/// The key of a block's units: they share rows and noise, whatever the timestep and the network's weights.
+/// The key of a block's units: they share rows and noise, whatever the point and the network's weights.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
-    let UnitRange { images, flipped, timestep: _ } = UnitRange::of(unit).ok()?;
+    let UnitRange { images, flipped, timestep: _, draw: _ } = UnitRange::of(unit).ok()?;
     let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
     // Includes all hashed parameters of the units, so that shared values cannot differ.
     Some(json!([images, flipped, unit_identity(params), read]).to_string())
 }
 
-/// Computes a batch of units: the block is read and its noise drawn once, and each network computes all its timesteps.
+/// Computes a batch of units: the block is read and its noise drawn once, and each network computes all its points.
 pub(crate) fn run(
     params: &LossParams,
     tasks: &[Task],
@@ -145,9 +159,9 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let spans = tasks.iter().map(|task| UnitRange::of(task.unit()?)).collect::<anyhow::Result<Vec<_>>>()?;
     let (first, Task { inputs, .. }) = spans.first().zip(tasks.first()).context("no unit")?;
-    let mut timesteps: Vec<i64> = spans.iter().map(|span| span.timestep).collect();
-    timesteps.sort_unstable();
-    timesteps.dedup();
+    let mut points: Vec<Point> = spans.iter().map(UnitRange::point).collect();
+    points.sort_unstable();
+    points.dedup();
     let mut networks: Vec<(Option<PathBuf>, Vec<usize>)> = Vec::new();
     for (index, weights) in tasks.iter().map(weights).enumerate() {
         match networks.iter_mut().find(|(known, _)| *known == weights) {
@@ -159,7 +173,7 @@ pub(crate) fn run(
     let mut block: Option<Block> = None;
     for (weights, units) in &networks {
         let weights = weights.as_deref();
-        let (timesteps, losses) =
+        let (points, losses) =
             with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
@@ -170,29 +184,29 @@ pub(crate) fn run(
                     Some(block) => block,
                     None => {
                         let latents: Vec<usize> = first.latents(data.images()).collect();
-                        block.insert(pass.block(&latents, &timesteps)?)
+                        block.insert(pass.block(&latents, &points)?)
                     }
                 };
-                let timesteps: Vec<i64> = units.iter().map(|&index| spans[index].timestep).collect();
+                let points: Vec<Point> = units.iter().map(|&index| spans[index].point()).collect();
                 let mut progress = |place: usize, images: usize| {
                     let index = units[place];
                     let steps = (spans[index].images[1] - spans[index].images[0]) as u64;
                     cx.of_task(index).progress(images as u64, steps);
                 };
-                let losses = pass.losses_at(block, &timesteps, &mut progress)?; // [images, captions, timesteps]
+                let losses = pass.losses_at(block, &points, &mut progress)?; // [images, captions, points]
                 let shape = [first.images[1] - first.images[0], params.captions];
                 for (place, &index) in units.iter().enumerate() {
                     let rows = arrays::values(&losses.select(2, place as i64));
                     writer::write_f32(tasks[index].out.join(ROWS), &shape, &rows)?;
                 }
-                Ok((timesteps, losses))
+                Ok((points, losses))
             })?;
         // Only for the first block: a second network for each block would cost more than the block.
         let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
             let (network, found) = ((inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
             precision_check::check(params, network, &schedule, SAMPLE * params.captions, &found, |pass| {
-                pass.losses_at(&block.first(SAMPLE), &timesteps, &mut |_, _| ())
+                pass.losses_at(&block.first(SAMPLE), &points, &mut |_, _| ())
             })?;
         }
         cx.finished(units);
@@ -200,7 +214,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Merges the rows of the units into the file `out`, float32 [2N]: a mean over timesteps, then over captions.
+/// Merges the rows of the units into the file `out`, float32 [2N]: a mean over timesteps and draws, then over captions.
 ///
 /// Summed in float64 and rounded once, row by row, so that results do not depend on a block's neighbours.
 pub(crate) fn merge(
@@ -209,36 +223,37 @@ pub(crate) fn merge(
     parts: &[PathBuf],
     out: &Path,
 ) -> anyhow::Result<()> {
-    join(params, inputs, parts, out, |_| Vec::new(), |rows| vec![mean(rows.into_iter())])
+    join(params, inputs, parts, out, &[], |_, rows| Ok(vec![mean(rows.into_iter())]))
 }
 
 /// Merges the rows of the units into the file `out`, float32 [2N, ..]: for each image the result of `values` on its
-/// captions' losses at each timestep, with the shape that `each` gives for this number of timesteps.
+/// captions' losses at each point, of the shape `each`. `values` is told the image's place among the latents.
 pub(crate) fn join(
     params: &LossParams,
     inputs: &Inputs,
     parts: &[PathBuf],
     out: &Path,
-    each: impl FnOnce(usize) -> Vec<usize>,
-    values: impl Fn(Vec<&[f32]>) -> Vec<f32>,
+    each: &[usize],
+    mut values: impl FnMut(usize, Vec<&[f32]>) -> anyhow::Result<Vec<f32>>,
 ) -> anyhow::Result<()> {
     let (latents, _) = arrays::open(inputs)?;
-    let (timesteps, captions) = (params.time_samples, params.captions);
-    let shape = [vec![latents.rows()], each(timesteps)].concat();
+    let (captions, mut latent) = (params.captions, 0);
+    let shape = [&[latents.rows()], each].concat();
     let mut writer = NpyWriter::create(out, Dtype::F32, &shape)?;
-    for block in parts.chunks(timesteps) {
+    for block in parts.chunks(params.count_points()) {
         let rows = read(block, captions)?;
         let images = rows.first().map_or(0, Vec::len) / captions;
         for image in 0..images {
             let own = image * captions..(image + 1) * captions;
             let losses = rows.iter().map(|row| &row[own.clone()]).collect();
-            writer.write_f32(&values(losses))?;
+            writer.write_f32(&values(latent, losses)?)?;
+            latent += 1;
         }
     }
     Ok(writer.finish()?)
 }
 
-/// The rows of the units of one block, by timestep: [images, captions] each.
+/// The rows of the units of one block, by point: [images, captions] each.
 fn read(parts: &[PathBuf], captions: usize) -> anyhow::Result<Vec<Vec<f32>>> {
     let rows = parts.iter().map(|part| {
         let npy = Npy::open(part.join(ROWS))?;
@@ -250,15 +265,15 @@ fn read(parts: &[PathBuf], captions: usize) -> anyhow::Result<Vec<Vec<f32>>> {
     rows.collect()
 }
 
-/// An image's loss from its captions' losses at each timestep: a mean over timesteps, then over captions.
+/// An image's loss from its captions' losses at each point: a mean over points, then over captions.
 pub(crate) fn mean<'a>(rows: impl Iterator<Item = &'a [f32]>) -> f32 {
-    let (mut sums, mut timesteps) = (Vec::new(), 0.0);
+    let (mut sums, mut points) = (Vec::new(), 0.0);
     for row in rows {
         sums.resize(row.len(), 0.0);
         sums.iter_mut().zip(row).for_each(|(sum, loss)| *sum += f64::from(*loss));
-        timesteps += 1.0;
+        points += 1.0;
     }
-    (sums.iter().map(|sum| sum / timesteps).sum::<f64>() / sums.len() as f64) as f32
+    (sums.iter().map(|sum| sum / points).sum::<f64>() / sums.len() as f64) as f32
 }
 
 #[cfg(test)]
@@ -278,8 +293,8 @@ mod tests {
         let ports =
             [("latents", path("latents")), ("text_embeddings", path("texts")), ("scheduler", scheduler)];
         let inputs = Inputs(ports.map(|(port, path)| (port.to_owned(), path)).into());
-        let (noise, precision) = (Noise::PerImage, Precision::Fp32);
-        let params = LossParams { time_samples: 2, captions: 2, seed: 0, noise, batch_size: None, precision };
+        let noise = Noise::PerImage;
+        let params = LossParams { time_samples: 2, captions: 2, noise, ..LossParams::default() };
         let units = crate::kinds::loss_pass::units(&params, &inputs).unwrap();
         let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
         let expected = ["images 0..3 at timestep 0", "images 0..3 at timestep 500"];
@@ -305,5 +320,32 @@ mod tests {
         let [plain, mirrored] =
             [[0.5, 8.5, 2.5, 10.5, 4.5, 12.5], [100.5, 200.5, 102.5, 202.5, 104.5, 204.5]];
         assert_eq!(found, [plain, mirrored].concat());
+        // Less what they were before.
+        let before: Vec<f32> = (0..12).map(|place| place as f32).collect();
+        writer::write_f32(path("before"), &[6, 2], &before).unwrap();
+        let before = Npy::open(path("before")).unwrap();
+        per_timestep::differences(&params, &inputs, &parts, &before, &path("rises")).unwrap();
+        Npy::open(path("rises")).unwrap().read_f32(0..6, &mut found).unwrap();
+        assert_eq!(found[..4], [0.5, 7.5, 0.5, 7.5]);
+        // The same parts as one timestep with two draws of noise.
+        let draws = LossParams { time_samples: 1, draws: 2, ..params.clone() };
+        merge(&draws, &inputs, &parts, &path("out")).unwrap();
+        assert_eq!(Npy::vector(path("out")).unwrap(), [4.5, 6.5, 8.5, 150.5, 152.5, 154.5]);
+        per_timestep::merge(&draws, &inputs, &parts, &path("timesteps")).unwrap();
+        assert_eq!(Npy::open(path("timesteps")).unwrap().shape(), [6, 1, 2]);
+    }
+
+    #[test]
+    fn the_first_draw_is_as_before_there_were_others() {
+        let params = LossParams { noise: Noise::PerImage, ..LossParams::default() };
+        let more = LossParams { draws: 3, ..params.clone() };
+        assert_eq!(params.identity().get("draws"), None);
+        assert_eq!(more.identity()["draws"], 3);
+        assert_eq!(unit_identity(&more), unit_identity(&params));
+        let range = |draw| json!(UnitRange { images: [0, 9], flipped: false, timestep: 250, draw });
+        assert_eq!(range(0), json!({ "images": [0, 9], "flipped": false, "timestep": 250 }));
+        assert_eq!(range(2)["draw"], 2);
+        let places: Vec<_> = more.points(&[0, 250]).iter().map(|p| (p.timestep, p.draw)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (0, 2), (250, 0), (250, 1), (250, 2)]);
     }
 }

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Tensor;
 
-use super::per_timestep::mean;
+use super::per_timestep::{mean, pretrained};
 use super::{LOSSES, per_image, precision_check};
+use crate::io::npy::Npy;
 use crate::io::npy::writer;
-use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet, values};
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
@@ -47,8 +47,6 @@ impl Validate for TopK {
         &[("top", "k"), ("check", "certify_samples"), ("keep", "max_keep")];
 }
 
-/// The input with the pretrained losses per timestep.
-pub(crate) const PER_TIMESTEP: &str = "pretrain_loss_per_timestep";
 /// The file of the report.
 pub(crate) const REPORT: &str = "top_k.json";
 
@@ -119,15 +117,6 @@ pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Un
     pretrained(loss, inputs, latents)?;
     let steps = (latents * loss.time_samples) as u64;
     Ok(vec![Unit { name: "top k".into(), range: json!({ "latents": [0, latents] }), steps }])
-}
-
-/// The losses per timestep before the unlearning: float32 [2N, T].
-fn pretrained(loss: &LossParams, inputs: &Inputs, latents: usize) -> anyhow::Result<Npy> {
-    let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
-    npy.expect_shape(&[Some(latents), Some(loss.time_samples)])?;
-    let found = npy.dtype();
-    anyhow::ensure!(found == Dtype::F32, "{}: dtype {found}, expected {}", npy.path().display(), Dtype::F32);
-    Ok(npy)
 }
 
 /// Computes the rows that are needed to find the top k: the losses [2N], exact ones and estimates, and the report.
@@ -326,24 +315,4 @@ impl Report {
         }
         flags
     }
-}
-
-/// Refuses losses per timestep whose means differ from those on `pretrain_loss`.
-pub(crate) fn expect_one_pass(inputs: &Inputs, means: &[f32]) -> anyhow::Result<()> {
-    let npy = Npy::open(inputs.path(PER_TIMESTEP))?;
-    npy.expect_shape(&[Some(means.len()), None])?;
-    let mut row = vec![0.0; npy.row_len()];
-    for (latent, &expected) in means.iter().enumerate() {
-        npy.read_f32_at(latent * row.len(), &mut row)?;
-        let found = mean(&row);
-        // Sums in another order differ by a few units in the last place.
-        let near = (found - f64::from(expected)).abs() <= 1e-5 * f64::from(expected.abs());
-        anyhow::ensure!(
-            near,
-            "{}: the mean of row {latent} is {found}, expected {expected} as on `pretrain_loss`: \
-             both must come from the same stage",
-            npy.path().display()
-        );
-    }
-    Ok(())
 }

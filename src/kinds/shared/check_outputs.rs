@@ -43,15 +43,15 @@ pub(crate) fn finite(path: &Path, length: usize) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// Losses [N] that are the means of losses per timestep [N, T].
+/// Losses [N] that are the means of losses per timestep [N, T] or per timestep and draw [N, T, R].
 pub(crate) fn means(losses: &Path, per_timestep: &Npy) -> anyhow::Result<()> {
-    let (rows, timesteps) = (per_timestep.rows(), per_timestep.shape()[1]);
+    let (rows, points) = (per_timestep.rows(), per_timestep.row_len());
     let losses_of_rows = finite(losses, rows)?;
     let mut values = Vec::new();
     for (row, &loss) in losses_of_rows.iter().enumerate() {
         values.clear();
         per_timestep.read_f32(row..row + 1, &mut values)?;
-        let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / timesteps as f64;
+        let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / points as f64;
         anyhow::ensure!(
             (mean - f64::from(loss)).abs() <= 1e-5 * mean.abs(),
             "{}: loss {row} is {loss}, expected {mean}, the mean of row {row} of {}",

@@ -247,6 +247,13 @@ pub trait Stage: Parameters {
         self.identity()
     }
 
+    /// Whether no unit reads an input port, only the merge: by default as the kind declares it.
+    ///
+    /// A stage whose units read a port only with some parameters says so here.
+    fn is_merge_only(&self, port: &str) -> bool {
+        self.kind().inputs.iter().any(|input| input.name == port && !input.units)
+    }
+
     /// The environment variables that the parameters contain, with their values.
     fn variables(&self) -> BTreeMap<String, Option<String>> {
         BTreeMap::new()

@@ -222,9 +222,7 @@ impl<'a> Planner<'a> {
     ///
     /// If no range of a file can be read, the whole file is hashed; computing the unit will report the error.
     fn unit_recipes(&self, stage: &StageNode, inputs: &ResolvedInputs, units: &[Unit]) -> Vec<Recipe> {
-        let merge_only = |port: &str| {
-            stage.kind().inputs.iter().any(|input| input.name == split_port(port).0 && !input.units)
-        };
+        let merge_only = |port: &str| stage.stage.is_merge_only(split_port(port).0);
         let digests = inputs.digests.iter().filter(|(port, _)| !merge_only(port));
         let common = Recipe {
             params: stage.stage.unit_identity(),
