@@ -12,6 +12,7 @@ mod loss_pass;
 mod pretrain_loss;
 mod query_loss;
 mod ranking;
+mod ranking_error_bars;
 pub mod shared;
 mod subset;
 mod train;

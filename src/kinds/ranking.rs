@@ -8,17 +8,20 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::influence_summary::Summary;
+use super::loss_pass::per_timestep::PER_TIMESTEP;
 use super::loss_pass::top_k::Report;
+use super::ranking_error_bars::{self as error_bars, ErrorBar, Method, Scores};
 use super::shared::check_outputs::{self, Outputs};
 use super::shared::ids;
 use crate::io::captions::coco::{Captions, Item};
-use crate::io::image::contact_sheet::{Cell, contact_sheet};
+use crate::io::image::contact_sheet::{Cell, Heading, contact_sheet};
 use crate::io::image::{load_rgb, save_png};
 use crate::io::npy::Npy;
+use crate::method::influence::Flips;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Kind, KindInfo,
+    Output, Stage, Task,
 };
 use attrflow_engine::params;
 
@@ -31,10 +34,19 @@ params! {
         images_shown: u32 [1..=100] = 10,
         /// The title of the picture, such as the query's caption.
         title: String = String::new(),
+        /// The k of the probability that an image is among the first k (`p_top`); by default `images_shown`.
+        top: Option<u32> = None,
+        /// What an influence is of those of an image and its mirror image: inherited from the stage on `influence`.
+        flips: Flips = Flips::Max,
     }
 }
 
-impl Validate for Ranking {}
+impl Validate for Ranking {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let fault = ("top", "`top` is 0, expected 1 or more".to_owned());
+        (self.top == Some(0)).then_some(fault).into_iter().collect()
+    }
+}
 
 const TABLE: &str = "top.csv";
 const JSON: &str = "top.json";
@@ -45,6 +57,11 @@ impl Kind for Ranking {
         inputs: &[
             Input::new("influence", "float32 [N]"),
             Input::new("rank", "int64 [N]: image indices in descending order of influence"),
+            Input::new(
+                PER_TIMESTEP,
+                "float32 [2N, T] or [2N, T, R]: the output `per_timestep` of `influence`, for error bars",
+            )
+            .optional(),
             Input::new("top_k", "the output `top_k` of `influence`: the images with exact influences")
                 .optional(),
             Input::new("weights", "the output `weights` of `unlearn`: how much the loss of the query rose")
@@ -58,10 +75,11 @@ impl Kind for Ranking {
             Output::new("json", JSON, "the same rows with all captions, and a summary of all influences"),
             Output::new("picture", PICTURE, "the query and the most influential images"),
         ],
+        inherits: &[Inherit { param: "flips", port: "influence" }],
         libtorch: false,
         ..KindInfo::new::<Self>(
             "ranking",
-            2,
+            3,
             "the most influential training images as table, JSON and picture",
         )
     };
@@ -110,21 +128,45 @@ impl Compute for Ranking {
             );
             rows.iter_mut().for_each(|row| row.exact = Some(exact[row.index]));
         }
+        let method = self.add_error_bars(inputs, &influence, &ranks, &mut rows)?;
         write_csv(&out.join(TABLE), &rows)?;
         let summary = Summary::of(inputs.get("weights"), &influence)?;
-        write_json(&out.join(JSON), &summary, &rows)?;
+        write_json(&out.join(JSON), &summary, &method, &rows)?;
+        let legend = method.as_ref().map_or_else(|why| *why, |_| error_bars::LEGEND);
+        let heading = Heading { title: &self.title, notes: &summary.warnings, legend };
         let query = match inputs.get("query") {
             Some(path) => load_rgb(path)?,
             None => RgbImage::from_pixel(64, 64, image::Rgb([240; 3])),
         };
         let shown = &rows[..rows.len().min(self.images_shown as usize)];
         let picture = match inputs.get("images") {
-            Some(images) if inputs.get("captions").is_some() => {
-                draw(&query, &self.title, &summary.warnings, shown, images)?
-            }
-            _ => contact_sheet(&query, &self.title, &summary.warnings, &[]),
+            Some(images) if inputs.get("captions").is_some() => draw(&query, heading, shown, images)?,
+            _ => contact_sheet(&query, heading, &[]),
         };
         Ok(save_png(&picture, out.join(PICTURE))?)
+    }
+}
+
+impl Ranking {
+    /// Gives each row its error bar: how they were computed, or why there are none.
+    fn add_error_bars(
+        &self,
+        inputs: &Inputs,
+        influence: &[f32],
+        ranks: &[i64],
+        rows: &mut [Row],
+    ) -> anyhow::Result<Result<Method, &'static str>> {
+        if inputs.get("top_k").is_some() {
+            return Ok(Err(error_bars::TOP_K));
+        }
+        let Some(file) = inputs.get(PER_TIMESTEP) else { return Ok(Err(error_bars::NOT_CONNECTED)) };
+        let scores = Scores { file, influence, flips: self.flips };
+        let top = self.top.unwrap_or(self.images_shown) as usize;
+        let Some((method, bars)) = scores.error_bars(ranks, rows.len(), top)? else {
+            return Ok(Err(error_bars::ONE_POINT));
+        };
+        rows.iter_mut().zip(bars).for_each(|(row, bar)| row.error_bar = Some(bar));
+        Ok(Ok(method))
     }
 }
 
@@ -156,6 +198,9 @@ struct Row {
     /// Whether the influence is exact, if some are estimates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
+    /// How sure influence and rank are, if that is known.
+    #[serde(flatten)]
+    pub error_bar: Option<ErrorBar>,
 }
 
 /// The first `k` rows of a ranking.
@@ -175,18 +220,22 @@ fn top(ranks: &[i64], influence: &[f32], captions: &Captions, k: usize) -> anyho
             influence: influence[index as usize],
             captions: item.captions.clone(),
             exact: None,
+            error_bar: None,
         }
     });
     Ok(rows.collect())
 }
 
 /// Writes rank, index, file name, influence and first caption, one image per line; if some influences are estimates,
-/// also whether it is exact.
+/// also whether it is exact; with error bars, these.
 fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let mut writer = csv::Writer::from_writer(fs_err::File::create(path)?);
     let marked = rows.iter().any(|row| row.exact.is_some());
     let mut header = vec!["rank", "index", "file_name", "influence", "caption"];
     header.extend(marked.then_some("exact"));
+    if rows.iter().any(|row| row.error_bar.is_some()) {
+        header.extend(ErrorBar::COLUMNS);
+    }
     writer.write_record(header)?;
     for row in rows {
         let caption = row.captions.first().cloned().unwrap_or_default();
@@ -194,32 +243,39 @@ fn write_csv(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
             (row.rank.to_string(), row.index.to_string(), row.influence.to_string());
         let mut record = vec![rank, index, row.file_name.clone(), influence, caption];
         record.extend(row.exact.map(|exact| exact.to_string()));
+        record.extend(row.error_bar.iter().flat_map(ErrorBar::record));
         writer.write_record(record)?;
     }
     writer.flush()?;
     Ok(())
 }
 
-/// Writes the summary and the rows with all captions.
-fn write_json(path: &Path, summary: &Summary, rows: &[Row]) -> anyhow::Result<()> {
+/// Writes the summary, with how errors were computed or why there are none, and the rows with all captions.
+fn write_json(
+    path: &Path,
+    summary: &Summary,
+    method: &Result<Method, &str>,
+    rows: &[Row],
+) -> anyhow::Result<()> {
+    let mut summary = json!(summary);
+    match method {
+        Ok(method) => summary["error_bars"] = json!(method),
+        Err(why) => summary["no_error_bars"] = json!(why),
+    }
     let mut text = serde_json::to_vec_pretty(&json!({ "summary": summary, "rows": rows }))?;
     text.push(b'\n');
     Ok(fs_err::write(path, text)?)
 }
 
-/// Draws the query and, below it, the training images with rank, influence and first caption.
-fn draw(
-    query: &RgbImage,
-    title: &str,
-    warnings: &[String],
-    rows: &[Row],
-    images: &Path,
-) -> anyhow::Result<RgbImage> {
+/// Draws the query and, below it, the training images with rank, influence, error bar and first caption.
+fn draw(query: &RgbImage, heading: Heading<'_>, rows: &[Row], images: &Path) -> anyhow::Result<RgbImage> {
     let cells = rows.iter().map(|row| {
         let path = images.join(&row.file_name);
         let image = load_rgb(&path).with_context(|| format!("training image {}", row.index))?;
         let title = format!("{}. {:+.3e}", row.rank, row.influence);
-        Ok(Cell { image, title, lines: row.captions.iter().take(1).cloned().collect() })
+        let mut lines = row.error_bar.as_ref().map_or_else(Vec::new, ErrorBar::lines);
+        lines.extend(row.captions.iter().take(1).cloned());
+        Ok(Cell { image, title, lines })
     });
-    Ok(contact_sheet(query, title, warnings, &cells.collect::<anyhow::Result<Vec<_>>>()?))
+    Ok(contact_sheet(query, heading, &cells.collect::<anyhow::Result<Vec<_>>>()?))
 }

@@ -159,8 +159,8 @@ fn refused_then_accepted(project: &Project, parameter: &str) -> (String, String)
     assert!(refused.err.contains(&format!("set `{parameter} = true`")), "{refused:?}");
     project.edit(
         "pipelines/demo.toml",
-        "[stages.influence.inputs]",
-        &format!("[stages.influence.params]\n{parameter} = true\n\n[stages.influence.inputs]"),
+        "params = { per_timestep",
+        &format!("params = {{ {parameter} = true, per_timestep"),
     );
     let accepted = run();
     assert_eq!(accepted.code, 0, "{accepted:?}");

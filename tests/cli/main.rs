@@ -18,6 +18,7 @@ mod conformance;
 mod disk;
 mod download;
 mod edits;
+mod error_bars;
 mod estimate;
 mod evaluation;
 mod explain;

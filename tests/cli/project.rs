@@ -48,6 +48,7 @@ lr = 0.001
 [ranking]
 rows = 5
 images_shown = 3
+error_bars = false
 
 [run]
 device = "cpu"

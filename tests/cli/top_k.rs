@@ -6,6 +6,8 @@ use serde_json::Value as Json;
 use crate::project::Project;
 
 const IMAGES: usize = 16;
+/// The parameters of `influence` in the demo.
+const PARAMS: &str = r#"params = { per_timestep = "${ranking.error_bars}" }"#;
 
 fn floats(path: impl AsRef<std::path::Path>) -> Vec<f32> {
     Npy::vector(path).unwrap()
@@ -20,26 +22,8 @@ fn ranks(path: impl AsRef<std::path::Path>) -> Vec<usize> {
 
 /// Asks for the top k in a project of the demo, and for what that needs.
 fn ask(project: &Project, top_k: &str) {
-    project.edit(
-        "pipelines/parts/emoji.toml",
-        r#"params = { loss = "${loss}" }"#,
-        r#"params = { loss = "${loss}", per_timestep = true }"#,
-    );
-    project.edit(
-        "pipelines/demo.toml",
-        r#"pretrain_loss = "pretrain_loss.losses""#,
-        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_loss_per_timestep = \"pretrain_loss.per_timestep\"",
-    );
-    project.edit(
-        "pipelines/demo.toml",
-        "[stages.influence.inputs]",
-        &format!(
-            "[stages.influence.params]
-top_k = {top_k}
-
-[stages.influence.inputs]"
-        ),
-    );
+    project.edit("pipelines/parts/emoji.toml", r#""${ranking.error_bars}""#, "true");
+    project.edit("pipelines/demo.toml", PARAMS, &format!("params = {{ top_k = {top_k} }}"));
 }
 
 #[test]
@@ -103,7 +87,10 @@ fn the_top_is_that_of_a_full_pass() {
         let image = row["index"].as_u64().unwrap() as usize;
         assert_eq!(row["exact"], exact.contains(&image));
         assert_eq!(&line[5], exact.contains(&image).to_string());
+        assert_eq!(line.len(), 6);
     }
+    let why = json["summary"]["no_error_bars"].as_str().unwrap();
+    assert!(why.starts_with("no error bars with `top_k`"), "{why}");
 
     // The same again, from its manifest and by other batches of rows.
     let results = project.results();
@@ -122,21 +109,23 @@ fn requirements_of_top_k_are_checked_before_a_run() {
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{ran:?}");
         ran.err
     };
-    let inputs = "[stages.influence.inputs]";
-    project.edit(
-        "pipelines/demo.toml",
-        inputs,
-        &format!("[stages.influence.params]\ntop_k = {{ k = 3 }}\n\n{inputs}"),
-    );
+    project.edit("pipelines/demo.toml", PARAMS, "params = { top_k = { k = 3 } }");
     let error = refused(&[]);
     assert!(error.contains("`top_k` needs the input `pretrain_loss_per_timestep`"), "{error}");
     let error = refused(&["--set", "loss.noise=per_batch", "--set", "loss.batch_size=8"]);
     assert!(error.contains("`top_k` needs `noise = \"per_image\"`"), "{error}");
+    let error = refused(&["--set", "loss.draws=2", "--set", "ranking.error_bars=true"]);
+    assert!(error.contains("`top_k` needs `draws = 1`"), "{error}");
+    project.edit("pipelines/demo.toml", "{ k = 3 } }", "{ k = 3 }, per_timestep = true, flips = \"mean\" }");
+    let error = refused(&["--set", "ranking.error_bars=true"]);
+    assert!(error.contains("`per_timestep` cannot be used with `top_k`"), "{error}");
+    assert!(error.contains("`flips` has to be \"max\" with `top_k`"), "{error}");
+    project.edit("pipelines/demo.toml", "{ k = 3 }, per_timestep = true, flips = \"mean\" }", "{ k = 3 } }");
     // The output is there where it is asked for.
     project.edit(
         "pipelines/demo.toml",
-        r#"pretrain_loss = "pretrain_loss.losses""#,
-        "pretrain_loss = \"pretrain_loss.losses\"\npretrain_loss_per_timestep = \"pretrain_loss.per_timestep\"",
+        r#"["pretrain_loss.per_timestep", ""]"#,
+        r#""pretrain_loss.per_timestep""#,
     );
     let error = refused(&[]);
     assert!(error.contains("`per_timestep`") && error.contains("pretrain_loss"), "{error}");

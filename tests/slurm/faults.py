@@ -59,7 +59,7 @@ loss = { time_samples = 2, captions = 2, noise = "per_image" }
 fisher = { epochs = 1, batch_size = 4, select = "cross-attn-kv" }
 generate = { steps = 4, guidance_scale = 3.0 }
 unlearn = { grad_accum_steps = 2, batch_size = 4, lr = 0.001 }
-ranking = { rows = 5, images_shown = 3 }
+ranking = { rows = 5, images_shown = 3, error_bars = false }
 run = { device = "cpu", jobs = 2, threads = 1 }
 """
 POOLS = """

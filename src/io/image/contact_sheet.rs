@@ -22,11 +22,13 @@ const COLUMNS: usize = 5;
 /// The least width of the sheet in columns, so that the heading fits.
 const MIN_COLUMNS: usize = 3;
 /// The most lines of text below a cell, without its title.
-const MAX_LINES: usize = 4;
+const MAX_LINES: usize = 6;
 /// The most lines of the heading.
 const MAX_HEADING: usize = 6;
 /// The most lines of the notes below it.
-const MAX_NOTES: usize = 9;
+const MAX_NOTES: usize = 7;
+/// The most lines of the legend below them.
+const MAX_LEGEND: usize = 4;
 
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const FRAME: Rgb<u8> = Rgb([208, 208, 208]);
@@ -45,8 +47,19 @@ pub struct Cell {
     pub lines: Vec<String>,
 }
 
-/// Draws the query with its heading and notes above a grid of cells, in their order.
-pub fn contact_sheet(query: &RgbImage, heading: &str, notes: &[String], cells: &[Cell]) -> RgbImage {
+/// The text beside the query.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Heading<'a> {
+    /// A title.
+    pub title: &'a str,
+    /// Warnings, in red.
+    pub notes: &'a [String],
+    /// What the text below the cells means.
+    pub legend: &'a str,
+}
+
+/// Draws the query with its heading above a grid of cells, in their order.
+pub fn contact_sheet(query: &RgbImage, heading: Heading<'_>, cells: &[Cell]) -> RgbImage {
     let columns = cells.len().min(COLUMNS);
     let width = across(columns.max(MIN_COLUMNS)) + 2 * MARGIN;
     let texts: Vec<Vec<String>> =
@@ -57,7 +70,7 @@ pub fn contact_sheet(query: &RgbImage, heading: &str, notes: &[String], cells: &
     let mut sheet = Sheet(RgbImage::from_pixel(width, top + grid + MARGIN, WHITE));
 
     sheet.picture(query, MARGIN, MARGIN, QUERY);
-    sheet.heading(heading, notes, width);
+    sheet.heading(heading, width);
     sheet.line(top, width);
     let mut y = top + GAP + 1;
     for ((row, texts), height) in cells.chunks(COLUMNS).zip(texts.chunks(COLUMNS)).zip(row_heights) {
@@ -100,14 +113,19 @@ impl Sheet {
         }
     }
 
-    /// The heading, and notes below it, are right of the query, vertically centered.
-    fn heading(&mut self, heading: &str, notes: &[String], width: u32) {
+    /// The title, and notes and legend below it, are right of the query, vertically centered.
+    fn heading(&mut self, Heading { title, notes, legend }: Heading<'_>, width: u32) {
         let x = MARGIN + QUERY + GAP + GAP / 2;
-        let most = if notes.is_empty() { MAX_HEADING } else { MAX_HEADING / 3 };
-        let lines = wrap(&[heading.to_owned()], width - MARGIN - x, &FONT_10X20, most);
+        let most = match (notes.is_empty(), legend.is_empty()) {
+            (true, true) => MAX_HEADING,
+            (true, false) => MAX_HEADING / 2,
+            (false, _) => MAX_HEADING / 3,
+        };
+        let lines = wrap(&[title.to_owned()], width - MARGIN - x, &FONT_10X20, most);
         let notes = wrap(notes, width - MARGIN - x, &FONT_6X12, MAX_NOTES);
+        let legend = wrap(&[legend.to_owned()], width - MARGIN - x, &FONT_6X12, MAX_LEGEND);
         let height = lines.len() as u32 * (line_height(&FONT_10X20) + 3)
-            + notes.len() as u32 * line_height(&FONT_6X12);
+            + (notes.len() + legend.len()) as u32 * line_height(&FONT_6X12);
         let mut y = MARGIN + (QUERY - height) / 2;
         for line in lines {
             self.text(&line, x, y, &FONT_10X20, DARK);
@@ -115,6 +133,10 @@ impl Sheet {
         }
         for line in notes {
             self.text(&line, x, y, &FONT_6X12, WARNING);
+            y += line_height(&FONT_6X12);
+        }
+        for line in legend {
+            self.text(&line, x, y, &FONT_6X12, SOFT);
             y += line_height(&FONT_6X12);
         }
     }
@@ -244,22 +266,25 @@ mod tests {
             title: "#1 +0.5".into(),
             lines: vec!["a caption".into(); lines],
         };
-        let empty = contact_sheet(&image, "", &[], &[]);
-        let one = contact_sheet(&image, "a heading", &[], &[cell(1)]);
-        let many = contact_sheet(&image, "a heading", &[], &vec![cell(1); 11]);
+        let heading = Heading { title: "a heading", ..Heading::default() };
+        let empty = contact_sheet(&image, Heading::default(), &[]);
+        let one = contact_sheet(&image, heading, &[cell(1)]);
+        let many = contact_sheet(&image, heading, &vec![cell(1); 11]);
         assert_eq!(empty.width(), one.width());
         assert!(empty.height() < one.height() && one.height() < many.height());
         assert_eq!(many.width(), across(COLUMNS) + 2 * MARGIN);
         let row = one.height() - empty.height();
         assert_eq!(many.height() - empty.height(), 3 * row, "eleven cells are three rows");
-        assert_eq!(contact_sheet(&image, "a heading", &[], &[cell(9)]).height(), one.height() + 3 * 13);
+        assert_eq!(contact_sheet(&image, heading, &[cell(9)]).height(), one.height() + 5 * 13);
         assert_eq!(one[(MARGIN + QUERY / 2, MARGIN + QUERY / 2)], Rgb([200, 0, 0]));
     }
 
     #[test]
     fn extreme_shapes_are_drawn() {
         for (width, height) in [(1, 1), (1, 900), (900, 1), (0, 0)] {
-            contact_sheet(&RgbImage::new(width, height), &"word ".repeat(500), &["word ".repeat(500)], &[]);
+            let words = "word ".repeat(500);
+            let heading = Heading { title: &words, notes: std::slice::from_ref(&words), legend: &words };
+            contact_sheet(&RgbImage::new(width, height), heading, &[]);
         }
     }
 }
