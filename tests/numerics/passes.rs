@@ -137,21 +137,20 @@ fn per_image_noise_depends_on_nothing_else() {
 fn the_loss_is_the_mean_of_all_draws() {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
-    let params = LossParams { draws: 3, ..pass_params(Noise::PerImage) };
+    let params = LossParams { draws: 2, ..pass_params(Noise::PerImage) };
     let pass = LossPass::new(&unet, &schedule, data, &params, 24).unwrap();
     let images: Vec<usize> = (0..10).collect();
     let points = params.points(&[0, 250, 500, 750]);
     let rows = pass.rows_of_images(&images, &points, &mut ignore).unwrap(); // [images, captions, points]
-    let draw = |draw: i64| rows.view([10, 2, 4, 3]).select(3, draw); // [images, captions, timesteps]
+    let draw = |draw: i64| rows.view([10, 2, 4, 2]).select(3, draw); // [images, captions, timesteps]
     // The first draw is that of a pass with one.
     assert_close("first", &draw(0), &load("method/losses")["image_rows"]);
-    assert!(crate::golden::error(&draw(1), &draw(0)) > 0.1 && crate::golden::error(&draw(2), &draw(1)) > 0.1);
+    assert!(crate::golden::error(&draw(1), &draw(0)) > 0.1);
     // Another draw alone has the same bits.
-    let alone = pass.rows_of_images(&images, &[Point { timestep: 500, draw: 2 }], &mut ignore).unwrap();
-    assert_eq!(alone.squeeze_dim(2), draw(2).select(2, 2));
+    let alone = pass.rows_of_images(&images, &[Point { timestep: 500, draw: 1 }], &mut ignore).unwrap();
+    assert_eq!(alone.squeeze_dim(2), draw(1).select(2, 2));
     let mean = rows.mean_dim(2, false, None).mean_dim(1, false, None);
     assert_within("mean", &losses(&params, 24), &mean, 1e-6);
-    assert_within("row by row", &pass.reference_losses(0).unwrap(), &rows, 1e-6);
 }
 
 #[test]
