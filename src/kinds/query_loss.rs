@@ -165,7 +165,7 @@ impl QueryLoss {
     fn loss(&self) -> LossParams {
         let Self { time_samples, seed } = *self;
         let (noise, precision) = (Noise::PerImage, Precision::Fp32);
-        LossParams { time_samples, captions: 1, seed, noise, batch_size: None, precision }
+        LossParams { time_samples, captions: 1, seed, noise, precision, ..LossParams::default() }
     }
 }
 
