@@ -9,7 +9,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
 DEVICE  ?= cpu
 
-.PHONY: setup build demo test moto test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
+.PHONY: setup build demo proof test moto test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -27,6 +27,10 @@ build: setup
 ## demo: the whole pipeline on the data of data/demo
 demo: build
 	$(ATTRFLOW) run pipelines/demo.toml
+
+## proof: tests of the demo's attributions, with verdicts in results/proof/evaluate/summary.json
+proof: build
+	$(ATTRFLOW) run pipelines/proof.toml
 
 ## test: all tests
 test: setup
