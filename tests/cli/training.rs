@@ -44,6 +44,7 @@ const RUN: [&str; 2] = ["run", "pipelines/training.toml"];
 fn project() -> Project {
     let project = Project::new(8);
     project.write("pipelines/training.toml", STAGES);
+    project.edit("configs/demo.toml", "[latents]\n", "[latents]\nmoments = true\n");
     project
 }
 

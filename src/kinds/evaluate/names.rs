@@ -31,8 +31,9 @@ pub(super) struct Name(Vec<(Part, String)>);
 impl Name {
     /// Reads the name of an item of a port.
     pub fn read(port: &str, parts: &[Part], name: &str) -> anyhow::Result<Self> {
-        let found: Vec<&str> = name.split(',').filter(|_| !name.is_empty()).collect();
-        // A stage that is not repeated has no name.
+        // A stage that is not repeated has no name, and one whose names say nothing needs none.
+        let says = !name.is_empty() && !parts.is_empty();
+        let found: Vec<&str> = name.split(',').filter(|_| says).collect();
         ensure!(
             found.is_empty() || found.len() == parts.len(),
             "`{port}` has an item `{name}` of {} parts, expected {}: {}; `names.{port}` says which",
