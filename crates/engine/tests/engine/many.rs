@@ -100,7 +100,7 @@ fn every_item_of_a_repeated_stage_is_gathered() {
     assert_eq!(text("by_item/2"), "1: b\n2: bb\n3: bbb\n");
     // A stage that is disabled gives nothing; enabled, it is there under its name.
     assert_eq!(project.run(&["some=true"]).ran(), ["all", "by_hand", "some"]);
-    assert_eq!(text("by_hand"), ": h\n2,1: b\n: h\n");
+    assert_eq!(text("by_hand"), "2,1: b\n: h\n: h\n");
 }
 
 #[test]
