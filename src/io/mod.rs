@@ -13,6 +13,7 @@ pub mod npy;
 pub mod rankings;
 pub mod tensor_file;
 pub mod torch;
+pub mod xml;
 
 #[cfg(test)]
 #[path = "../../tests/cli/server.rs"]

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
+use super::loss_pass::per_timestep::mean;
 use super::shared::arrays::{TrainingSet, values};
 use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
 use super::shared::query_table::{self, QueryRow};
@@ -242,7 +243,7 @@ fn table_rows<'a>(
         let distance = pictures.map(|(own, drawn)| pixel_mse(&picture(own), &picture(drawn)));
         Ok(QueryRow {
             query: query_table::name(item, place, count),
-            loss: losses.iter().copied().map(f64::from).sum::<f64>() / losses.len() as f64,
+            loss: mean(losses),
             pixel_mse: distance.transpose()?,
             latent_cosine: cosines.as_ref().map(|all| all[place]),
         })

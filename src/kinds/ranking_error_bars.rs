@@ -7,8 +7,9 @@ use attrflow_statistics::interval::quantile;
 use attrflow_statistics::ranks::{NoisyScores, ties};
 use serde::Serialize;
 
+use super::loss_pass::per_timestep::mean;
 use crate::io::npy::Npy;
-use crate::method::influence::Flips;
+use crate::method::influence::{Flips, per_image};
 
 /// The probability with which intervals hold.
 const LEVEL: f64 = 0.95;
@@ -187,18 +188,14 @@ impl Scores<'_> {
 
     /// Refuses scores of latents that do not give the influences.
     fn expect_same(&self, scores: &[f64]) -> anyhow::Result<()> {
-        let images = self.influence.len();
         let largest = self.influence.iter().fold(0.0_f32, |largest, score| largest.max(score.abs()));
         // An influence is a small difference of large losses, rounded before it was taken.
         let most = 1e-6 + 1e-3 * f64::from(largest);
-        for (image, &expected) in self.influence.iter().enumerate() {
-            let views = scores[image..].iter().step_by(images).copied();
-            let found = match self.flips {
-                Flips::Max => views.fold(f64::NEG_INFINITY, f64::max),
-                Flips::Mean => views.sum::<f64>() / (scores.len() / images) as f64,
-            };
+        let scores: Vec<f32> = scores.iter().map(|score| *score as f32).collect();
+        let found = per_image(&scores, self.influence.len(), self.flips)?;
+        for (image, (found, &expected)) in found.into_iter().zip(self.influence).enumerate() {
             anyhow::ensure!(
-                (found - f64::from(expected)).abs() <= most,
+                f64::from(found - expected).abs() <= most,
                 "{}: the score of image {image} is {found:.3e}, expected {expected:.3e} as on `influence`: both must come from the \
                  same stage, and `flips` must be its own",
                 self.file.display()
@@ -206,10 +203,6 @@ impl Scores<'_> {
         }
         Ok(())
     }
-}
-
-fn mean(row: &[f32]) -> f64 {
-    row.iter().copied().map(f64::from).sum::<f64>() / row.len() as f64
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ const ENGINE: &[(&str, &str)] = &[
 ];
 const ATTRFLOW: &[(&str, &str)] = &[
     ("io", ""),
-    ("progress", ""),
+    ("progress", "io"),
     ("models", "io"),
     ("method", "models"),
     ("export", "io models"),

@@ -19,7 +19,7 @@ pub mod special_functions;
 pub mod variance;
 
 /// The mean; of no values, NaN.
-fn mean(values: &[f64]) -> f64 {
+pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 

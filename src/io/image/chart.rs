@@ -1,18 +1,18 @@
 //! Charts of lines, points and text, as PNG and as SVG from one description.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use ::image::{Rgb, RgbImage};
 use embedded_graphics::mono_font::iso_8859_1::{FONT_7X13, FONT_7X13_BOLD, FONT_10X20};
 use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, Primitive, Size};
+use embedded_graphics::pixelcolor::Rgb888;
+use embedded_graphics::prelude::{Drawable, Point, Primitive, Size};
 use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
 use embedded_graphics::text::{Alignment, Baseline, Text, TextStyleBuilder};
 
+use super::canvas::Canvas;
 use super::{ImageError, save_png};
+use crate::io::xml::escaped;
 
 /// A color: red, green, blue.
 pub type Color = [u8; 3];
@@ -103,7 +103,7 @@ impl Chart {
     /// The file cannot be written.
     pub fn save_png(&self, path: &Path) -> Result<(), ImageError> {
         let [width, height] = self.size;
-        let mut canvas = Canvas(RgbImage::from_pixel(width, height, Rgb([255; 3])));
+        let mut canvas = Canvas::white(width, height);
         self.shapes.iter().for_each(|shape| canvas.shape(shape));
         save_png(&canvas.0, path)
     }
@@ -125,10 +125,6 @@ impl Chart {
 
 fn hex([red, green, blue]: Color) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn element(out: &mut String, shape: &Shape) -> std::fmt::Result {
@@ -166,9 +162,6 @@ fn element(out: &mut String, shape: &Shape) -> std::fmt::Result {
     }
 }
 
-/// The picture under construction.
-struct Canvas(RgbImage);
-
 impl Canvas {
     fn shape(&mut self, shape: &Shape) {
         let point = |[x, y]: [i32; 2]| Point::new(x, y);
@@ -199,29 +192,10 @@ impl Canvas {
     }
 }
 
-impl OriginDimensions for Canvas {
-    fn size(&self) -> Size {
-        Size::new(self.0.width(), self.0.height())
-    }
-}
-
-impl DrawTarget for Canvas {
-    type Color = Rgb888;
-    type Error = Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
-        for Pixel(at, color) in pixels {
-            let inside = u32::try_from(at.x).ok().zip(u32::try_from(at.y).ok());
-            if let Some(pixel) = inside.and_then(|(x, y)| self.0.get_pixel_mut_checked(x, y)) {
-                *pixel = Rgb([color.r(), color.g(), color.b()]);
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use ::image::Rgb;
+
     use super::*;
 
     #[test]

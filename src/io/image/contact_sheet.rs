@@ -1,16 +1,14 @@
 //! The picture of an influence: the query, and below it the most influential training images.
-//!
-//! Drawn pixel by pixel with bitmap fonts, so that the same input gives the same file on every machine.
-
-use std::convert::Infallible;
 
 use ::image::imageops::{self, FilterType};
 use ::image::{Rgb, RgbImage};
 use embedded_graphics::mono_font::iso_8859_1::{FONT_6X12, FONT_7X13_BOLD, FONT_10X20};
 use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, Size};
+use embedded_graphics::pixelcolor::Rgb888;
+use embedded_graphics::prelude::{Drawable, Point};
 use embedded_graphics::text::{Baseline, Text};
+
+use super::canvas::Canvas;
 
 const MARGIN: u32 = 24;
 const GAP: u32 = 16;
@@ -30,7 +28,6 @@ const MAX_NOTES: usize = 7;
 /// The most lines of the legend below them.
 const MAX_LEGEND: usize = 4;
 
-const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const FRAME: Rgb<u8> = Rgb([208, 208, 208]);
 const DARK: Rgb888 = Rgb888::new(24, 24, 24);
 const WARNING: Rgb888 = Rgb888::new(176, 32, 32);
@@ -67,7 +64,7 @@ pub fn contact_sheet(query: &RgbImage, heading: Heading<'_>, cells: &[Cell]) -> 
     let row_heights: Vec<u32> = texts.chunks(COLUMNS).map(row_height).collect();
     let top = MARGIN + QUERY + GAP;
     let grid: u32 = row_heights.iter().map(|height| height + GAP).sum();
-    let mut sheet = Sheet(RgbImage::from_pixel(width, top + grid + MARGIN, WHITE));
+    let mut sheet = Canvas::white(width, top + grid + MARGIN);
 
     sheet.picture(query, MARGIN, MARGIN, QUERY);
     sheet.heading(heading, width);
@@ -95,10 +92,7 @@ fn line_height(font: &MonoFont<'_>) -> u32 {
     font.character_size.height + 1
 }
 
-/// The image under construction.
-struct Sheet(RgbImage);
-
-impl Sheet {
+impl Canvas {
     fn cell(&mut self, cell: &Cell, text: &[String], x: u32, y: u32) {
         self.picture(&cell.image, x, y, CELL);
         let mut y = y + CELL + 6;
@@ -166,27 +160,6 @@ impl Sheet {
         let style = MonoTextStyle::new(font, color);
         let at = Point::new(x as i32, y as i32);
         let Ok(_) = Text::with_baseline(text, at, style, Baseline::Top).draw(self);
-    }
-}
-
-impl OriginDimensions for Sheet {
-    fn size(&self) -> Size {
-        Size::new(self.0.width(), self.0.height())
-    }
-}
-
-impl DrawTarget for Sheet {
-    type Color = Rgb888;
-    type Error = Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
-        for Pixel(at, color) in pixels {
-            let inside = u32::try_from(at.x).ok().zip(u32::try_from(at.y).ok());
-            if let Some(pixel) = inside.and_then(|(x, y)| self.0.get_pixel_mut_checked(x, y)) {
-                *pixel = Rgb([color.r(), color.g(), color.b()]);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! For PNG, equal to Pillow, torchvision and diffusers byte for byte. JPEG decoders may round differently, so that a
 //! JPEG's pixels may differ from libjpeg's by a level or two.
 
+mod canvas;
 pub mod chart;
 mod complete;
 pub mod contact_sheet;

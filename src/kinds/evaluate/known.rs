@@ -7,12 +7,12 @@ use anyhow::ensure;
 use serde_json::{Value as Json, json};
 
 use super::names::means;
-use super::removal::percent;
-use super::{Evaluate, Finding, KNOWN, pairs};
+use super::{Evaluate, Finding, KNOWN, pairs, percent};
 use crate::io::npy::Npy;
 use crate::kinds::shared::ids;
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::bounded_interval;
+use attrflow_statistics::mean;
 use attrflow_statistics::paired::Verdict;
 use attrflow_statistics::retrieval::{
     average_precision, expected_average_precision, expected_recall, expected_reciprocal_rank, recall_at,
@@ -101,7 +101,7 @@ fn exemplars(params: &Evaluate, found: &[Found]) -> Finding {
         "measure": format!("recall@{k} of the image that a model was tuned on"),
         "exemplars": values.len(),
         "drawings": found.len(),
-        "recall@1": firsts.iter().sum::<f64>() / firsts.len() as f64,
+        "recall@1": mean(&firsts),
         "mean_average_precision": mean_of(found, |query| average_precision(&query.ranks).unwrap_or_default()),
         "mean_average_precision_by_chance": mean_of(found, |query| expected_average_precision(query.ranks.len(), query.images)),
         "ranks": listed(found),

@@ -7,19 +7,23 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
-use super::names::{Name, Part, mean};
-use super::removal::percent;
-use super::{Evaluate, Finding};
+use super::names::{Name, Part};
+use super::{Evaluate, Finding, percent};
 use crate::io::json as json_file;
 use crate::io::npy::Npy;
 use crate::kinds::shared::{ids, query_table};
+use crate::method::influence::rank;
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::t_interval;
 use attrflow_statistics::lds::{self, Resamples};
+use attrflow_statistics::mean;
 
 pub(super) const HEADER: [&str; 3] = ["method", "query", "lds"];
 /// The method of scores whose names do not say it.
 const OWN: &str = "unlearning";
+
+/// The scores of a method [N], by query.
+type Scores = BTreeMap<String, Vec<f32>>;
 
 /// A line of losses.csv.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -220,7 +224,7 @@ impl Models {
                 "ceiling": ceiling,
                 "share_of_ceiling": ceiling.zip(estimate).filter(|(ceiling, _)| *ceiling > 0.0).map(|(ceiling, found)| found.mean / ceiling),
                 "difference_to": against,
-                "removal_by_regression": self.removal(params, &subsets, &losses, scores),
+                "removal_by_regression": self.removal(params, &subsets, &losses, scores)?,
             });
             let rule = format!(
                 "the {} bootstrap interval, over subsets and queries, of the linear datamodeling score lies above 0",
@@ -234,17 +238,13 @@ impl Models {
     }
 
     /// The scores by method and query; all methods have the same queries, and losses of each.
-    fn methods(
-        &self,
-        params: &Evaluate,
-        inputs: &Inputs,
-    ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Vec<f64>>>> {
-        let mut methods: BTreeMap<String, BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+    fn methods(&self, params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTreeMap<String, Scores>> {
+        let mut methods: BTreeMap<String, Scores> = BTreeMap::new();
         for (item, path) in inputs.many("scores") {
             let name = Name::read("scores", &params.names.scores, item)?;
             let method = Some(name.part(Part::Method)).filter(|method| !method.is_empty()).unwrap_or(OWN);
-            let scores = Npy::vector(path)?.into_iter().map(f64::from).collect();
-            methods.entry(method.to_owned()).or_default().insert(name.part(Part::Query).to_owned(), scores);
+            let of_method = methods.entry(method.to_owned()).or_default();
+            of_method.insert(name.part(Part::Query).to_owned(), Npy::vector(path)?);
         }
         let first: Vec<&String> = methods.values().next().into_iter().flat_map(BTreeMap::keys).collect();
         for (method, by_query) in &methods {
@@ -257,11 +257,13 @@ impl Models {
         Ok(methods)
     }
 
-    fn predictions(&self, subsets: &[&str], scores: &BTreeMap<String, Vec<f64>>) -> Vec<Vec<f64>> {
+    fn predictions(&self, subsets: &[&str], scores: &Scores) -> Vec<Vec<f64>> {
+        let scores: Vec<Vec<f64>> =
+            scores.values().map(|scores| scores.iter().copied().map(f64::from).collect()).collect();
         let of = |subset: &&str| {
             let mut kept = vec![false; self.subsets.images];
             self.subsets.subsets[*subset].iter().for_each(|&place| kept[place as usize] = true);
-            scores.values().map(|scores| lds::prediction(scores, &kept)).collect()
+            scores.iter().map(|scores| lds::prediction(scores, &kept)).collect()
         };
         subsets.iter().map(of).collect()
     }
@@ -286,24 +288,23 @@ impl Models {
         params: &Evaluate,
         subsets: &[&str],
         losses: &[Vec<f64>],
-        scores: &BTreeMap<String, Vec<f64>>,
-    ) -> Json {
-        let of_query = |(place, scores): (usize, &Vec<f64>), k: usize| {
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-            let top: BTreeSet<i64> = order.into_iter().take(k).map(|image| image as i64).collect();
+        scores: &Scores,
+    ) -> anyhow::Result<Json> {
+        let ranks = scores.values().map(|scores| rank(scores)).collect::<Result<Vec<_>, _>>()?;
+        let of_query = |(place, ranks): (usize, &Vec<i64>), k: usize| {
+            let top: BTreeSet<&i64> = ranks.iter().take(k).collect();
             let kept = |subset: &&str| {
-                self.subsets.subsets[*subset].iter().filter(|image| top.contains(image)).count() as f64
+                let images = &self.subsets.subsets[*subset];
+                images.iter().filter(|image| top.contains(image)).count() as f64
             };
             let kept: Vec<f64> = subsets.iter().map(kept).collect();
             let losses: Vec<f64> = losses.iter().map(|row| row[place]).collect();
             lds::removal_effect(&losses, &kept, k as f64)
         };
         let estimate = |k: &usize| {
-            let found: Vec<f64> =
-                scores.values().enumerate().filter_map(|query| of_query(query, *k)).collect();
+            let found: Vec<f64> = ranks.iter().enumerate().filter_map(|query| of_query(query, *k)).collect();
             json!({ "k": k, "effect": t_interval(&found, params.level), "queries": found.len() })
         };
-        params.top.iter().map(estimate).collect()
+        Ok(params.top.iter().map(estimate).collect())
     }
 }

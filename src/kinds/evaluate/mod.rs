@@ -271,3 +271,8 @@ fn pairs(inputs: &Inputs, [one, other]: [&'static str; 2]) -> anyhow::Result<Vec
     };
     inputs.many(one).map(of).collect()
 }
+
+/// A level as people write it.
+fn percent(level: f64) -> String {
+    format!("{} %", (level * 1000.0).round() / 10.0)
+}

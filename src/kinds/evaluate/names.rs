@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::ensure;
 
 use attrflow_engine::choice;
+use attrflow_statistics::mean;
 
 choice! {
     /// A part of a name.
@@ -57,9 +58,4 @@ pub(super) fn means<K: Ord>(values: impl IntoIterator<Item = (K, f64)>) -> BTree
         all.entry(key).or_default().push(value);
     }
     all.into_iter().map(|(key, values)| (key, mean(&values))).collect()
-}
-
-/// The mean of values, of which there is one at least.
-pub(super) fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }

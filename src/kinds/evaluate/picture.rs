@@ -5,8 +5,8 @@ use std::path::Path;
 
 use attrflow_statistics::paired::Verdict;
 
-use super::Finding;
-use super::removal::{Effects, Point, percent};
+use super::removal::{Effects, Point};
+use super::{Finding, percent};
 use crate::io::image::chart::{Anchor, Chart, Color, Font};
 
 const WIDTH: i32 = 900;
@@ -27,14 +27,6 @@ fn color(verdict: Verdict) -> Color {
         Verdict::Holds => [0, 110, 80],
         Verdict::DoesNotHold => [176, 32, 32],
         Verdict::Undecided => [120, 90, 0],
-    }
-}
-
-fn words(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Holds => "holds",
-        Verdict::DoesNotHold => "does not hold",
-        Verdict::Undecided => "undecided",
     }
 }
 
@@ -60,7 +52,7 @@ pub(super) fn draw(
         chart.text([MARGIN, y], name, Font::Bold, Anchor::Start, DARK);
         chart.text(
             [WIDTH - MARGIN, y],
-            words(finding.verdict),
+            finding.verdict.words(),
             Font::Bold,
             Anchor::End,
             color(finding.verdict),

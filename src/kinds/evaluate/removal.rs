@@ -9,12 +9,12 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use serde_json::json;
 
-use super::names::{Name, Part, mean, means};
-use super::{Evaluate, Finding};
+use super::names::{Name, Part, means};
+use super::{Evaluate, Finding, percent};
 use crate::kinds::shared::query_table::{self, QueryRow};
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::{Interval, t_interval};
-use attrflow_statistics::paired;
+use attrflow_statistics::{mean, paired};
 
 pub(super) const HEADER: [&str; 13] = [
     "method",
@@ -196,7 +196,7 @@ impl Effects {
     /// The methods with their K, random ones last.
     fn arms(&self) -> Vec<(String, usize)> {
         let mut arms: Vec<(String, usize)> =
-            self.rows.iter().rev().map(|row| (row.method.clone(), row.k)).collect();
+            self.rows.iter().map(|row| (row.method.clone(), row.k)).collect();
         arms.sort_by_key(|(method, k)| (method == RANDOM, method.clone(), *k));
         arms.dedup();
         arms
@@ -255,9 +255,4 @@ impl Effects {
         };
         arms.into_iter().map(finding).collect()
     }
-}
-
-/// A level as people write it.
-pub(super) fn percent(level: f64) -> String {
-    format!("{} %", (level * 1000.0).round() / 10.0)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::per_image;
 use crate::io::npy::{Dtype, Npy};
+use crate::kinds::shared::check_outputs;
 use crate::method::loss::LossParams;
 use attrflow_engine::kind::Inputs;
 
@@ -72,20 +73,40 @@ pub(crate) fn pretrained(params: &LossParams, inputs: &Inputs, latents: usize) -
     Ok(npy)
 }
 
+/// The first row of losses per timestep whose mean is not the loss [2N] of the row, with both.
+fn other_mean(npy: &Npy, losses: &[f32]) -> anyhow::Result<Option<(usize, f64, f32)>> {
+    let mut row = vec![0.0; npy.row_len()];
+    for (latent, &loss) in losses.iter().enumerate() {
+        npy.read_f32_at(latent * row.len(), &mut row)?;
+        let mean = mean(&row);
+        // Sums in another order differ by a few units in the last place.
+        let near = (mean - f64::from(loss)).abs() <= 1e-5 * mean.abs().min(f64::from(loss.abs()));
+        if !near {
+            return Ok(Some((latent, mean, loss)));
+        }
+    }
+    Ok(None)
+}
+
 /// Refuses losses per timestep whose means differ from those on `pretrain_loss`.
 pub(crate) fn expect_one_pass(npy: &Npy, means: &[f32]) -> anyhow::Result<()> {
-    let mut row = vec![0.0; npy.row_len()];
-    for (latent, &expected) in means.iter().enumerate() {
-        npy.read_f32_at(latent * row.len(), &mut row)?;
-        let found = mean(&row);
-        // Sums in another order differ by a few units in the last place.
-        let near = (found - f64::from(expected)).abs() <= 1e-5 * f64::from(expected.abs());
-        anyhow::ensure!(
-            near,
-            "{}: the mean of row {latent} is {found}, expected {expected} as on `pretrain_loss`: \
-             both must come from the same stage",
+    match other_mean(npy, means)? {
+        None => Ok(()),
+        Some((latent, found, expected)) => anyhow::bail!(
+            "{}: the mean of row {latent} is {found}, expected {expected} as on `pretrain_loss`: both must come from the same stage",
             npy.path().display()
-        );
+        ),
     }
-    Ok(())
+}
+
+/// Refuses losses in a file that are not the means of these losses per timestep.
+pub(crate) fn accept_means(losses: &Path, npy: &Npy) -> anyhow::Result<()> {
+    match other_mean(npy, &check_outputs::finite(losses, npy.rows())?)? {
+        None => Ok(()),
+        Some((row, mean, loss)) => anyhow::bail!(
+            "{}: loss {row} is {loss}, expected {mean}, the mean of row {row} of {}",
+            losses.display(),
+            npy.path().display()
+        ),
+    }
 }

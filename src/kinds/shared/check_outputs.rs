@@ -43,25 +43,6 @@ pub(crate) fn finite(path: &Path, length: usize) -> anyhow::Result<Vec<f32>> {
     }
 }
 
-/// Losses [N] that are the means of losses per timestep [N, T] or per timestep and draw [N, T, R].
-pub(crate) fn means(losses: &Path, per_timestep: &Npy) -> anyhow::Result<()> {
-    let (rows, points) = (per_timestep.rows(), per_timestep.row_len());
-    let losses_of_rows = finite(losses, rows)?;
-    let mut values = Vec::new();
-    for (row, &loss) in losses_of_rows.iter().enumerate() {
-        values.clear();
-        per_timestep.read_f32(row..row + 1, &mut values)?;
-        let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / points as f64;
-        anyhow::ensure!(
-            (mean - f64::from(loss)).abs() <= 1e-5 * mean.abs(),
-            "{}: loss {row} is {loss}, expected {mean}, the mean of row {row} of {}",
-            losses.display(),
-            per_timestep.path().display()
-        );
-    }
-    Ok(())
-}
-
 /// The image indices in descending order of influence, int64 [N].
 pub(crate) fn ranking(path: &Path, influence: &[f32]) -> anyhow::Result<()> {
     let npy = array(path, Some(Dtype::I64), &[Some(influence.len())])?;

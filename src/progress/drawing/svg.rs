@@ -1,6 +1,7 @@
 //! Graphs as SVG, in layers from top to bottom: each box is one layer below the lowest box that it reads.
 
 use super::{Drawing, State, TOUCHED};
+use crate::io::xml::escaped;
 
 const HEIGHT: f64 = 44.0;
 const BETWEEN: f64 = 56.0;
@@ -40,7 +41,7 @@ pub fn svg(drawing: &Drawing) -> String {
     let (width, height) = ((right + MARGIN).max(legend_width), bottom + 40.0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\" font-size=\"12\">\n<title>{}</title>\n<defs><marker id=\"arrow\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" orient=\"auto\"><path d=\"M0 0 L8 4 L0 8 z\" fill=\"#666666\"/></marker></defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
-        safe(&drawing.name)
+        escaped(&drawing.name)
     );
     out += "<g fill=\"none\" stroke=\"#666666\" stroke-width=\"1.2\" marker-end=\"url(#arrow)\">\n";
     for path in &paths {
@@ -55,13 +56,13 @@ pub fn svg(drawing: &Drawing) -> String {
         let (border, stroke) = if node.touched > 0 { (TOUCHED, 3.0) } else { (border, 1.2) };
         out += &format!(
             "<g><title>{0} ({1}): {state}{touch}</title><rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{2:.1}\" height=\"{HEIGHT}\" rx=\"7\" fill=\"{fill}\" stroke=\"{border}\" stroke-width=\"{stroke}\"/><text x=\"{3:.1}\" y=\"{4:.1}\" text-anchor=\"middle\" font-weight=\"bold\">{0}</text><text x=\"{3:.1}\" y=\"{5:.1}\" text-anchor=\"middle\" fill=\"#444444\">{6}</text></g>\n",
-            safe(&node.title()),
-            safe(&node.kind),
+            escaped(&node.title()),
+            escaped(&node.kind),
             spot.width,
             spot.x,
             y + 18.0,
             y + 35.0,
-            safe(&second(node)),
+            escaped(&second(node)),
         );
     }
     out + &legend + "</svg>\n"
@@ -200,7 +201,7 @@ fn legend(drawing: &Drawing, y: f64) -> (String, f64) {
             y - 2.0,
             x + 20.0,
             y + 9.0,
-            safe(label)
+            escaped(label)
         );
         x += 20.0 + label.chars().count() as f64 * ADVANCE + 18.0;
     };
@@ -212,21 +213,4 @@ fn legend(drawing: &Drawing, y: f64) -> (String, f64) {
         entry("touched by the change", "#ffffff", TOUCHED, 3.0);
     }
     (out, x)
-}
-
-/// Escapes text for XML, and replaces characters that XML does not allow.
-fn safe(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\t' | '\n' | '\r' => out.push(c),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }

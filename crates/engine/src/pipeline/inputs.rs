@@ -96,27 +96,19 @@ fn read_sources(
     expanded: &Expanded<'_>,
     reader: &mut Reader<'_>,
 ) -> Option<Vec<(String, Source)>> {
-    let items = match &entry.node.value {
-        Value::List(items) => items.as_slice(),
-        _ => std::slice::from_ref(&entry.node),
+    // An input of one source has one list of alternatives, one of many sources a list for each.
+    let groups: Vec<&[Node]> = match &entry.node.value {
+        Value::List(items) if port.many => items.iter().map(alternatives).collect(),
+        _ => vec![alternatives(&entry.node)],
     };
-    // Where an input takes many, an array in the array has alternatives; each has the number of its array.
-    let alternatives: Vec<(usize, &Node)> = items
-        .iter()
-        .enumerate()
-        .flat_map(|(number, node)| match &node.value {
-            Value::List(inner) if port.many => inner.iter().map(|node| (number, node)).collect(),
-            _ => vec![(number, node)],
-        })
-        .collect();
-    if alternatives.is_empty() {
+    let nodes: Vec<&Node> = groups.iter().copied().flatten().collect();
+    if nodes.is_empty() {
         let message = "the array is empty, expected at least one `stage.port` or path";
         reader.problems.at(&entry.node.origin, message);
         return None;
     }
     // All alternatives are read, so that a misspelt name is always reported.
-    let read: Vec<_> =
-        alternatives.iter().map(|(_, node)| read_name(node, draft, expanded, reader)).collect();
+    let read: Vec<_> = nodes.iter().map(|node| read_name(node, draft, expanded, reader)).collect();
     let read = read.into_iter().collect::<Option<Vec<_>>>()?;
     if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
         let fault = match (port.required, open + 1 == read.len() && open > 0) {
@@ -127,7 +119,7 @@ fn read_sources(
             (false, true) => None,
         };
         if let Some(fault) = fault {
-            reader.problems.at(&alternatives[open].1.origin, fault).help("expected `stage.port` or a path");
+            reader.problems.at(&nodes[open].origin, fault).help("expected `stage.port` or a path");
             return None;
         }
     }
@@ -135,32 +127,26 @@ fn read_sources(
         return Some(Vec::new());
     }
     let mut sources: Vec<(String, Source)> = Vec::new();
-    let mut found_in = None;
-    for (named, &(number, node)) in read.iter().zip(&alternatives) {
-        if found_in == Some(number) {
-            continue;
-        }
-        let found = of_name(named, port, node, expanded, reader)?;
-        if !found.is_empty() && !port.many {
-            return Some(found);
-        }
-        if !found.is_empty() {
-            found_in = Some(number);
-        }
-        if matches!(named, Named::Nothing) && sources.is_empty() {
-            return Some(sources);
-        }
-        for (name, source) in found {
-            if sources.iter().any(|(known, _)| *known == name) {
-                let item = split_port(&name).1.unwrap_or_default();
-                let message = format!("two sources of the input `{}` have the name `{item}`", port.name);
-                reader.problems.at(&node.origin, message);
-                return None;
+    let mut rest = read.iter().zip(&nodes);
+    for group in &groups {
+        let mut found = Vec::new();
+        for (named, node) in rest.by_ref().take(group.len()) {
+            // The first that has any.
+            if found.is_empty() {
+                found = of_name(named, port, node, expanded, reader)?;
+                if let Some((name, _)) =
+                    found.iter().find(|(name, _)| sources.iter().any(|(known, _)| known == name))
+                {
+                    let item = split_port(name).1.unwrap_or_default();
+                    let message = format!("two sources of the input `{}` have the name `{item}`", port.name);
+                    reader.problems.at(&node.origin, message);
+                    return None;
+                }
             }
-            sources.push((name, source));
         }
+        sources.extend(found);
     }
-    if !sources.is_empty() {
+    if !sources.is_empty() || read.iter().any(|named| matches!(named, Named::Nothing)) {
         return Some(sources);
     }
     if let Some(Named::NotEnabled { stage, output }) =
@@ -177,6 +163,14 @@ fn read_sources(
     }
     all_off(port, entry, &read, expanded, reader);
     None
+}
+
+/// The alternatives of an input: the entries of an array, or the value alone.
+fn alternatives(node: &Node) -> &[Node] {
+    match &node.value {
+        Value::List(items) => items,
+        _ => std::slice::from_ref(node),
+    }
 }
 
 /// The sources that a name stands for, each with the name of its input; none if their stages are disabled.
