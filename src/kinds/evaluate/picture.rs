@@ -80,15 +80,23 @@ fn estimate(finding: &Finding, level: f64) -> String {
     let count = count.unwrap_or_default();
     match (finding.estimate, finding.details.get("found")) {
         (Some(found), _) => format!(
-            "{:.4} ({} interval {:.4} to {:.4}); by chance {:.4}{count}",
-            found.mean,
+            "{} ({} interval {} to {}); by chance {}{count}",
+            number(found.mean),
             percent(level),
-            found.low,
-            found.high,
-            finding.chance
+            number(found.low),
+            number(found.high),
+            number(finding.chance)
         ),
-        (None, Some(found)) => format!("{found} of the queries{count}"),
+        (None, Some(found)) => format!("share {found}{count}"),
         (None, None) => format!("too little data for an interval{count}"),
+    }
+}
+
+/// A number of three digits; a small one with its power of ten.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size == 0.0 || size >= 0.01 => format!("{value:.3}"),
+        _ => format!("{value:.2e}"),
     }
 }
 
@@ -134,7 +142,7 @@ fn plot_effects(chart: &mut Chart, points: &[Point], level: f64, top: i32) {
     for tick in ticks(low, low + span) {
         let y = place(tick);
         chart.line([LEFT, y], [LEFT + PLOT[0], y], 1, if tick == 0.0 { SOFT } else { GRID });
-        chart.text([LEFT - 8, y - 7], &format!("{tick:.2e}"), Font::Plain, Anchor::End, SOFT);
+        chart.text([LEFT - 8, y - 7], &number(tick), Font::Plain, Anchor::End, SOFT);
     }
     let mut sizes: Vec<usize> = points.iter().map(|point| point.k).collect();
     sizes.sort_unstable();

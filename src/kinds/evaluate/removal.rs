@@ -3,7 +3,7 @@
 //! The effect of a model on a query is E = L(query; model) - L(query; control). Models without random images give the floor: what
 //! E is if nothing that matters is missing. The test is on E minus the floor, by query.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
@@ -144,15 +144,11 @@ impl Removal {
             })?;
             rows.push(Effect { floor: Some(floor), net: Some(row.effect - floor), ..row });
         }
-        let queries: Vec<&str> =
-            self.control.iter().flat_map(|model| &model.rows).map(|row| row.query.as_str()).collect();
-        let mut controls = Vec::new();
-        for (place, query) in queries.iter().enumerate() {
-            if !queries[..place].contains(query) {
-                let losses = self.control.iter().filter_map(|model| model.row(query).ok());
-                controls.push(losses.map(|row| row.loss).collect());
-            }
+        let mut controls: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for row in self.control.iter().flat_map(|model| &model.rows) {
+            controls.entry(&row.query).or_default().push(row.loss);
         }
+        let controls = controls.into_values().collect();
         Ok(Effects { rows, controls })
     }
 
@@ -195,11 +191,9 @@ pub(super) struct Point {
 impl Effects {
     /// The methods with their K, random ones last.
     fn arms(&self) -> Vec<(String, usize)> {
-        let mut arms: Vec<(String, usize)> =
-            self.rows.iter().map(|row| (row.method.clone(), row.k)).collect();
-        arms.sort_by_key(|(method, k)| (method == RANDOM, method.clone(), *k));
-        arms.dedup();
-        arms
+        let arms = self.rows.iter().map(|row| (row.method == RANDOM, row.method.clone(), row.k));
+        let arms: BTreeSet<(bool, String, usize)> = arms.collect();
+        arms.into_iter().map(|(_, method, k)| (method, k)).collect()
     }
 
     /// Values of a method at one K: the mean over seeds for each query, of random sets for each set.
