@@ -28,15 +28,15 @@ params! {
     /// What the names of items say, where an input takes many: the parts between commas, in this order. A stage that repeats
     /// over `query` and `seed` has items named `apple,1`, which is `["query", "seed"]`.
     pub struct Names {
-        /// Of `control`.
+        /// The parts of a name on `control`.
         control: Vec<Part> = vec![Part::Seed],
-        /// Of `removed`.
+        /// The parts of a name on `removed`.
         removed: Vec<Part> = vec![Part::Query],
-        /// Of `random`.
+        /// The parts of a name on `random`.
         random: Vec<Part> = vec![Part::Set],
-        /// Of `subset_losses`.
+        /// The parts of a name on `subset_losses`.
         subset_losses: Vec<Part> = vec![Part::Subset, Part::Seed],
-        /// Of `scores`.
+        /// The parts of a name on `scores`.
         scores: Vec<Part> = vec![Part::Query],
     }
 }
@@ -59,7 +59,7 @@ impl Validate for Names {
 params! {
     /// Parameters of `evaluate`. A test is made where its inputs are connected.
     pub struct Evaluate {
-        /// The names of the inputs' items.
+        /// What the names of items say, by input: `apple,1` of a stage that repeats over `query` and `seed` is `["query", "seed"]`.
         names: Names = Names::default(),
         /// What the test of left-out images is called: `leave-k-out` for models from scratch, `drift` for models that were
         /// only trained further.
