@@ -27,6 +27,7 @@ mod measure;
 mod nearest_hit;
 mod noop;
 mod plan;
+mod plan_rows;
 mod pool_totals;
 mod pools;
 mod project;

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use super::failure::Failure;
 use super::measure::profile;
 use super::noop;
+use super::plan_rows::{self, Row};
 use super::pool_totals::PoolTotals;
 use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
@@ -22,6 +23,7 @@ use attrflow_engine::kind::{Device, Registry};
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::graph;
 use attrflow_engine::plan::{Action, Planner, Reason};
+use attrflow_engine::provenance::manifest::Conditions;
 use attrflow_engine::store::{Adopted, format_bytes};
 use attrflow_engine::worker::Backend as _;
 use attrflow_engine::worker::protocol::DeviceClass;
@@ -66,7 +68,7 @@ pub(super) fn plan(args: &Args, registry: &Registry, log: &str) -> Result<(), Fa
 
 /// Prints the plan of a run that the no-op cache knows to be complete.
 fn show_cached(run: &NoopRun, as_json: bool) {
-    let mut table = Table::new(&HEADINGS);
+    let mut table = Table::new(&plan_rows::HEADINGS);
     let mut text = String::new();
     for Stage { stage, seconds, outputs } in &run.stages {
         if as_json {
@@ -87,7 +89,6 @@ fn show_cached(run: &NoopRun, as_json: bool) {
     print(&text);
 }
 
-const HEADINGS: [&str; 6] = ["stage", "action", "time", "memory", "disk", "reason"];
 /// The action of a stage whose result is in the cache.
 const CACHED: &str = "cached";
 
@@ -130,7 +131,7 @@ pub(super) fn show(
     }
     let predictor = Predictor::new(&planner, &forecast);
     let mut need = Requirements::new(project, &conditions);
-    let mut table = Table::new(&HEADINGS);
+    let mut rows = Vec::new();
     let mut text = String::new();
     if project.devices.iter().any(|device| *device != Device::Cpu)
         && backend(Vec::new())?.device_class() == DeviceClass::Cpu
@@ -169,12 +170,7 @@ pub(super) fn show(
             }
             text += &format!("{line}\n");
         } else {
-            let cell = |of: fn(&Prediction) -> String| predicted.as_ref().map(of).unwrap_or_default();
-            let disk = |predicted: &Prediction| {
-                predicted.disk.or(predicted.bytes).map(format_bytes).unwrap_or_default()
-            };
-            let [time, memory, disk] = [cell(format_time), cell(memory), cell(disk)];
-            table.row([node.id.clone(), word.to_owned(), time, memory, disk, reason]);
+            rows.push(Row::of(node, word, predicted, reason));
         }
     }
     let [_, run, pending, invalid] = counts;
@@ -183,7 +179,8 @@ pub(super) fn show(
         text += &totals_line(&totals, &need, counts);
         text += &pools.lines();
     } else {
-        text += &table.to_string();
+        text += &plan_rows::table(&rows).to_string();
+        text += &one_thread(&project.pipeline.stages, &actions, &conditions);
         if pending > 0 {
             text += "\npending: reused if its inputs come out byte-identical\n";
         }
@@ -205,6 +202,24 @@ pub(super) fn show(
     }
     print(&text);
     if invalid > 0 { Err(Failure::Stages(invalid)) } else { Ok(()) }
+}
+
+/// That some stages take no notice of the number of threads.
+fn one_thread(stages: &[StageNode], actions: &[(usize, Action)], conditions: &Conditions) -> String {
+    let runs = |(index, action): &(usize, Action)| {
+        let kind = stages[*index].kind();
+        (kind.one_thread && !matches!(action, Action::Cached(_))).then_some(kind.name)
+    };
+    let kinds: BTreeSet<&str> = actions.iter().filter_map(runs).collect();
+    if kinds.is_empty() || conditions.threads == 1 || conditions.devices.iter().any(|device| device != "cpu")
+    {
+        return String::new();
+    }
+    let kinds: Vec<String> = kinds.into_iter().map(|kind| format!("`{kind}`")).collect();
+    fitted_line(&format!(
+        "\nnote: {} computes on one thread, so that its bytes do not depend on --threads: use --jobs to compute on more cores",
+        kinds.join(" and ")
+    ))
 }
 
 /// The place in the counts of stages that certainly run.
@@ -274,7 +289,7 @@ pub(super) fn format_estimate(predicted: &Prediction) -> String {
 }
 
 /// `310 MB + 4.10 GB on the device`, for each worker.
-fn memory(predicted: &Prediction) -> String {
+pub(super) fn memory(predicted: &Prediction) -> String {
     let host = predicted.host_memory.map(format_bytes);
     let device = predicted
         .device_memory
@@ -283,9 +298,12 @@ fn memory(predicted: &Prediction) -> String {
     host.into_iter().chain(device).collect::<Vec<_>>().join(" + ")
 }
 
-/// `3.2 s, 4 of 10 units`.
-fn format_time(predicted: &Prediction) -> String {
+/// `3.2 s, 4 of 10 units`, or `unknown, 500 steps`.
+pub(super) fn format_time(predicted: &Prediction) -> String {
     let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
+    if let (None, Some(steps)) = (predicted.seconds, predicted.steps) {
+        parts.push(format!("{steps} step{}", if steps == 1 { "" } else { "s" }));
+    }
     if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
         parts.push(format!("{} of {} units", units.total - units.cached, units.total));
     }
@@ -334,6 +352,16 @@ fn describe(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
     texts.collect::<Vec<_>>().join("; ")
 }
 
+/// The first names of a list.
+fn some(names: &[String], between: &str) -> String {
+    const SHOWN: usize = 6;
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("{between}{more} more"),
+    };
+    names[..names.len().min(SHOWN)].join(between) + &more
+}
+
 /// The place in the counts, the action in a word, and the reason.
 fn words(action: &Action, node: &StageNode, sources: &Sources) -> (usize, &'static str, String) {
     match action {
@@ -343,10 +371,10 @@ fn words(action: &Action, node: &StageNode, sources: &Sources) -> (usize, &'stat
         },
         Action::Run(_, _, reason) => (RUNS, "run", describe(reason, node, sources)),
         Action::Pending { upstream, certain: None } => {
-            (2, "pending", format!("only if {} changes", upstream.join(" or ")))
+            (2, "pending", format!("only if {} changes", some(upstream, " or ")))
         }
         Action::Pending { upstream, certain: Some(reason) } => {
-            (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), upstream.join(", ")))
+            (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), some(upstream, ", ")))
         }
         Action::InvalidInput(error) => (3, "invalid input", error.clone()),
     }

@@ -122,9 +122,15 @@ impl Stage for Subset {
         self.chosen(inputs).map(drop)
     }
 
-    fn estimate(&self, _: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let outputs =
-            ["ids", "rest", "indices"].map(|port| (port.to_owned(), ArtifactShape::Bytes(10_000))).into();
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let all = Captions::read_all(inputs.path("captions")?)?.ids();
+        let chosen = self.number(all.len()).unwrap_or(self.ids.len());
+        let share = chosen as f64 / all.len() as f64;
+        let ids = all.iter().map(|id| id.len() as f64 + 1.0).sum::<f64>();
+        let list = |share: f64| ArtifactShape::Bytes((ids * share) as u64);
+        let indices = ArtifactShape::Array { shape: vec![chosen], bytes: 8 };
+        let outputs = [("ids", list(share)), ("rest", list(1.0 - share)), ("indices", indices)];
+        let outputs = outputs.map(|(port, shape)| (port.to_owned(), shape)).into();
         Ok(Estimate { outputs, ..Estimate::default() })
     }
 
@@ -139,15 +145,16 @@ impl Stage for Subset {
 }
 
 impl Subset {
+    /// How many images are chosen, where a number or a share is given.
+    fn number(&self, images: usize) -> Option<usize> {
+        self.count.or(self.share.map(|share| (share * images as f64).round() as usize))
+    }
+
     /// Whether each image is chosen, with its id.
     fn chosen(&self, inputs: &Inputs) -> anyhow::Result<Vec<(String, bool)>> {
         let all = Captions::read_all(inputs.path("captions"))?.ids();
         let images = all.len();
-        let count = match (self.count, self.share) {
-            (Some(count), _) => count,
-            (None, Some(share)) => (share * images as f64).round() as usize,
-            (None, None) => 0,
-        };
+        let count = self.number(images).unwrap_or(0);
         ensure!(
             count <= images,
             "`count` is {count}, expected at most {images}, the images of the captions file"

@@ -23,8 +23,8 @@ use crate::method::train::{
 use crate::models::unet::{ModelMode, UNet};
 use crate::models::weights::{Weights, checkpoint};
 use attrflow_engine::kind::{
-    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
-    Unit, Units, WorkSize,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task, Trial, Unit, Units, WorkSize,
 };
 use serde_json::{Value as Json, json};
 
@@ -63,6 +63,7 @@ impl Kind for TrainParams {
             ),
             Output::new("curve", CURVE, "by step: rows, mean loss, norm of the gradient, learning rate"),
         ],
+        one_thread: true,
         ..KindInfo::new::<Self>(
             "train",
             1,
@@ -110,26 +111,22 @@ impl Stage for TrainParams {
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         // Where training begins at random weights, the folder may have no others.
-        let sizes = |select: &Selection| expected::selected(inputs, select, 4).ok();
-        let state = sizes(&self.select).and_then(|size| size.bytes()).unwrap_or(0);
-        let (texts, moments) =
-            (expected::array(inputs, "text_embeddings")?, expected::array_of(inputs, MOMENTS, 5)?);
+        let bytes = |select: &Selection| expected::selected(inputs, select, 4).ok()?.bytes();
         let copies = if self.ema_decay.is_some() { 4 } else { 3 };
         let units = split(self);
-        let cost_key = json!({
-            "batch_size": self.batch_size,
-            "select": self.select,
-            "unet": expected::config(inputs, "unet")?,
-            "latent": &moments.shape[2..],
-            "text": &texts.shape[2..],
-        });
+        let unet = bytes(&Selection::All).zip(inputs.path("unet").ok());
+        let unet = unet.map(|(bytes, path)| ArtifactShape::Like { path: path.to_owned(), bytes });
+        let curve = ArtifactShape::Bytes(60 * self.steps as u64);
         Ok(Estimate {
-            outputs: sizes(&Selection::All).map(|size| ("unet".to_owned(), size)).into_iter().collect(),
-            parts: units.len() as u64 * copies * state,
+            outputs: unet
+                .map(|unet| [("unet".into(), unet), ("curve".into(), curve)].into())
+                .unwrap_or_default(),
+            parts: units.len() as u64 * copies * bytes(&self.select).unwrap_or(0),
             work: Some(WorkSize {
                 steps: self.steps as u64,
                 tasks: units.len() as u64,
-                cost_key,
+                // The number of steps is known before anything of the data is.
+                cost_key: self.cost_key(inputs).unwrap_or_default(),
                 ..WorkSize::default()
             }),
         })
@@ -246,23 +243,43 @@ impl Compute for TrainParams {
         &self,
         inputs: &ExpectedInputs,
         steps: u64,
-        _folder: &Path,
+        folder: &Path,
         _: &Context<'_>,
     ) -> anyhow::Result<Trial> {
+        let (texts, moments) = arrays(inputs)?;
+        let mut given = inputs.inputs();
+        if [MOMENTS, "text_embeddings", "captions"].iter().any(|port| given.get(port).is_none()) {
+            let images = texts.shape[0].min(self.batch_size);
+            expected::make_array(&mut given, MOMENTS, &moments, 2 * images, folder)?;
+            expected::make_array(&mut given, "text_embeddings", &texts, images, folder)?;
+            expected::make_captions(&mut given, images, folder)?;
+            given.0.remove(LEFT_OUT);
+        }
         let steps = (steps as usize).min(self.checkpoint_every).max(1);
         let stage = TrainParams { steps, checkpoint_every: steps, ..self.clone() };
         let unit = split(&stage).into_iter().next();
-        Ok(Trial {
-            stage: Box::new(stage),
-            inputs: inputs.inputs(),
-            unit,
-            steps: steps as u64,
-            merges: false,
-        })
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps: steps as u64, merges: false })
     }
 }
 
+/// The arrays on `text_embeddings` and `moments`, existing or expected.
+fn arrays(inputs: &ExpectedInputs) -> anyhow::Result<(expected::Array, expected::Array)> {
+    Ok((expected::array(inputs, "text_embeddings")?, expected::array_of(inputs, MOMENTS, 5)?))
+}
+
 impl TrainParams {
+    /// What the time of a step depends on.
+    fn cost_key(&self, inputs: &ExpectedInputs) -> anyhow::Result<Json> {
+        let (texts, moments) = arrays(inputs)?;
+        Ok(json!({
+            "batch_size": self.batch_size,
+            "select": self.select,
+            "unet": expected::config(inputs, "unet")?,
+            "latent": &moments.shape[2..],
+            "text": &texts.shape[2..],
+        }))
+    }
+
     /// The network before the first step.
     fn network(&self, inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
         let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients);

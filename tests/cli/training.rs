@@ -83,6 +83,53 @@ fn a_trained_network_is_read_like_a_downloaded_one_whatever_the_machine_is_asked
 }
 
 #[test]
+fn what_training_takes_is_known_before_anything_ran() {
+    let project = project();
+    let plan = |more: &[&str]| {
+        let ran = project.attrflow([&["plan", "pipelines/training.toml"], more].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran
+    };
+    let text = plan(&["--threads", "2"]).out;
+    assert!(text.contains("note: `train` computes on one thread"), "{text}");
+    assert!(!plan(&["--threads", "1"]).out.contains("note:"));
+    let row = |text: &str, stage: &str| {
+        text.lines()
+            .find(|line| line.starts_with(stage))
+            .unwrap_or_else(|| panic!("{stage}: {text}"))
+            .to_owned()
+    };
+    assert!(row(&text, "model ").contains("unknown, 6 steps"), "{text}");
+    // The loss is that of the trained network, which is not there yet.
+    let ran = plan(&["--measure"]);
+    let stages = ["latents", "pretrain_loss", "fisher", "model"];
+    assert_eq!(ran.err, stages.map(|stage| format!("measuring {stage}\n")).concat());
+    let lines = plan(&["--json"]).json();
+    for stage in ["model", "loss"] {
+        let predicted = &lines.iter().find(|line| line["stage"] == stage).unwrap()["predicted"];
+        assert!((0.0..600.0).contains(&predicted["seconds"].as_f64().unwrap()), "{predicted}");
+    }
+    let predicted = &lines.iter().find(|line| line["stage"] == "model").unwrap()["predicted"];
+    let said = predicted["bytes"].as_u64().unwrap() as f64;
+    let ran = project.attrflow(RUN);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let found = model(&project).len() as f64;
+    assert!((said / found - 1.0).abs() < 0.05, "{said} of {found}");
+}
+
+#[test]
+fn many_items_are_one_row_of_a_plan() {
+    let project = project();
+    let seeds: Vec<String> = (0..40).map(|seed| seed.to_string()).collect();
+    let each = format!("kind = \"subset\"\neach = {{ seed = [{}] }}", seeds.join(", "));
+    let pipeline = STAGES.replace("kind = \"subset\"", &each).replace("seed = 3", "seed = \"${seed}\"");
+    project.write("pipelines/training.toml", pipeline.replace("left_out.ids", "left_out[7].ids"));
+    let text = project.attrflow(["plan", "pipelines/training.toml"]).out;
+    assert!(text.contains("left_out[0] to left_out[39], 40 in all  run"), "{text}");
+    assert!(text.lines().count() < 20 && text.contains("46 to run"), "{text}");
+}
+
+#[test]
 fn a_training_that_is_killed_again_and_again_gives_the_same_bytes() {
     let whole = project();
     assert_eq!(whole.attrflow(RUN).code, 0);

@@ -39,7 +39,9 @@ pub(crate) fn array_of(inputs: &ExpectedInputs, port: &str, axes: usize) -> anyh
             let header = Npy::header(path)?;
             Array { bytes: header.dtype.size(), shape: header.shape }
         }
-        ArtifactShape::Bytes(_) => anyhow::bail!("the shape of the input `{port}` is unknown"),
+        ArtifactShape::Like { .. } | ArtifactShape::Bytes(_) => {
+            anyhow::bail!("the shape of the input `{port}` is unknown")
+        }
     };
     anyhow::ensure!(found.shape.len() == axes, "`{port}` has {} axes, expected {axes}", found.shape.len());
     Ok(found)
@@ -108,7 +110,7 @@ fn network(inputs: &ExpectedInputs) -> anyhow::Result<TensorFile> {
 /// Writes an array of `rows` rows, with the row shape and dtype of `like`, for a port.
 ///
 /// Its numbers resemble a normal distribution: some hardware multiplies zeros faster.
-fn make_array(
+pub(crate) fn make_array(
     inputs: &mut Inputs,
     port: &str,
     like: &Array,
@@ -126,6 +128,19 @@ fn make_array(
     }
     writer.finish()?;
     inputs.0.insert(port.to_owned(), path);
+    Ok(())
+}
+
+/// Writes a captions file of so many images for the port `captions`.
+pub(crate) fn make_captions(inputs: &mut Inputs, images: usize, folder: &Path) -> anyhow::Result<()> {
+    let entries = |entry: fn(usize) -> Json| (0..images).map(entry).collect::<Vec<_>>();
+    let text = serde_json::json!({
+        "images": entries(|image| serde_json::json!({ "id": image, "file_name": format!("{image}.png") })),
+        "annotations": entries(|image| serde_json::json!({ "image_id": image, "caption": "an image" })),
+    });
+    let path = folder.join("captions.json");
+    fs_err::write(&path, text.to_string())?;
+    inputs.0.insert("captions".to_owned(), path);
     Ok(())
 }
 

@@ -132,10 +132,7 @@ impl NodeFiles<'_> {
         inputs: &BTreeMap<PathBuf, Input>,
     ) -> Result<MeasureRequest, String> {
         let Some(bucket) = &self.bucket else { return Ok(request) };
-        let paths = request.inputs.shapes.values_mut().filter_map(|shape| match shape {
-            ArtifactShape::Path(path) => Some(path),
-            ArtifactShape::Array { .. } | ArtifactShape::Bytes(_) => None,
-        });
+        let paths = request.inputs.shapes.values_mut().filter_map(ArtifactShape::path_mut);
         bucket.localize(paths, inputs, self.waits.visible).map_err(|error| error.to_string())?;
         Ok(request)
     }

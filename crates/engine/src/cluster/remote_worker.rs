@@ -213,10 +213,7 @@ impl Worker for RemoteWorker {
 
     fn measure(&mut self, request: &MeasureRequest) -> Result<CostModel, String> {
         self.number += 1;
-        let paths = request.inputs.shapes.values().filter_map(|shape| match shape {
-            ArtifactShape::Path(path) => Some(path),
-            ArtifactShape::Array { .. } | ArtifactShape::Bytes(_) => None,
-        });
+        let paths = request.inputs.shapes.values().filter_map(ArtifactShape::path);
         let inputs = self.send_inputs(paths, &[])?;
         let order = Order::Measure(self.number, request.clone(), inputs);
         self.inbox.append(&order).and_then(|()| self.inbox.sync()).map_err(|error| error.to_string())?;

@@ -33,10 +33,16 @@ pub fn measure(
                 on_event(MeasureEvent::Not(node.id.clone(), why.clone()));
                 continue;
             }
-            Ok(_) => match &outline.key {
+            Ok(estimate) => match &outline.key {
                 Some(key) => key.clone(),
-                // A kind without measurements.
-                None => continue,
+                None => {
+                    // Without work, it is a kind without measurements.
+                    if let (Some(port), Some(_)) = (outline.inputs.unknown.keys().next(), &estimate.work) {
+                        let why = outline.inputs.shape(port).err().map(|why| why.to_string());
+                        on_event(MeasureEvent::Not(node.id.clone(), why.unwrap_or_default()));
+                    }
+                    continue;
+                }
             },
         };
         if let Some((_, found)) = fresh.iter().find(|(other, _)| *other == key) {

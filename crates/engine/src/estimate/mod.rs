@@ -120,7 +120,8 @@ impl Forecast {
                 Action::Pending { .. } => expected_inputs(planner, node, &cached, &outlines),
             };
             let estimate = node.stage.estimate(&inputs).map_err(|error| describe(&error));
-            let key = estimate.as_ref().ok().and_then(|estimate| estimate.work.as_ref()).map(|work| Key {
+            let work = estimate.as_ref().ok().and_then(|estimate| estimate.work.as_ref());
+            let key = work.filter(|work| !work.cost_key.is_null()).map(|work| Key {
                 kind: node.kind().name.to_owned(),
                 version: node.kind().version,
                 like: work.cost_key.clone(),

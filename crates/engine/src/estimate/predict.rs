@@ -28,6 +28,8 @@ pub struct Prediction {
     pub host_memory: Option<u64>,
     /// Maximum device memory in bytes of each of its workers; `None` without a measurement.
     pub device_memory: Option<u64>,
+    /// Steps to compute, in the sense of [`kind::Unit::steps`]; `None` if unknown.
+    pub steps: Option<u64>,
     /// Tasks that could run in parallel; `None` if unknown.
     pub tasks: Option<u64>,
     /// The units to compute, and all units; `None` for a stage without units, or if they depend on pending stages.
@@ -225,8 +227,8 @@ impl<'p> Predictor<'p> {
         };
         let Some(before) = before.work else { return Scale::Other };
         let same_device = !stage.kind().libtorch || run.numerics.device == self.planner.numerics.device;
-        let same =
-            same_device && before.cost_key == now.cost_key && self.same_sizes(stage, outline, record, run);
+        let same_cost = before.cost_key == now.cost_key && !now.cost_key.is_null();
+        let same = same_device && same_cost && self.same_sizes(stage, outline, record, run);
         let steps = |work: &WorkSize| (work.steps + work.extra) as f64;
         match same && before.steps > 0 {
             true => Scale::By(steps(now) / steps(&before)),
@@ -285,7 +287,7 @@ fn apply_measurement(
     }
     let Some(work) = &estimate.work else { return };
     let (tasks, steps) = left.map_or((work.tasks, work.steps), |left| (left.tasks, left.steps));
-    prediction.tasks = Some(tasks);
+    (prediction.tasks, prediction.steps) = (Some(tasks), Some(steps));
     if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
         prediction.seconds = Some(seconds);
         prediction.joining = measured.merge * estimate.parts as f64;

@@ -29,6 +29,8 @@ pub(super) struct Coordinator<'a> {
     pub(super) started: String,
     /// Stages whose shown results are others than before this run.
     pub(super) replaced: BTreeSet<usize>,
+    /// Stages whose units are chains, as far as they were queued.
+    chains: BTreeSet<usize>,
 }
 
 impl<'a> Coordinator<'a> {
@@ -44,6 +46,7 @@ impl<'a> Coordinator<'a> {
             state: RunState::new(names, dependents, run.graph.order()),
             begun: Instant::now(),
             replaced: BTreeSet::new(),
+            chains: BTreeSet::new(),
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
         }
     }
@@ -59,6 +62,8 @@ impl<'a> Coordinator<'a> {
 
     /// Takes a message, and does what follows from it.
     pub fn handle(&mut self, message: Message) -> Result<(), RunError> {
+        // Its units are told by their stage: it may have failed meanwhile.
+        let in_chain = matches!(&message, Message::Done(stage, Some(_), ..) if self.chains.contains(stage));
         let mut messages = VecDeque::from([message]);
         while let Some(mut message) = messages.pop_front() {
             if self.run.stop.mode().is_some() && !self.state.stopped() && !matches!(message, Message::Stop) {
@@ -71,6 +76,9 @@ impl<'a> Coordinator<'a> {
             for effect in self.state.transition(message) {
                 messages.extend(self.perform(effect)?);
             }
+        }
+        if in_chain {
+            self.queue.followed();
         }
         Ok(())
     }
@@ -188,6 +196,10 @@ impl<'a> Coordinator<'a> {
         let node = &self.run.pipeline.stages[stage];
         let (sources, upstream) = (self.sources(stage), self.upstream(stage));
         let Some(work) = self.state.work(stage) else { return Ok(()) };
+        let chain = matches!(work.units, Units::Chain(_));
+        if chain {
+            self.chains.insert(stage);
+        }
         let common = Arc::new(StageContext {
             stage,
             kind: node.kind(),
@@ -198,6 +210,7 @@ impl<'a> Coordinator<'a> {
             sources,
             upstream,
             forced: work.forced,
+            chain,
         });
         let job = |unit, step, recipe, previous, batch_key, spent| Job {
             common: Arc::clone(&common),
@@ -217,13 +230,18 @@ impl<'a> Coordinator<'a> {
                     Some(job(Some(index), Step::Unit(unit), recipe, work.previous(index), key, 0.0))
                 });
                 let jobs: Vec<Job> = jobs.collect();
-                if let (Units::Chain(_), Some(next)) = (&work.units, jobs.first()) {
+                // A chain that has begun ends before others begin: its result is there the sooner.
+                let chain_goes_on = chain && work.entries[0].is_some();
+                if let Some(next) = jobs.first().filter(|_| chain) {
                     let done = work.entries.iter().flatten().map(|entry| &entry.recipe);
                     let known = done.chain([&next.recipe]).map(Recipe::fingerprint).collect();
                     let fingerprint = work.recipe.fingerprint();
                     self.write_unit_index(stage, fingerprint, known)?;
                 }
-                self.queue.extend(jobs);
+                match chain_goes_on {
+                    true => self.queue.push_first(jobs),
+                    false => self.queue.extend(jobs),
+                }
                 return Ok(());
             }
             Part::Whole => Step::Whole,
@@ -235,7 +253,7 @@ impl<'a> Coordinator<'a> {
         let spent = work.entries.iter().flatten().map(|entry| entry.seconds).sum();
         let job = job(None, step, work.recipe.clone(), None, None, spent);
         match job.step {
-            Step::Merge(_) => self.queue.push_first(job),
+            Step::Merge(_) => self.queue.push_first(vec![job]),
             _ => self.queue.extend(vec![job]),
         }
         Ok(())

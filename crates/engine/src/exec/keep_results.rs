@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::queue::Job;
+use super::reports::{JobError, Outcome};
 use super::state_messages::Message;
-use super::worker_slots::{JobError, LockedJob, Outcome, Running, Slot, outputs};
+use super::worker_slots::{LockedJob, Running, Slot, outputs};
 use crate::identity::digest::Listing;
 use crate::kind::PREVIOUS;
 use crate::provenance::manifest::StageWorkers;

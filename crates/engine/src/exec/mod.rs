@@ -8,6 +8,7 @@ pub mod noop_cache;
 mod queue;
 mod rates;
 mod record;
+mod reports;
 mod state;
 mod state_messages;
 mod work;
@@ -29,9 +30,10 @@ pub use crate::worker::cancel::{Cancel, CancelMode};
 use coordinator::Coordinator;
 use queue::Queue;
 use rates::Rates;
+use reports::Reports;
 use state_messages::Message;
 pub use state_messages::RunError;
-use worker_slots::{Reports, Shared, Slot};
+use worker_slots::{Shared, Slot};
 
 /// A run: what to do, where to keep it, who observes it.
 pub struct Run<'a> {
@@ -123,7 +125,7 @@ impl Run<'_> {
                 let (backend, store, stop) = (self.backend, self.store, self.stop);
                 let shared = Shared { queue: &queue, backend, store, scratch: &scratch, rates: &rates };
                 for slot in 0..backend.slots() {
-                    let reports = Reports { to: reports.clone(), stop };
+                    let reports = Reports { to: reports.clone(), stop, queue: &queue };
                     scope.spawn(move || Slot::new(slot, shared, reports).serve());
                 }
                 drop(reports);

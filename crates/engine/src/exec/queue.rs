@@ -28,6 +28,8 @@ pub(super) struct StageContext {
     pub upstream: BTreeMap<String, Artifact>,
     /// Compute whatever the cache holds.
     pub forced: bool,
+    /// Whether its units are a chain.
+    pub chain: bool,
 }
 
 /// A task with what is needed to keep its result.
@@ -82,6 +84,8 @@ struct State {
     claims: BTreeMap<Class, usize>,
     /// Slots that wait with a worker.
     idle: BTreeMap<Class, usize>,
+    /// Results of units of chains that the coordinator has not yet seen.
+    reported: usize,
 }
 
 impl State {
@@ -139,9 +143,22 @@ impl<'a> Queue<'a> {
         self.wake.notify_all();
     }
 
-    /// Puts a job before all others: a merge frees what waits for its stage.
-    pub fn push_first(&self, job: Job) {
-        self.state().jobs.push_front(Box::new(job));
+    /// Puts jobs before all others: a merge frees what waits for its stage.
+    pub fn push_first(&self, jobs: Vec<Job>) {
+        let mut state = self.state();
+        jobs.into_iter().rev().for_each(|job| state.jobs.push_front(Box::new(job)));
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    /// Holds back all jobs until the unit after this one is queued, if it is of a chain: that one goes first.
+    pub fn reported(&self, job: &Job) {
+        self.state().reported += usize::from(job.common.chain && job.unit.is_some());
+    }
+
+    /// The coordinator has queued what follows from a result.
+    pub fn followed(&self) {
+        self.state().reported -= 1;
         self.wake.notify_all();
     }
 
@@ -182,7 +199,8 @@ impl<'a> Queue<'a> {
             if state.closed {
                 return None;
             }
-            let first = state.jobs.iter().find(|job| (self.serves)(pool, job.common.kind));
+            let mut jobs = state.jobs.iter().filter(|_| state.reported == 0);
+            let first = jobs.find(|job| (self.serves)(pool, job.common.kind));
             if let Some(class) = first.map(|job| (pool, job.common.kind.libtorch)) {
                 let count = |counts: &BTreeMap<Class, usize>| counts.get(&class).copied().unwrap_or(0);
                 let others = match has_worker(class.1) {

@@ -3,57 +3,17 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::queue::{Claim, Job, Queue, Share};
 use super::rates::Rates;
-use super::state_messages::{Message, RunError};
+use super::reports::{JobError, Outcome, Reports, Sent};
+use super::state_messages::Message;
 use crate::kind::{PREVIOUS, Step, Task};
 use crate::provenance::manifest::StageWorkers;
 use crate::store::{Attempt, Entry, Lock, Lookup, PART, Scratch, Store, StoreError, Watch};
-use crate::worker::cancel::{Cancel, CancelMode};
 use crate::worker::protocol::{Reply, TaskBatch, TaskError, Usage};
 use crate::worker::{Backend, Note, Place, Request, Work, Worker};
-
-/// Where a slot reports to, and whether the run is to stop.
-pub(super) struct Reports<'a> {
-    pub to: Sender<Message>,
-    pub stop: &'a Cancel,
-}
-
-impl Reports<'_> {
-    fn send(&self, message: Message) -> Sent {
-        self.to.send(message).map_err(|_| Disconnected)
-    }
-
-    /// The same for what nothing depends on: a coordinator that is gone is noticed when the result is sent.
-    pub fn say(&self, message: Message) {
-        let _ = self.send(message);
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum JobError {
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the input `{port}` changed while it was read: {path}", path = path.display())]
-    Changed { port: String, path: PathBuf },
-    #[error("the input `{port}` changed while it was read: {what}")]
-    Damaged { port: String, what: String },
-    #[error("the run was stopped")]
-    Stopped,
-    #[error("attrflow itself failed on this job, which is a bug; -vvv shows more")]
-    Panic,
-}
-
-/// A result, and the seconds that it took; none where another run had computed it.
-pub(super) type Outcome = Result<(Entry, Option<f64>), JobError>;
-/// The coordinator is gone: nobody needs the slot any more.
-pub(super) struct Disconnected;
-pub(super) type Sent = Result<(), Disconnected>;
 
 /// A job that a slot has taken.
 pub(super) struct LockedJob {
@@ -226,18 +186,7 @@ impl<'a> Slot<'a> {
 
     /// Reports how a job ended, and lets go of its lock.
     pub(super) fn end(&self, held: LockedJob, outcome: Outcome) -> Sent {
-        let (stage, unit) = (held.job.common.stage, held.job.unit);
-        self.reports.send(match outcome {
-            Ok((entry, seconds)) => Message::Done(stage, unit, Box::new(entry), seconds),
-            Err(JobError::Store(error)) if !error.is_the_stage() => Message::Broken(error.into()),
-            Err(JobError::Task(TaskError::Refused(error))) => Message::Broken(RunError::Worker(error)),
-            Err(JobError::Stopped) => Message::Dropped(1),
-            // What was killed did not fail.
-            Err(JobError::Task(TaskError::Died(_))) if self.reports.stop.mode() == Some(CancelMode::Kill) => {
-                Message::Dropped(1)
-            }
-            Err(error) => Message::Failed(stage, unit, error.to_string()),
-        })
+        self.reports.ended(&held.job, outcome)
     }
 
     /// Locks a job's fingerprint if nobody holds it; an error shows when the lock is waited for.

@@ -24,11 +24,34 @@ pub enum ArtifactShape {
         /// Bytes per element.
         bytes: usize,
     },
+    /// It does not exist yet; what exists is of the same layout, and takes as long to work on.
+    Like {
+        /// What exists.
+        path: PathBuf,
+        /// Bytes of the artifact itself.
+        bytes: u64,
+    },
     /// Files with only a known size.
     Bytes(u64),
 }
 
 impl ArtifactShape {
+    /// The existing artifact, or one that it resembles.
+    pub fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Path(path) | Self::Like { path, .. } => Some(path),
+            Self::Array { .. } | Self::Bytes(_) => None,
+        }
+    }
+
+    /// The same, to change it.
+    pub fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Path(path) | Self::Like { path, .. } => Some(path),
+            Self::Array { .. } | Self::Bytes(_) => None,
+        }
+    }
+
     /// The bytes that it will need; `None` for an existing artifact, which needs none.
     pub fn bytes(&self) -> Option<u64> {
         /// The size of an array's header.
@@ -39,7 +62,7 @@ impl ArtifactShape {
                 let numbers = shape.iter().fold(1u64, |all, &length| all.saturating_mul(length as u64));
                 Some(numbers.saturating_mul(*bytes as u64) + HEADER)
             }
-            Self::Bytes(bytes) => Some(*bytes),
+            Self::Like { bytes, .. } | Self::Bytes(bytes) => Some(*bytes),
         }
     }
 }
@@ -70,10 +93,8 @@ impl ExpectedInputs {
     /// # Errors
     /// It does not exist yet; the stage that must run first, if known.
     pub fn path(&self, port: &str) -> anyhow::Result<&Path> {
-        match self.shape(port)? {
-            ArtifactShape::Path(path) => Ok(path),
-            _ => anyhow::bail!("the input `{port}` does not exist yet"),
-        }
+        let path = self.shape(port)?.path();
+        Ok(path.ok_or_else(|| anyhow::anyhow!("the input `{port}` does not exist yet"))?)
     }
 
     /// The inputs of a port that takes any number of sources, each as the other methods name it.
@@ -89,10 +110,7 @@ impl ExpectedInputs {
 
     /// The ports with an existing artifact, as a kind's inputs.
     pub fn inputs(&self) -> Inputs {
-        let paths = self.shapes.iter().filter_map(|(port, form)| match form {
-            ArtifactShape::Path(path) => Some((port.clone(), path.clone())),
-            _ => None,
-        });
+        let paths = self.shapes.iter().filter_map(|(port, form)| Some((port.clone(), form.path()?.clone())));
         Inputs(paths.collect())
     }
 }
@@ -126,7 +144,7 @@ pub struct WorkSize {
     /// Number of tasks: each has a cost of its own besides its steps.
     pub tasks: u64,
     /// All parameters, networks and shapes that the time per step and the memory depend on: work with equal keys is
-    /// measured once.
+    /// measured once. Null where one of them is not known yet: then it cannot be measured.
     pub cost_key: Json,
 }
 

@@ -36,6 +36,8 @@ pub struct KindInfo {
     /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. All
     /// other kinds run in a worker without libtorch, which starts at once.
     pub libtorch: bool,
+    /// Whether it computes on one thread however many a worker has on the CPU: more would change its bytes.
+    pub one_thread: bool,
     /// Whether each stage chooses the names of its input ports; `inputs` is then empty.
     pub dynamic_inputs: bool,
     /// The output ports of a stage, from its parameters as written.
@@ -67,6 +69,7 @@ impl KindInfo {
             outputs: &[],
             inherits: &[],
             libtorch: true,
+            one_thread: false,
             dynamic_inputs: false,
             ports: |kind, written| {
                 kind.outputs.iter().filter(|output| output.is_there(written)).map(Output::port).collect()

@@ -45,6 +45,8 @@ pub(super) struct Expanded<'p> {
     pub drafts: Vec<Draft<'p>>,
     /// Names of stages whose faults were reported: a reference to one is not a second fault.
     pub faulty: BTreeSet<&'p str>,
+    /// Names of stages that repeat over an empty list.
+    empty: BTreeSet<&'p str>,
     /// Drafts by name.
     ids: HashMap<String, usize>,
     /// The first draft of each table.
@@ -75,6 +77,11 @@ impl<'p> Expanded<'p> {
     /// The draft of a full name.
     pub fn by_id(&self, id: &str) -> Option<usize> {
         self.ids.get(id).copied()
+    }
+
+    /// Whether the stage repeats over an empty list.
+    pub fn is_empty(&self, base: &str) -> bool {
+        self.empty.contains(base)
     }
 
     /// The first draft of a table of this name.
@@ -128,14 +135,17 @@ pub(super) fn expand<'p>(
 ) -> Expanded<'p> {
     let used = RefCell::default();
     let mut drafts = Vec::new();
-    let mut faulty = BTreeSet::new();
+    let (mut faulty, mut empty) = (BTreeSet::new(), BTreeSet::new());
     for (base, entry) in &parts.stages {
         let known = problems.list.len();
         let scope = Scope { config, items: &[], used: &used, env: &parts.env };
-        drafts.extend(stage(base, entry, defaults, &scope, registry, problems));
+        let own = stage(base, entry, defaults, &scope, registry, problems);
         if problems.list.len() > known {
             faulty.insert(base.as_str());
+        } else if own.is_empty() {
+            empty.insert(base.as_str());
         }
+        drafts.extend(own);
     }
     let mut ids = HashMap::with_capacity(drafts.len());
     let mut firsts = HashMap::new();
@@ -143,7 +153,7 @@ pub(super) fn expand<'p>(
         ids.insert(draft.id(), index);
         firsts.entry(draft.base).or_insert(index);
     }
-    Expanded { drafts, faulty, ids, firsts, used: used.into_inner() }
+    Expanded { drafts, faulty, empty, ids, firsts, used: used.into_inner() }
 }
 
 /// Expands one stage.

@@ -231,6 +231,7 @@ fn all_off(
     });
     let places: Vec<(String, String)> = places.collect();
     let message = match places.as_slice() {
+        [] => "the stages of this input repeat over empty lists: they have no items".to_owned(),
         [(id, place)] => format!("the stage `{id}` is disabled at {place}"),
         several => {
             let names: Vec<String> = several.iter().map(|(id, place)| format!("`{id}` at {place}")).collect();
@@ -280,6 +281,9 @@ fn read_name<'t>(
     let (name, rest) = (&text[..dot], &text[dot + 1..]);
     let (port, sub) = rest.split_once('/').map_or((rest, None), |(port, sub)| (port, Some(sub)));
     let base = name.strip_suffix(EVERY);
+    if base.is_some_and(|base| expanded.is_empty(base)) {
+        return Some(Named::Many { items: Vec::new(), port, sub });
+    }
     let many = base.map(|base| expanded.all_items(base, draft)).filter(|items| !items.is_empty());
     let stage = match &many {
         Some(items) => items[0].1,
@@ -320,7 +324,9 @@ fn find_stage(
     if expanded.faulty.contains(name.split('[').next().unwrap_or_default()) {
         return None;
     }
-    if let Some(repeated) = expanded.first(name) {
+    if expanded.is_empty(name) {
+        reader.problems.at(origin, format!("the stage `{name}` repeats over an empty list: it has no items"));
+    } else if let Some(repeated) = expanded.first(name) {
         let message =
             format!("the stage `{name}` is repeated, and `{}` is not over the same items", from.base);
         reader

@@ -43,6 +43,27 @@ fn each_unit_reads_the_one_before() {
 }
 
 #[test]
+fn a_chain_that_has_begun_ends_before_another_begins() {
+    let pipeline = "[stages.train]\nkind = \"steps\"\neach = { text = [\"a\", \"b\", \"c\"] }\n\
+        params = { text = \"${text}\", to = 3, salt = \"${salt}\" }\n";
+    let mut project = Project::new(&format!("config = \"../configs/toy.toml\"\n{pipeline}"), "");
+    project.write("salt", "");
+    project.write("configs/toy.toml", &format!("salt = '{}'\n", project.path("salt").display()));
+    project.backend.slots = 1;
+    let ran = project.run(&[]);
+    let finished: Vec<_> = ran
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::UnitFinished { stage, .. } => Some(stage.as_str()),
+            _ => None,
+        })
+        .collect();
+    let each = |stage| [stage; 3];
+    assert_eq!(finished, [each("train[a]"), each("train[b]"), each("train[c]")].concat());
+}
+
+#[test]
 fn it_resumes_at_the_unit_that_failed() {
     for fault in [Fault::Fails, Fault::Dies] {
         let mut project = project();

@@ -104,6 +104,36 @@ fn every_item_of_a_repeated_stage_is_gathered() {
 }
 
 #[test]
+fn a_stage_without_items_gives_nothing() {
+    let all = r#"["some.text", "./note.txt"]"#;
+    let project = Project::new(&changed(PIPELINE, all, r#"["./note.txt", "by_item[*].text"]"#), CONFIG);
+    project.write("pipelines/note.txt", "note\n");
+    let by_item = "each = { item = \"${items}\" }\ninputs";
+    let pipeline =
+        changed(&project.read("pipelines/toy.toml"), by_item, "each = { item = \"${no_items}\" }\ninputs");
+    project.write("pipelines/toy.toml", &pipeline);
+    project.write("configs/toy.toml", &format!("no_items = []\n{CONFIG}"));
+    project.run(&[]);
+    assert_eq!(
+        project.read("results/toy/all/text.txt"),
+        "2,1: b\n2,2: bb\none,1: a\none,2: aa\nnote: note\n"
+    );
+    // An input that needs a source cannot do without.
+    let pipeline = changed(&pipeline, r#", more = ["./note.txt", "by_item[*].text"]"#, "");
+    let config = format!("no_items = []\n{CONFIG}");
+    let all = "kind = \"join\"\ninputs = { texts = \"pair[*].text\" }";
+    let faults = |new: &str| {
+        faults(
+            &changed(&pipeline, all, &format!("kind = \"join\"\ninputs = {{ texts = \"{new}\" }}")),
+            &config,
+            &[],
+        )
+    };
+    insta::assert_snapshot!(faults("by_item[*].text"));
+    insta::assert_snapshot!(faults("by_item.text"));
+}
+
+#[test]
 fn inputs_of_many_sources_have_clear_faults() {
     let faults = |old: &str, new: &str| faults(&changed(PIPELINE, old, new), CONFIG, &[]);
     let all = r#"["some.text", "./note.txt"]"#;
