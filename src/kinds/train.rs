@@ -1,6 +1,6 @@
 //! Trains the network, with images left out if wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -211,11 +211,10 @@ impl Compute for TrainParams {
             let report =
                 training.step(step).with_context(|| format!("step {step}: the training diverged"))?;
             write_row(&mut curve, &report)?;
-            speed.add(&report);
-            cx.progress((step + 1 - first) as u64, total);
+            cx.progress_with((step + 1 - first) as u64, total, &speed.add(&report));
         }
         curve.into_inner()?.sync_all()?;
-        speed.tell();
+        speed.log(&task.unit()?.name);
         write_state(&out.join(STATE), &training.state())
     }
 
@@ -338,35 +337,45 @@ fn read_state(path: &Path) -> anyhow::Result<TrainingState> {
     Ok(TrainingState { weights: of(0), moments, ema: Some(ema).filter(|ema| !ema.is_empty()) })
 }
 
-/// Tells from time to time how training goes. It depends on the machine, so no output has it.
+/// How training goes. It depends on the machine, so no output has it.
 struct Speed {
-    since: Instant,
+    begun: Instant,
     rows: usize,
-    loss: f64,
-    last: usize,
+    /// Rows, their summed loss, and the end of each of the last steps.
+    recent: VecDeque<(usize, f64, Instant)>,
+    logged: Instant,
 }
 
 impl Speed {
     fn new() -> Self {
-        Self { since: Instant::now(), rows: 0, loss: 0.0, last: 0 }
+        let now = Instant::now();
+        Self { begun: now, rows: 0, recent: [(0, 0.0, now)].into(), logged: now }
     }
 
-    fn add(&mut self, report: &StepReport) {
+    /// Adds a step; the mean loss and the speed of the last ones, which are logged twice a minute.
+    fn add(&mut self, report: &StepReport) -> String {
+        const STEPS: usize = 20;
         const EVERY: Duration = Duration::from_secs(30);
-        self.rows += report.rows;
-        self.loss += report.loss.unwrap_or(0.0) * report.rows as f64;
-        self.last = report.step;
-        if self.since.elapsed() >= EVERY {
-            self.tell();
+        let (rows, now) = (report.rows, Instant::now());
+        self.rows += rows;
+        self.recent.push_back((rows, report.loss.unwrap_or(0.0) * rows as f64, now));
+        if self.recent.len() > STEPS + 1 {
+            self.recent.pop_front();
         }
+        let steps = self.recent.iter().skip(1);
+        let (rows, loss) = steps.fold((0, 0.0), |sum, step| (sum.0 + step.0, sum.1 + step.1));
+        let (loss, seconds) = (loss / rows.max(1) as f64, (now - self.recent[0].2).as_secs_f64());
+        let note = format!("loss {loss:.4}, {:.1} rows/s", rows as f64 / seconds);
+        if now - self.logged >= EVERY {
+            tracing::info!("step {}: {note}", report.step);
+            self.logged = now;
+        }
+        note
     }
 
-    fn tell(&mut self) {
-        let (seconds, rows) = (self.since.elapsed().as_secs_f64(), self.rows);
-        if rows > 0 {
-            let (loss, speed) = (self.loss / rows as f64, rows as f64 / seconds);
-            tracing::info!("step {}: loss {loss:.4}, {speed:.1} rows/s", self.last);
-        }
-        *self = Self { last: self.last, ..Self::new() };
+    /// The speed of all steps.
+    fn log(&self, steps: &str) {
+        let (rows, seconds) = (self.rows, self.begun.elapsed().as_secs_f64());
+        tracing::info!("{steps}: {rows} rows, {:.1} rows/s", rows as f64 / seconds);
     }
 }

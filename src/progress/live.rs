@@ -72,7 +72,7 @@ impl Default for Live {
 /// The form of a bar: waiting for a worker, without a known end, with progress.
 const WAITING: &str = "{prefix:>24} waiting for a worker";
 const WORKING: &str = "{prefix:>24} {spinner} {elapsed}";
-const MOVING: &str = "{prefix:>24} {wide_bar} {percent:>3}%  {pos}/{len} steps  {rate}  {left}";
+const MOVING: &str = "{prefix:>24} {wide_bar} {percent:>3}%  {pos}/{len} steps  {rate}  {left}{msg}";
 
 fn style(form: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -128,11 +128,14 @@ impl Live {
         }
     }
 
-    fn progress(&mut self, stage: &str, done: u64, total: u64) {
+    fn progress(&mut self, stage: &str, done: u64, total: u64, note: Option<&str>) {
         let Some(bar) = self.running.get(stage) else { return };
         if bar.length() != Some(total) {
             bar.set_length(total);
             bar.set_style(style(MOVING));
+        }
+        if let Some(note) = note {
+            bar.set_message(format!("  {note}"));
         }
         bar.set_position(done);
     }
@@ -155,7 +158,9 @@ impl Reporter for Live {
                 self.begin(stage, *steps);
             }
             Event::UnitStarted { stage, .. } => self.work(stage),
-            Event::Progress { stage, done, total } => self.progress(stage, *done, *total),
+            Event::Progress { stage, done, total, note } => {
+                self.progress(stage, *done, *total, note.as_deref());
+            }
             Event::StageFinished { stage, seconds, .. } => {
                 self.end(stage);
                 self.line(&format!(" done {stage} in {} of computing", duration(*seconds)));

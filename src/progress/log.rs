@@ -27,7 +27,7 @@ pub fn log(event: &Event, live: bool) {
             Some(unit) => tracing::debug!("start {stage}, {unit}"),
             None => tracing::debug!("start {stage}"),
         },
-        Event::Progress { stage, done, total } => tracing::trace!("{stage}: {done} of {total}"),
+        Event::Progress { stage, done, total, .. } => tracing::trace!("{stage}: {done} of {total}"),
         Event::UnitFinished { stage, unit, seconds } => {
             tracing::info!("done {stage}, {unit} in {}", duration(*seconds));
         }

@@ -370,8 +370,8 @@ impl Node<'_> {
                 let result = started.run(&work, &mut |reply| {
                     let told = match reply {
                         Reply::Finished { tasks, usage, .. } => finish(&tasks, usage, &mut open),
-                        Reply::Progress { task, done, total } => {
-                            let reply = Reply::Progress { task: first + task, done, total };
+                        Reply::Progress { task, done, total, note } => {
+                            let reply = Reply::Progress { task: first + task, done, total, note };
                             self.report(&Report::Reply(number, reply))
                         }
                         reply => self.report(&Report::Reply(number, reply)),

@@ -63,6 +63,9 @@ pub enum Event {
         done: u64,
         /// Steps to do in this run.
         total: u64,
+        /// How it goes, in a few words.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     },
     /// A unit finished and is in the cache.
     UnitFinished {

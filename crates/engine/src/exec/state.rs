@@ -197,14 +197,14 @@ impl RunState {
 
     fn reply(&mut self, stage: usize, unit: Option<usize>, reply: Reply) -> Option<Event> {
         match reply {
-            Reply::Progress { done, total, .. } => {
+            Reply::Progress { done, total, note, .. } => {
                 let work = self.work(stage)?;
                 // A merge has no steps of its own among the units'.
                 if unit.is_none() && !work.units.list().is_empty() {
                     return None;
                 }
                 let (done, total) = work.progress.at(unit, done, total);
-                Some(Event::Progress { stage: self.name(stage), done, total })
+                Some(Event::Progress { stage: self.name(stage), done, total, note })
             }
             Reply::Log { level, message } => Some(Event::Log { level, message }),
             Reply::Hello(_)
@@ -235,7 +235,7 @@ impl RunState {
         let (name, chain) = (work.name(unit), matches!(work.units, Units::Chain(_)));
         let next = work.next();
         let (stage_name, seconds) = (self.name(stage), took.unwrap_or_default());
-        out.push(Effect::Emit(Event::Progress { stage: stage_name.clone(), done, total }));
+        out.push(Effect::Emit(Event::Progress { stage: stage_name.clone(), done, total, note: None }));
         out.push(Effect::Emit(Event::UnitFinished { stage: stage_name, unit: name, seconds }));
         match next {
             None => self.enqueue(stage, Part::Merge, out),

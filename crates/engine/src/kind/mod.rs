@@ -19,7 +19,7 @@ use crate::config::tree::{Node, Value};
 
 pub use estimate::{ArtifactShape, Estimate, ExpectedInputs, Trial, WorkSize};
 pub use info::{Computation, Kind, KindInfo, Parameters, Registry};
-pub use task::{ByteRanges, Context, Step, Task, UnitInputs};
+pub use task::{ByteRanges, Context, OnProgress, Step, Task, UnitInputs};
 
 /// An input port of a kind.
 #[derive(Debug, Clone, Copy)]

@@ -61,6 +61,9 @@ pub enum Step {
     Merge(Vec<PathBuf>),
 }
 
+/// Gets a task of the batch, its finished steps, their total, and what else there is to say.
+pub type OnProgress<'a> = dyn Fn(usize, u64, u64, Option<&str>) + 'a;
+
 /// The context of running tasks; it must not change any result.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -71,7 +74,7 @@ pub struct Context<'a> {
     pub micro_batch: usize,
     /// How to download remote files.
     pub downloads: &'a Downloads,
-    on_progress: &'a dyn Fn(usize, u64, u64),
+    on_progress: &'a OnProgress<'a>,
     on_finished: &'a dyn Fn(&[usize]),
     /// The task of the batch whose progress is reported.
     task: usize,
@@ -84,7 +87,7 @@ impl<'a> Context<'a> {
         device: Device,
         micro_batch: usize,
         downloads: &'a Downloads,
-        on_progress: &'a dyn Fn(usize, u64, u64),
+        on_progress: &'a OnProgress<'a>,
         on_finished: &'a dyn Fn(&[usize]),
     ) -> Self {
         Self { device, micro_batch, downloads, on_progress, on_finished, task: 0 }
@@ -97,7 +100,12 @@ impl<'a> Context<'a> {
 
     /// Reports the finished steps and their total.
     pub fn progress(&self, done: u64, total: u64) {
-        (self.on_progress)(self.task, done, total);
+        (self.on_progress)(self.task, done, total, None);
+    }
+
+    /// The same with a few words on how it goes, such as a loss.
+    pub fn progress_with(&self, done: u64, total: u64, note: &str) {
+        (self.on_progress)(self.task, done, total, Some(note));
     }
 
     /// Reports finished tasks of the batch.

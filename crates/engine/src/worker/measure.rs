@@ -282,7 +282,7 @@ fn perform(
         .ok_or_else(|| format!("the worker does not know the stage kind `{kind}`"))?;
     let WorkerConfig { device, micro_batch, ref downloads, .. } = *config;
     let stage = (computation.from_json)(params)?;
-    let cx = Context::new(device, micro_batch, downloads, &|_, _, _| {}, &|_| {});
+    let cx = Context::new(device, micro_batch, downloads, &|_, _, _, _| {}, &|_| {});
     let found = catch_unwind(AssertUnwindSafe(|| measure(&*stage, inputs, folder, &cx, memory)));
     match found {
         Ok(found) => found.map_err(|error| describe(&error)),

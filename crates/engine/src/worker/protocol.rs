@@ -38,6 +38,9 @@ pub enum Reply {
         done: u64,
         /// Steps in all.
         total: u64,
+        /// How it goes, in a few words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
     },
     /// A line for the log.
     Log {

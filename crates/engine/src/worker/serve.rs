@@ -89,12 +89,12 @@ fn perform(
         return Reply::Failed { error: format!("this worker does not know the stage kind `{}`", batch.kind) };
     };
     let last = Mutex::new(None::<Instant>);
-    let progress = |task: usize, done: u64, total: u64| {
+    let progress = |task: usize, done: u64, total: u64, note: Option<&str>| {
         // Ten lines a second are enough for any eye.
         let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() > Duration::from_millis(100)) {
             *last = Some(Instant::now());
-            say(&Reply::Progress { task, done, total });
+            say(&Reply::Progress { task, done, total, note: note.map(str::to_owned) });
         }
     };
     let usage = Usage::start(device_memory);

@@ -101,7 +101,8 @@ pub fn conformance(subject: &Subject<'_>) {
 
     let (result, replies) = subject.run(&mut *worker, &Act::Write, &[&at("one")]);
     result.unwrap();
-    let progress = |reply: &Reply| matches!(reply, Reply::Progress { task: 0, done, total } if done <= total);
+    let progress =
+        |reply: &Reply| matches!(reply, Reply::Progress { task: 0, done, total, .. } if done <= total);
     assert_eq!(replies.iter().any(progress), subject.progress, "{replies:?}");
 
     // Each task of a batch is finished once.

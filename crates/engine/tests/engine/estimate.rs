@@ -180,7 +180,7 @@ fn failed_measurements_are_reported_and_not_kept() {
 fn a_trial_does_real_work() {
     let folder = tempfile::tempdir().unwrap();
     let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-    let cx = Context::new(Device::Cpu, 1, &downloads, &|_, _, _| {}, &|_| {});
+    let cx = Context::new(Device::Cpu, 1, &downloads, &|_, _, _, _| {}, &|_| {});
     let count = Count { say: Say { text: "x".into(), times: 1 }, to: 4, title: String::new() };
     let mut inputs = ExpectedInputs::default();
     inputs.shapes.insert("from".into(), ArtifactShape::Bytes(9));

@@ -110,8 +110,8 @@ impl Worker for Here {
                 on_reply(Reply::Started { tasks: tasks.clone() });
                 self.one(batch, &mut |reply| match reply {
                     Reply::Finished { .. } => {}
-                    Reply::Progress { task, done, total } => {
-                        on_reply(Reply::Progress { task: first + task, done, total });
+                    Reply::Progress { task, done, total, note } => {
+                        on_reply(Reply::Progress { task: first + task, done, total, note });
                     }
                     reply => on_reply(reply),
                 })?;
@@ -178,7 +178,10 @@ impl Here {
         self.0.log.lock().unwrap().push(names.join(" + "));
         std::thread::sleep(self.0.pause);
         let on_reply = std::cell::RefCell::new(on_reply);
-        let progress = |task, done, total| (on_reply.borrow_mut())(Reply::Progress { task, done, total });
+        let progress = |task, done, total, note: Option<&str>| {
+            let note = note.map(str::to_owned);
+            (on_reply.borrow_mut())(Reply::Progress { task, done, total, note });
+        };
         let finished = |pieces: &[usize]| {
             (on_reply.borrow_mut())(Reply::Finished {
                 tasks: pieces.to_vec(),

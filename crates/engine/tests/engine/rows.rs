@@ -286,7 +286,7 @@ fn units_with_one_batch_key_are_one_task_across_stages() {
     // Progress adds up for each stage.
     for stage in ["rows", "one", "two"] {
         let progress = |event: &Event| match event {
-            Event::Progress { stage: of, done, total } if of == stage => Some((*done, *total)),
+            Event::Progress { stage: of, done, total, .. } if of == stage => Some((*done, *total)),
             _ => None,
         };
         let progress: Vec<(u64, u64)> = ran.events.iter().filter_map(progress).collect();

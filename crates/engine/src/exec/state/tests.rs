@@ -63,7 +63,7 @@ fn show(effect: &Effect) -> String {
         }
         Effect::Emit(Event::StageCached { stage, .. }) => format!("{stage} is cached"),
         Effect::Emit(Event::UnitStarted { stage, unit }) => format!("{stage} {unit:?} starts"),
-        Effect::Emit(Event::Progress { stage, done, total }) => format!("{stage} at {done} of {total}"),
+        Effect::Emit(Event::Progress { stage, done, total, .. }) => format!("{stage} at {done} of {total}"),
         Effect::Emit(Event::UnitFinished { stage, unit, seconds }) => {
             format!("{stage} {unit} done in {seconds}")
         }
@@ -133,7 +133,7 @@ fn each_stage_is_decided_once_in_order() {
 #[test]
 fn units_that_are_done_out_of_order() {
     let mut state = running();
-    let progress = Reply::Progress { task: 0, done: 5, total: 10 };
+    let progress = Reply::Progress { task: 0, done: 5, total: 10, note: None };
     check(
         &mut state,
         [
