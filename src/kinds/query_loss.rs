@@ -4,17 +4,19 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
+use tch::Tensor;
 
 use super::loss_pass::per_timestep::mean;
 use super::shared::arrays::{TrainingSet, values};
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
+use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_image_encoder, with_unet};
 use super::shared::query_table::{self, QueryRow};
-use super::shared::{check_inputs, check_values, expected};
-use crate::io::image::load_rgb;
+use super::shared::{check_inputs, check_values, device, expected};
+use crate::io::image::{RgbImage, load_rgb};
 use crate::io::npy::{Npy, writer};
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::models::clip::image;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -40,6 +42,7 @@ const TEXTS: &str = "text_embeddings";
 const IMAGES: &str = "images";
 const DRAWN_LATENTS: &str = "drawn_latents";
 const DRAWN_IMAGES: &str = "drawn_images";
+const CLIP: &str = "clip";
 const LOSSES: &str = "query_loss.npy";
 const TABLE: &str = "query_loss.csv";
 
@@ -63,6 +66,11 @@ impl Kind for QueryLoss {
             Input::new(DRAWN_IMAGES, "the same of what this model draws from their start noise")
                 .many()
                 .optional(),
+            Input::new(
+                CLIP,
+                "a folder with CLIP's config.json and weights, to compare pictures by: of CLIP as a whole, or of its image encoder",
+            )
+            .optional(),
         ],
         outputs: &[
             Output::new(
@@ -82,19 +90,20 @@ impl Kind for QueryLoss {
 
 impl Stage for QueryLoss {
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        match (connected(IMAGES), connected(DRAWN_IMAGES)) {
-            (true, true) | (false, false) => Vec::new(),
-            _ => {
-                let message =
-                    "`images` and `drawn_images` are compared with each other: connect both or none";
-                vec![(IMAGES.to_owned(), message.to_owned())]
+        let (port, message) = match (connected(IMAGES), connected(DRAWN_IMAGES), connected(CLIP)) {
+            (true, true, _) | (false, false, false) => return Vec::new(),
+            (false, false, true) => {
+                (CLIP, "`clip` compares pictures: connect `images` and `drawn_images` too")
             }
-        }
+            _ => (IMAGES, "`images` and `drawn_images` are compared with each other: connect both or none"),
+        };
+        vec![(port.to_owned(), message.to_owned())]
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         check_inputs::networks(inputs)?;
         self.loss().timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
+        inputs.get(CLIP).map_or(Ok(()), image::check_folder)?;
         for (_, own) in queries(inputs)? {
             let (latents, texts) = check_inputs::arrays(&own)?;
             let (found, expected) = (latents.rows(), texts.rows());
@@ -192,7 +201,7 @@ impl Compute for QueryLoss {
                 }
                 Ok(found)
             })?;
-            rows.extend(table_rows(item, own, found.chunks(params.time_samples))?);
+            rows.extend(table_rows(item, own, found.chunks(params.time_samples), cx)?);
             losses.extend(found);
             cx.progress(place as u64 + 1, queries.len() as u64);
         }
@@ -234,21 +243,41 @@ fn table_rows<'a>(
     item: &str,
     inputs: &Inputs,
     losses: impl ExactSizeIterator<Item = &'a [f32]>,
+    cx: &Context<'_>,
 ) -> anyhow::Result<Vec<QueryRow>> {
     let count = losses.len();
     let cosines = inputs.get(DRAWN_LATENTS).map(|drawn| cosines(inputs.path(LATENTS), drawn)).transpose()?;
     let pictures = inputs.get(IMAGES).zip(inputs.get(DRAWN_IMAGES));
     let row = |(place, losses): (usize, &[f32])| {
-        let picture = |folder: &Path| folder.join(format!("{place}.png"));
-        let distance = pictures.map(|(own, drawn)| pixel_mse(&picture(own), &picture(drawn)));
-        Ok(QueryRow {
+        let mut row = QueryRow {
             query: query_table::name(item, place, count),
             loss: mean(losses),
-            pixel_mse: distance.transpose()?,
+            pixel_mse: None,
             latent_cosine: cosines.as_ref().map(|all| all[place]),
-        })
+            clip_cosine: None,
+        };
+        if let Some((own, drawn)) = pictures {
+            let both = [own, drawn].map(|folder| folder.join(format!("{place}.png")));
+            let pictures = [load_rgb(&both[0])?, load_rgb(&both[1])?];
+            row.pixel_mse = Some(pixel_mse([&both[0], &both[1]], &pictures)?);
+            let clip = inputs.get(CLIP);
+            row.clip_cosine = clip.map(|clip| clip_cosine(clip, &pictures, cx)).transpose()?;
+        }
+        Ok(row)
     };
     losses.enumerate().map(row).collect()
+}
+
+/// The cosine between CLIP's vectors of two pictures.
+fn clip_cosine(folder: &Path, pictures: &[RgbImage; 2], cx: &Context<'_>) -> anyhow::Result<f64> {
+    with_image_encoder(folder, cx.device, |clip| {
+        let _no_grad = tch::no_grad_guard();
+        let prepared = pictures.each_ref().map(|picture| clip.prepare(picture));
+        let vectors = clip.forward(&Tensor::stack(&prepared, 0).to_device(device::torch(cx.device)));
+        let both = values(&vectors);
+        let (own, drawn) = both.split_at(both.len() / 2);
+        Ok(cosine(own, drawn))
+    })
 }
 
 /// The cosine between each latent and the one that is drawn in its place.
@@ -260,14 +289,16 @@ fn cosines(own: &Path, drawn: &Path) -> anyhow::Result<Vec<f64>> {
         Ok((all, npy.row_len()))
     };
     let ((own, length), (drawn, _)) = (read(own)?, read(drawn)?);
+    Ok(own.chunks(length).zip(drawn.chunks(length)).map(|(own, drawn)| cosine(own, drawn)).collect())
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let cosine = |(a, b): (&[f32], &[f32])| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-    Ok(own.chunks(length).zip(drawn.chunks(length)).map(cosine).collect())
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 /// The mean square difference of two pictures' values, from 0 to 1.
-fn pixel_mse(own: &Path, drawn: &Path) -> anyhow::Result<f64> {
-    let (one, other) = (load_rgb(own)?, load_rgb(drawn)?);
+fn pixel_mse([own, drawn]: [&Path; 2], [one, other]: &[RgbImage; 2]) -> anyhow::Result<f64> {
     ensure!(
         one.dimensions() == other.dimensions(),
         "{}: {:?} pixels, expected {:?}, as {}",

@@ -3,10 +3,11 @@
 //! A model is built from a [`weights::Weights`], which hands out each tensor once and reports every key that
 //! does not fit, out of [`layers`], which write down what they computed while a [`tape::Tape`] records.
 
+pub mod clip;
 pub mod kernels;
 pub mod layers;
 pub mod tape;
-pub mod text;
+pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 pub mod weights;

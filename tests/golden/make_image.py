@@ -27,7 +27,7 @@ def picture(width, height, seed):
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def fit(image, size):
+def fit(image, size, filter):
     """torchvision's rules: the longer side is truncated, half margins are rounded to even."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
@@ -35,8 +35,8 @@ def fit(image, size):
     size_out = (size, longer) if width <= height else (longer, size)
     # Pillow of the years of the published latents (10.4) always resizes rows first. Pillow 13
     # takes columns first for some shapes, which changes roundings: two calls pin the order.
-    image = image.resize((size_out[0], height), Image.Resampling.BILINEAR)
-    image = image.resize(size_out, Image.Resampling.BILINEAR)
+    image = image.resize((size_out[0], height), filter)
+    image = image.resize(size_out, filter)
     left, top = round((image.size[0] - size) / 2.0), round((image.size[1] - size) / 2.0)
     return image.crop((left, top, left + size, top + size))
 
@@ -70,7 +70,8 @@ def main():
         expected[f"load/{name}"] = np.asarray(rgb)
         if name in ("rgb.png", "tall.png"):
             for size in (16, 32, 37, 64):
-                expected[f"fit/{name}/{size}"] = np.asarray(fit(rgb, size))
+                for filter in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+                    expected[f"fit/{filter.name.lower()}/{name}/{size}"] = np.asarray(fit(rgb, size, filter))
     rng = np.random.default_rng(3)
     chw = rng.normal(0, 0.7, (3, 24, 32)).astype(np.float32)
     unit = (chw / 2 + 0.5).clip(0, 1).transpose(1, 2, 0)

@@ -1,6 +1,6 @@
 //! The text encoder against transformers (`tests/golden/make_vae_clip.py`).
 
-use attrflow::models::text::clip::TextEncoder;
+use attrflow::models::clip::text::TextEncoder;
 use tch::Device;
 
 use crate::golden::{self, assert_close, assert_within};

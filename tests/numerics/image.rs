@@ -1,7 +1,8 @@
 //! Images against Pillow, torchvision's rules and diffusers (`tests/golden/make_image.py`).
 
 use attrflow::io::image;
-use image::{center_crop, from_unit, load_rgb, resize_shorter_side};
+use image::resize::{Filter, shorter_side};
+use image::{center_crop, from_unit, load_rgb};
 use tch::Tensor;
 
 use crate::golden;
@@ -31,16 +32,16 @@ fn every_mode_is_read_as_pillow_reads_it() {
 fn resize_and_crop_are_pillows_to_the_byte() {
     let mut compared = 0;
     for (key, expected) in golden::load("image") {
-        let Some((name, size)) = key.strip_prefix("fit/").and_then(|key| key.split_once('/')) else {
-            continue;
-        };
+        let parts: Vec<&str> = key.split('/').collect();
+        let ["fit", filter, name, size] = parts[..] else { continue };
+        let filter = if filter == "bicubic" { Filter::Bicubic } else { Filter::Bilinear };
         let rgb = load_rgb(golden::path("tests/golden/image").join(name)).unwrap();
         let size = size.parse().unwrap();
-        let found = center_crop(&resize_shorter_side(&rgb, size), size).unwrap();
-        assert!(*found.as_raw() == bytes(&expected), "{name} to {size}");
+        let found = center_crop(&shorter_side(&rgb, size, filter), size).unwrap();
+        assert!(*found.as_raw() == bytes(&expected), "{filter:?}: {name} to {size}");
         compared += 1;
     }
-    assert_eq!(compared, 8);
+    assert_eq!(compared, 16);
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod project;
 #[allow(dead_code, reason = "its archives alone are needed")]
 #[path = "../cli/published.rs"]
 mod published;
+mod query_loss;
 mod real;
 mod refusals;
 mod ruled;

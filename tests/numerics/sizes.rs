@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use attrflow::models::text::clip::TextEncoder;
+use attrflow::models::clip::text::TextEncoder;
 use attrflow::models::unet::UNet;
 use attrflow::models::vae::Vae;
 use attrflow::models::weights::Weights;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attrflow::models::text::tokenizer::Tokenizer;
+use attrflow::models::tokenizer::Tokenizer;
 use serde::Deserialize;
 
 use crate::golden;

@@ -12,12 +12,12 @@ pub mod resize;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use ::image::RgbImage;
 use ::image::codecs::jpeg::JpegEncoder;
 use ::image::metadata::Orientation;
-use ::image::{DynamicImage, ImageBuffer, ImageDecoder as _, ImageReader, Pixel, Rgb, RgbImage};
+use ::image::{DynamicImage, ImageBuffer, ImageDecoder as _, ImageReader, Pixel, Rgb};
 
 use super::mistaken::mistaken;
-pub use resize::shorter_side as resize_shorter_side;
 
 /// Why an image could not be read, written or cropped.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +187,13 @@ pub fn center_crop(rgb: &RgbImage, size: u32) -> Result<RgbImage, ImageError> {
     // Python rounds halves to even: a margin of 1 starts at 0, one of 3 at 2.
     let begin = |length: u32| (f64::from(length - size) / 2.0).round_ties_even() as u32;
     Ok(::image::imageops::crop_imm(rgb, begin(width), begin(height), size, size).to_image())
+}
+
+/// The largest square at the centre; of an odd margin, the smaller half is at the beginning, as in transformers.
+pub fn center_square(rgb: &RgbImage) -> RgbImage {
+    let (width, height) = rgb.dimensions();
+    let side = width.min(height);
+    ::image::imageops::crop_imm(rgb, (width - side) / 2, (height - side) / 2, side, side).to_image()
 }
 
 /// Values in [-1, 1] of shape `[3, H, W]`, flipped horizontally if `flip`.

@@ -1,10 +1,10 @@
-//! Antialiased bilinear resizing, equal to Pillow's byte for byte.
+//! Antialiased resizing, equal to Pillow's byte for byte.
 //!
 //! The published latents were made from images that Pillow resized, and a pixel off by one is another
 //! input to the VAE. So, as in Pillow, the filter's weights are rounded to fixed point, and the image is
 //! rounded to 8 bits between the horizontal and the vertical pass.
-//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1). Compared with
-//! Pillow 10, which always resizes rows before columns; Pillow 13 swaps the passes for some shapes, so that
+//! Source: Pillow, `Image.resize` with `Resampling.BILINEAR` (triangle filter, support 1) and `Resampling.BICUBIC` (Keys'
+//! filter with a = -0.5, support 2). Compared with Pillow 10, which always resizes rows before columns; Pillow 13 swaps the passes for some shapes, so that
 //! a pixel may differ by one level.
 
 use image::RgbImage;
@@ -12,8 +12,40 @@ use image::RgbImage;
 /// Fraction bits of a weight: an accumulator of 32 bits holds 8 bits of pixel and 2 of headroom.
 const PRECISION: u32 = 32 - 8 - 2;
 
+/// How the pixels near a place are weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// The triangle.
+    Bilinear,
+    /// Keys' cubic.
+    Bicubic,
+}
+
+impl Filter {
+    /// How far it reaches, in pixels of the smaller image.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    /// The weight at a distance within the support.
+    fn weight(self, distance: f64) -> f64 {
+        const A: f64 = -0.5;
+        let x = distance.abs();
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Bicubic => 0.0,
+        }
+    }
+}
+
 /// Resizes to exactly `width` x `height`.
-pub fn bilinear(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
+pub fn resize(rgb: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+    let transposed_pass = |rgb: &RgbImage, width| transposed_pass(rgb, width, filter);
     let horizontal = if rgb.width() == width { rgb.clone() } else { transposed_pass(rgb, width) };
     // Each pass transposes the image.
     match (rgb.width() == width, rgb.height() == height) {
@@ -25,13 +57,13 @@ pub fn bilinear(rgb: &RgbImage, width: u32, height: u32) -> RgbImage {
 }
 
 /// Resizes so that the shorter side is `size`; the longer one is truncated to an integer, as in torchvision.
-pub fn shorter_side(rgb: &RgbImage, size: u32) -> RgbImage {
+pub fn shorter_side(rgb: &RgbImage, size: u32, filter: Filter) -> RgbImage {
     let (width, height) = rgb.dimensions();
     let longer = |long: u32, short: u32| (u64::from(size) * u64::from(long) / u64::from(short)) as u32;
     if width <= height {
-        bilinear(rgb, size, longer(height, width))
+        resize(rgb, size, longer(height, width), filter)
     } else {
-        bilinear(rgb, longer(width, height), size)
+        resize(rgb, longer(width, height), size, filter)
     }
 }
 
@@ -41,25 +73,26 @@ struct Taps {
     weights: Vec<i32>,
 }
 
-fn taps(from: u32, to: u32) -> Vec<Taps> {
+fn taps(from: u32, to: u32, filter: Filter) -> Vec<Taps> {
     let scale = f64::from(from) / f64::from(to);
-    // Shrinking widens the triangle so that every input pixel contributes; enlarging interpolates.
-    let support = scale.max(1.0);
+    // Shrinking widens the filter so that every input pixel contributes; enlarging interpolates.
+    let widening = scale.max(1.0);
+    let support = filter.support() * widening;
     let tap = |i: u32| {
         let center = (f64::from(i) + 0.5) * scale;
         let start = (center - support + 0.5).max(0.0) as usize;
         let end = ((center + support + 0.5) as usize).min(from as usize);
-        let triangle = |x: usize| (1.0 - ((x as f64 - center + 0.5) / support).abs()).max(0.0);
-        let total: f64 = (start..end).map(triangle).sum();
-        let fixed = |weight: f64| (0.5 + weight * f64::from(1 << PRECISION)) as i32;
-        Taps { start, weights: (start..end).map(|x| fixed(triangle(x) / total)).collect() }
+        let weight = |x: usize| filter.weight((x as f64 - center + 0.5) / widening);
+        let total: f64 = (start..end).map(weight).sum();
+        let fixed = |weight: f64| (0.5_f64.copysign(weight) + weight * f64::from(1 << PRECISION)) as i32;
+        Taps { start, weights: (start..end).map(|x| fixed(weight(x) / total)).collect() }
     };
     (0..to).map(tap).collect()
 }
 
 /// Resizes each row to `width` and writes it as a column.
-fn transposed_pass(rgb: &RgbImage, width: u32) -> RgbImage {
-    let taps = taps(rgb.width(), width);
+fn transposed_pass(rgb: &RgbImage, width: u32, filter: Filter) -> RgbImage {
+    let taps = taps(rgb.width(), width, filter);
     let mut out = RgbImage::new(rgb.height(), width);
     for (y, row) in rgb.as_raw().chunks_exact(3 * rgb.width() as usize).enumerate() {
         for (x, tap) in taps.iter().enumerate() {
@@ -88,16 +121,20 @@ mod tests {
     fn a_constant_image_stays_constant() {
         let rgb = RgbImage::from_pixel(13, 9, Rgb([7, 128, 255]));
         for (width, height) in [(1, 1), (13, 4), (40, 9), (29, 31)] {
-            let out = bilinear(&rgb, width, height);
-            assert_eq!(out.dimensions(), (width, height));
-            assert!(out.pixels().all(|pixel| pixel.0 == [7, 128, 255]));
+            for filter in [Filter::Bilinear, Filter::Bicubic] {
+                let out = resize(&rgb, width, height, filter);
+                assert_eq!(out.dimensions(), (width, height));
+                assert!(out.pixels().all(|pixel| pixel.0 == [7, 128, 255]));
+            }
         }
     }
 
     #[test]
     fn weights_sum_to_one() {
         for (from, to) in [(640, 171), (3, 17), (500, 128), (5, 5)] {
-            for tap in taps(from, to) {
+            for tap in
+                [Filter::Bilinear, Filter::Bicubic].into_iter().flat_map(|filter| taps(from, to, filter))
+            {
                 let sum: i32 = tap.weights.iter().sum();
                 assert!((sum - (1 << PRECISION)).unsigned_abs() as usize <= tap.weights.len());
             }
@@ -106,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_longer_side_is_truncated_not_rounded() {
-        let size = |w, h| shorter_side(&RgbImage::new(w, h), 128).dimensions();
+        let size = |w, h| shorter_side(&RgbImage::new(w, h), 128, Filter::Bilinear).dimensions();
         assert_eq!(size(640, 480), (170, 128)); // 170.67
         assert_eq!(size(480, 640), (128, 170));
         assert_eq!(size(64, 64), (128, 128));

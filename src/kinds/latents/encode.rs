@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 use super::notes::Notes;
 use super::{FLIPPED, Latents, MOMENTS_OF, Orient, PLAIN, Posterior as Sampling, TEXTS, Transparent};
 use crate::io::captions::coco::Item;
-use crate::io::image::resize::shorter_side;
+use crate::io::image::resize::{Filter, shorter_side};
 use crate::io::image::{Loaded, Reading, Transparency, center_crop, load, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::NpyWriter;
@@ -43,7 +43,7 @@ pub(super) fn write_latents(
         let Loaded { rgb, transparent, turned } = load(&path, reading)?;
         notes.transparent.count(transparent, &item.file_name);
         notes.turned.count(turned, &item.file_name);
-        let rgb = center_crop(&shorter_side(&rgb, params.pixels), params.pixels)
+        let rgb = center_crop(&shorter_side(&rgb, params.pixels, Filter::Bilinear), params.pixels)
             .with_context(|| path.display().to_string())?;
         for flip in 0..2 {
             let pixels = to_unit(&rgb, flip == 1);

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use super::device;
 use super::text::TextModel;
+use crate::models::clip::image::ImageEncoder;
 use crate::models::unet::{ModelMode, UNet};
 use crate::models::vae::Vae;
 use crate::models::weights::config::ModelError;
@@ -79,6 +80,19 @@ pub(crate) fn with_text_model<T>(
     let (tokenizer, encoder) = (inputs.path("tokenizer"), inputs.path("text_encoder"));
     let key = ModelKey::of(device, None, &[Some(tokenizer), Some(encoder)])?;
     with_cached(key, || TextModel::load(tokenizer, encoder, device::torch(device)), work)
+}
+
+/// Does `work` with CLIP's image encoder in a folder.
+///
+/// # Errors
+/// Files that make none, and those of `work`.
+pub(crate) fn with_image_encoder<T>(
+    folder: &Path,
+    device: Device,
+    work: impl FnOnce(&ImageEncoder) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let key = ModelKey::of(device, None, &[Some(folder)])?;
+    with_cached(key, || Ok(ImageEncoder::load(folder, device::torch(device))?), work)
 }
 
 /// Models of a type that are kept: of UNets, a few queries' and the pretrained one.

@@ -19,6 +19,9 @@ pub(crate) struct QueryRow {
     /// The cosine between its latent and the model's own.
     #[serde(default)]
     pub latent_cosine: Option<f64>,
+    /// The cosine between CLIP's vectors of its picture and of the model's own.
+    #[serde(default)]
+    pub clip_cosine: Option<f64>,
 }
 
 /// The name of a row of an item: the item's, with the number of the row if it has several.

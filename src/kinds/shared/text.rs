@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use tch::{Device, Tensor};
 
-use crate::models::text::clip::TextEncoder;
-use crate::models::text::tokenizer::Tokenizer;
+use crate::models::clip::text::TextEncoder;
+use crate::models::tokenizer::Tokenizer;
 
 /// A tokenizer and a text encoder, with the embeddings of the last prompts.
 pub(crate) struct TextModel {

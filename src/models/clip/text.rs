@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
-use crate::models::layers::{Embedding, LayerNorm, Linear};
+use crate::models::clip::layer::{Activation, Layer, LayerShape};
+use crate::models::layers::{Embedding, LayerNorm};
 use crate::models::tape::Tape;
 use crate::models::weights::checkpoint;
 use crate::models::weights::config::{self, ModelError, OptionGuard};
@@ -56,92 +57,8 @@ impl ClipConfig {
     }
 }
 
-fn default_eps() -> f64 {
+pub(super) fn default_eps() -> f64 {
     1e-5
-}
-
-/// The nonlinearity between the two linear maps.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// With the error function.
-    Gelu,
-    /// `x sigmoid(1.702 x)`, OpenAI's approximation.
-    QuickGelu,
-}
-
-impl Activation {
-    fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            Self::Gelu => x.gelu("none"),
-            Self::QuickGelu => x * (x * 1.702).sigmoid(),
-        }
-    }
-}
-
-/// Causal multi-head self attention.
-struct Attention {
-    heads: i64,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-}
-
-impl Attention {
-    fn new(scope: &Scope<'_>, config: &ClipConfig, tape: &Tape) -> Self {
-        let width = config.hidden_size;
-        let linear = |name| Linear::new(&scope.sub(name), width, width, true, tape);
-        Self {
-            heads: config.num_attention_heads,
-            q_proj: linear("q_proj"),
-            k_proj: linear("k_proj"),
-            v_proj: linear("v_proj"),
-            out_proj: linear("out_proj"),
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let [batch, length, width] = [x.size()[0], x.size()[1], x.size()[2]];
-        let split = |x: Tensor| x.view([batch, length, self.heads, width / self.heads]).transpose(1, 2);
-        let q = split(self.q_proj.forward(x)); // [B, heads, L, D/heads]
-        let k = split(self.k_proj.forward(x));
-        let v = split(self.v_proj.forward(x));
-        let causal = true; // a token sees itself and those before it
-        let y = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, causal, None, false);
-        self.out_proj.forward(&y.transpose(1, 2).reshape([batch, length, width])) // [B, L, D]
-    }
-}
-
-/// One transformer layer: attention and feed forward, each normalised at its entry and added to its input.
-struct Layer {
-    self_attn: Attention,
-    layer_norm1: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    layer_norm2: LayerNorm,
-    activation: Activation,
-}
-
-impl Layer {
-    fn new(scope: &Scope<'_>, config: &ClipConfig, tape: &Tape) -> Self {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let norm = |name| LayerNorm::new(&scope.sub(name), width, config.layer_norm_eps, tape);
-        Self {
-            self_attn: Attention::new(&scope.sub("self_attn"), config, tape),
-            layer_norm1: norm("layer_norm1"),
-            fc1: Linear::new(&scope.sub("mlp.fc1"), width, inner, true, tape),
-            fc2: Linear::new(&scope.sub("mlp.fc2"), inner, width, true, tape),
-            layer_norm2: norm("layer_norm2"),
-            activation: config.hidden_act,
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let x = x + self.self_attn.forward(&self.layer_norm1.forward(x)); // [B, L, D]
-        let h = self.activation.apply(&self.fc1.forward(&self.layer_norm2.forward(&x)));
-        x + self.fc2.forward(&h)
-    }
 }
 
 /// The text encoder.
@@ -175,12 +92,18 @@ impl TextEncoder {
         let width = config.hidden_size;
         let embedding = |name, count| Embedding::new(&scope.sub("embeddings").sub(name), count, width);
         let layers = scope.sub("encoder.layers");
+        let shape = LayerShape {
+            width,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+            eps: config.layer_norm_eps,
+            causal: true,
+        };
         Self {
             token_embedding: embedding("token_embedding", config.vocab_size),
             position_embedding: embedding("position_embedding", config.max_position_embeddings),
-            layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::new(&layers.sub(i), &config, &tape))
-                .collect(),
+            layers: (0..config.num_hidden_layers).map(|i| Layer::new(&layers.sub(i), shape, &tape)).collect(),
             final_layer_norm: LayerNorm::new(
                 &scope.sub("final_layer_norm"),
                 width,

@@ -1,4 +1,0 @@
-//! Texts: the tokenizer and the CLIP text encoder.
-
-pub mod clip;
-pub mod tokenizer;
