@@ -153,21 +153,27 @@ impl Stage for QueryLoss {
     }
 }
 
-/// The items of the queries, each with its own inputs.
+/// The items of the queries, each with its own inputs. Where each port has one source, that is it, whatever its name.
 fn queries(inputs: &Inputs) -> anyhow::Result<Vec<(String, Inputs)>> {
     let names = |port| inputs.many(port).map(|(item, _)| item.to_owned()).collect::<Vec<_>>();
     let items = names(LATENTS);
+    let mut of_items: Vec<(String, Inputs)> =
+        items.iter().map(|item| (item.clone(), inputs.of_item(item))).collect();
     for port in [TEXTS, DRAWN_LATENTS, IMAGES, DRAWN_IMAGES] {
         let found = names(port);
-        let optional = port != TEXTS && found.is_empty();
-        ensure!(
-            found == items || optional,
-            "`{port}` has the items {}, expected {}, those of `{LATENTS}`",
-            found.join(", "),
-            items.join(", ")
-        );
+        match (of_items.as_mut_slice(), inputs.many(port).next()) {
+            ([(_, own)], Some((_, path))) if found.len() == 1 => {
+                own.0.insert(port.to_owned(), path.to_owned());
+            }
+            _ => ensure!(
+                found == items || (port != TEXTS && found.is_empty()),
+                "`{port}` has the items {}, expected {}, those of `{LATENTS}`",
+                found.join(", "),
+                items.join(", ")
+            ),
+        }
     }
-    Ok(items.into_iter().map(|item| (item.clone(), inputs.of_item(&item))).collect())
+    Ok(of_items)
 }
 
 impl QueryLoss {

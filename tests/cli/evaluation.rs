@@ -250,6 +250,41 @@ fn known_influences_are_judged_by_their_ranks() {
     refused(&project, "ape.npy: an image occurs twice, and another not at all");
 }
 
+const AGREEMENT: &str = r#"
+[stages.judge]
+kind = "evaluate"
+params = { reference_first = 2 }
+
+[stages.judge.inputs]
+compared_rank = ["../made/ape.npy", "../made/bee.npy"]
+reference_rank = ["../made/exact/ape.npy", "../made/exact/bee.npy"]
+"#;
+
+#[test]
+fn a_ranking_is_compared_with_the_first_of_another() {
+    let project = project(AGREEMENT);
+    fs_err::create_dir_all(project.path("made/exact")).unwrap();
+    ranking(&project, "exact/ape", &[7, 2]);
+    ranking(&project, "exact/bee", &[3, 4]);
+    ranking(&project, "ape", &[2, 7]);
+    // Its relevant images are at 2 and 5.
+    ranking(&project, "bee", &[0, 4, 1, 2, 3]);
+    let summary = judge(&project);
+    let found = &summary["tests"]["agreement"];
+    let near = |value: &Json, expected: f64| (value.as_f64().unwrap() - expected).abs() < 1e-9;
+    let second = (1.0 / 2.0 + 2.0 / 5.0) / 2.0;
+    assert!(near(&found["average_precision"]["ape"], 1.0), "{summary:#}");
+    assert!(near(&found["average_precision"]["bee"], second), "{summary:#}");
+    assert!(near(&found["estimate"]["mean"], (1.0 + second) / 2.0), "{summary:#}");
+    // The mean over all 45 pairs of ranks.
+    assert!(near(&found["chance"], 0.371_463_844_797_178), "{summary:#}");
+    project.write("pipelines/judge.toml", AGREEMENT.replace("= 2 }", "= 10 }"));
+    refused(&project, "`reference_first` is 10, expected less than 10, the number of images");
+    project.write("pipelines/judge.toml", AGREEMENT);
+    write_i64(project.path("made/exact/bee.npy"), &[3], &[0, 1, 2]).unwrap();
+    refused(&project, "bee.npy: 3 images, expected 10, as the ranking that is compared with it");
+}
+
 const UNIVERSE: &str = r#"
 [stages.all]
 kind = "universe"

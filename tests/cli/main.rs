@@ -31,6 +31,7 @@ mod interrupt;
 mod kill;
 mod layers;
 mod mscoco;
+mod mscoco_evaluate;
 mod mscoco_web;
 mod noop;
 mod project;

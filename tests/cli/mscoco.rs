@@ -72,7 +72,7 @@ pub fn pipeline() -> (Project, Published) {
 }
 
 /// The same with all of it in folders.
-fn project() -> (Project, Published) {
+pub fn local() -> (Project, Published) {
     let (project, published) = pipeline();
     let model = Path::new(DEMO).join("model");
     let write = |folder: &str, files: Files| {
@@ -91,7 +91,7 @@ fn project() -> (Project, Published) {
 }
 
 /// `--set` with what makes it small and local, and with more.
-fn arguments<'s>(sets: &[&'s str]) -> impl Iterator<Item = &'s str> {
+pub fn arguments<'s>(sets: &[&'s str]) -> impl Iterator<Item = &'s str> {
     let sets: Vec<&str> = [&SMALL[..], &LOCAL, sets].concat();
     sets.into_iter().flat_map(|set| ["--set", set])
 }
@@ -125,7 +125,7 @@ pub fn as_the_demo(project: &Project) {
 
 #[test]
 fn from_the_published_files_then_computed() {
-    let (project, _) = project();
+    let (project, _) = local();
     let ran = run(&project, &[]);
     let mut all = [ran.computed(), ran.reused()].concat();
     all.sort();
@@ -218,7 +218,7 @@ fn the_defaults_are_the_published_ones() {
 
 #[test]
 fn the_published_quirks_run_and_so_do_their_corrections() {
-    let (project, _) = project();
+    let (project, _) = local();
     // As published but for the sizes: noise by the batch, a padded batch of queries, means of batch means.
     let faithful =
         ["loss.noise=per_batch", "loss.batch_size=8", "generate.batch_size=5", "fisher.select=all"];
@@ -232,7 +232,7 @@ fn the_published_quirks_run_and_so_do_their_corrections() {
 
 #[test]
 fn the_chosen_weights_and_no_others_change() {
-    let (project, _) = project();
+    let (project, _) = local();
     let names = |select: &str| {
         let select = format!("unlearn.select={select}");
         let sets =
@@ -263,7 +263,7 @@ fn the_chosen_weights_and_no_others_change() {
 
 #[test]
 fn unneeded_files_are_not_downloaded() {
-    let (project, _) = project();
+    let (project, _) = local();
     let planned = |sets: &[&str]| {
         let sets = arguments(sets);
         let ran = project.attrflow(["plan", "pipelines/mscoco.toml"].into_iter().chain(sets));
@@ -290,7 +290,7 @@ fn unneeded_files_are_not_downloaded() {
 
 #[test]
 fn a_number_of_images_that_contradicts_the_fisher_is_refused() {
-    let (project, _) = project();
+    let (project, _) = local();
     let sets = arguments(&["compute.fisher=true", "unlearn.images=7"]);
     let target = ["run", "pipelines/mscoco.toml", "--json", "--device", "cpu", "--target", "unlearn[0]"];
     let ran = project.attrflow(target.into_iter().chain(sets));

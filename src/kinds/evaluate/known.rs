@@ -1,4 +1,5 @@
-//! Rankings whose first images are known: a training image as query, an exemplar that the model was tuned on, planted copies.
+//! Rankings whose first images are known: a training image as query, an exemplar that the model was tuned on, planted copies,
+//! the first of a reference ranking.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,14 +30,22 @@ struct Found {
 /// The verdicts of the tests that are connected.
 pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTreeMap<String, Finding>> {
     let mut findings = BTreeMap::new();
-    for (name, ports, judge) in [
-        ("self-influence", KNOWN[0], self_influence as fn(&Evaluate, &[Found]) -> Finding),
-        ("exemplars", KNOWN[1], exemplars),
-        ("planted copies", KNOWN[2], planted),
-    ] {
-        let found = pairs(inputs, ports)?;
-        let found = found.iter().map(|(item, [rank, relevant])| read(item, rank, relevant));
-        let found = found.collect::<anyhow::Result<Vec<_>>>()?;
+    type Relevant = fn(&Evaluate, &Path, usize) -> anyhow::Result<Vec<i64>>;
+    type Judge = fn(&Evaluate, &[Found]) -> Finding;
+    let listed: Relevant = |_, path, images| ids::indices(path, images);
+    let tests: [(&str, Relevant, Judge); 4] = [
+        ("self-influence", listed, self_influence),
+        ("exemplars", listed, exemplars),
+        ("planted copies", listed, planted),
+        ("agreement", first_of_reference, agreement),
+    ];
+    for ((name, relevant, judge), ports) in tests.into_iter().zip(KNOWN) {
+        let mut found = Vec::new();
+        for (item, [rank, file]) in pairs(inputs, ports)? {
+            let order = ranking(&rank)?;
+            let relevant = relevant(params, &file, order.len())?;
+            found.push(Found::of(&item, &order, &relevant)?);
+        }
         if !found.is_empty() {
             findings.insert(name.to_owned(), judge(params, &found));
         }
@@ -44,17 +53,42 @@ pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTr
     Ok(findings)
 }
 
-fn read(item: &str, rank: &Path, relevant: &Path) -> anyhow::Result<Found> {
-    let images = Npy::open(rank)?.rows();
-    let order = ids::indices(rank, images)?;
-    let relevant = ids::indices(relevant, images)?;
-    ensure!(!relevant.is_empty(), "`{item}`: no image should be found, expected at least one");
-    let mut places = vec![0; images];
-    order.iter().zip(1..).for_each(|(&image, place)| places[image as usize] = place);
-    let mut ranks: Vec<usize> = relevant.iter().map(|&image| places[image as usize]).collect();
-    ensure!(!ranks.contains(&0), "{}: an image occurs twice, and another not at all", rank.display());
-    ranks.sort_unstable();
-    Ok(Found { item: item.to_owned(), ranks, images })
+/// All images, in an order in which each occurs once.
+fn ranking(path: &Path) -> anyhow::Result<Vec<i64>> {
+    let images = Npy::open(path)?.rows();
+    let order = ids::indices(path, images)?;
+    let mut seen = vec![false; images];
+    order.iter().for_each(|&image| seen[image as usize] = true);
+    ensure!(!seen.contains(&false), "{}: an image occurs twice, and another not at all", path.display());
+    Ok(order)
+}
+
+/// The first images of a reference ranking.
+fn first_of_reference(params: &Evaluate, path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
+    let (mut order, first) = (ranking(path)?, params.reference_first);
+    ensure!(
+        order.len() == images,
+        "{}: {} images, expected {images}, as the ranking that is compared with it",
+        path.display(),
+        order.len()
+    );
+    ensure!(
+        first < images,
+        "`reference_first` is {first}, expected less than {images}, the number of images"
+    );
+    order.truncate(first);
+    Ok(order)
+}
+
+impl Found {
+    fn of(item: &str, order: &[i64], relevant: &[i64]) -> anyhow::Result<Self> {
+        ensure!(!relevant.is_empty(), "`{item}`: no image should be found, expected at least one");
+        let mut places = vec![0; order.len()];
+        order.iter().zip(1..).for_each(|(&image, place)| places[image as usize] = place);
+        let mut ranks: Vec<usize> = relevant.iter().map(|&image| places[image as usize]).collect();
+        ranks.sort_unstable();
+        Ok(Self { item: item.to_owned(), ranks, images: order.len() })
+    }
 }
 
 /// The ranks by query, for people.
@@ -108,6 +142,26 @@ fn exemplars(params: &Evaluate, found: &[Found]) -> Finding {
     });
     let rule = format!(
         "the {} interval (Hoeffding, over exemplars) of recall@{k} lies above chance",
+        percent(params.level)
+    );
+    Finding::of(bounded_interval(&values, params.level), chance, rule, details)
+}
+
+/// mAP(L) of FastGDA (arXiv 2511.10721, section 4.1).
+fn agreement(params: &Evaluate, found: &[Found]) -> Finding {
+    let precision = |query: &Found| average_precision(&query.ranks).unwrap_or_default();
+    let values: Vec<f64> = found.iter().map(precision).collect();
+    let chance = mean_of(found, |query| expected_average_precision(query.ranks.len(), query.images));
+    let by_query: serde_json::Map<_, _> =
+        found.iter().map(|query| (query.item.clone(), json!(precision(query)))).collect();
+    let first = params.reference_first;
+    let details = json!({
+        "measure": format!("mAP({first}): mean average precision, with the first {first} of the reference as relevant"),
+        "queries": found.len(),
+        "average_precision": by_query,
+    });
+    let rule = format!(
+        "the {} interval (Hoeffding, over queries) of mAP({first}) lies above that of a random order",
         percent(params.level)
     );
     Finding::of(bounded_interval(&values, params.level), chance, rule, details)

@@ -70,6 +70,8 @@ params! {
         top: Vec<usize> = Vec::new(),
         /// The first ranks among which the exemplars are counted.
         recall_at: usize [1..=1_000_000] = 10,
+        /// The first ranks of a reference ranking that should come first: the L of mAP(L).
+        reference_first: usize [1..=1_000_000] = 100,
         /// The level of all intervals.
         level: f64 [0.5..=0.999] = 0.95,
         /// Bootstrap resamples of subsets and queries.
@@ -97,11 +99,12 @@ const SUBSETS: &str = "subsets.json";
 const PNG: &str = "evaluation.png";
 const SVG: &str = "evaluation.svg";
 
-/// The tests of known influences: rankings, and the images that should come first.
-const KNOWN: [[&str; 2]; 3] = [
+/// The tests of rankings: the rankings, and the images that should come first, or the rankings whose first should.
+const KNOWN: [[&str; 2]; 4] = [
     ["self_rank", "self_relevant"],
     ["exemplar_rank", "exemplar_relevant"],
     ["planted_rank", "planted_relevant"],
+    ["compared_rank", "reference_rank"],
 ];
 
 impl Kind for Evaluate {
@@ -141,6 +144,15 @@ impl Kind for Evaluate {
                 .many()
                 .optional(),
             Input::new(KNOWN[2][1], "`subset.indices` of all copies").many().optional(),
+            Input::new(KNOWN[3][0], "int64 [N]: `influence.rank` of a method that is compared with another")
+                .many()
+                .optional(),
+            Input::new(
+                KNOWN[3][1],
+                "int64 [N]: the ranking of the other, such as an exact one, of the same queries",
+            )
+            .many()
+            .optional(),
         ],
         outputs: &[
             Output::new("summary", SUMMARY, "each test: verdict, rule, estimate with interval"),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, ensure};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::names::{Name, Part, means};
 use super::{Evaluate, Finding, percent};
@@ -16,7 +16,7 @@ use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::{Interval, t_interval};
 use attrflow_statistics::{mean, paired};
 
-pub(super) const HEADER: [&str; 13] = [
+pub(super) const HEADER: [&str; 16] = [
     "method",
     "query",
     "k",
@@ -28,8 +28,20 @@ pub(super) const HEADER: [&str; 13] = [
     "floor",
     "net",
     "pixel_mse",
-    "control_pixel_mse",
     "latent_cosine",
+    "clip_cosine",
+    "control_pixel_mse",
+    "control_latent_cosine",
+    "control_clip_cosine",
+];
+
+type Column = fn(&QueryRow) -> Option<f64>;
+
+/// How far a model's drawings are from the queries: columns of the losses' tables, empty where nothing was drawn.
+const DRAWINGS: [(&str, Column); 3] = [
+    ("pixel_mse", |row| row.pixel_mse),
+    ("latent_cosine", |row| row.latent_cosine),
+    ("clip_cosine", |row| row.clip_cosine),
 ];
 
 /// The method of models without random images.
@@ -104,9 +116,8 @@ pub(super) struct Effect {
     pub effect: f64,
     floor: Option<f64>,
     net: Option<f64>,
-    pixel_mse: Option<f64>,
-    control_pixel_mse: Option<f64>,
-    latent_cosine: Option<f64>,
+    drawing: [Option<f64>; 3],
+    control_drawing: [Option<f64>; 3],
 }
 
 /// The effects of all models.
@@ -172,9 +183,8 @@ impl Removal {
             effect: row.loss - control.loss,
             floor: None,
             net: None,
-            pixel_mse: row.pixel_mse,
-            control_pixel_mse: control.pixel_mse,
-            latent_cosine: row.latent_cosine,
+            drawing: DRAWINGS.map(|(_, of)| of(row)),
+            control_drawing: DRAWINGS.map(|(_, of)| of(control)),
         })
     }
 }
@@ -213,6 +223,20 @@ impl Effects {
         self.arms().into_iter().map(point).collect()
     }
 
+    /// How far drawings are from the queries, on average: without the top images, without random ones, and of the control.
+    fn drawings(&self, method: &str, k: usize) -> BTreeMap<&str, Json> {
+        let of = |column: usize| {
+            let of_arm = |method: &str| self.by_group((method, k), |row| row.drawing[column]);
+            let control = self.by_group((method, k), |row| row.control_drawing[column]);
+            let (removed, random) = (of_arm(method), of_arm(RANDOM));
+            let means =
+                json!({ "removed": mean(&removed), "random": mean(&random), "control": mean(&control) });
+            (![removed, random, control].iter().any(Vec::is_empty)).then_some(means)
+        };
+        let names = DRAWINGS.iter().map(|(name, _)| *name);
+        names.enumerate().filter_map(|(column, name)| Some((name, of(column)?))).collect()
+    }
+
     /// A verdict for each method and K.
     pub fn findings(&self, params: &Evaluate) -> BTreeMap<String, Finding> {
         let arms: Vec<_> = self.arms().into_iter().filter(|(method, _)| method != RANDOM).collect();
@@ -235,9 +259,7 @@ impl Effects {
                 "floor": some_mean(&random),
                 "random_sets": random.len(),
                 "pairing_gain": paired::pairing_gain(&every_random, &self.controls),
-                "pixel_mse": some_mean(&of(|row| row.pixel_mse)),
-                "control_pixel_mse": some_mean(&of(|row| row.control_pixel_mse)),
-                "latent_cosine": some_mean(&of(|row| row.latent_cosine)),
+                "drawings": self.drawings(&method, k),
             });
             let rule = format!(
                 "the {} interval, over queries, of the effect of removing the top {k} minus that of random ones lies above 0",
