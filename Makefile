@@ -37,7 +37,8 @@ test: setup
 ifeq ($(NEXTEST),)
 	cargo test --locked --workspace
 else
-	cargo nextest run --locked --workspace
+	# One more at once than there are cores: those of Slurm wait most of their time.
+	cargo nextest run --locked --workspace --test-threads $$(($$(nproc) + 1))
 	cargo test --doc --locked
 endif
 

@@ -129,40 +129,55 @@ fn many_items_are_one_row_of_a_plan() {
     assert!(text.lines().count() < 20 && text.contains("46 to run"), "{text}");
 }
 
+/// Runs the pipeline again and again, each time killed after `wait`, until a run ends by itself or so many were killed.
+fn kill(project: &Project, most: u64, wait: impl Fn(u64) -> Duration) -> u64 {
+    for kills in 0..most {
+        let mut run = command(std::path::Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+        let quiet = || std::process::Stdio::null();
+        let mut child = run.args(RUN).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+        let deadline = Instant::now() + wait(kills);
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success());
+                return kills;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    most
+}
+
 #[test]
 fn a_training_that_is_killed_again_and_again_gives_the_same_bytes() {
     let whole = project();
     assert_eq!(whole.attrflow(RUN).code, 0);
     let project = project();
-    let begun = Instant::now();
-    let mut kills = 0;
-    loop {
-        let mut run = command(std::path::Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
-        let mut child = run
-            .args(RUN)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        // Ever later, so that it gets on.
-        let deadline = Instant::now() + Duration::from_millis(400 * (kills + 1));
-        let status = loop {
-            match child.try_wait().unwrap() {
-                Some(status) => break Some(status),
-                None if Instant::now() > deadline => break None,
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        if let Some(status) = status {
-            assert!(status.success());
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
-        assert!(begun.elapsed() < Duration::from_secs(300));
-    }
-    assert!(kills > 2, "{kills}");
+    // Ever later, so that it gets on.
+    let kills = kill(&project, 40, |kills| Duration::from_millis(400 * (kills + 1)));
+    assert!((3..40).contains(&kills), "{kills}");
+    assert!(model(&project) == model(&whole));
+}
+
+/// About four minutes: `cargo nextest run --test cli fifty --run-ignored only`.
+#[test]
+#[ignore = "kills for four minutes"]
+fn fifty_kills_at_any_time_give_the_same_bytes() {
+    let pipeline = STAGES.replace("steps = 6,", "steps = 200,");
+    let project = || {
+        let project = project();
+        project.write("pipelines/training.toml", &pipeline);
+        project
+    };
+    let whole = project();
+    assert_eq!(whole.attrflow(RUN).code, 0);
+    let project = project();
+    // From half a second to four and a half, in no order.
+    let kills = kill(&project, 50, |kills| Duration::from_millis(500 + (kills * 2_654_435_761) % 4000));
+    assert_eq!(kills, 50, "it ended by itself: more steps are needed");
+    let ran = project.attrflow(RUN);
+    assert_eq!(ran.code, 0, "{ran:?}");
     assert!(model(&project) == model(&whole));
 }
 

@@ -53,8 +53,8 @@ fn every_row_of_a_loss_pass() {
             let batch = usize::from(noise == Noise::PerBatch);
             let simple = tch::with_grad(|| pass(1).reference_losses(batch)).unwrap();
             let _ = lowest.set_requires_grad(false);
-            // Slices of several texts, of one, and of a part of one's timesteps.
-            for micro_batch in [24, 4, 3] {
+            // Slices of several texts, and of a part of one's timesteps.
+            for micro_batch in [24, 3] {
                 let fast = pass(micro_batch).rows_of_batch(batch).unwrap();
                 let far = ((fast - &simple) / &simple).abs().max().double_value(&[]);
                 assert!(far <= TOLERANCE, "{noise:?}, {micro_batch} rows at once: {far}");
