@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::failure::Failure;
 use super::measure::profile;
 use super::noop;
-use super::plan_rows::{self, Row};
+use super::plan_rows::{self, Row, format_time};
 use super::pool_totals::PoolTotals;
 use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
@@ -286,28 +286,6 @@ pub(super) fn format_estimate(predicted: &Prediction) -> String {
         Some(bytes) => format!("{}, {} of outputs", format_time(predicted), format_bytes(bytes)),
         None => format_time(predicted),
     }
-}
-
-/// `310 MB + 4.10 GB on the device`, for each worker.
-pub(super) fn memory(predicted: &Prediction) -> String {
-    let host = predicted.host_memory.map(format_bytes);
-    let device = predicted
-        .device_memory
-        .filter(|bytes| *bytes > 0)
-        .map(|bytes| format!("{} on the device", format_bytes(bytes)));
-    host.into_iter().chain(device).collect::<Vec<_>>().join(" + ")
-}
-
-/// `3.2 s, 4 of 10 units`, or `unknown, 500 steps`.
-pub(super) fn format_time(predicted: &Prediction) -> String {
-    let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
-    if let (None, Some(steps)) = (predicted.seconds, predicted.steps) {
-        parts.push(format!("{steps} step{}", if steps == 1 { "" } else { "s" }));
-    }
-    if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
-        parts.push(format!("{} of {} units", units.total - units.cached, units.total));
-    }
-    parts.join(", ")
 }
 
 /// A stage's line in JSON.

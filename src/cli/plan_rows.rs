@@ -1,7 +1,6 @@
 //! The rows of a plan: many items of one repeated stage with the same action are one row.
 
-use super::plan::{format_time, memory};
-use crate::progress::Table;
+use crate::progress::{Table, duration};
 use attrflow_engine::explain::Prediction;
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::store::format_bytes;
@@ -69,4 +68,26 @@ fn sum<'p>(predictions: impl Iterator<Item = Option<&'p Prediction>>) -> Option<
         device_memory: most(|one| one.device_memory),
         ..Prediction::default()
     })
+}
+
+/// `310 MB + 4.10 GB on the device`, for each worker.
+fn memory(predicted: &Prediction) -> String {
+    let host = predicted.host_memory.map(format_bytes);
+    let device = predicted
+        .device_memory
+        .filter(|bytes| *bytes > 0)
+        .map(|bytes| format!("{} on the device", format_bytes(bytes)));
+    host.into_iter().chain(device).collect::<Vec<_>>().join(" + ")
+}
+
+/// `3.2 s, 4 of 10 units`, or `unknown, 500 steps`.
+pub(super) fn format_time(predicted: &Prediction) -> String {
+    let mut parts = vec![predicted.seconds.map_or_else(|| "unknown".to_owned(), duration)];
+    if let (None, Some(steps)) = (predicted.seconds, predicted.steps) {
+        parts.push(format!("{steps} step{}", if steps == 1 { "" } else { "s" }));
+    }
+    if let Some(units) = predicted.units.filter(|units| units.cached > 0) {
+        parts.push(format!("{} of {} units", units.total - units.cached, units.total));
+    }
+    parts.join(", ")
 }

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod captions;
 pub mod compare;
+pub mod dataset;
 pub mod download;
 pub mod dtype;
 pub mod image;

@@ -1,6 +1,7 @@
 //! The stage kinds: one file and one row each.
 
 pub mod command;
+mod dataset;
 mod download;
 mod evaluate;
 mod fisher;
@@ -46,6 +47,7 @@ macro_rules! registry {
 registry! {
     without_libtorch {
         download::Download,
+        dataset::Dataset,
         command::Command,
         ranking::Ranking,
         subset::Subset,

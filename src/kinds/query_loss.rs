@@ -259,7 +259,7 @@ fn table_rows<'a>(
             query: query_table::name(item, place, count),
             loss: mean(losses),
             pixel_mse: None,
-            latent_cosine: cosines.as_ref().map(|all| all[place]),
+            latent_cosine: cosines.as_ref().and_then(|all| all[place]),
             clip_cosine: None,
         };
         if let Some((own, drawn)) = pictures {
@@ -267,7 +267,7 @@ fn table_rows<'a>(
             let pictures = [load_rgb(&both[0])?, load_rgb(&both[1])?];
             row.pixel_mse = Some(pixel_mse([&both[0], &both[1]], &pictures)?);
             let clip = inputs.get(CLIP);
-            row.clip_cosine = clip.map(|clip| clip_cosine(clip, &pictures, cx)).transpose()?;
+            row.clip_cosine = clip.map(|clip| clip_cosine(clip, &pictures, cx)).transpose()?.flatten();
         }
         Ok(row)
     };
@@ -275,7 +275,7 @@ fn table_rows<'a>(
 }
 
 /// The cosine between CLIP's vectors of two pictures.
-fn clip_cosine(folder: &Path, pictures: &[RgbImage; 2], cx: &Context<'_>) -> anyhow::Result<f64> {
+fn clip_cosine(folder: &Path, pictures: &[RgbImage; 2], cx: &Context<'_>) -> anyhow::Result<Option<f64>> {
     with_image_encoder(folder, cx.device, |clip| {
         let _no_grad = tch::no_grad_guard();
         let prepared = pictures.each_ref().map(|picture| clip.prepare(picture));
@@ -287,7 +287,7 @@ fn clip_cosine(folder: &Path, pictures: &[RgbImage; 2], cx: &Context<'_>) -> any
 }
 
 /// The cosine between each latent and the one that is drawn in its place.
-fn cosines(own: &Path, drawn: &Path) -> anyhow::Result<Vec<f64>> {
+fn cosines(own: &Path, drawn: &Path) -> anyhow::Result<Vec<Option<f64>>> {
     let read = |path: &Path| -> anyhow::Result<(Vec<f32>, usize)> {
         let npy = Npy::open(path)?;
         let mut all = Vec::new();
@@ -298,9 +298,11 @@ fn cosines(own: &Path, drawn: &Path) -> anyhow::Result<Vec<f64>> {
     Ok(own.chunks(length).zip(drawn.chunks(length)).map(|(own, drawn)| cosine(own, drawn)).collect())
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// None where one of them is zero: it has no direction.
+fn cosine(a: &[f32], b: &[f32]) -> Option<f64> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    (lengths > 0.0).then(|| dot(a, b) / lengths)
 }
 
 /// The mean square difference of two pictures' values, from 0 to 1.

@@ -79,7 +79,7 @@ impl Kind for Ranking {
         libtorch: false,
         ..KindInfo::new::<Self>(
             "ranking",
-            3,
+            4,
             "the most influential training images as table, JSON and picture",
         )
     };

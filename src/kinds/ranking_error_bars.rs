@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use attrflow_statistics::error_bars::{self, Differences, ErrorBars, image_errors};
+use attrflow_statistics::error_bars::{Differences, ErrorBars, image_errors};
 use attrflow_statistics::interval::quantile;
 use attrflow_statistics::ranks::{NoisyScores, ties};
 use serde::Serialize;
@@ -116,19 +116,21 @@ impl Scores<'_> {
         top: usize,
     ) -> anyhow::Result<Option<(Method, Vec<ErrorBar>)>> {
         let images = self.influence.len();
-        let (rows, [timesteps, draws]) = self.read()?;
+        let (mut rows, [timesteps, draws]) = self.read()?;
+        let per_latent = timesteps * draws;
+        let scores: Vec<f64> = rows.chunks_exact(per_latent).map(mean).collect();
+        self.expect_same(&scores)?;
+        if self.flips == Flips::Mean && scores.len() == 2 * images {
+            rows = means_of_mirrors(&rows);
+        }
+        let scores: Vec<f64> = rows.chunks_exact(per_latent).map(mean).collect();
         let differences = Differences { rows: &rows, timesteps, draws };
         let Some(bars) = ErrorBars::of(differences, LEVEL) else { return Ok(None) };
-        let scores: Vec<f64> = rows.chunks_exact(timesteps * draws).map(mean).collect();
-        self.expect_same(&scores)?;
-        let flips = match self.flips {
-            Flips::Max => error_bars::Flips::Max,
-            Flips::Mean => error_bars::Flips::Mean,
-        };
-        let errors = image_errors(&scores, &bars.errors, images, flips);
+        let errors = image_errors(&scores, &bars.errors, images);
         // One more, which the last one may tie with.
         let of: Vec<usize> = ranks.iter().take(count + 1).map(|&image| image as usize).collect();
-        let noisy = NoisyScores { scores: &scores, errors: &bars.errors, df: bars.df, images, flips };
+        let correlation = differences.mirror_correlation(images);
+        let noisy = NoisyScores { scores: &scores, errors: &bars.errors, df: bars.df, images, correlation };
         let found = noisy.ranks(&of, top, RESAMPLES, SEED);
         let tied = ties(&found.low, &found.high);
         let rows = of.iter().take(count).enumerate().map(|(place, &image)| {
@@ -203,6 +205,12 @@ impl Scores<'_> {
         }
         Ok(())
     }
+}
+
+/// The mean of each image's and its mirror image's differences. The noise that both share is in it as it is.
+fn means_of_mirrors(rows: &[f32]) -> Vec<f32> {
+    let (own, mirrored) = rows.split_at(rows.len() / 2);
+    own.iter().zip(mirrored).map(|(own, mirrored)| (own + mirrored) / 2.0).collect()
 }
 
 #[cfg(test)]

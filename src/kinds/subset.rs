@@ -5,10 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::ensure;
 use serde_json::{Value as Json, json};
 
-use super::ranking::ranks;
 use super::shared::check_outputs::Outputs;
 use super::shared::ids;
-use crate::io::captions::coco::Captions;
 use crate::io::npy::writer;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -123,7 +121,7 @@ impl Stage for Subset {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let all = Captions::read_all(inputs.path("captions")?)?.ids();
+        let all = ids::of_captions(inputs.path("captions")?)?;
         let chosen = self.number(all.len()).unwrap_or(self.ids.len());
         let share = chosen as f64 / all.len() as f64;
         let ids = all.iter().map(|id| id.len() as f64 + 1.0).sum::<f64>();
@@ -135,7 +133,7 @@ impl Stage for Subset {
     }
 
     fn accept(&self, inputs: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
-        let all = Captions::read_all(inputs.path("captions"))?.ids();
+        let all = ids::of_captions(inputs.path("captions"))?;
         for file in [&outputs["ids"], &outputs["rest"]] {
             ids::check(&all, &ids::read(file)?, Some(file))?;
         }
@@ -152,7 +150,7 @@ impl Subset {
 
     /// Whether each image is chosen, with its id.
     fn chosen(&self, inputs: &Inputs) -> anyhow::Result<Vec<(String, bool)>> {
-        let all = Captions::read_all(inputs.path("captions"))?.ids();
+        let all = ids::of_captions(inputs.path("captions"))?;
         let images = all.len();
         let count = self.number(images).unwrap_or(0);
         ensure!(
@@ -161,7 +159,13 @@ impl Subset {
         );
         let chosen: BTreeSet<usize> = match self.choose {
             Choose::Top => {
-                let ranks = ranks(inputs.path("rank"), images)?;
+                let ranks = ids::ranking(inputs.path("rank"))?;
+                ensure!(
+                    ranks.len() == images,
+                    "{}: {} images, expected {images}, those of the captions file",
+                    inputs.path("rank").display(),
+                    ranks.len()
+                );
                 ranks.into_iter().take(count).map(|index| index as usize).collect()
             }
             Choose::Random => {
@@ -176,7 +180,11 @@ impl Subset {
                 places.into_iter().map(|place| place as usize).collect()
             }
         };
-        Ok(all.into_iter().enumerate().map(|(place, id)| (id, chosen.contains(&place))).collect())
+        ensure!(
+            !chosen.is_empty(),
+            "no image is chosen of {images}, expected at least one: `share` may be too small"
+        );
+        Ok(all.iter().enumerate().map(|(place, id)| (id.clone(), chosen.contains(&place))).collect())
     }
 
     /// The places of the given ids.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -11,7 +12,6 @@ use tch::{Device, Tensor};
 use super::shared::arrays::NpyRows;
 use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
 use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
-use crate::io::captions::coco::Captions;
 use crate::io::npy::Npy;
 use crate::method::data::DataSet;
 use crate::method::schedule::NoiseSchedule;
@@ -86,7 +86,7 @@ impl Stage for TrainParams {
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        check_inputs::unet(inputs.path("unet"))?;
+        check_inputs::networks(inputs)?;
         if self.init == Init::Checkpoint {
             checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
         }
@@ -156,7 +156,7 @@ fn left_out(inputs: &Inputs) -> anyhow::Result<BTreeSet<String>> {
 struct Set {
     moments: Npy,
     texts: Npy,
-    ids: Vec<String>,
+    ids: Rc<Vec<String>>,
 }
 
 /// The training set, checked against the network and the captions file, which is read once: COCO's has 90 MB.
@@ -168,7 +168,7 @@ fn open(inputs: &Inputs) -> anyhow::Result<Set> {
         .expect_shape(&[None, Some(2), channels, None, None])
         .context("the moments do not fit the network")?;
     texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")?;
-    let ids = Captions::read_all(inputs.path("captions"))?.ids();
+    let ids = ids::of_captions(inputs.path("captions"))?;
     let images = ids.len();
     for (npy, rows) in [(&moments, 2 * images), (&texts, images)] {
         ensure!(
@@ -188,13 +188,20 @@ impl Compute for TrainParams {
         let steps = ranges::range(task.unit()?, "steps")?;
         // A model trains on one thread: more would change the order in which numbers are added.
         let _one = device::one_thread();
-        let _guard = device::apply_mode(ModelMode::Gradients);
+        let _guard = device::deterministic();
         let Set { moments, texts, ids } = open(inputs)?;
-        let captions = texts.shape()[1];
+        let texts_shape = texts.shape().to_vec();
+        let captions = texts_shape[1];
         let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
         let left_out = left_out(inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
         let empty = with_text_model(inputs, cx.device, |model| tch::no_grad(|| model.embed(&[""])))?;
+        let (found, expected) = (&empty.size()[1..], &texts_shape[2..]);
+        ensure!(
+            found.iter().map(|&size| size as usize).eq(expected.iter().copied()),
+            "the text encoder gives texts of {found:?} numbers, expected {expected:?} as on `text_embeddings`: they must come from the \
+             same encoder and tokenizer"
+        );
         let data = TrainingData {
             moments: DataSet::new(&rows.0, &rows.1, captions)?,
             empty: empty.to_device(Device::Cpu),
@@ -252,7 +259,10 @@ impl Compute for TrainParams {
             expected::make_array(&mut given, MOMENTS, &moments, 2 * images, folder)?;
             expected::make_array(&mut given, "text_embeddings", &texts, images, folder)?;
             expected::make_captions(&mut given, images, folder)?;
-            given.0.remove(LEFT_OUT);
+            let left_out = (left_out_share(inputs)? * images as f64) as usize;
+            let list = folder.join("left_out.json");
+            fs_err::write(&list, json!((0..left_out.min(images - 1)).collect::<Vec<_>>()).to_string())?;
+            given.0.insert(LEFT_OUT.to_owned(), list);
         }
         let steps = (steps as usize).min(self.checkpoint_every).max(1);
         let stage = TrainParams { steps, checkpoint_every: steps, ..self.clone() };
@@ -261,17 +271,32 @@ impl Compute for TrainParams {
     }
 }
 
+/// The share of images that are left out, as far as it is known: an expected list by its length in bytes.
+fn left_out_share(inputs: &ExpectedInputs) -> anyhow::Result<f64> {
+    let Ok(list) = inputs.shape(LEFT_OUT) else { return Ok(0.0) };
+    let all = ids::of_captions(inputs.path("captions")?)?;
+    let bytes = || all.iter().map(|id| id.len() as f64 + 1.0).sum::<f64>();
+    let share = match (list.path(), list.bytes()) {
+        (Some(path), _) => ids::read(path)?.len() as f64 / all.len() as f64,
+        (None, Some(expected)) => expected as f64 / bytes(),
+        (None, None) => 0.0,
+    };
+    Ok(share.min(1.0))
+}
+
 /// The arrays on `text_embeddings` and `moments`, existing or expected.
 fn arrays(inputs: &ExpectedInputs) -> anyhow::Result<(expected::Array, expected::Array)> {
     Ok((expected::array(inputs, "text_embeddings")?, expected::array_of(inputs, MOMENTS, 5)?))
 }
 
 impl TrainParams {
-    /// What the time of a step depends on.
+    /// What the time of a step depends on. Of the images that are left out, a tenth more or less does not matter.
     fn cost_key(&self, inputs: &ExpectedInputs) -> anyhow::Result<Json> {
         let (texts, moments) = arrays(inputs)?;
+        let kept = 1.0 - left_out_share(inputs)?;
         Ok(json!({
             "batch_size": self.batch_size,
+            "kept_tenths": (kept * 10.0).round() as u64,
             "select": self.select,
             "unet": expected::config(inputs, "unet")?,
             "latent": &moments.shape[2..],
@@ -302,9 +327,11 @@ fn write_row(curve: &mut impl Write, report: &StepReport) -> std::io::Result<()>
 
 /// Names of a state's tensors: what they are, and the parameter.
 const PARTS: [&str; 4] = ["weight", "mean", "square", "ema"];
+/// In the metadata: steps without a row, where there were any.
+const SKIPPED: &str = "skipped_steps";
 
 fn write_state(path: &Path, state: &TrainingState) -> anyhow::Result<()> {
-    let TrainingState { weights, moments, ema } = state;
+    let TrainingState { weights, moments, ema, skipped } = state;
     let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
     let mut add = |part: usize, name: &String, tensor: &Tensor| {
         all.insert(format!("{}/{name}", PARTS[part]), tensor.shallow_clone());
@@ -315,7 +342,8 @@ fn write_state(path: &Path, state: &TrainingState) -> anyhow::Result<()> {
         add(2, name, square);
     }
     ema.iter().flatten().for_each(|(name, tensor)| add(3, name, tensor));
-    tensors::write(path, &all, &[])
+    let skipped = (*skipped > 0).then(|| (SKIPPED, skipped.to_string()));
+    tensors::write(path, &all, skipped.as_slice())
 }
 
 fn read_state(path: &Path) -> anyhow::Result<TrainingState> {
@@ -334,7 +362,8 @@ fn read_state(path: &Path) -> anyhow::Result<TrainingState> {
         Ok((name, [mean, square]))
     });
     let moments = moments.collect::<anyhow::Result<_>>()?;
-    Ok(TrainingState { weights: of(0), moments, ema: Some(ema).filter(|ema| !ema.is_empty()) })
+    let skipped = tensors::number(path, SKIPPED)?.unwrap_or(0);
+    Ok(TrainingState { weights: of(0), moments, ema: Some(ema).filter(|ema| !ema.is_empty()), skipped })
 }
 
 /// How training goes. It depends on the machine, so no output has it.

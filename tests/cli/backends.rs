@@ -76,8 +76,7 @@ fn programs_that_are_not_workers() {
         backend.next(&request(&Cancel::default())).err().expect("no worker")
     };
     assert!(matches!(error("exit 3"), TaskError::Died(_)));
-    let hello =
-        r#"echo '{"hello":{"build":"","protocol":99,"device":"cpu","memory":0,"host":""}}'; sleep 5"#;
+    let hello = r#"echo '{"hello":{"build":"","protocol":99,"device":"cpu","memory":0,"host":""}}'; sleep 5"#;
     match error(hello) {
         TaskError::Refused(text) => assert!(text.contains("version 99 of the protocol"), "{text}"),
         other => panic!("{other}"),

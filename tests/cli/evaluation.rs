@@ -1,11 +1,12 @@
 //! `evaluate` and `universe` through the program, on made-up losses and rankings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use attrflow::io::npy::writer::{write_f32, write_i64};
 use serde_json::Value as Json;
 
-use crate::project::Project;
+use crate::project::{Project, copy};
 
 const QUERIES: [&str; 4] = ["ape", "bee", "cat", "dog"];
 const IMAGES: usize = 40;
@@ -47,10 +48,14 @@ fn refused(project: &Project, expected: &str) {
 
 /// The control, two random sets that cost 0.001 and 0.003, and models without top images.
 fn removal(project: &Project, effects: [f64; 4]) {
-    let all = |loss: f64| QUERIES.map(|query| (query, loss));
-    losses(project, "control", &all(0.05));
-    losses(project, "0", &all(0.051));
-    losses(project, "1", &all(0.053));
+    // A query without a removed model counts nowhere.
+    let all = |loss: f64, of_another: f64| {
+        let own = QUERIES.map(|query| (query, loss));
+        [&own[..], &[("eel", of_another)]].concat()
+    };
+    losses(project, "control", &all(0.05, 0.05));
+    losses(project, "0", &all(0.051, 0.9));
+    losses(project, "1", &all(0.053, 0.1));
     for (query, effect) in QUERIES.into_iter().zip(effects) {
         losses(project, query, &[(query, 0.05 + effect)]);
     }
@@ -63,13 +68,13 @@ fn left_out_images_are_judged_against_random_ones() {
     let summary = judge(&project);
     let found = &summary["tests"]["drift"];
     assert_eq!((&found["verdict"], &found["queries"]), (&"holds".into(), &4.into()), "{summary:#}");
-    // Effects 10, 12, 11, 15 less a floor of 2: mean 10, standard error 1.080, t of 3 degrees of freedom 3.182.
+    // Effects 10, 12, 11, 15 less a floor of 2: mean 10; the sets' means are 1 and 3. By scipy, with Welch's 3.229 degrees of freedom.
     let near = |value: &Json, expected: f64| (value.as_f64().unwrap() - expected).abs() < 5e-6;
     let estimate = &found["estimate"];
-    assert!(near(&estimate["mean"], 0.010) && near(&estimate["low"], 0.010 - 0.003_437), "{summary:#}");
+    assert!(near(&estimate["mean"], 0.010) && near(&estimate["low"], 0.010 - 0.004_502), "{summary:#}");
     assert!(near(&found["floor"], 0.002) && near(&found["effect"], 0.012), "{summary:#}");
     let table = fs_err::read_to_string(project.path("results/judge/judge/effects.csv")).unwrap();
-    assert_eq!(table.lines().count(), 1 + 2 * 4 + 4, "{table}");
+    assert_eq!(table.lines().count(), 1 + 2 * 5 + 4, "{table}");
     assert!(table.contains("\nunlearning,ape,10,,,0.06"), "{table}");
     let svg = fs_err::read_to_string(project.path("results/judge/judge/evaluation.svg")).unwrap();
     assert!(svg.contains(">K = 10<") && svg.contains(">holds<"), "{svg}");
@@ -103,6 +108,13 @@ fn losses_that_do_not_fit_are_refused() {
     removal(&project, [0.01; 4]);
     project.write("pipelines/judge.toml", REMOVAL.replace(" k = 10,", ""));
     refused(&project, "`k` is missing: the names on `removed` do not say how many images are left out");
+    // Two controls of which nothing says which is whose.
+    let two = REMOVAL.replace(
+        "control = \"../made/control.csv\"",
+        "control = [\"../made/control.csv\", \"../made/0.csv\"]",
+    );
+    project.write("pipelines/judge.toml", two);
+    refused(&project, "`control` has two models that its names do not tell apart");
 }
 
 const LDS: &str = r#"
@@ -248,6 +260,66 @@ fn known_influences_are_judged_by_their_ranks() {
     write_i64(project.path("made/ape.npy"), &[3], &[1, 1, 2]).unwrap();
     relevant("ape", &[0]);
     refused(&project, "ape.npy: an image occurs twice, and another not at all");
+}
+
+const RECORDED: &str = r#"
+[stages.half]
+kind = "subset"
+each = { half = HALVES }
+params = { choose = "random", share = 0.5, seed = "${half}" }
+inputs = { captions = "CAPTIONS" }
+
+[stages.judge]
+kind = "evaluate"
+
+[stages.judge.inputs]
+subsets = "half[*].indices"
+scores = [SCORES]
+recorded = "../lds"
+"#;
+
+/// The losses that are kept beside the demo: their halves are those that `subset` draws, and their seeds agree as docs say.
+#[test]
+fn the_recorded_losses_of_the_demo_can_be_judged() {
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/lds");
+    let losses = fs_err::read_to_string(recorded.join("losses.csv")).unwrap();
+    let rows: Vec<Vec<&str>> = losses.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    let column = |place: usize| rows.iter().map(|row| row[place]).collect::<BTreeSet<_>>();
+    let (halves, queries) = (column(0), column(2));
+    assert_eq!((queries.len(), column(1).into_iter().collect::<Vec<_>>()), (12, vec!["1", "2"]));
+    // Each half has all queries under seed 1; eight have them under seed 2 as well.
+    assert_eq!(rows.len(), (halves.len() + 8) * queries.len());
+    let models = fs_err::read_to_string(recorded.join("models.csv")).unwrap();
+    assert_eq!(models.lines().count(), 1 + 1 + halves.len() + 8, "a line for each model, and for the first");
+
+    let files: Vec<String> = queries.iter().map(|query| format!("\"../made/{query}.npy\"")).collect();
+    let listed = format!("[{}]", halves.iter().copied().collect::<Vec<_>>().join(", "));
+    let captions = recorded.parent().unwrap().join("captions.json").display().to_string();
+    let pipeline = RECORDED.replace("HALVES", &listed).replace("CAPTIONS", &captions);
+    let project = project(&pipeline.replace("SCORES", &files.join(", ")));
+    copy(&recorded, &project.path("lds"));
+    for query in &queries {
+        let scores: Vec<f32> = (0..459).map(|image| chance(&[5, image, query.len()]) as f32).collect();
+        write_f32(project.path(format!("made/{query}.npy")), &[459], &scores).unwrap();
+    }
+    let summary = judge(&project);
+    let found = &summary["tests"]["lds"];
+    assert_eq!(
+        (&found["subsets"], &found["ceiling_subsets"]),
+        (&halves.len().into(), &8.into()),
+        "{summary:#}"
+    );
+    // The mean correlation of two seeds is 0.379; the ceiling is the root of the reliability of the mean over those that count.
+    let (ceiling, seeds) = (found["ceiling"].as_f64().unwrap(), found["seeds"].as_f64().unwrap());
+    let reliability = ceiling * ceiling;
+    let of_one = reliability / (seeds - (seeds - 1.0) * reliability);
+    assert!((of_one - 0.379).abs() < 0.001, "{summary:#}");
+    // A half of other images, under a name that is known.
+    project.write("pipelines/judge.toml", {
+        let text = fs_err::read_to_string(project.path("pipelines/judge.toml")).unwrap();
+        text.replace("share = 0.5", "share = 0.25")
+    });
+    refused(&project, "has other images in the folder on `recorded`");
 }
 
 const AGREEMENT: &str = r#"

@@ -15,6 +15,7 @@ mod command;
 mod command_ports;
 #[path = "../../crates/engine/tests/engine/conformance.rs"]
 mod conformance;
+mod dataset;
 mod disk;
 mod download;
 mod edits;

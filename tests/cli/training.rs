@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use attrflow::io::npy::Npy;
+use attrflow::io::npy::writer::write_f32;
 use serde_json::Value as Json;
 
 use crate::project::{Project, command};
@@ -250,6 +252,7 @@ fn a_subset_that_the_data_set_does_not_have_is_refused() {
         assert!(ran.code == 1 && ran.err.contains(expected), "{expected}: {ran:?}");
     };
     refused("{ count = 9 }", "`count` is 9, expected at most 8, the images of the captions file");
+    refused("{ share = 0.01 }", "no image is chosen of 8, expected at least one: `share` may be too small");
     refused(
         "{ choose = \"ids\", ids = [\"x\"] }",
         "`ids` names `x`, which no image of the captions file has",
@@ -259,12 +262,70 @@ fn a_subset_that_the_data_set_does_not_have_is_refused() {
 #[test]
 fn a_diverged_training_names_the_step_and_keeps_the_checkpoint_before() {
     let project = project();
+    let ran = project.attrflow(["run", "pipelines/training.toml", "--target", "latents"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let found = Npy::open(project.path("results/training/latents/moments.npy")).unwrap();
+    let (shape, row) = (found.shape().to_vec(), found.row_len());
+    let mut moments = Vec::new();
+    found.read_f32(0..found.rows(), &mut moments).unwrap();
     project.write(
         "pipelines/training.toml",
-        STAGES.replace("lr = 1e-3, lr_warmup_steps = 2", "lr = 1e30, lr_warmup_steps = 0"),
+        STAGES
+            .replace("moments = \"latents.moments\"", "moments = \"./moments.npy\"")
+            .replace("left_out = \"left_out.ids\"\n", "")
+            .replace("batch_size = 20", "batch_size = 2"),
     );
-    let ran = project.attrflow(RUN);
-    assert!(ran.code == 1 && ran.err.contains("stage `model`, steps 0..2: step "), "{ran:?}");
-    assert!(ran.err.contains("the training diverged: "), "{ran:?}");
+    // Two of eight images are seen in a step: an image that is first seen in step 2 or later breaks the second unit.
+    let later = (0..8).find_map(|image| {
+        let mut broken = moments.clone();
+        for flip in [image, image + 8] {
+            broken[flip * row..(flip + 1) * row].fill(1e30);
+        }
+        write_f32(project.path("pipelines/moments.npy"), &shape, &broken).unwrap();
+        let ran = project.attrflow(RUN);
+        assert!(ran.code == 1 && ran.err.contains("the training diverged: "), "{ran:?}");
+        ran.err.contains("stage `model`, steps 2..4: step ").then_some(ran.err)
+    });
+    let said = later.expect("an image that is first seen in the second unit");
+    assert!(said.contains("step 2: ") || said.contains("step 3: "), "{said}");
     assert!(!project.path("results/training/model").exists());
+    // The checkpoint before is there, and is where another run begins.
+    let ran = project.attrflow([&RUN[..], &["--json"]].concat());
+    let begun =
+        ran.json().into_iter().find(|line| line["event"] == "stage_started" && line["stage"] == "model");
+    assert_eq!(begun.map(|line| line["units_cached"].clone()), Some(1.into()), "{ran:?}");
+}
+
+#[test]
+fn a_text_encoder_or_a_data_set_of_another_shape_is_refused() {
+    let project = project();
+    let refused = |old: &str, new: &str, expected: &str| {
+        project.write("pipelines/training.toml", STAGES.replace(old, new));
+        let ran = project.attrflow(RUN);
+        assert!(ran.code == 1 && ran.err.contains(expected), "{expected}: {ran:?}");
+    };
+    let clip = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip");
+    let (encoder, other) = (
+        "text_encoder = \"data.files/model/text_encoder\"",
+        format!("text_encoder = \"{}\"", clip.display()),
+    );
+    refused(
+        encoder,
+        &other,
+        "`model_max_length` is 16, expected at most 12, the positions of the text encoder",
+    );
+    write_f32(project.path("pipelines/other.npy"), &[16, 2, 3, 16, 16], &[0.5; 16 * 2 * 3 * 256]).unwrap();
+    refused(
+        "moments = \"latents.moments\"",
+        "moments = \"./other.npy\"",
+        "the moments do not fit the network",
+    );
+    write_f32(project.path("pipelines/other.npy"), &[14, 2, 4, 16, 16], &[0.5; 14 * 2 * 4 * 256]).unwrap();
+    refused("moments = \"latents.moments\"", "moments = \"./other.npy\"", "14 rows, expected 16, since ");
+    write_f32(project.path("pipelines/other.npy"), &[8, 1, 5, 64], &[0.5; 8 * 5 * 64]).unwrap();
+    refused(
+        "text_embeddings = \"latents.text_embeddings\"\ncaptions",
+        "text_embeddings = \"./other.npy\"\ncaptions",
+        "the text encoder gives texts of [16, 64] numbers, expected [5, 64] as on `text_embeddings`",
+    );
 }

@@ -42,6 +42,18 @@ def t_intervals(rng):
     return rows
 
 
+def net_intervals(rng):
+    """Welch's degrees of freedom, as scipy computes them for two samples: the variances of both means are added."""
+    rows = []
+    for queries, sets, level in [(4, 3, 0.95), (30, 2, 0.9), (110, 10, 0.95)]:
+        net, drawn = rng.normal(1.0, 2.0, size=queries), rng.normal(0.5, 1.0, size=sets)
+        result = stats.ttest_ind(net, drawn, equal_var=False)
+        half = stats.t.ppf((1 + level) / 2, result.df) * np.hypot(stats.sem(net), stats.sem(drawn))
+        low, high = net.mean() - half, net.mean() + half
+        rows.append({"net": net.tolist(), "sets": drawn.tolist(), "level": level, "low": low, "high": high})
+    return rows
+
+
 def percentile_intervals(rng):
     rows = []
     for count, level in [(1, 0.95), (2, 0.9), (101, 0.9), (300, 0.95)]:
@@ -128,6 +140,7 @@ golden = {
     "retrieval": retrieval(rng),
     "quantiles": quantiles(),
     "random": stream(),
+    "net_intervals": net_intervals(rng),
 }
 OUT.mkdir(exist_ok=True)
 for name, values in golden.items():

@@ -88,6 +88,9 @@ def one_step():
     gradients = {name: parameter.grad for name, parameter in unet.named_parameters()}
     out = {f"norm.{name}": gradient.double().norm() for name, gradient in gradients.items()}
     out |= {f"gradient.{name}": gradient for name, gradient in gradients.items() if gradient.numel() <= 300}
+    # Of large ones the product with fixed numbers, which a sign or a transposition changes: cos(1), cos(2), …
+    fixed = lambda gradient: torch.cos(torch.arange(1, gradient.numel() + 1, dtype=torch.float64)).view_as(gradient)
+    out |= {f"product.{name}": (gradient.double() * fixed(gradient)).sum() for name, gradient in gradients.items()}
     save("one_step", out | rows | dict(loss=loss.detach()))
 
 

@@ -7,7 +7,7 @@ use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::train::{
-    AdamW, LrScheduler, SLICE, TrainParams, Training, TrainingData, learning_rate, mean_gradient,
+    AdamW, LrScheduler, SLICE, TrainParams, Training, TrainingData, average, learning_rate, mean_gradient,
 };
 use attrflow::models::unet::{ModelMode, UNet};
 use tch::{Device, Tensor};
@@ -48,6 +48,7 @@ fn adamw_with_clipping_schedule_and_mean_is_torchs() {
     let mut parameters: BTreeMap<String, Tensor> =
         names.iter().map(|name| (name.clone(), golden[&format!("before.{name}")].copy())).collect();
     let mut own = AdamW::default();
+    let mut mean: Tensors = parameters.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
     for step in 0..20 {
         let lr = learning_rate(&params(), step);
         assert!((lr / golden["rates"].double_value(&[step as i64]) - 1.0).abs() < 1e-6);
@@ -58,6 +59,7 @@ fn adamw_with_clipping_schedule_and_mean_is_torchs() {
         let (moved, norm) = own.step(&params(), step, lr, &names, &parameters, &gradient);
         assert!((norm / golden["norms"].double_value(&[step as i64]) - 1.0).abs() < 1e-6);
         parameters = moved;
+        average(&mut mean, &parameters, 0.999, step);
         if [0, 1, 19].contains(&step) {
             for name in &names {
                 let expected = &golden[&format!("step{step}.{name}")];
@@ -65,6 +67,24 @@ fn adamw_with_clipping_schedule_and_mean_is_torchs() {
             }
         }
     }
+    for name in &names {
+        assert_within(&format!("the mean of {name}"), &mean[name], &golden[&format!("mean.{name}")], 1e-6);
+    }
+}
+
+/// A step without a row moves nothing, and the next one is the first for the optimiser.
+#[test]
+fn a_skipped_step_is_none_of_the_optimisers() {
+    let golden = load("train/adamw");
+    let name = "b.bias".to_owned();
+    let of = |key: &str| BTreeMap::from([(name.clone(), golden[key].copy())]);
+    let gradient = BTreeMap::from([(name.clone(), golden["gradient.b.bias"].get(0))]);
+    let moved = |step: usize, skipped: usize| {
+        let mut own = AdamW { skipped, ..AdamW::default() };
+        own.step(&params(), step, 1e-3, std::slice::from_ref(&name), &of("before.b.bias"), &gradient).0
+    };
+    assert_eq!(moved(0, 0)[&name], moved(3, 3)[&name]);
+    assert_ne!(moved(0, 0)[&name], moved(3, 0)[&name]);
 }
 
 #[test]
@@ -88,6 +108,14 @@ fn one_step_of_the_demo_has_torchs_gradient() {
         let found = gradient[name].to_kind(tch::Kind::Double).norm().double_value(&[]);
         let expected = golden[&format!("norm.{name}")].double_value(&[]);
         assert!((found / expected - 1.0).abs() < 1e-5, "{name}: {found} {expected}");
+        // A sign or a transposition changes this.
+        let own = gradient[name].to_kind(tch::Kind::Double).flatten(0, -1);
+        let fixed = Tensor::arange_start(1, own.numel() as i64 + 1, (tch::Kind::Double, Device::Cpu)).cos();
+        let product = own.dot(&fixed).double_value(&[]);
+        let off = (product - golden[&format!("product.{name}")].double_value(&[])).abs();
+        // Relative to the norms of both factors: the product of large ones may cancel.
+        let scale = expected * fixed.norm().double_value(&[]);
+        assert!(off <= 1e-5 * scale / (own.numel() as f64).sqrt() * 4.0, "{name}: off by {off} of {scale}");
         if let Some(expected) = golden.get(&format!("gradient.{name}")) {
             assert_close(name, &gradient[name], expected);
         }

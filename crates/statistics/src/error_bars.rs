@@ -42,15 +42,6 @@ pub struct ErrorBars {
     pub quantile: f64,
 }
 
-/// What an image's score is of the scores of its latents, which are its own and that of its mirror image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flips {
-    /// The largest.
-    Max,
-    /// The mean.
-    Mean,
-}
-
 impl ErrorBars {
     /// The errors, for intervals that hold with probability `level` where the noise is normal.
     ///
@@ -90,6 +81,31 @@ impl Differences<'_> {
         let rows = self.rows.chunks_exact(self.timesteps * self.draws);
         assert!(rows.remainder().is_empty(), "a latent has a difference for each timestep and draw");
         rows
+    }
+
+    /// The correlation of the noise in an image's difference and in its mirror image's, pooled over all images: both may share
+    /// their noise tensor. Latent `images + i` is the mirror image of latent `i`.
+    ///
+    /// It is 0 without mirror images, and where nothing shows of the noise.
+    pub fn mirror_correlation(&self, images: usize) -> f64 {
+        if self.latents().len() != 2 * images || (self.timesteps, self.draws) == (1, 1) {
+            return 0.0;
+        }
+        let shared = self.shared_steps();
+        let noise = |row: &[f32]| -> Vec<f64> {
+            match self.draws {
+                1 => own_steps(row).zip(&shared).map(|(own, shared)| own - shared).collect(),
+                draws => row.chunks_exact(draws).flat_map(centered).collect(),
+            }
+        };
+        let mut sums = [0.0; 3];
+        for (own, mirrored) in self.latents().take(images).zip(self.latents().skip(images)) {
+            for (a, b) in noise(own).into_iter().zip(noise(mirrored)) {
+                sums = [sums[0] + a * b, sums[1] + a * a, sums[2] + b * b];
+            }
+        }
+        let [both, own, mirrored] = sums;
+        if own * mirrored > 0.0 { (both / (own * mirrored).sqrt()).clamp(-1.0, 1.0) } else { 0.0 }
     }
 
     fn between_draws(&self) -> Vec<f64> {
@@ -134,32 +150,29 @@ impl Differences<'_> {
     }
 }
 
+/// Values less their mean.
+fn centered(values: &[f32]) -> Vec<f64> {
+    let values: Vec<f64> = values.iter().copied().map(f64::from).collect();
+    let mean = crate::mean(&values);
+    values.into_iter().map(|value| value - mean).collect()
+}
+
 fn own_steps(row: &[f32]) -> impl Iterator<Item = f64> {
     row.windows(2).map(|pair| f64::from(pair[1]) - f64::from(pair[0]))
 }
 
-/// By image: the standard error of its score, from the scores and errors of its latents. Latent `l` is one of image
-/// `l % images`.
+/// By image: the standard error of its score, which is the largest of its latents': that of the latent with it. Latent `l` is one
+/// of image `l % images`.
 ///
-/// Of the maximum it is the error of the latent with the larger score. Of the mean of two it is
-/// sqrt(a^2 + b^2) / 2. An image and its mirror image may share their noise tensor, which correlates their errors:
-/// both are approximate.
+/// It is approximate where two latents of an image are about equal.
 ///
 /// # Panics
 /// If the latents are not a multiple of the images, or have not one score and error each.
-pub fn image_errors(scores: &[f64], errors: &[f64], images: usize, flips: Flips) -> Vec<f64> {
+pub fn image_errors(scores: &[f64], errors: &[f64], images: usize) -> Vec<f64> {
     assert_views(scores, errors, images);
     let views = |image: usize| (image..scores.len()).step_by(images);
-    let of = |image: usize| match flips {
-        Flips::Max => {
-            views(image).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).map_or(0.0, |l| errors[l])
-        }
-        Flips::Mean => {
-            let squares: f64 = views(image).map(|latent| errors[latent].powi(2)).sum();
-            squares.sqrt() / views(image).count() as f64
-        }
-    };
-    (0..images).map(of).collect()
+    let best = |image: usize| views(image).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    (0..images).map(|image| best(image).map_or(0.0, |latent| errors[latent])).collect()
 }
 
 /// That each image has as many latents as another.
@@ -213,11 +226,24 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_an_image_is_that_of_its_best_latent_or_of_the_mean() {
+    fn the_error_of_an_image_is_that_of_its_best_latent() {
         let (scores, errors) = ([1.0, 5.0, 2.0, 4.0], [3.0, 0.3, 4.0, 0.4]);
-        assert_eq!(image_errors(&scores, &errors, 2, Flips::Max), [4.0, 0.3]);
-        assert_eq!(image_errors(&scores, &errors, 2, Flips::Mean), [2.5, 0.25]);
-        assert_eq!(image_errors(&scores, &errors, 4, Flips::Max), errors);
-        assert_eq!(image_errors(&scores, &errors, 4, Flips::Mean), errors);
+        assert_eq!(image_errors(&scores, &errors, 2), [4.0, 0.3]);
+        assert_eq!(image_errors(&scores, &errors, 4), errors);
+    }
+
+    #[test]
+    fn noise_that_mirror_images_share_is_seen() {
+        let correlation = |rows: &[f32], timesteps, draws, images| {
+            Differences { rows, timesteps, draws }.mirror_correlation(images)
+        };
+        // Draws around 5 and 9: equal, opposite, and of another image alone.
+        assert_eq!(correlation(&[4.0, 6.0, 8.0, 10.0], 1, 2, 1), 1.0);
+        assert_eq!(correlation(&[4.0, 6.0, 10.0, 8.0], 1, 2, 1), -1.0);
+        assert_eq!(correlation(&[4.0, 6.0, 8.0, 10.0], 1, 2, 2), 0.0);
+        assert_eq!(correlation(&[4.0, 6.0, 9.0, 9.0], 1, 2, 1), 0.0);
+        // Steps of 2 and -2 against 1 and -3, of which the mean over both is taken.
+        let found = correlation(&[0.0, 2.0, 0.0, 0.0, 1.0, -2.0], 3, 1, 1);
+        assert!((found + 1.0).abs() < 1e-12, "{found}");
     }
 }

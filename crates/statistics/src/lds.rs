@@ -110,8 +110,9 @@ pub fn reliability(one: &[Vec<f64>], other: &[Vec<f64>]) -> Option<f64> {
 }
 
 /// The reliability of means over `seeds` seeds R, if that of one seed is `rho`: R rho / (1 + (R - 1) rho)
-/// (Spearman 1910 and Brown 1910, both in the British Journal of Psychology 3).
+/// (Spearman 1910 and Brown 1910, both in the British Journal of Psychology 3). A negative one counts as 0.
 pub fn spearman_brown(rho: f64, seeds: f64) -> f64 {
+    let rho = rho.max(0.0);
     seeds * rho / (1.0 + (seeds - 1.0) * rho)
 }
 
@@ -139,6 +140,30 @@ pub fn removal_effect(losses_of_query: &[f64], kept_of_top: &[f64], k: f64) -> O
     let pairs = kept_of_top.iter().zip(losses_of_query);
     let both: f64 = pairs.map(|(kept, loss)| (kept - center) * (loss - level)).sum();
     Some(-both / crate::squares(kept_of_top) * k)
+}
+
+/// The mean over the queries of [`removal_effect`], and its percentile interval over the draws. All queries share the subsets, so that
+/// their effects are not independent.
+///
+/// `kept` says by query and subset how many of the query's top K the subset keeps. `None` if no query has an effect.
+pub fn removal_interval(
+    losses: &[Vec<f64>],
+    kept: &[Vec<f64>],
+    k: f64,
+    resamples: &Resamples,
+    level: f64,
+) -> Option<Interval> {
+    let losses = columns(losses);
+    let effects = |subsets: &[usize], queries: &[usize]| {
+        let drawn = |column: &[f64]| subsets.iter().map(|&subset| column[subset]).collect::<Vec<_>>();
+        let of = |&query: &usize| removal_effect(&drawn(&losses[query]), &drawn(&kept[query]), k);
+        let found: Vec<f64> = queries.iter().filter_map(of).collect();
+        (!found.is_empty()).then(|| mean(&found))
+    };
+    let all = |count: usize| (0..count).collect::<Vec<_>>();
+    let own = effects(&all(losses.first().map_or(0, Vec::len)), &all(losses.len()))?;
+    let draws = resamples.0.iter().filter_map(|draw| effects(&draw.subsets, &draw.queries));
+    Some(percentile_interval(own, &draws.collect::<Vec<_>>(), level))
 }
 
 /// Losses and predictions by query and subset.

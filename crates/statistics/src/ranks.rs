@@ -1,9 +1,9 @@
 //! How sure the rank of an image is.
 
-use crate::error_bars::{Flips, assert_views};
+use crate::error_bars::assert_views;
 use crate::random::Random;
 
-/// Scores with errors, of which a ranking is made: the largest comes first.
+/// Scores with errors, of which a ranking is made: the largest comes first. An image's score is the largest of its latents'.
 #[derive(Debug, Clone, Copy)]
 pub struct NoisyScores<'a> {
     /// By latent: its score. Latent `l` is one of image `l % images`.
@@ -14,8 +14,10 @@ pub struct NoisyScores<'a> {
     pub df: f64,
     /// How many images there are.
     pub images: usize,
-    /// What an image's score is of those of its latents.
-    pub flips: Flips,
+    /// The correlation of the errors of an image's latents, see [`Differences::mirror_correlation`].
+    ///
+    /// [`Differences::mirror_correlation`]: crate::error_bars::Differences::mirror_correlation
+    pub correlation: f64,
 }
 
 /// The ranks of some images, in the order in which they were asked for. Ranks count from 1.
@@ -32,8 +34,8 @@ pub struct Ranks {
 impl NoisyScores<'_> {
     /// The ranks of the images `of`, and how often each is among the first `top`, by parametric resampling.
     ///
-    /// A resample adds to each latent's score its error times a number of Student's distribution, independent of all
-    /// others, and ranks all images by what follows. Of equal scores the smaller index ranks first.
+    /// A resample adds to each latent's score its error times a number of Student's distribution, independent of those of other
+    /// images, and ranks all images by what follows. Of equal scores the smaller index ranks first.
     ///
     /// The scores already contain noise. The best of many are there partly by luck, and resampling does not take it
     /// back: where errors are as large as the spread of the scores, it is too sure of the first places.
@@ -60,14 +62,15 @@ impl NoisyScores<'_> {
 
     /// New scores of all images.
     fn draw(&self, random: &mut Random, drawn: &mut [f64]) {
-        let views = (self.scores.len() / self.images) as f64;
+        let own_part = (1.0 - self.correlation.powi(2)).sqrt();
         for (image, drawn) in drawn.iter_mut().enumerate() {
-            let latents = (image..self.scores.len()).step_by(self.images);
-            let scores = latents.map(|l| self.scores[l] + self.errors[l] * random.student(self.df));
-            *drawn = match self.flips {
-                Flips::Max => scores.fold(f64::NEG_INFINITY, f64::max),
-                Flips::Mean => scores.sum::<f64>() / views,
-            };
+            let first = random.student(self.df);
+            let mut best = self.scores[image] + self.errors[image] * first;
+            for latent in (image..self.scores.len()).step_by(self.images).skip(1) {
+                let noise = self.correlation * first + own_part * random.student(self.df);
+                best = best.max(self.scores[latent] + self.errors[latent] * noise);
+            }
+            *drawn = best;
         }
     }
 }
@@ -121,15 +124,15 @@ mod tests {
     #[test]
     fn without_errors_ranks_are_certain() {
         let scores = [1.0, 9.0, 4.0, 4.0, 3.0, 0.0, 5.0, 2.0];
-        let noisy = NoisyScores { scores: &scores, errors: &[0.0; 8], df: 5.0, images: 4, flips: Flips::Max };
+        let noisy = NoisyScores { scores: &scores, errors: &[0.0; 8], df: 5.0, images: 4, correlation: 0.0 };
         // The images' scores are 3, 9, 5, 4.
         let found = noisy.ranks(&[0, 1, 2, 3, 1], 2, 10, 1);
         assert_eq!(found.low, [4, 1, 2, 3, 1]);
         assert_eq!(found.high, found.low);
         assert_eq!(found.in_top, [0.0, 1.0, 1.0, 0.0, 1.0]);
-        // 2, 4.5, 4.5, 3: of equal ones the smaller index is first.
-        let found = NoisyScores { flips: Flips::Mean, ..noisy }.ranks(&[3, 2, 1, 0], 1, 10, 1);
-        assert_eq!(found.low, [3, 2, 1, 4]);
+        // 2, 5, 5, 3: of equal ones the smaller index is first.
+        let equal = NoisyScores { scores: &[2.0, 5.0, 5.0, 3.0], errors: &[0.0; 4], ..noisy };
+        assert_eq!(equal.ranks(&[3, 2, 1, 0], 1, 10, 1).low, [3, 2, 1, 4]);
         assert!(noisy.ranks(&[], 1, 10, 1).low.is_empty());
     }
 
@@ -138,7 +141,7 @@ mod tests {
         let mut random = Random::new("some of all", 1);
         let scores: Vec<f64> = (0..300).map(|_| random.normal()).collect();
         let errors: Vec<f64> = (0..300).map(|_| random.uniform()).collect();
-        let noisy = NoisyScores { scores: &scores, errors: &errors, df: 7.5, images: 150, flips: Flips::Max };
+        let noisy = NoisyScores { scores: &scores, errors: &errors, df: 7.5, images: 150, correlation: 0.7 };
         let all = noisy.ranks(&(0..150).collect::<Vec<_>>(), 10, 50, 3);
         let some = noisy.ranks(&[140, 3, 77], 10, 50, 3);
         for (place, image) in [140, 3, 77].into_iter().enumerate() {
@@ -152,10 +155,23 @@ mod tests {
     #[test]
     fn equal_images_are_equally_likely_first() {
         let noisy =
-            NoisyScores { scores: &[2.0, 2.0], errors: &[0.5; 2], df: 4.0, images: 2, flips: Flips::Mean };
+            NoisyScores { scores: &[2.0, 2.0], errors: &[0.5; 2], df: 4.0, images: 2, correlation: 0.0 };
         let found = noisy.ranks(&[0, 1], 1, 4000, 1);
         assert!((found.in_top[0] - 0.5).abs() < 0.04, "{found:?}");
         assert_eq!((found.low, found.high), (vec![1, 1], vec![2, 2]));
+    }
+
+    /// Of two equal latents with the same noise the larger is no larger than one; with independent noise it often is.
+    #[test]
+    fn shared_noise_makes_no_image_better() {
+        let first = |correlation| {
+            let (scores, errors) = ([0.0, 0.3, 0.0, -9.0], [1.0, 0.0, 1.0, 0.0]);
+            let noisy = NoisyScores { scores: &scores, errors: &errors, df: 1e9, images: 2, correlation };
+            noisy.ranks(&[0], 1, 20_000, 1).in_top[0]
+        };
+        // P(Z > 0.3) = 0.382, and 1 - (1 - 0.382)^2 = 0.618.
+        assert!((first(1.0) - 0.382).abs() < 0.02, "{}", first(1.0));
+        assert!((first(0.0) - 0.618).abs() < 0.02, "{}", first(0.0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use attrflow_statistics::correlation::{average_ranks, pearson, spearman};
 use attrflow_statistics::interval::{Interval, percentile_interval, t_interval};
 use attrflow_statistics::lds::{self, Resample, Resamples};
+use attrflow_statistics::paired::net_interval;
 use attrflow_statistics::random::Random;
 use attrflow_statistics::retrieval::{average_precision, recall_at};
 use attrflow_statistics::special_functions::student;
@@ -78,6 +79,14 @@ fn intervals_are_those_of_scipy() {
     for row in rows(&golden!("t_intervals")) {
         let found = t_interval(&numbers(&row["values"]), number(&row["level"])).unwrap();
         near_bounds(found, row);
+    }
+}
+
+#[test]
+fn net_intervals_are_those_of_scipy() {
+    for row in rows(&golden!("net_intervals")) {
+        let (net, sets) = (numbers(&row["net"]), numbers(&row["sets"]));
+        near_bounds(net_interval(&net, &sets, number(&row["level"])).unwrap(), row);
     }
 }
 

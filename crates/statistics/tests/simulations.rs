@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
 use attrflow_statistics::correlation::spearman;
-use attrflow_statistics::error_bars::{Differences, ErrorBars, Flips};
+use attrflow_statistics::error_bars::{Differences, ErrorBars};
 use attrflow_statistics::lds::{self, Resamples};
 use attrflow_statistics::random::Random;
 use attrflow_statistics::ranks::NoisyScores;
@@ -58,6 +58,42 @@ fn intervals_of_scores_cover_the_truth() {
     }
 }
 
+/// Mirror images share a part of the noise: what is found of it, and whether the intervals of the means of both hold.
+#[test]
+fn shared_noise_of_mirror_images_is_seen_and_covered() {
+    const SHARED: f64 = 0.73;
+    for (timesteps, draws) in [(20, 1), (4, 3)] {
+        let mut random = Random::new("mirrors", (timesteps + draws) as u64);
+        let per_latent = timesteps * draws;
+        let mut both = [Vec::<f32>::new(), Vec::new()];
+        let mut truths = Vec::new();
+        for _ in 0..LATENTS {
+            let truth = [random.normal(), random.normal()];
+            for _ in 0..per_latent {
+                let shared = random.normal() * SHARED.sqrt();
+                for (rows, truth) in both.iter_mut().zip(truth) {
+                    rows.push((truth + shared + (1.0 - SHARED).sqrt() * random.normal()) as f32);
+                }
+            }
+            truths.push((truth[0] + truth[1]) / 2.0);
+        }
+        let [own, mirrored] = &both;
+        let rows = [own.as_slice(), mirrored.as_slice()].concat();
+        let found = Differences { rows: &rows, timesteps, draws }.mirror_correlation(LATENTS);
+        assert!((found - SHARED).abs() < 0.03, "{timesteps} timesteps, {draws} draws: {found}");
+        let means: Vec<f32> = own.iter().zip(mirrored).map(|(a, b)| (a + b) / 2.0).collect();
+        let bars = ErrorBars::of(Differences { rows: &means, timesteps, draws }, 0.95).unwrap();
+        let inside =
+            means.chunks_exact(per_latent).zip(&bars.errors).zip(&truths).filter(|((row, error), truth)| {
+                let score = row.iter().copied().map(f64::from).sum::<f64>() / per_latent as f64;
+                let interval = bars.interval(score, **error);
+                interval.low <= **truth && **truth <= interval.high
+            });
+        let covered = inside.count() as f64 / LATENTS as f64;
+        assert!((0.92..=0.98).contains(&covered), "{timesteps} timesteps, {draws} draws: {covered}");
+    }
+}
+
 #[test]
 fn what_remains_of_a_trend_widens_intervals_of_one_draw() {
     let found = coverage(8, 1, |own, _, timestep| own * timestep as f64);
@@ -92,7 +128,7 @@ fn probabilities_and_bounds_of_ranks_are_about_right() {
         let truth: Vec<f64> = (0..images).map(|_| random.normal()).collect();
         let errors: Vec<f64> = (0..images).map(|_| 0.1 + 0.2 * random.uniform()).collect();
         let scores: Vec<f64> = truth.iter().zip(&errors).map(|(t, e)| t + e * random.student(10.0)).collect();
-        let noisy = NoisyScores { scores: &scores, errors: &errors, df: 10.0, images, flips: Flips::Max };
+        let noisy = NoisyScores { scores: &scores, errors: &errors, df: 10.0, images, correlation: 0.0 };
         let of: Vec<usize> = (0..images).collect();
         let found = noisy.ranks(&of, top, 200, seed);
         for image in of {
@@ -208,7 +244,7 @@ fn ranks_of_many_images_take_seconds() {
     let mut random = Random::new("many", 1);
     let scores: Vec<f64> = (0..2 * images).map(|_| random.normal()).collect();
     let noisy =
-        NoisyScores { scores: &scores, errors: &vec![0.2; 2 * images], df: 6.5, images, flips: Flips::Max };
+        NoisyScores { scores: &scores, errors: &vec![0.2; 2 * images], df: 6.5, images, correlation: 0.0 };
     for count in [100, images] {
         let of: Vec<usize> = (0..count).collect();
         let start = std::time::Instant::now();

@@ -25,8 +25,8 @@ pub enum ImageError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The bytes are not a PNG or JPEG that can be decoded.
-    #[error("{}: not a readable PNG or JPEG image: {reason}", path.display())]
+    /// The bytes are no picture of a format that is read, or are damaged.
+    #[error("{}: not a readable image: {reason}", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
@@ -87,12 +87,12 @@ pub struct Loaded {
     pub turned: bool,
 }
 
-/// Reads a PNG or JPEG, detected by content, as RGB; see [`Reading::PILLOW`].
+/// Reads a picture, detected by content, as RGB; see [`Reading::PILLOW`].
 pub fn load_rgb(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
     Ok(load(path, Reading::PILLOW)?.rgb)
 }
 
-/// Reads a PNG or JPEG, detected by content, as RGB.
+/// Reads a PNG, JPEG, WebP, BMP or TIFF, or a GIF's first frame, detected by content, as RGB.
 ///
 /// Grayscale is repeated, a palette applied, 16 bits reduced to eight. A file that is cut off or damaged is refused.
 pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageError> {
@@ -125,6 +125,23 @@ pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageErr
         other => other.into_rgb8(),
     };
     Ok(Loaded { rgb, transparent, turned })
+}
+
+/// Width and height of a picture, from its header.
+///
+/// # Errors
+/// Why it is none.
+pub fn dimensions(bytes: &[u8]) -> Result<[u32; 2], String> {
+    let read = || {
+        let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
+        ::image::ImageResult::Ok(reader.into_decoder()?.dimensions())
+    };
+    match read() {
+        Ok((width, height)) => Ok([width, height]),
+        Err(error) => {
+            Err(mistaken(bytes).map_or_else(|| error.to_string(), |found| format!("it is {found}")))
+        }
+    }
 }
 
 /// Decodes a file that is no JPEG.
@@ -387,6 +404,6 @@ mod tests {
         let path = folder.path().join("a.png");
         fs_err::write(&path, "<html>not found</html>").unwrap();
         let error = load_rgb(&path).unwrap_err().to_string();
-        assert!(error.contains("a.png: not a readable PNG or JPEG image"), "{error}");
+        assert!(error.contains("a.png: not a readable image"), "{error}");
     }
 }

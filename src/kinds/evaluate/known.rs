@@ -9,7 +9,6 @@ use serde_json::{Value as Json, json};
 
 use super::names::means;
 use super::{Evaluate, Finding, KNOWN, pairs, percent};
-use crate::io::npy::Npy;
 use crate::kinds::shared::ids;
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::bounded_interval;
@@ -42,7 +41,7 @@ pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTr
     for ((name, relevant, judge), ports) in tests.into_iter().zip(KNOWN) {
         let mut found = Vec::new();
         for (item, [rank, file]) in pairs(inputs, ports)? {
-            let order = ranking(&rank)?;
+            let order = ids::ranking(&rank)?;
             let relevant = relevant(params, &file, order.len())?;
             found.push(Found::of(&item, &order, &relevant)?);
         }
@@ -53,19 +52,9 @@ pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTr
     Ok(findings)
 }
 
-/// All images, in an order in which each occurs once.
-fn ranking(path: &Path) -> anyhow::Result<Vec<i64>> {
-    let images = Npy::open(path)?.rows();
-    let order = ids::indices(path, images)?;
-    let mut seen = vec![false; images];
-    order.iter().for_each(|&image| seen[image as usize] = true);
-    ensure!(!seen.contains(&false), "{}: an image occurs twice, and another not at all", path.display());
-    Ok(order)
-}
-
 /// The first images of a reference ranking.
 fn first_of_reference(params: &Evaluate, path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
-    let (mut order, first) = (ranking(path)?, params.reference_first);
+    let (mut order, first) = (ids::ranking(path)?, params.reference_first);
     ensure!(
         order.len() == images,
         "{}: {} images, expected {images}, as the ranking that is compared with it",
@@ -175,7 +164,9 @@ fn planted(_: &Evaluate, found: &[Found]) -> Finding {
         0.0 => Verdict::DoesNotHold,
         _ => Verdict::Undecided,
     };
-    let rule = "all c copies of every query are within the first c + 1".to_owned();
+    let rule =
+        "holds if all c copies of every query are within the first c + 1, does not hold if those of none are"
+            .to_owned();
     let details = json!({
         "measure": "share of queries with all copies within the first c + 1",
         "found": share,

@@ -14,7 +14,6 @@ use crate::io::npy::Npy;
 use crate::kinds::shared::{ids, query_table};
 use crate::method::influence::rank;
 use attrflow_engine::kind::Inputs;
-use attrflow_statistics::interval::t_interval;
 use attrflow_statistics::lds::{self, Resamples};
 use attrflow_statistics::mean;
 
@@ -42,6 +41,12 @@ struct Subsets {
     /// How many images there are in all, where it is known.
     images: usize,
     subsets: BTreeMap<String, Vec<i64>>,
+    /// How the models were trained, as the parameter `recipe` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recipe: Option<String>,
+    /// By query: the BLAKE3 digest of the file with its latents.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    queries: BTreeMap<String, String>,
 }
 
 /// The models that were trained on subsets.
@@ -73,6 +78,7 @@ pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Models>
     if let Some(folder) = inputs.get("recorded") {
         models.add_recorded(folder, images)?;
     }
+    models.expect_same_recipe(params, inputs)?;
     for (subset, path) in inputs.many("subsets") {
         let kept = ids::indices(path, images)?;
         let known = models.subsets.subsets.insert(subset.to_owned(), kept.clone());
@@ -89,7 +95,16 @@ pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Models>
             "`subset_losses` has the item `{item}`, of no subset on `subsets`"
         );
         for row in query_table::read(path)? {
-            models.losses.insert((subset.to_owned(), seed.to_owned(), row.query), row.loss);
+            let known =
+                models.losses.insert((subset.to_owned(), seed.to_owned(), row.query.clone()), row.loss);
+            ensure!(
+                known.is_none_or(|known| known == row.loss),
+                "the loss of the query `{}` for subset `{subset}` and seed `{seed}` is {}, and {} in the folder on `recorded`: the \
+                 models differ",
+                row.query,
+                row.loss,
+                known.unwrap_or_default()
+            );
         }
     }
     Ok(models)
@@ -133,6 +148,25 @@ impl Models {
         Ok(())
     }
 
+    /// Refuses recorded losses of other pictures, or of models that were trained otherwise; then both stand for what is to be recorded.
+    fn expect_same_recipe(&mut self, params: &Evaluate, inputs: &Inputs) -> anyhow::Result<()> {
+        let recorded = &mut self.subsets;
+        if let (Some(recorded), Some(own)) = (&recorded.recipe, &params.recipe) {
+            ensure!(recorded == own, "`recipe` is {own:?}, and {recorded:?} in the folder on `recorded`");
+        }
+        recorded.recipe = params.recipe.clone().or(recorded.recipe.take());
+        for (query, path) in inputs.many("queries") {
+            let digest = blake3::hash(&fs_err::read(path)?).to_string();
+            let known = recorded.queries.insert(query.to_owned(), digest.clone());
+            ensure!(
+                known.is_none_or(|known| known == digest),
+                "the query `{query}` is another picture than in the folder on `recorded`: models on another kind of processor draw \
+                 others"
+            );
+        }
+        Ok(())
+    }
+
     /// Writes what the input `recorded` reads.
     pub fn record(&self, losses: &Path, subsets: &Path) -> anyhow::Result<()> {
         let row = |((subset, seed, query), loss): (&(String, String, String), &f64)| Loss {
@@ -153,13 +187,15 @@ impl Models {
         self.losses.keys().filter(|(of, ..)| of == subset).map(|(_, seed, _)| seed.as_str()).collect()
     }
 
-    /// The losses by subset and query: a mean over seeds; `None` if one is missing.
-    fn table<'a>(
-        &self,
-        subsets: &[&str],
-        queries: &[String],
-        seeds: impl Fn(&str) -> Vec<&'a str>,
-    ) -> anyhow::Result<Vec<Vec<f64>>> {
+    /// The seeds that all of some subsets have.
+    fn common_seeds(&self, subsets: &[&str]) -> Vec<&str> {
+        let all: Vec<BTreeSet<&str>> = subsets.iter().map(|subset| self.seeds(subset)).collect();
+        let first = all.first().into_iter().flatten().copied();
+        first.filter(|seed| all.iter().all(|of| of.contains(seed))).collect()
+    }
+
+    /// The losses by subset and query: a mean over seeds.
+    fn table(&self, subsets: &[&str], queries: &[String], seeds: &[&str]) -> anyhow::Result<Vec<Vec<f64>>> {
         let loss = |subset: &str, seed: &str, query: &str| {
             let key = (subset.to_owned(), seed.to_owned(), query.to_owned());
             let known = self.losses.get(&key).copied();
@@ -169,7 +205,7 @@ impl Models {
         };
         let of = |subset: &&str| {
             let value = |query: &String| {
-                let all = seeds(subset).into_iter().map(|seed| loss(subset, seed, query));
+                let all = seeds.iter().map(|seed| loss(subset, seed, query));
                 Ok(mean(&all.collect::<anyhow::Result<Vec<f64>>>()?))
             };
             queries.iter().map(value).collect()
@@ -190,14 +226,11 @@ impl Models {
         let methods = self.methods(params, inputs)?;
         let queries: Vec<String> =
             methods.values().next().map(|by| by.keys().cloned().collect()).unwrap_or_default();
-        // The mean over the seeds that all subsets have; a subset without them counts with what it has.
-        let all: Vec<BTreeSet<&str>> = subsets.iter().map(|subset| self.seeds(subset)).collect();
-        let shared: BTreeSet<&str> =
-            all[0].iter().copied().filter(|seed| all.iter().all(|of| of.contains(seed))).collect();
+        let shared = self.common_seeds(&subsets);
         ensure!(!shared.is_empty(), "no seed is common to all subsets: expected at least one");
-        let losses = self.table(&subsets, &queries, |_| shared.iter().copied().collect())?;
+        let losses = self.table(&subsets, &queries, &shared)?;
         let reliability = self.reliability(&subsets, &queries, shared.len())?;
-        let ceiling = reliability.map(lds::ceiling);
+        let ceiling = reliability.map(|(reliability, _)| lds::ceiling(reliability));
         let resamples = Resamples::new(params.seed.into(), params.resamples, subsets.len(), queries.len());
         let several = methods.len() > 1;
         let mut known: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
@@ -222,9 +255,10 @@ impl Models {
                 "seeds": shared.len(),
                 "queries": queries.len(),
                 "ceiling": ceiling,
+                "ceiling_subsets": reliability.map(|(_, subsets)| subsets),
                 "share_of_ceiling": ceiling.zip(estimate).filter(|(ceiling, _)| *ceiling > 0.0).map(|(ceiling, found)| found.mean / ceiling),
                 "difference_to": against,
-                "removal_by_regression": self.removal(params, &subsets, &losses, scores)?,
+                "removal_by_regression": self.removal(params, &subsets, &losses, scores, &resamples)?,
             });
             let rule = format!(
                 "the {} bootstrap interval, over subsets and queries, of the linear datamodeling score lies above 0",
@@ -268,18 +302,24 @@ impl Models {
         subsets.iter().map(of).collect()
     }
 
-    /// The reliability of a mean of `count` seeds, from the subsets that have several.
-    fn reliability(&self, subsets: &[&str], queries: &[String], count: usize) -> anyhow::Result<Option<f64>> {
+    /// The reliability of a mean of `count` seeds, from the subsets that have several, and how many these are: Spearman's correlation
+    /// between the means of two halves of the seeds that all of them have.
+    fn reliability(
+        &self,
+        subsets: &[&str],
+        queries: &[String],
+        count: usize,
+    ) -> anyhow::Result<Option<(f64, usize)>> {
         let several: Vec<&str> =
             subsets.iter().copied().filter(|subset| self.seeds(subset).len() > 1).collect();
-        if several.len() < 3 {
+        let seeds = self.common_seeds(&several);
+        if several.len() < 3 || seeds.len() < 2 {
             return Ok(None);
         }
-        let seed = |place: usize| {
-            move |subset: &str| -> Vec<&str> { self.seeds(subset).into_iter().skip(place).take(1).collect() }
-        };
-        let (one, other) = (self.table(&several, queries, seed(0))?, self.table(&several, queries, seed(1))?);
-        Ok(lds::reliability(&one, &other).map(|rho| lds::spearman_brown(rho, count as f64)))
+        let (one, other) = seeds.split_at(seeds.len() / 2);
+        let of = |half: &[&str]| self.table(&several, queries, &half[..one.len()]);
+        let rho = lds::reliability(&of(one)?, &of(other)?);
+        Ok(rho.map(|rho| (lds::spearman_brown(rho, count as f64 / one.len() as f64), several.len())))
     }
 
     /// By K: the effect of removing the K highest-scored images, net of random ones, estimated over the subsets.
@@ -289,21 +329,21 @@ impl Models {
         subsets: &[&str],
         losses: &[Vec<f64>],
         scores: &Scores,
+        resamples: &Resamples,
     ) -> anyhow::Result<Json> {
         let ranks = scores.values().map(|scores| rank(scores)).collect::<Result<Vec<_>, _>>()?;
-        let of_query = |(place, ranks): (usize, &Vec<i64>), k: usize| {
-            let top: BTreeSet<&i64> = ranks.iter().take(k).collect();
-            let kept = |subset: &&str| {
-                let images = &self.subsets.subsets[*subset];
-                images.iter().filter(|image| top.contains(image)).count() as f64
+        let estimate = |&k: &usize| {
+            let of_query = |ranks: &Vec<i64>| {
+                let top: BTreeSet<&i64> = ranks.iter().take(k).collect();
+                let kept = |subset: &&str| {
+                    let images = &self.subsets.subsets[*subset];
+                    images.iter().filter(|image| top.contains(image)).count() as f64
+                };
+                subsets.iter().map(kept).collect::<Vec<f64>>()
             };
-            let kept: Vec<f64> = subsets.iter().map(kept).collect();
-            let losses: Vec<f64> = losses.iter().map(|row| row[place]).collect();
-            lds::removal_effect(&losses, &kept, k as f64)
-        };
-        let estimate = |k: &usize| {
-            let found: Vec<f64> = ranks.iter().enumerate().filter_map(|query| of_query(query, *k)).collect();
-            json!({ "k": k, "effect": t_interval(&found, params.level), "queries": found.len() })
+            let kept: Vec<Vec<f64>> = ranks.iter().map(of_query).collect();
+            let effect = lds::removal_interval(losses, &kept, k as f64, resamples, params.level);
+            json!({ "k": k, "effect": effect })
         };
         Ok(params.top.iter().map(estimate).collect())
     }

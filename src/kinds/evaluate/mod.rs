@@ -68,6 +68,8 @@ params! {
         k: Option<usize> = None,
         /// Numbers of the highest-scored images whose removal is estimated from the models on subsets.
         top: Vec<usize> = Vec::new(),
+        /// How the models on subsets are trained, in words: recorded losses of another recipe are refused.
+        recipe: Option<String> = None,
         /// The first ranks among which the exemplars are counted.
         recall_at: usize [1..=1_000_000] = 10,
         /// The first ranks of a reference ranking that should come first: the L of mAP(L).
@@ -131,6 +133,12 @@ impl Kind for Evaluate {
                 "a folder with losses.csv and subsets.json of an earlier evaluation: their models count too",
             )
             .optional(),
+            Input::new(
+                "queries",
+                "`generate.latents` of the queries: recorded losses of other pictures are refused",
+            )
+            .many()
+            .optional(),
             Input::new("scores", "float32 [N]: `influence.influence` of the queries").many().optional(),
             Input::new(KNOWN[0][0], "int64 [N]: `influence.rank` of training images as queries")
                 .many()
@@ -166,7 +174,7 @@ impl Kind for Evaluate {
         libtorch: false,
         ..KindInfo::new::<Self>(
             "evaluate",
-            1,
+            2,
             "whether attributions are true: tests with verdicts and intervals",
         )
     };

@@ -94,7 +94,14 @@ pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Removal
             };
             Ok(Model { name, k, rows: query_table::read(path)? })
         };
-        inputs.many(port).map(model).collect()
+        let models: Vec<Model> = inputs.many(port).map(model).collect::<anyhow::Result<_>>()?;
+        for (place, model) in models.iter().enumerate() {
+            ensure!(
+                models[..place].iter().all(|other| (&other.name, other.k) != (&model.name, model.k)),
+                "`{port}` has two models that its names do not tell apart: `names.{port}` says what their parts are"
+            );
+        }
+        Ok(models)
     };
     Ok(Removal {
         control: models("control", &names.control, false)?,
@@ -206,18 +213,41 @@ impl Effects {
         arms.into_iter().map(|(_, method, k)| (method, k)).collect()
     }
 
-    /// Values of a method at one K: the mean over seeds for each query, of random sets for each set.
-    fn by_group(&self, (method, k): (&str, usize), value: impl Fn(&Effect) -> Option<f64>) -> Vec<f64> {
-        let group = |row: &Effect| if method == RANDOM { row.set.clone() } else { row.query.clone() };
-        let of = |row: &Effect| Some((group(row), value(row)?));
+    /// Values of a method at one K, by query: the mean over seeds.
+    fn by_query(&self, (method, k): (&str, usize), value: impl Fn(&Effect) -> Option<f64>) -> Vec<f64> {
         let rows = self.rows.iter().filter(|row| row.method == method && row.k == k);
-        means(rows.filter_map(of)).into_values().collect()
+        means(rows.filter_map(|row| Some((row.query.clone(), value(row)?)))).into_values().collect()
+    }
+
+    /// Values of random sets of K images on the queries and seeds whose top images were left out.
+    fn random(&self, k: usize, method: Option<&str>) -> impl Iterator<Item = &Effect> {
+        let of_method =
+            move |row: &Effect| row.method != RANDOM && method.is_none_or(|method| row.method == method);
+        let wanted: BTreeSet<(&str, &str)> = self
+            .rows
+            .iter()
+            .filter(|row| row.k == k && of_method(row))
+            .map(|row| (row.query.as_str(), row.seed.as_str()))
+            .collect();
+        self.rows.iter().filter(move |row| {
+            row.method == RANDOM && row.k == k && wanted.contains(&(row.query.as_str(), row.seed.as_str()))
+        })
+    }
+
+    /// The same by set.
+    fn by_set(&self, k: usize, method: Option<&str>, value: impl Fn(&Effect) -> Option<f64>) -> Vec<f64> {
+        let of = |row: &Effect| Some((row.set.clone(), value(row)?));
+        means(self.random(k, method).filter_map(of)).into_values().collect()
     }
 
     /// What the picture shows.
     pub fn points(&self, level: f64) -> Vec<Point> {
         let point = |(method, k): (String, usize)| {
-            let values = self.by_group((&method, k), |row| Some(row.effect));
+            let effect = |row: &Effect| Some(row.effect);
+            let values = match method == RANDOM {
+                true => self.by_set(k, None, effect),
+                false => self.by_query((&method, k), effect),
+            };
             Point { mean: mean(&values), interval: t_interval(&values, level), method, k, values }
         };
         self.arms().into_iter().map(point).collect()
@@ -226,9 +256,9 @@ impl Effects {
     /// How far drawings are from the queries, on average: without the top images, without random ones, and of the control.
     fn drawings(&self, method: &str, k: usize) -> BTreeMap<&str, Json> {
         let of = |column: usize| {
-            let of_arm = |method: &str| self.by_group((method, k), |row| row.drawing[column]);
-            let control = self.by_group((method, k), |row| row.control_drawing[column]);
-            let (removed, random) = (of_arm(method), of_arm(RANDOM));
+            let removed = self.by_query((method, k), |row| row.drawing[column]);
+            let control = self.by_query((method, k), |row| row.control_drawing[column]);
+            let random = self.by_set(k, Some(method), |row| row.drawing[column]);
             let means =
                 json!({ "removed": mean(&removed), "random": mean(&random), "control": mean(&control) });
             (![removed, random, control].iter().any(Vec::is_empty)).then_some(means)
@@ -242,32 +272,30 @@ impl Effects {
         let arms: Vec<_> = self.arms().into_iter().filter(|(method, _)| method != RANDOM).collect();
         let several = arms.len() > 1;
         let finding = |(method, k): (String, usize)| {
-            let of = |value: fn(&Effect) -> Option<f64>| self.by_group((&method, k), value);
-            let (net, random) = (of(|row| row.net), self.by_group((RANDOM, k), |row| Some(row.effect)));
-            let some_mean = |values: &[f64]| (!values.is_empty()).then(|| mean(values));
-            let every_random: Vec<f64> = self
-                .rows
-                .iter()
-                .filter(|row| row.method == RANDOM && row.k == k)
-                .map(|row| row.effect)
-                .collect();
+            let of = |value: fn(&Effect) -> Option<f64>| self.by_query((&method, k), value);
+            let (net, sets) = (of(|row| row.net), self.by_set(k, Some(&method), |row| Some(row.effect)));
+            let mut random: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+            for row in self.random(k, Some(&method)) {
+                random.entry(&row.query).or_default().push(row.effect);
+            }
+            let random: Vec<Vec<f64>> = random.into_values().collect();
             let details = json!({
                 "method": method,
                 "k": k,
                 "queries": net.len(),
                 "effect": mean(&of(|row| Some(row.effect))),
-                "floor": some_mean(&random),
-                "random_sets": random.len(),
-                "pairing_gain": paired::pairing_gain(&every_random, &self.controls),
+                "floor": mean(&sets),
+                "random_sets": sets.len(),
+                "variance_left_by_pairing": paired::variance_left(&random, &self.controls),
                 "drawings": self.drawings(&method, k),
             });
             let rule = format!(
-                "the {} interval, over queries, of the effect of removing the top {k} minus that of random ones lies above 0",
+                "the {} interval, over queries and random sets, of the effect of removing the top {k} minus that of random ones lies above 0",
                 percent(params.level)
             );
             let name =
                 if several { format!("{} {method} {k}", params.removal) } else { params.removal.clone() };
-            (name, Finding::of(t_interval(&net, params.level), 0.0, rule, details))
+            (name, Finding::of(paired::net_interval(&net, &sets, params.level), 0.0, rule, details))
         };
         arms.into_iter().map(finding).collect()
     }

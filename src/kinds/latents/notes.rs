@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Latents, Orient, Transparent};
 use crate::io::captions::coco::Captions;
+use crate::io::dataset::is_picture;
 use crate::kinds::shared::counted::{CUT, Counted};
 use attrflow_engine::kind::Inputs;
 use attrflow_engine::store::names;
@@ -64,12 +65,7 @@ pub(super) fn unlisted(inputs: &Inputs) -> anyhow::Result<Counted> {
     let captions = Captions::read_all(inputs.path("captions"))?;
     let listed: HashSet<&str> = captions.items.iter().map(|item| item.file_name.as_str()).collect();
     let mut names = names(inputs.path("images"))?;
-    names.retain(|name| {
-        let extension =
-            Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        matches!(extension.to_ascii_lowercase().as_str(), "png" | "jpg" | "jpeg")
-            && !listed.contains(name.as_str())
-    });
+    names.retain(|name| is_picture(Path::new(name)) && !listed.contains(name.as_str()));
     let mut unlisted = Counted::default();
     names.iter().for_each(|name| unlisted.count(true, name));
     Ok(unlisted)

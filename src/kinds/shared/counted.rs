@@ -21,6 +21,15 @@ impl Counted {
         }
     }
 
+    pub fn total(&self) -> usize {
+        self.count
+    }
+
+    /// The first, for people.
+    pub fn example(&self) -> &str {
+        self.first.as_deref().unwrap_or_default()
+    }
+
     pub fn add(&mut self, other: Counted) {
         self.count += other.count;
         self.first = self.first.take().or(other.first);

@@ -63,7 +63,16 @@ pub struct ModeGuard(());
 impl Drop for ModeGuard {
     fn drop(&mut self) {
         set(ModelMode::Inference(Precision::Fp32));
+        only_deterministic(false);
     }
+}
+
+/// Sets the process to float32 with the same kernels each time, until it is dropped: what is summed in another order is another
+/// model after a thousand steps. On a CPU this changes nothing.
+pub fn deterministic() -> ModeGuard {
+    set(ModelMode::Inference(Precision::Fp32));
+    only_deterministic(true);
+    ModeGuard(())
 }
 
 /// Sets the process to a network's mode.
@@ -98,6 +107,29 @@ pub fn allow_tf32(allow: bool) {
     };
     if let Err(error) = set() {
         tracing::warn!("cannot set libtorch's precision on GPUs: {error}");
+    }
+}
+
+/// Whether libtorch takes only kernels that sum in one order, where it has one; otherwise it warns.
+///
+/// These are the functions behind `torch.use_deterministic_algorithms` and `torch.backends.cudnn.deterministic`.
+fn only_deterministic(only: bool) {
+    let set = || -> Result<(), libloading::Error> {
+        let library = Library::this();
+        // SAFETY: as in `allow_tf32`.
+        unsafe {
+            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
+            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+            type SetBoth = unsafe extern "C" fn(*mut std::ffi::c_void, bool, bool);
+            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
+            let algorithms = library.get::<SetBoth>(b"_ZN2at7Context26setDeterministicAlgorithmsEbb\0")?;
+            library.get::<Set>(b"_ZN2at7Context21setDeterministicCuDNNEb\0")?(context, only);
+            algorithms(context, only, true);
+        }
+        Ok(())
+    };
+    if let Err(error) = set() {
+        tracing::warn!("cannot ask libtorch for deterministic kernels: {error}");
     }
 }
 

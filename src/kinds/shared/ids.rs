@@ -1,12 +1,16 @@
 //! Lists of images in files: by their ids, or by their places in the data set.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::SystemTime;
 
 use anyhow::ensure;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use crate::io::captions::coco::Captions;
 use crate::io::json;
 use crate::io::npy::Npy;
 
@@ -36,6 +40,31 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<BTreeSet<String>> {
         );
         ensure!(ids.insert(id.to_string()), "{}: the id {id} occurs twice", path.display());
     }
+    Ok(ids)
+}
+
+/// A captions file by path, length and time of change, and its ids.
+type Known = ((PathBuf, u64, SystemTime), Rc<Vec<String>>);
+
+thread_local! {
+    /// The last captions file.
+    static LAST: RefCell<Option<Known>> = const { RefCell::new(None) };
+}
+
+/// The ids of a captions file, in its order. The last file is read once: COCO's has 90 MB, and hundreds of stages read it.
+///
+/// # Errors
+/// A file that is none.
+pub(crate) fn of_captions(path: &Path) -> anyhow::Result<Rc<Vec<String>>> {
+    let found = fs_err::metadata(path)?;
+    let key = (path.to_owned(), found.len(), found.modified()?);
+    let known = LAST
+        .with_borrow(|last| last.as_ref().filter(|(known, _)| *known == key).map(|(_, ids)| Rc::clone(ids)));
+    if let Some(ids) = known {
+        return Ok(ids);
+    }
+    let ids = Rc::new(Captions::read_all(path)?.ids());
+    LAST.set(Some((key, Rc::clone(&ids))));
     Ok(ids)
 }
 
@@ -74,4 +103,17 @@ pub(crate) fn indices(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
         }
         None => Ok(places),
     }
+}
+
+/// A ranking of all images: their places in an order in which each occurs once.
+///
+/// # Errors
+/// The file, what was found and what was expected.
+pub(crate) fn ranking(path: &Path) -> anyhow::Result<Vec<i64>> {
+    let images = Npy::open(path)?.rows();
+    let order = indices(path, images)?;
+    let mut seen = vec![false; images];
+    order.iter().for_each(|&image| seen[image as usize] = true);
+    ensure!(!seen.contains(&false), "{}: an image occurs twice, and another not at all", path.display());
+    Ok(order)
 }

@@ -33,10 +33,20 @@ pub(crate) fn name(item: &str, row: usize, rows: usize) -> String {
     }
 }
 
-/// Writes the table.
+/// Writes the table, with CLIP's column where it is known.
 pub(crate) fn write(path: &Path, rows: &[QueryRow]) -> anyhow::Result<()> {
-    let mut writer = csv::Writer::from_writer(fs_err::File::create(path)?);
-    rows.iter().try_for_each(|row| writer.serialize(row))?;
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(fs_err::File::create(path)?);
+    let clip = rows.iter().any(|row| row.clip_cosine.is_some());
+    let columns = ["query", "loss", "pixel_mse", "latent_cosine", "clip_cosine"];
+    let count = if clip { 5 } else { 4 };
+    writer.write_record(&columns[..count])?;
+    for QueryRow { query, loss, pixel_mse, latent_cosine, clip_cosine } in rows {
+        let known = (query, loss, pixel_mse, latent_cosine);
+        match clip {
+            true => writer.serialize((known, clip_cosine))?,
+            false => writer.serialize(known)?,
+        }
+    }
     Ok(writer.flush()?)
 }
 
@@ -55,6 +65,13 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<QueryRow>> {
         ensure!(
             loss.is_finite() && *loss >= 0.0,
             "{}: the loss of `{query}` is {loss}, expected 0 or more",
+            path.display()
+        );
+        let distances = [row.pixel_mse, row.latent_cosine, row.clip_cosine];
+        let wrong = distances.into_iter().flatten().find(|distance| !distance.is_finite());
+        ensure!(
+            wrong.is_none(),
+            "{}: a distance of `{query}` is {wrong:?}, expected finite numbers",
             path.display()
         );
     }

@@ -17,6 +17,8 @@ pub type Moments = BTreeMap<String, [Tensor; 2]>;
 pub struct AdamW {
     /// Empty before the first step.
     pub moments: Moments,
+    /// Steps without a row, which moved nothing.
+    pub skipped: usize,
 }
 
 impl AdamW {
@@ -35,7 +37,7 @@ impl AdamW {
         let norms: Vec<Tensor> = names.iter().map(|name| gradient[name].norm()).collect();
         let norm = Tensor::stack(&norms, 0).norm();
         let scale = (params.max_grad_norm / (&norm + 1e-6)).clamp_max(1.0);
-        let count = (step + 1) as f64;
+        let count = (step + 1 - self.skipped) as f64;
         let (bias1, bias2) = (1.0 - beta1.powf(count), 1.0 - beta2.powf(count));
         let moved = names.iter().map(|name| {
             let grad = &gradient[name] * &scale;
@@ -55,6 +57,20 @@ impl AdamW {
     pub fn copy(&self) -> Moments {
         let copy = |[mean, square]: &[Tensor; 2]| [mean.copy(), square.copy()];
         self.moments.iter().map(|(name, moments)| (name.clone(), copy(moments))).collect()
+    }
+}
+
+/// Moves the mean of weights towards the weights after update `count`, from 0: by at least one part in `1 / (1 - most)`, and by more
+/// in the beginning.
+pub fn average(
+    mean: &mut BTreeMap<String, Tensor>,
+    weights: &BTreeMap<String, Tensor>,
+    most: f64,
+    count: usize,
+) {
+    let decay = most.min((1 + count) as f64 / (10 + count) as f64);
+    for (name, mean) in mean {
+        *mean += (&weights[name] - &*mean) * (1.0 - decay);
     }
 }
 

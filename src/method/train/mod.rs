@@ -20,7 +20,7 @@ use super::error::MathError;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
-pub use adamw::{AdamW, Moments, learning_rate};
+pub use adamw::{AdamW, Moments, average, learning_rate};
 pub use init::random_weights;
 pub use visits::{Draws, Stream, Visit};
 
@@ -187,9 +187,9 @@ impl<'a> Training<'a> {
         let (optimizer, ema) = (AdamW::default(), None);
         let mut training = Training { unet, schedule, data, params, stream, optimizer, chosen, shape, ema };
         match state {
-            Some(TrainingState { weights, moments, ema }) => {
+            Some(TrainingState { weights, moments, ema, skipped }) => {
                 weights.iter().for_each(|(name, values)| training.unet.update(name, values));
-                training.optimizer = AdamW { moments };
+                training.optimizer = AdamW { moments, skipped };
                 training.ema = ema;
             }
             None if params.ema_decay.is_some() => training.ema = Some(training.weights()),
@@ -206,6 +206,7 @@ impl<'a> Training<'a> {
         let lr = learning_rate(self.params, step);
         let (gradient, rows, loss) = self.gradient(step)?;
         if rows == 0 {
+            self.optimizer.skipped += 1;
             return Ok(StepReport { step, rows, loss: None, grad_norm: 0.0, lr });
         }
         let (names, parameters) = (&self.chosen, self.unet.parameters());
@@ -219,12 +220,8 @@ impl<'a> Training<'a> {
             self.unet.update(name, values);
         }
         if let (Some(ema), Some(most)) = (&mut self.ema, self.params.ema_decay) {
-            let decay = most.min((1 + step) as f64 / (10 + step) as f64);
-            tch::no_grad(|| {
-                for (name, mean) in ema {
-                    *mean += (&self.unet.parameters()[name] - &*mean) * (1.0 - decay);
-                }
-            });
+            let count = step - self.optimizer.skipped;
+            tch::no_grad(|| average(ema, self.unet.parameters(), most, count));
         }
         Ok(StepReport { step, rows, loss: Some(loss), grad_norm, lr })
     }
@@ -289,6 +286,7 @@ impl<'a> Training<'a> {
         TrainingState {
             weights: self.weights(),
             moments: self.optimizer.copy(),
+            skipped: self.optimizer.skipped,
             ema: self.ema.as_ref().map(copies),
         }
     }
@@ -339,4 +337,6 @@ pub struct TrainingState {
     pub moments: Moments,
     /// The mean of weights, if there is one.
     pub ema: Option<BTreeMap<String, Tensor>>,
+    /// Steps without a row, which moved nothing.
+    pub skipped: usize,
 }

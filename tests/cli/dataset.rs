@@ -1,0 +1,401 @@
+//! `dataset`: every form of a training set gives the same images in the same order, and wrong ones are refused.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use attrflow::io::Captions;
+use attrflow::io::captions::coco::Item;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use serde_json::{Value as Json, json};
+
+use crate::project::{DEMO, Project};
+
+/// The demo's images in a folder, and what is known of them.
+struct Emoji {
+    project: Project,
+    items: Vec<Item>,
+}
+
+fn emoji() -> Emoji {
+    let project = Project::new(6);
+    let archive = fs_err::File::open(Path::new(DEMO).join("images.zip")).unwrap();
+    zip::ZipArchive::new(archive).unwrap().extract(project.path("unpacked")).unwrap();
+    let items = Captions::read_all(Path::new(DEMO).join("captions.json")).unwrap().items;
+    let emoji = Emoji { project, items };
+    assert!(emoji.image(&emoji.items[0].file_name).is_file());
+    emoji
+}
+
+impl Emoji {
+    fn image(&self, name: &str) -> PathBuf {
+        self.project.path("unpacked/images").join(name)
+    }
+
+    fn bytes(&self, item: &Item) -> Vec<u8> {
+        fs_err::read(self.image(&item.file_name)).unwrap()
+    }
+
+    /// A folder with all images, for files beside them.
+    fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.project.path(name);
+        fs_err::create_dir_all(&folder).unwrap();
+        for item in &self.items {
+            fs_err::hard_link(self.image(&item.file_name), folder.join(&item.file_name)).unwrap();
+        }
+        folder
+    }
+
+    /// The captions file and the report that a form gives.
+    fn read(&self, source: &str, params: &str) -> (String, Json) {
+        let captions = match source {
+            "unpacked/images" => format!("captions = \"{DEMO}/captions.json\""),
+            _ => String::new(),
+        };
+        let pipeline = format!(
+            "[stages.set]\nkind = \"dataset\"\nparams = {{ {params} }}\n[stages.set.inputs]\nsource = \"../{source}\"\n{captions}\n"
+        );
+        self.project.write("pipelines/set.toml", pipeline);
+        let ran = self.project.attrflow(["run", "pipelines/set.toml"]);
+        assert_eq!(ran.code, 0, "{source}: {ran:?}");
+        let read =
+            |name: &str| fs_err::read_to_string(self.project.path("results/set/set").join(name)).unwrap();
+        let report: Json = serde_json::from_str(&read("report.json")).unwrap();
+        for item in self.items.iter().step_by(97) {
+            let written = self.project.path("results/set/set/images").join(&item.file_name);
+            assert!(fs_err::read(written).unwrap() == self.bytes(item), "{source}: {}", item.file_name);
+        }
+        (read("captions.json"), report)
+    }
+}
+
+/// Parquet as `datasets` writes it: images as structs, captions as lists, in groups of a few rows.
+fn parquet(file: &Path, emoji: &Emoji, items: &[Item]) {
+    let schema = "message schema { optional group image { optional binary bytes; optional binary path (UTF8); } \
+        optional group text (LIST) { repeated group list { optional binary element (UTF8); } } }";
+    let features = json!({ "info": { "features": { "image": { "_type": "Image" } } } }).to_string();
+    let marked = vec![KeyValue { key: "huggingface".to_owned(), value: Some(features) }];
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(marked)).build();
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    fs_err::create_dir_all(file.parent().unwrap()).unwrap();
+    let out = fs_err::File::create(file).unwrap();
+    let mut writer = SerializedFileWriter::new(out, schema, Arc::new(properties)).unwrap();
+    for items in items.chunks(100) {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = |values: &[ByteArray], defined: &[i16], repeated: Option<&[i16]>| {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(values, Some(defined), repeated).unwrap();
+            column.close().unwrap();
+        };
+        let all: Vec<ByteArray> = items.iter().map(|item| emoji.bytes(item).into()).collect();
+        let names: Vec<ByteArray> = items.iter().map(|item| item.file_name.as_str().into()).collect();
+        let defined = vec![2; items.len()];
+        column(&all, &defined, None);
+        column(&names, &defined, None);
+        let texts: Vec<ByteArray> =
+            items.iter().flat_map(|item| item.captions.iter().map(|text| text.as_str().into())).collect();
+        let repeated: Vec<i16> = items
+            .iter()
+            .flat_map(|item| (0..item.captions.len()).map(|place| i16::from(place > 0)))
+            .collect();
+        column(&texts, &vec![3; texts.len()], Some(&repeated));
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+}
+
+fn lines(emoji: &Emoji, text: impl Fn(&Item) -> Json) -> String {
+    let line = |item: &Item| format!("{}\n", json!({ "file_name": item.file_name, "text": text(item) }));
+    emoji.items.iter().map(line).collect()
+}
+
+fn tar(file: &Path, emoji: &Emoji, items: &[Item]) {
+    fs_err::create_dir_all(file.parent().unwrap()).unwrap();
+    let mut archive = tar::Builder::new(fs_err::File::create(file).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    };
+    for item in items {
+        let stem = item.file_name.trim_end_matches(".png");
+        add(&format!("{stem}.png"), &emoji.bytes(item));
+        add(&format!("{stem}.txt"), item.captions[0].as_bytes());
+    }
+    archive.finish().unwrap();
+}
+
+#[test]
+fn forms_with_several_captions_give_the_captions_file_of_coco() {
+    let emoji = emoji();
+    let (coco, of_coco) = emoji.read("unpacked/images", "");
+    assert_eq!((&of_coco["form"], &of_coco["images"]), (&"coco".into(), &emoji.items.len().into()));
+    fs_err::write(emoji.folder("list").join("metadata.jsonl"), lines(&emoji, |item| json!(item.captions)))
+        .unwrap();
+    let (first, second) = emoji.items.split_at(300);
+    parquet(&emoji.project.path("hub/data/train-00000-of-00002.parquet"), &emoji, first);
+    parquet(&emoji.project.path("hub/data/train-00001-of-00002.parquet"), &emoji, second);
+    for (source, form) in [("list", "imagefolder"), ("hub", "parquet")] {
+        let (captions, report) = emoji.read(source, "");
+        assert_eq!((&report["form"], &report["digest"]), (&form.into(), &of_coco["digest"]), "{source}");
+        assert!(captions == coco, "{source}");
+    }
+    // The same list as in the file that the demo has.
+    let read = Captions::read_all(emoji.project.path("results/set/set/captions.json")).unwrap();
+    assert_eq!(read.items, emoji.items);
+}
+
+#[test]
+fn forms_with_one_caption_give_that_of_the_first_captions() {
+    let emoji = emoji();
+    let sidecar = emoji.folder("sidecar");
+    for (place, item) in emoji.items.iter().enumerate() {
+        // Either ending; further lines do not count.
+        let ending = if place % 2 == 0 { "txt" } else { "caption" };
+        let text = format!("{}\r\nanother line\n", item.captions[0]);
+        fs_err::write(sidecar.join(&item.file_name).with_extension(ending), text).unwrap();
+    }
+    let (expected, of_sidecar) = emoji.read("sidecar", "");
+    assert_eq!(
+        (&of_sidecar["form"], &of_sidecar["captions"]),
+        (&"sidecar".into(), &emoji.items.len().into())
+    );
+    let items: Vec<Item> = emoji
+        .items
+        .iter()
+        .map(|item| Item { captions: item.captions[..1].to_vec(), ..item.clone() })
+        .collect();
+    let read = Captions::read_all(emoji.project.path("results/set/set/captions.json")).unwrap();
+    assert_eq!(read.items, items);
+
+    fs_err::write(
+        emoji.folder("jsonl").join("metadata.jsonl"),
+        lines(&emoji, |item| json!(item.captions[0])),
+    )
+    .unwrap();
+    let mut table = csv::Writer::from_path(emoji.folder("csv").join("metadata.csv")).unwrap();
+    table.write_record(["file_name", "text"]).unwrap();
+    items.iter().for_each(|item| table.write_record([&item.file_name, &item.captions[0]]).unwrap());
+    table.flush().unwrap();
+    let (first, second) = items.split_at(200);
+    tar(&emoji.project.path("shards/b.tar"), &emoji, second);
+    tar(&emoji.project.path("shards/a.tar"), &emoji, first);
+    for (source, form) in [("jsonl", "imagefolder"), ("csv", "imagefolder"), ("shards", "webdataset")] {
+        let (captions, report) = emoji.read(source, "");
+        assert_eq!((&report["form"], &report["digest"]), (&form.into(), &of_sidecar["digest"]), "{source}");
+        assert!(captions == expected, "{source}");
+    }
+}
+
+/// A folder with files; two pictures among them where the names end so.
+struct Wrong {
+    project: Project,
+}
+
+impl Wrong {
+    /// The error for a folder with these files, with parameters.
+    fn error(&self, files: &[(&str, &[u8])], params: &str) -> String {
+        let folder = self.project.path("wrong");
+        let _ = fs_err::remove_dir_all(&folder);
+        fs_err::create_dir_all(&folder).unwrap();
+        for (name, bytes) in files {
+            let file = folder.join(name);
+            fs_err::create_dir_all(file.parent().unwrap()).unwrap();
+            fs_err::write(file, bytes).unwrap();
+        }
+        let pipeline = format!(
+            "[stages.set]\nkind = \"dataset\"\nparams = {{ {params} }}\n[stages.set.inputs]\nsource = \"../wrong\"\n"
+        );
+        self.project.write("pipelines/wrong.toml", pipeline);
+        let ran = self.project.attrflow(["run", "pipelines/wrong.toml"]);
+        assert!(ran.code != 0, "{params}: {ran:?}");
+        ran.err
+    }
+}
+
+fn picture(shade: u8, format: image::ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(8, 8, image::Rgb([shade, 9, 9])).write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+fn packed(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, *bytes).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn wrong_sets_are_refused_with_what_was_found() {
+    let wrong = Wrong { project: Project::new(6) };
+    let png = picture(1, image::ImageFormat::Png);
+    let (a, b) = (("a.png", png.as_slice()), ("b.png", png.as_slice()));
+    let text = |name| (name, b"a caption".as_slice());
+    let csv = |table: &'static str| ("metadata.csv", table.as_bytes());
+    let jsonl = |table: &'static str| ("metadata.jsonl", table.as_bytes());
+    for (files, params, expected) in [
+        (
+            vec![a, b, text("a.txt")],
+            "",
+            "1 of 2 images have no caption, for instance b.png; give them one by `missing = \"fill\"`",
+        ),
+        (vec![a, text("a.txt"), text("a.caption")], "", "a.caption and a.txt are captions of one image"),
+        (vec![a, ("a.jpg", &png), text("a.txt")], "", "a.jpg and a.png have one name"),
+        (vec![a, ("a.txt", b"one\n\xff")], "", "a.txt:2: the byte 0xff is not UTF-8"),
+        (
+            vec![("notes.md", b"x")],
+            "",
+            "no training set: expected images, .parquet or .tar files, found 1 files",
+        ),
+        (
+            vec![a, text("a.txt"), csv("file_name,text\na.png,x\n")],
+            "",
+            "more than one form fits: `imagefolder` (metadata.csv), `sidecar` (a.txt); choose one by `form`",
+        ),
+        (
+            vec![a, csv("file_name,text\na.png,x\n"), jsonl("{}")],
+            "",
+            "metadata.csv and metadata.jsonl are of two kinds",
+        ),
+        (vec![a, csv("name,text\na.png,x\n")], "", "metadata.csv: row 1: no column `file_name`"),
+        (
+            vec![a, csv("file_name,words\na.png,red\n")],
+            "",
+            "no column of captions is known: those of texts are `file_name` (\"a.png\"), `words` (\"red\"); choose one by `caption_column`",
+        ),
+        (
+            vec![a, csv("file_name,text,prompt\na.png,x,y\n")],
+            "",
+            "several columns may be the captions: text, prompt",
+        ),
+        (
+            vec![a, csv("file_name,text\na.png,x\n")],
+            "caption_column = \"words\"",
+            "there is no column `words`",
+        ),
+        (vec![a, csv("file_name,text\na.png,x\nc.png,x\n")], "", "metadata.csv: row 2: `file_name` names"),
+        (
+            vec![a, csv("file_name,text\n../a.png,x\n")],
+            "",
+            "`file_name` is \"../a.png\": its path contains `..`",
+        ),
+        (vec![a, csv("file_name,text\nhttp://x/a.png,x\n")], "", "expected a file of the folder"),
+        (
+            vec![a, csv("file_name,text\na.png,x\na.png,y\n")],
+            "",
+            "the image `a.png`: an earlier entry has the same name",
+        ),
+        (
+            vec![a, jsonl("{\"file_name\": \"a.png\", \"text\": {\"en\": \"x\", \"de\": \"y\"}}")],
+            "",
+            "`text` is an object: choose one of `text.de`, `text.en`",
+        ),
+        (
+            vec![a, jsonl("{\"file_name\": \"a.png\", \"text\": 3}")],
+            "",
+            "`text` is 3, expected a text or a list of texts",
+        ),
+        (vec![a, jsonl("{\"file_name\"")], "", "metadata.jsonl: row 1"),
+        (
+            vec![("a.parquet", b"version https://git-lfs.github.com/spec/v1\n")],
+            "",
+            "a.parquet: it is a Git LFS pointer",
+        ),
+        (vec![("a.parquet", b"PAR1 and no more")], "", "a.parquet: not a parquet file"),
+        (vec![("a.png", b"no picture"), text("a.txt")], "", "the image `a.png` cannot be read"),
+        (vec![a, text("a.txt")], "missing = \"fill\"", "`missing = \"fill\"` needs `caption`"),
+        (
+            vec![a, text("a.txt")],
+            "caption = \"x\"",
+            "`caption` has an effect with `missing = \"fill\"` alone",
+        ),
+        (vec![a, text("a.txt")], "form = \"folder\"", "expected one of"),
+    ] {
+        let error = wrong.error(&files, params);
+        assert!(error.contains(expected), "expected {expected}\nfound {error}");
+    }
+    type Members<'a> = &'a [(&'a str, &'a [u8])];
+    let tars: [(Members<'_>, &str); 5] = [
+        (&[("a.txt", b"x")], "the sample `a` has no picture"),
+        (&[("a.png", &png), ("a.jpg", &png)], "`a.jpg`: the sample `a` has two pictures"),
+        (
+            &[("a.1.png", &png), ("a.txt", b"x")],
+            "the key of a sample ends at the first dot, so this is the field `1.png` of `a`",
+        ),
+        (&[("a.png", &png), ("a.txt", b"x"), ("b.png", &png), ("a.png", &png)], "has the same name"),
+        (
+            &[("a.png", &png), ("a.json", b"{\"words\": \"x\"}")],
+            "no column of captions is known: those of texts are `words` (\"x\")",
+        ),
+    ];
+    for (members, expected) in tars {
+        let error = wrong.error(&[("set.tar", &packed(members))], "");
+        assert!(error.contains("set.tar") && error.contains(expected), "expected {expected}\nfound {error}");
+    }
+    let shards = ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"];
+    let error = wrong.error(&shards.map(|name| (name, b"x".as_slice())), "");
+    assert!(error.contains("several splits: `test`, `train`; choose one by `split`"), "{error}");
+    let error = wrong.error(&shards.map(|name| (name, b"x".as_slice())), "split = \"val\"");
+    assert!(error.contains("`split` is `val`, found `test`, `train`"), "{error}");
+}
+
+#[test]
+fn what_is_left_out_and_filled_in_is_counted() {
+    let project = Project::new(6);
+    let folder = project.path("mine");
+    fs_err::create_dir_all(folder.join("more")).unwrap();
+    let formats = [
+        ("a.PNG", image::ImageFormat::Png),
+        ("b.webp", image::ImageFormat::WebP),
+        ("c.bmp", image::ImageFormat::Bmp),
+        ("d.tiff", image::ImageFormat::Tiff),
+        ("e.gif", image::ImageFormat::Gif),
+        ("more/f.jpeg", image::ImageFormat::Jpeg),
+    ];
+    for (shade, (name, format)) in formats.into_iter().enumerate() {
+        fs_err::write(folder.join(name), picture(shade as u8 * 20, format)).unwrap();
+        fs_err::write(folder.join(name).with_extension("txt"), format!("picture {shade}\nmore\n")).unwrap();
+    }
+    fs_err::copy(folder.join("b.webp"), folder.join("z.webp")).unwrap();
+    fs_err::write(folder.join(".hidden.png"), "").unwrap();
+    let read = |params: &str| {
+        let pipeline = format!(
+            "[stages.set]\nkind = \"dataset\"\nparams = {{ {params} }}\ninputs = {{ source = \"../mine\" }}\n"
+        );
+        project.write("pipelines/set.toml", pipeline);
+        let ran = project.attrflow(["run", "pipelines/set.toml"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let folder = project.path("results/set/set");
+        let report: Json =
+            serde_json::from_slice(&fs_err::read(folder.join("report.json")).unwrap()).unwrap();
+        (Captions::read_all(folder.join("captions.json")).unwrap().items, report, ran.err)
+    };
+    let names = |items: &[Item]| items.iter().map(|item| item.file_name.clone()).collect::<Vec<_>>();
+    let (items, report, said) = read("missing = \"skip\", lines = \"all\"");
+    assert_eq!(names(&items), ["a.PNG", "b.webp", "c.bmp", "d.tiff", "e.gif", "more/f.jpeg"]);
+    assert_eq!(items[1].captions, ["picture 1", "more"]);
+    assert_eq!(
+        (&report["found"], &report["images"], &report["captions"]),
+        (&7.into(), &6.into(), &12.into())
+    );
+    assert!(said.contains("images without a caption: 1, the first \"z.webp\"; they are left out"), "{said}");
+    let (items, report, said) = read("missing = \"fill\", caption = \"a picture\", limit = 7");
+    assert_eq!((items.len(), items[6].captions.as_slice()), (7, ["a picture".to_owned()].as_slice()));
+    assert_eq!((&report["without_caption"], &report["duplicates"]), (&1.into(), &1.into()));
+    assert!(
+        said.contains("images with the bytes of an earlier one: 1, the first \"z.webp, as b.webp\""),
+        "{said}"
+    );
+    let (items, ..) = read("missing = \"fill\", caption = \"a picture\", duplicates = \"skip\"");
+    assert_eq!(items.len(), 6);
+    assert_eq!(read("missing = \"skip\", limit = 2").0.len(), 2);
+}
