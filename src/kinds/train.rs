@@ -14,7 +14,7 @@ use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, wit
 use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::io::npy::Npy;
 use crate::method::data::DataSet;
-use crate::method::schedule::NoiseSchedule;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::method::selection::Selection;
 pub use crate::method::train::TrainParams;
 use crate::method::train::{
@@ -86,7 +86,8 @@ impl Stage for TrainParams {
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        check_inputs::networks(inputs)?;
+        check_inputs::texts(inputs)?;
+        ScheduleConfig::load(inputs.path("scheduler"))?;
         if self.init == Init::Checkpoint {
             checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::names::{Name, Part};
 use super::{Evaluate, Finding, percent};
@@ -42,8 +42,8 @@ struct Subsets {
     images: usize,
     subsets: BTreeMap<String, Vec<i64>>,
     /// How the models were trained, as the parameter `recipe` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    recipe: Option<String>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    recipe: Map<String, Json>,
     /// By query: the BLAKE3 digest of the file with its latents.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     queries: BTreeMap<String, String>,
@@ -151,10 +151,20 @@ impl Models {
     /// Refuses recorded losses of other pictures, or of models that were trained otherwise; then both stand for what is to be recorded.
     fn expect_same_recipe(&mut self, params: &Evaluate, inputs: &Inputs) -> anyhow::Result<()> {
         let recorded = &mut self.subsets;
-        if let (Some(recorded), Some(own)) = (&recorded.recipe, &params.recipe) {
-            ensure!(recorded == own, "`recipe` is {own:?}, and {recorded:?} in the folder on `recorded`");
+        let (own, known) = (&params.recipe, &recorded.recipe);
+        let keys: BTreeSet<&String> = own.keys().chain(known.keys()).collect();
+        let other = keys.into_iter().find(|key| own.get(*key) != known.get(*key));
+        if let Some(key) = other.filter(|_| !own.is_empty() && !known.is_empty()) {
+            let value = |of: &Map<String, Json>| of.get(key).map_or("not there".to_owned(), Json::to_string);
+            anyhow::bail!(
+                "`{key}` of `recipe` is {}, and {} in the folder on `recorded`: its models were trained otherwise",
+                value(own),
+                value(known)
+            );
         }
-        recorded.recipe = params.recipe.clone().or(recorded.recipe.take());
+        if !own.is_empty() {
+            recorded.recipe = own.clone();
+        }
         for (query, path) in inputs.many("queries") {
             let digest = blake3::hash(&fs_err::read(path)?).to_string();
             let known = recorded.queries.insert(query.to_owned(), digest.clone());

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Serialize;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::shared::check_outputs::{self, Outputs};
 use attrflow_engine::config::param::Validate;
@@ -68,8 +68,8 @@ params! {
         k: Option<usize> = None,
         /// Numbers of the highest-scored images whose removal is estimated from the models on subsets.
         top: Vec<usize> = Vec::new(),
-        /// How the models on subsets are trained, in words: recorded losses of another recipe are refused.
-        recipe: Option<String> = None,
+        /// How the models on subsets are trained: recorded losses of models that were trained otherwise are refused.
+        recipe: Map<String, Json> = Map::new(),
         /// The first ranks among which the exemplars are counted.
         recall_at: usize [1..=1_000_000] = 10,
         /// The first ranks of a reference ranking that should come first: the L of mAP(L).

@@ -28,6 +28,11 @@ pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
     if let Some(folder) = inputs.get("vae") {
         VaeConfig::read(&folder.join("config.json"))?;
     }
+    texts(inputs)
+}
+
+/// Checks text encoder and tokenizer, where they are connected.
+pub(crate) fn texts(inputs: &Inputs) -> anyhow::Result<()> {
     let mut reads = None;
     if let Some(folder) = inputs.get("text_encoder") {
         reads = Some(ClipConfig::read(&folder.join("config.json"))?.max_position_embeddings as usize);
