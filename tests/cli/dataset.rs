@@ -191,6 +191,28 @@ fn forms_with_one_caption_give_that_of_the_first_captions() {
     }
 }
 
+/// What `datasets` itself wrote (`tests/golden/make_dataset.py`).
+#[test]
+fn sets_that_the_library_wrote_are_read_as_it_reads_them() {
+    let project = Project::new(6);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dataset");
+    let read = |form: &str| {
+        let source = golden.join(form).display().to_string();
+        let pipeline = format!("[stages.set]\nkind = \"dataset\"\ninputs = {{ source = \"{source}\" }}\n");
+        project.write("pipelines/set.toml", pipeline);
+        let ran = project.attrflow(["run", "pipelines/set.toml"]);
+        assert_eq!(ran.code, 0, "{form}: {ran:?}");
+        let folder = project.path("results/set/set");
+        let pictures = fs_err::read_dir(folder.join("images")).unwrap().count();
+        (fs_err::read_to_string(folder.join("captions.json")).unwrap(), pictures)
+    };
+    let (captions, pictures) = read("imagefolder");
+    assert_eq!((read("hub"), pictures), ((captions.clone(), 6), 6));
+    let items = Captions::read_all(project.path("results/set/set/captions.json")).unwrap().items;
+    let demo = Captions::read_all(Path::new(DEMO).join("captions.json")).unwrap().items;
+    assert_eq!(items, demo[..6]);
+}
+
 /// A folder with files; two pictures among them where the names end so.
 struct Wrong {
     project: Project,
