@@ -251,7 +251,7 @@ impl Models {
                 queries.iter().zip(&by_query).map(|(query, lds)| (method.clone(), query.clone(), *lds)),
             );
             let estimate = lds::interval(&losses, &predictions, &resamples, params.level);
-            let against: serde_json::Map<String, Json> = known
+            let against: Map<String, Json> = known
                 .iter()
                 .map(|(other, theirs)| {
                     let found =
