@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 use super::shared::check_outputs::Outputs;
 use super::shared::counted::Counted;
 use crate::io::captions::coco::Captions;
-use crate::io::dataset::{Form as IoForm, Item, Options, Picture, Source};
+use crate::io::dataset::{Form as IoForm, Item, Options, Picture, Source, Unused};
 use crate::io::image::dimensions;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -182,6 +182,8 @@ struct List {
     without_caption: Counted,
     duplicates: Counted,
     cropped: Counted,
+    /// Files that make no image of it, for people.
+    unused: Vec<String>,
     /// The first name of each picture, by the digest of its bytes.
     seen: HashMap<blake3::Hash, String>,
 }
@@ -205,9 +207,15 @@ impl Compute for Dataset {
             cx.progress(list.found as u64, list.found as u64);
             Ok(())
         });
-        match read {
-            Err(error) if !error.is::<Enough>() => return Err(error),
-            _ => {}
+        let unused = match read {
+            Ok(unused) => unused,
+            Err(error) if error.is::<Enough>() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        for Unused { what, files } in unused {
+            let mut counted = Counted::default();
+            files.iter().for_each(|file| counted.count(true, &file.to_string_lossy()));
+            list.unused.extend(counted.line(what, "they are not in the list"));
         }
         let without = list.without_caption.total();
         if self.missing == Missing::Refuse && without > 0 {
@@ -319,6 +327,6 @@ impl Dataset {
                 "`latents` takes the middle square, which training in buckets or with random crops does not",
             ),
         ];
-        notes.into_iter().flatten().collect()
+        notes.into_iter().flatten().chain(list.unused.iter().cloned()).collect()
     }
 }

@@ -183,6 +183,21 @@ fn open(inputs: &Inputs) -> anyhow::Result<Set> {
     Ok(Set { moments, texts, ids })
 }
 
+/// Says if the network is meant for latents of another size.
+fn warn_of_size(inputs: &Inputs, found: &[usize]) -> anyhow::Result<()> {
+    let meant = check_inputs::unet(inputs.path("unet"))?.latent_shape();
+    if let Some([_, height, width]) =
+        meant.filter(|[_, height, width]| [*height as usize, *width as usize] != *found)
+    {
+        tracing::warn!(
+            "latents of {} x {}, and the network's `sample_size` is {height} x {width}: is `latents.pixels` what it was trained with?",
+            found[0],
+            found[1]
+        );
+    }
+    Ok(())
+}
+
 impl Compute for TrainParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
@@ -193,6 +208,7 @@ impl Compute for TrainParams {
         let Set { moments, texts, ids } = open(inputs)?;
         let texts_shape = texts.shape().to_vec();
         let captions = texts_shape[1];
+        let size = moments.shape()[3..].to_vec();
         let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
         let left_out = left_out(inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
@@ -210,6 +226,7 @@ impl Compute for TrainParams {
             left_out: &left_out,
         };
         let unet = self.network(inputs, device::torch(cx.device))?;
+        warn_of_size(inputs, &size)?;
         let state = inputs.previous().map(|folder| read_state(&folder.join(STATE))).transpose()?;
         let mut training = Training::new(unet, &schedule, data, self, state)?;
         let mut curve = std::io::BufWriter::new(fs_err::File::create(out.join(CURVE))?);

@@ -16,6 +16,7 @@ mod command_ports;
 #[path = "../../crates/engine/tests/engine/conformance.rs"]
 mod conformance;
 mod dataset;
+mod dataset_refused;
 mod disk;
 mod download;
 mod edits;

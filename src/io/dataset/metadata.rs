@@ -27,11 +27,35 @@ pub(super) fn read(source: &Source<'_>, options: &Options, visit: &mut Visit<'_>
     Ok(())
 }
 
+/// Names of folders that `datasets` takes for splits.
+const SPLITS: [&str; 9] =
+    ["train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"];
+
 /// The tables of a folder, each with its own folder.
 fn of_folder(root: &Path, options: &Options) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let mut files: Vec<PathBuf> = walk(root)?.into_iter().filter(|file| is_metadata(file)).collect();
-    if let Some(split) = &options.split {
-        files.retain(|file| file.starts_with(split) || file.parent() == Some(Path::new("")));
+    let top =
+        |file: &PathBuf| file.iter().next().filter(|_| file.iter().count() > 1).map(|name| name.to_owned());
+    let mut splits: Vec<_> =
+        files.iter().filter_map(top).filter(|name| SPLITS.iter().any(|split| name == split)).collect();
+    splits.dedup();
+    let listed: Vec<String> = splits.iter().map(|split| format!("`{}`", split.to_string_lossy())).collect();
+    match &options.split {
+        None => ensure!(
+            splits.len() < 2,
+            "{}: the folders are of several splits: {}; choose one by `split`",
+            root.display(),
+            listed.join(", ")
+        ),
+        Some(split) => {
+            files.retain(|file| file.starts_with(split));
+            ensure!(
+                !files.is_empty(),
+                "{}: `split` is `{split}`, found {}",
+                root.display(),
+                listed.join(", ")
+            );
+        }
     }
     ensure!(!files.is_empty(), "{}: no metadata.csv, metadata.jsonl or metadata.parquet", root.display());
     let ending = |file: &PathBuf| file.extension().unwrap_or_default().to_ascii_lowercase();
@@ -72,7 +96,18 @@ impl Reader {
                     found.iter().filter(named).map(|column| column.name.as_str()).collect();
                 let name = match names.as_slice() {
                     [one] => (*one).to_owned(),
-                    [] => bail!("no column `file_name`"),
+                    [] => {
+                        let listed = found
+                            .iter()
+                            .map(|column| format!("`{}`", column.name))
+                            .collect::<Vec<_>>()
+                            .join(", ");
+                        let hint = match found.as_slice() {
+                            [one] if one.name.contains([';', '\t']) => ": separate columns by commas",
+                            _ => "",
+                        };
+                        bail!("no column `file_name`: there are {listed}{hint}")
+                    }
                     several => bail!("several columns of file names: {}, expected one", several.join(", ")),
                 };
                 self.columns.insert([name, caption_column(&found, options.caption_column.as_deref())?])

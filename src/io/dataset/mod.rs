@@ -11,6 +11,7 @@ mod parquet;
 mod sidecar;
 mod webdataset;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
@@ -93,6 +94,15 @@ pub enum Picture<'a> {
     Bytes(&'a [u8]),
 }
 
+/// Files of a folder that make no image of the list: how many, and the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// What they are.
+    pub what: &'static str,
+    /// Their names.
+    pub files: Vec<PathBuf>,
+}
+
 /// What is done with each image, in order.
 pub type Visit<'v> = dyn FnMut(Item<'_>) -> anyhow::Result<()> + 'v;
 
@@ -119,7 +129,9 @@ impl Source<'_> {
             return match () {
                 () if has_extension(path, &["parquet"]) => Ok(Form::Parquet),
                 () if has_extension(path, &["tar"]) => Ok(Form::WebDataset),
-                () => bail!("{}: expected a folder, a .parquet or a .tar file", path.display()),
+                () => {
+                    bail!("{}: expected a folder, a .parquet or a .tar file{}", path.display(), unpack(path))
+                }
             };
         }
         let files = walk(path)?;
@@ -139,9 +151,19 @@ impl Source<'_> {
             // Images alone: each is without a caption, which the parameters may allow.
             [] if pictures > 0 => Ok(Form::Sidecar),
             [] => bail!(
-                "{}: no training set: expected images, .parquet or .tar files, found {} files of other kinds",
+                "{}: no training set: expected images, .parquet or .tar files, found {}",
                 path.display(),
-                files.len()
+                match files.as_slice() {
+                    [] => "nothing".to_owned(),
+                    [first, ..] => {
+                        format!(
+                            "{} files of other kinds, such as {}{}",
+                            files.len(),
+                            first.display(),
+                            unpack(first)
+                        )
+                    }
+                }
             ),
             several => {
                 let each: Vec<String> = several
@@ -157,13 +179,23 @@ impl Source<'_> {
         }
     }
 
-    /// Calls `visit` with each image, in the order of the form.
+    /// Calls `visit` with each image, in the order of the form; the files beside them that make none.
     ///
     /// # Errors
     /// The file, what was found and what was expected; and the first error of `visit`.
-    pub fn read(&self, form: Form, options: &Options, visit: &mut Visit<'_>) -> anyhow::Result<()> {
+    pub fn read(&self, form: Form, options: &Options, visit: &mut Visit<'_>) -> anyhow::Result<Vec<Unused>> {
+        if let Some(split) = options.split.as_ref().filter(|_| matches!(form, Form::Sidecar | Form::Coco)) {
+            bail!(
+                "`split` is `{split}`, and the form `{}` has no splits: give the folder of one",
+                form.name()
+            );
+        }
         let mut unique = names::Unique::default();
+        let mut used = BTreeSet::new();
         let mut visit = |item: Item<'_>| {
+            if matches!(item.picture, Picture::File(_)) {
+                used.insert(item.name.clone());
+            }
             if let Some(fault) = unique.add(&item.name, false) {
                 bail!("{}: the image `{}`: {fault}", self.path.display(), item.name);
             }
@@ -175,7 +207,44 @@ impl Source<'_> {
             Form::Parquet => parquet::read(self.path, options, &mut visit),
             Form::WebDataset => webdataset::read(self.path, options, &mut visit),
             Form::Coco => coco::read(self, &mut visit),
+        }?;
+        match form {
+            Form::Sidecar => unused(self.path, &used, true),
+            Form::ImageFolder if options.split.is_none() => unused(self.path, &used, false),
+            _ => Ok(Vec::new()),
         }
+    }
+}
+
+/// Pictures that the list does not have, pictures of formats that are not read, and captions without an image.
+fn unused(folder: &Path, used: &BTreeSet<String>, with_captions: bool) -> anyhow::Result<Vec<Unused>> {
+    let stems: BTreeSet<PathBuf> = used.iter().map(|name| Path::new(name).with_extension("")).collect();
+    let files = walk(folder)?;
+    let of = |what, is: &dyn Fn(&Path) -> bool| Unused {
+        what,
+        files: files.iter().filter(|file| is(file)).cloned().collect(),
+    };
+    let listed = |file: &Path| used.contains(file.to_string_lossy().as_ref());
+    let found = [
+        of("pictures that the table does not name", &|file| is_picture(file) && !listed(file)),
+        of("pictures of formats that are not read", &|file| has_extension(file, &NOT_READ)),
+        of("captions without an image", &|file| {
+            with_captions
+                && has_extension(file, &sidecar::ENDINGS)
+                && !stems.contains(&file.with_extension(""))
+        }),
+    ];
+    Ok(found.into_iter().filter(|unused| !unused.files.is_empty()).collect())
+}
+
+/// Endings of pictures that cannot be read here.
+const NOT_READ: [&str; 7] = ["svg", "heic", "heif", "avif", "jxl", "psd", "ico"];
+
+/// What is to be done with an archive.
+fn unpack(file: &Path) -> &'static str {
+    match has_extension(file, &["zip", "gz", "tgz", "7z"]) {
+        true => "; a `download` stage unpacks archives: files = [{ from = \"…\", unpack = true }]",
+        false => "",
     }
 }
 

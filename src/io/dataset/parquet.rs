@@ -107,7 +107,10 @@ impl Columns {
             match &options.image_column {
                 Some(wanted) => bail!("there is no column `{wanted}`: there are {}", listed.join(", ")),
                 None => {
-                    bail!("no column of images among {}: choose one by `image_column`", listed.join(", "))
+                    bail!(
+                        "no column holds pictures (bytes, or structs with `bytes`) among {}: `image_column` chooses one",
+                        listed.join(", ")
+                    )
                 }
             }
         };
@@ -142,6 +145,12 @@ impl Columns {
                         path.unwrap_or_default()
                     ),
                 }
+            }
+            Some(Field::Str(text)) => {
+                bail!(
+                    "`{}` holds texts ({text:?}), not pictures: the file does not hold its images",
+                    self.image
+                )
             }
             _ => bail!("`{}` holds no image", self.image),
         };

@@ -8,7 +8,8 @@ use anyhow::{Context as _, bail, ensure};
 use super::folders::{PICTURES, has_extension, is_picture, listed, walk};
 use super::{Item, Options, Picture, Visit};
 
-const ENDINGS: [&str; 2] = ["caption", "txt"];
+/// The endings of captions.
+pub(super) const ENDINGS: [&str; 2] = ["caption", "txt"];
 
 /// Whether this is the captions of an image beside it.
 pub(super) fn is_one(folder: &Path, file: &Path) -> bool {

@@ -127,11 +127,14 @@ pub fn load(path: impl AsRef<Path>, reading: Reading) -> Result<Loaded, ImageErr
     Ok(Loaded { rgb, transparent, turned })
 }
 
-/// Width and height of a picture, from its header.
+/// Width and height of a picture, from its header; of a PNG, also all checksums are verified.
 ///
 /// # Errors
 /// Why it is none.
 pub fn dimensions(bytes: &[u8]) -> Result<[u32; 2], String> {
+    if bytes.starts_with(complete::PNG) {
+        complete::check_png(bytes)?;
+    }
     let read = || {
         let reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format()?;
         ::image::ImageResult::Ok(reader.into_decoder()?.dimensions())

@@ -165,7 +165,7 @@ fn planted(_: &Evaluate, found: &[Found]) -> Finding {
         _ => Verdict::Undecided,
     };
     let rule =
-        "holds if all c copies of every query are within the first c + 1, does not hold if those of none are"
+        "all c copies of every query are within the first c + 1; it does not hold if those of no query are"
             .to_owned();
     let details = json!({
         "measure": "share of queries with all copies within the first c + 1",
@@ -173,5 +173,5 @@ fn planted(_: &Evaluate, found: &[Found]) -> Finding {
         "queries": found.len(),
         "ranks": listed(found),
     });
-    Finding { verdict, rule, estimate: None, chance: 0.0, details }
+    Finding { verdict, rule, estimate: None, chance: None, details }
 }

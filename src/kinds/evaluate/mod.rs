@@ -189,8 +189,9 @@ struct Finding {
     /// What was estimated, with its interval; none where there is too little data for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Interval>,
-    /// What chance gives.
-    chance: f64,
+    /// What chance gives, where it can be compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chance: Option<f64>,
     /// All else.
     #[serde(flatten)]
     details: Json,
@@ -200,7 +201,7 @@ impl Finding {
     /// The verdict of an interval: on one side of chance, or undecided.
     fn of(estimate: Option<Interval>, chance: f64, rule: String, details: Json) -> Self {
         let verdict = estimate.map_or(Verdict::Undecided, |found| paired::verdict(found, chance));
-        Self { verdict, rule, estimate, chance, details }
+        Self { verdict, rule, estimate, chance: Some(chance), details }
     }
 }
 

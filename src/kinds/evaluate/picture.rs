@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use attrflow_statistics::paired::Verdict;
+use serde_json::Value as Json;
 
 use super::removal::{Effects, Point};
 use super::{Finding, percent};
@@ -78,14 +79,16 @@ fn estimate(finding: &Finding, level: f64) -> String {
         )
     });
     let count = count.unwrap_or_default();
+    let bound = |what: &str, value: Option<f64>| value.map(|value| format!("; {what} {}", number(value)));
+    let chance = bound("by chance", finding.chance).unwrap_or_default();
+    let ceiling = bound("at most", finding.details.get("ceiling").and_then(Json::as_f64)).unwrap_or_default();
     match (finding.estimate, finding.details.get("found")) {
         (Some(found), _) => format!(
-            "{} ({} interval {} to {}); by chance {}{count}",
+            "{} ({} interval {} to {}){chance}{ceiling}{count}",
             number(found.mean),
             percent(level),
             number(found.low),
-            number(found.high),
-            number(finding.chance)
+            number(found.high)
         ),
         (None, Some(found)) => format!("share {found}{count}"),
         (None, None) => format!("too little data for an interval{count}"),
