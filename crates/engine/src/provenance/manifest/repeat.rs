@@ -135,6 +135,9 @@ pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
     if manifest.stages.is_empty() || manifest.stages.iter().any(|record| record.outcome != Outcome::Cached) {
         return None;
     }
+    // The seconds of units are added as they end, so that their sum differs in its last digits from that of a cached stage.
+    let compared_part = |record: StageRecord| StageRecord { seconds: 0.0, ..as_cached(record) };
+    let own: Vec<StageRecord> = manifest.stages.iter().cloned().map(compared_part).collect();
     let (mut read, mut compared) = (BTreeSet::new(), 0);
     for newest in manifest::list(folder) {
         let base = Repeat::base_of(&newest);
@@ -151,10 +154,10 @@ pub fn repeated(folder: &Path, manifest: &Manifest) -> Option<Base> {
         if old.identity() != manifest.identity() {
             continue;
         }
-        let stages: Vec<StageRecord> = old.stages.into_iter().map(as_cached).collect();
+        let stages: Vec<StageRecord> = old.stages.into_iter().map(compared_part).collect();
         let same = old.numerics == manifest.numerics
             && old.left_out == manifest.left_out
-            && serde_json::to_vec(&stages).ok()? == serde_json::to_vec(&manifest.stages).ok()?;
+            && serde_json::to_vec(&stages).ok()? == serde_json::to_vec(&own).ok()?;
         if same {
             return Some(Base { name, digest: blake3::hash(&text).into() });
         }
