@@ -86,6 +86,7 @@ def lds(rng, subsets=14, queries=6, count=60, level=0.9):
 
     a, b = predictions["a"], predictions["b"]
     in_top = kept[:, :5].sum(axis=1).astype(float)
+    slope = lambda m, q: stats.linregress(in_top[m], losses[m, q]).slope
     return {
         "scores": scores.tolist(),
         "kept": kept.tolist(),
@@ -98,7 +99,23 @@ def lds(rng, subsets=14, queries=6, count=60, level=0.9):
         "difference": over_draws(lambda m, q: score(a, m, q) - score(b, m, q)),
         "kept_of_top": in_top.tolist(),
         "removal": [-float(stats.linregress(in_top, losses[:, q]).slope) * 5 for q in range(queries)],
+        "removal_interval": over_draws(lambda m, q: float(np.mean([-slope(m, i) * 5 for i in q]))),
     }
+
+
+def shared_noise(rng, images=7):
+    """The correlation of the noise of images and mirror images, from draws and from successive differences."""
+    rows = []
+    for timesteps, draws in [(4, 3), (1, 2), (9, 1)]:
+        values = rng.normal(size=(2 * images, timesteps, draws)) + rng.normal(size=(2 * images, 1, 1))
+        values[images:] += 0.8 * values[:images]
+        values = values.astype(np.float32).astype(float)
+        steps = np.diff(values[:, :, 0], axis=1)
+        noise = values - values.mean(axis=2, keepdims=True) if draws > 1 else steps - steps.mean(axis=0)
+        own, mirrored = noise[:images].ravel(), noise[images:].ravel()
+        found = own @ mirrored / np.sqrt((own @ own) * (mirrored @ mirrored))
+        rows.append({"rows": values.ravel().tolist(), "timesteps": timesteps, "draws": draws, "images": images, "correlation": found})
+    return rows
 
 
 def retrieval(rng):
@@ -141,6 +158,7 @@ golden = {
     "quantiles": quantiles(),
     "random": stream(),
     "net_intervals": net_intervals(rng),
+    "shared_noise": shared_noise(rng),
 }
 OUT.mkdir(exist_ok=True)
 for name, values in golden.items():

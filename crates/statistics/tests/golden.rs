@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are test code too")]
 
 use attrflow_statistics::correlation::{average_ranks, pearson, spearman};
+use attrflow_statistics::error_bars::Differences;
 use attrflow_statistics::interval::{Interval, percentile_interval, t_interval};
 use attrflow_statistics::lds::{self, Resample, Resamples};
 use attrflow_statistics::paired::net_interval;
@@ -97,13 +98,18 @@ fn percentiles_are_those_of_numpy() {
     }
 }
 
+/// The draws of the golden bootstrap.
+fn draws(golden: &Value) -> Resamples {
+    let draw =
+        |draw: &Value| Resample { subsets: indices(&draw["subsets"]), queries: indices(&draw["queries"]) };
+    Resamples::given(rows(&golden["draws"]).iter().map(draw).collect())
+}
+
 #[test]
 fn the_linear_datamodeling_score_and_its_intervals_are_those_of_scipy() {
     let golden = golden!("lds");
     let (losses, a, b) = (table(&golden["losses"]), table(&golden["a"]), table(&golden["b"]));
-    let draw =
-        |draw: &Value| Resample { subsets: indices(&draw["subsets"]), queries: indices(&draw["queries"]) };
-    let draws = Resamples::given(rows(&golden["draws"]).iter().map(draw).collect());
+    let draws = draws(&golden);
     let level = number(&golden["level"]);
     let found = lds::interval(&losses, &a, &draws, level).unwrap();
     near(found.mean, number(&golden["interval"]["mean"]));
@@ -129,6 +135,28 @@ fn predictions_are_products_and_removals_are_slopes() {
     for (q, expected) in numbers(&golden["removal"]).into_iter().enumerate() {
         let column: Vec<f64> = losses.iter().map(|row| row[q]).collect();
         near(lds::removal_effect(&column, &kept_of_top, 5.0).unwrap(), expected);
+    }
+}
+
+#[test]
+fn removals_of_all_queries_have_the_bootstraps_interval() {
+    let golden = golden!("lds");
+    let losses = table(&golden["losses"]);
+    let draws = draws(&golden);
+    let kept = vec![numbers(&golden["kept_of_top"]); losses[0].len()];
+    let found = lds::removal_interval(&losses, &kept, 5.0, &draws, number(&golden["level"])).unwrap();
+    near(found.mean, number(&golden["removal_interval"]["mean"]));
+    near_bounds(found, &golden["removal_interval"]);
+}
+
+#[test]
+fn the_correlation_of_mirror_images_is_numpys() {
+    for row in rows(&golden!("shared_noise")) {
+        let values: Vec<f32> = numbers(&row["rows"]).into_iter().map(|value| value as f32).collect();
+        let count = |key: &str| number(&row[key]) as usize;
+        let (timesteps, draws) = (count("timesteps"), count("draws"));
+        let found = Differences { rows: &values, timesteps, draws }.mirror_correlation(count("images"));
+        near(found, number(&row["correlation"]));
     }
 }
 
