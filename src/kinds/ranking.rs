@@ -171,7 +171,7 @@ impl Ranking {
 }
 
 /// The image indices in descending order of influence, each checked to be an image.
-pub(super) fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
+fn ranks(path: &Path, images: usize) -> anyhow::Result<Vec<i64>> {
     let npy = Npy::open(path)?;
     npy.expect_shape(&[Some(images)])?;
     ids::indices(path, images)

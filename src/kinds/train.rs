@@ -272,14 +272,19 @@ impl Compute for TrainParams {
     ) -> anyhow::Result<Trial> {
         let (texts, moments) = arrays(inputs)?;
         let mut given = inputs.inputs();
-        if [MOMENTS, "text_embeddings", "captions"].iter().any(|port| given.get(port).is_none()) {
+        let made = [MOMENTS, "text_embeddings", "captions"].iter().any(|port| given.get(port).is_none());
+        if made {
             let images = texts.shape[0].min(self.batch_size);
             expected::make_array(&mut given, MOMENTS, &moments, 2 * images, folder)?;
             expected::make_array(&mut given, "text_embeddings", &texts, images, folder)?;
             expected::make_captions(&mut given, images, folder)?;
-            let left_out = (left_out_share(inputs)? * images as f64) as usize;
+        }
+        // As many images are left out as will be, also where it is not known yet which.
+        if inputs.connected(LEFT_OUT) && (made || given.get(LEFT_OUT).is_none()) {
+            let ids = ids::of_captions(given.path("captions"))?;
+            let count = (left_out_share(inputs)? * ids.len() as f64) as usize;
             let list = folder.join("left_out.json");
-            fs_err::write(&list, json!((0..left_out.min(images - 1)).collect::<Vec<_>>()).to_string())?;
+            fs_err::write(&list, format!("[{}]", ids[..count.min(ids.len() - 1)].join(", ")))?;
             given.0.insert(LEFT_OUT.to_owned(), list);
         }
         let steps = (steps as usize).min(self.checkpoint_every).max(1);

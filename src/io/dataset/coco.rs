@@ -8,9 +8,9 @@ use super::folders::{has_extension, walk};
 use super::{Item, Picture, Source, Visit};
 use crate::io::captions::coco::Captions;
 
-/// Whether a file is one of captions: it has images and annotations, as its first bytes may not show.
-pub(super) fn is_one(file: &Path) -> bool {
-    has_extension(file, &["json"]) && Captions::read_all(file).is_ok()
+/// The captions in a file, if it is one of captions: its first bytes may not show it.
+pub(super) fn of_file(file: &Path) -> Option<Captions> {
+    has_extension(file, &["json"]).then(|| Captions::read_all(file).ok()).flatten()
 }
 
 /// The folder below `root` that the names of a captions file are relative to: the only one with the first image.
@@ -34,17 +34,16 @@ fn images(root: &Path, captions: &Captions, file: &Path) -> anyhow::Result<PathB
 }
 
 pub(super) fn read(source: &Source<'_>, visit: &mut Visit<'_>) -> anyhow::Result<()> {
-    let found = match source.captions {
-        Some(_) => None,
-        None => walk(source.path)?.into_iter().map(|file| source.path.join(file)).find(|file| is_one(file)),
-    };
-    let file = source.captions.or(found.as_deref());
-    let file =
-        file.with_context(|| format!("{}: no captions file in COCO's layout", source.path.display()))?;
-    let captions = Captions::read_all(file)?;
-    let folder = match source.captions {
-        Some(_) => source.path.to_owned(),
-        None => images(source.path, &captions, file)?,
+    let (file, captions, folder) = match source.captions {
+        Some(file) => (file.to_owned(), Captions::read_all(file)?, source.path.to_owned()),
+        None => {
+            let files = walk(source.path)?.into_iter().map(|file| source.path.join(file));
+            let mut found = files.filter_map(|file| of_file(&file).map(|captions| (file, captions)));
+            let none = || format!("{}: no captions file in COCO's layout", source.path.display());
+            let (file, captions) = found.next().with_context(none)?;
+            let folder = images(source.path, &captions, &file)?;
+            (file, captions, folder)
+        }
     };
     for item in captions.items {
         let image = folder.join(&item.file_name);

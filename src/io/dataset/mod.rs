@@ -141,7 +141,7 @@ impl Source<'_> {
             (Form::ImageFolder, any(&is_metadata)),
             (Form::Parquet, any(&|file| has_extension(file, &["parquet"]) && !is_metadata(file))),
             (Form::WebDataset, any(&|file| has_extension(file, &["tar"]))),
-            (Form::Coco, any(&|file| coco::is_one(&path.join(file)))),
+            (Form::Coco, any(&|file| coco::of_file(&path.join(file)).is_some())),
             (Form::Sidecar, any(&|file| sidecar::is_one(path, file))),
         ];
         let found: Vec<(Form, &PathBuf)> =

@@ -1,5 +1,6 @@
 //! The device that a worker computes on, and its settings.
 
+use std::ffi::c_void;
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -58,12 +59,16 @@ pub fn one_thread() -> ThreadsGuard {
 
 /// Sets the mode of the process for a network, and restores the default when dropped.
 #[must_use]
-pub struct ModeGuard(());
+pub struct ModeGuard {
+    deterministic: bool,
+}
 
 impl Drop for ModeGuard {
     fn drop(&mut self) {
         set(ModelMode::Inference(Precision::Fp32));
-        only_deterministic(false);
+        if self.deterministic {
+            only_deterministic(false);
+        }
     }
 }
 
@@ -72,13 +77,13 @@ impl Drop for ModeGuard {
 pub fn deterministic() -> ModeGuard {
     set(ModelMode::Inference(Precision::Fp32));
     only_deterministic(true);
-    ModeGuard(())
+    ModeGuard { deterministic: true }
 }
 
 /// Sets the process to a network's mode.
 pub fn apply_mode(mode: ModelMode) -> ModeGuard {
     set(mode);
-    ModeGuard(())
+    ModeGuard { deterministic: false }
 }
 
 fn set(mode: ModelMode) {
@@ -90,23 +95,29 @@ fn set(mode: ModelMode) {
 
 /// Allows or forbids TF32: matrix products of float32 factors rounded to 10 bits of mantissa.
 ///
-/// libtorch lets convolutions do so by default, and `tch` has no function for it: these are the functions
-/// behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
+/// libtorch lets convolutions do so by default. These are the functions behind `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
 pub fn allow_tf32(allow: bool) {
-    let set = || -> Result<(), libloading::Error> {
-        let library = Library::this();
-        // SAFETY: the types are those of ATen/Context.h: a method takes its object first, and the object is static.
-        unsafe {
-            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
-            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
-            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
-            library.get::<Set>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")?(context, allow);
-            library.get::<Set>(b"_ZN2at7Context17setAllowTF32CuDNNEb\0")?(context, allow);
-        }
+    // SAFETY: the types are those of ATen/Context.h.
+    set_in_context("libtorch's precision on GPUs", |library, context| unsafe {
+        library.get::<Set>(b"_ZN2at7Context18setAllowTF32CuBLASEb\0")?(context, allow);
+        library.get::<Set>(b"_ZN2at7Context17setAllowTF32CuDNNEb\0")?(context, allow);
         Ok(())
+    });
+}
+
+/// A method of libtorch's context that takes a switch.
+type Set = unsafe extern "C" fn(*mut c_void, bool);
+
+/// Sets what `tch` has no function for, by methods of libtorch's context; a warning says what could not be set.
+fn set_in_context(what: &str, set: impl FnOnce(&Library, *mut c_void) -> Result<(), libloading::Error>) {
+    let library = Library::this();
+    // SAFETY: the type is that of ATen/Context.h: a method takes its object first, and the object is static.
+    let context = unsafe {
+        let global = library.get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0");
+        global.map(|global| global())
     };
-    if let Err(error) = set() {
-        tracing::warn!("cannot set libtorch's precision on GPUs: {error}");
+    if let Err(error) = context.and_then(|context| set(&library, context)) {
+        tracing::warn!("cannot set {what}: {error}");
     }
 }
 
@@ -114,23 +125,14 @@ pub fn allow_tf32(allow: bool) {
 ///
 /// These are the functions behind `torch.use_deterministic_algorithms` and `torch.backends.cudnn.deterministic`.
 fn only_deterministic(only: bool) {
-    let set = || -> Result<(), libloading::Error> {
-        let library = Library::this();
-        // SAFETY: as in `allow_tf32`.
-        unsafe {
-            type Global = unsafe extern "C" fn() -> *mut std::ffi::c_void;
-            type Set = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
-            type SetBoth = unsafe extern "C" fn(*mut std::ffi::c_void, bool, bool);
-            let context = library.get::<Global>(b"_ZN2at13globalContextEv\0")?();
-            let algorithms = library.get::<SetBoth>(b"_ZN2at7Context26setDeterministicAlgorithmsEbb\0")?;
-            library.get::<Set>(b"_ZN2at7Context21setDeterministicCuDNNEb\0")?(context, only);
-            algorithms(context, only, true);
-        }
+    type SetBoth = unsafe extern "C" fn(*mut c_void, bool, bool);
+    // SAFETY: the types are those of ATen/Context.h.
+    set_in_context("libtorch to deterministic kernels", |library, context| unsafe {
+        library.get::<Set>(b"_ZN2at7Context21setDeterministicCuDNNEb\0")?(context, only);
+        let only_warn = true;
+        library.get::<SetBoth>(b"_ZN2at7Context26setDeterministicAlgorithmsEbb\0")?(context, only, only_warn);
         Ok(())
-    };
-    if let Err(error) = set() {
-        tracing::warn!("cannot ask libtorch for deterministic kernels: {error}");
-    }
+    });
 }
 
 /// Refuses another libtorch than the one in every fingerprint.

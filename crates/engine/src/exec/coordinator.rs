@@ -239,7 +239,7 @@ impl<'a> Coordinator<'a> {
                     self.write_unit_index(stage, fingerprint, known)?;
                 }
                 match chain_goes_on {
-                    true => self.queue.push_first(jobs),
+                    true => jobs.into_iter().for_each(|job| self.queue.push_first(job)),
                     false => self.queue.extend(jobs),
                 }
                 return Ok(());
@@ -253,7 +253,7 @@ impl<'a> Coordinator<'a> {
         let spent = work.entries.iter().flatten().map(|entry| entry.seconds).sum();
         let job = job(None, step, work.recipe.clone(), None, None, spent);
         match job.step {
-            Step::Merge(_) => self.queue.push_first(vec![job]),
+            Step::Merge(_) => self.queue.push_first(job),
             _ => self.queue.extend(vec![job]),
         }
         Ok(())

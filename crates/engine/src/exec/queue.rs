@@ -143,11 +143,9 @@ impl<'a> Queue<'a> {
         self.wake.notify_all();
     }
 
-    /// Puts jobs before all others: a merge frees what waits for its stage.
-    pub fn push_first(&self, jobs: Vec<Job>) {
-        let mut state = self.state();
-        jobs.into_iter().rev().for_each(|job| state.jobs.push_front(Box::new(job)));
-        drop(state);
+    /// Puts a job before all others: a merge frees what waits for its stage, and a chain that has begun is to end.
+    pub fn push_first(&self, job: Job) {
+        self.state().jobs.push_front(Box::new(job));
         self.wake.notify_all();
     }
 

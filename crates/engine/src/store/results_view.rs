@@ -128,15 +128,9 @@ impl View {
             return Ok(Placement { path: target, mended: None, replaced });
         }
         let object = store.path(&artifact.digest);
-        let wrong = match own {
-            true => wrong(&target, &object, artifact, store)?,
-            false => Wrong::All,
-        };
         // What another artifact left in its folder would seem to be of this one.
-        let wrong = match wrong {
-            Wrong::Nothing if replaced && artifact.folder => Wrong::All,
-            wrong => wrong,
-        };
+        let comparable = own && !(replaced && artifact.folder);
+        let wrong = if comparable { wrong(&target, &object, artifact, store)? } else { Wrong::All };
         let before = store.look(&object, &artifact.digest)?;
         let mended = match wrong {
             Wrong::Nothing => None,
