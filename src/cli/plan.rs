@@ -22,7 +22,7 @@ use attrflow_engine::explain::{Prediction, Predictor, place};
 use attrflow_engine::kind::{Device, Registry};
 use attrflow_engine::pipeline::StageNode;
 use attrflow_engine::plan::graph;
-use attrflow_engine::plan::{Action, Planner, Reason};
+use attrflow_engine::plan::{Action, Planner, Reason, first_of};
 use attrflow_engine::provenance::manifest::Conditions;
 use attrflow_engine::store::{Adopted, format_bytes};
 use attrflow_engine::worker::Backend as _;
@@ -327,17 +327,7 @@ fn describe(reason: &Reason, node: &StageNode, sources: &Sources) -> String {
         Some(place) => format!("{change} ({place})"),
         None => change.to_string(),
     });
-    texts.collect::<Vec<_>>().join("; ")
-}
-
-/// The first names of a list.
-fn some(names: &[String], between: &str) -> String {
-    const SHOWN: usize = 6;
-    let more = match names.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!("{between}{more} more"),
-    };
-    names[..names.len().min(SHOWN)].join(between) + &more
+    first_of(&texts.collect::<Vec<_>>(), "; ")
 }
 
 /// The place in the counts, the action in a word, and the reason.
@@ -349,10 +339,10 @@ fn words(action: &Action, node: &StageNode, sources: &Sources) -> (usize, &'stat
         },
         Action::Run(_, _, reason) => (RUNS, "run", describe(reason, node, sources)),
         Action::Pending { upstream, certain: None } => {
-            (2, "pending", format!("only if {} changes", some(upstream, " or ")))
+            (2, "pending", format!("only if {} changes", first_of(upstream, " or ")))
         }
         Action::Pending { upstream, certain: Some(reason) } => {
-            (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), some(upstream, ", ")))
+            (RUNS, "run", format!("{}, after {}", describe(reason, node, sources), first_of(upstream, ", ")))
         }
         Action::InvalidInput(error) => (3, "invalid input", error.clone()),
     }

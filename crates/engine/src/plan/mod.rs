@@ -18,7 +18,7 @@ use crate::provenance::manifest::Outcome;
 use crate::store::{Entry, FilePart, Lookup, PART, Store, StoreError};
 
 pub use history::{History, Last};
-pub use reason::Reason;
+pub use reason::{Reason, first_of};
 
 /// The action of a run for a stage.
 #[derive(Debug, Clone)]

@@ -38,6 +38,16 @@ pub enum Reason {
     Forced,
 }
 
+/// The first texts of a list, and how many more there are: a stage may read the outputs of hundreds.
+pub fn first_of(texts: &[String], between: &str) -> String {
+    const SHOWN: usize = 6;
+    let more = match texts.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("{between}{more} more"),
+    };
+    texts[..texts.len().min(SHOWN)].join(between) + &more
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -55,8 +65,21 @@ impl std::fmt::Display for Reason {
             Self::Forced => f.write_str("forced"),
             Self::Changed { changes } => {
                 let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
-                f.write_str(&texts.join("; "))
+                f.write_str(&first_of(&texts, "; "))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_list_the_first_are_shown() {
+        let texts = |count: usize| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
+        assert_eq!(first_of(&texts(6), ", "), "0, 1, 2, 3, 4, 5");
+        assert_eq!(first_of(&texts(8), ", "), "0, 1, 2, 3, 4, 5, 2 more");
+        assert_eq!(first_of(&[], ", "), "");
     }
 }
