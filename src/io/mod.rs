@@ -8,6 +8,7 @@ pub mod download;
 pub mod dtype;
 pub mod image;
 pub mod json;
+pub mod lora;
 pub mod mistaken;
 pub mod names;
 pub mod npy;

@@ -3,6 +3,7 @@
 //! The format is detected from the content: artifacts have no extension.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -150,9 +151,18 @@ impl TensorFile {
 
     /// An entry of the file's metadata, `None` if there is no such key; `torch.save` files have no metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.entries()?.get(key).map(String::as_str)
+    }
+
+    /// All entries of the file's metadata, in no order.
+    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries().into_iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    fn entries(&self) -> Option<&HashMap<String, String>> {
         match &self.form {
             Form::Torch(_) => None,
-            Form::Safetensors(_, metadata, _) => metadata.metadata().as_ref()?.get(key).map(String::as_str),
+            Form::Safetensors(_, metadata, _) => metadata.metadata().as_ref(),
         }
     }
 

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use super::shared::arrays::{TrainingSet, count_images};
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_unet};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, ranges, tensors};
 use crate::io::torch::Dtype;
 pub use crate::method::fisher::FisherParams;
 use crate::method::fisher::{FisherSum, fisher_range};
+use crate::method::objective;
 use crate::method::schedule::NoiseSchedule;
-use crate::models::unet::ModelMode;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     Unit, Units, WorkSize,
 };
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 /// Metadata key of a unit's sums: their divisor.
 const WEIGHT: &str = "weight";
@@ -28,6 +28,7 @@ impl Kind for FisherParams {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             Input::new("latents", "float [2N, C, H, W]"),
             Input::new("text_embeddings", "float [N, captions, L, D]"),
@@ -42,8 +43,13 @@ impl Kind for FisherParams {
 }
 
 impl Stage for FisherParams {
+    fn identity(&self) -> Json {
+        objective::identity(self, &self.objective)
+    }
+
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         check_inputs::networks(inputs)?;
+        check_inputs::selected(inputs, &self.select)?;
         check_inputs::arrays(inputs).map(drop)
     }
 
@@ -61,7 +67,7 @@ impl Stage for FisherParams {
         let rows = latents.shape[0];
         let units = split(self, rows);
         let sums = expected::selected(inputs, &self.select, 8)?;
-        let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select } = self;
+        let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select, objective: _ } = self;
         let cost_key = json!({
             "batch_size": rows.min(*batch_size),
             "caption_draw": caption_draw,
@@ -98,8 +104,8 @@ impl Compute for FisherParams {
         let Task { inputs, out, .. } = task;
         let batches = ranges::range(task.unit()?, "batches")?;
         let total = batches.len() as u64;
-        let sum = with_unet(inputs, None, cx.device, ModelMode::Gradients, |unet| {
-            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let sum = with_gradients(inputs, self.select.adapters(), cx.device, |unet| {
+            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
             let set = TrainingSet::open(inputs, unet)?;
             let mut progress = |done| cx.progress(done as u64, total);
             let data = set.data()?;

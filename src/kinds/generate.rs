@@ -10,7 +10,7 @@ use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
 use super::shared::counted::{CUT, Counted};
 use super::shared::network::{
-    CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
+    CHECKPOINT, LORA, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
 };
 use super::shared::{check_inputs, check_outputs, expected};
 use crate::io::captions::list;
@@ -53,6 +53,7 @@ impl Kind for SampleParams {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             VAE,
             TEXT_ENCODER,

@@ -10,7 +10,7 @@ use super::loss_pass::per_timestep::{self, PER_TIMESTEP, PRETRAINED};
 use super::loss_pass::top_k::{self, Report, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected, tensors};
 use super::unlearn::{SIZE, size};
 use crate::io::npy::writer;
@@ -149,6 +149,7 @@ impl Kind for Influence {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             Input::new("latents", "float [2N, C, H, W]"),
             Input::new("text_embeddings", "float [N, captions, L, D]"),

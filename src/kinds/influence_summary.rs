@@ -54,14 +54,14 @@ impl Summary {
         {
             warnings.push(format!(
                 "the loss of the query rose by {found:.3e}, {:.2} times the {predicted:.3e} that the step predicts: the step is too \
-                 large for the ranking to follow from the gradient; a smaller `unlearn.lr` may help",
+                 large for the ranking to follow from the gradient; a smaller `unlearn.rise` (or `unlearn.lr`) may help",
                 found / predicted
             ));
         }
         if let Some(rise) = query_rise.filter(|rise| median > MEDIAN * rise) {
             warnings.push(format!(
                 "half of the images rose by {median:.3e} or more, where the query itself rose by {rise:.3e}: the model as a whole \
-                 became worse; a smaller `unlearn.lr` may help"
+                 became worse; a smaller `unlearn.rise` (or `unlearn.lr`) may help"
             ));
         }
         let standard_deviation = variance.sqrt();

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::loss_pass;
 use super::loss_pass::per_timestep::{self, PER_TIMESTEP};
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected};
 use crate::io::npy::Dtype;
 use crate::method::loss::LossParams;
@@ -50,6 +50,7 @@ impl Kind for PretrainLoss {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
             Input::new("text_embeddings", "float [N, captions, L, D]"),

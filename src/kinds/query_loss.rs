@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tch::Tensor;
 
 use super::loss_pass::per_timestep::mean;
 use super::shared::arrays::{TrainingSet, values};
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, with_image_encoder, with_unet};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_image_encoder, with_unet};
 use super::shared::query_table::{self, QueryRow};
 use super::shared::{check_inputs, check_values, device, expected};
 use crate::io::image::{RgbImage, load_rgb};
 use crate::io::npy::{Npy, writer};
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
+use crate::method::objective::{self, Objective};
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::clip::image;
 use crate::models::unet::{ModelMode, Precision};
@@ -32,6 +33,8 @@ params! {
         time_samples: usize [1..=100_000] = 200,
         /// Seed of the noise. It is drawn by timestep, the same for all models, so that losses differ by the models alone.
         seed: u32 = 0,
+        /// What the model was trained to minimise; the same for all stages.
+        objective: Objective = Objective::default(),
     }
 }
 
@@ -51,6 +54,7 @@ impl Kind for QueryLoss {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             Input::new(LATENTS, "float [Q, C, H, W]: the queries, for instance `generate[*].latents`").many(),
             Input::new(TEXTS, "float [Q, 1, L, D]: their captions").many(),
@@ -89,6 +93,10 @@ impl Kind for QueryLoss {
 }
 
 impl Stage for QueryLoss {
+    fn identity(&self) -> Json {
+        objective::identity(self, &self.objective)
+    }
+
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         let (port, message) = match (connected(IMAGES), connected(DRAWN_IMAGES), connected(CLIP)) {
             (true, true, _) | (false, false, false) => return Vec::new(),
@@ -179,9 +187,9 @@ fn queries(inputs: &Inputs) -> anyhow::Result<Vec<(String, Inputs)>> {
 impl QueryLoss {
     /// Noise per image is keyed by the row of its own source: it is the same whatever other queries there are.
     fn loss(&self) -> LossParams {
-        let Self { time_samples, seed } = *self;
+        let Self { time_samples, seed, objective } = self.clone();
         let (noise, precision) = (Noise::PerImage, Precision::Fp32);
-        LossParams { time_samples, captions: 1, seed, noise, precision, ..LossParams::default() }
+        LossParams { time_samples, captions: 1, seed, noise, precision, objective, ..LossParams::default() }
     }
 }
 
@@ -189,7 +197,7 @@ impl Compute for QueryLoss {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let params = self.loss();
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&params.objective);
         let queries = queries(inputs)?;
         let (mut rows, mut losses) = (Vec::new(), Vec::new());
         for (place, (item, own)) in queries.iter().enumerate() {

@@ -14,13 +14,14 @@ use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, wit
 use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::io::npy::Npy;
 use crate::method::data::DataSet;
+use crate::method::objective;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::method::selection::Selection;
 pub use crate::method::train::TrainParams;
 use crate::method::train::{
     Init, LrScheduler, StepReport, Training, TrainingData, TrainingState, random_weights,
 };
-use crate::models::unet::{ModelMode, UNet};
+use crate::models::unet::{ModelMode, UNet, UNetFiles};
 use crate::models::weights::{Weights, checkpoint};
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -73,6 +74,10 @@ impl Kind for TrainParams {
 }
 
 impl Stage for TrainParams {
+    fn identity(&self) -> Json {
+        objective::identity(self, &self.objective)
+    }
+
     /// With a constant learning rate, a step does not depend on how many follow.
     fn unit_identity(&self) -> Json {
         let mut identity = self.identity();
@@ -211,7 +216,7 @@ impl Compute for TrainParams {
         let size = moments.shape()[3..].to_vec();
         let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
         let left_out = left_out(inputs)?;
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
         let empty = with_text_model(inputs, cx.device, |model| tch::no_grad(|| model.embed(&[""])))?;
         let (found, expected) = (&empty.size()[1..], &texts_shape[2..]);
         ensure!(
@@ -331,7 +336,11 @@ impl TrainParams {
     fn network(&self, inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
         let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients);
         match self.init {
-            Init::Checkpoint => Ok(UNet::load_parts(folder, inputs.get("checkpoint"), None, device, mode)?),
+            Init::Checkpoint => Ok(UNet::load_files(
+                &UNetFiles { checkpoint: inputs.get("checkpoint"), ..UNetFiles::new(folder) },
+                device,
+                mode,
+            )?),
             Init::Scratch => {
                 let config = folder.join("config.json");
                 let zeros = UNet::new(&config, Weights::zeros())?;

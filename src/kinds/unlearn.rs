@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, SCHEDULER, UNET, load_unet};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, load_unet};
 use super::shared::{arrays, check_inputs, check_outputs, device, expected, tensors};
 use crate::io::npy::Npy;
 use crate::io::torch::Dtype;
@@ -21,11 +21,13 @@ use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     WorkSize,
 };
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 /// Metadata keys of the weights: how much the query's loss rose, and how much to first order.
 pub(super) const RISE: &str = "query_rise";
 pub(super) const PREDICTED_RISE: &str = "query_rise_predicted";
+/// Metadata key of the weights: the learning rate that `rise` led to.
+pub(super) const LR: &str = "lr";
 /// Metadata key of the weights: height and width of the query's latent.
 pub(super) const SIZE: &str = "query_latent_size";
 
@@ -40,6 +42,7 @@ impl Kind for UnlearnParams {
         inputs: &[
             UNET,
             CHECKPOINT,
+            LORA,
             SCHEDULER,
             Input::new("fisher", "float64 by weight name (safetensors or torch)"),
             Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
@@ -55,6 +58,10 @@ impl Kind for UnlearnParams {
 }
 
 impl Stage for UnlearnParams {
+    fn identity(&self) -> Json {
+        UnlearnParams::identity(self)
+    }
+
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         check_inputs::networks(inputs)?;
         let (_, texts) = check_inputs::arrays(inputs)?;
@@ -106,7 +113,7 @@ impl Compute for UnlearnParams {
         let (latents, texts) = arrays::open(inputs)?;
         let (index, query_size) = (self.index, size(&latents));
         let _guard = device::apply_mode(ModelMode::Gradients);
-        let mut unet = load_unet(inputs, cx.device, ModelMode::Gradients)?;
+        let mut unet = load_unet(inputs, self.select.adapters(), cx.device, ModelMode::Gradients)?;
         arrays::expect_fit(&latents, &texts, unet.config())?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);
@@ -117,7 +124,7 @@ impl Compute for UnlearnParams {
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
         let conditioning = read(NpyRows::new(texts, 2), first_caption)?.into();
 
-        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+        let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
         let fisher = tensors::read(inputs.path("fisher"))?;
         let total = (self.steps * self.grad_accum_steps) as u64;
         let images = images(self, inputs)?;
@@ -128,21 +135,30 @@ impl Compute for UnlearnParams {
         let changed =
             unlearning.run(&fisher, images, &mut |done| cx.progress(done as u64, total)).map_err(file)?;
         let rise = unlearning.query_loss().map_err(file)? - before;
-        let predicted = unlearning.predicted_rise();
+        let (predicted, lr) = (unlearning.predicted_rise(), unlearning.lr());
+        tracing::info!(
+            "the query's loss was {before:.3e}; with a learning rate of {lr:.3e}, a rise of {:.0} % was predicted and one of {:.0} % \
+             found",
+            100.0 * predicted / before,
+            100.0 * rise / before
+        );
         anyhow::ensure!(
             rise > 0.0,
             "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise. \
-             `lr` is {}, `damping` is {}: {} may help",
-            self.lr,
+             the learning rate is {lr:e}, `damping` is {}: {} may help",
             self.damping,
-            if rise == 0.0 { "a larger `lr`, or less damping," } else { "a smaller `lr`" }
+            if rise == 0.0 { "a larger step, or less damping," } else { "a smaller step" }
         );
-        let metadata = [
+        let mut metadata = vec![
             (IMAGES, images.to_string()),
             (SIZE, query_size),
             (PREDICTED_RISE, format!("{predicted:e}")),
             (RISE, format!("{rise:e}")),
         ];
+        // Without a `rise` it is a parameter.
+        if self.rise.is_some() {
+            metadata.push((LR, format!("{lr:e}")));
+        }
         tensors::write(&out.join("unlearned.safetensors"), &changed, &metadata)
     }
 

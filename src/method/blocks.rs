@@ -50,7 +50,7 @@ impl LossPass<'_> {
             let rule = "must be \"per_image\" for losses at single timesteps";
             return Err(MathError::parameter("noise", "\"per_batch\"", rule));
         }
-        let captions = self.params.captions;
+        let (captions, offset) = (self.params.captions, self.params.objective.noise_offset);
         let pairs: Vec<_> = images.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
         let latents = self.data.latents(images, Device::Cpu)?; // [images, C, H, W]
         let shape = [&[captions as i64], &latents.size()[1..]].concat();
@@ -58,7 +58,8 @@ impl LossPass<'_> {
             let point: Point = point.into();
             let draw = |&row: &usize| {
                 let image = self.data.image_of(row);
-                image_noise(self.params.seed.into(), image, &[point], &shape, Device::Cpu).squeeze_dim(1)
+                image_noise(self.params.seed.into(), image, &[point], &shape, offset, Device::Cpu)
+                    .squeeze_dim(1)
             };
             (point, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
         });

@@ -59,7 +59,8 @@ impl DenoisingRows {
     }
 }
 
-/// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of (eps_theta - eps)^2. [B]
+/// The loss of each row (Ho et al. 2020, equation 14): the mean over C, H, W of the squared error of the prediction, which is of the
+/// noise or of v, times the timestep's weight. [B]
 ///
 /// Latents and noise are [B, C, H, W], timesteps [T] and the K conditions as [`UNet::denoise`] takes them.
 pub fn losses(
@@ -70,9 +71,11 @@ pub fn losses(
     conditioning: &EncodedConditioning,
 ) -> Tensor {
     let repeats = latents.size()[0] / timesteps.size()[0];
-    let xt = schedule.add_noise(latents, noise, &timesteps.repeat([repeats])); // [B, C, H, W]
-    let epsilon = unet.denoise(&xt, timesteps, conditioning); // [B, C, H, W]
-    (epsilon - noise).square().mean_dim([1i64, 2, 3].as_slice(), false, None)
+    let all = timesteps.repeat([repeats]);
+    let xt = schedule.add_noise(latents, noise, &all); // [B, C, H, W]
+    let predicted = unet.denoise(&xt, timesteps, conditioning); // [B, C, H, W]
+    let error = predicted - schedule.target(latents, noise, &all);
+    schedule.weigh(error.square().mean_dim([1i64, 2, 3].as_slice(), false, None), &all)
 }
 
 /// Checks losses (in any shape, row after row) for NaN and infinity; `place` tells a row's image and timestep.

@@ -29,6 +29,10 @@ pub enum MathError {
     #[error("`{parameter}` holds values that are not finite: {what}")]
     ParameterNotFinite { parameter: String, what: &'static str },
     #[error(
+        "a step of any length would change the loss of the query by {rise:e} to first order: its gradient is zero or not finite"
+    )]
+    NoRise { rise: f64 },
+    #[error(
         "the Fisher information of `{parameter}` is zero in {zeros} of {count} places, \
          so that the step there is not finite; set `damping` to continue"
     )]

@@ -16,6 +16,7 @@ use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, derived_seed};
+use super::objective::Objective;
 use super::per_sample::sums_of_squares;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
@@ -58,6 +59,8 @@ params! {
         weighting: Weighting = Weighting::Batch,
         /// The weights to compute it for; must include those that `unlearn` changes.
         select: Selection = Selection::All,
+        /// What the model was trained to minimise; the same for all stages.
+        objective: Objective = Objective::default(),
     }
 }
 
@@ -163,7 +166,7 @@ fn draw(
         CaptionDraw::Batch => draws.randint(captions, 1).repeat([count]),
         CaptionDraw::Row => draws.randint(captions, count),
     };
-    let noise = draws.normal(&latents.size(), Device::Cpu);
+    let noise = draws.noise(&latents.size(), params.objective.noise_offset, Device::Cpu);
     drop(draws);
     let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
     let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
@@ -208,7 +211,9 @@ mod tests {
         for (latents, batch_size) in [(10, 4), (8, 4), (3, 5)] {
             let select = Selection::All;
             let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
-            let params = FisherParams { epochs: 3, batch_size, seed: 0, caption_draw, weighting, select };
+            let objective = Objective::default();
+            let params =
+                FisherParams { epochs: 3, batch_size, seed: 0, caption_draw, weighting, select, objective };
             let rows: Vec<usize> =
                 (0..params.batches(latents)).flat_map(|b| params.rows_of(b, latents)).collect();
             assert_eq!(rows, (0..latents).cycle().take(3 * latents).collect::<Vec<_>>());

@@ -8,7 +8,7 @@ use std::sync::mpsc::sync_channel;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::params;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tch::{Device, Tensor};
 
 use super::data::{DataSet, Loaded, to_device};
@@ -16,6 +16,7 @@ use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
 use super::noise::{Noise, Point, batch_noise, image_noise};
+use super::objective::{self, Objective};
 use super::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::EncodedConditioning;
 use crate::models::unet::{Precision, UNet};
@@ -42,6 +43,8 @@ params! {
         /// and changes the last digits of losses. A sample of the rows is also computed in float32, and a warning
         /// reports a deviation that is too large.
         precision: Precision = Precision::Fp32,
+        /// What the model was trained to minimise.
+        objective: Objective = Objective::default(),
     }
 }
 
@@ -112,7 +115,7 @@ impl LossParams {
 
     /// What is hashed: all keys, without `draws` where it is one, so that results from before there was the key stay valid.
     pub fn identity(&self) -> Json {
-        let mut hashed = json!(self);
+        let mut hashed = objective::identity(self, &self.objective);
         if let (1, Some(keys)) = (self.draws, hashed.as_object_mut()) {
             keys.remove("draws");
         }
@@ -330,17 +333,18 @@ impl<'a> LossPass<'a> {
 
     /// The noise of all rows of some images, on the network's device.
     fn noise(&self, images: &Range<usize>, batch: usize, latent: &[i64]) -> Tensor {
-        let points = &self.points;
+        let (points, offset) = (&self.points, self.params.objective.noise_offset);
         let (seed, device, captions) =
             (self.params.seed.into(), self.unet.device(), self.params.captions as i64);
         match self.params.noise {
             Noise::PerBatch => {
                 let rows = images.len() as i64 * captions * points.len() as i64;
-                batch_noise(seed, batch, &[&[rows], latent].concat(), device)
+                batch_noise(seed, batch, &[&[rows], latent].concat(), offset, device)
             }
             Noise::PerImage => {
                 let shape = [&[captions], latent].concat();
-                let draw = |image| image_noise(seed, self.data.image_of(image), points, &shape, device);
+                let draw =
+                    |image| image_noise(seed, self.data.image_of(image), points, &shape, offset, device);
                 let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, points, C, H, W]
                 Tensor::cat(&noise, 0).flatten(0, 1)
             }

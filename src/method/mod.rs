@@ -15,6 +15,7 @@ pub mod influence;
 pub mod loss;
 pub mod micro_batches;
 pub mod noise;
+pub mod objective;
 pub mod per_sample;
 pub mod sample;
 pub mod schedule;

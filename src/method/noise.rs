@@ -43,6 +43,16 @@ impl Generator {
         Tensor::randn(shape, (Kind::Float, device))
     }
 
+    /// Standard normal noise [.., C, H, W], and `offset` times a number for each channel, which is drawn after it.
+    pub fn noise(&mut self, shape: &[i64], offset: f64, device: Device) -> Tensor {
+        let noise = self.normal(shape, device);
+        if offset == 0.0 {
+            return noise;
+        }
+        let channels = [&shape[..shape.len() - 2], &[1, 1]].concat();
+        noise + self.normal(&channels, device) * offset
+    }
+
     /// Uniform numbers between two bounds from the CPU's generator, float32.
     pub fn uniform(&mut self, low: f64, high: f64, shape: &[i64]) -> Tensor {
         Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (high - low) + low
@@ -74,9 +84,9 @@ pub fn derived_seed(purpose: &str, place: &[i64]) -> i64 {
     i64::from_le_bytes(bytes) & i64::MAX
 }
 
-/// The noise of batch `batch` of noise per batch: a draw of its whole shape, seeded `seed + batch`.
-pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], device: Device) -> Tensor {
-    Generator::seeded(seed.wrapping_add(batch as i64)).normal(shape, device)
+/// The noise of batch `batch` of noise per batch, with this offset: a draw of its whole shape, seeded `seed + batch`.
+pub fn batch_noise(seed: i64, batch: usize, shape: &[i64], offset: f64, device: Device) -> Tensor {
+    Generator::seeded(seed.wrapping_add(batch as i64)).noise(shape, offset, device)
 }
 
 /// Where the noise of an image is drawn: a timestep, and which of its draws. A timestep alone is its first draw.
@@ -112,11 +122,12 @@ pub fn image_noise(
     image: usize,
     points: &[impl Copy + Into<Point>],
     shape: &[i64],
+    offset: f64,
     device: Device,
 ) -> Tensor {
     let draw = |&point: &_| {
         let point: Point = Into::into(point);
-        Generator::seeded(point.seed(seed, image)).normal(shape, Device::Cpu)
+        Generator::seeded(point.seed(seed, image)).noise(shape, offset, Device::Cpu)
     };
     Tensor::stack(&points.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
 }

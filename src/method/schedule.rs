@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::error::MathError;
+use super::objective::Objective;
 use crate::models::weights::config::{self, ModelError, OptionGuard};
 
 /// What `DDPMScheduler` could compute but this crate does not.
@@ -46,10 +47,9 @@ const GUARDS: &[OptionGuard] = &[
     OptionGuard("use_dynamic_shifting", &["false"]),
     OptionGuard("use_flow_sigmas", &["false", "null"]),
     OptionGuard("beta_schedule", &["\"linear\"", "\"scaled_linear\""]),
-    OptionGuard("prediction_type", &["\"epsilon\""]),
-    OptionGuard("rescale_betas_zero_snr", &["false"]),
+    OptionGuard("prediction_type", &["\"epsilon\"", "\"v_prediction\""]),
     OptionGuard("thresholding", &["false"]),
-    OptionGuard("timestep_spacing", &["\"leading\""]),
+    OptionGuard("timestep_spacing", &["\"leading\"", "\"trailing\""]),
     OptionGuard("trained_betas", &["null"]),
     OptionGuard("variance_type", &["\"fixed_small\""]),
 ];
@@ -66,6 +66,30 @@ pub struct ScheduleConfig {
     pub clip_sample: bool,
     pub clip_sample_range: f64,
     pub steps_offset: i64,
+    pub prediction_type: Prediction,
+    pub rescale_betas_zero_snr: bool,
+    pub timestep_spacing: Spacing,
+}
+
+/// What the network predicts.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+pub enum Prediction {
+    /// The noise.
+    #[serde(rename = "epsilon")]
+    Epsilon,
+    /// v = sqrt(a_t) eps - sqrt(1 - a_t) x0 (Salimans and Ho 2022, arXiv 2202.00512).
+    #[serde(rename = "v_prediction")]
+    V,
+}
+
+/// How the timesteps of a drawing are spread.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// From the first one up.
+    Leading,
+    /// From the last one down.
+    Trailing,
 }
 
 /// How beta grows from its start to its end.
@@ -88,6 +112,9 @@ impl Default for ScheduleConfig {
             clip_sample: true,
             clip_sample_range: 1.0,
             steps_offset: 0,
+            prediction_type: Prediction::Epsilon,
+            rescale_betas_zero_snr: false,
+            timestep_spacing: Spacing::Leading,
         }
     }
 }
@@ -108,6 +135,10 @@ impl ScheduleConfig {
                 "1 to 100000",
             ));
         }
+        if config.rescale_betas_zero_snr && config.prediction_type == Prediction::Epsilon {
+            let supported = "false with prediction_type \"epsilon\": the last timestep is all noise, and tells nothing of the image";
+            return Err(config::unsupported(&file, "rescale_betas_zero_snr", true, supported));
+        }
         for (key, beta) in [("beta_start", config.beta_start), ("beta_end", config.beta_end)] {
             if !(beta > 0.0 && beta < 1.0) {
                 return Err(config::unsupported(&file, key, beta, "a number between 0 and 1"));
@@ -120,6 +151,7 @@ impl ScheduleConfig {
 /// The share of signal that is left at each timestep.
 pub struct NoiseSchedule {
     config: ScheduleConfig,
+    snr_gamma: Option<f64>,
     alphas_cumprod: Tensor,
 }
 
@@ -140,8 +172,16 @@ impl NoiseSchedule {
             BetaSchedule::Linear => line(config.beta_start, config.beta_end),
             BetaSchedule::ScaledLinear => line(config.beta_start.sqrt(), config.beta_end.sqrt()).square(),
         };
-        let alphas_cumprod = (1f64 - betas).cumprod(0, None::<Kind>);
-        NoiseSchedule { config, alphas_cumprod }
+        let mut alphas_cumprod = (1f64 - betas).cumprod(0, None::<Kind>);
+        if config.rescale_betas_zero_snr {
+            alphas_cumprod = zero_terminal_snr(&alphas_cumprod);
+        }
+        NoiseSchedule { config, snr_gamma: None, alphas_cumprod }
+    }
+
+    /// The same, with the timesteps' weights of an objective.
+    pub fn with_objective(self, objective: &Objective) -> NoiseSchedule {
+        NoiseSchedule { snr_gamma: objective.snr_gamma, ..self }
     }
 
     /// The configuration as read.
@@ -165,12 +205,42 @@ impl NoiseSchedule {
         a.sqrt() * x0 + (1f64 - a).sqrt() * noise // [B, C, H, W]
     }
 
-    /// The timesteps of a drawing in `steps` steps, falling, evenly spaced and ending at the offset ("leading").
+    /// What the network should predict of noised latents: [B, C, H, W].
+    pub fn target(&self, x0: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Tensor {
+        match self.config.prediction_type {
+            Prediction::Epsilon => noise.shallow_clone(),
+            Prediction::V => {
+                let a = self.alphas_cumprod.to_device(x0.device()).index_select(0, timesteps);
+                let a = a.view([-1, 1, 1, 1]);
+                a.sqrt() * noise - (1f64 - a).sqrt() * x0
+            }
+        }
+    }
+
+    /// Losses [B] times the weights of their timesteps [B].
+    pub fn weigh(&self, losses: Tensor, timesteps: &Tensor) -> Tensor {
+        let Some(gamma) = self.snr_gamma else { return losses };
+        let a = self.alphas_cumprod.to_device(losses.device()).index_select(0, timesteps);
+        let snr = &a / (1f64 - &a);
+        let divisor = match self.config.prediction_type {
+            Prediction::Epsilon => snr.shallow_clone(),
+            Prediction::V => &snr + 1f64,
+        };
+        losses * (snr.clamp_max(gamma) / divisor)
+    }
+
+    /// The timesteps of a drawing in `steps` steps, falling, and evenly spaced from the offset up or from the last one down.
     ///
     /// # Errors
     /// There are no steps, or more than the model was trained with.
     pub fn timesteps(&self, steps: usize) -> Result<Vec<i64>, MathError> {
         let (train, offset) = (self.config.num_train_timesteps, self.config.steps_offset);
+        if self.config.timestep_spacing == Spacing::Trailing && (1..=train as usize).contains(&steps) {
+            let stride = train as f64 / steps as f64;
+            return Ok((0..steps)
+                .map(|step| (train as f64 - step as f64 * stride).round_ties_even() as i64 - 1)
+                .collect());
+        }
         let stride = i64::try_from(steps).ok().filter(|&steps| steps > 0).map_or(0, |steps| train / steps);
         let timesteps: Vec<i64> = (0..steps as i64).rev().map(|i| i * stride + offset).collect();
         if stride == 0 || timesteps[0] >= train {
@@ -190,7 +260,7 @@ impl NoiseSchedule {
     pub fn step(
         &self,
         x: &Tensor,
-        epsilon: &Tensor,
+        predicted: &Tensor,
         t: i64,
         previous: Option<i64>,
         noise: Option<&Tensor>,
@@ -198,7 +268,11 @@ impl NoiseSchedule {
         let a = self.at(t);
         let a_prev = previous.map_or(1.0, |t| self.at(t));
         let (alpha, beta) = (a / a_prev, 1.0 - a / a_prev);
-        let mut x0 = (x - epsilon * scalar((1.0 - a).sqrt())) / scalar(a.sqrt()); // [B, C, H, W]
+        let (signal, noise_share) = (scalar(a.sqrt()), scalar((1.0 - a).sqrt()));
+        let mut x0 = match self.config.prediction_type {
+            Prediction::Epsilon => (x - predicted * noise_share) / signal, // [B, C, H, W]
+            Prediction::V => x * signal - predicted * noise_share,
+        };
         if self.config.clip_sample {
             x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range);
         }
@@ -219,6 +293,19 @@ impl NoiseSchedule {
     fn at(&self, t: i64) -> f32 {
         self.alphas_cumprod.double_value(&[t]) as f32
     }
+}
+
+/// The same schedule, shifted and scaled so that nothing of the signal is left at the last timestep (Lin et al. 2023, arXiv
+/// 2305.08891, algorithm 1), in the order in which diffusers computes it.
+fn zero_terminal_snr(alphas_cumprod: &Tensor) -> Tensor {
+    let root = alphas_cumprod.sqrt();
+    let (first, last) = (root.get(0), root.get(-1));
+    let scaled: Tensor = (&root - &last) * (&first / (&first - &last));
+    let squares = scaled.square();
+    let count = squares.size()[0];
+    let ratios = squares.narrow(0, 1, count - 1) / squares.narrow(0, 0, count - 1);
+    let betas: Tensor = 1f64 - Tensor::cat(&[squares.narrow(0, 0, 1), ratios], 0);
+    (1f64 - betas).cumprod(0, None::<Kind>)
 }
 
 /// A float32 number as tch takes scalars; the arithmetic before was done in float32, as diffusers does it.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::error::MathError;
+use crate::models::lora::Adapters;
 
 /// A choice of parameters by their names in the checkpoint.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -19,6 +20,10 @@ pub enum Selection {
     Attn,
     /// Every parameter.
     All,
+    /// The maps of low rank of a LoRA.
+    Lora,
+    /// Those of the keys and values of the cross attention.
+    LoraKv,
     /// Names that contain one of these texts.
     #[serde(untagged)]
     Patterns(Vec<String>),
@@ -37,11 +42,23 @@ impl Selection {
             Selection::CrossAttnKv => {
                 name.contains("attn2") && (name.contains("to_k") || name.contains("to_v"))
             }
+            Selection::Lora => name.contains(ADAPTER),
+            Selection::LoraKv => name.contains(ADAPTER) && Selection::CrossAttnKv.matches(name),
             Selection::CrossAttn => name.contains("attn2"),
             Selection::Attn => name.contains("attn"),
             Selection::All => true,
             Selection::Patterns(patterns) => patterns.iter().any(|pattern| name.contains(pattern.as_str())),
         }
+    }
+
+    /// How a network with a LoRA must hold it to have the chosen parameters.
+    pub fn adapters(&self) -> Adapters {
+        let layers = match self {
+            Selection::Lora | Selection::LoraKv => true,
+            Selection::Patterns(patterns) => patterns.iter().any(|pattern| pattern.contains("lora_")),
+            Selection::CrossAttnKv | Selection::CrossAttn | Selection::Attn | Selection::All => false,
+        };
+        if layers { Adapters::Layers } else { Adapters::Merged }
     }
 
     /// The chosen ones of `names`.
@@ -57,17 +74,22 @@ impl Selection {
     }
 }
 
-const NAMED: [(&str, Selection); 4] = [
+/// What the names of a LoRA's parameters have in common: `lora_A`, `lora_B`.
+const ADAPTER: &str = ".lora_";
+
+const NAMED: [(&str, Selection); 6] = [
     ("cross-attn-kv", Selection::CrossAttnKv),
     ("cross-attn", Selection::CrossAttn),
     ("attn", Selection::Attn),
     ("all", Selection::All),
+    ("lora", Selection::Lora),
+    ("lora-kv", Selection::LoraKv),
 ];
 
 impl Param for Selection {
     fn expected() -> String {
-        "one of `cross-attn-kv`, `cross-attn`, `attn`, `all`, or an array of texts to match in weight names"
-            .into()
+        let names = NAMED.map(|(name, _)| format!("`{name}`")).join(", ");
+        format!("one of {names}, or an array of texts to match in weight names")
     }
 
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {

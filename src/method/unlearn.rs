@@ -8,12 +8,14 @@ use std::ops::Range;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::params;
+use serde_json::{Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
 use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, derived_seed};
+use super::objective::{self, Objective};
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
@@ -29,8 +31,11 @@ params! {
         grad_accum_steps: usize [1..=1_000_000] = 625,
         /// Rows per batch, at distinct timesteps: at most as many as the model has.
         batch_size: usize [1..=100_000] = 80,
-        /// Learning rate.
-        lr: f64 = 0.01,
+        /// Learning rate, 0.01 as published where neither it nor `rise` is given.
+        lr: Option<f64> = None,
+        /// In place of `lr`: how much the step should raise the query's loss, to first order, as a share of that loss. The learning
+        /// rate follows from it, so one value fits data sets, models and selections of any size.
+        rise: Option<f64> = None,
         /// Seed of timesteps and noise.
         seed: u32 = 0,
         /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
@@ -42,6 +47,8 @@ params! {
         /// Number of training images N, for Fisher information without that number in its metadata, such as the
         /// published file. If the metadata has it, another number is an error.
         images: Option<usize> = None,
+        /// What the model was trained to minimise; the same for all stages.
+        objective: Objective = Objective::default(),
     }
 }
 
@@ -55,13 +62,40 @@ impl Validate for UnlearnParams {
             faults
                 .push(("damping", format!("`damping` is {}, expected a number of at least 0", self.damping)));
         }
-        if self.lr <= 0.0 {
-            faults.push((
-                "lr",
-                format!("`lr` is {}, expected a number above 0: the loss has to rise", self.lr),
-            ));
+        for (key, value) in [("lr", self.lr), ("rise", self.rise)] {
+            if let Some(value) = value.filter(|value| *value <= 0.0) {
+                faults.push((
+                    key,
+                    format!("`{key}` is {value}, expected a number above 0: the loss has to rise"),
+                ));
+            }
+        }
+        if self.lr.is_some() && self.rise.is_some() {
+            let message = "`rise` and `lr` exclude each other: `rise` sets the learning rate; remove one";
+            faults.push(("rise", message.to_owned()));
         }
         faults
+    }
+}
+
+/// The learning rate as published.
+const LR: f64 = 0.01;
+
+impl UnlearnParams {
+    /// What is hashed: `lr` or `rise`, whichever counts.
+    pub fn identity(&self) -> Json {
+        let mut hashed = objective::identity(self, &self.objective);
+        if let Some(keys) = hashed.as_object_mut() {
+            match self.rise {
+                Some(_) => _ = keys.remove("lr"),
+                // As it was hashed before there was a `rise`.
+                None => {
+                    keys.remove("rise");
+                    keys.insert("lr".into(), json!(self.lr.unwrap_or(LR)));
+                }
+            }
+        }
+        hashed
     }
 }
 
@@ -76,6 +110,8 @@ pub struct Unlearning<'a> {
     micro_batch: usize,
     /// See [`Unlearning::predicted_rise`].
     predicted: f64,
+    /// See [`Unlearning::lr`].
+    lr: f64,
 }
 
 /// Rows of the loss that is measured before and after.
@@ -103,7 +139,8 @@ impl<'a> Unlearning<'a> {
         let device = unet.device();
         let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
         let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
-        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch, predicted: 0.0 })
+        let (predicted, lr) = (0.0, params.lr.unwrap_or(LR));
+        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch, predicted, lr })
     }
 
     /// All steps; returns the changed parameters in float32.
@@ -120,10 +157,15 @@ impl<'a> Unlearning<'a> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         self.check_fisher(fisher)?;
+        let loss = self.params.rise.map(|_| self.query_loss()).transpose()?;
         for step in 0..self.params.steps {
             let done = step * self.params.grad_accum_steps;
             let batches = 0..self.params.grad_accum_steps;
             let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
+            if let (Some(share), Some(loss)) = (self.params.rise, loss) {
+                let wanted = share * loss / self.params.steps as f64;
+                self.lr = wanted / self.rise_per_lr(&gradient, fisher, images)?;
+            }
             self.apply(&gradient, fisher, images)?;
         }
         Ok(self.changed())
@@ -162,7 +204,7 @@ impl<'a> Unlearning<'a> {
         let mut draws =
             Generator::seeded(derived_seed("unlearn", &[self.params.seed.into(), step as i64, batch as i64]));
         let timesteps = draws.permutation(self.schedule.train_timesteps()).narrow(0, 0, count);
-        let noise = draws.normal(&shape, Device::Cpu);
+        let noise = draws.noise(&shape, self.params.objective.noise_offset, Device::Cpu);
         self.rows(timesteps.to_device(device), noise.to_device(device))
     }
 
@@ -206,6 +248,29 @@ impl<'a> Unlearning<'a> {
         Ok(total)
     }
 
+    /// The step of a parameter: lr * gradient / (N F) / grad_accum_steps, in float64.
+    fn step_of(&self, name: &str, lr: f64, gradient: &Tensor, fisher: &Tensor, images: usize) -> Tensor {
+        let fisher = fisher.to_device(self.unet.parameters()[name].device()).to_kind(Kind::Double);
+        let fisher = fisher + self.params.damping;
+        gradient * lr / (fisher * images as f64) / self.params.grad_accum_steps as f64
+    }
+
+    /// How much a step with a learning rate of 1 would raise the query's loss, to first order: gradient times step.
+    fn rise_per_lr(
+        &self,
+        gradient: &BTreeMap<String, Tensor>,
+        fisher: &BTreeMap<String, Tensor>,
+        images: usize,
+    ) -> Result<f64, MathError> {
+        let of = |name: &String| {
+            let mean = &gradient[name] / self.params.grad_accum_steps as f64;
+            let step = self.step_of(name, 1.0, &gradient[name], &fisher[name], images);
+            (mean * step).sum(Kind::Double).double_value(&[])
+        };
+        let rise = self.chosen.iter().map(of).sum::<f64>();
+        if rise.is_finite() && rise > 0.0 { Ok(rise) } else { Err(MathError::NoRise { rise }) }
+    }
+
     /// Moves the parameters: p += lr * gradient / (N F) / grad_accum_steps, in float64, rounded to float32.
     ///
     /// # Errors
@@ -219,11 +284,7 @@ impl<'a> Unlearning<'a> {
         self.check_fisher(fisher)?;
         for name in &self.chosen {
             let parameter = &self.unet.parameters()[name];
-            let fisher = fisher[name].to_device(parameter.device()).to_kind(Kind::Double);
-            let fisher = fisher + self.params.damping;
-            let step = &gradient[name] * self.params.lr
-                / (fisher * images as f64)
-                / self.params.grad_accum_steps as f64;
+            let step = self.step_of(name, self.lr, &gradient[name], &fisher[name], images);
             let mean = &gradient[name] / self.params.grad_accum_steps as f64;
             self.predicted += (mean * &step).sum(Kind::Double).double_value(&[]);
             // Checked as it is stored: what is finite in float64 may not be in float32.
@@ -235,6 +296,11 @@ impl<'a> Unlearning<'a> {
             self.unet.update(name, &moved);
         }
         Ok(())
+    }
+
+    /// The learning rate: as given, or of the last step, from `rise`.
+    pub fn lr(&self) -> f64 {
+        self.lr
     }
 
     /// How much the steps so far raise the query's loss to first order: the sum of gradient times step.
@@ -253,7 +319,8 @@ impl<'a> Unlearning<'a> {
         let mut shape = self.latent.size();
         shape[0] = count;
         let seed = derived_seed("rise", &[self.params.seed.into()]);
-        let noise = Generator::seeded(seed).normal(&shape, Device::Cpu).to_device(device);
+        let offset = self.params.objective.noise_offset;
+        let noise = Generator::seeded(seed).noise(&shape, offset, Device::Cpu).to_device(device);
         let rows = self.rows(Tensor::from_slice(&timesteps).to_device(device), noise);
         let sums = in_micro_batches(rows.len(), self.micro_batch, |row, most| {
             let some = rows.slice(row..row + most);

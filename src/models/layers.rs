@@ -4,37 +4,17 @@
 
 use tch::{Kind, Tensor};
 
+use super::adapter::Adapter;
 use super::kernels::{self, ConcatInput, Filters};
-use super::tape::{Op, Tape};
+use super::tape::{Op, Place, Tape};
 use super::weights::Scope;
-
-/// A layer's place in the model: what it is called, and where it reports to.
-struct Place {
-    name: String,
-    tape: Tape,
-    has_bias: bool,
-}
-
-impl Place {
-    fn new(scope: &Scope<'_>, tape: &Tape, has_bias: bool) -> Place {
-        Place { name: scope.path().to_owned(), tape: tape.clone(), has_bias }
-    }
-
-    fn observe(&self, op: Op, input: &Tensor, output: Tensor) -> Tensor {
-        self.tape.observe(&self.name, self.has_bias, op, input, output)
-    }
-
-    /// Whether neither gradients nor a recording are needed of these tensors.
-    fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
-        !self.tape.records() && !tensors.into_iter().any(Tensor::requires_grad)
-    }
-}
 
 /// A linear map of the last dimension.
 pub struct Linear {
     place: Place,
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -42,19 +22,28 @@ impl Linear {
     pub fn new(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
         let weight = scope.to_compute_dtype(&scope.take("weight", &[outputs, inputs]));
         let bias_of = || scope.to_compute_dtype(&scope.take("bias", &[outputs]));
-        Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
+        Linear::of(scope, weight, bias.then(bias_of), tape)
     }
 
     /// The same in the parameters' own precision, regardless of the model's.
     pub fn full_precision(scope: &Scope<'_>, inputs: i64, outputs: i64, bias: bool, tape: &Tape) -> Linear {
         let weight = scope.take("weight", &[outputs, inputs]);
-        let bias_of = || scope.take("bias", &[outputs]);
-        Linear { place: Place::new(scope, tape, bias), weight, bias: bias.then(bias_of) }
+        Linear::of(scope, weight, bias.then(|| scope.take("bias", &[outputs])), tape)
+    }
+
+    fn of(scope: &Scope<'_>, weight: Tensor, bias: Option<Tensor>, tape: &Tape) -> Linear {
+        Linear {
+            place: Place::new(scope, tape, bias.is_some()),
+            weight,
+            bias,
+            adapter: Adapter::new(scope, tape),
+        }
     }
 
     /// [.., inputs] to [.., outputs].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.place.observe(Op::Linear, x, x.linear(&self.weight, self.bias.as_ref()))
+        let y = self.place.observe(Op::Linear, x, x.linear(&self.weight, self.bias.as_ref()));
+        Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Linear, x))
     }
 }
 
@@ -69,10 +58,8 @@ impl FusedLinear {
     /// Takes the `weight` [outputs, inputs] of each name below `scope`.
     pub fn new(scope: &Scope<'_>, names: &[&str], inputs: i64, outputs: i64, tape: &Tape) -> FusedLinear {
         let (parts, fused) = scope.take_fused(names, "weight", &[outputs, inputs]);
-        let map = |(name, weight): (&&str, &Tensor)| Linear {
-            place: Place::new(&scope.sub(name), tape, false),
-            weight: scope.to_compute_dtype(weight),
-            bias: None,
+        let map = |(name, weight): (&&str, &Tensor)| {
+            Linear::of(&scope.sub(name), scope.to_compute_dtype(weight), None, tape)
         };
         let maps = names.iter().zip(&parts).map(map).collect();
         FusedLinear { maps, fused: scope.to_compute_dtype(&fused) }
@@ -80,7 +67,7 @@ impl FusedLinear {
 
     /// [.., inputs] to one [.., outputs] for each map.
     pub fn forward(&self, x: &Tensor) -> Vec<Tensor> {
-        let quiet = |map: &Linear| map.place.is_quiet([x, &map.weight]);
+        let quiet = |map: &Linear| map.adapter.is_none() && map.place.is_quiet([x, &map.weight]);
         if self.maps.iter().all(quiet) {
             return x.linear(&self.fused, None::<&Tensor>).chunk(self.maps.len() as i64, -1);
         }
@@ -95,6 +82,7 @@ pub struct Conv2d {
     bias: Tensor,
     /// The bias as it is kept, float32.
     full_precision_bias: Tensor,
+    adapter: Option<Adapter>,
     filters: Filters,
     stride: i64,
     padding: i64,
@@ -113,6 +101,7 @@ impl Conv2d {
             weight,
             bias,
             full_precision_bias,
+            adapter: Adapter::new(scope, tape),
             filters: Filters::default(),
             stride: 1,
             padding: 0,
@@ -138,16 +127,22 @@ impl Conv2d {
         x.conv2d(&self.weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 
+    /// Whether a faster way may be taken, which computes the layer's own map and records nothing.
+    fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+        self.adapter.is_none() && self.place.is_quiet(tensors)
+    }
+
     /// [B, inputs, H, W] to [B, outputs, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let shape = (self.kernel, self.stride, self.padding);
-        if shape == (3, 1, 1) && self.place.is_quiet([x, &self.weight, &self.bias]) {
-            let version = self.place.tape.version();
+        if shape == (3, 1, 1) && self.is_quiet([x, &self.weight, &self.bias]) {
+            let version = self.place.tape().version();
             if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, version) {
                 return y;
             }
         }
-        self.place.observe(self.op(), x, self.convolve(x, Some(&self.bias)))
+        let y = self.place.observe(self.op(), x, self.convolve(x, Some(&self.bias)));
+        Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.conv2d(self.op(), x))
     }
 
     /// The convolution of x plus `residual`.
@@ -174,19 +169,20 @@ impl Conv2d {
 
     /// Whether the bias should be added with something else: cuDNN uses an extra pass for it.
     fn adds_late(&self, x: &Tensor) -> bool {
-        x.device().is_cuda() && self.place.is_quiet([x, &self.weight, &self.full_precision_bias])
+        x.device().is_cuda() && self.is_quiet([x, &self.weight, &self.full_precision_bias])
     }
 
     /// A 1x1 convolution of the positions of images as tokens: [B, S, inputs] to [B, S, outputs].
     pub fn forward_tokens(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1); // [O, I]
-        self.place.observe(Op::Pointwise, x, x.linear(&weight, Some(&self.bias)))
+        let y = self.place.observe(Op::Pointwise, x, x.linear(&weight, Some(&self.bias)));
+        Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Pointwise, x))
     }
 
     /// A 1x1 convolution of images whose channels follow each other: to [B, outputs, H, W].
     pub fn forward_concat(&self, x: &ConcatInput<'_>) -> Tensor {
         let parts = [Some(x.first), x.second, Some(&self.weight), Some(&self.bias)];
-        let Some(second) = x.second.filter(|_| self.place.is_quiet(parts.into_iter().flatten())) else {
+        let Some(second) = x.second.filter(|_| self.is_quiet(parts.into_iter().flatten())) else {
             return self.forward(&x.cat());
         };
         let width = x.first.size()[1];
@@ -248,7 +244,7 @@ impl GroupNorm {
     }
 
     fn fused(&self, x: &ConcatInput<'_>, shift: Option<&Tensor>, silu: bool) -> Option<Tensor> {
-        if self.place.tape.records() {
+        if self.place.tape().records() {
             return None;
         }
         let Self { weight, bias, groups, eps, .. } = self;
@@ -300,7 +296,7 @@ impl LayerNorm {
     fn fused(&self, x: &Tensor, branch: Option<&Tensor>) -> Option<Tensor> {
         let norm =
             kernels::LayerNorm { weight: &self.weight, bias: &self.bias, eps: self.eps, branch_bias: None };
-        if self.place.tape.records() { None } else { kernels::layer_norm(&norm, x, branch) }
+        if self.place.tape().records() { None } else { kernels::layer_norm(&norm, x, branch) }
     }
 
     fn plain(&self, x: &Tensor) -> Tensor {

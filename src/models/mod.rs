@@ -3,9 +3,11 @@
 //! A model is built from a [`weights::Weights`], which hands out each tensor once and reports every key that
 //! does not fit, out of [`layers`], which write down what they computed while a [`tape::Tape`] records.
 
+mod adapter;
 pub mod clip;
 pub mod kernels;
 pub mod layers;
+pub mod lora;
 pub mod tape;
 pub mod tokenizer;
 pub mod unet;

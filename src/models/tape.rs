@@ -9,6 +9,8 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
+use super::weights::Scope;
+
 /// What a layer computes, as far as its gradient depends on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Op {
@@ -107,14 +109,7 @@ impl Tape {
     /// Records a pass of a chosen layer, and returns the output to use from here on.
     ///
     /// An output that does not require grad yet is made to: it becomes a leaf, the lowest end of the graph.
-    pub(super) fn observe(
-        &self,
-        layer: &str,
-        has_bias: bool,
-        op: Op,
-        input: &Tensor,
-        output: Tensor,
-    ) -> Tensor {
+    fn observe(&self, layer: &str, has_bias: bool, op: Op, input: &Tensor, output: Tensor) -> Tensor {
         let mut state = self.0.borrow_mut();
         let Some(select) = &state.select else { return output };
         let weight = select(&format!("{layer}.weight"));
@@ -126,5 +121,33 @@ impl Tape {
         let (input, kept) = (input.detach(), output.shallow_clone());
         state.records.push(LayerRecord { layer: layer.to_owned(), op, weight, bias, input, output: kept });
         output
+    }
+}
+
+/// A layer's place in the model: what it is called, and where it reports to.
+pub(super) struct Place {
+    name: String,
+    tape: Tape,
+    has_bias: bool,
+}
+
+impl Place {
+    pub fn new(scope: &Scope<'_>, tape: &Tape, has_bias: bool) -> Place {
+        Place { name: scope.path().to_owned(), tape: tape.clone(), has_bias }
+    }
+
+    /// See [`Tape::observe`].
+    pub fn observe(&self, op: Op, input: &Tensor, output: Tensor) -> Tensor {
+        self.tape.observe(&self.name, self.has_bias, op, input, output)
+    }
+
+    /// The tape that it reports to.
+    pub fn tape(&self) -> &Tape {
+        &self.tape
+    }
+
+    /// Whether neither gradients nor a recording are needed of these tensors.
+    pub fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+        !self.tape.records() && !tensors.into_iter().any(Tensor::requires_grad)
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use attrflow::io::torch::{self, Dtype, Entry};
 use attrflow::method::schedule::NoiseSchedule;
 use attrflow::method::selection::Selection;
-use attrflow::models::unet::{ModelMode, UNet};
+use attrflow::models::unet::{ModelMode, UNet, UNetFiles};
 use attrflow::models::weights::Weights;
 use tch::{Device, Tensor};
 
@@ -44,8 +44,12 @@ fn a_checkpoint_elsewhere_is_checked_against_the_configuration() {
     fs_err::copy(path(FORM).join("config.json"), form.join("config.json")).unwrap();
     let (file, own) = (folder.path().join("model.bin"), tiny());
     let load = |checkpoint: Option<&Path>, changed: Option<&Path>| {
-        UNet::load_parts(&form, checkpoint, changed, Device::Cpu, ModelMode::Gradients)
-            .map_err(|error| error.to_string())
+        UNet::load_files(
+            &UNetFiles { checkpoint, changed, ..UNetFiles::new(&form) },
+            Device::Cpu,
+            ModelMode::Gradients,
+        )
+        .map_err(|error| error.to_string())
     };
     let error = load(None, None).err().unwrap();
     assert!(

@@ -8,7 +8,7 @@ use crate::golden::{self, assert_close, assert_within};
 #[test]
 fn gelu_with_prefixed_names() {
     let expected = golden::load("vae_clip");
-    let encoder = TextEncoder::load(golden::path("tests/golden/clip"), Device::Cpu).unwrap();
+    let encoder = TextEncoder::load(&golden::path("tests/golden/clip"), None, Device::Cpu).unwrap();
     let ids = &expected["gelu/ids"];
     assert_close("hidden", &encoder.forward(ids), &expected["gelu/hidden"]);
     assert_close("short", &encoder.forward(&ids.narrow(1, 0, 7)), &expected["gelu/short"]);
@@ -17,13 +17,14 @@ fn gelu_with_prefixed_names() {
 #[test]
 fn quick_gelu_of_the_demo() {
     let expected = golden::load("vae_clip");
-    let encoder = TextEncoder::load("data/demo/model/text_encoder", Device::Cpu).unwrap();
+    let encoder =
+        TextEncoder::load(&golden::path("data/demo/model/text_encoder"), None, Device::Cpu).unwrap();
     assert_close("hidden", &encoder.forward(&expected["quick_gelu/ids"]), &expected["quick_gelu/hidden"]);
 }
 
 #[test]
 fn a_token_does_not_see_those_after_it() {
-    let encoder = TextEncoder::load(golden::path("tests/golden/clip"), Device::Cpu).unwrap();
+    let encoder = TextEncoder::load(&golden::path("tests/golden/clip"), None, Device::Cpu).unwrap();
     let ids = &golden::load("vae_clip")["gelu/ids"];
     let changed = ids.copy();
     let _ = changed.narrow(1, 8, 4).fill_(5);
@@ -41,7 +42,7 @@ fn another_models_folder_is_refused() {
     let config = fs_err::read_to_string(folder.path().join("config.json")).unwrap();
     let load = |config: String| {
         fs_err::write(folder.path().join("config.json"), config).unwrap();
-        TextEncoder::load(folder.path(), Device::Cpu).err().unwrap().to_string()
+        TextEncoder::load(folder.path(), None, Device::Cpu).err().unwrap().to_string()
     };
     let error = load(config.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2"));
     assert!(error.contains("16 unexpected: encoder.layers.2."), "{error}");

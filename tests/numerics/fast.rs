@@ -16,7 +16,7 @@ use attrflow::method::noise::Noise;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
-use attrflow::models::unet::{ModelMode, Precision, UNet};
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{
@@ -135,7 +135,8 @@ fn squared_gradients_are_those_of_autograd_row_by_row() {
 fn products_in_bfloat16_change_little() {
     let folder = path("data/demo/model/unet");
     let short =
-        UNet::load_parts(&folder, None, None, Device::Cpu, ModelMode::Inference(Precision::Bf16)).unwrap();
+        UNet::load_files(&UNetFiles::new(&folder), Device::Cpu, ModelMode::Inference(Precision::Bf16))
+            .unwrap();
     let (exact, latents, texts) = networks().into_iter().nth(1).unwrap();
     let (schedule, data) = (schedule(), DataSet::new(&latents, &texts, 3).unwrap());
     let params = loss_params(Noise::PerBatch, 24, [2, 4], 5);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use attrflow::method::loss::LossParams;
 use attrflow::method::noise::Noise;
+use attrflow::method::objective::Objective;
 use attrflow::method::sample::SampleParams;
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::UnlearnParams;
@@ -53,7 +54,20 @@ pub fn loss_params(
 pub fn unlearn_params(steps: usize, grad_accum_steps: usize, batch_size: usize, lr: f64) -> UnlearnParams {
     let select = Selection::CrossAttnKv;
     let (seed, damping, index, images) = (4, 0.0, 0, None);
-    UnlearnParams { steps, grad_accum_steps, batch_size, lr, seed, damping, select, index, images }
+    let (lr, rise, objective) = (Some(lr), None, Objective::default());
+    UnlearnParams {
+        steps,
+        grad_accum_steps,
+        batch_size,
+        lr,
+        rise,
+        seed,
+        damping,
+        select,
+        index,
+        images,
+        objective,
+    }
 }
 
 /// How images are drawn with one stream of noise through all batches.

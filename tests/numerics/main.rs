@@ -10,6 +10,7 @@ mod faults;
 mod generation;
 mod golden;
 mod image;
+mod lora;
 mod method;
 mod passes;
 mod pipeline;

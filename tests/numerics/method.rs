@@ -138,15 +138,15 @@ fn seeds_are_pinned() {
 
 #[test]
 fn noise_is_normal_and_repeatable() {
-    let noise = batch_noise(5, 3, &[64, 4, 16, 16], Device::Cpu);
-    assert_eq!(noise, batch_noise(4, 4, &[64, 4, 16, 16], Device::Cpu));
+    let noise = batch_noise(5, 3, &[64, 4, 16, 16], 0.0, Device::Cpu);
+    assert_eq!(noise, batch_noise(4, 4, &[64, 4, 16, 16], 0.0, Device::Cpu));
     let (mean, deviation) = (noise.mean(None).double_value(&[]), noise.std(true).double_value(&[]));
     assert!(mean.abs() < 0.02 && (deviation - 1.0).abs() < 0.02, "{mean} {deviation}");
 }
 
 #[test]
 fn image_noise_depends_on_image_and_timestep_alone() {
-    let noise = |image, timesteps: &[i64]| image_noise(9, image, timesteps, &[2, 4, 8, 8], Device::Cpu);
+    let noise = |image, timesteps: &[i64]| image_noise(9, image, timesteps, &[2, 4, 8, 8], 0.0, Device::Cpu);
     let all = noise(3, &[0, 250, 500, 750]);
     assert_eq!(all.size(), [2, 4, 4, 8, 8]);
     assert_eq!(noise(3, &[500]), all.narrow(1, 2, 1));
@@ -156,10 +156,10 @@ fn image_noise_depends_on_image_and_timestep_alone() {
 
 #[test]
 fn further_draws_are_other_noise_and_the_first_stays() {
-    let noise = |points: &[Point]| image_noise(9, 3, points, &[2, 4, 8, 8], Device::Cpu);
+    let noise = |points: &[Point]| image_noise(9, 3, points, &[2, 4, 8, 8], 0.0, Device::Cpu);
     let at = |timestep, draw| Point { timestep, draw };
     let found = noise(&[at(250, 0), at(250, 1), at(250, 2), at(500, 1)]);
-    assert_eq!(found.narrow(1, 0, 1), image_noise(9, 3, &[250_i64], &[2, 4, 8, 8], Device::Cpu));
+    assert_eq!(found.narrow(1, 0, 1), image_noise(9, 3, &[250_i64], &[2, 4, 8, 8], 0.0, Device::Cpu));
     for other in 1..4 {
         let covariance = (found.select(1, 0) * found.select(1, other)).mean(None).double_value(&[]);
         // 512 products of independent normal numbers: four standard errors.

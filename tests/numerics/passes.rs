@@ -9,6 +9,7 @@ use attrflow::method::fisher::{
 };
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::noise::{Noise, Point};
+use attrflow::method::objective::Objective;
 use attrflow::method::per_sample::gradients;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -231,6 +232,7 @@ fn sums_of_squared_gradients() {
 
 fn fisher_params() -> FisherParams {
     FisherParams {
+        objective: Objective::default(),
         epochs: 2,
         batch_size: 4,
         seed: 3,
@@ -343,7 +345,7 @@ fn ranges_of_gradients_add_up() {
 fn a_loss_rises_when_unlearned() {
     let (golden, fisher, mut unet, schedule) =
         (load("method/unlearned"), load("method/fisher"), tiny(), schedule());
-    let params = UnlearnParams { steps: 1, lr: 1e-6, ..query_params() };
+    let params = UnlearnParams { steps: 1, lr: Some(1e-6), ..query_params() };
     let mut unlearning =
         Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), &params, 5).unwrap();
     let rows = unlearning.draw(0, 0);

@@ -11,6 +11,7 @@ use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_rang
 use attrflow::method::influence::{Flips, influence, per_image, rank};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
+use attrflow::method::objective::Objective;
 use attrflow::method::per_sample::gradients;
 use attrflow::method::sample::sample;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
@@ -103,7 +104,15 @@ pub fn fisher(unet: &UNet, select: Selection) -> BTreeMap<String, Tensor> {
     let (schedule, (latents, texts)) = (schedule(), data());
     let data = DataSet::new(&latents, &texts, CAPTIONS as usize).unwrap();
     let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
-    let params = FisherParams { epochs: 1, batch_size: 4, seed: 3, caption_draw, weighting, select };
+    let params = FisherParams {
+        epochs: 1,
+        batch_size: 4,
+        seed: 3,
+        caption_draw,
+        weighting,
+        select,
+        objective: Objective::default(),
+    };
     fisher_range(unet, &schedule, data, &params, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
 }
 

@@ -6,6 +6,7 @@ use attrflow::method::data::DataSet;
 use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
+use attrflow::method::objective::Objective;
 use attrflow::method::sample::sample;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -84,6 +85,7 @@ fn fisher(latents: &Tensor, texts: &Tensor, micro_batch: usize) -> String {
     let (unet, schedule) = (tiny(), schedule());
     let data = DataSet::new(latents, texts, 3).unwrap();
     let params = FisherParams {
+        objective: Objective::default(),
         epochs: 1,
         batch_size: 4,
         seed: 3,
@@ -130,8 +132,8 @@ fn unlearning_stops_at_what_is_not_finite() {
         drop(fisher.insert(NAME.into(), Tensor::ones([2, 2], (Kind::Double, Device::Cpu))))
     });
     insta::assert_snapshot!(error, @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` has the shape [2, 2], the parameter has [16, 12]");
-    let error = unlearn(|_, _, params| params.lr = 1e60);
+    let error = unlearn(|_, _, params| params.lr = Some(1e60));
     assert!(error.ends_with("` holds values that are not finite: after the step"), "{error}");
-    let error = unlearn(|_, _, params| params.lr = f64::NAN);
+    let error = unlearn(|_, _, params| params.lr = Some(f64::NAN));
     assert!(error.ends_with("` holds values that are not finite: after the step"), "{error}");
 }

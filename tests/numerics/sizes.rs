@@ -86,7 +86,7 @@ fn autoencoder() {
 #[ignore = "340 M parameters: see the head of this file"]
 fn text_encoder_of_stable_diffusion_2() {
     let (weights, expected) = drawn("clip");
-    let encoder = TextEncoder::load(folder("clip", &weights).path(), Device::Cpu).unwrap();
+    let encoder = TextEncoder::load(folder("clip", &weights).path(), None, Device::Cpu).unwrap();
     let mut report = Report::default();
     let hidden = tch::no_grad(|| encoder.forward(&expected["ids"]));
     compare(&mut report, "hidden", &hidden, &expected);

@@ -1,8 +1,10 @@
 //! The UNet against diffusers', and its own contracts.
 
+use std::path::Path;
+
 use attrflow::io::torch::{Dtype, Entry, write};
-use attrflow::models::unet::UNet;
 use attrflow::models::unet::conditioning::Conditioning;
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow::models::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -83,9 +85,16 @@ fn an_updated_parameter_is_used_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("changed.safetensors");
     Tensor::write_safetensors(&changed, &file).unwrap();
-    let loaded = UNet::load_with(&path("data/demo/model/unet"), &file, Device::Cpu).unwrap();
+    let loaded = with_changed("data/demo/model/unet", &file);
     assert_eq!(forward(&unet), forward(&loaded));
     assert_ne!(forward(&unet), before);
+}
+
+/// The network in a folder, with the tensors of a file in place of its own.
+fn with_changed(folder: &str, changed: &Path) -> UNet {
+    let folder = path(folder);
+    let files = UNetFiles { changed: Some(changed), ..UNetFiles::new(&folder) };
+    UNet::load_files(&files, Device::Cpu, ModelMode::Inference(Precision::Fp32)).unwrap()
 }
 
 #[test]
@@ -108,7 +117,7 @@ fn changed_tensors_replace_the_folders() {
     let (plain, name) = (tiny(), "conv_out.bias");
     let changed = folder.path().join("changed.safetensors");
     Tensor::write_safetensors(&[(name, &plain.parameters()[name] + 1.0)], &changed).unwrap();
-    let unet = UNet::load_with(&path("tests/golden/unet/conv"), &changed, Device::Cpu).unwrap();
+    let unet = with_changed("tests/golden/unet/conv", &changed);
     let case = load("unet/conv/case");
     let found = tch::no_grad(|| unet.forward(&case["xt"], &case["timesteps"], &conditioning(&case)));
     assert_close("shifted", &found, &(&case["output"] + 1.0));

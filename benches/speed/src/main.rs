@@ -15,11 +15,12 @@ use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows};
 use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
 use attrflow::method::loss::{LossParams, LossPass};
+use attrflow::method::objective::Objective;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::train::{Init, TrainParams, Training, TrainingData};
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
-use attrflow::models::unet::{ModelMode, Precision, UNet};
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow_engine::kind::Device;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -65,7 +66,11 @@ fn main() -> anyhow::Result<()> {
     }
     let torch = device::torch(work.device);
     let checkpoint = work.data.join("model.safetensors");
-    let mut unet = UNet::load_parts(&work.data.join("unet"), Some(&checkpoint), None, torch, mode)?;
+    let mut unet = UNet::load_files(
+        &UNetFiles { checkpoint: Some(&checkpoint), ..UNetFiles::new(&work.data.join("unet")) },
+        torch,
+        mode,
+    )?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
     let texts = Npy::open(work.data.join("texts.npy"))?;
@@ -108,7 +113,9 @@ fn main() -> anyhow::Result<()> {
                 steps: 1,
                 grad_accum_steps: end,
                 batch_size: work.batch_size,
-                lr: 0.01,
+                lr: Some(0.01),
+                rise: None,
+                objective: Objective::default(),
                 seed: 0,
                 damping: 0.0,
                 select: selection(&work.select)?,
@@ -127,6 +134,7 @@ fn main() -> anyhow::Result<()> {
         }
         "fisher" => {
             let params = FisherParams {
+                objective: Objective::default(),
                 epochs: 1,
                 batch_size: work.batch_size,
                 seed: 0,

@@ -98,7 +98,8 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
         Noise::PerImage => (rows * params.count_points(), per_image::tasks(rows)),
     };
     // A step costs the same, however many draws there are.
-    let LossParams { time_samples, captions, seed: _, noise, draws: _, batch_size, precision } = params;
+    let LossParams { time_samples, captions, seed: _, noise, draws: _, batch_size, precision, objective: _ } =
+        params;
     let cost_key = json!({
         "loss": [time_samples, captions, batch_size],
         "noise": noise,
@@ -191,7 +192,7 @@ const SAMPLE: Range<usize> = 0..1;
 fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Context<'_>) -> anyhow::Result<()> {
     let Task { inputs, out, .. } = task;
     let range = ranges::range(task.unit()?, "latents")?;
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&params.objective);
     let per_batch = params.images_per_batch();
     let batches = range.start / per_batch..range.end.div_ceil(per_batch);
     let total = range.len() as u64;

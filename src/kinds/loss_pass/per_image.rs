@@ -20,6 +20,7 @@ use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Point;
+use crate::method::objective;
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
@@ -70,8 +71,12 @@ impl UnitRange {
 
 /// The hashed parameters of a unit; timesteps and draws other than its own are not among them.
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
-    let LossParams { time_samples: _, captions, seed, noise, draws: _, batch_size: _, precision } = params;
-    json!({ "captions": captions, "seed": seed, "noise": noise, "precision": precision })
+    let LossParams { time_samples: _, captions, seed, noise, draws: _, batch_size: _, precision, objective } =
+        params;
+    let counts = json!({
+        "captions": captions, "seed": seed, "noise": noise, "precision": precision, "objective": objective,
+    });
+    objective::identity(&counts, objective)
 }
 
 /// One unit for each point of each block, in the order of the latents.
@@ -144,7 +149,7 @@ fn slice(
 /// The key of a block's units: they share rows and noise, whatever the point and the network's weights.
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     let UnitRange { images, flipped, timestep: _, draw: _ } = UnitRange::of(unit).ok()?;
-    let ports = ["latents", "text_embeddings", "unet", "checkpoint", "scheduler"];
+    let ports = ["latents", "text_embeddings", "unet", "checkpoint", "lora", "scheduler"];
     let read: Vec<Option<&Path>> = ports.into_iter().map(|port| inputs.get(port)).collect();
     // Includes all hashed parameters of the units, so that shared values cannot differ.
     Some(json!([images, flipped, unit_identity(params), read]).to_string())
@@ -169,7 +174,7 @@ pub(crate) fn run(
             None => networks.push((weights, vec![index])),
         }
     }
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&params.objective);
     let mut block: Option<Block> = None;
     for (weights, units) in &networks {
         let weights = weights.as_deref();

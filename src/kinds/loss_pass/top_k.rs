@@ -128,7 +128,7 @@ pub(crate) fn run(
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
     let (weights, mode) = (Some(inputs.path("weights")), ModelMode::Inference(loss.precision));
-    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?;
+    let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&loss.objective);
     let sample = with_unet(inputs, weights, cx.device, mode, |unet| {
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;

@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 
 use super::arrays;
+use super::parameters::Parameters;
 use crate::io::TensorFile;
+use crate::io::lora::{Lora, Network};
 use crate::io::npy::Npy;
 use crate::method::schedule::ScheduleConfig;
 use crate::method::selection::Selection;
@@ -20,7 +22,8 @@ use attrflow_engine::kind::Inputs;
 pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
     if let Some(folder) = inputs.get("unet") {
         unet(folder)?;
-        checkpoint::of(folder, inputs.get("checkpoint"))?;
+        let file = checkpoint::of(folder, inputs.get("checkpoint"))?;
+        lora(inputs, Network::Unet, &file)?;
     }
     if let Some(folder) = inputs.get("scheduler") {
         ScheduleConfig::load(folder)?;
@@ -31,11 +34,22 @@ pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
     texts(inputs)
 }
 
+/// Refuses a LoRA that does not fit the network with this checkpoint.
+fn lora(inputs: &Inputs, network: Network, checkpoint: &Path) -> anyhow::Result<()> {
+    if let Some(path) = inputs.get("lora") {
+        Lora::open(path, network, TensorFile::open(checkpoint)?.headers())?;
+    }
+    Ok(())
+}
+
 /// Checks text encoder and tokenizer, where they are connected.
 pub(crate) fn texts(inputs: &Inputs) -> anyhow::Result<()> {
     let mut reads = None;
     if let Some(folder) = inputs.get("text_encoder") {
         reads = Some(ClipConfig::read(&folder.join("config.json"))?.max_position_embeddings as usize);
+        if inputs.get("lora").is_some() {
+            lora(inputs, Network::TextEncoder, &checkpoint::find(folder)?)?;
+        }
     }
     if let Some(folder) = inputs.get("tokenizer") {
         let gives = tokenizer::check_folder(folder)?;
@@ -70,13 +84,26 @@ pub(crate) fn arrays(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
     Ok((latents, texts))
 }
 
+/// Refuses a selection of which the network has nothing.
+pub(crate) fn selected(inputs: &Inputs, selection: &Selection) -> anyhow::Result<()> {
+    let network = Parameters::of(inputs, selection)?;
+    ensure!(
+        network.selected().next().is_some(),
+        "the selection {selection} chooses no weight of {}",
+        network.path.display()
+    );
+    Ok(())
+}
+
 /// Refuses a file of tensors that lacks one of the selected weights of the network.
 pub(crate) fn covers(inputs: &Inputs, port: &str, selection: &Selection) -> anyhow::Result<()> {
-    let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
+    let network = Parameters::of(inputs, selection)?;
     let file = TensorFile::open(inputs.path(port))?;
-    let selected = network.headers().iter().filter(|header| selection.matches(&header.name));
-    let missing: Vec<&str> =
-        selected.map(|header| header.name.as_str()).filter(|name| file.header(name).is_none()).collect();
+    let missing: Vec<&str> = network
+        .selected()
+        .map(|header| header.name.as_str())
+        .filter(|name| file.header(name).is_none())
+        .collect();
     ensure!(
         missing.is_empty(),
         "{}: it lacks {} of the selected weights, for instance `{}`: set `select` to weights that it has, or \

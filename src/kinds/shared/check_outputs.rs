@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::parameters::Parameters;
 use crate::io::captions::coco::Captions;
 use crate::io::download;
 use crate::io::dtype::not_finite;
@@ -13,7 +14,6 @@ use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::TensorFile;
 use crate::method::selection::Selection;
 use crate::models::unet::config::UNetConfig;
-use crate::models::weights::checkpoint;
 use attrflow_engine::kind::Inputs;
 
 /// The files by output port.
@@ -78,7 +78,7 @@ pub(crate) fn weights(
     selection: &Selection,
     dtypes: &[Dtype],
 ) -> anyhow::Result<()> {
-    let network = TensorFile::open(checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
+    let network = Parameters::of(inputs, selection)?;
     let file = TensorFile::open(path)?;
     for tensor in file.headers() {
         let fault = |found: String, expected: String| {
@@ -86,22 +86,18 @@ pub(crate) fn weights(
         };
         let names = || dtypes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
         anyhow::ensure!(dtypes.contains(&tensor.dtype), fault(tensor.dtype.to_string(), names()));
-        let Some(own) = network.header(&tensor.name) else {
-            let expected = format!("a name that {} has", network.path().display());
+        let Some(own) = network.get(&tensor.name) else {
+            let expected = format!("a name that {} has", network.path.display());
             return Err(fault("no such weight".into(), expected));
         };
         anyhow::ensure!(
             own.shape == tensor.shape,
-            fault(
-                format!("{:?}", tensor.shape),
-                format!("{:?} as in {}", own.shape, network.path().display())
-            )
+            fault(format!("{:?}", tensor.shape), format!("{:?} as in {}", own.shape, network.path.display()))
         );
     }
-    let names: Vec<String> = network.headers().iter().map(|header| header.name.clone()).collect();
-    let selected = selection.of(&names)?;
+    let selected: Vec<&String> = network.selected().map(|header| &header.name).collect();
     file.expect_finite()?;
-    let missing: Vec<&String> = selected.iter().filter(|name| file.header(name).is_none()).collect();
+    let missing: Vec<&&String> = selected.iter().filter(|name| file.header(name).is_none()).collect();
     if let Some(example) = missing.first() {
         anyhow::bail!(
             "{}: {} of the {} tensors that {selection} selects are missing, for instance `{example}`",

@@ -6,13 +6,15 @@ use anyhow::Context as _;
 use image::RgbImage;
 use serde::Deserialize;
 use serde_json::Value as Json;
+use tch::Tensor;
 
+use super::parameters::Parameters;
 use super::tensors;
 use crate::io::image::{save_jpeg, save_png};
 use crate::io::json;
 use crate::io::npy::writer::NpyWriter;
 use crate::io::npy::{Dtype, Npy};
-use crate::io::tensor_file::TensorFile;
+use crate::io::tensor_file::Header;
 use crate::method::selection::Selection;
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{ArtifactShape, ExpectedInputs, Inputs};
@@ -93,18 +95,9 @@ pub(crate) fn selected(
 ) -> anyhow::Result<ArtifactShape> {
     /// Approximate bytes per tensor in the header of a file.
     const NAME: u64 = 150;
-    let network = network(inputs)?;
-    let headers = network.headers().iter().filter(|header| selection.matches(&header.name));
-    let sizes = headers.map(|header| header.shape.iter().product::<usize>() as u64 * bytes + NAME);
+    let network = Parameters::expected(inputs, selection)?;
+    let sizes = network.selected().map(|header| header.shape.iter().product::<usize>() as u64 * bytes + NAME);
     Ok(ArtifactShape::Bytes(sizes.sum()))
-}
-
-fn network(inputs: &ExpectedInputs) -> anyhow::Result<TensorFile> {
-    let checkpoint = match inputs.connected("checkpoint") {
-        true => Some(inputs.path("checkpoint")?),
-        false => None,
-    };
-    Ok(TensorFile::open(checkpoint::of(inputs.path("unet")?, checkpoint)?)?)
 }
 
 /// Writes an array of `rows` rows, with the row shape and dtype of `like`, for a port.
@@ -173,15 +166,20 @@ pub(crate) fn make_weights(
     ones: Option<(&str, String)>,
     folder: &Path,
 ) -> anyhow::Result<()> {
-    let file = checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
-    let mut tensors = checkpoint::read(&file)?;
-    tensors.retain(|name, _| selection.matches(name));
-    for tensor in tensors.values_mut() {
-        *tensor = match ones {
-            Some(_) => tensor.to_kind(tch::Kind::Double).ones_like(),
-            None => tensor.to_kind(tch::Kind::Float),
-        };
-    }
+    let tensors = match ones {
+        Some(_) => {
+            let one = |header: &Header| {
+                let shape: Vec<i64> = header.shape.iter().map(|&size| size as i64).collect();
+                (header.name.clone(), Tensor::ones(&shape, (tch::Kind::Double, tch::Device::Cpu)))
+            };
+            Parameters::of(inputs, selection)?.selected().map(one).collect()
+        }
+        None => {
+            let all = checkpoint::read(&checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?)?;
+            let chosen = all.into_iter().filter(|(name, _)| selection.matches(name));
+            chosen.map(|(name, tensor)| (name, tensor.to_kind(tch::Kind::Float))).collect()
+        }
+    };
     let path = folder.join(format!("{port}.safetensors"));
     tensors::write(&path, &tensors, ones.as_slice())?;
     inputs.0.insert(port.to_owned(), path);

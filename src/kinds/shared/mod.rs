@@ -9,6 +9,7 @@ pub mod device;
 pub mod expected;
 pub(crate) mod ids;
 pub mod network;
+pub(crate) mod parameters;
 pub(crate) mod query_table;
 pub mod ranges;
 pub mod tensors;

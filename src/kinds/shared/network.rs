@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use super::device;
 use super::text::TextModel;
 use crate::models::clip::image::ImageEncoder;
-use crate::models::unet::{ModelMode, UNet};
+use crate::models::lora::Adapters;
+use crate::models::unet::{ModelMode, UNet, UNetFiles};
 use crate::models::vae::Vae;
 use crate::models::weights::config::ModelError;
 use attrflow_engine::kind::{Device, Input, Inputs};
@@ -22,6 +23,11 @@ pub(crate) const CHECKPOINT: Input = Input::new(
     "the network's weights, if they are not in the `unet` folder: a file (safetensors or torch)",
 )
 .optional();
+pub(crate) const LORA: Input = Input::new(
+    "lora",
+    "a LoRA of the network, in the names of diffusers, PEFT or kohya's scripts: a file, or a folder with one",
+)
+.optional();
 pub(crate) const SCHEDULER: Input = Input::new("scheduler", "a folder with scheduler_config.json");
 pub(crate) const VAE: Input =
     Input::new("vae", "a folder with config.json and a checkpoint (safetensors or torch)");
@@ -29,15 +35,21 @@ pub(crate) const TEXT_ENCODER: Input =
     Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)");
 pub(crate) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab.json and merges.txt");
 
-/// The network on the ports `unet` and `checkpoint`, to be changed: it is not cached.
+/// The network on the ports `unet`, `checkpoint` and `lora`, to be changed: it is not cached.
 ///
 /// # Errors
 /// Files that make no network, or one that needs what no stage computes.
-pub(crate) fn load_unet(inputs: &Inputs, device: Device, mode: ModelMode) -> anyhow::Result<UNet> {
-    load(inputs, None, device, mode)
+pub(crate) fn load_unet(
+    inputs: &Inputs,
+    adapters: Adapters,
+    device: Device,
+    mode: ModelMode,
+) -> anyhow::Result<UNet> {
+    load(inputs, adapters, None, device, mode)
 }
 
-/// Does `work` with the network on the ports `unet` and `checkpoint`, with the tensors of the file `changed` in place of its own.
+/// Does `work` with the network on the ports `unet`, `checkpoint` and `lora`, with the tensors of the file `changed` in place of its
+/// own, and a LoRA merged into its weights.
 ///
 /// # Errors
 /// As [`load_unet`], and those of `work`.
@@ -48,10 +60,27 @@ pub(crate) fn with_unet<T>(
     mode: ModelMode,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let paths = [Some(inputs.path("unet")), inputs.get("checkpoint"), changed];
-    let key = ModelKey::of(device, Some(mode), &paths)?;
+    let paths = [Some(inputs.path("unet")), inputs.get("checkpoint"), inputs.get("lora"), changed];
+    let key = ModelKey::of(device, Some((mode, Adapters::Merged)), &paths)?;
     let _guard = device::apply_mode(mode);
-    with_cached(key, || load(inputs, changed, device, mode), work)
+    with_cached(key, || load(inputs, Adapters::Merged, changed, device, mode), work)
+}
+
+/// Does `work` with the network on the ports `unet`, `checkpoint` and `lora`, for gradients of some of its parameters.
+///
+/// # Errors
+/// As [`load_unet`], and those of `work`.
+pub(crate) fn with_gradients<T>(
+    inputs: &Inputs,
+    adapters: Adapters,
+    device: Device,
+    work: impl FnOnce(&UNet) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mode = ModelMode::Gradients;
+    let paths = [Some(inputs.path("unet")), inputs.get("checkpoint"), inputs.get("lora")];
+    let key = ModelKey::of(device, Some((mode, adapters)), &paths)?;
+    let _guard = device::apply_mode(mode);
+    with_cached(key, || load(inputs, adapters, None, device, mode), work)
 }
 
 /// Does `work` with the autoencoder on the port `vae`.
@@ -68,7 +97,7 @@ pub(crate) fn with_vae<T>(
     with_cached(key, || Ok(Vae::load(folder, device::torch(device))?), work)
 }
 
-/// Does `work` with the tokenizer and the text encoder on the ports `tokenizer` and `text_encoder`.
+/// Does `work` with the tokenizer and the text encoder on the ports `tokenizer`, `text_encoder` and `lora`.
 ///
 /// # Errors
 /// Files that make none, and those of `work`.
@@ -78,8 +107,9 @@ pub(crate) fn with_text_model<T>(
     work: impl FnOnce(&TextModel) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let (tokenizer, encoder) = (inputs.path("tokenizer"), inputs.path("text_encoder"));
-    let key = ModelKey::of(device, None, &[Some(tokenizer), Some(encoder)])?;
-    with_cached(key, || TextModel::load(tokenizer, encoder, device::torch(device)), work)
+    let lora = inputs.get("lora");
+    let key = ModelKey::of(device, None, &[Some(tokenizer), Some(encoder), lora])?;
+    with_cached(key, || TextModel::load(tokenizer, encoder, lora, device::torch(device)), work)
 }
 
 /// Does `work` with CLIP's image encoder in a folder.
@@ -137,13 +167,17 @@ fn with_cached<M: 'static, T>(
 #[derive(PartialEq)]
 struct ModelKey {
     device: Device,
-    mode: Option<ModelMode>,
+    mode: Option<(ModelMode, Adapters)>,
     /// The files of each path, with their lengths and times of change.
     files: Vec<Vec<(PathBuf, u64, SystemTime)>>,
 }
 
 impl ModelKey {
-    fn of(device: Device, mode: Option<ModelMode>, paths: &[Option<&Path>]) -> anyhow::Result<ModelKey> {
+    fn of(
+        device: Device,
+        mode: Option<(ModelMode, Adapters)>,
+        paths: &[Option<&Path>],
+    ) -> anyhow::Result<ModelKey> {
         let files = |path: &Option<&Path>| {
             let Some(path) = path else { return Ok(Vec::new()) };
             let mut files = vec![path.to_path_buf()];
@@ -164,10 +198,18 @@ fn stat(path: PathBuf) -> anyhow::Result<(PathBuf, u64, SystemTime)> {
     Ok((path, found.len(), found.modified()?))
 }
 
-fn load(inputs: &Inputs, changed: Option<&Path>, device: Device, mode: ModelMode) -> anyhow::Result<UNet> {
+fn load(
+    inputs: &Inputs,
+    adapters: Adapters,
+    changed: Option<&Path>,
+    device: Device,
+    mode: ModelMode,
+) -> anyhow::Result<UNet> {
     let (folder, checkpoint) = (inputs.path("unet"), inputs.get("checkpoint"));
     super::check_inputs::unet(folder)?;
-    UNet::load_parts(folder, checkpoint, changed, device::torch(device), mode).map_err(|error| match error {
+    let lora = inputs.get("lora").map(|path| (path, adapters));
+    let files = UNetFiles { folder, checkpoint, lora, changed };
+    UNet::load_files(&files, device::torch(device), mode).map_err(|error| match error {
         ModelError::NoCheckpoint { .. } => {
             anyhow::anyhow!("{error}; connect a checkpoint stored elsewhere to the input `checkpoint`")
         }
@@ -243,14 +285,17 @@ mod tests {
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));
-        assert!(!marked(&load_unet(&inputs, Device::Cpu, ModelMode::Gradients).unwrap()));
+        assert!(!marked(&load_unet(&inputs, Adapters::Merged, Device::Cpu, ModelMode::Gradients).unwrap()));
         assert!(again(&inputs));
     }
 
     #[test]
     fn a_network_that_needs_pooled_texts_is_refused() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/unet/text_time");
-        let error = load_unet(&inputs(Path::new(folder)), Device::Cpu, ModelMode::Gradients).err().unwrap();
+        let error =
+            load_unet(&inputs(Path::new(folder)), Adapters::Merged, Device::Cpu, ModelMode::Gradients)
+                .err()
+                .unwrap();
         assert!(error.to_string().ends_with(
             "text_time/config.json: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings \
              and image sizes, which no stage computes yet"

@@ -29,13 +29,18 @@ struct Cached {
 const KEPT: usize = 256;
 
 impl TextModel {
-    /// Reads the files of both.
+    /// Reads the files of both, and of a LoRA what it has for the encoder.
     ///
     /// # Errors
     /// Files that make no tokenizer or text encoder.
-    pub fn load(tokenizer: &Path, encoder: &Path, device: Device) -> anyhow::Result<TextModel> {
+    pub fn load(
+        tokenizer: &Path,
+        encoder: &Path,
+        lora: Option<&Path>,
+        device: Device,
+    ) -> anyhow::Result<TextModel> {
         let folder = tokenizer;
-        let (tokenizer, encoder) = (Tokenizer::load(tokenizer)?, TextEncoder::load(encoder, device)?);
+        let (tokenizer, encoder) = (Tokenizer::load(tokenizer)?, TextEncoder::load(encoder, lora, device)?);
         let (largest, tokens) = (tokenizer.largest_id(), encoder.config().vocab_size);
         anyhow::ensure!(
             largest < tokens,

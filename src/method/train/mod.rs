@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::data::{DataSet, to_device};
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
+use super::objective::Objective;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
@@ -95,6 +96,8 @@ params! {
         select: Selection = Selection::All,
         /// What takes the place of images that are left out: nothing (`drop`), or the images that stay (`compact`).
         leave_out: LeaveOut = LeaveOut::Drop,
+        /// What the model is trained to minimise.
+        objective: Objective = Objective::default(),
     }
 }
 

@@ -49,7 +49,7 @@ impl Visit {
         let without_text = (integer(FINE) as f64) < params.caption_dropout * FINE as f64;
         let timestep = integer(timesteps);
         let posterior = draws.normal(shape, Device::Cpu);
-        let noise = draws.normal(shape, Device::Cpu);
+        let noise = draws.noise(shape, params.objective.noise_offset, Device::Cpu);
         Draws { flipped, caption, without_text, timestep, posterior, noise }
     }
 }

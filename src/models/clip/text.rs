@@ -9,8 +9,11 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
+use crate::io::lora::Network;
+use crate::io::tensor_file::TensorFile;
 use crate::models::clip::layer::{Activation, Layer, LayerShape};
 use crate::models::layers::{Embedding, LayerNorm};
+use crate::models::lora;
 use crate::models::tape::Tape;
 use crate::models::weights::checkpoint;
 use crate::models::weights::config::{self, ModelError, OptionGuard};
@@ -71,15 +74,18 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Reads `config.json` and the checkpoint of a folder.
+    /// Reads `config.json` and the checkpoint of a folder, and merges the adapters that a LoRA has for it.
     ///
     /// # Errors
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
-    pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
-        let folder = folder.as_ref();
+    pub fn load(folder: &Path, lora: Option<&Path>, device: Device) -> Result<Self, ModelError> {
         let config: ClipConfig = ClipConfig::read(&folder.join("config.json"))?;
         let file = checkpoint::find(folder)?;
-        let tensors = without_prefix(weights::read(&file, device)?);
+        let mut tensors = without_prefix(weights::read(&file, device)?);
+        if let Some(path) = lora {
+            let parameters = TensorFile::open(&file)?;
+            lora::read(path, Network::TextEncoder, parameters.headers(), device)?.merge(&mut tensors);
+        }
         let weights = Weights::named(&file, tensors);
         weights.ignore("embeddings.position_ids"); // a stored 0, 1, 2, … of older releases
         let encoder = Self::new(&weights.root(), config);

@@ -20,10 +20,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::kernels::ConcatInput;
 use super::layers::{Conv2d, GroupNorm};
+use super::lora::{self, Adapters};
 use super::tape::Tape;
 use super::weights::checkpoint;
 use super::weights::config::ModelError;
 use super::weights::{self, WeightLayout, Weights};
+use crate::io::lora::Network;
+use crate::io::tensor_file::TensorFile;
 use blocks::{DownBlock, MidBlock, UpBlock};
 use conditioning::{AddEmbedding, Conditioning, CrossAttentionKv, EncodedConditioning};
 use config::UNetConfig;
@@ -71,6 +74,26 @@ impl ModelMode {
     }
 }
 
+/// The files that make a network.
+#[derive(Clone, Copy)]
+pub struct UNetFiles<'a> {
+    /// The folder with `config.json`.
+    pub folder: &'a Path,
+    /// The weights, if they are not in the folder.
+    pub checkpoint: Option<&'a Path>,
+    /// Low-rank adapters, and how the network holds them.
+    pub lora: Option<(&'a Path, Adapters)>,
+    /// Tensors to put in the place of those of the same names.
+    pub changed: Option<&'a Path>,
+}
+
+impl<'a> UNetFiles<'a> {
+    /// Those in a folder in the diffusers layout.
+    pub fn new(folder: &'a Path) -> UNetFiles<'a> {
+        UNetFiles { folder, checkpoint: None, lora: None, changed: None }
+    }
+}
+
 /// A UNet with its parameters, in float32 on one device.
 pub struct UNet {
     config: UNetConfig,
@@ -96,35 +119,34 @@ impl UNet {
     /// # Errors
     /// A file can't be read, the configuration asks for what is not supported, or the tensors don't fit it.
     pub fn load(folder: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, None, device, ModelMode::Inference(Precision::Fp32))
+        UNet::load_files(&UNetFiles::new(folder), device, ModelMode::Inference(Precision::Fp32))
     }
 
-    /// The same, with the tensors of the file `changed` in place of the checkpoint's.
+    /// The same, from files in several places.
     ///
     /// # Errors
-    /// Also if `changed` holds a name or a shape that the model does not have.
-    pub fn load_with(folder: &Path, changed: &Path, device: Device) -> Result<UNet, ModelError> {
-        UNet::load_parts(folder, None, Some(changed), device, ModelMode::Inference(Precision::Fp32))
-    }
-
-    /// Reads `config.json` from a folder, the tensors from `checkpoint`, by default the folder's own, and puts
-    /// those of the file `changed` in their place.
-    ///
-    /// # Errors
-    /// As [`UNet::load`] and [`UNet::load_with`].
-    pub fn load_parts(
-        folder: &Path,
-        checkpoint: Option<&Path>,
-        changed: Option<&Path>,
-        device: Device,
-        mode: ModelMode,
-    ) -> Result<UNet, ModelError> {
+    /// Also if the LoRA does not fit the network, or `changed` holds a name or a shape that neither has.
+    pub fn load_files(files: &UNetFiles<'_>, device: Device, mode: ModelMode) -> Result<UNet, ModelError> {
+        let &UNetFiles { folder, checkpoint, lora, changed } = files;
         let file = checkpoint::of(folder, checkpoint)?;
         let mut tensors = weights::read(&file, device)?;
-        if let Some(changed) = changed {
-            weights::replace(&mut tensors, weights::read(changed, device)?, changed)?;
+        let mut changes = changed.map_or(Ok(BTreeMap::new()), |changed| weights::read(changed, device))?;
+        let mut scales = BTreeMap::new();
+        if let Some((path, adapters)) = lora {
+            let mut lora = lora::read(path, Network::Unet, TensorFile::open(&file)?.headers(), device)?;
+            if let Some(changed) = changed {
+                lora.replace(&mut changes, changed)?;
+            }
+            match adapters {
+                Adapters::Merged => lora.merge(&mut tensors),
+                Adapters::Layers => scales = lora.keep(&mut tensors),
+            }
         }
-        UNet::build(&folder.join("config.json"), Weights::named(&file, tensors), device, mode)
+        if let Some(changed) = changed {
+            weights::replace(&mut tensors, changes, changed)?;
+        }
+        let weights = Weights::named(&file, tensors).with_adapters(scales);
+        UNet::build(&folder.join("config.json"), weights, device, mode)
     }
 
     /// Builds the network that the configuration file describes out of `weights`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelError;
-use crate::io::tensor_file::TensorFile;
+use crate::io::tensor_file::{Header, TensorFile};
 use crate::io::torch::Dtype;
 
 /// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first: those
@@ -48,12 +48,17 @@ pub fn of(folder: &Path, named: Option<&Path>) -> Result<PathBuf, ModelError> {
 /// The file can't be read, is in neither format, or holds an element type that torch lacks.
 pub fn read(file: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let open = TensorFile::open(file)?;
-    let tensors = open.headers().iter().map(|header| {
-        let shape: Vec<i64> = header.shape.iter().map(|&size| size as i64).collect();
-        let copied = Tensor::from_data_size(&open.bytes(header)?, &shape, kind(header.dtype));
-        Ok((header.name.clone(), copied.to_device(Device::Cpu)))
-    });
-    tensors.collect()
+    open.headers().iter().map(|header| Ok((header.name.clone(), tensor(&open, header)?))).collect()
+}
+
+/// One tensor of an open file, on the CPU.
+///
+/// # Errors
+/// The bytes do not match the file's checksum.
+pub fn tensor(file: &TensorFile, header: &Header) -> Result<Tensor, ModelError> {
+    let shape: Vec<i64> = header.shape.iter().map(|&size| size as i64).collect();
+    let copied = Tensor::from_data_size(&file.bytes(header)?, &shape, kind(header.dtype));
+    Ok(copied.to_device(Device::Cpu))
 }
 
 fn kind(dtype: Dtype) -> Kind {

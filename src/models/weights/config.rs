@@ -27,6 +27,8 @@ pub enum ModelError {
     #[error("{}: {faults}", file.display())]
     Keys { file: PathBuf, faults: super::KeyErrors },
     #[error(transparent)]
+    Lora(#[from] crate::io::lora::LoraError),
+    #[error(transparent)]
     Config(#[from] JsonError),
     #[error("{}: `{key}` is {found}, supported: {supported}", file.display())]
     Unsupported { file: PathBuf, key: String, found: String, supported: String },

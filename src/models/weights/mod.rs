@@ -40,7 +40,7 @@ pub fn first_place(flags: &Tensor) -> Option<Vec<i64>> {
         .then(|| flags.nonzero().get(0).try_into().expect("a vector of indices"))
 }
 
-fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {
+pub(super) fn widened(stored: BTreeMap<String, Tensor>, device: Device) -> BTreeMap<String, Tensor> {
     let widen = |tensor: Tensor| {
         let tensor = tensor.to_device(device);
         let float = matches!(tensor.kind(), Kind::Double | Kind::Half | Kind::BFloat16);
@@ -55,6 +55,8 @@ pub struct Weights {
     /// Whether every tensor that is asked for is there, and zero.
     zeros: bool,
     layout: WeightLayout,
+    /// The factor of each layer's adapter, by the layer's path.
+    adapters: BTreeMap<String, f64>,
     state: RefCell<State>,
 }
 
@@ -91,7 +93,13 @@ impl Weights {
     /// Tensors read in another way; errors name `file`.
     pub fn named(file: &Path, tensors: BTreeMap<String, Tensor>) -> Weights {
         let state = RefCell::new(State { left: tensors, ..State::default() });
-        Weights { file: file.to_owned(), zeros: false, layout: WeightLayout::default(), state }
+        let (file, layout, adapters) = (file.to_owned(), WeightLayout::default(), BTreeMap::new());
+        Weights { file, zeros: false, layout, adapters, state }
+    }
+
+    /// The same with adapters, whose tensors are among these, beside layers: the factor of each, by the layer's path.
+    pub fn with_adapters(self, adapters: BTreeMap<String, f64>) -> Weights {
+        Weights { adapters, ..self }
     }
 
     /// The same tensors, to be kept in another layout.
@@ -176,6 +184,17 @@ impl<'a> Scope<'a> {
     /// The tensor `name`, which must have the given shape; [`Weights::finish`] reports a fault.
     pub fn take(&self, name: impl Display, shape: &[i64]) -> Tensor {
         self.weights.take(self.name(name), shape, |tensor| tensor)
+    }
+
+    /// The factor of the adapter of the layer here, if it has one.
+    pub(super) fn adapter_scale(&self) -> Option<f64> {
+        self.weights.adapters.get(&self.path).copied()
+    }
+
+    /// The tensor `name`, of any shape: one that was checked before.
+    pub(super) fn take_any(&self, name: &str) -> Tensor {
+        let shape = self.weights.state.borrow().left.get(&self.name(name)).map(Tensor::size);
+        self.take(name, &shape.unwrap_or_default())
     }
 
     /// The same for a convolution's weight [O, I, k, k], in the model's layout.

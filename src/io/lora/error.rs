@@ -1,0 +1,45 @@
+//! Why a LoRA could not be used.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Network;
+use crate::io::json::JsonError;
+use crate::io::tensor_file::TensorFileError;
+
+/// Why a LoRA could not be used. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant's message says what its fields are")]
+pub enum LoraError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Tensors(#[from] TensorFileError),
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    #[error("{}: no LoRA, looked for {names}", folder.display())]
+    NoFile { folder: PathBuf, names: String },
+    #[error("{}: `{key}` in the metadata: {source}", path.display())]
+    Metadata { path: PathBuf, key: &'static str, source: serde_json::Error },
+    #[error(
+        "{}: no key of a LoRA, expected names such as `unet.….lora_A.weight` or `lora_unet_….lora_down.weight`",
+        path.display()
+    )]
+    None { path: PathBuf },
+    #[error("{}: `{key}` is of {what}, which is not supported: expected a plain LoRA of Stable Diffusion 1 or 2", path.display())]
+    Unsupported { path: PathBuf, key: String, what: &'static str },
+    #[error("{}: {count} keys fit no layer of the {network}: {names}", path.display())]
+    Unfit { path: PathBuf, network: Network, count: usize, names: String },
+    #[error("{}: the layer `{layer}` has no map {missing}", path.display())]
+    Half { path: PathBuf, layer: String, missing: &'static str },
+    #[error("{}: `{key}` is {found:?}, expected {expected:?} as the network's layer has it: is the LoRA for another model?", path.display())]
+    Shape { path: PathBuf, key: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error(
+        "{}: `ss_num_reg_images` is {count} in its metadata: it was trained with class images (prior preservation), whose losses are \
+         not measured here; expected 0",
+        path.display()
+    )]
+    ClassImages { path: PathBuf, count: u64 },
+    #[error("{}: `{key}` is {shape:?}, expected one finite number", path.display())]
+    Alpha { path: PathBuf, key: String, shape: Vec<usize> },
+}

@@ -1,0 +1,270 @@
+//! Files of low-rank adapters (LoRA): which tensors belong to which layer of a network, and with which factor.
+//!
+//! W' = W + s B A, A [r, I] being the map down and B [O, r] the map up (Hu et al. 2021, arXiv 2106.09685). The factor s is
+//! alpha / r; where a file gives no alpha, it is 1. Names are those of PEFT and diffusers, of their older releases, or of
+//! kohya's scripts, which write a layer's name with underscores: it is found again among the network's layers.
+
+mod error;
+mod keys;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::tensor_file::{Header, TensorFile};
+use super::{Dtype, json};
+pub use error::LoraError;
+pub use keys::Network;
+use keys::{Key, Role};
+
+/// A layer's adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    /// The layer, such as `mid_block.attentions.0.transformer_blocks.0.attn2.to_k`.
+    pub layer: String,
+    /// The names in the file of the maps down and up.
+    pub names: [String; 2],
+    /// Their shapes, as they go with the layer's weight: of as many axes as it has.
+    pub shapes: [Vec<usize>; 2],
+    /// The factor s.
+    pub scale: f64,
+}
+
+impl Adapter {
+    /// What the network calls the two tensors.
+    pub fn parameters(&self) -> [String; 2] {
+        ["lora_A", "lora_B"].map(|map| format!("{}.{map}.weight", self.layer))
+    }
+}
+
+/// The adapters of one network in a file.
+pub struct Lora {
+    file: TensorFile,
+    /// By layer.
+    pub adapters: Vec<Adapter>,
+}
+
+/// A LoRA in a folder: as diffusers and as PEFT call it.
+const FILES: [&str; 3] =
+    ["pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin"];
+
+/// The file of a LoRA: itself, or the one in the folder.
+///
+/// # Errors
+/// A folder without one.
+pub fn find(path: &Path) -> Result<PathBuf, LoraError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let found = FILES.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| LoraError::NoFile { folder: path.to_owned(), names: FILES.join(", ") })
+}
+
+impl Lora {
+    /// Reads which tensors there are, and matches them with the layers of a network, whose parameters are given.
+    ///
+    /// # Errors
+    /// A file that cannot be read, holds what is not a LoRA or of a kind that is not supported, or does not fit the network.
+    pub fn open(path: &Path, network: Network, parameters: &[Header]) -> Result<Lora, LoraError> {
+        let file = TensorFile::open(find(path)?)?;
+        let path = file.path().to_owned();
+        let weights = weights_of(network, parameters);
+        let layers = keys::Layers::new(network, weights.keys().copied());
+        let (mut found, mut unfit): (BTreeMap<String, Parts>, Vec<String>) = (BTreeMap::new(), Vec::new());
+        let mut any = false;
+        for header in file.headers() {
+            let key = Key::parse(&header.name).map_err(|what| LoraError::Unsupported {
+                path: path.clone(),
+                key: header.name.clone(),
+                what,
+            })?;
+            let Some(Key { network: of, role, name }) = key else {
+                unfit.push(header.name.clone());
+                continue;
+            };
+            any = true;
+            if of != network {
+                continue;
+            }
+            match layers.find(&name) {
+                Some(layer) => found.entry(layer.to_owned()).or_default().set(role, header),
+                None => unfit.push(header.name.clone()),
+            }
+        }
+        if !any {
+            return Err(LoraError::None { path });
+        }
+        if !unfit.is_empty() {
+            return Err(LoraError::Unfit { path, network, count: unfit.len(), names: names(&unfit) });
+        }
+        let class_images = file.metadata("ss_num_reg_images").and_then(|count| count.parse::<u64>().ok());
+        if let Some(count) = class_images.filter(|count| *count > 0) {
+            return Err(LoraError::ClassImages { path, count });
+        }
+        let alphas = Alphas::read(&file, network)?;
+        let adapters = found
+            .into_iter()
+            .map(|(layer, parts)| adapter(&file, &alphas, weights[layer.as_str()], layer, &parts))
+            .collect::<Result<_, _>>()?;
+        Ok(Lora { file, adapters })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &TensorFile {
+        &self.file
+    }
+
+    /// The parameters that these adapters add to the network.
+    pub fn headers(&self) -> Vec<Header> {
+        let of = |adapter: &Adapter| {
+            let parameters = adapter.parameters().into_iter().zip(adapter.shapes.clone());
+            parameters.map(|(name, shape)| Header { name, dtype: Dtype::F32, shape }).collect::<Vec<_>>()
+        };
+        self.adapters.iter().flat_map(of).collect()
+    }
+
+    /// What kohya's scripts say of the training, by their keys without `ss_`.
+    pub fn training(&self) -> BTreeMap<&str, &str> {
+        let entries = self.file.metadata_entries();
+        entries.filter_map(|(key, value)| Some((key.strip_prefix("ss_")?, value))).collect()
+    }
+}
+
+/// The weights of layers that can have an adapter: linear maps and convolutions, by the layer's name.
+fn weights_of(network: Network, parameters: &[Header]) -> BTreeMap<&str, &[usize]> {
+    let layers = parameters.iter().filter(|header| matches!(header.shape.len(), 2 | 4));
+    let named = layers.filter_map(|header| {
+        let layer = header.name.strip_suffix(".weight")?;
+        Some((network.without_prefix(layer), header.shape.as_slice()))
+    });
+    named.collect()
+}
+
+/// The tensors of one layer's adapter.
+#[derive(Default)]
+struct Parts<'a> {
+    down: Option<&'a Header>,
+    up: Option<&'a Header>,
+    alpha: Option<&'a Header>,
+}
+
+impl<'a> Parts<'a> {
+    fn set(&mut self, role: Role, header: &'a Header) {
+        let place = match role {
+            Role::Down => &mut self.down,
+            Role::Up => &mut self.up,
+            Role::Alpha => &mut self.alpha,
+        };
+        *place = Some(header);
+    }
+}
+
+fn adapter(
+    file: &TensorFile,
+    alphas: &Alphas,
+    weight: &[usize],
+    layer: String,
+    parts: &Parts<'_>,
+) -> Result<Adapter, LoraError> {
+    let path = || file.path().to_owned();
+    let (Some(down), Some(up)) = (parts.down, parts.up) else {
+        let missing = if parts.down.is_none() { "down (A)" } else { "up (B)" };
+        return Err(LoraError::Half { path: path(), layer, missing });
+    };
+    let rank = down.shape.first().copied().unwrap_or(0);
+    let shapes =
+        [[&[rank], &weight[1..]].concat(), [&[weight[0], rank], &[1, 1][..weight.len() - 2]].concat()];
+    for (header, expected) in [down, up].into_iter().zip(&shapes) {
+        // A linear map may be written as a 1x1 convolution, and a 1x1 convolution as a linear map.
+        let same = without_ones(&header.shape) == without_ones(expected);
+        if rank == 0 || !same {
+            let (key, found, expected) = (header.name.clone(), header.shape.clone(), expected.clone());
+            return Err(LoraError::Shape { path: path(), key, found, expected });
+        }
+    }
+    let scale = match parts.alpha {
+        Some(header) => alpha(file, header)? / rank as f64,
+        None => alphas.scale(&layer, rank),
+    };
+    Ok(Adapter { layer, names: [down.name.clone(), up.name.clone()], shapes, scale })
+}
+
+/// Lengths of axes without the last two, where those are 1.
+fn without_ones(shape: &[usize]) -> &[usize] {
+    if shape.len() == 4 && shape[2..] == [1, 1] { &shape[..2] } else { shape }
+}
+
+/// The one number in a tensor.
+fn alpha(file: &TensorFile, header: &Header) -> Result<f64, LoraError> {
+    let bytes = file.bytes_as(header, Dtype::F64)?;
+    let value = <[u8; 8]>::try_from(bytes.as_ref()).map(f64::from_le_bytes).ok();
+    value.filter(|value| value.is_finite()).ok_or_else(|| LoraError::Alpha {
+        path: file.path().to_owned(),
+        key: header.name.clone(),
+        shape: header.shape.clone(),
+    })
+}
+
+/// What a file, or PEFT's `adapter_config.json` beside it, says of alpha.
+#[derive(Default)]
+struct Alphas {
+    config: Json,
+    /// Of the keys of this network, in metadata that are of several.
+    prefix: String,
+}
+
+impl Alphas {
+    fn read(file: &TensorFile, network: Network) -> Result<Alphas, LoraError> {
+        const METADATA: &str = "lora_adapter_metadata";
+        let beside = file.path().with_file_name("adapter_config.json");
+        let alphas = match file.metadata(METADATA) {
+            Some(text) => {
+                let config = serde_json::from_str(text).map_err(|source| LoraError::Metadata {
+                    path: file.path().to_owned(),
+                    key: METADATA,
+                    source,
+                })?;
+                Alphas { config, prefix: format!("{}.", network.name()) }
+            }
+            None if file.path().ends_with("adapter_model.safetensors") && beside.is_file() => {
+                Alphas { config: json::read(&beside)?, prefix: String::new() }
+            }
+            None => Alphas::default(),
+        };
+        let unsupported = |key: &str, what| LoraError::Unsupported {
+            path: file.path().to_owned(),
+            key: key.to_owned(),
+            what,
+        };
+        if alphas.value("use_dora") == &Json::Bool(true) {
+            return Err(unsupported("use_dora", "DoRA"));
+        }
+        Ok(alphas)
+    }
+
+    fn value(&self, key: &str) -> &Json {
+        self.config.get(format!("{}{key}", self.prefix)).unwrap_or(&Json::Null)
+    }
+
+    /// The factor of a layer: by its own alpha, or else by that of all; 1 where there is none.
+    fn scale(&self, layer: &str, rank: usize) -> f64 {
+        let own = self.value("alpha_pattern").as_object().into_iter().flatten();
+        let own = own.filter(|(name, _)| layer == *name || layer.ends_with(&format!(".{name}")));
+        let alpha = own.map(|(_, value)| value).next().unwrap_or_else(|| self.value("lora_alpha"));
+        let rank = rank as f64;
+        let divisor = if self.value("use_rslora") == &Json::Bool(true) { rank.sqrt() } else { rank };
+        alpha.as_f64().map_or(1.0, |alpha| alpha / divisor)
+    }
+}
+
+/// A few names, and how many there are besides.
+fn names(all: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let distinct: BTreeSet<&str> = all.iter().map(String::as_str).collect();
+    let mut text = distinct.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    if distinct.len() > SHOWN {
+        text += &format!(" and {} more", distinct.len() - SHOWN);
+    }
+    text
+}
