@@ -12,6 +12,7 @@ pub mod lora;
 pub mod mistaken;
 pub mod names;
 pub mod npy;
+pub mod prompt;
 pub mod rankings;
 pub mod tensor_file;
 pub mod torch;

@@ -12,6 +12,7 @@ mod golden;
 mod image;
 mod lora;
 mod method;
+mod objectives;
 mod passes;
 mod pipeline;
 #[allow(dead_code, reason = "a part of what the tests of the program need")]

@@ -81,10 +81,12 @@ fn steps_beyond_the_training_timesteps_are_refused() {
 #[test]
 fn an_unsupported_schedule_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    fs_err::write(folder.path().join("scheduler_config.json"), r#"{"prediction_type": "v_prediction"}"#)
-        .unwrap();
+    fs_err::write(folder.path().join("scheduler_config.json"), r#"{"prediction_type": "sample"}"#).unwrap();
     let error = NoiseSchedule::load(folder.path()).err().unwrap().to_string();
-    assert!(error.ends_with(r#"`prediction_type` is "v_prediction", supported: "epsilon""#), "{error}");
+    assert!(
+        error.ends_with(r#"`prediction_type` is "sample", supported: "epsilon", "v_prediction""#),
+        "{error}"
+    );
 }
 
 /// Draws all texts in batches from one stream, optionally only those of the last batch.
