@@ -1,6 +1,8 @@
-//! Named tensors in a safetensors or `torch.save` file, mapped instead of loaded.
+//! Named tensors in a safetensors or `torch.save` file, or in the several files that an index names, mapped instead of loaded.
 //!
 //! The format is detected from the content: artifacts have no extension.
+
+mod shards;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,6 +25,17 @@ pub enum TensorFileError {
     /// The operating system refused; fs-err puts the path into the message.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// An index of several files that cannot be followed.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An index is not JSON of its form.
+    #[error(transparent)]
+    Json(#[from] super::json::JsonError),
     /// A `torch.save` file cannot be read.
     #[error(transparent)]
     Torch(#[from] TorchFileError),
@@ -92,6 +105,8 @@ enum Form {
     Torch(TorchFile),
     /// The header, and the offset of the bytes after it.
     Safetensors(Mmap, Metadata, usize),
+    /// The files of an index.
+    Shards(Vec<TensorFile>),
 }
 
 impl TensorFile {
@@ -101,6 +116,11 @@ impl TensorFile {
     /// The file cannot be read, is in neither format, or has an unsupported element type.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
         let path = path.as_ref();
+        if let Some(files) = shards::files(path)? {
+            let files = files.iter().map(Self::open).collect::<Result<Vec<_>, _>>()?;
+            let headers = shards::headers(path, &files)?;
+            return Ok(Self { path: path.into(), headers, form: Form::Shards(files) });
+        }
         if TorchFile::is_one(path)? {
             let file = TorchFile::open(path)?;
             let header = |t: &super::torch::TensorInfo| Header {
@@ -161,7 +181,7 @@ impl TensorFile {
 
     fn entries(&self) -> Option<&HashMap<String, String>> {
         match &self.form {
-            Form::Torch(_) => None,
+            Form::Torch(_) | Form::Shards(_) => None,
             Form::Safetensors(_, metadata, _) => metadata.metadata().as_ref(),
         }
     }
@@ -182,6 +202,10 @@ impl TensorFile {
             Form::Safetensors(map, metadata, start) => {
                 let (from, to) = metadata.info(&header.name).expect("a header of this file").data_offsets;
                 Ok(Cow::Borrowed(&map[start + from..start + to]))
+            }
+            Form::Shards(files) => {
+                let file = files.iter().find(|file| file.header(&header.name).is_some());
+                file.expect("a header of one of these files").bytes(header)
             }
         }
     }

@@ -11,6 +11,7 @@ mod influence_summary;
 mod latents;
 mod loss_pass;
 mod pretrain_loss;
+mod query;
 mod query_loss;
 mod ranking;
 mod ranking_error_bars;
@@ -48,6 +49,7 @@ registry! {
     without_libtorch {
         download::Download,
         dataset::Dataset,
+        query::Query,
         command::Command,
         ranking::Ranking,
         subset::Subset,

@@ -11,6 +11,7 @@ use tch::{Device, Tensor};
 
 use super::shared::arrays::NpyRows;
 use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
+use super::shared::parameters::Parameters;
 use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::io::npy::Npy;
 use crate::method::data::DataSet;
@@ -19,7 +20,8 @@ use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::method::selection::Selection;
 pub use crate::method::train::TrainParams;
 use crate::method::train::{
-    Init, LrScheduler, StepReport, Training, TrainingData, TrainingState, random_weights,
+    Init, LrScheduler, StepReport, TrainLora, Training, TrainingData, TrainingState, new_adapters,
+    random_weights,
 };
 use crate::models::unet::{ModelMode, UNet, UNetFiles};
 use crate::models::weights::{Weights, checkpoint};
@@ -38,6 +40,9 @@ const HEADER: &str = "step,rows,loss,grad_norm,lr\n";
 /// The folder of the trained network, in diffusers' layout.
 const MODEL: &str = "unet";
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+/// The trained maps of low rank: the parameter, and the port.
+const LORA: &str = "lora";
+const LORA_FILE: &str = "pytorch_lora_weights.safetensors";
 
 impl Kind for TrainParams {
     const INFO: KindInfo = KindInfo {
@@ -61,7 +66,10 @@ impl Kind for TrainParams {
                 "unet",
                 MODEL,
                 "the trained network: config.json and weights, as diffusers reads them",
-            ),
+            )
+            .replaced_by(LORA),
+            Output::new(LORA, LORA_FILE, "the trained maps of low rank, as diffusers reads them")
+                .enabled_by(LORA),
             Output::new("curve", CURVE, "by step: rows, mean loss, norm of the gradient, learning rate"),
         ],
         one_thread: true,
@@ -75,7 +83,12 @@ impl Kind for TrainParams {
 
 impl Stage for TrainParams {
     fn identity(&self) -> Json {
-        objective::identity(self, &self.objective)
+        let mut hashed = objective::identity(self, &self.objective);
+        // Omitted if not set, so that results from before there was the key stay valid.
+        if let (None, Some(keys)) = (&self.lora, hashed.as_object_mut()) {
+            keys.remove(LORA);
+        }
+        hashed
     }
 
     /// With a constant learning rate, a step does not depend on how many follow.
@@ -118,16 +131,22 @@ impl Stage for TrainParams {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         // Where training begins at random weights, the folder may have no others.
         let bytes = |select: &Selection| expected::selected(inputs, select, 4).ok()?.bytes();
+        let trained =
+            || self.lora.as_ref().map_or_else(|| bytes(&self.select), |lora| lora_bytes(inputs, lora).ok());
         let copies = if self.ema_decay.is_some() { 4 } else { 3 };
         let units = split(self);
         let unet = bytes(&Selection::All).zip(inputs.path("unet").ok());
         let unet = unet.map(|(bytes, path)| ArtifactShape::Like { path: path.to_owned(), bytes });
         let curve = ArtifactShape::Bytes(60 * self.steps as u64);
+        let network = match &self.lora {
+            Some(lora) => lora_bytes(inputs, lora).ok().map(|bytes| (LORA, ArtifactShape::Bytes(bytes))),
+            None => unet.map(|unet| (MODEL, unet)),
+        };
+        let outputs = network
+            .map(|network| [network, ("curve", curve)].map(|(port, shape)| (port.to_owned(), shape)).into());
         Ok(Estimate {
-            outputs: unet
-                .map(|unet| [("unet".into(), unet), ("curve".into(), curve)].into())
-                .unwrap_or_default(),
-            parts: units.len() as u64 * copies * bytes(&self.select).unwrap_or(0),
+            outputs: outputs.unwrap_or_default(),
+            parts: units.len() as u64 * copies * trained().unwrap_or(0),
             work: Some(WorkSize {
                 steps: self.steps as u64,
                 tasks: units.len() as u64,
@@ -137,6 +156,13 @@ impl Stage for TrainParams {
             }),
         })
     }
+}
+
+/// The bytes of a LoRA's maps.
+fn lora_bytes(inputs: &ExpectedInputs, lora: &TrainLora) -> anyhow::Result<u64> {
+    let network = Parameters::expected(inputs, &lora.targets)?;
+    let linear = network.selected().filter(|header| header.shape.len() == 2);
+    Ok(linear.map(|header| 4 * (lora.rank * (header.shape[0] + header.shape[1])) as u64).sum())
 }
 
 /// Spans of steps, each to a checkpoint.
@@ -251,16 +277,23 @@ impl Compute for TrainParams {
     fn merge(&self, task: &Task, parts: &[PathBuf], cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let last = parts.last().context("a training without steps")?;
-        let folder = out.join(MODEL);
-        fs_err::create_dir_all(&folder)?;
-        fs_err::copy(inputs.path("unet").join("config.json"), folder.join("config.json"))?;
-        // What is not trained is as it was at the beginning.
-        let network = self.network(inputs, device::torch(cx.device))?;
         let TrainingState { weights, ema, .. } = read_state(&last.join(STATE))?;
-        let all = network.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-        let mut all: BTreeMap<String, Tensor> = all.collect();
-        all.extend(ema.unwrap_or(weights));
-        tensors::write(&folder.join(WEIGHTS), &all, &[])?;
+        let trained = ema.unwrap_or(weights);
+        match &self.lora {
+            Some(lora) => write_lora(&out.join(LORA_FILE), lora, &trained)?,
+            None => {
+                let folder = out.join(MODEL);
+                fs_err::create_dir_all(&folder)?;
+                fs_err::copy(inputs.path("unet").join("config.json"), folder.join("config.json"))?;
+                // What is not trained is as it was at the beginning.
+                let network = self.network(inputs, device::torch(cx.device))?;
+                let all =
+                    network.parameters().iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+                let mut all: BTreeMap<String, Tensor> = all.collect();
+                all.extend(trained);
+                tensors::write(&folder.join(WEIGHTS), &all, &[])?;
+            }
+        }
         let mut curve = HEADER.to_owned();
         for part in parts {
             curve += &fs_err::read_to_string(part.join(CURVE))?;
@@ -325,7 +358,7 @@ impl TrainParams {
         Ok(json!({
             "batch_size": self.batch_size,
             "kept_tenths": (kept * 10.0).round() as u64,
-            "select": self.select,
+            "select": self.trained(),
             "unet": expected::config(inputs, "unet")?,
             "latent": &moments.shape[2..],
             "text": &texts.shape[2..],
@@ -335,12 +368,19 @@ impl TrainParams {
     /// The network before the first step.
     fn network(&self, inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
         let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients);
+        let files = UNetFiles { checkpoint: inputs.get("checkpoint"), ..UNetFiles::new(folder) };
+        if let Some(lora) = &self.lora {
+            let (file, mut tensors, mut factors) = files.read(device)?;
+            for (layer, [down, up]) in new_adapters(&tensors, lora, self.seed.into()) {
+                tensors.insert(format!("{layer}.lora_A.weight"), down);
+                tensors.insert(format!("{layer}.lora_B.weight"), up);
+                factors.insert(layer, lora.scale());
+            }
+            let weights = Weights::named(&file, tensors).with_adapters(factors);
+            return Ok(UNet::build(&folder.join("config.json"), weights, device, mode)?);
+        }
         match self.init {
-            Init::Checkpoint => Ok(UNet::load_files(
-                &UNetFiles { checkpoint: inputs.get("checkpoint"), ..UNetFiles::new(folder) },
-                device,
-                mode,
-            )?),
+            Init::Checkpoint => Ok(UNet::load_files(&files, device, mode)?),
             Init::Scratch => {
                 let config = folder.join("config.json");
                 let zeros = UNet::new(&config, Weights::zeros())?;
@@ -349,6 +389,17 @@ impl TrainParams {
             }
         }
     }
+}
+
+/// Writes the maps by the names that diffusers reads, with what it needs to know of them.
+fn write_lora(file: &Path, lora: &TrainLora, trained: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
+    let prefixed = trained.iter().map(|(name, tensor)| (format!("unet.{name}"), tensor.shallow_clone()));
+    let prefixed: BTreeMap<String, Tensor> = prefixed.collect();
+    let layers: Vec<&str> = trained.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
+    let alpha = lora.scale() * lora.rank as f64;
+    let config = json!({ "unet.r": lora.rank, "unet.lora_alpha": alpha, "unet.target_modules": layers });
+    let metadata = [("format", "pt".to_owned()), ("lora_adapter_metadata", config.to_string())];
+    tensors::write(file, &prefixed, &metadata)
 }
 
 fn write_row(curve: &mut impl Write, report: &StepReport) -> std::io::Result<()> {

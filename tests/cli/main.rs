@@ -38,6 +38,7 @@ mod mscoco_web;
 mod noop;
 mod project;
 mod published;
+mod query;
 mod readonly;
 mod replay;
 mod reports;

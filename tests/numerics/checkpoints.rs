@@ -113,3 +113,53 @@ fn the_published_network_has_its_size() {
     assert_eq!(schedule.train_timesteps(), 1000);
     assert_eq!(schedule.timesteps(1000).unwrap()[999], 0);
 }
+
+#[test]
+fn a_network_in_several_files_and_in_half_precision_is_the_same_network() {
+    let whole = UNet::load(&path("tests/golden/single_file/diffusers/unet"), Device::Cpu).unwrap();
+    for folder in ["sharded", "fp16", "sharded_fp16"] {
+        let other = UNet::load(&path(&format!("tests/golden/single_file/{folder}")), Device::Cpu).unwrap();
+        assert!(
+            whole.parameters().iter().all(|(name, tensor)| other.parameters()[name].equal(tensor)),
+            "{folder}"
+        );
+        assert_eq!(whole.parameters().len(), other.parameters().len());
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_followed_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = path("tests/golden/single_file/sharded");
+    for entry in fs_err::read_dir(&from).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let index = folder.path().join("diffusion_pytorch_model.safetensors.index.json");
+    let text = fs_err::read_to_string(&index).unwrap();
+    let load = |text: &str| {
+        fs_err::write(&index, text).unwrap();
+        UNet::load(folder.path(), Device::Cpu).err().unwrap().to_string()
+    };
+    let first = "diffusion_pytorch_model-00001-of-00003.safetensors";
+    let second = "diffusion_pytorch_model-00002-of-00003.safetensors";
+    for (changed, expected) in [
+        (
+            text.replace(first, "elsewhere.safetensors"),
+            "it names the file `elsewhere.safetensors`, which is not beside it",
+        ),
+        (
+            text.replace(first, "../x.safetensors"),
+            "it names the file `../x.safetensors`, expected one beside it",
+        ),
+        (text.replacen(first, second, 1), "is not in `diffusion_pytorch_model-00002-of-00003.safetensors`"),
+        (r#"{"weight_map": {}}"#.to_owned(), "it names no file"),
+        (r#"{"weight": {}}"#.to_owned(), "missing field `weight_map`"),
+    ] {
+        let error = load(&changed);
+        assert!(error.starts_with(&index.display().to_string()) && error.contains(expected), "{error}");
+    }
+    fs_err::copy(folder.path().join(first), folder.path().join(second)).unwrap();
+    let error = load(&text);
+    assert!(error.contains("the tensor `") && error.contains(" and in "), "{error}");
+}

@@ -20,9 +20,10 @@ use super::error::MathError;
 use super::objective::Objective;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
+use crate::models::lora::Adapters;
 use crate::models::unet::UNet;
 pub use adamw::{AdamW, Moments, average, learning_rate};
-pub use init::random_weights;
+pub use init::{new_adapters, random_weights};
 pub use visits::{Draws, Stream, Visit};
 
 choice! {
@@ -52,6 +53,39 @@ choice! {
         Drop = "drop",
         /// The images that stay: epochs are shorter, and the order is another.
         Compact = "compact",
+    }
+}
+
+params! {
+    /// Maps of low rank that are trained beside weights of the network, which stay as they are.
+    pub struct TrainLora {
+        /// The rank of the maps.
+        rank: usize [1..=1024] = 4,
+        /// The maps count alpha / rank times; by default as much as the rank, so that they count once.
+        alpha: Option<f64> = None,
+        /// The linear layers that get them, by the names of their weights.
+        targets: Selection = Selection::Attn,
+    }
+}
+
+impl Validate for TrainLora {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        if let Some(alpha) = self.alpha.filter(|alpha| *alpha <= 0.0) {
+            faults.push(("alpha", format!("`alpha` is {alpha}, expected a number above 0")));
+        }
+        if self.targets.adapters() == Adapters::Layers {
+            faults
+                .push(("targets", format!("`targets` is {}, expected weights of the network", self.targets)));
+        }
+        faults
+    }
+}
+
+impl TrainLora {
+    /// The factor of the maps' product.
+    pub fn scale(&self) -> f64 {
+        self.alpha.map_or(1.0, |alpha| alpha / self.rank as f64)
     }
 }
 
@@ -94,6 +128,8 @@ params! {
         seed: u32 = 0,
         /// The weights that are trained.
         select: Selection = Selection::All,
+        /// Train a LoRA in place of weights: `{ rank, alpha, targets }`. The output is then `lora` in place of `unet`.
+        lora: Option<TrainLora> = None,
         /// What takes the place of images that are left out: nothing (`drop`), or the images that stay (`compact`).
         leave_out: LeaveOut = LeaveOut::Drop,
         /// What the model is trained to minimise.
@@ -119,11 +155,30 @@ impl Validate for TrainParams {
             faults
                 .push(("adam_weight_decay", format!("`adam_weight_decay` is {found}, expected at least 0")));
         }
+        if self.lora.is_some() && self.init == Init::Scratch {
+            let message =
+                "`lora` needs `init = \"checkpoint\"`: it is trained beside weights that stay as they are";
+            faults.push(("lora", message.to_owned()));
+        }
+        if self.lora.is_some() && self.select != Selection::All {
+            faults.push((
+                "select",
+                "`select` has no effect with `lora`, whose `targets` say what is trained: remove it"
+                    .to_owned(),
+            ));
+        }
         if let Some(decay) = self.ema_decay.filter(|decay| !(0.0..1.0).contains(decay)) {
             let message = format!("`ema_decay` is {decay}, expected a number from 0 to below 1");
             faults.push(("ema_decay", message));
         }
         faults
+    }
+}
+
+impl TrainParams {
+    /// What is trained.
+    pub fn trained(&self) -> &Selection {
+        if self.lora.is_some() { &Selection::Lora } else { &self.select }
     }
 }
 
@@ -184,7 +239,7 @@ impl<'a> Training<'a> {
         params: &'a TrainParams,
         state: Option<TrainingState>,
     ) -> Result<Training<'a>, MathError> {
-        let chosen = params.select.of(unet.parameters().keys())?;
+        let chosen = params.trained().of(unet.parameters().keys())?;
         let stream = Stream::new(params, data.ids, data.left_out)?;
         let shape = data.moments.latents(&[0], Device::Cpu)?.size()[2..].to_vec();
         let (optimizer, ema) = (AdamW::default(), None);

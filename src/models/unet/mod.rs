@@ -11,7 +11,7 @@ pub mod resnet;
 pub mod time_embedding;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use attrflow_engine::choice;
 
@@ -92,7 +92,36 @@ impl<'a> UNetFiles<'a> {
     pub fn new(folder: &'a Path) -> UNetFiles<'a> {
         UNetFiles { folder, checkpoint: None, lora: None, changed: None }
     }
+
+    /// The checkpoint, its tensors in float32 as they are to be used, and the factor of each layer's adapter.
+    ///
+    /// # Errors
+    /// As [`UNet::load_files`], but for what the network's configuration says.
+    pub fn read(&self, device: Device) -> Result<NamedTensors, ModelError> {
+        let &UNetFiles { folder, checkpoint, lora, changed } = self;
+        let file = checkpoint::of(folder, checkpoint)?;
+        let mut tensors = weights::read(&file, device)?;
+        let mut changes = changed.map_or(Ok(BTreeMap::new()), |changed| weights::read(changed, device))?;
+        let mut scales = BTreeMap::new();
+        if let Some((path, adapters)) = lora {
+            let mut lora = lora::read(path, Network::Unet, TensorFile::open(&file)?.headers(), device)?;
+            if let Some(changed) = changed {
+                lora.replace(&mut changes, changed)?;
+            }
+            match adapters {
+                Adapters::Merged => lora.merge(&mut tensors),
+                Adapters::Layers => scales = lora.keep(&mut tensors),
+            }
+        }
+        if let Some(changed) = changed {
+            weights::replace(&mut tensors, changes, changed)?;
+        }
+        Ok((file, tensors, scales))
+    }
 }
+
+/// A checkpoint, its tensors by name, and the factor of each layer's adapter.
+type NamedTensors = (PathBuf, BTreeMap<String, Tensor>, BTreeMap<String, f64>);
 
 /// A UNet with its parameters, in float32 on one device.
 pub struct UNet {
@@ -127,26 +156,9 @@ impl UNet {
     /// # Errors
     /// Also if the LoRA does not fit the network, or `changed` holds a name or a shape that neither has.
     pub fn load_files(files: &UNetFiles<'_>, device: Device, mode: ModelMode) -> Result<UNet, ModelError> {
-        let &UNetFiles { folder, checkpoint, lora, changed } = files;
-        let file = checkpoint::of(folder, checkpoint)?;
-        let mut tensors = weights::read(&file, device)?;
-        let mut changes = changed.map_or(Ok(BTreeMap::new()), |changed| weights::read(changed, device))?;
-        let mut scales = BTreeMap::new();
-        if let Some((path, adapters)) = lora {
-            let mut lora = lora::read(path, Network::Unet, TensorFile::open(&file)?.headers(), device)?;
-            if let Some(changed) = changed {
-                lora.replace(&mut changes, changed)?;
-            }
-            match adapters {
-                Adapters::Merged => lora.merge(&mut tensors),
-                Adapters::Layers => scales = lora.keep(&mut tensors),
-            }
-        }
-        if let Some(changed) = changed {
-            weights::replace(&mut tensors, changes, changed)?;
-        }
-        let weights = Weights::named(&file, tensors).with_adapters(scales);
-        UNet::build(&folder.join("config.json"), weights, device, mode)
+        let (file, tensors, adapters) = files.read(device)?;
+        let weights = Weights::named(&file, tensors).with_adapters(adapters);
+        UNet::build(&files.folder.join("config.json"), weights, device, mode)
     }
 
     /// Builds the network that the configuration file describes out of `weights`.

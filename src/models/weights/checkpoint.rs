@@ -11,27 +11,36 @@ use super::config::ModelError;
 use crate::io::tensor_file::{Header, TensorFile};
 use crate::io::torch::Dtype;
 
-/// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first: those
-/// in half precision only where there is no other.
-pub const FILES: [&str; 9] = [
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "model.safetensors",
-    "model.bin",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.bin",
-    "model.fp16.safetensors",
-    "pytorch_model.fp16.bin",
+/// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first, each with the name of
+/// the index where it is in several files. Those in half precision count only where there is no other.
+pub const FILES: [(&str, &str); 9] = [
+    ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+    ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json"),
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("model.bin", "model.bin.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"),
+    ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin.index.fp16.json"),
+    ("model.fp16.safetensors", "model.safetensors.index.fp16.json"),
+    ("pytorch_model.fp16.bin", "pytorch_model.bin.index.fp16.json"),
 ];
 
-/// The checkpoint in a model's folder: the first of [`FILES`] that is there.
+/// The checkpoint in a model's folder, or its index: the first of [`FILES`] that is there.
 ///
 /// # Errors
-/// None of them is.
+/// None of them is; or a file and an index of the same name are, one of which must be left over from another save.
 pub fn find(folder: &Path) -> Result<PathBuf, ModelError> {
-    let found = FILES.iter().map(|name| folder.join(name)).find(|file| file.is_file());
-    found.ok_or_else(|| ModelError::NoCheckpoint { folder: folder.to_owned(), names: FILES.join(", ") })
+    for (file, index) in FILES {
+        let [file, index] = [folder.join(file), folder.join(index)];
+        match [file.is_file(), index.is_file()] {
+            [true, true] => return Err(ModelError::TwoCheckpoints { file, index }),
+            [true, false] => return Ok(file),
+            [false, true] => return Ok(index),
+            [false, false] => {}
+        }
+    }
+    let names = FILES.map(|(file, _)| file).join(", ");
+    Err(ModelError::NoCheckpoint { folder: folder.to_owned(), names })
 }
 
 /// The checkpoint of a network: the file that is named, or else the one in the network's folder.
@@ -125,8 +134,14 @@ mod tests {
                 folder.path().display()
             )
         );
-        for name in FILES.iter().rev() {
+        for (name, index) in FILES.iter().rev() {
+            let index = folder.path().join(index);
+            fs_err::write(&index, "").unwrap();
+            assert_eq!(find(folder.path()).unwrap(), index);
             fs_err::write(folder.path().join(name), "").unwrap();
+            let error = find(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("expected one of them"), "{error}");
+            fs_err::remove_file(&index).unwrap();
             assert_eq!(find(folder.path()).unwrap(), folder.path().join(name));
         }
     }

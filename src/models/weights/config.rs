@@ -20,6 +20,12 @@ pub enum ModelError {
     Read(#[from] std::io::Error),
     #[error("{}: no checkpoint, looked for {names}", folder.display())]
     NoCheckpoint { folder: PathBuf, names: String },
+    #[error(
+        "{} and {}: one is left over from another save, and nothing says which; expected one of them",
+        file.display(),
+        index.display()
+    )]
+    TwoCheckpoints { file: PathBuf, index: PathBuf },
     #[error("{}: tensor `{tensor}`: the value at {index:?} is {value}, expected finite values", file.display())]
     NotFinite { file: PathBuf, tensor: String, index: Vec<i64>, value: f64 },
     #[error(transparent)]

@@ -69,12 +69,14 @@ pub struct Output {
     pub doc: &'static str,
     /// The parameter that enables it, if it is optional.
     pub enabled_by: Option<&'static str>,
+    /// The parameter with which a stage has another output in its place.
+    pub replaced_by: Option<&'static str>,
 }
 
 impl Output {
     /// An output that every stage of the kind has.
     pub const fn new(name: &'static str, file: &'static str, doc: &'static str) -> Self {
-        Self { name, file, doc, enabled_by: None }
+        Self { name, file, doc, enabled_by: None, replaced_by: None }
     }
 
     /// The same output, enabled by a parameter that is set, and not to `false`.
@@ -82,11 +84,16 @@ impl Output {
         Self { enabled_by: Some(param), ..self }
     }
 
+    /// The same output, of stages alone that do not set a parameter.
+    pub const fn replaced_by(self, param: &'static str) -> Self {
+        Self { replaced_by: Some(param), ..self }
+    }
+
     /// Whether a stage with these parameters, as written, has it.
     pub fn is_there(&self, written: &Node) -> bool {
         let value = |param| written.as_table().and_then(|table| table.get(param));
-        self.enabled_by
-            .is_none_or(|param| value(param).is_some_and(|node| !matches!(node.value, Value::Bool(false))))
+        let is_set = |param| value(param).is_some_and(|node| !matches!(node.value, Value::Bool(false)));
+        self.enabled_by.is_none_or(is_set) && !self.replaced_by.is_some_and(is_set)
     }
 
     /// The port of a stage.
