@@ -14,6 +14,7 @@ pub mod names;
 pub mod npy;
 pub mod prompt;
 pub mod rankings;
+pub mod single_file;
 pub mod tensor_file;
 pub mod torch;
 pub mod xml;

@@ -159,6 +159,15 @@ impl TensorFile {
         &self.path
     }
 
+    /// The files that hold the tensors: itself, or those of an index.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let parts: &[TensorFile] = match &self.form {
+            Form::Shards(files) => files,
+            Form::Torch(_) | Form::Safetensors(..) => std::slice::from_ref(self),
+        };
+        parts.iter().map(TensorFile::path)
+    }
+
     /// All tensors, in the order of the file.
     pub fn headers(&self) -> &[Header] {
         &self.headers

@@ -10,6 +10,7 @@ mod influence;
 mod influence_summary;
 mod latents;
 mod loss_pass;
+mod model;
 mod pretrain_loss;
 mod query;
 mod query_loss;
@@ -49,6 +50,7 @@ registry! {
     without_libtorch {
         download::Download,
         dataset::Dataset,
+        model::Model,
         query::Query,
         command::Command,
         ranking::Ranking,

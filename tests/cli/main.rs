@@ -32,6 +32,8 @@ mod inputs;
 mod interrupt;
 mod kill;
 mod layers;
+mod lora;
+mod model;
 mod mscoco;
 mod mscoco_evaluate;
 mod mscoco_web;

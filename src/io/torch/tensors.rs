@@ -69,10 +69,13 @@ impl<'a> Reader<'a> {
         Ok(Declared { key, dtype, elements })
     }
 
-    /// The tensors of the dict at the root, in order; `storages` are the ranges of their bytes.
+    /// The tensors of the dict at the root, or of the dict `state_dict` in it, as checkpoints of a training have it, in order;
+    /// `storages` are the ranges of their bytes.
     pub fn tensors(&self, storages: &HashMap<String, Storage>) -> Result<Vec<TensorInfo>, TorchFileError> {
         let root = self.pickle.root();
         let items = self.pickle.dict(root).ok_or_else(|| self.content(self.pickle.describe(root)))?;
+        let inner = items.iter().find(|(key, _)| matches!(key, Value::Str("state_dict")));
+        let items = inner.and_then(|(_, value)| self.pickle.dict(*value)).unwrap_or(items);
         if items.iter().any(|(_, value)| self.pickle.dict(*value).is_some()) {
             return Err(self.nested(items));
         }

@@ -1,27 +1,27 @@
 //! Trains the network, with images left out if wanted.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::Write;
+mod files;
+mod speed;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tch::{Device, Tensor};
 
-use super::shared::arrays::NpyRows;
-use super::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
-use super::shared::parameters::Parameters;
-use super::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::io::npy::Npy;
+use crate::kinds::shared::arrays::NpyRows;
+use crate::kinds::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
+use crate::kinds::shared::parameters::Parameters;
+use crate::kinds::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::method::data::DataSet;
 use crate::method::objective;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::method::selection::Selection;
 pub use crate::method::train::TrainParams;
 use crate::method::train::{
-    Init, LrScheduler, StepReport, TrainLora, Training, TrainingData, TrainingState, new_adapters,
-    random_weights,
+    Init, LrScheduler, TrainLora, Training, TrainingData, TrainingState, new_adapters, random_weights,
 };
 use crate::models::unet::{ModelMode, UNet, UNetFiles};
 use crate::models::weights::{Weights, checkpoint};
@@ -29,7 +29,9 @@ use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
 };
+use files::{read_state, write_lora, write_row, write_state};
 use serde_json::{Value as Json, json};
+use speed::Speed;
 
 const MOMENTS: &str = "moments";
 const LEFT_OUT: &str = "left_out";
@@ -388,106 +390,5 @@ impl TrainParams {
                 Ok(UNet::build(&config, Weights::new(weights), device, mode)?)
             }
         }
-    }
-}
-
-/// Writes the maps by the names that diffusers reads, with what it needs to know of them.
-fn write_lora(file: &Path, lora: &TrainLora, trained: &BTreeMap<String, Tensor>) -> anyhow::Result<()> {
-    let prefixed = trained.iter().map(|(name, tensor)| (format!("unet.{name}"), tensor.shallow_clone()));
-    let prefixed: BTreeMap<String, Tensor> = prefixed.collect();
-    let layers: Vec<&str> = trained.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
-    let alpha = lora.scale() * lora.rank as f64;
-    let config = json!({ "unet.r": lora.rank, "unet.lora_alpha": alpha, "unet.target_modules": layers });
-    let metadata = [("format", "pt".to_owned()), ("lora_adapter_metadata", config.to_string())];
-    tensors::write(file, &prefixed, &metadata)
-}
-
-fn write_row(curve: &mut impl Write, report: &StepReport) -> std::io::Result<()> {
-    let StepReport { step, rows, loss, grad_norm, lr } = report;
-    let loss = loss.map_or_else(String::new, |loss| format!("{loss:e}"));
-    writeln!(curve, "{step},{rows},{loss},{grad_norm:e},{lr:e}")
-}
-
-/// Names of a state's tensors: what they are, and the parameter.
-const PARTS: [&str; 4] = ["weight", "mean", "square", "ema"];
-/// In the metadata: steps without a row, where there were any.
-const SKIPPED: &str = "skipped_steps";
-
-fn write_state(path: &Path, state: &TrainingState) -> anyhow::Result<()> {
-    let TrainingState { weights, moments, ema, skipped } = state;
-    let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
-    let mut add = |part: usize, name: &String, tensor: &Tensor| {
-        all.insert(format!("{}/{name}", PARTS[part]), tensor.shallow_clone());
-    };
-    weights.iter().for_each(|(name, tensor)| add(0, name, tensor));
-    for (name, [mean, square]) in moments {
-        add(1, name, mean);
-        add(2, name, square);
-    }
-    ema.iter().flatten().for_each(|(name, tensor)| add(3, name, tensor));
-    let skipped = (*skipped > 0).then(|| (SKIPPED, skipped.to_string()));
-    tensors::write(path, &all, skipped.as_slice())
-}
-
-fn read_state(path: &Path) -> anyhow::Result<TrainingState> {
-    let all = tensors::read(path)?;
-    let of = |part: usize| -> BTreeMap<String, Tensor> {
-        let named = all.iter().filter_map(|(name, tensor)| {
-            let name = name.strip_prefix(PARTS[part])?.strip_prefix('/')?;
-            Some((name.to_owned(), tensor.shallow_clone()))
-        });
-        named.collect()
-    };
-    let (mut squares, ema) = (of(2), of(3));
-    let moments = of(1).into_iter().map(|(name, mean)| {
-        let square =
-            squares.remove(&name).with_context(|| format!("{}: no square/{name}", path.display()))?;
-        Ok((name, [mean, square]))
-    });
-    let moments = moments.collect::<anyhow::Result<_>>()?;
-    let skipped = tensors::number(path, SKIPPED)?.unwrap_or(0);
-    Ok(TrainingState { weights: of(0), moments, ema: Some(ema).filter(|ema| !ema.is_empty()), skipped })
-}
-
-/// How training goes. It depends on the machine, so no output has it.
-struct Speed {
-    begun: Instant,
-    rows: usize,
-    /// Rows, their summed loss, and the end of each of the last steps.
-    recent: VecDeque<(usize, f64, Instant)>,
-    logged: Instant,
-}
-
-impl Speed {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { begun: now, rows: 0, recent: [(0, 0.0, now)].into(), logged: now }
-    }
-
-    /// Adds a step; the mean loss and the speed of the last ones, which are logged twice a minute.
-    fn add(&mut self, report: &StepReport) -> String {
-        const STEPS: usize = 20;
-        const EVERY: Duration = Duration::from_secs(30);
-        let (rows, now) = (report.rows, Instant::now());
-        self.rows += rows;
-        self.recent.push_back((rows, report.loss.unwrap_or(0.0) * rows as f64, now));
-        if self.recent.len() > STEPS + 1 {
-            self.recent.pop_front();
-        }
-        let steps = self.recent.iter().skip(1);
-        let (rows, loss) = steps.fold((0, 0.0), |sum, step| (sum.0 + step.0, sum.1 + step.1));
-        let (loss, seconds) = (loss / rows.max(1) as f64, (now - self.recent[0].2).as_secs_f64());
-        let note = format!("loss {loss:.4}, {:.1} rows/s", rows as f64 / seconds);
-        if now - self.logged >= EVERY {
-            tracing::info!("step {}: {note}", report.step);
-            self.logged = now;
-        }
-        note
-    }
-
-    /// The speed of all steps.
-    fn log(&self, steps: &str) {
-        let (rows, seconds) = (self.rows, self.begun.elapsed().as_secs_f64());
-        tracing::info!("{steps}: {rows} rows, {:.1} rows/s", rows as f64 / seconds);
     }
 }

@@ -1,0 +1,293 @@
+//! A whole text-to-image model as the five folders that all stages read: from a diffusers folder, or from a single file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use safetensors::tensor::TensorView;
+use serde_json::{Value as Json, json};
+
+use super::shared::check_inputs;
+use super::shared::check_outputs::Outputs;
+use crate::io::dtype::Dtype;
+use crate::io::json;
+use crate::io::single_file::{self, Piece};
+use crate::io::tensor_file::TensorFile;
+use crate::models::weights::checkpoint;
+use attrflow_engine::config::param::Validate;
+use attrflow_engine::kind::{
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
+    Task,
+};
+use attrflow_engine::params;
+
+params! {
+    /// Parameters of `model`.
+    pub struct Model {}
+}
+
+impl Validate for Model {}
+
+const SOURCE: &str = "source";
+const CONFIG: &str = "config";
+const INDEX: &str = "model_index.json";
+const REPORT: &str = "report.json";
+/// The parts, and the classes that each may be of.
+const PARTS: [(&str, &[&str]); 5] = [
+    ("unet", &["UNet2DConditionModel"]),
+    ("vae", &["AutoencoderKL"]),
+    ("text_encoder", &["CLIPTextModel"]),
+    ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+    // By its own file: many are of DDPM's noise.
+    ("scheduler", &[]),
+];
+/// Pipelines of diffusers that are made of these parts.
+const PIPELINES: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
+
+impl Kind for Model {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[
+            Input::new(SOURCE, "a diffusers folder with model_index.json, or a checkpoint in a single file (.safetensors, .ckpt)"),
+            Input::new(
+                CONFIG,
+                "for a single file: a diffusers folder of a model of its family, whose configurations, tokenizer and scheduler are \
+                 taken; weights in it are not read",
+            )
+            .optional(),
+        ],
+        outputs: &[
+            Output::new("unet", "unet", "the denoising network: config.json and weights"),
+            Output::new("vae", "vae", "the autoencoder: config.json and weights"),
+            Output::new("text_encoder", "text_encoder", "the text encoder: config.json and weights"),
+            Output::new("tokenizer", "tokenizer", "vocab.json, merges.txt, tokenizer_config.json"),
+            Output::new("scheduler", "scheduler", "scheduler_config.json"),
+            Output::new("report", REPORT, "what was found, and the file of each part's weights"),
+        ],
+        libtorch: false,
+        ..KindInfo::new::<Self>("model", 1, "a whole model, from a diffusers folder or a single file")
+    };
+}
+
+impl Stage for Model {
+    fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        Source::open(inputs).map(drop)
+    }
+
+    fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
+        let source = inputs.path(SOURCE)?;
+        let mut outputs = BTreeMap::from([("report".to_owned(), ArtifactShape::Bytes(1000))]);
+        if source.is_dir() {
+            for (part, _) in PARTS {
+                let like = source.join(part);
+                let bytes =
+                    files(&like)?.iter().filter_map(|file| Some(fs_err::metadata(file).ok()?.len())).sum();
+                outputs.insert(part.to_owned(), ArtifactShape::Like { path: like, bytes });
+            }
+        }
+        Ok(Estimate { outputs, ..Estimate::default() })
+    }
+
+    fn accept(&self, _: &Inputs, outputs: &Outputs) -> anyhow::Result<&'static str> {
+        let parts = outputs.iter().filter(|(port, _)| *port != "report");
+        check_inputs::networks(&Inputs(parts.map(|(port, path)| (port.clone(), path.clone())).collect()))?;
+        Ok("configurations, and that there are weights")
+    }
+}
+
+/// Where a model comes from.
+enum Source<'a> {
+    Folder { folder: &'a Path, index: Json },
+    File { file: TensorFile, config: &'a Path, parts: single_file::Parts },
+}
+
+impl<'a> Source<'a> {
+    /// Finds out what it is, and refuses what no stage computes with.
+    fn open(inputs: &'a Inputs) -> anyhow::Result<Source<'a>> {
+        let (source, config) = (inputs.path(SOURCE), inputs.get(CONFIG));
+        if source.is_dir() {
+            ensure!(
+                config.is_none(),
+                "`{CONFIG}` is for a single file, and {} is a folder: remove it",
+                source.display()
+            );
+            return Source::folder(source);
+        }
+        let file = TensorFile::open(source)?;
+        let headers = file.headers().iter();
+        let headers: Vec<single_file::Header<'_>> =
+            headers.map(|header| single_file::Header { name: &header.name, shape: &header.shape }).collect();
+        let parts = single_file::plan(&headers).with_context(|| source.display().to_string())?;
+        let Some(config) = config else {
+            bail!(
+                "{}: a checkpoint in a single file has no configurations and no tokenizer: connect a diffusers folder of its family to \
+                 the input `{CONFIG}`, for instance a download of `hf://stable-diffusion-v1-5/stable-diffusion-v1-5` without its weights",
+                source.display()
+            )
+        };
+        check_configs(config)?;
+        Ok(Source::File { file, config, parts })
+    }
+
+    fn folder(folder: &'a Path) -> anyhow::Result<Source<'a>> {
+        let file = folder.join(INDEX);
+        ensure!(
+            file.is_file(),
+            "{}: no {INDEX}, expected a diffusers folder with it, or a single file",
+            folder.display()
+        );
+        let index: Json = json::read(&file)?;
+        let class = index["_class_name"].as_str().unwrap_or("missing");
+        ensure!(
+            PIPELINES.contains(&class),
+            "{}: `_class_name` is {class}, supported: {}",
+            file.display(),
+            PIPELINES.join(", ")
+        );
+        for (part, classes) in PARTS {
+            let found = index[part][1].as_str();
+            ensure!(
+                classes.is_empty() || found.is_some_and(|found| classes.contains(&found)),
+                "{}: `{part}` is of the class {}, supported: {}",
+                file.display(),
+                found.unwrap_or("missing"),
+                classes.join(", ")
+            );
+        }
+        let parts = PARTS.map(|(part, _)| (part.to_owned(), folder.join(part)));
+        check_inputs::networks(&Inputs(parts.into()))?;
+        Ok(Source::Folder { folder, index })
+    }
+}
+
+/// Refuses configurations that no stage computes with; their weights need not be there.
+fn check_configs(folder: &Path) -> anyhow::Result<()> {
+    check_inputs::unet(&folder.join("unet"))?;
+    let others = ["text_encoder", "tokenizer", "scheduler", "vae"];
+    check_inputs::networks(&Inputs(others.map(|part| (part.to_owned(), folder.join(part))).into()))
+}
+
+/// The files of a folder that a part is made of: not weights of another precision.
+fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    const WEIGHTS: [&str; 4] = ["safetensors", "bin", "msgpack", "onnx"];
+    let is_index = |path: &Path| path.to_string_lossy().contains(".index.");
+    let is_weights = |path: &Path| {
+        path.extension().is_some_and(|ending| WEIGHTS.iter().any(|weights| ending == *weights))
+            || is_index(path)
+    };
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_file() && !is_weights(&path) {
+            found.push(path);
+        }
+    }
+    if found.iter().any(|path| path.ends_with("config.json")) {
+        let weights = checkpoint::find(folder)?;
+        found.extend(TensorFile::open(&weights)?.files().map(Path::to_path_buf));
+        if is_index(&weights) {
+            found.push(weights);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Copies files into a new folder; where the file system can, they share their bytes.
+fn copy(files: &[PathBuf], to: &Path) -> anyhow::Result<()> {
+    fs_err::create_dir(to)?;
+    for file in files {
+        let name = file.file_name().context("a file without a name")?;
+        let _ =
+            reflink_copy::reflink_or_copy(file, to.join(name)).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+impl Compute for Model {
+    fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
+        let Task { inputs, out, .. } = task;
+        let report = match Source::open(inputs)? {
+            Source::Folder { folder, index } => {
+                let mut weights = BTreeMap::new();
+                for (place, (part, _)) in PARTS.iter().enumerate() {
+                    let files = files(&folder.join(part))?;
+                    copy(&files, &out.join(part))?;
+                    let names = files
+                        .iter()
+                        .filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
+                    weights.insert(*part, names.collect::<Vec<_>>());
+                    cx.progress(place as u64 + 1, PARTS.len() as u64);
+                }
+                json!({ "form": "diffusers", "class": index["_class_name"], "files": weights })
+            }
+            Source::File { file, config, parts } => {
+                for part in ["tokenizer", "scheduler"] {
+                    copy(&files(&config.join(part))?, &out.join(part))?;
+                }
+                let tables = [
+                    ("unet", &parts.unet, "diffusion_pytorch_model.safetensors"),
+                    ("vae", &parts.vae, "diffusion_pytorch_model.safetensors"),
+                    ("text_encoder", &parts.text_encoder, "model.safetensors"),
+                ];
+                let total = tables.len() as u64;
+                for (place, (part, pieces, name)) in tables.into_iter().enumerate() {
+                    let folder = out.join(part);
+                    fs_err::create_dir(&folder)?;
+                    fs_err::copy(config.join(part).join("config.json"), folder.join("config.json"))?;
+                    write(&file, pieces, &folder.join(name))?;
+                    cx.progress(place as u64 + 1, total);
+                }
+                let tensors = tables.map(|(part, pieces, _)| (part, pieces.len()));
+                json!({
+                    "form": "single file",
+                    "family": format!("{:?}", parts.family).to_lowercase(),
+                    "tensors": BTreeMap::from(tensors),
+                    "ignored": parts.ignored,
+                })
+            }
+        };
+        let mut text = serde_json::to_vec_pretty(&report)?;
+        text.push(b'\n');
+        Ok(fs_err::write(out.join(REPORT), text)?)
+    }
+}
+
+/// Writes the tensors of a part, in the element types that they have.
+fn write(file: &TensorFile, pieces: &BTreeMap<String, Piece>, to: &Path) -> anyhow::Result<()> {
+    let mut bytes = Vec::new();
+    for (name, piece) in pieces {
+        let header = file.header(&piece.source).context("a tensor of this file")?;
+        let dtype = match header.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::BF16 => safetensors::Dtype::BF16,
+            Dtype::F64 => safetensors::Dtype::F64,
+            other => bail!(
+                "{}: tensor `{}` is {other}, expected a float type",
+                file.path().display(),
+                piece.source
+            ),
+        };
+        bytes.push((
+            name,
+            dtype,
+            &piece.shape,
+            file.bytes(header)?,
+            piece.rows.clone().zip(header.shape.first()),
+        ));
+    }
+    let views = bytes.iter().map(|(name, dtype, shape, bytes, rows)| {
+        let some = match rows {
+            Some((rows, all)) => {
+                let row = bytes.len() / *all;
+                &bytes[rows.start * row..rows.end * row]
+            }
+            None => bytes.as_ref(),
+        };
+        Ok((name.as_str(), TensorView::new(*dtype, shape.to_vec(), some)?))
+    });
+    let views = views.collect::<anyhow::Result<Vec<_>>>()?;
+    // Python's loaders require the name of the library.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize_to_file(views, Some(metadata), to).with_context(|| to.display().to_string())
+}
