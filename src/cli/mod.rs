@@ -288,7 +288,7 @@ fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Fail
         Command::Kinds(args) => kinds::kinds(args, registry),
         Command::Schema(args) => schema::schema(args, registry),
         Command::Graph(args) => graph::graph(args, registry),
-        Command::Init(args) => init::init(args),
+        Command::Init(args) => init::init(args, registry),
         Command::Completions(args) => completions::completions(args, Cli::command()),
         Command::Man(args) => man::man(args, Cli::command()),
         Command::Doctor(args) => doctor::doctor(args, registry, filter),

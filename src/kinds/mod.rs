@@ -9,6 +9,7 @@ mod generate;
 mod influence;
 mod influence_summary;
 mod latents;
+pub mod look;
 mod loss_pass;
 mod model;
 mod pretrain_loss;

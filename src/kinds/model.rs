@@ -47,7 +47,7 @@ const PIPELINES: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionImg2Img
 impl Kind for Model {
     const INFO: KindInfo = KindInfo {
         inputs: &[
-            Input::new(SOURCE, "a diffusers folder with model_index.json, or a checkpoint in a single file (.safetensors, .ckpt)"),
+            Input::new(SOURCE, "a diffusers folder, or a checkpoint in a single file (.safetensors, .ckpt)"),
             Input::new(
                 CONFIG,
                 "for a single file: a diffusers folder of a model of its family, whose configurations, tokenizer and scheduler are \
@@ -97,7 +97,7 @@ impl Stage for Model {
 /// Where a model comes from.
 enum Source<'a> {
     Folder { folder: &'a Path, index: Json },
-    File { file: TensorFile, config: &'a Path, parts: single_file::Parts },
+    File { file: Box<TensorFile>, config: &'a Path, parts: single_file::Parts },
 }
 
 impl<'a> Source<'a> {
@@ -125,16 +125,23 @@ impl<'a> Source<'a> {
             )
         };
         check_configs(config)?;
-        Ok(Source::File { file, config, parts })
+        Ok(Source::File { file: Box::new(file), config, parts })
     }
 
     fn folder(folder: &'a Path) -> anyhow::Result<Source<'a>> {
         let file = folder.join(INDEX);
-        ensure!(
-            file.is_file(),
-            "{}: no {INDEX}, expected a diffusers folder with it, or a single file",
-            folder.display()
-        );
+        if !file.is_file() {
+            // The parts alone are enough: their own files say what they are.
+            let missing = PARTS.iter().find(|(part, _)| !folder.join(part).is_dir());
+            ensure!(
+                missing.is_none(),
+                "{}: no {INDEX}, expected a diffusers folder with it, or with {}; or a single file",
+                folder.display(),
+                PARTS.map(|(part, _)| part).join(", ")
+            );
+            check_parts(folder)?;
+            return Ok(Source::Folder { folder, index: json!({}) });
+        }
         let index: Json = json::read(&file)?;
         let class = index["_class_name"].as_str().unwrap_or("missing");
         ensure!(
@@ -153,10 +160,14 @@ impl<'a> Source<'a> {
                 classes.join(", ")
             );
         }
-        let parts = PARTS.map(|(part, _)| (part.to_owned(), folder.join(part)));
-        check_inputs::networks(&Inputs(parts.into()))?;
+        check_parts(folder)?;
         Ok(Source::Folder { folder, index })
     }
+}
+
+fn check_parts(folder: &Path) -> anyhow::Result<()> {
+    let parts = PARTS.map(|(part, _)| (part.to_owned(), folder.join(part)));
+    check_inputs::networks(&Inputs(parts.into()))
 }
 
 /// Refuses configurations that no stage computes with; their weights need not be there.

@@ -34,7 +34,7 @@ pub enum MathError {
     NoRise { rise: f64 },
     #[error(
         "the Fisher information of `{parameter}` is zero in {zeros} of {count} places, \
-         so that the step there is not finite; set `damping` to continue"
+         so that the step there is not finite; set `damping` or `relative_damping` to continue"
     )]
     ZeroFisher { parameter: String, zeros: i64, count: i64 },
     #[error(

@@ -40,6 +40,9 @@ params! {
         seed: u32 = 0,
         /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
         damping: f64 = 0.0,
+        /// The same as a share of the mean of each weight tensor's Fisher information, so that one value fits any scale. Maps of a
+        /// LoRA need it where a rank is unused: its Fisher information is zero.
+        relative_damping: f64 = 0.0,
         /// The weights to change.
         select: Selection = Selection::CrossAttnKv,
         /// The row of `latents` and `text_embeddings` that is the query.
@@ -58,9 +61,10 @@ impl Validate for UnlearnParams {
         if self.images == Some(0) {
             faults.push(("images", "`images` is 0, expected 1 or more".to_owned()));
         }
-        if self.damping < 0.0 {
-            faults
-                .push(("damping", format!("`damping` is {}, expected a number of at least 0", self.damping)));
+        for (key, value) in [("damping", self.damping), ("relative_damping", self.relative_damping)] {
+            if value < 0.0 {
+                faults.push((key, format!("`{key}` is {value}, expected a number of at least 0")));
+            }
         }
         for (key, value) in [("lr", self.lr), ("rise", self.rise)] {
             if let Some(value) = value.filter(|value| *value <= 0.0) {
@@ -86,6 +90,9 @@ impl UnlearnParams {
     pub fn identity(&self) -> Json {
         let mut hashed = objective::identity(self, &self.objective);
         if let Some(keys) = hashed.as_object_mut() {
+            if self.relative_damping == 0.0 {
+                keys.remove("relative_damping");
+            }
             match self.rise {
                 Some(_) => _ = keys.remove("lr"),
                 // As it was hashed before there was a `rise`.
@@ -251,7 +258,8 @@ impl<'a> Unlearning<'a> {
     /// The step of a parameter: lr * gradient / (N F) / grad_accum_steps, in float64.
     fn step_of(&self, name: &str, lr: f64, gradient: &Tensor, fisher: &Tensor, images: usize) -> Tensor {
         let fisher = fisher.to_device(self.unet.parameters()[name].device()).to_kind(Kind::Double);
-        let fisher = fisher + self.params.damping;
+        let relative = self.params.relative_damping * fisher.mean(Kind::Double).double_value(&[]);
+        let fisher = fisher + (self.params.damping + relative);
         gradient * lr / (fisher * images as f64) / self.params.grad_accum_steps as f64
     }
 
@@ -350,7 +358,9 @@ impl<'a> Unlearning<'a> {
                 return Err(MathError::FisherValue { parameter, index, value });
             }
             let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
-            if zeros > 0 && self.params.damping == 0.0 {
+            let undamped = self.params.damping == 0.0
+                && (self.params.relative_damping == 0.0 || zeros == values.numel() as i64);
+            if zeros > 0 && undamped {
                 return Err(MathError::ZeroFisher { parameter, zeros, count: values.numel() as i64 });
             }
         }

@@ -297,7 +297,7 @@ fn a_fisher_information_that_does_not_fit_is_named() {
     let name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
     let zeros = format!("`{name}` is zero in 2 of 2048 places");
     let zeroed = || tensors(|list| list[0].3[..16].fill(0));
-    bench.with(fisher, zeroed(), "unlearn", &[&zeros, "set `damping` to continue"]);
+    bench.with(fisher, zeroed(), "unlearn", &[&zeros, "set `damping` or `relative_damping` to continue"]);
     bench.with(
         fisher,
         short(9),

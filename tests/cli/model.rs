@@ -113,7 +113,10 @@ fn what_is_no_supported_model_is_named_by_plan() {
     project.write("tiny/unet/diffusion_pytorch_model.safetensors.index.json", "{}");
     refused("one is left over from another save");
     fs_err::remove_file(project.path("tiny/model_index.json")).unwrap();
-    refused("no model_index.json, expected a diffusers folder with it, or a single file");
+    refused("one is left over from another save");
+    fs_err::remove_dir_all(project.path("tiny/vae")).unwrap();
+    refused("no model_index.json, expected a diffusers folder with it, or with unet, vae,");
+    copy(&Path::new(GOLDEN).join("diffusers/vae"), &project.path("tiny/vae"));
     pipeline(&project, &format!("{GOLDEN}/sd1.safetensors"), "");
     refused("a checkpoint in a single file has no configurations and no tokenizer");
     pipeline(&project, &format!("{GOLDEN}/../lora/kohya.safetensors"), CONFIG);

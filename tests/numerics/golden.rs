@@ -67,6 +67,7 @@ pub fn unlearn_params(steps: usize, grad_accum_steps: usize, batch_size: usize, 
         index,
         images,
         objective,
+        relative_damping: 0.0,
     }
 }
 

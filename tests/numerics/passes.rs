@@ -366,7 +366,7 @@ fn zeros_in_the_fisher_diagonal_are_refused_unless_damped() {
             Unlearning::new(&mut unet, &schedule, &golden["query"], &text(&golden), params, 5).unwrap();
         unlearning.run(fisher, 5, &mut ignore).map(|_| ()).map_err(|error| error.to_string())
     };
-    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` to continue");
+    insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information of `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight` is zero in 12 of 192 places, so that the step there is not finite; set `damping` or `relative_damping` to continue");
     run(&UnlearnParams { damping: 1e-3, ..query_params() }, &fisher).unwrap();
     fisher.remove(name);
     insta::assert_snapshot!(run(&query_params(), &fisher).unwrap_err(), @"the Fisher information has no `mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight`, which `select` names: compute it with a `select` that holds it");

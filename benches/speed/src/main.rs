@@ -115,6 +115,7 @@ fn main() -> anyhow::Result<()> {
                 batch_size: work.batch_size,
                 lr: Some(0.01),
                 rise: None,
+                relative_damping: 0.0,
                 objective: Objective::default(),
                 seed: 0,
                 damping: 0.0,

@@ -1,4 +1,7 @@
-//! `attrflow init`: a starter pipeline and config.
+//! `attrflow init`: a pipeline and a config, for one's own images and model or to be filled in.
+
+mod own;
+mod text;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,11 +10,12 @@ use clap::Args as ClapArgs;
 
 use super::failure::Failure;
 use crate::progress::{print, short_path};
+use attrflow_engine::kind::Registry;
 
 /// The files: path and text.
 const FILES: [(&str, &str); 2] = [
-    ("pipelines/attribution.toml", include_str!("init/pipeline.toml")),
-    ("configs/attribution.toml", include_str!("init/config.toml")),
+    ("pipelines/attribution.toml", include_str!("pipeline.toml")),
+    ("configs/attribution.toml", include_str!("config.toml")),
 ];
 /// Keeps the cache and the results out of git; written only if there is no such file.
 const IGNORE: (&str, &str) = (".gitignore", "/cache/\n/results/\n");
@@ -19,14 +23,21 @@ const IGNORE: (&str, &str) = (".gitignore", "/cache/\n/results/\n");
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     attrflow init\n  \
-    attrflow init my-project")]
+    attrflow init my-project\n  \
+    attrflow init cats --images ./cats --model ./sd15 --lora ./cats.safetensors --query 'out/*.png'\n  \
+    attrflow init art --images ./art --model OWNER/NAME --caption 'a red boat'")]
 pub(super) struct Args {
-    /// The folder of the project
+    /// The folder of a project to be filled in; with --images, the name of the pipeline
     #[arg(default_value = ".")]
     dir: PathBuf,
+    #[command(flatten)]
+    own: own::Own,
 }
 
-pub(super) fn init(args: &Args) -> Result<(), Failure> {
+pub(super) fn init(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if args.own.images.is_some() {
+        return own::init(&args.dir, &args.own, registry);
+    }
     let there =
         FILES.iter().map(|(name, _)| args.dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
     let there: Vec<String> = there.map(|path| path.display().to_string()).collect();
@@ -38,14 +49,7 @@ pub(super) fn init(args: &Args) -> Result<(), Failure> {
         write_new(&args.dir.join(name), text).map_err(fault)?;
         print(&format!("wrote {}\n", short_path(&args.dir.join(name))));
     }
-    let ignore = args.dir.join(IGNORE.0);
-    match ignore.symlink_metadata() {
-        Ok(_) => print(&format!("kept {}: add /cache/ and /results/ to it\n", short_path(&ignore))),
-        Err(_) => {
-            write_new(&ignore, IGNORE.1).map_err(fault)?;
-            print(&format!("wrote {}\n", short_path(&ignore)));
-        }
-    }
+    print(&format!("{}\n", keep_out_of_git(&args.dir)?));
     let [pipeline, config] = FILES.map(|(name, _)| short_path(&args.dir.join(name)));
     print(&format!(
         "\nnext:\n  1. enter the locations of your images, captions and model in {config}, below [sources]\n  \
@@ -53,6 +57,16 @@ pub(super) fn init(args: &Args) -> Result<(), Failure> {
          `attrflow kinds KIND` explains each key; `attrflow graph {pipeline}` draws the pipeline\n"
     ));
     Ok(())
+}
+
+/// Writes `.gitignore` if there is none; what was done, for people.
+fn keep_out_of_git(folder: &Path) -> Result<String, Failure> {
+    let ignore = folder.join(IGNORE.0);
+    if ignore.symlink_metadata().is_ok() {
+        return Ok(format!("kept {}: add /cache/ and /results/ to it", short_path(&ignore)));
+    }
+    write_new(&ignore, IGNORE.1).map_err(|error| Failure::Refused(error.to_string()))?;
+    Ok(format!("wrote {}", short_path(&ignore)))
 }
 
 /// Writes a new file; fails if it exists.

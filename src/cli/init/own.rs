@@ -1,0 +1,376 @@
+//! A project on one's own images, model and pictures: looks at them, says what it found, and writes it down.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::text::{self, Origin, Project, Query};
+use super::{keep_out_of_git, write_new};
+use crate::cli::failure::Failure;
+use crate::cli::plan;
+use crate::cli::project::ProjectArgs;
+use crate::cli::run_args::RunArgs;
+use crate::kinds::look::{self, ImagesLook, LoraLook, ModelLook, PictureLook};
+use crate::progress::{print, short_path};
+use attrflow_engine::kind::Registry;
+
+#[derive(Debug, Default, Args)]
+pub(super) struct Own {
+    /// Your training images, with captions: a folder, or a .parquet or .tar file
+    #[arg(long, value_name = "PATH")]
+    pub images: Option<PathBuf>,
+    /// Your model: a diffusers folder, a .safetensors or .ckpt file, or OWNER/NAME or hf://OWNER/NAME@REVISION on the Hub
+    #[arg(long, requires = "images")]
+    model: Option<String>,
+    /// For a model in a single file: a diffusers folder of its family, for configurations, tokenizer and scheduler
+    #[arg(long, value_name = "DIR", requires = "model")]
+    config: Option<PathBuf>,
+    /// A LoRA of the model
+    #[arg(long, value_name = "PATH", requires = "model")]
+    lora: Option<PathBuf>,
+    /// Pictures to attribute (a pattern with * in the file's name may be quoted)
+    #[arg(long = "query", value_name = "PICTURE", num_args = 1.., requires = "model")]
+    queries: Vec<PathBuf>,
+    /// The caption of the pictures that have none in their metadata or beside them; without --query, a picture is drawn from it
+    #[arg(long, requires = "model")]
+    caption: Option<String>,
+    /// The side of the images that the model was trained with, where its configuration does not say
+    #[arg(long, requires = "model")]
+    pixels: Option<u32>,
+    /// Say what was found, and write nothing
+    #[arg(long, requires = "model")]
+    dry_run: bool,
+    /// Write what was found as one line of JSON
+    #[arg(long, requires = "model")]
+    json: bool,
+}
+
+/// What was found.
+struct Found {
+    images: ImagesLook,
+    /// None where it is on the Hub.
+    model: Option<ModelLook>,
+    lora: Option<LoraLook>,
+    pictures: Vec<(PathBuf, PictureLook)>,
+    notes: Vec<String>,
+}
+
+pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Failure> {
+    let name = name.to_str().filter(|name| is_name(name)).ok_or_else(|| {
+        Failure::Usage(format!(
+            "the name of the pipeline is `{}`, expected letters, digits, `-` and `_`",
+            name.display()
+        ))
+    })?;
+    let model = own.model.as_deref().ok_or_else(|| {
+        Failure::Usage(
+            "`--images` needs `--model`: a diffusers folder, a file, or OWNER/NAME on the Hub".to_owned(),
+        )
+    })?;
+    let [pipeline, config] =
+        ["pipelines", "configs"].map(|folder| Path::new(folder).join(format!("{name}.toml")));
+    let there: Vec<String> = [&pipeline, &config]
+        .into_iter()
+        .filter(|path| path.symlink_metadata().is_ok())
+        .map(|path| path.display().to_string())
+        .collect();
+    if !there.is_empty() {
+        return Err(Failure::Refused(format!("{} already exists; nothing was written", there.join(" and "))));
+    }
+    let refused = |error: anyhow::Error| Failure::Refused(format!("{error:#}"));
+    let mut found = look(own, model).map_err(refused)?;
+    let project = describe(name, own, model, &mut found)?;
+    let lines = lines(own, &project, &found);
+    match own.json {
+        true => print(&format!("{}\n", as_json(&project, &found))),
+        false => print(&lines),
+    }
+    if own.dry_run {
+        return Ok(());
+    }
+    let fault = |error: std::io::Error| Failure::Refused(error.to_string());
+    write_new(&config, &text::config(&project)).map_err(fault)?;
+    write_new(&pipeline, &text::pipeline(&project)).map_err(fault)?;
+    let ignored = keep_out_of_git(Path::new("."))?;
+    if own.json {
+        return Ok(());
+    }
+    print(&format!("wrote    {}, {}; {ignored}\n\n", short_path(&pipeline), short_path(&config)));
+    let args = ProjectArgs { pipeline: pipeline.clone(), settings: Default::default(), targets: Vec::new() };
+    let opened = args.open(registry)?;
+    plan::show(&opened, &[], &RunArgs::default(), None, false)?;
+    print(&format!("\nnext     attrflow run {}\n", short_path(&pipeline)));
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !name.is_empty() && name.chars().all(is_part)
+}
+
+/// Looks at everything that is on this machine.
+fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
+    let source = own.images.as_deref().unwrap_or(Path::new("."));
+    let images = look::images(source)?;
+    let model = match origin(model) {
+        Origin::Path(path) => {
+            anyhow::ensure!(
+                path.exists(),
+                "{}: no such folder or file; of a model on the Hub, give OWNER/NAME or hf://OWNER/NAME@REVISION",
+                path.display()
+            );
+            Some(look::model(&path, own.config.as_deref())?)
+        }
+        Origin::Hub(_) => None,
+    };
+    let lora = match (&own.lora, &model) {
+        (Some(path), Some(model)) => Some(look::lora(path, model)?),
+        (Some(_), None) => {
+            anyhow::bail!("`--lora` needs a model on this machine, whose layers tell whether it fits")
+        }
+        (None, _) => None,
+    };
+    let mut pictures = Vec::new();
+    for pattern in &own.queries {
+        for file in matching(pattern)? {
+            let look = look::picture(&file)?;
+            pictures.push((file, look));
+        }
+    }
+    Ok(Found { images, model, lora, pictures, notes: Vec::new() })
+}
+
+/// Where a model is: on this machine if there is such a path, else on the Hub if it is written as a name there is.
+fn origin(model: &str) -> Origin {
+    if let Some(address) = model.strip_prefix("hf://") {
+        let revision = if address.contains('@') { "" } else { "@main" };
+        return Origin::Hub(format!("hf://{address}{revision}"));
+    }
+    let path = Path::new(model);
+    let is_id =
+        model.split('/').count() == 2 && model.split('/').all(|part| is_name(&part.replace('.', "-")));
+    if !path.exists() && is_id {
+        Origin::Hub(format!("hf://{model}@main"))
+    } else {
+        Origin::Path(path.to_owned())
+    }
+}
+
+/// The files that a path names, whose last part may be a pattern.
+fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let name = pattern.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if pattern.exists() || !name.contains('*') {
+        return Ok(vec![pattern.to_owned()]);
+    }
+    let folder = pattern.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_file() && path.file_name().is_some_and(|own| fits(&own.to_string_lossy(), &name)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    anyhow::ensure!(!found.is_empty(), "{}: no file fits the pattern", pattern.display());
+    Ok(found)
+}
+
+/// Whether a name fits a pattern, in which `*` stands for any text.
+fn fits(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|left| {
+            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| fits(&left[at..], rest))
+        }),
+    }
+}
+
+/// What is written down, and every choice that changes numbers as a note.
+fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Project, Failure> {
+    let Found { images, model: known, lora, pictures, notes } = found;
+    let from_model = known.as_ref().and_then(|model| model.pixels);
+    let pixels = own.pixels.or(from_model).unwrap_or(512);
+    if own.pixels.or(from_model).is_none() {
+        notes.push(format!("the size of the model's images is not known: {pixels} is written to `latents.pixels`; --pixels sets it"));
+    }
+    if let Some(side) = lora.as_ref().and_then(|lora| lora.pixels).filter(|side| *side != pixels) {
+        notes.push(format!(
+            "the LoRA says that it was trained with {side} pixels, and `latents.pixels` is {pixels}"
+        ));
+    }
+    notes.extend(lora.iter().flat_map(|lora| lora.notes.iter().cloned()));
+    if let Some(lora) = lora {
+        let said = [("min-SNR gamma", lora.snr_gamma), ("noise offset", lora.noise_offset)];
+        for (what, value) in said.into_iter().filter_map(|(what, value)| Some((what, value?))) {
+            notes.push(format!(
+                "the LoRA says that it was trained with a {what} of {value}: written to `objective`"
+            ));
+        }
+        if lora.text_encoder {
+            notes.push("the LoRA changes the text encoder as well: captions are encoded with it".to_owned());
+        }
+    }
+    if images.without > 0 {
+        notes.push(format!(
+            "{} of {} images have no caption, for instance {}: they are left out; `data.missing` changes that",
+            images.without, images.images, images.example
+        ));
+    }
+    if images.upright {
+        notes.push(
+            "images are turned as their EXIF orientation says, as the library of this form does: `latents.orientation`".to_owned(),
+        );
+    }
+    let count = images.images - images.without;
+    if count == 0 {
+        return Err(Failure::Refused(format!("none of {} images has a caption", images.images)));
+    }
+    if count < 50 {
+        notes.push(format!("with {count} images the Fisher information is noisy: `unlearn.relative_damping` keeps small values from counting"));
+    }
+    if count > 200_000 {
+        notes.push(format!(
+            "{count} images take long: `top_k` of `influence` finds the most influential ones with less work"
+        ));
+    }
+    let mut queries = Vec::new();
+    for (file, picture) in pictures {
+        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let safe: String = stem
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
+            .collect();
+        let caption =
+            picture.caption.as_ref().map(|(caption, _)| caption.clone()).or_else(|| own.caption.clone());
+        let Some(caption) = caption else {
+            return Err(Failure::Refused(format!(
+                "{}: no caption in its metadata, and no {} beside it: give one by --caption",
+                file.display(),
+                file.with_extension("txt").display()
+            )));
+        };
+        notes.extend(picture.notes.iter().map(|note| format!("{}: {note}", file.display())));
+        let taken = queries.iter().filter(|query: &&Query| query.name.starts_with(&safe)).count();
+        let name = if taken == 0 { safe } else { format!("{safe}-{}", taken + 1) };
+        queries.push(Query { name, caption, picture: Some(file.clone()) });
+    }
+    if queries.is_empty() {
+        let caption = own.caption.clone().ok_or_else(|| {
+            Failure::Usage(
+                "nothing to attribute: give pictures by --query, or a --caption to draw one from".to_owned(),
+            )
+        })?;
+        queries.push(Query { name: "drawn".to_owned(), caption, picture: None });
+    }
+    Ok(Project {
+        name: name.to_owned(),
+        images: own.images.clone().unwrap_or_default(),
+        model: origin(model),
+        config: own.config.clone(),
+        lora: own.lora.clone(),
+        queries,
+        pixels,
+        count,
+        captions: images.captions.clamp(1, 5),
+        skip: images.without > 0,
+        upright: images.upright,
+        snr_gamma: lora.as_ref().and_then(|lora| lora.snr_gamma),
+        noise_offset: lora.as_ref().and_then(|lora| lora.noise_offset),
+    })
+}
+
+/// What was found, a line each.
+fn lines(own: &Own, project: &Project, found: &Found) -> String {
+    let Found { images, model, lora, pictures, notes } = found;
+    let with = images.images - images.without;
+    let each =
+        if images.captions > 1 { format!(", at least {} each", images.captions) } else { String::new() };
+    let mut lines = vec![format!(
+        "images   {}   {} images, {with} with captions ({}{each})",
+        project.images.display(),
+        images.images,
+        images.form
+    )];
+    lines.push(match (&project.model, model) {
+        (Origin::Path(path), Some(look)) => {
+            format!("model    {}   {}, {} px", path.display(), look.what, project.pixels)
+        }
+        (Origin::Path(path), None) => format!("model    {}", path.display()),
+        (Origin::Hub(address), _) => {
+            let given = own.model.as_deref().unwrap_or_default();
+            let why = if given.starts_with("hf://") {
+                String::new()
+            } else {
+                format!("; there is no folder {given} here")
+            };
+            format!("model    {address}   from the Hub, when it runs{why}")
+        }
+    });
+    if let (Some(path), Some(look)) = (&project.lora, lora) {
+        lines.push(format!("lora     {}   {}", path.display(), look.what));
+    }
+    for (query, picture) in
+        project.queries.iter().zip(pictures.iter().map(Some).chain(std::iter::repeat(None)))
+    {
+        lines.push(match picture {
+            Some((file, look)) => {
+                let from = look.caption.as_ref().map_or("from --caption", |(_, from)| from);
+                let [width, height] = look.size;
+                format!("query    {}   {:?} ({from}), {width} x {height}", file.display(), query.caption)
+            }
+            None => format!("query    to be drawn from {:?}", query.caption),
+        });
+    }
+    lines.extend(notes.iter().map(|note| format!("note     {note}")));
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn as_json(project: &Project, found: &Found) -> serde_json::Value {
+    let queries = project
+        .queries
+        .iter()
+        .map(|query| json!({ "name": query.name, "caption": query.caption, "picture": query.picture }));
+    json!({
+        "name": project.name,
+        "images": {
+            "path": project.images, "form": found.images.form, "images": found.images.images,
+            "without_caption": found.images.without, "captions": found.images.captions,
+        },
+        "model": { "source": project.model.written(), "what": found.model.as_ref().map(|model| &model.what) },
+        "lora": found.lora.as_ref().map(|lora| json!({ "path": project.lora, "what": lora.what })),
+        "queries": queries.collect::<Vec<_>>(),
+        "pixels": project.pixels,
+        "notes": found.notes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_stand_for_any_text() {
+        for (name, pattern, expected) in [
+            ("a.png", "*.png", true),
+            ("a.jpg", "*.png", false),
+            ("abc.png", "a*c*", true),
+            ("ac", "a*c", true),
+            ("ab", "a*c", false),
+            ("é.png", "*png", true),
+        ] {
+            assert_eq!(fits(name, pattern), expected, "{name} {pattern}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_of_the_hub_only_where_there_is_no_such_path() {
+        let written = |model| origin(model).written();
+        assert_eq!(written("OWNER/some.model-1"), "hf://OWNER/some.model-1@main");
+        assert_eq!(written("hf://OWNER/NAME@abc"), "hf://OWNER/NAME@abc");
+        assert_eq!(written("hf://OWNER/NAME"), "hf://OWNER/NAME@main");
+        assert_eq!(written("./OWNER/NAME"), "./OWNER/NAME");
+        assert_eq!(written("src/cli"), "src/cli");
+        assert_eq!(written("a b/c"), "a b/c");
+    }
+}

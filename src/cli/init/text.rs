@@ -1,0 +1,236 @@
+//! The text of a pipeline and its config for one's own data. Both say every choice that changes numbers.
+
+use std::path::{Path, PathBuf};
+
+/// Where a model is.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// On this machine.
+    Path(PathBuf),
+    /// On the Hugging Face Hub: `hf://OWNER/NAME@REVISION`.
+    Hub(String),
+}
+
+impl Origin {
+    /// As it is written.
+    pub fn written(&self) -> String {
+        match self {
+            Origin::Path(path) => path.display().to_string(),
+            Origin::Hub(address) => address.clone(),
+        }
+    }
+}
+
+/// What is attributed.
+pub(super) struct Query {
+    pub name: String,
+    pub caption: String,
+    /// None for a picture that is drawn.
+    pub picture: Option<PathBuf>,
+}
+
+/// What the two files say.
+pub(super) struct Project {
+    pub name: String,
+    pub images: PathBuf,
+    pub model: Origin,
+    pub config: Option<PathBuf>,
+    pub lora: Option<PathBuf>,
+    pub queries: Vec<Query>,
+    pub pixels: u32,
+    /// Images with a caption.
+    pub count: usize,
+    pub captions: usize,
+    /// Whether images without a caption are left out.
+    pub skip: bool,
+    /// Whether images are turned as their EXIF orientation says.
+    pub upright: bool,
+    pub snr_gamma: Option<f64>,
+    pub noise_offset: Option<f64>,
+}
+
+/// A text as TOML writes it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// A path as the files in `pipelines/` and `configs/` write it.
+fn path(path: &Path) -> String {
+    let path = path.strip_prefix("./").unwrap_or(path);
+    quoted(
+        &if path.is_absolute() { path.to_path_buf() } else { Path::new("..").join(path) }.to_string_lossy(),
+    )
+}
+
+impl Project {
+    /// Whether the queries are pictures that exist.
+    fn has_pictures(&self) -> bool {
+        self.queries.iter().any(|query| query.picture.is_some())
+    }
+
+    /// The selection of weights, and why.
+    fn select(&self) -> (&'static str, &'static str) {
+        match self.lora {
+            Some(_) => ("lora", "The maps of the LoRA: what the training on these images has changed."),
+            None => ("cross-attn-kv", "Keys and values of the cross attention, as published."),
+        }
+    }
+}
+
+/// The config: hyperparameters, each with a comment.
+pub(super) fn config(project: &Project) -> String {
+    let Project { name, count, pixels, captions, .. } = project;
+    let (select, why) = project.select();
+    let mut text = format!(
+        "# The parameters of pipelines/{name}.toml. Each can be overridden for one run: --set loss.time_samples=5\n\
+         # `attrflow kinds KIND` explains each key.\n\n\
+         # What is attributed. `name` is what the results are called.\n"
+    );
+    for query in &project.queries {
+        text +=
+            &format!("[[queries]]\nname = {}\ncaption = {}\n", quoted(&query.name), quoted(&query.caption));
+        text += &match &query.picture {
+            Some(picture) => format!("image = {}\n\n", path(picture)),
+            None => "seed = 0\n\n".to_owned(),
+        };
+    }
+    let missing = if project.skip { "skip" } else { "refuse" };
+    let orientation = if project.upright { "apply" } else { "ignore" };
+    // Enough rows that the mean is steady on a small set, and one epoch on a large one.
+    let epochs = 1000usize.div_ceil(*count).max(1);
+    text += &format!(
+        "[data]\n# Images without a caption: `refuse`, `skip`, or `fill` with the text `caption`.\nmissing = \"{missing}\"\n\n\
+         [latents]\n# Height and width that images are resized to: what the model was trained with.\npixels = {pixels}\n\
+         # The number of captions per image that are embedded.\ncaptions = {captions}\n\
+         # What is done with EXIF orientations: `apply` turns the image, `ignore` does not, as kohya's scripts do it.\n\
+         orientation = \"{orientation}\"\n\n"
+    );
+    text += "# What the model was trained to minimise, beyond what its scheduler says.\n[objective]\n";
+    let (gamma, offset) = (project.snr_gamma, project.noise_offset.unwrap_or(0.0));
+    text += &gamma.map_or("# snr_gamma = 5.0\n".to_owned(), |gamma| format!("snr_gamma = {gamma:?}\n"));
+    text += &format!("noise_offset = {offset:?}\n\n");
+    text += &format!(
+        "[loss]\n# Timesteps per image; more make the scores steadier, at proportional cost.\ntime_samples = 10\ncaptions = 1\n\
+         noise = \"per_image\"\n\n\
+         [fisher]\n# Rounds through the {count} images, each and its mirror image with one random timestep.\nepochs = {epochs}\n\
+         batch_size = 32\n# {why}\nselect = \"{select}\"\n\n"
+    );
+    if !project.has_pictures() {
+        text += "[generate]\nsteps = 50\nguidance_scale = 7.5\n\n";
+    }
+    text += &format!(
+        "[unlearn]\n# How much the step should raise the query's own loss, as a share of it; the learning rate follows.\nrise = 0.3\n\
+         # Added to the Fisher information as a share of its mean, where it can be zero.\nrelative_damping = {damping}\n\
+         grad_accum_steps = 10\nbatch_size = 80\nselect = \"{select}\"\n\n\
+         [ranking]\n# How many of the most influential images the table lists and the picture shows.\nrows = {rows}\n\
+         images_shown = {shown}\n\n\
+         # How to compute. Nothing here is hashed, so no change runs a stage again.\n[run]\ndevice = \"auto\"\n",
+        damping = if project.lora.is_some() { "0.01" } else { "1e-6" },
+        rows = (*count).min(100),
+        shown = (*count).min(10),
+    );
+    text
+}
+
+/// The pipeline: stages and how they hang together.
+pub(super) fn pipeline(project: &Project) -> String {
+    let Project { name, .. } = project;
+    let mut text = format!(
+        "# Which of the images in {} made the model draw these pictures?\n\
+         # The parameters of the stages are in the config; `${{a.b}}` refers to it. `attrflow kinds KIND` explains a kind.\n\n\
+         config = \"../configs/{name}.toml\"\n\n",
+        project.images.display()
+    );
+    let source = match &project.model {
+        Origin::Path(model) => path(model),
+        Origin::Hub(address) => {
+            text += &format!(
+                "# The model. `attrflow.lock` pins what is downloaded.\n[stages.download]\nkind = \"download\"\n\n\
+                             [stages.download.params]\nfiles = [\n"
+            );
+            for file in [
+                "model_index.json",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/config.json",
+                "vae/diffusion_pytorch_model.safetensors",
+                "text_encoder/config.json",
+                "text_encoder/model.safetensors",
+                "tokenizer",
+                "scheduler",
+            ] {
+                text += &format!(
+                    "  {{ from = {}, to = \"model/{file}\" }},\n",
+                    quoted(&format!("{address}/{file}"))
+                );
+            }
+            text += "]\n\n";
+            "\"download.files/model\"".to_owned()
+        }
+    };
+    text += &format!("[stages.model]\nkind = \"model\"\n\n[stages.model.inputs]\nsource = {source}\n");
+    if let Some(config) = &project.config {
+        text += &format!("config = {}\n", path(config));
+    }
+    text += &format!(
+        "\n[stages.data]\nkind = \"dataset\"\nparams = \"${{data}}\"\ninputs = {{ source = {} }}\n\n",
+        path(&project.images)
+    );
+    let lora = project.lora.as_ref().map_or(String::new(), |lora| format!("lora = {}\n", path(lora)));
+    let encoders = format!(
+        "vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n{lora}"
+    );
+    let network = format!("unet = \"model.unet\"\n{lora}scheduler = \"model.scheduler\"\n");
+    let set = "latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
+    text += &format!(
+        "# Latents of the images, and embeddings of the captions.\n[stages.latents]\nkind = \"latents\"\nparams = \"${{latents}}\"\n\n\
+         [stages.latents.inputs]\nimages = \"data.images\"\ncaptions = \"data.captions\"\n{encoders}\n\
+         # The loss of each training image before anything is unlearned.\n[stages.pretrain_loss]\nkind = \"pretrain-loss\"\n\n\
+         [stages.pretrain_loss.params]\nper_timestep = true\n\n[stages.pretrain_loss.params.loss]\n\
+         time_samples = \"${{loss.time_samples}}\"\ncaptions = \"${{loss.captions}}\"\nnoise = \"${{loss.noise}}\"\n\
+         objective = \"${{objective}}\"\n\n[stages.pretrain_loss.inputs]\n{network}{set}\n\
+         # The Fisher information of each weight: it scales the unlearning step.\n[stages.fisher]\nkind = \"fisher\"\n\n\
+         [stages.fisher.params]\nepochs = \"${{fisher.epochs}}\"\nbatch_size = \"${{fisher.batch_size}}\"\n\
+         select = \"${{fisher.select}}\"\nobjective = \"${{objective}}\"\n\n[stages.fisher.inputs]\n{network}{set}\n\
+         # From here on once per query.\n\n"
+    );
+    let (latents, texts, picture) = match project.has_pictures() {
+        true => {
+            text += &format!(
+                "[stages.query]\nkind = \"query\"\neach = {{ query = \"${{queries}}\" }}\n\
+                 params = {{ caption = \"${{query.caption}}\" }}\ninputs = {{ image = \"${{query.image}}\" }}\n\n\
+                 # Encoded as the training images are.\n[stages.query_latents]\nkind = \"latents\"\n\
+                 each = {{ query = \"${{queries}}\" }}\n\
+                 params = {{ pixels = \"${{latents.pixels}}\", orientation = \"${{latents.orientation}}\", captions = 1 }}\n\n\
+                 [stages.query_latents.inputs]\nimages = \"query.images\"\ncaptions = \"query.captions\"\n{encoders}\n"
+            );
+            ("query_latents.latents", "query_latents.text_embeddings", "${query.image}")
+        }
+        false => {
+            text += &format!(
+                "[stages.generate]\nkind = \"generate\"\neach = {{ query = \"${{queries}}\" }}\n\n[stages.generate.params]\n\
+                 caption = \"${{query.caption}}\"\nseed = \"${{query.seed}}\"\nsteps = \"${{generate.steps}}\"\n\
+                 guidance_scale = \"${{generate.guidance_scale}}\"\n\n[stages.generate.inputs]\n{network}\
+                 vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n\n"
+            );
+            ("generate.latents", "generate.text_embeddings", "generate.images/0.png")
+        }
+    };
+    text += &format!(
+        "[stages.unlearn]\nkind = \"unlearn\"\neach = {{ query = \"${{queries}}\" }}\n\n[stages.unlearn.params]\n\
+         rise = \"${{unlearn.rise}}\"\nrelative_damping = \"${{unlearn.relative_damping}}\"\n\
+         grad_accum_steps = \"${{unlearn.grad_accum_steps}}\"\nbatch_size = \"${{unlearn.batch_size}}\"\n\
+         select = \"${{unlearn.select}}\"\nobjective = \"${{objective}}\"\n\n[stages.unlearn.inputs]\n{network}\
+         fisher = \"fisher.fisher\"\nlatents = \"{latents}\"\ntext_embeddings = \"{texts}\"\n\n\
+         # The loss parameters come from the stage on `pretrain_loss`: the two passes cannot differ.\n\
+         [stages.influence]\nkind = \"influence\"\neach = {{ query = \"${{queries}}\" }}\nparams = {{ per_timestep = true }}\n\n\
+         [stages.influence.inputs]\n{network}{set}weights = \"unlearn.weights\"\npretrain_loss = \"pretrain_loss.losses\"\n\
+         pretrain_loss_per_timestep = \"pretrain_loss.per_timestep\"\n\n\
+         [stages.ranking]\nkind = \"ranking\"\neach = {{ query = \"${{queries}}\" }}\n\n[stages.ranking.params]\n\
+         title = \"${{query.caption}}\"\nrows = \"${{ranking.rows}}\"\nimages_shown = \"${{ranking.images_shown}}\"\n\n\
+         [stages.ranking.inputs]\ninfluence = \"influence.influence\"\nrank = \"influence.rank\"\n\
+         per_timestep = \"influence.per_timestep\"\nweights = \"unlearn.weights\"\ncaptions = \"data.captions\"\n\
+         images = \"data.images\"\nquery = \"{picture}\"\n"
+    );
+    text
+}

@@ -1,0 +1,231 @@
+//! What a model, a LoRA, a training set or a picture is, from headers, names and first rows: for a new project.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::model::Model;
+use super::shared::check_inputs;
+use crate::io::dataset::{Form, Options, Source};
+use crate::io::lora::{Lora, Network};
+use crate::io::prompt;
+use crate::io::single_file;
+use crate::io::tensor_file::TensorFile;
+use crate::method::schedule::{Prediction, ScheduleConfig};
+use crate::models::unet::config::UNetConfig;
+use crate::models::weights::checkpoint;
+use attrflow_engine::kind::{Inputs, Stage as _};
+
+/// What is known of a model.
+#[derive(Debug, Clone)]
+pub struct ModelLook {
+    /// What it is, for people.
+    pub what: String,
+    /// The side of its images, if its configuration says.
+    pub pixels: Option<u32>,
+    /// The folder of its UNet's configuration.
+    unet: PathBuf,
+    /// The file of all weights, if it is one.
+    file: Option<PathBuf>,
+}
+
+/// Looks at a model in a folder or a file; `config` is that of a single file.
+///
+/// # Errors
+/// Whatever the stage `model` refuses.
+pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> {
+    let mut inputs = Inputs([("source".to_owned(), source.to_owned())].into());
+    inputs.0.extend(config.map(|config| ("config".to_owned(), config.to_owned())));
+    Model {}.validate_inputs(&inputs)?;
+    let folder = config.unwrap_or(source);
+    let unet = check_inputs::unet(&folder.join("unet"))?;
+    let family = match unet.cross_attention_dim {
+        768 => "Stable Diffusion 1".to_owned(),
+        1024 => "Stable Diffusion 2".to_owned(),
+        width => format!("a network with texts of {width} numbers"),
+    };
+    let schedule = ScheduleConfig::load(&folder.join("scheduler"))?;
+    let predicts = if schedule.prediction_type == Prediction::V { "predicts v" } else { "predicts noise" };
+    let weights = match config {
+        Some(_) => source.to_owned(),
+        None => checkpoint::find(&folder.join("unet"))?,
+    };
+    let file = TensorFile::open(&weights)?;
+    let dtype = file.headers().first().map(|header| header.dtype.to_string()).unwrap_or_default();
+    let form = if config.is_some() { ", single file" } else { "" };
+    Ok(ModelLook {
+        what: format!("{family}, {dtype}, {predicts}{form}"),
+        pixels: pixels(&unet, &folder.join("vae")),
+        unet: folder.join("unet"),
+        file: config.is_some().then_some(weights),
+    })
+}
+
+/// The side of the images that a network is meant for.
+fn pixels(unet: &UNetConfig, vae: &Path) -> Option<u32> {
+    let side = u32::try_from(unet.latent_shape()?[1]).ok()?;
+    let vae = crate::models::vae::VaeConfig::read(&vae.join("config.json")).ok()?;
+    Some(side << (vae.block_out_channels.len().saturating_sub(1)))
+}
+
+/// What is known of a LoRA.
+#[derive(Debug, Clone)]
+pub struct LoraLook {
+    /// What it is, for people.
+    pub what: String,
+    /// The settings of its training that a project has too, as they are written: min-SNR gamma, noise offset.
+    pub snr_gamma: Option<f64>,
+    /// See above.
+    pub noise_offset: Option<f64>,
+    /// The side of its training images.
+    pub pixels: Option<u32>,
+    /// Whether it changes the text encoder.
+    pub text_encoder: bool,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Looks at a LoRA of a model.
+///
+/// # Errors
+/// A file that is no LoRA, is of a kind that is not supported, or does not fit the model.
+pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
+    let unet = match &model.file {
+        // A single file has the UNet's tensors under other names.
+        Some(file) => single_file_headers(file)?,
+        None => TensorFile::open(checkpoint::find(&model.unet)?)?.headers().to_vec(),
+    };
+    let lora = Lora::open(path, Network::Unet, &unet)?;
+    let text = lora.file().headers().iter().filter(|header| {
+        ["text_encoder.", "lora_te_", "lora_te1_"].iter().any(|prefix| header.name.starts_with(prefix))
+    });
+    let text = text.count();
+    let ranks: std::collections::BTreeSet<usize> =
+        lora.adapters.iter().map(|adapter| adapter.shapes[0][0]).collect();
+    let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    let encoder = if text > 0 { "and some of the text encoder" } else { "none of the text encoder" };
+    let training = lora.training();
+    let number = |key: &str| training.get(key).and_then(|value| value.parse::<f64>().ok());
+    let mut notes = Vec::new();
+    if let Some(skip) = number("clip_skip").filter(|skip| *skip > 1.0) {
+        notes.push(format!(
+            "it was trained with clip skip {skip}, and the text encoder's last layer is used here"
+        ));
+    }
+    if training.get("shuffle_caption") == Some(&"True") {
+        notes
+            .push("its training shuffled the tags of captions, which are read here as they stand".to_owned());
+    }
+    if training.get("zero_terminal_snr") == Some(&"True") {
+        notes.push(
+            "it was trained with a zero terminal SNR: the scheduler needs `rescale_betas_zero_snr`"
+                .to_owned(),
+        );
+    }
+    let side = |text: &&str| text.trim_matches(['(', ')']).split(',').next()?.trim().parse().ok();
+    Ok(LoraLook {
+        what: format!("rank {}, {} layers of the UNet, {encoder}", ranks.join(" and "), lora.adapters.len()),
+        snr_gamma: number("min_snr_gamma"),
+        noise_offset: number("noise_offset").filter(|offset| *offset > 0.0),
+        pixels: training.get("resolution").and_then(side),
+        text_encoder: text > 0,
+        notes,
+    })
+}
+
+/// The UNet's tensors in a single file, by the names of a folder.
+fn single_file_headers(file: &Path) -> anyhow::Result<Vec<crate::io::tensor_file::Header>> {
+    let file = TensorFile::open(file)?;
+    let headers: Vec<single_file::Header<'_>> = file
+        .headers()
+        .iter()
+        .map(|header| single_file::Header { name: &header.name, shape: &header.shape })
+        .collect();
+    let parts = single_file::plan(&headers).with_context(|| file.path().display().to_string())?;
+    let header = |(name, piece): (String, single_file::Piece)| crate::io::tensor_file::Header {
+        name,
+        dtype: crate::io::Dtype::F32,
+        shape: piece.shape,
+    };
+    Ok(parts.unet.into_iter().map(header).collect())
+}
+
+/// What is known of a training set.
+#[derive(Debug, Clone, Default)]
+pub struct ImagesLook {
+    /// The name of its form.
+    pub form: &'static str,
+    /// Whether its form applies EXIF orientations when it is read by its own library.
+    pub upright: bool,
+    /// Images, those without a caption too.
+    pub images: usize,
+    /// The fewest captions of an image that has any.
+    pub captions: usize,
+    /// Images without a caption: how many, and the first.
+    pub without: usize,
+    /// The first of them.
+    pub example: String,
+}
+
+/// Counts the images and captions of a training set.
+///
+/// # Errors
+/// Whatever the stage `dataset` refuses.
+pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
+    let source = Source { path: source, captions: None };
+    let form = source.form()?;
+    let mut look = ImagesLook {
+        form: form.name(),
+        upright: matches!(form, Form::ImageFolder | Form::Parquet),
+        ..ImagesLook::default()
+    };
+    source.read(form, &Options::default(), &mut |item| {
+        look.images += 1;
+        let fewest = if look.captions == 0 { usize::MAX } else { look.captions };
+        if !item.captions.is_empty() {
+            look.captions = fewest.min(item.captions.len());
+        } else {
+            look.without += 1;
+            if look.without == 1 {
+                look.example = item.name;
+            }
+        }
+        Ok(())
+    })?;
+    anyhow::ensure!(look.images > 0, "{}: no images", source.path.display());
+    Ok(look)
+}
+
+/// What is known of a picture.
+#[derive(Debug, Clone)]
+pub struct PictureLook {
+    /// Width and height.
+    pub size: [u32; 2],
+    /// Its caption, and where that is from.
+    pub caption: Option<(String, &'static str)>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Looks at a picture: its caption is what it says itself, or the first line of the text file beside it.
+///
+/// # Errors
+/// A file that is no picture, or one that says several texts.
+pub fn picture(file: &Path) -> anyhow::Result<PictureLook> {
+    let bytes = fs_err::read(file)?;
+    let size =
+        crate::io::image::dimensions(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
+    let mut notes = Vec::new();
+    let mut caption = None;
+    if let Some(found) = prompt::read(file)? {
+        notes.extend(found.warnings);
+        caption = Some((found.prompt, "from the picture"));
+    }
+    let beside = file.with_extension("txt");
+    if caption.is_none() && beside.is_file() {
+        let text = fs_err::read_to_string(&beside)?;
+        caption = text.lines().next().map(|line| (line.trim().to_owned(), "from the text file beside it"));
+    }
+    caption = caption.filter(|(text, _)| !text.is_empty());
+    Ok(PictureLook { size, caption, notes })
+}
