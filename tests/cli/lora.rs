@@ -108,10 +108,10 @@ fn a_lora_is_trained_and_attributed_by_every_selection() {
     assert!(lora.metadata("lora_adapter_metadata").unwrap().contains("\"unet.lora_alpha\":4.0"));
     let mut scores = Vec::new();
     for (select, maps) in [("lora", true), ("lora-kv", true), ("cross-attn-kv", false)] {
-        let weights = project.path(&format!("results/lora/forget/{select}/unlearned.safetensors"));
+        let weights = project.path(format!("results/lora/forget/{select}/unlearned.safetensors"));
         let names = TensorFile::open(weights).unwrap();
         assert!(names.headers().iter().all(|header| header.name.contains(".lora_") == maps), "{select}");
-        let score = Npy::open(project.path(&format!("results/lora/score/{select}/influence.npy"))).unwrap();
+        let score = Npy::open(project.path(format!("results/lora/score/{select}/influence.npy"))).unwrap();
         let mut values = Vec::new();
         score.read_f32(0..score.rows(), &mut values).unwrap();
         assert!(values.len() == 6 && values.iter().all(|value| value.is_finite()), "{select}");

@@ -28,6 +28,7 @@ mod export;
 mod graph;
 mod images;
 mod index_entries;
+mod init_own;
 mod inputs;
 mod interrupt;
 mod kill;

@@ -22,10 +22,8 @@ const IGNORE: (&str, &str) = (".gitignore", "/cache/\n/results/\n");
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
-    attrflow init\n  \
     attrflow init my-project\n  \
-    attrflow init cats --images ./cats --model ./sd15 --lora ./cats.safetensors --query 'out/*.png'\n  \
-    attrflow init art --images ./art --model OWNER/NAME --caption 'a red boat'")]
+    attrflow init cats --images ./cats --model ./sd15 --lora ./cats.safetensors --query 'out/*.png'")]
 pub(super) struct Args {
     /// The folder of a project to be filled in; with --images, the name of the pipeline
     #[arg(default_value = ".")]

@@ -17,9 +17,9 @@ use attrflow_engine::kind::Registry;
 
 #[derive(Debug, Default, Args)]
 pub(super) struct Own {
-    /// Your training images, with captions: a folder, or a .parquet or .tar file
+    /// Your training images, with captions: a folder, a .parquet or .tar file, or hf://datasets/OWNER/NAME@REVISION/PATH
     #[arg(long, value_name = "PATH")]
-    pub images: Option<PathBuf>,
+    pub images: Option<String>,
     /// Your model: a diffusers folder, a .safetensors or .ckpt file, or OWNER/NAME or hf://OWNER/NAME@REVISION on the Hub
     #[arg(long, requires = "images")]
     model: Option<String>,
@@ -48,7 +48,8 @@ pub(super) struct Own {
 
 /// What was found.
 struct Found {
-    images: ImagesLook,
+    /// None where they are on the Hub.
+    images: Option<ImagesLook>,
     /// None where it is on the Hub.
     model: Option<ModelLook>,
     lora: Option<LoraLook>,
@@ -111,8 +112,10 @@ fn is_name(name: &str) -> bool {
 
 /// Looks at everything that is on this machine.
 fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
-    let source = own.images.as_deref().unwrap_or(Path::new("."));
-    let images = look::images(source)?;
+    let images = match images_of(own) {
+        Origin::Path(path) => Some(look::images(&path)?),
+        Origin::Hub(_) => None,
+    };
     let model = match origin(model) {
         Origin::Path(path) => {
             anyhow::ensure!(
@@ -139,6 +142,16 @@ fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
         }
     }
     Ok(Found { images, model, lora, pictures, notes: Vec::new() })
+}
+
+/// Where the images are: on the Hub only if that is said.
+fn images_of(own: &Own) -> Origin {
+    let written = own.images.as_deref().unwrap_or(".");
+    if written.starts_with("hf://") {
+        Origin::Hub(written.to_owned())
+    } else {
+        Origin::Path(PathBuf::from(written))
+    }
 }
 
 /// Where a model is: on this machine if there is such a path, else on the Hub if it is written as a name there is.
@@ -211,28 +224,14 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
             notes.push("the LoRA changes the text encoder as well: captions are encoded with it".to_owned());
         }
     }
-    if images.without > 0 {
-        notes.push(format!(
-            "{} of {} images have no caption, for instance {}: they are left out; `data.missing` changes that",
-            images.without, images.images, images.example
-        ));
-    }
-    if images.upright {
-        notes.push(
-            "images are turned as their EXIF orientation says, as the library of this form does: `latents.orientation`".to_owned(),
-        );
-    }
-    let count = images.images - images.without;
-    if count == 0 {
-        return Err(Failure::Refused(format!("none of {} images has a caption", images.images)));
-    }
-    if count < 50 {
-        notes.push(format!("with {count} images the Fisher information is noisy: `unlearn.relative_damping` keeps small values from counting"));
-    }
-    if count > 200_000 {
-        notes.push(format!(
-            "{count} images take long: `top_k` of `influence` finds the most influential ones with less work"
-        ));
+    let count = images.as_ref().map(|images| images.images - images.without);
+    match images {
+        Some(images) => images_notes(images, notes)?,
+        None => notes.push(
+            "the images are looked at when they are there: each needs a caption (`data.missing`), of which the first is taken \
+             (`latents.captions`)"
+                .to_owned(),
+        ),
     }
     let mut queries = Vec::new();
     for (file, picture) in pictures {
@@ -265,33 +264,69 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     }
     Ok(Project {
         name: name.to_owned(),
-        images: own.images.clone().unwrap_or_default(),
+        images: images_of(own),
         model: origin(model),
         config: own.config.clone(),
         lora: own.lora.clone(),
         queries,
         pixels,
         count,
-        captions: images.captions.clamp(1, 5),
-        skip: images.without > 0,
-        upright: images.upright,
+        captions: images.as_ref().map_or(1, |images| images.captions.clamp(1, 5)),
+        skip: images.as_ref().is_some_and(|images| images.without > 0),
+        upright: images.as_ref().is_some_and(|images| images.upright),
         snr_gamma: lora.as_ref().and_then(|lora| lora.snr_gamma),
         noise_offset: lora.as_ref().and_then(|lora| lora.noise_offset),
     })
 }
 
+/// What changes numbers, or is hard to see.
+fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Failure> {
+    if images.without > 0 {
+        notes.push(format!(
+            "{} of {} images have no caption, for instance {}: they are left out; `data.missing` changes that",
+            images.without, images.images, images.example
+        ));
+    }
+    if images.upright {
+        notes.push(
+            "images are turned as their EXIF orientation says, as the library of this form does: `latents.orientation`".to_owned(),
+        );
+    }
+    let count = images.images - images.without;
+    if count == 0 {
+        return Err(Failure::Refused(format!("none of {} images has a caption", images.images)));
+    }
+    if count < 50 {
+        notes.push(format!("with {count} images the Fisher information is noisy: `unlearn.relative_damping` keeps small values from counting"));
+    }
+    if count > 200_000 {
+        notes.push(format!(
+            "{count} images take long: `top_k` of `influence` finds the most influential ones with less work"
+        ));
+    }
+    Ok(())
+}
+
 /// What was found, a line each.
 fn lines(own: &Own, project: &Project, found: &Found) -> String {
     let Found { images, model, lora, pictures, notes } = found;
-    let with = images.images - images.without;
-    let each =
-        if images.captions > 1 { format!(", at least {} each", images.captions) } else { String::new() };
-    let mut lines = vec![format!(
-        "images   {}   {} images, {with} with captions ({}{each})",
-        project.images.display(),
-        images.images,
-        images.form
-    )];
+    let mut lines = vec![match (&project.images, images) {
+        (Origin::Path(path), Some(images)) => {
+            let with = images.images - images.without;
+            let each = if images.captions > 1 {
+                format!(", at least {} each", images.captions)
+            } else {
+                String::new()
+            };
+            let form = images.form;
+            format!(
+                "images   {}   {} images, {with} with captions ({form}{each})",
+                path.display(),
+                images.images
+            )
+        }
+        (origin, _) => format!("images   {}   from the Hub, when it runs", origin.written()),
+    }];
     lines.push(match (&project.model, model) {
         (Origin::Path(path), Some(look)) => {
             format!("model    {}   {}, {} px", path.display(), look.what, project.pixels)
@@ -334,8 +369,11 @@ fn as_json(project: &Project, found: &Found) -> serde_json::Value {
     json!({
         "name": project.name,
         "images": {
-            "path": project.images, "form": found.images.form, "images": found.images.images,
-            "without_caption": found.images.without, "captions": found.images.captions,
+            "source": project.images.written(),
+            "form": found.images.as_ref().map(|images| images.form),
+            "images": found.images.as_ref().map(|images| images.images),
+            "without_caption": found.images.as_ref().map(|images| images.without),
+            "captions": project.captions,
         },
         "model": { "source": project.model.written(), "what": found.model.as_ref().map(|model| &model.what) },
         "lora": found.lora.as_ref().map(|lora| json!({ "path": project.lora, "what": lora.what })),

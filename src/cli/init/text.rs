@@ -32,14 +32,14 @@ pub(super) struct Query {
 /// What the two files say.
 pub(super) struct Project {
     pub name: String,
-    pub images: PathBuf,
+    pub images: Origin,
     pub model: Origin,
     pub config: Option<PathBuf>,
     pub lora: Option<PathBuf>,
     pub queries: Vec<Query>,
     pub pixels: u32,
-    /// Images with a caption.
-    pub count: usize,
+    /// Images with a caption, if they can be counted.
+    pub count: Option<usize>,
     pub captions: usize,
     /// Whether images without a caption are left out.
     pub skip: bool,
@@ -48,6 +48,19 @@ pub(super) struct Project {
     pub snr_gamma: Option<f64>,
     pub noise_offset: Option<f64>,
 }
+
+/// The files of a model on the Hub: what is read of its folder.
+const MODEL: [&str; 9] = [
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer",
+    "scheduler",
+];
 
 /// A text as TOML writes it.
 fn quoted(text: &str) -> String {
@@ -79,7 +92,9 @@ impl Project {
 
 /// The config: hyperparameters, each with a comment.
 pub(super) fn config(project: &Project) -> String {
-    let Project { name, count, pixels, captions, .. } = project;
+    let Project { name, pixels, captions, .. } = project;
+    // A set that is not there yet is taken for a large one.
+    let count = project.count.unwrap_or(1000);
     let (select, why) = project.select();
     let mut text = format!(
         "# The parameters of pipelines/{name}.toml. Each can be overridden for one run: --set loss.time_samples=5\n\
@@ -97,7 +112,7 @@ pub(super) fn config(project: &Project) -> String {
     let missing = if project.skip { "skip" } else { "refuse" };
     let orientation = if project.upright { "apply" } else { "ignore" };
     // Enough rows that the mean is steady on a small set, and one epoch on a large one.
-    let epochs = 1000usize.div_ceil(*count).max(1);
+    let epochs = 1000usize.div_ceil(count).max(1);
     text += &format!(
         "[data]\n# Images without a caption: `refuse`, `skip`, or `fill` with the text `caption`.\nmissing = \"{missing}\"\n\n\
          [latents]\n# Height and width that images are resized to: what the model was trained with.\npixels = {pixels}\n\
@@ -112,7 +127,7 @@ pub(super) fn config(project: &Project) -> String {
     text += &format!(
         "[loss]\n# Timesteps per image; more make the scores steadier, at proportional cost.\ntime_samples = 10\ncaptions = 1\n\
          noise = \"per_image\"\n\n\
-         [fisher]\n# Rounds through the {count} images, each and its mirror image with one random timestep.\nepochs = {epochs}\n\
+         [fisher]\n# Rounds through the images, each and its mirror image with one random timestep.\nepochs = {epochs}\n\
          batch_size = 32\n# {why}\nselect = \"{select}\"\n\n"
     );
     if !project.has_pictures() {
@@ -126,8 +141,8 @@ pub(super) fn config(project: &Project) -> String {
          images_shown = {shown}\n\n\
          # How to compute. Nothing here is hashed, so no change runs a stage again.\n[run]\ndevice = \"auto\"\n",
         damping = if project.lora.is_some() { "0.01" } else { "1e-6" },
-        rows = (*count).min(100),
-        shown = (*count).min(10),
+        rows = count.min(100),
+        shown = count.min(10),
     );
     text
 }
@@ -139,42 +154,37 @@ pub(super) fn pipeline(project: &Project) -> String {
         "# Which of the images in {} made the model draw these pictures?\n\
          # The parameters of the stages are in the config; `${{a.b}}` refers to it. `attrflow kinds KIND` explains a kind.\n\n\
          config = \"../configs/{name}.toml\"\n\n",
-        project.images.display()
+        project.images.written()
     );
+    let mut downloads = Vec::new();
+    let images = match &project.images {
+        Origin::Path(images) => path(images),
+        Origin::Hub(address) => {
+            downloads.push((address.clone(), "images".to_owned()));
+            "\"download.files/images\"".to_owned()
+        }
+    };
     let source = match &project.model {
         Origin::Path(model) => path(model),
         Origin::Hub(address) => {
-            text += &format!(
-                "# The model. `attrflow.lock` pins what is downloaded.\n[stages.download]\nkind = \"download\"\n\n\
-                             [stages.download.params]\nfiles = [\n"
-            );
-            for file in [
-                "model_index.json",
-                "unet/config.json",
-                "unet/diffusion_pytorch_model.safetensors",
-                "vae/config.json",
-                "vae/diffusion_pytorch_model.safetensors",
-                "text_encoder/config.json",
-                "text_encoder/model.safetensors",
-                "tokenizer",
-                "scheduler",
-            ] {
-                text += &format!(
-                    "  {{ from = {}, to = \"model/{file}\" }},\n",
-                    quoted(&format!("{address}/{file}"))
-                );
-            }
-            text += "]\n\n";
+            downloads.extend(MODEL.map(|file| (format!("{address}/{file}"), format!("model/{file}"))));
             "\"download.files/model\"".to_owned()
         }
     };
+    if !downloads.is_empty() {
+        text += "# From the Hugging Face Hub. `attrflow.lock` pins what is downloaded.\n[stages.download]\nkind = \"download\"\n\n\
+                 [stages.download.params]\nfiles = [\n";
+        for (from, to) in downloads {
+            text += &format!("  {{ from = {}, to = {} }},\n", quoted(&from), quoted(&to));
+        }
+        text += "]\n\n";
+    }
     text += &format!("[stages.model]\nkind = \"model\"\n\n[stages.model.inputs]\nsource = {source}\n");
     if let Some(config) = &project.config {
         text += &format!("config = {}\n", path(config));
     }
     text += &format!(
-        "\n[stages.data]\nkind = \"dataset\"\nparams = \"${{data}}\"\ninputs = {{ source = {} }}\n\n",
-        path(&project.images)
+        "\n[stages.data]\nkind = \"dataset\"\nparams = \"${{data}}\"\ninputs = {{ source = {images} }}\n\n"
     );
     let lora = project.lora.as_ref().map_or(String::new(), |lora| format!("lora = {}\n", path(lora)));
     let encoders = format!(

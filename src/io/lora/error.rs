@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::Network;
+use super::keys::Network;
 use crate::io::json::JsonError;
 use crate::io::tensor_file::TensorFileError;
 

@@ -6,7 +6,7 @@ mod notes;
 use std::path::{Path, PathBuf};
 
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
+use super::shared::network::{LORA, TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
 use super::shared::{check_inputs, check_outputs, device, expected, ranges};
 use crate::io::captions::coco::Captions;
 use crate::io::npy::{Dtype, writer};
@@ -110,6 +110,7 @@ impl Kind for Latents {
             VAE,
             TEXT_ENCODER,
             TOKENIZER,
+            LORA,
         ],
         outputs: &[
             Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),

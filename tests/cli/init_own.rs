@@ -1,0 +1,128 @@
+//! `init` for one's own data: what it finds and says, the files that it writes, and that they run as they are.
+
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use crate::project::{DEMO, Project, Ran, copy};
+
+const LORA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/lora/kohya.safetensors");
+
+/// A folder with four images in `own/`, the demo's model in `model/`, and a picture with a text beside it.
+fn project() -> Project {
+    let project = Project::new(1);
+    fs_err::create_dir(project.path("own")).unwrap();
+    for name in ["01-grin", "05-fox", "09-apple", "12-strawberry"] {
+        for ending in ["png", "txt"] {
+            let file = format!("{name}.{ending}");
+            fs_err::copy(Path::new(DEMO).join("lora/images").join(&file), project.path("own").join(&file))
+                .unwrap();
+        }
+    }
+    copy(&Path::new(DEMO).join("model"), &project.path("model"));
+    project.write("out/fox.txt", "a blim emoji of fox\n");
+    fs_err::copy(project.path("own/05-fox.png"), project.path("out/fox.png")).unwrap();
+    project
+}
+
+const INIT: [&str; 6] = ["init", "own", "--images", "./own", "--model", "model"];
+
+fn init(project: &Project, more: &[&str]) -> Ran {
+    project.attrflow(INIT.iter().chain(more))
+}
+
+#[test]
+fn two_commands_lead_from_a_folder_to_a_ranking() {
+    let project = project();
+    let ran = init(&project, &["--query", "out/*.png"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for line in [
+        "images   ./own   4 images, 4 with captions (sidecar)",
+        "model    model   a network with texts of 64 numbers, float32, predicts noise, 32 px",
+        "query    out/fox.png   \"a blim emoji of fox\" (from the text file beside it), 64 x 64",
+        "note     with 4 images the Fisher information is noisy",
+        "wrote    pipelines/own.toml, configs/own.toml",
+        "next     attrflow run pipelines/own.toml",
+    ] {
+        assert!(ran.out.contains(line), "{line}: {}", ran.out);
+    }
+    let quick =
+        ["fisher.epochs=1", "unlearn.grad_accum_steps=1", "unlearn.batch_size=4", "loss.time_samples=2"];
+    let sets = quick.iter().flat_map(|set| ["--set", set]);
+    let ran = project.attrflow(["run", "pipelines/own.toml"].into_iter().chain(sets));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let table = fs_err::read_to_string(project.path("results/own/ranking/fox/top.csv")).unwrap();
+    assert_eq!(table.lines().count(), 5, "{table}");
+    // What exists is not changed.
+    let ran = init(&project, &["--caption", "a"]);
+    assert!(
+        ran.code == 1 && ran.err.contains("pipelines/own.toml and configs/own.toml already exist"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn without_a_picture_one_is_drawn_and_a_dry_run_writes_nothing() {
+    let project = project();
+    let ran = init(&project, &["--caption", "a blim emoji of \"cat\"", "--dry-run", "--json"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let found: Json = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&found["images"]["images"], &found["pixels"]), (&4.into(), &32.into()));
+    assert_eq!(found["queries"][0]["caption"], "a blim emoji of \"cat\"");
+    assert!(!project.path("pipelines/own.toml").exists() && !project.path("configs/own.toml").exists());
+    let ran = init(&project, &["--caption", "a blim emoji of \"cat\""]);
+    assert!(ran.code == 0 && ran.out.contains("generate[drawn]"), "{ran:?}");
+}
+
+#[test]
+fn what_cannot_be_used_is_said_before_anything_is_written() {
+    let project = project();
+    let refused = |args: &[&str], expected: &str| {
+        let ran = project.attrflow(args);
+        assert!(ran.code != 0 && ran.err.replace('\n', " ").contains(expected), "{expected}: {ran:?}");
+        assert!(!project.path("configs/own.toml").exists());
+    };
+    let with = |more: &[&'static str]| INIT.iter().chain(more).copied().collect::<Vec<_>>();
+    refused(&with(&[]), "nothing to attribute: give pictures by --query, or a --caption");
+    refused(&with(&["--query", "out/*.jpg"]), "no file fits the pattern");
+    refused(&with(&["--query", "own/../out/fox.txt"]), "fox.txt: ");
+    refused(&with(&["--caption", "a", "--lora", LORA]), "is the LoRA for another model?");
+    refused(&["init", "own", "--images", "own"], "`--images` needs `--model`");
+    refused(&["init", "own", "--images", "nowhere", "--model", "model", "--caption", "a"], "nowhere");
+    refused(
+        &["init", "a/b", "--images", "own", "--model", "model", "--caption", "a"],
+        "expected letters, digits",
+    );
+    refused(
+        &["init", "own", "--images", "own", "--model", "./OWNER/NAME", "--caption", "a"],
+        "of a model on the Hub, give OWNER/NAME",
+    );
+    fs_err::remove_file(project.path("out/fox.txt")).unwrap();
+    refused(&with(&["--query", "out/fox.png"]), "no caption in its metadata, and no out/fox.txt beside it");
+    // A model of the Hub is looked at when it is there; its address is written, and what it was taken for is said.
+    let hub = ["init", "own", "--images", "own", "--model", "OWNER/NAME", "--caption", "a", "--dry-run"];
+    let ran = project.attrflow(hub);
+    assert!(
+        ran.code == 0
+            && ran.out.contains(
+                "hf://OWNER/NAME@main   from the Hub, when it runs; there is no folder OWNER/NAME here"
+            ),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn images_without_captions_are_left_out_with_a_word() {
+    let project = project();
+    fs_err::remove_file(project.path("own/05-fox.txt")).unwrap();
+    let ran = init(&project, &["--caption", "a blim emoji of cat"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("4 images, 3 with captions"), "{ran:?}");
+    assert!(
+        ran.out
+            .contains("note     1 of 4 images have no caption, for instance 05-fox.png: they are left out"),
+        "{ran:?}"
+    );
+    let config = fs_err::read_to_string(project.path("configs/own.toml")).unwrap();
+    assert!(config.contains("missing = \"skip\""), "{config}");
+}
