@@ -43,6 +43,17 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
         kinds.push("unlearn");
     }
     let results = Results::of(&project, args, &kinds)?;
+    let adapted = results
+        .0
+        .iter()
+        .find(|(node, _, inputs)| node.kind().name == "unlearn" && inputs.contains_key("lora"));
+    if let Some((node, ..)) = adapted.filter(|_| args.unet.is_some()) {
+        let stage = &node.id;
+        let message = format!(
+            "the network of `{stage}` has a LoRA, which `--unet` cannot write: expected stages without one"
+        );
+        return Err(Failure::Refused(message));
+    }
     let refused = |error: ExportError| Failure::Refused(error.to_string());
     let mut batches = Vec::new();
     if let Some(folder) = &args.published {

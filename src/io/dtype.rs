@@ -40,6 +40,11 @@ const TABLE: [Row; 8] = [
 ];
 
 impl Dtype {
+    /// Whether it is a float type.
+    pub fn is_float(self) -> bool {
+        matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+
     fn row(self) -> &'static Row {
         // The table has the order of the enum; a test checks that.
         &TABLE[self as usize]

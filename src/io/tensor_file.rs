@@ -4,6 +4,8 @@
 
 mod shards;
 
+pub use shards::is_index;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
@@ -117,10 +119,15 @@ impl TensorFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TensorFileError> {
         let path = path.as_ref();
         if let Some(files) = shards::files(path)? {
-            let files = files.iter().map(Self::open).collect::<Result<Vec<_>, _>>()?;
+            let files = files.iter().map(|file| Self::single(file)).collect::<Result<Vec<_>, _>>()?;
             let headers = shards::headers(path, &files)?;
             return Ok(Self { path: path.into(), headers, form: Form::Shards(files) });
         }
+        Self::single(path)
+    }
+
+    /// The same for a file that holds its tensors itself.
+    fn single(path: &Path) -> Result<Self, TensorFileError> {
         if TorchFile::is_one(path)? {
             let file = TorchFile::open(path)?;
             let header = |t: &super::torch::TensorInfo| Header {

@@ -174,8 +174,8 @@ impl Dataset {
 /// The list as far as it is written.
 #[derive(Default)]
 struct List {
-    images: Vec<Json>,
-    annotations: Vec<Json>,
+    images: Entries,
+    annotations: Entries,
     digest: blake3::Hasher,
     /// All that were found, also those that are left out.
     found: usize,
@@ -186,6 +186,23 @@ struct List {
     unused: Vec<String>,
     /// The first name of each picture, by the digest of its bytes.
     seen: HashMap<blake3::Hash, String>,
+}
+
+/// A list in JSON, as text: a hundred thousand values in memory would take ten times as much.
+#[derive(Default)]
+struct Entries {
+    text: String,
+    count: usize,
+}
+
+impl Entries {
+    fn add(&mut self, entry: &Json) {
+        if self.count > 0 {
+            self.text.push(',');
+        }
+        self.text += &entry.to_string();
+        self.count += 1;
+    }
 }
 
 /// That there are enough.
@@ -200,7 +217,7 @@ impl Compute for Dataset {
         let form = self.form(&source)?;
         let mut list = List::default();
         let read = source.read(form, &self.options(), &mut |item| {
-            if self.limit.is_some_and(|limit| list.images.len() >= limit) {
+            if self.limit.is_some_and(|limit| list.images.count >= limit) {
                 return Err(Enough.into());
             }
             self.add(&mut list, item, &out.join(IMAGES))?;
@@ -227,18 +244,19 @@ impl Compute for Dataset {
                 list.without_caption.example()
             );
         }
-        ensure!(!list.images.is_empty(), "{}: no image is left of {}", source.path.display(), list.found);
+        ensure!(list.images.count > 0, "{}: no image is left of {}", source.path.display(), list.found);
         self.lines_for_people(&list).iter().for_each(|line| tracing::warn!("{line}"));
-        let mut text =
-            serde_json::to_vec(&json!({ "images": list.images, "annotations": list.annotations }))?;
-        text.push(b'\n');
-        fs_err::write(out.join("captions.json"), text)?;
+        let (annotations, images) = (&list.annotations.text, &list.images.text);
+        fs_err::write(
+            out.join("captions.json"),
+            format!("{{\"annotations\":[{annotations}],\"images\":[{images}]}}\n"),
+        )?;
         let mut report = serde_json::to_vec_pretty(&json!({
             "form": form.name(),
             "order": form.order(),
             "found": list.found,
-            "images": list.images.len(),
-            "captions": list.annotations.len(),
+            "images": list.images.count,
+            "captions": list.annotations.count,
             "without_caption": without,
             "duplicates": list.duplicates.total(),
             "digest": list.digest.finalize().to_string(),
@@ -295,17 +313,17 @@ impl Dataset {
         }
         let id: Json = match id {
             Some(id) => serde_json::from_str(&id)?,
-            None => json!(list.images.len() + 1),
+            None => json!(list.images.count + 1),
         };
         for part in [digest.as_bytes().as_slice(), name.as_bytes()] {
             list.digest.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         for caption in captions {
             list.digest.update(&(caption.len() as u64).to_le_bytes()).update(caption.as_bytes());
-            let number = list.annotations.len() + 1;
-            list.annotations.push(json!({ "id": number, "image_id": id, "caption": caption }));
+            let number = list.annotations.count + 1;
+            list.annotations.add(&json!({ "id": number, "image_id": id, "caption": caption }));
         }
-        list.images.push(json!({ "id": id, "file_name": name }));
+        list.images.add(&json!({ "id": id, "file_name": name }));
         Ok(())
     }
 

@@ -43,6 +43,10 @@ impl Kind for FisherParams {
 }
 
 impl Stage for FisherParams {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        self.select.check("select", connected("lora"))
+    }
+
     fn identity(&self) -> Json {
         objective::identity(self, &self.objective)
     }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::model::Model;
 use super::shared::check_inputs;
-use crate::io::dataset::{Form, Options, Source};
+use crate::io::dataset::{Form, Options, Source, Unused};
 use crate::io::lora::{Lora, Network};
 use crate::io::prompt;
 use crate::io::single_file;
@@ -23,6 +23,8 @@ pub struct ModelLook {
     pub what: String,
     /// The side of its images, if its configuration says.
     pub pixels: Option<u32>,
+    /// Whether its scheduler leaves nothing of the image at the last timestep.
+    zero_terminal_snr: bool,
     /// The folder of its UNet's configuration.
     unet: PathBuf,
     /// The file of all weights, if it is one.
@@ -56,6 +58,7 @@ pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> 
     Ok(ModelLook {
         what: format!("{family}, {dtype}, {predicts}{form}"),
         pixels: pixels(&unet, &folder.join("vae")),
+        zero_terminal_snr: schedule.rescale_betas_zero_snr,
         unet: folder.join("unet"),
         file: config.is_some().then_some(weights),
     })
@@ -65,7 +68,7 @@ pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> 
 fn pixels(unet: &UNetConfig, vae: &Path) -> Option<u32> {
     let side = u32::try_from(unet.latent_shape()?[1]).ok()?;
     let vae = crate::models::vae::VaeConfig::read(&vae.join("config.json")).ok()?;
-    Some(side << (vae.block_out_channels.len().saturating_sub(1)))
+    side.checked_shl(u32::try_from(vae.block_out_channels.len().checked_sub(1)?).ok()?)
 }
 
 /// What is known of a LoRA.
@@ -73,6 +76,8 @@ fn pixels(unet: &UNetConfig, vae: &Path) -> Option<u32> {
 pub struct LoraLook {
     /// What it is, for people.
     pub what: String,
+    /// Whether it changes the UNet.
+    pub unet: bool,
     /// The settings of its training that a project has too, as they are written: min-SNR gamma, noise offset.
     pub snr_gamma: Option<f64>,
     /// See above.
@@ -116,7 +121,7 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
         notes
             .push("its training shuffled the tags of captions, which are read here as they stand".to_owned());
     }
-    if training.get("zero_terminal_snr") == Some(&"True") {
+    if training.get("zero_terminal_snr") == Some(&"True") && !model.zero_terminal_snr {
         notes.push(
             "it was trained with a zero terminal SNR: the scheduler needs `rescale_betas_zero_snr`"
                 .to_owned(),
@@ -125,8 +130,9 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
     let side = |text: &&str| text.trim_matches(['(', ')']).split(',').next()?.trim().parse().ok();
     Ok(LoraLook {
         what: format!("rank {}, {} layers of the UNet, {encoder}", ranks.join(" and "), lora.adapters.len()),
-        snr_gamma: number("min_snr_gamma"),
-        noise_offset: number("noise_offset").filter(|offset| *offset > 0.0),
+        unet: !lora.adapters.is_empty(),
+        snr_gamma: number("min_snr_gamma").filter(|gamma| *gamma > 0.0 && gamma.is_finite()),
+        noise_offset: number("noise_offset").filter(|offset| *offset > 0.0 && *offset <= 1.0),
         pixels: training.get("resolution").and_then(side),
         text_encoder: text > 0,
         notes,
@@ -165,6 +171,8 @@ pub struct ImagesLook {
     pub without: usize,
     /// The first of them.
     pub example: String,
+    /// Files beside them that make no image: what they are, how many, and the first.
+    pub unused: Vec<(&'static str, usize, PathBuf)>,
 }
 
 /// Counts the images and captions of a training set.
@@ -179,7 +187,7 @@ pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
         upright: matches!(form, Form::ImageFolder | Form::Parquet),
         ..ImagesLook::default()
     };
-    source.read(form, &Options::default(), &mut |item| {
+    let unused = source.read(form, &Options::default(), &mut |item| {
         look.images += 1;
         let fewest = if look.captions == 0 { usize::MAX } else { look.captions };
         if !item.captions.is_empty() {
@@ -192,6 +200,8 @@ pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
         }
         Ok(())
     })?;
+    let first = |unused: Unused| Some((unused.what, unused.files.len(), unused.files.into_iter().next()?));
+    look.unused = unused.into_iter().filter_map(first).collect();
     anyhow::ensure!(look.images > 0, "{}: no images", source.path.display());
     Ok(look)
 }
@@ -217,14 +227,22 @@ pub fn picture(file: &Path) -> anyhow::Result<PictureLook> {
         crate::io::image::dimensions(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
     let mut notes = Vec::new();
     let mut caption = None;
-    if let Some(found) = prompt::read(file)? {
-        notes.extend(found.warnings);
-        caption = Some((found.prompt, "from the picture"));
+    match prompt::read(file) {
+        Ok(Some(found)) => {
+            notes.extend(found.warnings);
+            caption = Some((found.prompt, "from the picture"));
+        }
+        Ok(None) => {}
+        Err(error @ prompt::PromptError::Io(_)) => return Err(error.into()),
+        // A caption that is given is enough.
+        Err(error) => notes.push(error.to_string()),
     }
-    let beside = file.with_extension("txt");
-    if caption.is_none() && beside.is_file() {
-        let text = fs_err::read_to_string(&beside)?;
-        caption = text.lines().next().map(|line| (line.trim().to_owned(), "from the text file beside it"));
+    for beside in ["txt", "caption"].map(|ending| file.with_extension(ending)) {
+        if caption.is_none() && beside.is_file() {
+            let text = fs_err::read_to_string(&beside)?;
+            caption =
+                text.lines().next().map(|line| (line.trim().to_owned(), "from the text file beside it"));
+        }
     }
     caption = caption.filter(|(text, _)| !text.is_empty());
     Ok(PictureLook { size, caption, notes })

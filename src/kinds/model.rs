@@ -12,7 +12,7 @@ use super::shared::check_outputs::Outputs;
 use crate::io::dtype::Dtype;
 use crate::io::json;
 use crate::io::single_file::{self, Piece};
-use crate::io::tensor_file::TensorFile;
+use crate::io::tensor_file::{TensorFile, is_index};
 use crate::models::weights::checkpoint;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -112,6 +112,11 @@ impl<'a> Source<'a> {
             );
             return Source::folder(source);
         }
+        ensure!(
+            !is_index(source),
+            "{}: an index of several files; connect the folder that has them",
+            source.display()
+        );
         let file = TensorFile::open(source)?;
         let headers = file.headers().iter();
         let headers: Vec<single_file::Header<'_>> =
@@ -125,6 +130,7 @@ impl<'a> Source<'a> {
             )
         };
         check_configs(config)?;
+        check_family(&parts, config)?;
         Ok(Source::File { file: Box::new(file), config, parts })
     }
 
@@ -177,9 +183,32 @@ fn check_configs(folder: &Path) -> anyhow::Result<()> {
     check_inputs::networks(&Inputs(others.map(|part| (part.to_owned(), folder.join(part))).into()))
 }
 
+/// Refuses configurations of another family, and those that leave open what a network of the second one predicts.
+fn check_family(parts: &single_file::Parts, config: &Path) -> anyhow::Result<()> {
+    let expected = check_inputs::unet(&config.join("unet"))?.cross_attention_dim;
+    let keys = parts.unet.iter().find(|(name, _)| name.ends_with("attn2.to_k.weight"));
+    if let Some(found) =
+        keys.and_then(|(_, piece)| piece.shape.get(1)).filter(|found| **found as i64 != expected)
+    {
+        bail!(
+            "{}: `cross_attention_dim` is {expected}, and the file's texts have {found} numbers: expected a model of its family",
+            config.join("unet/config.json").display()
+        );
+    }
+    let scheduler = config.join("scheduler/scheduler_config.json");
+    ensure!(
+        parts.family == single_file::Family::Sd1
+            || json::read::<Json>(&scheduler)?.get("prediction_type").is_some(),
+        "{}: no `prediction_type`: Stable Diffusion 2 predicts noise or v, and a single file does not say which; set it",
+        scheduler.display()
+    );
+    Ok(())
+}
+
 /// The files of a folder that a part is made of: not weights of another precision.
 fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    const WEIGHTS: [&str; 4] = ["safetensors", "bin", "msgpack", "onnx"];
+    const WEIGHTS: [&str; 9] =
+        ["safetensors", "bin", "msgpack", "onnx", "onnx_data", "h5", "ckpt", "pt", "pb"];
     let is_index = |path: &Path| path.to_string_lossy().contains(".index.");
     let is_weights = |path: &Path| {
         path.extension().is_some_and(|ending| WEIGHTS.iter().any(|weights| ending == *weights))

@@ -58,6 +58,10 @@ impl Kind for UnlearnParams {
 }
 
 impl Stage for UnlearnParams {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        self.select.check("select", connected("lora"))
+    }
+
     fn identity(&self) -> Json {
         UnlearnParams::identity(self)
     }
@@ -144,7 +148,7 @@ impl Compute for UnlearnParams {
         );
         anyhow::ensure!(
             rise > 0.0,
-            "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise. \
+            "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise; \
              the learning rate is {lr:e}, `damping` is {}: {} may help",
             self.damping,
             if rise == 0.0 { "a larger step, or less damping," } else { "a smaller step" }
@@ -178,6 +182,8 @@ impl Compute for UnlearnParams {
         }
         if given.get("fisher").is_none() {
             stage.images = None;
+            // A step that is large enough to be more than rounding, whatever the scale of the true information is.
+            (stage.lr, stage.rise) = (Some(10.0), None);
             let images = Some((IMAGES, "100".to_owned()));
             expected::make_weights(&mut given, "fisher", &self.select, images, folder)?;
         }

@@ -139,6 +139,14 @@ impl ScheduleConfig {
             let supported = "false with prediction_type \"epsilon\": the last timestep is all noise, and tells nothing of the image";
             return Err(config::unsupported(&file, "rescale_betas_zero_snr", true, supported));
         }
+        if config.rescale_betas_zero_snr && config.num_train_timesteps < 2 {
+            return Err(config::unsupported(
+                &file,
+                "num_train_timesteps",
+                1,
+                "2 or more with rescale_betas_zero_snr",
+            ));
+        }
         for (key, beta) in [("beta_start", config.beta_start), ("beta_end", config.beta_end)] {
             if !(beta > 0.0 && beta < 1.0) {
                 return Err(config::unsupported(&file, key, beta, "a number between 0 and 1"));

@@ -55,10 +55,21 @@ impl Selection {
     pub fn adapters(&self) -> Adapters {
         let layers = match self {
             Selection::Lora | Selection::LoraKv => true,
-            Selection::Patterns(patterns) => patterns.iter().any(|pattern| pattern.contains("lora_")),
+            Selection::Patterns(patterns) => patterns.iter().any(|pattern| is_adapters(pattern)),
             Selection::CrossAttnKv | Selection::CrossAttn | Selection::Attn | Selection::All => false,
         };
         if layers { Adapters::Layers } else { Adapters::Merged }
+    }
+
+    /// A fault where maps of a LoRA are chosen and there is none: for `Stage::check`.
+    pub fn check(&self, key: &str, has_lora: bool) -> Vec<(String, String)> {
+        if has_lora || self.adapters() == Adapters::Merged {
+            return Vec::new();
+        }
+        vec![(
+            key.to_owned(),
+            format!("`{key}` chooses {self}, maps of a LoRA, and none is connected to the input `lora`"),
+        )]
     }
 
     /// The chosen ones of `names`.
@@ -86,6 +97,11 @@ const NAMED: [(&str, Selection); 6] = [
     ("lora-kv", Selection::LoraKv),
 ];
 
+/// Whether a pattern is meant for the maps of a LoRA.
+fn is_adapters(pattern: &str) -> bool {
+    pattern.contains(&ADAPTER[1..])
+}
+
 impl Param for Selection {
     fn expected() -> String {
         let names = NAMED.map(|(name, _)| format!("`{name}`")).join(", ");
@@ -94,7 +110,14 @@ impl Param for Selection {
 
     fn read(node: &Node, reader: &mut Reader<'_>) -> Option<Self> {
         if matches!(node.value, Value::List(_)) {
-            return Vec::read(node, reader).map(Selection::Patterns);
+            let patterns = Vec::<String>::read(node, reader)?;
+            let maps = patterns.iter().filter(|pattern| is_adapters(pattern)).count();
+            if maps > 0 && maps < patterns.len() {
+                let message = "texts for maps of a LoRA (`lora_…`) and texts for weights of the network cannot be mixed";
+                reader.problems.at(&node.origin, message);
+                return None;
+            }
+            return Some(Selection::Patterns(patterns));
         }
         let found = NAMED.iter().find(|(name, _)| node.as_text() == Some(name));
         if found.is_none() {

@@ -43,7 +43,8 @@ fn an_edit_is_reported_with_its_line_and_commit() {
 
     // What does not count is named apart, a value of the command line and a default as such.
     let text = explain(&["pretrain_loss", "--set", "loss.time_samples=4"]);
-    assert!(text.contains("not hashed\n  params.loss.draws: 1\n  params.per_timestep: "), "{text}");
+    assert!(text.contains("not hashed\n  params.loss.draws: 1\n  params.loss.objective"), "{text}");
+    assert!(text.contains("\n  params.per_timestep: "), "{text}");
     assert!(text.contains("  params.loss.time_samples: 2 -> 4\n      --set loss.time_samples\n"), "{text}");
     let seed = text.lines().find(|line| line.contains("params.loss.seed")).unwrap();
     assert!(seed.ends_with("default"), "{seed}");

@@ -75,6 +75,42 @@ fn without_a_picture_one_is_drawn_and_a_dry_run_writes_nothing() {
 }
 
 #[test]
+fn every_picture_has_a_name_of_its_own() {
+    let project = project();
+    let picture = fs_err::read(project.path("out/fox.png")).unwrap();
+    for name in ["a.png", "a-2.png", "a.webp", "猫.png", "img10.png", "img1.png"] {
+        project.write(&format!("out/{name}"), &picture);
+    }
+    let ran = init(&project, &["--query", "out/*", "--caption", "a", "--dry-run", "--json"]);
+    // The text file is no picture.
+    assert!(ran.code == 1 && ran.err.contains("out/fox.txt"), "{ran:?}");
+    let ran =
+        init(&project, &["--query", "out/*.png", "out/a.webp", "--caption", "a", "--dry-run", "--json"]);
+    let found: Json = serde_json::from_str(&ran.out).unwrap();
+    let names: Vec<&str> =
+        found["queries"].as_array().unwrap().iter().map(|query| query["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a-2", "a", "fox", "img1", "img10", "picture", "a-3"]);
+}
+
+#[test]
+fn images_of_the_hub_are_downloaded_under_a_name_that_tells_their_form() {
+    let project = project();
+    let hub = "hf://datasets/somebody/art@main/data/train.parquet";
+    let ran = project.attrflow(["init", "own", "--images", hub, "--model", "somebody/sd", "--caption", "a"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let pipeline = fs_err::read_to_string(project.path("pipelines/own.toml")).unwrap();
+    assert!(
+        pipeline.contains(&format!("{{ from = \"{hub}\", to = \"images/train.parquet\" }}")),
+        "{pipeline}"
+    );
+    assert!(
+        pipeline.contains(
+            "{ from = \"hf://somebody/sd@main/unet/config.json\", to = \"model/unet/config.json\" }"
+        )
+    );
+}
+
+#[test]
 fn what_cannot_be_used_is_said_before_anything_is_written() {
     let project = project();
     let refused = |args: &[&str], expected: &str| {

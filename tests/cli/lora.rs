@@ -118,6 +118,11 @@ fn a_lora_is_trained_and_attributed_by_every_selection() {
         scores.push(values);
     }
     assert!(scores[0] != scores[1] && scores[1] != scores[2]);
+    let exported = project.attrflow(["export", "pipelines/lora.toml", "--unet", "out"]);
+    assert!(
+        exported.code == 1 && exported.err.contains("has a LoRA, which `--unet` cannot write"),
+        "{exported:?}"
+    );
     // The same bytes in one unit as in two, and again.
     let bytes = fs_err::read(&file).unwrap();
     fs_err::remove_dir_all(project.path("cache")).unwrap();
@@ -131,12 +136,12 @@ fn a_lora_is_trained_and_attributed_by_every_selection() {
 fn a_selection_of_a_lora_needs_one_and_a_trained_lora_is_no_unet() {
     let project = project();
     project.edit("pipelines/lora.toml", "each = { select = [\"lora\", \"lora-kv\", \"cross-attn-kv\"] }\nparams = { epochs = 1, batch_size = 4, select = \"${select}\" }\n[stages.importance.inputs]\nunet = \"data.files/model/unet\"\nlora = \"tune.lora\"", "each = { select = [\"lora\", \"lora-kv\", \"cross-attn-kv\"] }\nparams = { epochs = 1, batch_size = 4, select = \"${select}\" }\n[stages.importance.inputs]\nunet = \"data.files/model/unet\"");
-    let ran = project.attrflow(["run", "pipelines/lora.toml", "--target", "importance"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    let ran = project.attrflow(["plan", "pipelines/lora.toml"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
     assert!(
-        ran.err.replace('\n', " ").contains(
-            "the selection \"lora\" chooses layers of a LoRA, and none is connected to the input `lora`"
-        ),
+        ran.err
+            .replace('\n', " ")
+            .contains("`select` chooses \"lora\", maps of a LoRA, and none is connected to the input `lora`"),
         "{ran:?}"
     );
     project.edit(

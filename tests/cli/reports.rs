@@ -115,7 +115,10 @@ fn kinds_documents_every_kind_with_its_parameters() {
         assert!(one.code == 0 && one.out.contains("\nparams\n"), "{one:?}");
     }
     let unlearn = project.attrflow(["kinds", "unlearn"]).out;
-    assert!(unlearn.contains("  lr (a number; default 0.01)\n      Learning rate."), "{unlearn}");
+    assert!(
+        unlearn.contains("  lr (a number; not set by default)\n      Learning rate, 0.01 as published"),
+        "{unlearn}"
+    );
     assert!(unlearn.contains("  damping (a number; default 0.0)"), "{unlearn}");
     let influence = project.attrflow(["kinds", "influence"]).out;
     assert!(

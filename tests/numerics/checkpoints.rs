@@ -155,10 +155,18 @@ fn an_index_that_cannot_be_followed_is_named() {
         (text.replacen(first, second, 1), "is not in `diffusion_pytorch_model-00002-of-00003.safetensors`"),
         (r#"{"weight_map": {}}"#.to_owned(), "it names no file"),
         (r#"{"weight": {}}"#.to_owned(), "missing field `weight_map`"),
+        (
+            text.replacen(first, "diffusion_pytorch_model.safetensors.index.json", 1),
+            "neither a safetensors nor a torch.save file",
+        ),
     ] {
         let error = load(&changed);
         assert!(error.starts_with(&index.display().to_string()) && error.contains(expected), "{error}");
     }
+    // As a file alone it stands for bytes that would not count.
+    let files = UNetFiles { checkpoint: Some(&index), ..UNetFiles::new(folder.path()) };
+    let error = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).err().unwrap().to_string();
+    assert!(error.ends_with("connect the folder that has them, without `checkpoint`"), "{error}");
     fs_err::copy(folder.path().join(first), folder.path().join(second)).unwrap();
     let error = load(&text);
     assert!(error.contains("the tensor `") && error.contains(" and in "), "{error}");

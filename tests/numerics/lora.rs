@@ -199,3 +199,80 @@ fn every_file_that_is_no_fitting_lora_is_named() {
     let error = open(folder.path()).unwrap_err();
     assert!(error.contains("no LoRA, looked for pytorch_lora_weights.safetensors"), "{error}");
 }
+
+/// A folder as PEFT saves an adapter, with this configuration, or none.
+fn peft(config: Option<&str>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let own = load("lora/diffusers");
+    let named: Vec<(String, Tensor)> = own
+        .iter()
+        .map(|(name, tensor)| (name.replacen("unet.", "base_model.model.", 1), tensor.shallow_clone()))
+        .collect();
+    Tensor::write_safetensors(&named, folder.path().join("adapter_model.safetensors")).unwrap();
+    if let Some(config) = config {
+        fs_err::write(folder.path().join("adapter_config.json"), config).unwrap();
+    }
+    folder
+}
+
+fn scales(file: &Path) -> Result<BTreeMap<String, f64>, String> {
+    let network =
+        TensorFile::open(path("tests/golden/lora/unet/diffusion_pytorch_model.safetensors")).unwrap();
+    let lora = Lora::open(file, Network::Unet, network.headers()).map_err(|error| error.to_string())?;
+    Ok(lora.adapters.into_iter().map(|adapter| (adapter.layer, adapter.scale)).collect())
+}
+
+#[test]
+fn a_folder_of_peft_has_its_alpha_beside_the_maps() {
+    let golden = load("lora/expected");
+    let folder = peft(Some(r#"{"r": 3, "lora_alpha": 6}"#));
+    let unet = path("tests/golden/lora/unet");
+    let files = UNetFiles { lora: Some((folder.path(), Adapters::Merged)), ..UNetFiles::new(&unet) };
+    let merged = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).unwrap();
+    let output = tch::no_grad(|| {
+        merged.forward(&golden["sample"], &golden["timesteps"], &golden["texts"].shallow_clone().into())
+    });
+    assert_close("output", &output, &golden["diffusers/output"]);
+    let file = folder.path().join("adapter_model.safetensors");
+    assert!(scales(&file).unwrap_err().contains("connect the folder that has both"));
+    assert!(scales(peft(None).path()).unwrap_err().contains("connect the folder that has both"));
+}
+
+#[test]
+fn an_alpha_of_its_own_and_the_root_of_the_rank_count() {
+    let rslora = peft(Some(r#"{"lora_alpha": 6, "use_rslora": true}"#));
+    assert!(scales(rslora.path()).unwrap().values().all(|scale| (scale - 6.0 / 3f64.sqrt()).abs() < 1e-12));
+    let own = peft(Some(r#"{"lora_alpha": 6, "alpha_pattern": {"attn2.to_k": 12}}"#));
+    for (layer, scale) in scales(own.path()).unwrap() {
+        assert_eq!(scale, if layer.ends_with("attn2.to_k") { 4.0 } else { 2.0 }, "{layer}");
+    }
+    for (config, expected) in [
+        (r#"{"alpha_pattern": {".*to_k": 12}}"#, "`alpha_pattern` names `.*to_k`"),
+        (r#"{"init_lora_weights": "pissa_niter_4"}"#, "a LoRA that changes its base"),
+        (r#"{"use_dora": true}"#, "`use_dora` is of DoRA"),
+    ] {
+        let error = scales(peft(Some(config)).path()).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_computed_and_maps_of_integers_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.safetensors");
+    let layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k";
+    let write = |metadata: &str, dtype: &str, bytes: usize| {
+        let header = format!(
+            r#"{{"__metadata__":{{{metadata}}},"unet.{layer}.lora_A.weight":{{"dtype":"{dtype}","shape":[1,12],"data_offsets":[0,{a}]}},"unet.{layer}.lora_B.weight":{{"dtype":"{dtype}","shape":[16,1],"data_offsets":[{a},{b}]}}}}"#,
+            a = 12 * bytes,
+            b = 28 * bytes
+        );
+        let length = (header.len() as u64).to_le_bytes();
+        fs_err::write(&file, [&length[..], header.as_bytes(), &vec![0; 28 * bytes]].concat()).unwrap();
+        scales(&file)
+    };
+    let error = write(r#""ss_loss_type":"huber""#, "F32", 4).unwrap_err();
+    assert!(error.contains("`ss_loss_type` is huber in its metadata: it was trained with a loss"), "{error}");
+    let error = write(r#""ss_loss_type":"l2""#, "I64", 8).unwrap_err();
+    assert!(error.contains("expected a float type"), "{error}");
+}

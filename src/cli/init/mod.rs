@@ -1,6 +1,7 @@
 //! `attrflow init`: a pipeline and a config, for one's own images and model or to be filled in.
 
 mod own;
+mod places;
 mod text;
 
 use std::io::Write;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
+use super::places;
 use super::text::{self, Origin, Project, Query};
 use super::{keep_out_of_git, write_new};
 use crate::cli::failure::Failure;
@@ -58,12 +59,21 @@ struct Found {
 }
 
 pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Failure> {
-    let name = name.to_str().filter(|name| is_name(name)).ok_or_else(|| {
+    let name = name.to_str().filter(|name| places::is_name(name)).ok_or_else(|| {
         Failure::Usage(format!(
             "the name of the pipeline is `{}`, expected letters, digits, `-` and `_`",
             name.display()
         ))
     })?;
+    let paths = [own.images.as_deref(), own.model.as_deref()];
+    if let Some(path) = paths.into_iter().flatten().find(|path| path.contains(char::is_control)) {
+        return Err(Failure::Usage(format!("{path:?} has a control character, expected a path in one line")));
+    }
+    if own.caption.as_ref().is_some_and(|caption| caption.contains("${env:")) {
+        return Err(Failure::Usage(
+            "the caption has `${env:`, which a config would read as a reference".to_owned(),
+        ));
+    }
     let model = own.model.as_deref().ok_or_else(|| {
         Failure::Usage(
             "`--images` needs `--model`: a diffusers folder, a file, or OWNER/NAME on the Hub".to_owned(),
@@ -105,18 +115,13 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
     Ok(())
 }
 
-fn is_name(name: &str) -> bool {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    !name.is_empty() && name.chars().all(is_part)
-}
-
 /// Looks at everything that is on this machine.
 fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
-    let images = match images_of(own) {
+    let images = match places::images(own.images.as_deref().unwrap_or(".")) {
         Origin::Path(path) => Some(look::images(&path)?),
         Origin::Hub(_) => None,
     };
-    let model = match origin(model) {
+    let model = match places::model(model) {
         Origin::Path(path) => {
             anyhow::ensure!(
                 path.exists(),
@@ -136,67 +141,12 @@ fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
     };
     let mut pictures = Vec::new();
     for pattern in &own.queries {
-        for file in matching(pattern)? {
+        for file in places::matching(pattern)? {
             let look = look::picture(&file)?;
             pictures.push((file, look));
         }
     }
     Ok(Found { images, model, lora, pictures, notes: Vec::new() })
-}
-
-/// Where the images are: on the Hub only if that is said.
-fn images_of(own: &Own) -> Origin {
-    let written = own.images.as_deref().unwrap_or(".");
-    if written.starts_with("hf://") {
-        Origin::Hub(written.to_owned())
-    } else {
-        Origin::Path(PathBuf::from(written))
-    }
-}
-
-/// Where a model is: on this machine if there is such a path, else on the Hub if it is written as a name there is.
-fn origin(model: &str) -> Origin {
-    if let Some(address) = model.strip_prefix("hf://") {
-        let revision = if address.contains('@') { "" } else { "@main" };
-        return Origin::Hub(format!("hf://{address}{revision}"));
-    }
-    let path = Path::new(model);
-    let is_id =
-        model.split('/').count() == 2 && model.split('/').all(|part| is_name(&part.replace('.', "-")));
-    if !path.exists() && is_id {
-        Origin::Hub(format!("hf://{model}@main"))
-    } else {
-        Origin::Path(path.to_owned())
-    }
-}
-
-/// The files that a path names, whose last part may be a pattern.
-fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let name = pattern.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if pattern.exists() || !name.contains('*') {
-        return Ok(vec![pattern.to_owned()]);
-    }
-    let folder = pattern.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut found = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_file() && path.file_name().is_some_and(|own| fits(&own.to_string_lossy(), &name)) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    anyhow::ensure!(!found.is_empty(), "{}: no file fits the pattern", pattern.display());
-    Ok(found)
-}
-
-/// Whether a name fits a pattern, in which `*` stands for any text.
-fn fits(name: &str, pattern: &str) -> bool {
-    match pattern.split_once('*') {
-        None => name == pattern,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|left| {
-            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| fits(&left[at..], rest))
-        }),
-    }
 }
 
 /// What is written down, and every choice that changes numbers as a note.
@@ -220,6 +170,11 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
                 "the LoRA says that it was trained with a {what} of {value}: written to `objective`"
             ));
         }
+        if !lora.unet {
+            notes.push(
+                "the LoRA changes the text encoder alone: weights of the UNet are unlearned".to_owned(),
+            );
+        }
         if lora.text_encoder {
             notes.push("the LoRA changes the text encoder as well: captions are encoded with it".to_owned());
         }
@@ -235,11 +190,6 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     }
     let mut queries = Vec::new();
     for (file, picture) in pictures {
-        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let safe: String = stem
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
-            .collect();
         let caption =
             picture.caption.as_ref().map(|(caption, _)| caption.clone()).or_else(|| own.caption.clone());
         let Some(caption) = caption else {
@@ -249,9 +199,22 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
                 file.with_extension("txt").display()
             )));
         };
-        notes.extend(picture.notes.iter().map(|note| format!("{}: {note}", file.display())));
-        let taken = queries.iter().filter(|query: &&Query| query.name.starts_with(&safe)).count();
-        let name = if taken == 0 { safe } else { format!("{safe}-{}", taken + 1) };
+        if caption.contains("${env:") {
+            return Err(Failure::Refused(format!(
+                "{}: its caption has `${{env:`, which a config would read as a reference",
+                file.display()
+            )));
+        }
+        let noted = |note: &String| note.replace(&format!("{}: ", file.display()), "");
+        notes.extend(picture.notes.iter().map(|note| format!("{}: {}", file.display(), noted(note))));
+        if picture.size != [pixels; 2] {
+            let [width, height] = picture.size;
+            notes.push(format!(
+                "{}: {width} x {height} pixels are made {pixels} x {pixels}, as the training images are",
+                file.display()
+            ));
+        }
+        let name = unused_name(file, &queries);
         queries.push(Query { name, caption, picture: Some(file.clone()) });
     }
     if queries.is_empty() {
@@ -264,10 +227,12 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     }
     Ok(Project {
         name: name.to_owned(),
-        images: images_of(own),
-        model: origin(model),
+        images: places::images(own.images.as_deref().unwrap_or(".")),
+        model: places::model(model),
         config: own.config.clone(),
         lora: own.lora.clone(),
+        lora_unet: lora.as_ref().is_some_and(|lora| lora.unet),
+        lora_text: lora.as_ref().is_some_and(|lora| lora.text_encoder),
         queries,
         pixels,
         count,
@@ -279,6 +244,20 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     })
 }
 
+/// A name for a query, of its picture's: letters, digits, `-` and `_`, that no other query has.
+fn unused_name(file: &Path, queries: &[Query]) -> String {
+    const LONGEST: usize = 60;
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+    let mut name: String = stem.chars().take(LONGEST).map(plain).collect();
+    if !name.contains(|c: char| c.is_ascii_alphanumeric()) {
+        name = "picture".to_owned();
+    }
+    let is_used = |name: &str| queries.iter().any(|query| query.name == name);
+    let numbered = |number: usize| format!("{name}-{number}");
+    if is_used(&name) { (2..).map(numbered).find(|name| !is_used(name)).unwrap_or_default() } else { name }
+}
+
 /// What changes numbers, or is hard to see.
 fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Failure> {
     if images.without > 0 {
@@ -286,6 +265,9 @@ fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Fail
             "{} of {} images have no caption, for instance {}: they are left out; `data.missing` changes that",
             images.without, images.images, images.example
         ));
+    }
+    for (what, count, first) in &images.unused {
+        notes.push(format!("{what}: {count}, the first {}; they are not in the list", first.display()));
     }
     if images.upright {
         notes.push(
@@ -381,34 +363,4 @@ fn as_json(project: &Project, found: &Found) -> serde_json::Value {
         "pixels": project.pixels,
         "notes": found.notes,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_stand_for_any_text() {
-        for (name, pattern, expected) in [
-            ("a.png", "*.png", true),
-            ("a.jpg", "*.png", false),
-            ("abc.png", "a*c*", true),
-            ("ac", "a*c", true),
-            ("ab", "a*c", false),
-            ("é.png", "*png", true),
-        ] {
-            assert_eq!(fits(name, pattern), expected, "{name} {pattern}");
-        }
-    }
-
-    #[test]
-    fn a_name_is_of_the_hub_only_where_there_is_no_such_path() {
-        let written = |model| origin(model).written();
-        assert_eq!(written("OWNER/some.model-1"), "hf://OWNER/some.model-1@main");
-        assert_eq!(written("hf://OWNER/NAME@abc"), "hf://OWNER/NAME@abc");
-        assert_eq!(written("hf://OWNER/NAME"), "hf://OWNER/NAME@main");
-        assert_eq!(written("./OWNER/NAME"), "./OWNER/NAME");
-        assert_eq!(written("src/cli"), "src/cli");
-        assert_eq!(written("a b/c"), "a b/c");
-    }
 }

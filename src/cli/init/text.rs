@@ -36,6 +36,9 @@ pub(super) struct Project {
     pub model: Origin,
     pub config: Option<PathBuf>,
     pub lora: Option<PathBuf>,
+    /// Whether it changes the UNet, and the text encoder.
+    pub lora_unet: bool,
+    pub lora_text: bool,
     pub queries: Vec<Query>,
     pub pixels: u32,
     /// Images with a caption, if they can be counted.
@@ -83,9 +86,9 @@ impl Project {
 
     /// The selection of weights, and why.
     fn select(&self) -> (&'static str, &'static str) {
-        match self.lora {
-            Some(_) => ("lora", "The maps of the LoRA: what the training on these images has changed."),
-            None => ("cross-attn-kv", "Keys and values of the cross attention, as published."),
+        match self.lora_unet {
+            true => ("lora", "The maps of the LoRA: what the training on these images has changed."),
+            false => ("cross-attn-kv", "Keys and values of the cross attention, as published."),
         }
     }
 }
@@ -108,6 +111,10 @@ pub(super) fn config(project: &Project) -> String {
             Some(picture) => format!("image = {}\n\n", path(picture)),
             None => "seed = 0\n\n".to_owned(),
         };
+    }
+    if project.has_pictures() {
+        text += "[captions]\n# `a1111` takes LoRA tags, weights and brackets out of the captions of pictures; `plain` reads them as they stand.\n\
+                 prompt_syntax = \"plain\"\n\n";
     }
     let missing = if project.skip { "skip" } else { "refuse" };
     let orientation = if project.upright { "apply" } else { "ignore" };
@@ -140,7 +147,7 @@ pub(super) fn config(project: &Project) -> String {
          [ranking]\n# How many of the most influential images the table lists and the picture shows.\nrows = {rows}\n\
          images_shown = {shown}\n\n\
          # How to compute. Nothing here is hashed, so no change runs a stage again.\n[run]\ndevice = \"auto\"\n",
-        damping = if project.lora.is_some() { "0.01" } else { "1e-6" },
+        damping = if project.lora_unet { "0.01" } else { "1e-6" },
         rows = count.min(100),
         shown = count.min(10),
     );
@@ -160,7 +167,13 @@ pub(super) fn pipeline(project: &Project) -> String {
     let images = match &project.images {
         Origin::Path(images) => path(images),
         Origin::Hub(address) => {
-            downloads.push((address.clone(), "images".to_owned()));
+            // A file keeps its name, which tells its form.
+            let name = address
+                .rsplit('/')
+                .next()
+                .filter(|name| name.ends_with(".parquet") || name.ends_with(".tar"));
+            let to = name.map_or("images".to_owned(), |name| format!("images/{name}"));
+            downloads.push((address.clone(), to));
             "\"download.files/images\"".to_owned()
         }
     };
@@ -188,7 +201,8 @@ pub(super) fn pipeline(project: &Project) -> String {
     );
     let lora = project.lora.as_ref().map_or(String::new(), |lora| format!("lora = {}\n", path(lora)));
     let encoders = format!(
-        "vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n{lora}"
+        "vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n{}",
+        if project.lora_text { &lora } else { "" }
     );
     let network = format!("unet = \"model.unet\"\n{lora}scheduler = \"model.scheduler\"\n");
     let set = "latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
@@ -208,7 +222,7 @@ pub(super) fn pipeline(project: &Project) -> String {
         true => {
             text += &format!(
                 "[stages.query]\nkind = \"query\"\neach = {{ query = \"${{queries}}\" }}\n\
-                 params = {{ caption = \"${{query.caption}}\" }}\ninputs = {{ image = \"${{query.image}}\" }}\n\n\
+                 params = {{ caption = \"${{query.caption}}\", prompt_syntax = \"${{captions.prompt_syntax}}\" }}\ninputs = {{ image = \"${{query.image}}\" }}\n\n\
                  # Encoded as the training images are.\n[stages.query_latents]\nkind = \"latents\"\n\
                  each = {{ query = \"${{queries}}\" }}\n\
                  params = {{ pixels = \"${{latents.pixels}}\", orientation = \"${{latents.orientation}}\", captions = 1 }}\n\n\

@@ -34,6 +34,12 @@ pub enum LoraError {
     Half { path: PathBuf, layer: String, missing: &'static str },
     #[error("{}: `{key}` is {found:?}, expected {expected:?} as the network's layer has it: is the LoRA for another model?", path.display())]
     Shape { path: PathBuf, key: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("{}: an adapter of PEFT, whose alpha is in adapter_config.json: connect the folder that has both", path.display())]
+    NoConfig { path: PathBuf },
+    #[error("{}: `alpha_pattern` names `{name}`, which is no layer of the LoRA; expected names, not regular expressions", path.display())]
+    Pattern { path: PathBuf, name: String },
+    #[error("{}: `{key}` is {value} in its metadata: it was trained with a loss that is not computed here", path.display())]
+    Loss { path: PathBuf, key: &'static str, value: String },
     #[error(
         "{}: `ss_num_reg_images` is {count} in its metadata: it was trained with class images (prior preservation), whose losses are \
          not measured here; expected 0",

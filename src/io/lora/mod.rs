@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
-use super::tensor_file::{Header, TensorFile};
+use super::tensor_file::{Header, TensorFile, TensorFileError};
 use super::{Dtype, json};
 pub use error::LoraError;
 pub use keys::Network;
@@ -67,6 +67,7 @@ impl Lora {
     /// # Errors
     /// A file that cannot be read, holds what is not a LoRA or of a kind that is not supported, or does not fit the network.
     pub fn open(path: &Path, network: Network, parameters: &[Header]) -> Result<Lora, LoraError> {
+        let folder = path.is_dir().then_some(path);
         let file = TensorFile::open(find(path)?)?;
         let path = file.path().to_owned();
         let weights = weights_of(network, parameters);
@@ -102,10 +103,14 @@ impl Lora {
         if let Some(count) = class_images.filter(|count| *count > 0) {
             return Err(LoraError::ClassImages { path, count });
         }
-        let alphas = Alphas::read(&file, network)?;
+        if let Some((key, value)) = other_loss(&file) {
+            return Err(LoraError::Loss { path, key, value });
+        }
+        let alphas = Alphas::read(&file, folder, network)?;
+        alphas.check(&file, network, found.keys())?;
         let adapters = found
             .into_iter()
-            .map(|(layer, parts)| adapter(&file, &alphas, weights[layer.as_str()], layer, &parts))
+            .map(|(layer, parts)| adapter(&file, (&alphas, network), weights[layer.as_str()], layer, &parts))
             .collect::<Result<_, _>>()?;
         Ok(Lora { file, adapters })
     }
@@ -129,6 +134,22 @@ impl Lora {
         let entries = self.file.metadata_entries();
         entries.filter_map(|(key, value)| Some((key.strip_prefix("ss_")?, value))).collect()
     }
+}
+
+/// What kohya's scripts say of a loss that is not computed here.
+fn other_loss(file: &TensorFile) -> Option<(&'static str, String)> {
+    /// Keys, and the values with which the loss is the plain one.
+    const PLAIN: [(&str, &[&str]); 5] = [
+        ("ss_loss_type", &["l2", "None", ""]),
+        ("ss_debiased_estimation", &["False", "None", ""]),
+        ("ss_multires_noise_iterations", &["0", "None", ""]),
+        ("ss_ip_noise_gamma", &["0", "0.0", "None", ""]),
+        ("ss_scale_v_pred_loss_like_noise_pred", &["False", "None", ""]),
+    ];
+    PLAIN.into_iter().find_map(|(key, plain)| {
+        let value = file.metadata(key).filter(|value| !plain.contains(value))?;
+        Some((key, value.to_owned()))
+    })
 }
 
 /// The weights of layers that can have an adapter: linear maps and convolutions, by the layer's name.
@@ -162,7 +183,7 @@ impl<'a> Parts<'a> {
 
 fn adapter(
     file: &TensorFile,
-    alphas: &Alphas,
+    (alphas, network): (&Alphas, Network),
     weight: &[usize],
     layer: String,
     parts: &Parts<'_>,
@@ -176,6 +197,10 @@ fn adapter(
     let shapes =
         [[&[rank], &weight[1..]].concat(), [&[weight[0], rank], &[1, 1][..weight.len() - 2]].concat()];
     for (header, expected) in [down, up].into_iter().zip(&shapes) {
+        if !header.dtype.is_float() {
+            let (path, tensor, found) = (path(), header.name.clone(), header.dtype);
+            return Err(TensorFileError::NotFloat { path, tensor, found }.into());
+        }
         // A linear map may be written as a 1x1 convolution, and a 1x1 convolution as a linear map.
         let same = without_ones(&header.shape) == without_ones(expected);
         if rank == 0 || !same {
@@ -185,7 +210,7 @@ fn adapter(
     }
     let scale = match parts.alpha {
         Some(header) => alpha(file, header)? / rank as f64,
-        None => alphas.scale(&layer, rank),
+        None => alphas.scale(network, &layer, rank),
     };
     Ok(Adapter { layer, names: [down.name.clone(), up.name.clone()], shapes, scale })
 }
@@ -197,8 +222,15 @@ fn without_ones(shape: &[usize]) -> &[usize] {
 
 /// The one number in a tensor.
 fn alpha(file: &TensorFile, header: &Header) -> Result<f64, LoraError> {
-    let bytes = file.bytes_as(header, Dtype::F64)?;
-    let value = <[u8; 8]>::try_from(bytes.as_ref()).map(f64::from_le_bytes).ok();
+    let value = match header.dtype {
+        Dtype::I64 => <[u8; 8]>::try_from(file.bytes(header)?.as_ref())
+            .map(|bytes| i64::from_le_bytes(bytes) as f64)
+            .ok(),
+        Dtype::I32 => <[u8; 4]>::try_from(file.bytes(header)?.as_ref())
+            .map(|bytes| i32::from_le_bytes(bytes).into())
+            .ok(),
+        _ => <[u8; 8]>::try_from(file.bytes_as(header, Dtype::F64)?.as_ref()).map(f64::from_le_bytes).ok(),
+    };
     value.filter(|value| value.is_finite()).ok_or_else(|| LoraError::Alpha {
         path: file.path().to_owned(),
         key: header.name.clone(),
@@ -215,32 +247,59 @@ struct Alphas {
 }
 
 impl Alphas {
-    fn read(file: &TensorFile, network: Network) -> Result<Alphas, LoraError> {
+    /// A file of PEFT's has its alpha in another one, so the folder with both is what is connected.
+    fn read(file: &TensorFile, folder: Option<&Path>, network: Network) -> Result<Alphas, LoraError> {
         const METADATA: &str = "lora_adapter_metadata";
-        let beside = file.path().with_file_name("adapter_config.json");
-        let alphas = match file.metadata(METADATA) {
-            Some(text) => {
+        let path = || file.path().to_owned();
+        let is_peft = file.headers().iter().any(|header| header.name.starts_with("base_model.model."));
+        let beside =
+            folder.map(|folder| folder.join("adapter_config.json")).filter(|config| config.is_file());
+        let alphas = match (file.metadata(METADATA), beside) {
+            (Some(text), _) => {
                 let config = serde_json::from_str(text).map_err(|source| LoraError::Metadata {
-                    path: file.path().to_owned(),
+                    path: path(),
                     key: METADATA,
                     source,
                 })?;
                 Alphas { config, prefix: format!("{}.", network.name()) }
             }
-            None if file.path().ends_with("adapter_model.safetensors") && beside.is_file() => {
-                Alphas { config: json::read(&beside)?, prefix: String::new() }
-            }
-            None => Alphas::default(),
+            (None, Some(config)) if is_peft => Alphas { config: json::read(&config)?, prefix: String::new() },
+            (None, None) if is_peft => return Err(LoraError::NoConfig { path: path() }),
+            (None, _) => Alphas::default(),
         };
-        let unsupported = |key: &str, what| LoraError::Unsupported {
-            path: file.path().to_owned(),
-            key: key.to_owned(),
-            what,
-        };
+        let unsupported =
+            |key: &str, what| LoraError::Unsupported { path: path(), key: key.to_owned(), what };
         if alphas.value("use_dora") == &Json::Bool(true) {
             return Err(unsupported("use_dora", "DoRA"));
         }
+        // These change the weights of the base as well.
+        let begun = alphas.value("init_lora_weights").as_str().unwrap_or_default();
+        if ["pissa", "olora", "loftq", "corda"].iter().any(|name| begun.starts_with(name)) {
+            return Err(unsupported(
+                "init_lora_weights",
+                "a LoRA that changes its base (PiSSA, OLoRA, LoftQ, CorDA)",
+            ));
+        }
         Ok(alphas)
+    }
+
+    /// Refuses an alpha of its own for layers that are not there: PEFT reads such names as regular expressions.
+    fn check<'a>(
+        &self,
+        file: &TensorFile,
+        network: Network,
+        mut layers: impl Iterator<Item = &'a String> + Clone,
+    ) -> Result<(), LoraError> {
+        let own = self.value("alpha_pattern").as_object().into_iter().flatten();
+        for (name, _) in own {
+            if !layers.clone().any(|layer| fits(layer, network.without_prefix(name)))
+                && layers.next().is_some()
+            {
+                let (path, name) = (file.path().to_owned(), name.clone());
+                return Err(LoraError::Pattern { path, name });
+            }
+        }
+        Ok(())
     }
 
     fn value(&self, key: &str) -> &Json {
@@ -248,14 +307,19 @@ impl Alphas {
     }
 
     /// The factor of a layer: by its own alpha, or else by that of all; 1 where there is none.
-    fn scale(&self, layer: &str, rank: usize) -> f64 {
+    fn scale(&self, network: Network, layer: &str, rank: usize) -> f64 {
         let own = self.value("alpha_pattern").as_object().into_iter().flatten();
-        let own = own.filter(|(name, _)| layer == *name || layer.ends_with(&format!(".{name}")));
+        let own = own.filter(|(name, _)| fits(layer, network.without_prefix(name)));
         let alpha = own.map(|(_, value)| value).next().unwrap_or_else(|| self.value("lora_alpha"));
         let rank = rank as f64;
         let divisor = if self.value("use_rslora") == &Json::Bool(true) { rank.sqrt() } else { rank };
         alpha.as_f64().map_or(1.0, |alpha| alpha / divisor)
     }
+}
+
+/// Whether a name is that of a layer, or its end.
+fn fits(layer: &str, name: &str) -> bool {
+    layer == name || layer.ends_with(&format!(".{name}"))
 }
 
 /// A few names, and how many there are besides.

@@ -219,7 +219,9 @@ fn matrix(name: &str, shape: &[usize]) -> Result<Vec<usize>, SingleFileError> {
 /// How many rows a third of them is, and its shape.
 fn third(name: &str, shape: &[usize]) -> Result<(usize, Vec<usize>), SingleFileError> {
     match shape {
-        [rows, rest @ ..] if rows.is_multiple_of(3) => Ok((rows / 3, [&[rows / 3], rest].concat())),
+        [rows, rest @ ..] if *rows > 0 && rows.is_multiple_of(3) => {
+            Ok((rows / 3, [&[rows / 3], rest].concat()))
+        }
         _ => Err(SingleFileError::Shape {
             name: name.to_owned(),
             found: shape.to_vec(),

@@ -18,8 +18,20 @@ struct Index {
 /// Bytes at the start of a file that tell JSON from safetensors, which begin with the length of their header as a small number.
 const START: usize = 8;
 
+/// Whether a file has the name of an index.
+///
+/// It stands for the files beside it, so it is read in the folder of a model, and refused where a file alone is connected: the bytes of
+/// the others would not count.
+pub fn is_index(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.contains(".index.") && name.ends_with(".json")
+}
+
 /// The files that an index names, in the order of their names; none if the file is no index.
 pub(super) fn files(path: &Path) -> Result<Option<Vec<PathBuf>>, TensorFileError> {
+    if !is_index(path) {
+        return Ok(None);
+    }
     let mut start = Vec::new();
     fs_err::File::open(path)?.take(START as u64).read_to_end(&mut start)?;
     if start.first() != Some(&b'{') || start.len() < START || start.contains(&0) {

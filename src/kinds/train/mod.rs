@@ -111,6 +111,15 @@ impl Stage for TrainParams {
         if self.init == Init::Checkpoint {
             checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
         }
+        if let Some(lora) = &self.lora {
+            let network = Parameters::of(inputs, &lora.targets)?;
+            ensure!(
+                network.selected().any(|header| header.shape.len() == 2),
+                "`targets` is {}, which chooses no linear layer of {}",
+                lora.targets,
+                network.path.display()
+            );
+        }
         let Set { ids, .. } = open(inputs)?;
         let left_out = left_out(inputs)?;
         ids::check(&ids, &left_out, inputs.get(LEFT_OUT))?;

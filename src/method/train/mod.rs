@@ -160,6 +160,12 @@ impl Validate for TrainParams {
                 "`lora` needs `init = \"checkpoint\"`: it is trained beside weights that stay as they are";
             faults.push(("lora", message.to_owned()));
         }
+        if self.lora.is_none() && self.select.adapters() == Adapters::Layers {
+            faults.push((
+                "select",
+                format!("`select` is {}: a LoRA is trained by the table `lora`", self.select),
+            ));
+        }
         if self.lora.is_some() && self.select != Selection::All {
             faults.push((
                 "select",

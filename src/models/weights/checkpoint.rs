@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelError;
-use crate::io::tensor_file::{Header, TensorFile};
+use crate::io::tensor_file::{Header, TensorFile, is_index};
 use crate::io::torch::Dtype;
 
 /// What diffusers, transformers and the published scripts call a model's checkpoint, the preferred one first, each with the name of
@@ -46,9 +46,13 @@ pub fn find(folder: &Path) -> Result<PathBuf, ModelError> {
 /// The checkpoint of a network: the file that is named, or else the one in the network's folder.
 ///
 /// # Errors
-/// See [`find`].
+/// See [`find`]; and a named file that is an index of others.
 pub fn of(folder: &Path, named: Option<&Path>) -> Result<PathBuf, ModelError> {
-    named.map_or_else(|| find(folder), |file| Ok(file.to_owned()))
+    match named {
+        Some(file) if is_index(file) => Err(ModelError::IndexAlone { file: file.to_owned() }),
+        Some(file) => Ok(file.to_owned()),
+        None => find(folder),
+    }
 }
 
 /// The tensors of a file in the safetensors format, or of a dict that `torch.save` wrote, on the CPU.

@@ -26,6 +26,8 @@ pub enum ModelError {
         index.display()
     )]
     TwoCheckpoints { file: PathBuf, index: PathBuf },
+    #[error("{}: an index of several files; connect the folder that has them, without `checkpoint`", file.display())]
+    IndexAlone { file: PathBuf },
     #[error("{}: tensor `{tensor}`: the value at {index:?} is {value}, expected finite values", file.display())]
     NotFinite { file: PathBuf, tensor: String, index: Vec<i64>, value: f64 },
     #[error(transparent)]
