@@ -103,6 +103,7 @@ fn a_run_killed_among_its_results_resumes() {
 }
 
 #[test]
+#[ignore = "kills for a minute and a half"]
 fn a_run_killed_at_random_gives_the_results_of_a_clean_run() {
     let undisturbed = undisturbed();
     let mut seed = 20_240_607_u64;

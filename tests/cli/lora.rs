@@ -1,7 +1,11 @@
 //! A LoRA through the program: trained, drawn with, and attributed by its own maps and by the merged weights.
 
+use std::path::Path;
+
+use attrflow::io::lora::{Lora, Network};
 use attrflow::io::npy::Npy;
 use attrflow::io::tensor_file::TensorFile;
+use serde_json::Value as Json;
 
 use crate::project::Project;
 
@@ -167,4 +171,25 @@ fn a_lora_of_another_network_is_refused_before_anything_is_computed() {
         let ran = project.attrflow(["run", "pipelines/other.toml", "--target", "draw"]);
         assert!(ran.code == 1 && ran.err.replace('\n', " ").contains(expected), "{ran:?}");
     }
+}
+
+/// What pipelines/lora.toml found of the LoRA in data/demo/lora, as docs/results.md states it.
+#[test]
+fn the_twelve_images_of_the_demos_lora_lead() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo/lora/summary.json");
+    let summary: Json = serde_json::from_str(&fs_err::read_to_string(file).unwrap()).unwrap();
+    let found = &summary["tests"]["exemplars"];
+    let among = |query: &str| {
+        let ranks: Vec<u64> = serde_json::from_value(found["ranks"][query].clone()).unwrap();
+        assert_eq!(ranks.len(), 12);
+        ranks.into_iter().filter(|rank| *rank <= 12).count()
+    };
+    assert_eq!([among("worried"), among("crying")], [9, 5]);
+    let recall = found["estimate"]["mean"].as_f64().unwrap();
+    assert!((recall - 14.0 / 24.0).abs() < 1e-12, "{recall}");
+    let lora = concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo/lora/blim.safetensors");
+    let unet =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo/model/unet/diffusion_pytorch_model.safetensors");
+    let lora = Lora::open(Path::new(lora), Network::Unet, TensorFile::open(unet).unwrap().headers()).unwrap();
+    assert!(lora.adapters.iter().all(|adapter| adapter.scale == 1.0 && adapter.shapes[0][0] == 8));
 }

@@ -24,6 +24,7 @@ const SMALL: [&str; 11] = [
 ];
 
 #[test]
+#[ignore = "trains in miniature for a minute"]
 fn models_without_top_images_are_judged_against_those_without_random_ones() {
     let (project, _) = local();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
