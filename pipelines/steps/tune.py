@@ -15,38 +15,48 @@ TOP = 10
 PLACES = {"alien": 115, "ewe": 205, "flamingo": 250, "peach": 340, "taco": 385}
 
 
-def read_ranks(path):
-    """A one-dimensional int64 array of numpy's format, version 1."""
+def read(path, dtype, code):
+    """A one-dimensional array of numpy's format, version 1."""
     with open(path, "rb") as file:
         magic = file.read(8)
         assert magic[:7] == b"\x93NUMPY\x01", f"{path}: not a .npy file of version 1"
         header = ast.literal_eval(file.read(int.from_bytes(file.read(2), "little")).decode("latin1"))
-        assert header["descr"] == "<i8" and len(header["shape"]) == 1, f"{path}: expected int64 [N], found {header}"
-        values = array.array("q")
+        assert header["descr"] == dtype and len(header["shape"]) == 1, f"{path}: expected {dtype} [N], found {header}"
+        values = array.array(code)
         values.frombytes(file.read())
     return list(values)
+
+
+def read_rises(path):
+    """The found and the predicted rise, from the metadata of a safetensors file."""
+    with open(path, "rb") as file:
+        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    return float(metadata["query_rise"]), float(metadata["query_rise_predicted"])
 
 
 def main(folder):
     found = {}
     for item in (Path(folder) / "influence").iterdir():
         rise, query = item.name.split(",")
-        summary = json.loads((item / "summary.json").read_text())
-        found.setdefault(float(rise), {})[query] = (read_ranks(item / "rank.npy"), summary)
+        rises = read_rises(Path(folder) / "unlearn" / item.name / "unlearned.safetensors")
+        scores = sorted(read(item / "influence.npy", "<f4", "f"))
+        # The warnings of `influence`: the step is too large for the gradient to tell, or the whole model became worse.
+        warned = not 0.1 <= rises[0] / rises[1] <= 10 or scores[len(scores) // 2] > rises[0] / 2
+        found.setdefault(float(rise), {})[query] = (read(item / "rank.npy", "<i8", "q"), rises, warned)
     rises = sorted(found)
     assert rises, f"{folder}: no influences, expected those of pipelines/tune.toml"
     print("rise  found / predicted  first  mean 1/rank  of the next step's ten  warned")
     for rise, larger in zip(rises, rises[1:] + [None]):
         queries = found[rise]
-        places = [ranks.index(PLACES[query]) + 1 for query, (ranks, _) in queries.items()]
-        ratios = [summary["query_rise"] / summary["query_rise_predicted"] for _, summary in queries.values()]
+        places = [ranks.index(PLACES[query]) + 1 for query, (ranks, *_) in queries.items()]
+        ratios = [rises[0] / rises[1] for _, rises, _ in queries.values()]
         first = sum(place == 1 for place in places)
         mean = sum(1 / place for place in places) / len(places)
         same = ""
         if larger is not None:
             both = [set(queries[query][0][:TOP]) & set(found[larger][query][0][:TOP]) for query in queries]
             same = f"{sum(map(len, both)) / len(both):.1f}"
-        warned = sum(bool(summary["warnings"]) for _, summary in queries.values())
+        warned = sum(warned for *_, warned in queries.values())
         ratio = sum(ratios) / len(ratios)
         print(f"{rise:<5g} {ratio:<18.2f} {first}/{len(places)}    {mean:<12.3f} {same:<23} {warned}")
 

@@ -62,7 +62,10 @@ pub(super) fn init(args: &Args, registry: &Registry) -> Result<(), Failure> {
 fn keep_out_of_git(folder: &Path) -> Result<String, Failure> {
     let ignore = folder.join(IGNORE.0);
     if ignore.symlink_metadata().is_ok() {
-        return Ok(format!("kept {}: add /cache/ and /results/ to it", short_path(&ignore)));
+        let text = fs_err::read_to_string(&ignore).unwrap_or_default();
+        let has_all = IGNORE.1.lines().all(|line| text.lines().any(|own| own.trim() == line));
+        let advice = if has_all { "" } else { ": add /cache/ and /results/ to it" };
+        return Ok(format!("kept {}{advice}", short_path(&ignore)));
     }
     write_new(&ignore, IGNORE.1).map_err(|error| Failure::Refused(error.to_string()))?;
     Ok(format!("wrote {}", short_path(&ignore)))

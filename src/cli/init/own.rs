@@ -87,7 +87,11 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
         .map(|path| path.display().to_string())
         .collect();
     if !there.is_empty() {
-        return Err(Failure::Refused(format!("{} already exists; nothing was written", there.join(" and "))));
+        let verb = if there.len() > 1 { "already exist" } else { "already exists" };
+        let there = there.join(" and ");
+        return Err(Failure::Refused(format!(
+            "{there} {verb}: take another name, or delete them; nothing was written"
+        )));
     }
     let refused = |error: anyhow::Error| Failure::Refused(format!("{error:#}"));
     let mut found = look(own, model).map_err(refused)?;
@@ -157,6 +161,11 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     if own.pixels.or(from_model).is_none() {
         notes.push(format!("the size of the model's images is not known: {pixels} is written to `latents.pixels`; --pixels sets it"));
     }
+    if let Some((given, known)) = own.pixels.zip(from_model).filter(|(given, known)| given != known) {
+        notes.push(format!(
+            "the model's configuration says {known} pixels, and --pixels {given}, which is taken"
+        ));
+    }
     if let Some(side) = lora.as_ref().and_then(|lora| lora.pixels).filter(|side| *side != pixels) {
         notes.push(format!(
             "the LoRA says that it was trained with {side} pixels, and `latents.pixels` is {pixels}"
@@ -205,7 +214,14 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
                 file.display()
             )));
         }
-        let noted = |note: &String| note.replace(&format!("{}: ", file.display()), "");
+        let noted = |note: &String| {
+            let note = note.replace(&format!("{}: ", file.display()), "");
+            note.replace("prompt_syntax =", "captions.prompt_syntax =")
+        };
+        if picture.caption.is_some() && own.caption.is_some() {
+            let kept = "it has a caption of its own, which is taken; --caption is for pictures without one";
+            notes.push(format!("{}: {kept}", file.display()));
+        }
         notes.extend(picture.notes.iter().map(|note| format!("{}: {}", file.display(), noted(note))));
         if picture.size != [pixels; 2] {
             let [width, height] = picture.size;
@@ -276,7 +292,10 @@ fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Fail
     }
     let count = images.images - images.without;
     if count == 0 {
-        return Err(Failure::Refused(format!("none of {} images has a caption", images.images)));
+        return Err(Failure::Refused(format!(
+            "none of {} images has a caption: write it into NAME.txt beside each, or into a metadata file",
+            images.images
+        )));
     }
     if count < 50 {
         notes.push(format!("with {count} images the Fisher information is noisy: `unlearn.relative_damping` keeps small values from counting"));

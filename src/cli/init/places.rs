@@ -20,8 +20,9 @@ pub(super) fn model(model: &str) -> Origin {
         return Origin::Hub(format!("hf://{address}{revision}"));
     }
     let path = Path::new(model);
-    let is_id =
-        model.split('/').count() == 2 && model.split('/').all(|part| is_name(&part.replace('.', "-")));
+    // `./sd15` and `../sd15` are paths, also where nothing is there.
+    let is_part = |part: &str| !part.starts_with('.') && is_name(&part.replace('.', "-"));
+    let is_id = model.split('/').count() == 2 && model.split('/').all(is_part);
     if !path.exists() && is_id {
         Origin::Hub(format!("hf://{model}@main"))
     } else {
@@ -89,6 +90,8 @@ mod tests {
         assert_eq!(written("hf://OWNER/NAME@abc"), "hf://OWNER/NAME@abc");
         assert_eq!(written("hf://OWNER/NAME"), "hf://OWNER/NAME@main");
         assert_eq!(written("./OWNER/NAME"), "./OWNER/NAME");
+        assert_eq!(written("./sd15x"), "./sd15x");
+        assert_eq!(written("../sd15x"), "../sd15x");
         assert_eq!(written("src/cli"), "src/cli");
         assert_eq!(written("a b/c"), "a b/c");
     }
