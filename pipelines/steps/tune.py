@@ -54,7 +54,8 @@ def main(folder):
         mean = sum(1 / place for place in places) / len(places)
         same = ""
         if larger is not None:
-            both = [set(queries[query][0][:TOP]) & set(found[larger][query][0][:TOP]) for query in queries if query in found[larger]]
+            first_ten = lambda rise, query: set(found[rise][query][0][:TOP])
+            both = [first_ten(rise, query) & first_ten(larger, query) for query in queries if query in found[larger]]
             same = f"{sum(map(len, both)) / len(both):.1f}"
         warned = sum(warned for *_, warned in queries.values())
         ratio = sum(ratios) / len(ratios)

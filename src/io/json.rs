@@ -8,9 +8,9 @@ use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::mistaken::mistaken;
@@ -124,6 +124,16 @@ const NOT_FINITE: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 /// Neither a list of numbers, texts or objects with keys that are read, nor an object.
 fn marker(token: &str) -> String {
     format!("[{{\"{token}\":0}}]")
+}
+
+/// Writes a value as lines for people, with a line end.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_pretty(file: &Path, value: &impl Serialize) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    fs_err::write(file, text)
 }
 
 /// A value as it was written, also one that is not finite.

@@ -1,8 +1,19 @@
 //! Names of files in lists of others: captions, archives.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 
 use icu_normalizer::ComposingNormalizerBorrowed;
+
+/// A few of them, and how many there are besides.
+pub fn few<T: Display>(all: &[T]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = all.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
+    if all.len() > SHOWN {
+        text += &format!(" and {} more", all.len() - SHOWN);
+    }
+    text
+}
 
 /// A relative path in its shortest form, `/` between its parts.
 ///

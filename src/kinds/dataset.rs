@@ -11,6 +11,7 @@ use super::shared::counted::Counted;
 use crate::io::captions::coco::Captions;
 use crate::io::dataset::{Form as IoForm, Item, Options, Picture, Source, Unused};
 use crate::io::image::dimensions;
+use crate::io::json;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -251,7 +252,7 @@ impl Compute for Dataset {
             out.join("captions.json"),
             format!("{{\"annotations\":[{annotations}],\"images\":[{images}]}}\n"),
         )?;
-        let mut report = serde_json::to_vec_pretty(&json!({
+        let report = json!({
             "form": form.name(),
             "order": form.order(),
             "found": list.found,
@@ -261,9 +262,8 @@ impl Compute for Dataset {
             "duplicates": list.duplicates.total(),
             "digest": list.digest.finalize().to_string(),
             "notes": self.lines_for_people(&list),
-        }))?;
-        report.push(b'\n');
-        Ok(fs_err::write(out.join(REPORT), report)?)
+        });
+        Ok(json::write_pretty(&out.join(REPORT), &report)?)
     }
 }
 

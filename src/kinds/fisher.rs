@@ -10,7 +10,7 @@ use super::shared::{arrays, check_inputs, check_outputs, check_values, expected,
 use crate::io::torch::Dtype;
 pub use crate::method::fisher::FisherParams;
 use crate::method::fisher::{FisherSum, fisher_range};
-use crate::method::objective;
+use crate::method::identity::hashed;
 use crate::method::schedule::NoiseSchedule;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
@@ -48,7 +48,7 @@ impl Stage for FisherParams {
     }
 
     fn identity(&self) -> Json {
-        objective::identity(self, &self.objective)
+        hashed(self, &[("objective", self.objective.is_plain())])
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {

@@ -1,18 +1,22 @@
-//! What a model, a LoRA, a training set or a picture is, from headers, names and first rows: for a new project.
+//! What a model, a LoRA, a training set or a picture is, from names and headers, and of tables and tar files all rows: for a new project.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use super::model::Model;
 use super::shared::check_inputs;
+use crate::io::Dtype;
 use crate::io::dataset::{Form, Options, Source, Unused};
+use crate::io::image::dimensions;
 use crate::io::lora::{Lora, Network};
 use crate::io::prompt;
 use crate::io::single_file;
-use crate::io::tensor_file::TensorFile;
+use crate::io::tensor_file::{Header, TensorFile};
 use crate::method::schedule::{Prediction, ScheduleConfig};
 use crate::models::unet::config::UNetConfig;
+use crate::models::vae::VaeConfig;
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{Inputs, Stage as _};
 
@@ -67,7 +71,7 @@ pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> 
 /// The side of the images that a network is meant for.
 fn pixels(unet: &UNetConfig, vae: &Path) -> Option<u32> {
     let side = u32::try_from(unet.latent_shape()?[1]).ok()?;
-    let vae = crate::models::vae::VaeConfig::read(&vae.join("config.json")).ok()?;
+    let vae = VaeConfig::read(&vae.join("config.json")).ok()?;
     side.checked_shl(u32::try_from(vae.block_out_channels.len().checked_sub(1)?).ok()?)
 }
 
@@ -101,14 +105,9 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
         None => TensorFile::open(checkpoint::find(&model.unet)?)?.headers().to_vec(),
     };
     let lora = Lora::open(path, Network::Unet, &unet)?;
-    let text = lora.file().headers().iter().filter(|header| {
-        ["text_encoder.", "lora_te_", "lora_te1_"].iter().any(|prefix| header.name.starts_with(prefix))
-    });
-    let text = text.count();
-    let ranks: std::collections::BTreeSet<usize> =
-        lora.adapters.iter().map(|adapter| adapter.shapes[0][0]).collect();
+    let ranks: BTreeSet<usize> = lora.adapters.iter().map(|adapter| adapter.shapes[0][0]).collect();
     let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
-    let encoder = if text > 0 { "and some of the text encoder" } else { "none of the text encoder" };
+    let encoder = if lora.has_others { "and some of the text encoder" } else { "none of the text encoder" };
     let training = lora.training();
     let number = |key: &str| training.get(key).and_then(|value| value.parse::<f64>().ok());
     let mut notes = Vec::new();
@@ -134,25 +133,17 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
         snr_gamma: number("min_snr_gamma").filter(|gamma| *gamma > 0.0 && gamma.is_finite()),
         noise_offset: number("noise_offset").filter(|offset| *offset > 0.0 && *offset <= 1.0),
         pixels: training.get("resolution").and_then(side),
-        text_encoder: text > 0,
+        text_encoder: lora.has_others,
         notes,
     })
 }
 
 /// The UNet's tensors in a single file, by the names of a folder.
-fn single_file_headers(file: &Path) -> anyhow::Result<Vec<crate::io::tensor_file::Header>> {
+fn single_file_headers(file: &Path) -> anyhow::Result<Vec<Header>> {
     let file = TensorFile::open(file)?;
-    let headers: Vec<single_file::Header<'_>> = file
-        .headers()
-        .iter()
-        .map(|header| single_file::Header { name: &header.name, shape: &header.shape })
-        .collect();
-    let parts = single_file::plan(&headers).with_context(|| file.path().display().to_string())?;
-    let header = |(name, piece): (String, single_file::Piece)| crate::io::tensor_file::Header {
-        name,
-        dtype: crate::io::Dtype::F32,
-        shape: piece.shape,
-    };
+    let parts = single_file::of(&file).with_context(|| file.path().display().to_string())?;
+    let header =
+        |(name, piece): (String, single_file::Piece)| Header { name, dtype: Dtype::F32, shape: piece.shape };
     Ok(parts.unet.into_iter().map(header).collect())
 }
 
@@ -187,19 +178,17 @@ pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
         upright: matches!(form, Form::ImageFolder | Form::Parquet),
         ..ImagesLook::default()
     };
+    let mut fewest = usize::MAX;
     let unused = source.read(form, &Options::default(), &mut |item| {
         look.images += 1;
-        let fewest = if look.captions == 0 { usize::MAX } else { look.captions };
-        if !item.captions.is_empty() {
-            look.captions = fewest.min(item.captions.len());
-        } else {
-            look.without += 1;
-            if look.without == 1 {
-                look.example = item.name;
-            }
+        match item.captions.len() {
+            0 if look.without == 0 => (look.without, look.example) = (1, item.name),
+            0 => look.without += 1,
+            count => fewest = fewest.min(count),
         }
         Ok(())
     })?;
+    look.captions = fewest;
     let first = |unused: Unused| Some((unused.what, unused.files.len(), unused.files.into_iter().next()?));
     look.unused = unused.into_iter().filter_map(first).collect();
     anyhow::ensure!(look.images > 0, "{}: no images", source.path.display());
@@ -223,13 +212,12 @@ pub struct PictureLook {
 /// A file that is no picture, or one that says several texts.
 pub fn picture(file: &Path) -> anyhow::Result<PictureLook> {
     let bytes = fs_err::read(file)?;
-    let size =
-        crate::io::image::dimensions(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
+    let size = dimensions(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
     let mut notes = Vec::new();
     let mut caption = None;
     match prompt::read(file) {
         Ok(Some(found)) => {
-            notes.extend(found.warnings);
+            notes.extend(found.warnings.iter().map(|warning| format!("{}: {warning}", file.display())));
             caption = Some((found.prompt, "from the picture"));
         }
         Ok(None) => {}

@@ -118,10 +118,7 @@ impl<'a> Source<'a> {
             source.display()
         );
         let file = TensorFile::open(source)?;
-        let headers = file.headers().iter();
-        let headers: Vec<single_file::Header<'_>> =
-            headers.map(|header| single_file::Header { name: &header.name, shape: &header.shape }).collect();
-        let parts = single_file::plan(&headers).with_context(|| source.display().to_string())?;
+        let parts = single_file::of(&file).with_context(|| source.display().to_string())?;
         let Some(config) = config else {
             bail!(
                 "{}: a checkpoint in a single file has no configurations and no tokenizer: connect a diffusers folder of its family to \
@@ -171,6 +168,7 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Refuses parts that no stage computes with.
 fn check_parts(folder: &Path) -> anyhow::Result<()> {
     let parts = PARTS.map(|(part, _)| (part.to_owned(), folder.join(part)));
     check_inputs::networks(&Inputs(parts.into()))
@@ -209,7 +207,6 @@ fn check_family(parts: &single_file::Parts, config: &Path) -> anyhow::Result<()>
 fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     const WEIGHTS: [&str; 9] =
         ["safetensors", "bin", "msgpack", "onnx", "onnx_data", "h5", "ckpt", "pt", "pb"];
-    let is_index = |path: &Path| path.to_string_lossy().contains(".index.");
     let is_weights = |path: &Path| {
         path.extension().is_some_and(|ending| WEIGHTS.iter().any(|weights| ending == *weights))
             || is_index(path)
@@ -286,9 +283,7 @@ impl Compute for Model {
                 })
             }
         };
-        let mut text = serde_json::to_vec_pretty(&report)?;
-        text.push(b'\n');
-        Ok(fs_err::write(out.join(REPORT), text)?)
+        Ok(json::write_pretty(&out.join(REPORT), &report)?)
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use serde_json::{Value as Json, json};
+use anyhow::bail;
+use serde_json::json;
 
 use super::shared::check_outputs::Outputs;
 use crate::io::captions::coco::Captions;
 use crate::io::dataset::is_picture;
 use crate::io::image::dimensions;
+use crate::io::json;
 use crate::io::prompt::{self, Found, PromptError};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -151,24 +152,19 @@ impl Compute for Query {
         let metadata = found.and_then(Result::ok).map(
             |found| json!({ "prompt": found.prompt, "negative": found.negative, "settings": found.settings }),
         );
-        write(
+        json::write_pretty(
             &out.join(CAPTIONS),
             &json!({
                 "images": [{ "id": 1, "file_name": name }],
                 "annotations": [{ "id": 1, "image_id": 1, "caption": text }],
             }),
         )?;
-        write(
+        json::write_pretty(
             &out.join(REPORT),
             &json!({
                 "caption": text, "width": width, "height": height, "metadata": metadata, "notes": notes,
             }),
-        )
+        )?;
+        Ok(())
     }
-}
-
-fn write(file: &Path, value: &Json) -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).context("a value of plain data")?;
-    text.push(b'\n');
-    Ok(fs_err::write(file, text)?)
 }

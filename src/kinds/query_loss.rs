@@ -13,9 +13,10 @@ use super::shared::query_table::{self, QueryRow};
 use super::shared::{check_inputs, check_values, device, expected};
 use crate::io::image::{RgbImage, load_rgb};
 use crate::io::npy::{Npy, writer};
+use crate::method::identity::hashed;
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
-use crate::method::objective::{self, Objective};
+use crate::method::objective::Objective;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::clip::image;
 use crate::models::unet::{ModelMode, Precision};
@@ -94,7 +95,7 @@ impl Kind for QueryLoss {
 
 impl Stage for QueryLoss {
     fn identity(&self) -> Json {
-        objective::identity(self, &self.objective)
+        hashed(self, &[("objective", self.objective.is_plain())])
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {

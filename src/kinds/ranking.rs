@@ -16,6 +16,7 @@ use super::shared::ids;
 use crate::io::captions::coco::{Captions, Item};
 use crate::io::image::contact_sheet::{Cell, Heading, contact_sheet};
 use crate::io::image::{load_rgb, save_png};
+use crate::io::json;
 use crate::io::npy::Npy;
 use crate::method::influence::Flips;
 use attrflow_engine::config::param::Validate;
@@ -262,9 +263,7 @@ fn write_json(
         Ok(method) => summary["error_bars"] = json!(method),
         Err(why) => summary["no_error_bars"] = json!(why),
     }
-    let mut text = serde_json::to_vec_pretty(&json!({ "summary": summary, "rows": rows }))?;
-    text.push(b'\n');
-    Ok(fs_err::write(path, text)?)
+    Ok(json::write_pretty(path, &json!({ "summary": summary, "rows": rows }))?)
 }
 
 /// Draws the query and, below it, the training images with rank, influence, error bar and first caption.

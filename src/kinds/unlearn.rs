@@ -135,7 +135,7 @@ impl Compute for UnlearnParams {
         let mut unlearning =
             Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?;
         let file = |error| with_file(error, inputs.path("fisher"));
-        let before = unlearning.query_loss().map_err(file)?;
+        let before = unlearning.loss_before().map_err(file)?;
         let changed =
             unlearning.run(&fisher, images, &mut |done| cx.progress(done as u64, total)).map_err(file)?;
         let rise = unlearning.query_loss().map_err(file)? - before;

@@ -14,9 +14,10 @@ use tch::{Device, Tensor};
 use super::data::{DataSet, Loaded, to_device};
 use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
+use super::identity::hashed;
 use super::micro_batches::in_micro_batches;
 use super::noise::{Noise, Point, batch_noise, image_noise};
-use super::objective::{self, Objective};
+use super::objective::Objective;
 use super::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::EncodedConditioning;
 use crate::models::unet::{Precision, UNet};
@@ -113,13 +114,9 @@ impl LossParams {
         self.time_samples * self.draws
     }
 
-    /// What is hashed: all keys, without `draws` where it is one, so that results from before there was the key stay valid.
+    /// What is hashed.
     pub fn identity(&self) -> Json {
-        let mut hashed = objective::identity(self, &self.objective);
-        if let (1, Some(keys)) = (self.draws, hashed.as_object_mut()) {
-            keys.remove("draws");
-        }
-        hashed
+        hashed(self, &[("draws", self.draws == 1), ("objective", self.objective.is_plain())])
     }
 
     /// Rows of an image: its captions at all points.

@@ -11,6 +11,7 @@ pub mod data;
 pub mod diffusion_loss;
 pub mod error;
 pub mod fisher;
+pub mod identity;
 pub mod influence;
 pub mod loss;
 pub mod micro_batches;

@@ -2,8 +2,6 @@
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::params;
-use serde::Serialize;
-use serde_json::{Value as Json, json};
 
 params! {
     /// The training loss beyond what the scheduler's file says: a model's losses are those that it was trained with.
@@ -24,12 +22,9 @@ impl Validate for Objective {
     }
 }
 
-/// What is hashed of parameters: all keys, without `objective` where it is the plain one, so that results from before there was
-/// the key stay valid.
-pub fn identity(params: &impl Serialize, objective: &Objective) -> Json {
-    let mut hashed = json!(params);
-    if let (true, Some(keys)) = (*objective == Objective::default(), hashed.as_object_mut()) {
-        keys.remove("objective");
+impl Objective {
+    /// Whether it is the plain one, which every model had before there was a choice.
+    pub fn is_plain(&self) -> bool {
+        *self == Objective::default()
     }
-    hashed
 }

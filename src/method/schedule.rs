@@ -209,7 +209,7 @@ impl NoiseSchedule {
 
     /// Moves clean latents forward: sqrt(a_t) x0 + sqrt(1 - a_t) eps, a_t being `alphas_cumprod` at t.
     pub fn add_noise(&self, x0: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Tensor {
-        let a = self.alphas_cumprod.to_device(x0.device()).index_select(0, timesteps).view([-1, 1, 1, 1]);
+        let a = self.at_each(timesteps).view([-1, 1, 1, 1]);
         a.sqrt() * x0 + (1f64 - a).sqrt() * noise // [B, C, H, W]
     }
 
@@ -218,8 +218,7 @@ impl NoiseSchedule {
         match self.config.prediction_type {
             Prediction::Epsilon => noise.shallow_clone(),
             Prediction::V => {
-                let a = self.alphas_cumprod.to_device(x0.device()).index_select(0, timesteps);
-                let a = a.view([-1, 1, 1, 1]);
+                let a = self.at_each(timesteps).view([-1, 1, 1, 1]);
                 a.sqrt() * noise - (1f64 - a).sqrt() * x0
             }
         }
@@ -228,7 +227,7 @@ impl NoiseSchedule {
     /// Losses [B] times the weights of their timesteps [B].
     pub fn weigh(&self, losses: Tensor, timesteps: &Tensor) -> Tensor {
         let Some(gamma) = self.snr_gamma else { return losses };
-        let a = self.alphas_cumprod.to_device(losses.device()).index_select(0, timesteps);
+        let a = self.at_each(timesteps);
         let snr = &a / (1f64 - &a);
         let divisor = match self.config.prediction_type {
             Prediction::Epsilon => snr.shallow_clone(),
@@ -296,6 +295,11 @@ impl NoiseSchedule {
     /// Whether the step at `t` adds noise.
     pub fn draws_noise(t: i64) -> bool {
         t > 0
+    }
+
+    /// `alphas_cumprod` at timesteps [B], on their device: [B].
+    fn at_each(&self, timesteps: &Tensor) -> Tensor {
+        self.alphas_cumprod.to_device(timesteps.device()).index_select(0, timesteps)
     }
 
     fn at(&self, t: i64) -> f32 {

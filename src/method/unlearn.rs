@@ -8,14 +8,15 @@ use std::ops::Range;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::params;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
+use super::identity::hashed;
 use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, derived_seed};
-use super::objective::{self, Objective};
+use super::objective::Objective;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
@@ -88,21 +89,14 @@ const LR: f64 = 0.01;
 impl UnlearnParams {
     /// What is hashed: `lr` or `rise`, whichever counts.
     pub fn identity(&self) -> Json {
-        let mut hashed = objective::identity(self, &self.objective);
-        if let Some(keys) = hashed.as_object_mut() {
-            if self.relative_damping == 0.0 {
-                keys.remove("relative_damping");
-            }
-            match self.rise {
-                Some(_) => _ = keys.remove("lr"),
-                // As it was hashed before there was a `rise`.
-                None => {
-                    keys.remove("rise");
-                    keys.insert("lr".into(), json!(self.lr.unwrap_or(LR)));
-                }
-            }
-        }
-        hashed
+        let lr = self.lr.or(self.rise.is_none().then_some(LR));
+        let later = [
+            ("lr", lr.is_none()),
+            ("rise", self.rise.is_none()),
+            ("relative_damping", self.relative_damping == 0.0),
+            ("objective", self.objective.is_plain()),
+        ];
+        hashed(&UnlearnParams { lr, ..self.clone() }, &later)
     }
 }
 
@@ -119,6 +113,8 @@ pub struct Unlearning<'a> {
     predicted: f64,
     /// See [`Unlearning::lr`].
     lr: f64,
+    /// See [`Unlearning::loss_before`].
+    before: Option<f64>,
 }
 
 /// Rows of the loss that is measured before and after.
@@ -146,8 +142,19 @@ impl<'a> Unlearning<'a> {
         let device = unet.device();
         let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
         let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
-        let (predicted, lr) = (0.0, params.lr.unwrap_or(LR));
-        Ok(Unlearning { unet, schedule, latent, conditioning, params, chosen, micro_batch, predicted, lr })
+        let (predicted, lr, before) = (0.0, params.lr.unwrap_or(LR), None);
+        Ok(Unlearning {
+            unet,
+            schedule,
+            latent,
+            conditioning,
+            params,
+            chosen,
+            micro_batch,
+            predicted,
+            lr,
+            before,
+        })
     }
 
     /// All steps; returns the changed parameters in float32.
@@ -164,13 +171,15 @@ impl<'a> Unlearning<'a> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
         self.check_fisher(fisher)?;
-        let loss = self.params.rise.map(|_| self.query_loss()).transpose()?;
+        let rise = match self.params.rise {
+            Some(share) => Some(share * self.loss_before()? / self.params.steps as f64),
+            None => None,
+        };
         for step in 0..self.params.steps {
             let done = step * self.params.grad_accum_steps;
             let batches = 0..self.params.grad_accum_steps;
             let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
-            if let (Some(share), Some(loss)) = (self.params.rise, loss) {
-                let wanted = share * loss / self.params.steps as f64;
+            if let Some(wanted) = rise {
                 self.lr = wanted / self.rise_per_lr(&gradient, fisher, images)?;
             }
             self.apply(&gradient, fisher, images)?;
@@ -314,6 +323,17 @@ impl<'a> Unlearning<'a> {
     /// How much the steps so far raise the query's loss to first order: the sum of gradient times step.
     pub fn predicted_rise(&self) -> f64 {
         self.predicted
+    }
+
+    /// The query's loss before the first step, measured once: to be asked for before it.
+    ///
+    /// # Errors
+    /// As [`Unlearning::query_loss`].
+    pub fn loss_before(&mut self) -> Result<f64, MathError> {
+        match self.before {
+            Some(loss) => Ok(loss),
+            None => Ok(*self.before.insert(self.query_loss()?)),
+        }
     }
 
     /// The query's loss now: the mean over timesteps spread over all, each with noise that is always the same.

@@ -1,7 +1,8 @@
 """Golden numbers of training objectives beyond the plain one: tests/golden/objectives.safetensors.
 
 v prediction, the min-SNR weight, noise offset, a zero terminal SNR and trailing timesteps, by diffusers' scheduler and, for the weight
-and the offset, as its scripts compute them (examples/text_to_image). Uses tests/golden/lora/unet (run make_lora.py first).
+and the offset, as its scripts compute them (examples/text_to_image); and a step of unlearning that is damped by a share of the mean.
+Uses tests/golden/lora/unet (run make_lora.py first) and tests/golden/unet/conv (make_unet.py).
 
     python tests/golden/make_objectives.py
 """
@@ -13,7 +14,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file, save_file
 
-from plain import seeded
+from plain import ascend, seeded
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)
@@ -33,6 +34,19 @@ def weighted_loss(unet, scheduler, rows, gamma):
     return loss * snr.clamp(max=gamma) / (snr + 1 if v else snr)
 
 
+def damped_step():
+    """p + lr g / (N (F + damping + share mean(F))) / batches, for one weight; some of F is zero, as of a rank that is not used."""
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    weight = torch.nn.Parameter(load_file(HERE / "unet/conv/diffusion_pytorch_model.safetensors")[name].clone())
+    generator = seeded(78)
+    information = torch.randn(weight.shape, generator=generator, dtype=torch.float64).square()
+    information[0] = 0
+    weight.grad = torch.randn(weight.shape, generator=generator)
+    out = {"damped/fisher": information, "damped/gradient": weight.grad.double()}
+    ascend({name: weight}, {name: information + 1e-4 + 0.05 * information.mean()}, images=7, lr=0.3, batches=3)
+    return out | {"damped/moved": weight.detach()}
+
+
 @torch.no_grad()
 def main():
     unet = UNet2DConditionModel.from_pretrained(HERE / "lora/unet", low_cpu_mem_usage=False).eval()
@@ -42,7 +56,7 @@ def main():
     generator = seeded(77)
     plain = torch.randn(x0.shape, generator=generator)
     shifted = plain + OFFSET * torch.randn((*x0.shape[:2], 1, 1), generator=generator)
-    out = {"offset": shifted}
+    out = damped_step() | {"offset": shifted}
     schedulers = {
         "epsilon": DDPMScheduler(**SD),
         "v": DDPMScheduler(prediction_type="v_prediction", **SD),

@@ -4,6 +4,7 @@ use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::noise::Generator;
 use attrflow::method::objective::Objective;
 use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, Prediction, ScheduleConfig, Spacing};
+use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow::models::unet::UNet;
 use tch::{Device, Kind, Tensor};
@@ -135,4 +136,24 @@ fn a_wanted_rise_sets_the_learning_rate() {
     assert!(half != lr);
     let (.., again) = run(Some(half), None, 1, false);
     assert!(changed.iter().all(|(name, tensor)| tensor.equal(&again[name])));
+}
+
+#[test]
+fn a_step_is_damped_by_a_share_of_the_mean() {
+    let (golden, case) = (load("objectives"), load("unet/conv/case"));
+    let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+    let params = UnlearnParams {
+        lr: Some(0.3),
+        grad_accum_steps: 3,
+        damping: 1e-4,
+        relative_damping: 0.05,
+        select: Selection::Patterns(vec![name.to_owned()]),
+        ..UnlearnParams::default()
+    };
+    let (mut unet, schedule) = (tiny(), NoiseSchedule::new(ScheduleConfig::default()));
+    let (latent, text) = (case["xt"].get(0), case["text"].narrow(0, 0, 1).into());
+    let mut unlearning = Unlearning::new(&mut unet, &schedule, &latent, &text, &params, 10).unwrap();
+    let of = |part: &str| [(name.to_owned(), golden[&format!("damped/{part}")].shallow_clone())].into();
+    unlearning.apply(&of("gradient"), &of("fisher"), 7).unwrap();
+    assert_within(name, &unlearning.changed()[name], &golden["damped/moved"], 1e-6);
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::places;
-use super::text::{self, Origin, Project, Query};
+use super::places::{self, Origin};
+use super::text::{self, Project, Query};
 use super::{keep_out_of_git, write_new};
 use crate::cli::failure::Failure;
 use crate::cli::plan;
@@ -49,6 +49,8 @@ pub(super) struct Own {
 
 /// What was found.
 struct Found {
+    /// Where the images and the model are.
+    places: [Origin; 2],
     /// None where they are on the Hub.
     images: Option<ImagesLook>,
     /// None where it is on the Hub.
@@ -95,7 +97,7 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
     }
     let refused = |error: anyhow::Error| Failure::Refused(format!("{error:#}"));
     let mut found = look(own, model).map_err(refused)?;
-    let project = describe(name, own, model, &mut found)?;
+    let project = describe(name, own, &mut found)?;
     let lines = lines(own, &project, &found);
     match own.json {
         true => print(&format!("{}\n", as_json(&project, &found))),
@@ -121,18 +123,19 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
 
 /// Looks at everything that is on this machine.
 fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
-    let images = match places::images(own.images.as_deref().unwrap_or(".")) {
-        Origin::Path(path) => Some(look::images(&path)?),
+    let places = [places::images(own.images.as_deref().unwrap_or(".")), places::model(model)];
+    let images = match &places[0] {
+        Origin::Path(path) => Some(look::images(path)?),
         Origin::Hub(_) => None,
     };
-    let model = match places::model(model) {
+    let model = match &places[1] {
         Origin::Path(path) => {
             anyhow::ensure!(
                 path.exists(),
                 "{}: no such folder or file; of a model on the Hub, give OWNER/NAME or hf://OWNER/NAME@REVISION",
                 path.display()
             );
-            Some(look::model(&path, own.config.as_deref())?)
+            Some(look::model(path, own.config.as_deref())?)
         }
         Origin::Hub(_) => None,
     };
@@ -150,12 +153,13 @@ fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
             pictures.push((file, look));
         }
     }
-    Ok(Found { images, model, lora, pictures, notes: Vec::new() })
+    Ok(Found { places, images, model, lora, pictures, notes: Vec::new() })
 }
 
 /// What is written down, and every choice that changes numbers as a note.
-fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Project, Failure> {
-    let Found { images, model: known, lora, pictures, notes } = found;
+fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure> {
+    let Found { places, images, model: known, lora, pictures, notes } = found;
+    let [images_at, model_at] = places.clone();
     let from_model = known.as_ref().and_then(|model| model.pixels);
     let pixels = own.pixels.or(from_model).unwrap_or(512);
     if own.pixels.or(from_model).is_none() {
@@ -214,15 +218,14 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
                 file.display()
             )));
         }
-        let noted = |note: &String| {
-            let note = note.replace(&format!("{}: ", file.display()), "");
-            note.replace("prompt_syntax =", "captions.prompt_syntax =")
-        };
         if picture.caption.is_some() && own.caption.is_some() {
             let kept = "it has a caption of its own, which is taken; --caption is for pictures without one";
             notes.push(format!("{}: {kept}", file.display()));
         }
-        notes.extend(picture.notes.iter().map(|note| format!("{}: {}", file.display(), noted(note))));
+        // The parameter of `query`, as the config has it.
+        notes.extend(
+            picture.notes.iter().map(|note| note.replace("prompt_syntax =", "captions.prompt_syntax =")),
+        );
         if picture.size != [pixels; 2] {
             let [width, height] = picture.size;
             notes.push(format!(
@@ -243,8 +246,8 @@ fn describe(name: &str, own: &Own, model: &str, found: &mut Found) -> Result<Pro
     }
     Ok(Project {
         name: name.to_owned(),
-        images: places::images(own.images.as_deref().unwrap_or(".")),
-        model: places::model(model),
+        images: images_at,
+        model: model_at,
         config: own.config.clone(),
         lora: own.lora.clone(),
         lora_unet: lora.as_ref().is_some_and(|lora| lora.unet),
@@ -310,9 +313,9 @@ fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Fail
 
 /// What was found, a line each.
 fn lines(own: &Own, project: &Project, found: &Found) -> String {
-    let Found { images, model, lora, pictures, notes } = found;
-    let mut lines = vec![match (&project.images, images) {
-        (Origin::Path(path), Some(images)) => {
+    let Found { places: _, images, model, lora, pictures, notes } = found;
+    let mut lines = vec![match images {
+        Some(images) => {
             let with = images.images - images.without;
             let each = if images.captions > 1 {
                 format!(", at least {} each", images.captions)
@@ -322,25 +325,20 @@ fn lines(own: &Own, project: &Project, found: &Found) -> String {
             let form = images.form;
             format!(
                 "images   {}   {} images, {with} with captions ({form}{each})",
-                path.display(),
+                project.images.written(),
                 images.images
             )
         }
-        (origin, _) => format!("images   {}   from the Hub, when it runs", origin.written()),
+        None => format!("images   {}   from the Hub, when it runs", project.images.written()),
     }];
-    lines.push(match (&project.model, model) {
-        (Origin::Path(path), Some(look)) => {
-            format!("model    {}   {}, {} px", path.display(), look.what, project.pixels)
-        }
-        (Origin::Path(path), None) => format!("model    {}", path.display()),
-        (Origin::Hub(address), _) => {
+    let at = project.model.written();
+    lines.push(match model {
+        Some(look) => format!("model    {at}   {}, {} px", look.what, project.pixels),
+        None => {
             let given = own.model.as_deref().unwrap_or_default();
-            let why = if given.starts_with("hf://") {
-                String::new()
-            } else {
-                format!("; there is no folder {given} here")
-            };
-            format!("model    {address}   from the Hub, when it runs{why}")
+            let is_name = !given.starts_with("hf://");
+            let why = if is_name { format!("; there is no folder {given} here") } else { String::new() };
+            format!("model    {at}   from the Hub, when it runs{why}")
         }
     });
     if let (Some(path), Some(look)) = (&project.lora, lora) {

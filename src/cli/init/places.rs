@@ -2,7 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::text::Origin;
+/// Where a model or a training set is.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// On this machine.
+    Path(PathBuf),
+    /// On the Hugging Face Hub: `hf://OWNER/NAME@REVISION`.
+    Hub(String),
+}
+
+impl Origin {
+    /// As it is written.
+    pub fn written(&self) -> String {
+        match self {
+            Origin::Path(path) => path.display().to_string(),
+            Origin::Hub(address) => address.clone(),
+        }
+    }
+}
 
 /// Where the images are: on the Hub only if that is said.
 pub(super) fn images(written: &str) -> Origin {

@@ -2,24 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where a model is.
-#[derive(Debug, Clone)]
-pub(super) enum Origin {
-    /// On this machine.
-    Path(PathBuf),
-    /// On the Hugging Face Hub: `hf://OWNER/NAME@REVISION`.
-    Hub(String),
-}
-
-impl Origin {
-    /// As it is written.
-    pub fn written(&self) -> String {
-        match self {
-            Origin::Path(path) => path.display().to_string(),
-            Origin::Hub(address) => address.clone(),
-        }
-    }
-}
+use super::places::Origin;
 
 /// What is attributed.
 pub(super) struct Query {

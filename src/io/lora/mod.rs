@@ -7,11 +7,12 @@
 mod error;
 mod keys;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use super::names::few;
 use super::tensor_file::{Header, TensorFile, TensorFileError};
 use super::{Dtype, json};
 pub use error::LoraError;
@@ -43,6 +44,8 @@ pub struct Lora {
     file: TensorFile,
     /// By layer.
     pub adapters: Vec<Adapter>,
+    /// Whether the file has adapters of another network too.
+    pub has_others: bool,
 }
 
 /// A LoRA in a folder: as diffusers and as PEFT call it.
@@ -73,7 +76,7 @@ impl Lora {
         let weights = weights_of(network, parameters);
         let layers = keys::Layers::new(network, weights.keys().copied());
         let (mut found, mut unfit): (BTreeMap<String, Parts>, Vec<String>) = (BTreeMap::new(), Vec::new());
-        let mut any = false;
+        let (mut any, mut has_others) = (false, false);
         for header in file.headers() {
             let key = Key::parse(&header.name).map_err(|what| LoraError::Unsupported {
                 path: path.clone(),
@@ -86,6 +89,7 @@ impl Lora {
             };
             any = true;
             if of != network {
+                has_others = true;
                 continue;
             }
             match layers.find(&name) {
@@ -97,7 +101,8 @@ impl Lora {
             return Err(LoraError::None { path });
         }
         if !unfit.is_empty() {
-            return Err(LoraError::Unfit { path, network, count: unfit.len(), names: names(&unfit) });
+            unfit.sort();
+            return Err(LoraError::Unfit { path, network, count: unfit.len(), names: few(&unfit) });
         }
         let class_images = file.metadata("ss_num_reg_images").and_then(|count| count.parse::<u64>().ok());
         if let Some(count) = class_images.filter(|count| *count > 0) {
@@ -112,7 +117,7 @@ impl Lora {
             .into_iter()
             .map(|(layer, parts)| adapter(&file, (&alphas, network), weights[layer.as_str()], layer, &parts))
             .collect::<Result<_, _>>()?;
-        Ok(Lora { file, adapters })
+        Ok(Lora { file, adapters, has_others })
     }
 
     /// The file.
@@ -320,15 +325,4 @@ impl Alphas {
 /// Whether a name is that of a layer, or its end.
 fn fits(layer: &str, name: &str) -> bool {
     layer == name || layer.ends_with(&format!(".{name}"))
-}
-
-/// A few names, and how many there are besides.
-fn names(all: &[String]) -> String {
-    const SHOWN: usize = 4;
-    let distinct: BTreeSet<&str> = all.iter().map(String::as_str).collect();
-    let mut text = distinct.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
-    if distinct.len() > SHOWN {
-        text += &format!(" and {} more", distinct.len() - SHOWN);
-    }
-    text
 }

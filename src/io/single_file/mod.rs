@@ -24,9 +24,10 @@ mod vae;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::ops::Range;
 
+use super::names::few;
+use super::tensor_file::TensorFile;
 pub use error::{Part, SingleFileError};
 
 /// What is known of a tensor of the file.
@@ -92,6 +93,17 @@ const VAE: &str = "first_stage_model.";
 const TEXT: &str = "cond_stage_model.";
 const CLIP: &str = "cond_stage_model.transformer.";
 const OPEN_CLIP: &str = "cond_stage_model.model.";
+
+/// Matches the tensors of an open file, see [`plan`].
+///
+/// # Errors
+/// As [`plan`].
+pub fn of(file: &TensorFile) -> Result<Parts, SingleFileError> {
+    let headers = file.headers().iter();
+    let headers: Vec<Header<'_>> =
+        headers.map(|header| Header { name: &header.name, shape: &header.shape }).collect();
+    plan(&headers)
+}
 
 /// Matches the tensors of a file with those of the three parts.
 ///
@@ -295,16 +307,6 @@ fn count(tensors: &[Header<'_>], prefix: &str) -> Option<usize> {
 fn layer(name: &str) -> Option<(Vec<&str>, &str)> {
     let (layer, leaf) = name.rsplit_once('.')?;
     matches!(leaf, "weight" | "bias").then(|| (layer.split('.').collect(), leaf))
-}
-
-/// A few of these, and how many there are besides.
-fn few<T: Display>(all: &[T]) -> String {
-    const SHOWN: usize = 4;
-    let mut text = all.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
-    if all.len() > SHOWN {
-        text += &format!(" and {} more", all.len() - SHOWN);
-    }
-    text
 }
 
 #[cfg(test)]

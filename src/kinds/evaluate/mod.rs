@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::shared::check_outputs::{self, Outputs};
+use crate::io::json;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -263,9 +264,7 @@ impl Compute for Evaluate {
         write_csv(&out.join(LDS), &lds::HEADER, &found.rows)?;
         tests.extend(found.findings);
         tests.extend(known::findings(self, inputs)?);
-        let mut text = serde_json::to_vec_pretty(&json!({ "level": self.level, "tests": tests }))?;
-        text.push(b'\n');
-        fs_err::write(out.join(SUMMARY), text)?;
+        json::write_pretty(&out.join(SUMMARY), &json!({ "level": self.level, "tests": tests }))?;
         picture::draw(&effects, &tests, self.level, [&out.join(SVG), &out.join(PNG)])
     }
 }

@@ -18,9 +18,9 @@ use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet};
 use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
+use crate::method::identity::hashed;
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Point;
-use crate::method::objective;
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::{ByteRanges, Context, Inputs, Task, Unit, UnitInputs};
@@ -76,7 +76,7 @@ pub(crate) fn unit_identity(params: &LossParams) -> Json {
     let counts = json!({
         "captions": captions, "seed": seed, "noise": noise, "precision": precision, "objective": objective,
     });
-    objective::identity(&counts, objective)
+    hashed(&counts, &[("objective", objective.is_plain())])
 }
 
 /// One unit for each point of each block, in the order of the latents.

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::per_timestep::{mean, pretrained};
 use super::{LOSSES, per_image, precision_check};
+use crate::io::json;
 use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::kinds::shared::arrays::{self, TrainingSet, values};
@@ -157,9 +158,7 @@ pub(crate) fn run(
         let found = successive_halving::halve(population, &wanted, &mut rises)?;
         writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
         let report = Report::of(&found, population, params, loss.captions);
-        let mut text = serde_json::to_vec_pretty(&report)?;
-        text.push(b'\n');
-        fs_err::write(out.join(REPORT), text)?;
+        json::write_pretty(&out.join(REPORT), &report)?;
         cx.progress(total as u64, total as u64);
         Ok((loss.precision != Precision::Fp32).then(|| rises.sample()))
     })?;

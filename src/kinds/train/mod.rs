@@ -16,7 +16,7 @@ use crate::kinds::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZ
 use crate::kinds::shared::parameters::Parameters;
 use crate::kinds::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::method::data::DataSet;
-use crate::method::objective;
+use crate::method::identity::hashed;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::method::selection::Selection;
 pub use crate::method::train::TrainParams;
@@ -85,12 +85,7 @@ impl Kind for TrainParams {
 
 impl Stage for TrainParams {
     fn identity(&self) -> Json {
-        let mut hashed = objective::identity(self, &self.objective);
-        // Omitted if not set, so that results from before there was the key stay valid.
-        if let (None, Some(keys)) = (&self.lora, hashed.as_object_mut()) {
-            keys.remove(LORA);
-        }
-        hashed
+        hashed(self, &[(LORA, self.lora.is_none()), ("objective", self.objective.is_plain())])
     }
 
     /// With a constant learning rate, a step does not depend on how many follow.
