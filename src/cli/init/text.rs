@@ -124,7 +124,7 @@ pub(super) fn config(project: &Project) -> String {
         text += "[generate]\nsteps = 50\nguidance_scale = 7.5\n\n";
     }
     text += &format!(
-        "[unlearn]\n# How much the step should raise the query's own loss, as a share of it; the learning rate follows.\nrise = 0.3\n\
+        "[unlearn]\n# How much the step should raise the query's own loss, as a share of it; the learning rate follows.\nrise = 0.2\n\
          # Added to the Fisher information as a share of its mean, where it can be zero.\nrelative_damping = {damping}\n\
          grad_accum_steps = 10\nbatch_size = 80\nselect = \"{select}\"\n\n\
          [ranking]\n# How many of the most influential images the table lists and the picture shows.\nrows = {rows}\n\
