@@ -1,5 +1,5 @@
 # `make demo` runs the main job, `make test` passes the tests; both set up what they need.
-# Needed beforehand: a Rust toolchain, Python 3 with venv and pip (for libtorch's wheel), a C++ compiler.
+# Needed beforehand: a Rust toolchain, Python 3 with venv and pip (for libtorch's wheel), a C++ compiler and binutils.
 
 TORCH   := 2.11.0
 PYTHON  ?= python3
@@ -7,26 +7,33 @@ VENV    := .libtorch
 MARK    := $(VENV)/torch-$(TORCH).installed
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 ATTRFLOW := target/release/attrflow
+# What can be silent for minutes says that it still runs. On a terminal, cargo and attrflow show progress themselves.
+STILL   := sh packaging/still-running.sh
+BUSY     = $(if $(shell test -t 2 && echo terminal),,$(STILL) "$(1)")
 DEVICE  ?= cpu
 
-.PHONY: setup build demo proof test moto test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
+.PHONY: setup build demo proof test moto test-python test-browser wheel test-wheel test-wheel-ci test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
 
 $(MARK):
+	@echo "libtorch $(TORCH): its packages are 2.7 GB to fetch and 4.6 GB on disk, in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(STILL) "fetching and installing libtorch" $(VENV)/bin/python -m pip install --disable-pip-version-check torch==$(TORCH)
 	ln -sfn "$$(cd $(VENV) && ls -d lib/python3*/site-packages/torch)" $(VENV)/torch
 	touch $@
 
 ## build: the program, optimised
 build: setup
-	cargo build --release --locked
+	$(call BUSY,building) cargo build --release --locked
 
 ## demo: the whole pipeline on the data of data/demo
-demo: build
-	$(ATTRFLOW) run pipelines/demo.toml
+demo: setup
+	@echo "building attrflow: about ten minutes on two cores the first time"
+	@# Where there is no program yet, without S3, which takes less; `make build` adds it.
+	$(call BUSY,building) cargo build --release --locked $$(test -e $(ATTRFLOW) || echo --no-default-features)
+	$(call BUSY,running the demo) $(ATTRFLOW) run pipelines/demo.toml --report
 
 ## proof: tests of the demo's attributions, with verdicts in results/proof/evaluate/summary.json
 proof: build
@@ -41,6 +48,52 @@ else
 	cargo nextest run --locked --workspace --test-threads $$(($$(nproc) + 1))
 	cargo test --doc --locked
 endif
+
+## test-python: the Python module: its types, its tests and the examples of docs/files.md
+test-python: $(VENV)/python/installed
+	$(VENV)/python/bin/python -m mypy python/attrflow tests/python tests/wheel packaging
+	ATTRFLOW_TEST_PROGRAM="$$(ls -t target/debug/attrflow target/release/attrflow 2>/dev/null | head -n 1)" $(VENV)/python/bin/python -m pytest -q
+
+## test-browser: the pages of `attrflow report` in Chromium without a window; screenshots in target/browser/screenshots
+test-browser: setup $(VENV)/browser/installed
+	rm -rf target/browser
+ifeq ($(NEXTEST),)
+	ATTRFLOW_WRITE_TO=$(CURDIR)/target/browser cargo test --locked --workspace pages_for_a_browser -- --ignored
+else
+	ATTRFLOW_WRITE_TO=$(CURDIR)/target/browser cargo nextest run --locked --workspace --run-ignored only pages_for_a_browser
+endif
+	$(VENV)/browser/bin/python -m mypy tests/browser
+	ATTRFLOW_PAGES=target/browser $(VENV)/browser/bin/python -m pytest -q -rsP tests/browser
+
+# Of axe-core's package only a file is used: what it depends on is large.
+$(VENV)/browser/installed: tests/browser/requirements.txt tests/browser/axe.txt
+	$(PYTHON) -m venv $(VENV)/browser
+	$(VENV)/browser/bin/python -m pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
+	$(VENV)/browser/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/browser/axe.txt
+	touch $@
+
+$(VENV)/python/installed: tests/python/requirements.txt
+	$(PYTHON) -m venv $(VENV)/python
+	$(VENV)/python/bin/python -m pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
+	touch $@
+
+## wheel: the optimised programs as a wheel in target/wheels, for this machine's glibc and newer ones (or PLATFORM=TAG)
+wheel: build $(VENV)/wheel/installed
+	$(VENV)/wheel/bin/python packaging/wheel.py target/release target/wheels $(if $(PLATFORM),--platform $(PLATFORM))
+
+## test-wheel: that wheel in an environment of its own, with torch from the registry (5 GB): doctor, self-check and the whole demo
+test-wheel: wheel demo
+	$(VENV)/wheel/bin/python tests/wheel/check.py target/wheels/attrflow-*.whl --demo results/demo
+
+## test-wheel-ci: a wheel of the programs that the tests built, beside the torch of `make setup`: doctor and self-check
+test-wheel-ci: setup $(VENV)/wheel/installed
+	$(VENV)/wheel/bin/python packaging/wheel.py target/debug target/wheels-ci
+	$(VENV)/wheel/bin/python tests/wheel/check.py target/wheels-ci/attrflow-*.whl --torch $(or $(LIBTORCH),$(VENV)/torch)
+
+$(VENV)/wheel/installed: packaging/requirements.txt
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip install --quiet --disable-pip-version-check -r packaging/requirements.txt
+	touch $@
 
 ## test-slurm: all trials on a Slurm of this machine's own, also those that wait for its time limits (about 12 minutes; takes root)
 test-slurm: setup

@@ -1,5 +1,5 @@
-//! Finds libtorch at build time: its version is part of every fingerprint, its folder becomes the
-//! binaries' rpath, so that nothing has to be exported to run them.
+//! Finds libtorch at build time: which versions the programs can compute with follows from it, and its folder is one
+//! of those where they look for it when they run.
 
 #![allow(
     clippy::print_stderr,
@@ -30,7 +30,7 @@ fn main() {
     }
     let version = version(&libtorch).unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_VERSION={version}");
-    println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_LIB={}", lib.display());
+    println!("cargo:rustc-env=ATTRFLOW_LIBTORCH_FOLDER={}", libtorch.display());
     println!("cargo:rustc-env=ATTRFLOW_COMMIT={}", commit().unwrap_or_default());
 
     // Relative first, so that a moved project folder still runs; absolute for an installed binary.

@@ -2,7 +2,7 @@
 //!
 //! The engine is the crate `attrflow-engine`: pipelines, cache, planning, running, provenance. This crate adds the
 //! computation ([`kinds`] of stages on [`method`], [`models`] and [`io`]), the formats of others ([`export`]), and the
-//! program ([`cli`], [`progress`]).
+//! program ([`cli`], [`progress`], what a run left: [`results`], its page: [`report`]).
 
 pub mod cli;
 pub mod export;
@@ -11,3 +11,5 @@ pub mod kinds;
 pub mod method;
 pub mod models;
 pub mod progress;
+pub mod report;
+pub mod results;

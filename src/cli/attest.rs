@@ -1,12 +1,12 @@
 //! `attrflow attest`: a manifest in standard formats.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 use sha2::{Digest as _, Sha256};
 
 use super::failure::Failure;
+use super::files;
 use super::manifests;
 use super::replay::place;
 use crate::progress::{print, short_path};
@@ -56,7 +56,7 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
         let mut text = serde_json::to_vec_pretty(&statement(&named.manifest, &outputs, &sha256))
             .map_err(|error| Failure::Refused(error.to_string()))?;
         text.push(b'\n');
-        write(file, &text, args.force).map_err(refused)?;
+        files::write(file, &text, args.force).map_err(refused)?;
         print(&format!("wrote {}: {} files\n", short_path(file), outputs.len()));
     }
     if let Some(folder) = &args.ro_crate {
@@ -75,18 +75,4 @@ pub(super) fn attest(args: &Args, registry: &Registry) -> Result<(), Failure> {
         print(&format!("{gone} files are no longer in the cache and are listed without a SHA-256 digest\n"));
     }
     Ok(())
-}
-
-/// Writes a file atomically; replaces an existing one only with `force`.
-fn write(file: &Path, text: &[u8], force: bool) -> std::io::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs_err::create_dir_all(folder)?;
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let mut temp = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    temp.write_all(text)?;
-    let done = if force { temp.persist(file) } else { temp.persist_noclobber(file) };
-    done.map(drop).map_err(|error| {
-        let hint = if force { "" } else { "; --force replaces it" };
-        std::io::Error::new(error.error.kind(), format!("{}: {}{hint}", file.display(), error.error))
-    })
 }

@@ -1,7 +1,7 @@
-//! `attrflow export`: results in the layout of the published experiment, or for diffusers.
+//! `attrflow export`: results in the layout of the published experiment, for diffusers, or as one table.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 
@@ -10,15 +10,15 @@ use super::project::{Project, ProjectArgs};
 use crate::export::{self, Batch, ExportError, State};
 use crate::progress::{Table, print, short_path};
 use attrflow_engine::kind::Registry;
-use attrflow_engine::pipeline::StageNode;
+use attrflow_engine::pipeline::{Source, StageNode};
 use attrflow_engine::plan::{Action, Planner};
 use attrflow_engine::store::{Entry, format_bytes};
 
 #[derive(Debug, ClapArgs)]
-#[group(id = "what", required = true, multiple = true, args = ["published", "unet"])]
+#[group(id = "what", required = true, multiple = true, args = ["published", "unet", "table"])]
 #[command(after_help = "Examples:\n  \
     attrflow export pipelines/demo.toml --published exported\n  \
-    attrflow export pipelines/demo.toml --target unlearn --unet exported")]
+    attrflow export pipelines/demo.toml --table scores.parquet")]
 pub(super) struct Args {
     #[command(flatten)]
     project: ProjectArgs,
@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Write each complete unlearned network to unet_Q/, for diffusers
     #[arg(long, value_name = "DIR")]
     unet: Option<PathBuf>,
+    /// Write all scores as one table, Parquet or CSV, with a row for each query and training image
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
     /// Replace existing files that differ
     #[arg(long)]
     force: bool,
@@ -41,6 +44,9 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
     }
     if args.unet.is_some() {
         kinds.push("unlearn");
+    }
+    if args.table.is_some() {
+        kinds.extend(["influence", "ranking"]);
     }
     let results = Results::of(&project, args, &kinds)?;
     let adapted = results
@@ -65,6 +71,19 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
         results.networks(&mut batch).map_err(refused)?;
         batches.push(batch);
     }
+    if let Some(path) = &args.table {
+        let (Some(name), folder) = (path.file_name().and_then(|name| name.to_str()), path.parent()) else {
+            return Err(Failure::Usage(format!("{}: expected a file", path.display())));
+        };
+        if !name.ends_with(".parquet") && !name.ends_with(".csv") {
+            let message = format!("{}: expected a name that ends in .parquet or .csv", path.display());
+            return Err(Failure::Usage(message));
+        }
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut batch = Batch::new(folder).map_err(refused)?;
+        results.table(&project, &mut batch, name).map_err(refused)?;
+        batches.push(batch);
+    }
     let mut table = Table::new(&["file", "state", "size"]);
     for file in Batch::finish(&batches, args.force).map_err(refused)? {
         let word = match file.state {
@@ -77,6 +96,8 @@ pub(super) fn export(args: &Args, registry: &Registry) -> Result<(), Failure> {
     print(&table.to_string());
     Ok(())
 }
+
+const CAPTIONS: &str = "captions";
 
 /// Paths by port.
 type Paths = BTreeMap<String, PathBuf>;
@@ -114,7 +135,15 @@ impl<'a> Results<'a> {
             let outputs = entry.outputs.iter();
             let outputs = outputs.map(|(port, file)| (port.clone(), project.store.path(&file.digest)));
             let inputs = planner.inputs(node, &done).map_err(|error| Failure::Refused(error.to_string()))?;
-            let inputs = inputs.map(|inputs| inputs.paths).unwrap_or_default();
+            let mut inputs = inputs.map(|inputs| inputs.paths).unwrap_or_default();
+            // The captions of the scores are those of the latents.
+            if let ("influence", Some(Source::Port { stage, .. })) =
+                (node.kind().name, node.inputs.get("latents"))
+                && let Ok(Ok(latents)) = planner.inputs(&project.pipeline.stages[*stage], &done)
+                && let Some(path) = latents.paths.get(CAPTIONS)
+            {
+                inputs.insert(CAPTIONS.to_owned(), path.clone());
+            }
             results.push((node, outputs.collect(), inputs));
         }
         if results.is_empty() {
@@ -145,6 +174,55 @@ impl<'a> Results<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A query for each ranking, and for each influence that no ranking reads.
+    fn table(&self, project: &Project, batch: &mut Batch, file: &str) -> Result<(), ExportError> {
+        let of_kind = |kind: &'static str| self.0.iter().filter(move |(node, ..)| node.kind().name == kind);
+        let read = |node: &StageNode| match node.inputs.get("influence")? {
+            Source::Port { stage, .. } => Some(project.pipeline.stages[*stage].id.as_str()),
+            Source::File(_) => None,
+        };
+        let influence = |node: &StageNode| {
+            let id = read(node)?;
+            of_kind("influence").find(|(node, ..)| node.id == id)
+        };
+        let mut queries = Vec::new();
+        for (node, outputs, inputs) in of_kind("ranking") {
+            let (theirs, beside) = influence(node).map(|(_, outputs, inputs)| (outputs, inputs)).unzip();
+            let either = |own: &Paths, other: Option<&Paths>, port: &str| {
+                own.get(port).or_else(|| other?.get(port)).cloned()
+            };
+            let files = export::QueryFiles {
+                query: name(node),
+                influence: inputs["influence"].clone(),
+                rank: inputs["rank"].clone(),
+                captions: either(inputs, beside, CAPTIONS),
+                errors: outputs.get("errors").cloned(),
+                top_k: either(inputs, theirs, "top_k"),
+            };
+            queries.push((node, files));
+        }
+        let known: Vec<&str> = of_kind("ranking").filter_map(|(node, ..)| read(node)).collect();
+        for (node, outputs, inputs) in
+            of_kind("influence").filter(|(node, ..)| !known.contains(&node.id.as_str()))
+        {
+            let files = export::QueryFiles {
+                query: name(node),
+                influence: outputs["influence"].clone(),
+                rank: outputs["rank"].clone(),
+                captions: inputs.get(CAPTIONS).cloned(),
+                errors: None,
+                top_k: outputs.get("top_k").cloned(),
+            };
+            queries.push((node, files));
+        }
+        // Stages of the same items go by their full names, as in `attrflow show`.
+        let names: BTreeSet<&str> = queries.iter().map(|(_, files)| files.query.as_str()).collect();
+        if names.len() < queries.len() {
+            queries.iter_mut().for_each(|(node, files)| files.query.clone_from(&node.id));
+        }
+        export::table(batch, file, &queries.into_iter().map(|(_, files)| files).collect::<Vec<_>>())
     }
 
     fn networks(&self, batch: &mut Batch) -> Result<(), ExportError> {

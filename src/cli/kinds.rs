@@ -6,7 +6,7 @@ use super::failure::Failure;
 use crate::progress::{paragraph, print};
 use attrflow_engine::config::param::{Key, PLAIN_NAME};
 use attrflow_engine::config::text::suggestion;
-use attrflow_engine::kind::{KindInfo, Registry};
+use attrflow_engine::kind::{KindInfo, Registry, Shared};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -43,6 +43,12 @@ fn describe(kind: &KindInfo) -> String {
         let optional = if input.required { "" } else { " (optional)" };
         let many = if input.many { " (takes many sources)" } else { "" };
         text += &port(input.name, &format!("{}{many}{optional}", input.doc));
+    }
+    for Shared { port: of, kind: giver, inputs } in kind.shared {
+        text += &paragraph(
+            "  ",
+            &format!("{} must be those of the `{giver}` stage on `{of}`", inputs.join(", ")),
+        );
     }
     text += "\noutputs\n";
     if kind.outputs.is_empty() {

@@ -25,17 +25,24 @@ pub(super) fn open(name: &str, cache: Option<&Path>) -> Result<Named, Failure> {
         }
         _ => PathBuf::from(name),
     };
-    let usage = |error: std::io::Error| Failure::Usage(error.to_string());
     tracing::info!("manifest {}", path.display());
-    let bytes = regular_file::read(&path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::Usage(format!(
-            "there is no manifest {}; expected a path, `last`, `last~N` or `PIPELINE:last`",
-            path.display()
-        )),
-        _ => usage(error),
-    })?;
-    let manifest = manifest::parse(&path, &bytes).map_err(usage)?;
-    Ok(Named { path, manifest, bytes })
+    Named::read(&path)
+}
+
+impl Named {
+    /// Reads a manifest by its path.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let usage = |error: std::io::Error| Failure::Usage(error.to_string());
+        let bytes = regular_file::read(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Failure::Usage(format!(
+                "there is no manifest {}; expected a path, `last`, `last~N` or `PIPELINE:last`",
+                path.display()
+            )),
+            _ => usage(error),
+        })?;
+        let manifest = manifest::parse(path, &bytes).map_err(usage)?;
+        Ok(Self { path: path.to_path_buf(), manifest, bytes })
+    }
 }
 
 /// The cache of a manifest: the one given, else the one that contains it, else `./cache`.
@@ -71,8 +78,13 @@ pub(super) fn nth_last(name: &str) -> Option<(Option<&str>, usize)> {
 /// The manifest of the run that is so many runs back.
 fn nth(pipeline: Option<&str>, back: usize, cache: &Path) -> Result<PathBuf, Failure> {
     let runs = cache.join(Area::Runs.name());
-    let folders = fs_err::read_dir(&runs)
-        .map_err(|error| Failure::Usage(format!("no runs: {error}; name the cache with --cache")))?;
+    let folders = fs_err::read_dir(&runs).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::Usage(format!(
+            "nothing has run yet in {}: run `attrflow run PIPELINE` first, or name another cache with --cache",
+            cache.display()
+        )),
+        _ => Failure::Usage(format!("no runs: {error}; name the cache with --cache")),
+    })?;
     let mut names: Vec<String> =
         folders.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();

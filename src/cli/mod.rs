@@ -9,6 +9,7 @@ mod cancel;
 mod cluster;
 mod cluster_worker;
 mod completions;
+mod demo;
 mod detach;
 mod device;
 mod diff;
@@ -17,9 +18,11 @@ mod doctor_cluster;
 mod explain;
 mod export;
 mod failure;
+mod files;
 mod graph;
 mod init;
 mod kinds;
+mod libtorch;
 mod logs;
 mod man;
 mod manifests;
@@ -32,11 +35,15 @@ mod pool_totals;
 mod pools;
 mod project;
 mod replay;
+mod report;
 mod requirements;
+mod results;
 mod run;
 mod run_args;
 mod runs;
 mod schema;
+mod self_check;
+mod show;
 mod sign;
 mod signals;
 mod status;
@@ -48,7 +55,7 @@ use clap::error::ContextKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::kinds::command;
-use crate::progress::{LogLines, output_error, print_colored};
+use crate::progress::{LogLines, output_error, print, print_colored};
 use attrflow_engine::cluster::node::CLUSTER_WORKER;
 use attrflow_engine::kind::{Computation, Registry};
 use attrflow_engine::worker::local::LIGHT_WORKER;
@@ -64,7 +71,7 @@ pub use project::build;
 #[command(name = "attrflow", version, propagate_version = true, after_help = failure::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     /// Log more: -v decisions and units, -vv workers and timings, -vvv everything; ATTRFLOW_LOG sets a filter instead
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -106,6 +113,14 @@ enum Command {
     ///
     /// Exit code 0 if the same stages have the same outputs, whatever else differs; else 3.
     Diff(diff::Args),
+    /// Show the top of a ranking in the terminal
+    #[command(long_about = show::ABOUT)]
+    Show(show::Args),
+    /// Write a run as one HTML file: queries, rankings with error bars, stages, provenance
+    ///
+    /// The page needs no network, no script and no other file. It shows what is in the cache; what is gone is shown as gone. With two
+    /// runs it compares them. The same manifest and files give the same bytes.
+    Report(report::Args),
     /// Export a manifest in standard formats: an in-toto statement, a Workflow Run RO-Crate
     ///
     /// Both list every result file with its path, BLAKE3 and SHA-256 digests, inputs and parameters. To sign the manifest itself,
@@ -129,6 +144,8 @@ enum Command {
     ///
     /// Editors that support TOML and JSON Schema then complete and check pipelines whose first line is `#:schema FILE`.
     Schema(schema::Args),
+    /// Write a small example, 459 emoji and a model, and run it: offline, some minutes on a CPU
+    Demo(demo::Args),
     /// Create a starter pipeline and config; existing files are not modified
     Init(init::Args),
     /// Write shell completions to standard output
@@ -137,7 +154,25 @@ enum Command {
     Man(man::Args),
     /// Check libtorch and the devices, or those of a cluster
     Doctor(doctor::Args),
+    /// Compute a tiny project and check every number: the first command after installing
+    ///
+    /// It needs no files and takes some seconds. The numbers of all stages must be those of the Python originals, a second run must
+    /// compute nothing, a flipped byte in the cache must be found, and two workers must give the same bytes as one. On a GPU, its
+    /// numbers, its kernels and the ranks in bfloat16 are checked too. Exit code 1 if anything is wrong.
+    SelfCheck(self_check::Args),
 }
+
+/// What the program prints without arguments.
+const START: &str = "\
+attrflow: which training images made a text-to-image diffusion model draw this?
+
+  attrflow demo                     a small example, offline: some minutes
+  attrflow init NAME --images FOLDER --model FOLDER --query 'FOLDER/*.png'
+                                    a pipeline for your images and model
+  attrflow run pipelines/NAME.toml  computes what is not cached yet
+
+`attrflow --help` lists all commands, `attrflow self-check` tests itself.
+";
 
 /// Verbs and options of earlier versions, each with its name now.
 const RENAMED: [(&str, &str); 3] =
@@ -205,6 +240,10 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
             return output_code(failure::SUCCESS);
         }
     };
+    let Some(command) = &cli.command else {
+        print(START);
+        return output_code(failure::SUCCESS);
+    };
     let log = ["warn", "attrflow=info", "attrflow=debug", "attrflow=trace"][usize::from(cli.verbose.min(3))];
     let filter = std::env::var("ATTRFLOW_LOG").unwrap_or_else(|_| log.to_owned());
     tracing_subscriber::fmt()
@@ -213,10 +252,10 @@ pub fn main(registry: &Registry, own: &[Computation]) -> i32 {
         .with_ansi(colored(&std::io::stderr()))
         .without_time()
         .init();
-    tracing::info!("attrflow {}, libtorch {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_LIBTORCH_VERSION"));
+    tracing::info!("attrflow {}", build());
     let result = match surroundings() {
         Err(failure) => Err(failure),
-        Ok(()) => verb(&cli.command, registry, &filter),
+        Ok(()) => verb(command, registry, &filter),
     };
     let code = match result {
         Ok(()) => failure::SUCCESS,
@@ -278,6 +317,8 @@ fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Fail
         Command::Adopt(args) => adopt::adopt(args, registry),
         Command::Audit(args) => audit::audit(args, registry, filter),
         Command::Attest(args) => attest::attest(args, registry),
+        Command::Show(args) => show::show(args),
+        Command::Report(args) => report::report(args),
         Command::Diff(args) => diff::diff(args),
         Command::Cache(args) => cache::cache(args),
         Command::Runs(args) => runs::runs(args),
@@ -289,9 +330,11 @@ fn verb(command: &Command, registry: &Registry, filter: &str) -> Result<(), Fail
         Command::Schema(args) => schema::schema(args, registry),
         Command::Graph(args) => graph::graph(args, registry),
         Command::Init(args) => init::init(args, registry),
+        Command::Demo(args) => demo::demo(args, registry, filter),
         Command::Completions(args) => completions::completions(args, Cli::command()),
         Command::Man(args) => man::man(args, Cli::command()),
         Command::Doctor(args) => doctor::doctor(args, registry, filter),
+        Command::SelfCheck(args) => self_check::self_check(args),
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::failure::Failure;
+use super::libtorch;
 use super::pools::{ClusterArgs, profile_path};
 use super::project::{Settings, backend};
 use attrflow_engine::exec::noop_cache::{NoopKey, NoopRun};
@@ -13,12 +14,12 @@ use attrflow_engine::worker::Backend;
 
 /// The key of a run with these arguments; `None` where it has none.
 pub(super) fn key(file: &Path, settings: &Settings, targets: &[String]) -> Option<NoopKey> {
-    let Settings { sets, device, cluster: ClusterArgs { backend: chosen, profile }, cache: _ } = settings;
+    let Settings { sets, device, cluster: ClusterArgs { backend: chosen, profile }, .. } = settings;
     let program = fs_err::metadata(std::env::current_exe().ok()?).ok()?;
     let mut parts = vec![
         format!("{} {}", env!("CARGO_PKG_VERSION"), env!("ATTRFLOW_COMMIT")),
         format!("{} {} {} {}", program.len(), program.ino(), program.mtime(), program.mtime_nsec()),
-        env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
+        libtorch::assumed(settings.libtorch.as_deref()),
         format!("backend {chosen:?}, profile {profile:?}: {:?}", profile_text(profile.as_deref())),
         format!("device {device:?}, auto {}", backend(Vec::new()).ok()?.device_class().name()),
         store(file, settings)?.root().display().to_string(),

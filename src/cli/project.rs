@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::device::devices;
 use super::failure::Failure;
+use super::libtorch::{self, libtorch};
 use super::pools::{self, ClusterArgs};
 use attrflow_engine::config::text::{Sources, suggestion};
 use attrflow_engine::identity::recipe::Numerics;
@@ -16,7 +17,7 @@ use attrflow_engine::plan::graph::{self, Graph};
 use attrflow_engine::provenance::manifest::Program;
 use attrflow_engine::store::Store;
 use attrflow_engine::worker::Backend as _;
-use attrflow_engine::worker::local::LocalBackend;
+use attrflow_engine::worker::local::{LocalBackend, WorkerProgram};
 use attrflow_engine::worker::protocol::{DeviceClass, WorkerConfig};
 
 /// The arguments that name a pipeline and stages of it.
@@ -29,6 +30,15 @@ pub(super) struct ProjectArgs {
     /// Only this stage and its dependencies (repeatable; the name of a repeated stage selects all its items)
     #[arg(long = "target", value_name = "STAGE")]
     pub targets: Vec<String>,
+}
+
+/// A word as a shell reads it.
+pub(super) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-+/=:,".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 /// The arguments that name a stage of a pipeline.
@@ -68,6 +78,9 @@ pub(super) struct Settings {
     /// The cache folder [default: cache beside the pipelines folder]
     #[arg(long, env = "ATTRFLOW_CACHE", value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// The libtorch to plan for, such as 2.11.0+cpu [default: the one found here; see attrflow doctor]
+    #[arg(long, value_name = "VERSION", value_parser = libtorch::parse_version)]
+    pub libtorch: Option<String>,
 }
 
 /// A pipeline that was read, with its cache.
@@ -88,7 +101,8 @@ impl ProjectArgs {
     /// These arguments as a command line, for hints.
     pub fn command(&self, verb: &str) -> String {
         let mut words = vec!["attrflow".to_owned(), verb.to_owned(), self.pipeline.display().to_string()];
-        let Settings { sets, device, cluster: ClusterArgs { backend, profile }, cache } = &self.settings;
+        let Settings { sets, device, cluster: ClusterArgs { backend, profile }, cache, libtorch } =
+            &self.settings;
         let backend =
             backend.map(|name| if name == BackendName::Slurm { "slurm" } else { "local" }.to_owned());
         let cache = cache.as_ref().map(|cache| cache.display().to_string());
@@ -101,12 +115,8 @@ impl ProjectArgs {
         words.extend(named("--backend", backend.as_slice()));
         words.extend(named("--profile", profile.as_slice()));
         words.extend(named("--cache", cache.as_slice()));
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-+/=:,".contains(c);
-        let quoted = words.into_iter().map(|word| match word.chars().all(plain) {
-            true => word,
-            false => format!("'{}'", word.replace('\'', "'\\''")),
-        });
-        quoted.collect::<Vec<_>>().join(" ")
+        words.extend(named("--libtorch", libtorch.as_slice()));
+        words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
     }
 
     /// Reads the pipeline and opens its cache.
@@ -159,13 +169,26 @@ impl Settings {
         };
         let devices = devices(self.device.as_deref().unwrap_or(&pipeline.run.device), auto)?;
         let class = DeviceClass::from(devices[0]);
+        let version = libtorch::assumed(self.libtorch.as_deref());
+        if self.libtorch.is_none() && libtorch().is_err() {
+            let other =
+                "--libtorch VERSION plans for another; `attrflow doctor` says where it was looked for";
+            tracing::warn!("there is no libtorch here: planning for {version}, as built with; {other}");
+        }
         let numerics = Numerics {
-            libtorch: env!("ATTRFLOW_LIBTORCH_VERSION").to_owned(),
+            libtorch: version,
             device: class.name().to_owned(),
             // libtorch's CUDA kernels need not be bitwise reproducible.
             deterministic: class == DeviceClass::Cpu,
         };
         Ok(Project { pipeline, graph, store, results, devices, cluster, numerics, sources })
+    }
+}
+
+impl Project {
+    /// Whether a selected stage computes with libtorch.
+    pub fn needs_libtorch(&self) -> bool {
+        self.graph.order().iter().any(|stage| self.pipeline.stages[*stage].kind().libtorch)
     }
 }
 
@@ -228,18 +251,20 @@ pub fn build() -> String {
 /// The workers of this machine: this program, and the worker program beside it, which may be missing.
 pub(super) fn backend(settings: Vec<WorkerConfig>) -> Result<LocalBackend, Failure> {
     let front = std::env::current_exe().map_err(|error| Failure::Missing(error.to_string()))?;
-    Ok(LocalBackend { program: front.with_file_name("attrflow-worker"), front, settings })
+    let libtorch = libtorch().as_ref().map(|found| found.folder.join("lib")).map_err(Clone::clone);
+    let worker = WorkerProgram { path: front.with_file_name("attrflow-worker"), libtorch };
+    Ok(LocalBackend { worker, front, settings })
 }
 
 /// The worker program, which must be there.
-pub(super) fn worker_program() -> Result<PathBuf, Failure> {
-    let worker = backend(Vec::new())?.program;
-    if worker.exists() {
+pub(super) fn worker_program() -> Result<WorkerProgram, Failure> {
+    let worker = backend(Vec::new())?.worker;
+    if worker.path.exists() {
         return Ok(worker);
     }
     let message = format!(
         "the worker program is missing: expected it at {}. A copy of `attrflow` needs a copy of `attrflow-worker` beside it; a symbolic link needs none",
-        worker.display()
+        worker.path.display()
     );
     Err(Failure::Missing(message))
 }

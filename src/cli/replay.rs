@@ -127,6 +127,7 @@ pub(super) fn replay(request: Replay<'_>, registry: &Registry, log: &str) -> Res
         let project = settings.project(rebuilt.pipeline, rebuilt.sources, &[], results)?;
         let origin = Origin { file: &request.named.path, sets: &[], run: None };
         let now = execute(&project, &[], request.how, origin, progress::progress(), log)?;
+        now.check_interrupted()?;
         found = outcomes(manifest, Some(request.store), &now.manifest, &project.store)?;
         // Before the empty cache and its outputs are removed.
         found.iter().for_each(|outcome| print_outcome(outcome, request.as_json));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, Parser};
 
 use super::cluster;
 use super::detach;
@@ -10,12 +10,14 @@ use super::failure::Failure;
 use super::noop;
 use super::project::{Project, Settings};
 use super::replay;
+use super::report;
 use super::run_args::{Origin, RunArgs, RunOutcome, check_failed, execute, repeat};
 use super::sign::{Signer, print_signature};
 use crate::progress::{self, print};
 use attrflow_engine::exec::noop_cache::{Found, NoopKey};
 use attrflow_engine::identity::regular_file;
 use attrflow_engine::kind::Registry;
+use attrflow_engine::pipeline;
 use attrflow_engine::plan::graph;
 use attrflow_engine::store::View;
 
@@ -50,6 +52,9 @@ pub(super) struct Args {
     /// Sign the manifest with this minisign secret key; the signature is written to MANIFEST.minisig
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
+    /// Write the page of `attrflow report` when the run has ended, also if a stage failed: report.html in the folder of results
+    #[arg(long, conflicts_with_all = ["dry_run", "print_script"])]
+    report: bool,
     /// Write each event to standard output as a line of JSON
     #[arg(long)]
     json: bool,
@@ -62,6 +67,18 @@ pub(super) struct Args {
     /// The name of the run on a cluster
     #[arg(long, value_name = "RUN", hide = true)]
     run_name: Option<String>,
+}
+
+impl Args {
+    /// Those of a command line, which must be right, with their defaults.
+    pub fn of<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        Line::parse_from(["run"].into_iter().chain(words)).args
+    }
 }
 
 pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Failure> {
@@ -81,7 +98,9 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         {
             let device = args.settings.device.as_deref();
             let ended = repeat(no_op, &store, &args.how, device, origin(), reporter)?;
-            return sign(signer.as_ref(), &ended, args.json);
+            let results =
+                pipeline::root(file).unwrap_or_default().join("results").join(&ended.manifest.pipeline);
+            return close(args, signer.as_ref(), &ended, &results);
         }
         let project = args.settings.open(file, &args.targets, registry)?;
         let forced = graph::named(&args.force, &project.pipeline).map_err(Failure::Usage)?;
@@ -100,17 +119,18 @@ pub(super) fn run(args: &Args, registry: &Registry, log: &str) -> Result<(), Fai
         }
         let ended = execute(&project, &forced, &args.how, origin(), reporter, log)?;
         // One with a warning is planned again, so that it warns again.
-        if let Some(key) = key.as_ref().filter(|_| project.pipeline.unused_sets.is_empty()) {
+        let known = project.pipeline.unused_sets.is_empty() && ended.signal.is_none();
+        if let Some(key) = key.as_ref().filter(|_| known) {
             keep(key, &project, &ended);
         }
-        sign(signer.as_ref(), &ended, args.json)?;
+        close(args, signer.as_ref(), &ended, &project.results)?;
         return check_failed(&ended.manifest);
     };
     let recreation = replay::Recreation::open(from, &args.settings, &args.targets, registry)?;
     let forced = graph::named(&args.force, &recreation.project.pipeline).map_err(Failure::Usage)?;
     let origin = Origin { file: &recreation.named.path, sets: &[], run: args.run_name.as_deref() };
     let ended = execute(&recreation.project, &forced, &args.how, origin, reporter, log)?;
-    sign(signer.as_ref(), &ended, args.json)?;
+    close(args, signer.as_ref(), &ended, &recreation.project.results)?;
     recreation.compare(&ended.manifest, args.json)
 }
 
@@ -125,6 +145,15 @@ fn keep(key: &NoopKey, project: &Project, ended: &RunOutcome) {
     if let Err(error) = kept {
         tracing::warn!("no-op cache not saved: {error}");
     }
+}
+
+/// Writes the report, also of a run that was interrupted, and signs the manifest, where that is asked for.
+fn close(args: &Args, signer: Option<&Signer>, ended: &RunOutcome, results: &Path) -> Result<(), Failure> {
+    if args.report {
+        report::after_run(ended, results, args.json);
+    }
+    ended.check_interrupted()?;
+    sign(signer, ended, args.json)
 }
 
 fn sign(signer: Option<&Signer>, ended: &RunOutcome, as_json: bool) -> Result<(), Failure> {

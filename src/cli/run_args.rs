@@ -118,12 +118,22 @@ pub(super) struct RunOutcome {
     pub path: Option<PathBuf>,
     /// The outputs of cached stages in the results folder, by stage and port.
     pub placed: BTreeMap<String, BTreeMap<String, PlacedArtifact>>,
+    /// The signal that ended the run early.
+    pub signal: Option<i32>,
+}
+
+impl RunOutcome {
+    /// # Errors
+    /// A signal ended the run early.
+    pub fn check_interrupted(&self) -> Result<(), Failure> {
+        self.signal.map_or(Ok(()), |signal| Err(Failure::Interrupted(signal)))
+    }
 }
 
 /// Computes the selected stages that are not cached. Failed stages are in the manifest.
 ///
 /// # Errors
-/// An unusable cache, a missing worker program, and a signal that ended the run early.
+/// An unusable cache, and a missing worker program.
 pub(super) fn execute(
     project: &Project,
     forced: &[usize],
@@ -133,7 +143,10 @@ pub(super) fn execute(
     log: &str,
 ) -> Result<RunOutcome, Failure> {
     let (configs, mut conditions) = how.worker_configs(project, log);
-    worker_program()?;
+    let worker = worker_program()?;
+    if project.cluster.is_none() && project.needs_libtorch() {
+        worker.libtorch.map_err(Failure::Missing)?;
+    }
     let local = backend(configs)?;
     let reporter = Arc::new(Mutex::new(reporter));
     let stop = Arc::new(Cancel::default());
@@ -204,16 +217,16 @@ pub(super) fn execute(
     }
     let interrupted =
         |manifest: &Manifest| manifest.stages.iter().any(|record| record.outcome == Outcome::Interrupted);
-    // A signal that came after the last stage changed nothing.
-    if let Some(signal) = signals.received().filter(|_| manifest.as_ref().map_or(true, interrupted)) {
-        return Err(Failure::Interrupted(signal));
-    }
-    // Without a signal, `attrflow cancel` ended it.
-    if stop.mode().is_some() && manifest.as_ref().is_ok_and(interrupted) {
-        return Err(Failure::Interrupted(signal_hook::consts::SIGTERM));
-    }
+    let signal = signals.received();
+    let manifest = match (manifest, signal) {
+        (Err(_), Some(signal)) => return Err(Failure::Interrupted(signal)),
+        (manifest, _) => manifest?,
+    };
+    // Without a signal, `attrflow cancel` ended it. A signal that came after the last stage changed nothing.
+    let signal =
+        signal.or(stop.mode().map(|_| signal_hook::consts::SIGTERM)).filter(|_| interrupted(&manifest));
     let (path, placed) = std::mem::take(&mut *received.lock().expect("no panic under this lock"));
-    Ok(RunOutcome { manifest: manifest?, path, placed })
+    Ok(RunOutcome { manifest, path, placed, signal })
 }
 
 /// Reports a run that the no-op cache knows to be complete, and writes its manifest.
@@ -237,7 +250,7 @@ pub(super) fn repeat(
     let again =
         CachedRun { run, store, file: origin.file, sets, program: program(), conditions, begun, emit: &emit };
     let (manifest, path) = again.execute()?;
-    Ok(RunOutcome { manifest, path, placed: BTreeMap::new() })
+    Ok(RunOutcome { manifest, path, placed: BTreeMap::new(), signal: None })
 }
 
 /// Fails if a stage failed.

@@ -1,12 +1,15 @@
-//! Exports results: the published experiment's files, and folders for diffusers.
+//! Exports results: the published experiment's files, folders for diffusers, one table of all scores.
 
 mod batch;
 mod diffusers;
 mod published;
+mod table;
 
 use std::path::PathBuf;
 
+use crate::io::captions::CocoError;
 use crate::io::image::ImageError;
+use crate::io::json::JsonError;
 use crate::io::npy::NpyError;
 use crate::io::tensor_file::TensorFileError;
 use crate::io::torch::TorchFileError;
@@ -15,6 +18,7 @@ use crate::models::weights::config::ModelError;
 pub use batch::{Batch, State, Written};
 pub use diffusers::{Unlearned, unet};
 pub use published::{Influence, fisher, influence, picture, pretrain_loss};
+pub use table::{QueryFiles, table};
 
 /// Why results could not be exported. Existing files are then unchanged.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,37 @@ pub enum ExportError {
     /// A model's folder has no checkpoint.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The table cannot be written.
+    #[error("the table cannot be written: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// A captions file cannot be read.
+    #[error(transparent)]
+    Captions(#[from] CocoError),
+    /// Arrays of different images.
+    #[error("{}: {found} images, expected {expected}", path.display())]
+    Images {
+        /// The file.
+        path: PathBuf,
+        /// Its images.
+        found: usize,
+        /// Those of the scores.
+        expected: usize,
+    },
+    /// A file of ranks or indices that is none.
+    #[error("{}: expected indices of the images, each once", path.display())]
+    Ranks {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A JSON file cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A name of a table that does not say its form.
+    #[error("{name}: expected a name that ends in .parquet or .csv")]
+    Ending {
+        /// The name.
+        name: String,
+    },
     /// The safetensors file cannot be written.
     #[error("{}: {source}", path.display())]
     Safetensors {

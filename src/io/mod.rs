@@ -8,6 +8,7 @@ pub mod download;
 pub mod dtype;
 pub mod image;
 pub mod json;
+pub mod libtorch;
 pub mod lora;
 pub mod mistaken;
 pub mod names;
@@ -17,6 +18,7 @@ pub mod rankings;
 pub mod single_file;
 pub mod tensor_file;
 pub mod torch;
+pub mod words;
 pub mod xml;
 
 #[cfg(test)]

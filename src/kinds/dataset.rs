@@ -230,10 +230,10 @@ impl Compute for Dataset {
             Err(error) if error.is::<Enough>() => Vec::new(),
             Err(error) => return Err(error),
         };
-        for Unused { what, files } in unused {
+        for Unused { what, how, files } in unused {
             let mut counted = Counted::default();
             files.iter().for_each(|file| counted.count(true, &file.to_string_lossy()));
-            list.unused.extend(counted.line(what, "they are not in the list"));
+            list.unused.extend(counted.line(what, how));
         }
         let without = list.without_caption.total();
         if self.missing == Missing::Refuse && without > 0 {

@@ -10,8 +10,10 @@ use super::shared::arrays::values;
 use super::shared::check_outputs::Outputs;
 use super::shared::counted::{CUT, Counted};
 use super::shared::network::{
-    CHECKPOINT, LORA, SCHEDULER, TEXT_ENCODER, TOKENIZER, UNET, VAE, with_text_model, with_unet, with_vae,
+    CHECKPOINT, LORA, SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, UNET, VAE,
+    with_text_model, with_unet, with_vae,
 };
+use super::shared::text::Sizes;
 use super::shared::{check_inputs, check_outputs, expected};
 use crate::io::captions::list;
 use crate::io::image::{from_unit, save_png};
@@ -22,9 +24,9 @@ use crate::method::noise::{Generator, Noise};
 pub use crate::method::sample::SampleParams;
 use crate::method::sample::{sample, sample_each, skip_batch};
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
-use crate::models::unet::conditioning::Conditioning;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{ModelMode, Precision};
+use crate::models::vae::VaeConfig;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
@@ -32,11 +34,22 @@ use attrflow_engine::kind::{
 
 /// What a unit's drawings depend on besides its captions and their place.
 fn of_unit(params: &SampleParams) -> Json {
-    let SampleParams { caption: _, steps, guidance_scale, seed, noise, batch_size } = params;
+    let SampleParams {
+        caption: _,
+        steps,
+        guidance_scale,
+        seed,
+        noise,
+        batch_size,
+        force_zeros_for_empty_prompt: zeros,
+    } = params;
     let mut counts =
         json!({ "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "noise": noise });
     if *noise == Noise::PerBatch {
         counts["batch_size"] = json!(batch_size);
+    }
+    if !zeros {
+        counts["force_zeros_for_empty_prompt"] = json!(zeros);
     }
     counts
 }
@@ -58,6 +71,8 @@ impl Kind for SampleParams {
             VAE,
             TEXT_ENCODER,
             TOKENIZER,
+            TEXT_ENCODER_2,
+            TOKENIZER_2,
             // A unit's range holds its captions, so that those of other units are not hashed for it.
             Input::merge(CAPTIONS, "a text file, a caption a line (a blank line is refused); in place of the parameter `caption`")
                 .optional(),
@@ -65,7 +80,7 @@ impl Kind for SampleParams {
         outputs: &[
             Output::new("images", IMAGES, "a folder with 0.png, 1.png, …: RGB, 8 bit"),
             Output::new("latents", LATENTS, "float32 [Q, C, H, W]"),
-            Output::new("text_embeddings", TEXTS, "float32 [Q, 1, L, D]"),
+            Output::new("text_embeddings", TEXTS, "float32 [Q, 1, L, D], as those of `latents`"),
         ],
         ..KindInfo::new::<Self>("generate", 2, "images drawn by the model for captions")
     };
@@ -83,17 +98,25 @@ impl Stage for SampleParams {
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        let mut faults = check_inputs::second_encoder(connected);
+        let fault = |key: &str, message: &str| (key.to_owned(), message.to_owned());
         match (&self.caption, connected(CAPTIONS)) {
             (Some(_), true) => {
                 let message = "`caption` and the input `captions` exclude each other: remove one";
-                vec![("caption".to_owned(), message.to_owned())]
+                faults.push(fault("caption", message));
             }
             (None, false) => {
                 let message = "nothing to draw: expected the parameter `caption` or the input `captions`";
-                vec![("caption".to_owned(), message.to_owned())]
+                faults.push(fault("caption", message));
             }
-            _ => Vec::new(),
+            _ => {}
         }
+        if !self.force_zeros_for_empty_prompt && !connected("text_encoder_2") {
+            let key = "force_zeros_for_empty_prompt";
+            let message = "has no effect with one text encoder, whose empty text is encoded: remove it";
+            faults.push(fault(key, &format!("`{key}` {message}")));
+        }
+        faults
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
@@ -133,6 +156,7 @@ impl Stage for SampleParams {
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
         });
+        let cost_key = expected::with_second_encoder(inputs, cost_key)?;
         let tasks = count.div_ceil(batch.max(1)) as u64;
         // Text, decoding and loading took about as long as four steps of the demo.
         let (steps, extra) = (tasks * self.steps as u64, tasks * 4);
@@ -166,16 +190,23 @@ impl Compute for SampleParams {
         let first: usize = serde_json::from_value(range["first"].clone())?;
         let captions: Vec<String> = serde_json::from_value(range[CAPTIONS].clone())?;
         let _no_grad = tch::no_grad_guard();
-        let (with, without) = with_text_model(inputs, cx.device, |model| {
+        let [with, without] = with_text_model(inputs, cx.device, |model| {
             let mut cut = Counted::default();
             for caption in &captions {
                 cut.count(model.is_cut(caption)?, caption);
             }
             cut.line(CUT.0, CUT.1).iter().for_each(|line| tracing::warn!("{line}"));
-            model.prompts(&captions)
+            let [with, empty] = model.prompts(&captions)?;
+            if !model.has_two() {
+                return Ok([with, empty].map(|texts| texts.rows(Sizes::default())));
+            }
+            let empty = if self.force_zeros_for_empty_prompt { empty.zeros() } else { empty };
+            let (height, width) = pixels(inputs)?;
+            // As drawn: of this size, and not cropped.
+            Ok([with, empty].map(|texts| texts.rows([height, width, 0, 0, height, width])))
         })?; // [n, L, D], [1, L, D]
         write(out, TEXTS, &with.unsqueeze(1))?;
-        let latents = draw(self, inputs, &with.into(), &without.into(), first, cx)?; // [n, C, H, W]
+        let latents = draw(self, inputs, [with, without], first, cx)?; // [n, C, H, W]
         write(out, LATENTS, &latents)?;
         decode(inputs, &latents, first, &out.join(IMAGES), cx)
     }
@@ -215,12 +246,21 @@ fn captions(params: &SampleParams, file: Option<&Path>) -> anyhow::Result<Vec<St
     })
 }
 
-/// The latents [n, C, H, W] of the captions from place `first` on.
+/// Height and width of a picture.
+fn pixels(inputs: &Inputs) -> anyhow::Result<(u32, u32)> {
+    let unet = check_inputs::unet(inputs.path("unet"))?;
+    let scale = VaeConfig::read(&inputs.path("vae").join("config.json"))?.scale();
+    let [_, height, width] =
+        unet.latent_shape().context("the network's config.json gives no size of latents")?;
+    let scaled = |side: i64| u32::try_from(side * i64::from(scale));
+    Ok((scaled(height)?, scaled(width)?))
+}
+
+/// The latents [n, C, H, W] of texts, one after the other and the empty one, from place `first` on.
 fn draw(
     params: &SampleParams,
     inputs: &Inputs,
-    with: &Conditioning,
-    without: &Conditioning,
+    texts: [Tensor; 2],
     first: usize,
     cx: &Context<'_>,
 ) -> anyhow::Result<Tensor> {
@@ -228,6 +268,7 @@ fn draw(
     let (total, micro_batch) = (params.steps as u64, cx.effective_micro_batch());
     let progress = &mut |done| cx.progress(done as u64, total);
     with_unet(inputs, None, cx.device, ModelMode::Inference(Precision::Fp32), |unet| {
+        let [with, without] = &texts.map(|rows| unet.conditioning(rows));
         let latents = match params.noise {
             Noise::PerImage => {
                 sample_each(unet, &schedule, with, without, params, first, micro_batch, progress)

@@ -23,7 +23,7 @@ use crate::method::selection::Selection;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Kind, KindInfo,
-    Output, Stage, Task, Trial, Unit, UnitInputs, Units, WorkSize,
+    Output, Shared, Stage, Task, Trial, Unit, UnitInputs, Units, WorkSize,
 };
 use attrflow_engine::params;
 
@@ -142,6 +142,9 @@ fn other_images(inputs: &Inputs) -> anyhow::Result<Option<(usize, usize)>> {
     Ok(counted.filter(|counted| *counted != here).map(|counted| (counted, here)))
 }
 
+/// What the two loss passes have in common, and what the step was taken from.
+const OF_LOSSES: &[&str] = &["unet", "checkpoint", "lora", "scheduler", "latents", "text_embeddings"];
+const OF_NETWORK: &[&str] = &["unet", "checkpoint", "lora", "scheduler"];
 const PER_TIMESTEP_FILE: &str = "influence_per_timestep.npy";
 
 impl Kind for Influence {
@@ -175,6 +178,10 @@ impl Kind for Influence {
             .enabled_by(PER_TIMESTEP),
         ],
         inherits: &[Inherit { param: "loss", port: "pretrain_loss" }],
+        shared: &[
+            Shared { port: "pretrain_loss", kind: "pretrain-loss", inputs: OF_LOSSES },
+            Shared { port: "weights", kind: "unlearn", inputs: OF_NETWORK },
+        ],
         ..KindInfo::new::<Self>("influence", 4, "the influence of every training image on one query")
     };
 }

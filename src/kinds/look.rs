@@ -4,18 +4,21 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use serde_json::Value as Json;
 
 use super::model::Model;
 use super::shared::check_inputs;
+use super::shared::trained_with::TrainedWith;
 use crate::io::Dtype;
 use crate::io::dataset::{Form, Options, Source, Unused};
+use crate::io::download;
 use crate::io::image::dimensions;
+use crate::io::json;
 use crate::io::lora::{Lora, Network};
 use crate::io::prompt;
 use crate::io::single_file;
 use crate::io::tensor_file::{Header, TensorFile};
 use crate::method::schedule::{Prediction, ScheduleConfig};
-use crate::models::unet::config::UNetConfig;
 use crate::models::vae::VaeConfig;
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{Inputs, Stage as _};
@@ -27,12 +30,30 @@ pub struct ModelLook {
     pub what: String,
     /// The side of its images, if its configuration says.
     pub pixels: Option<u32>,
+    /// Image pixels per latent pixel, along one side.
+    pub scale: u32,
+    /// Whether it has two text encoders, as SDXL.
+    pub sdxl: bool,
+    /// Whether such a model encodes the empty text, in place of zeros.
+    pub encodes_empty: bool,
     /// Whether its scheduler leaves nothing of the image at the last timestep.
     zero_terminal_snr: bool,
     /// The folder of its UNet's configuration.
     unet: PathBuf,
     /// The file of all weights, if it is one.
     file: Option<PathBuf>,
+}
+
+impl ModelLook {
+    /// The hash by which pictures name a model in a single file.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn hash(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let (digest, _) = download::sha256(file)?;
+        Ok(digest.get(..HASH).map(str::to_lowercase))
+    }
 }
 
 /// Looks at a model in a folder or a file; `config` is that of a single file.
@@ -42,14 +63,18 @@ pub struct ModelLook {
 pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> {
     let mut inputs = Inputs([("source".to_owned(), source.to_owned())].into());
     inputs.0.extend(config.map(|config| ("config".to_owned(), config.to_owned())));
-    Model {}.validate_inputs(&inputs)?;
+    let found = Model::of(source, config);
+    found.validate_inputs(&inputs)?;
     let folder = config.unwrap_or(source);
     let unet = check_inputs::unet(&folder.join("unet"))?;
-    let family = match unet.cross_attention_dim {
-        768 => "Stable Diffusion 1".to_owned(),
-        1024 => "Stable Diffusion 2".to_owned(),
-        width => format!("a network with texts of {width} numbers"),
+    let family = match (found.sdxl, unet.cross_attention_dim) {
+        (false, 768) => "Stable Diffusion 1".to_owned(),
+        (false, 1024) => "Stable Diffusion 2".to_owned(),
+        (true, 2048) => "Stable Diffusion XL".to_owned(),
+        (false, width) => format!("like Stable Diffusion (texts of {width} numbers)"),
+        (true, width) => format!("like Stable Diffusion XL (two text encoders, texts of {width} numbers)"),
     };
+    let scale = VaeConfig::read(&folder.join("vae/config.json"))?.scale();
     let schedule = ScheduleConfig::load(&folder.join("scheduler"))?;
     let predicts = if schedule.prediction_type == Prediction::V { "predicts v" } else { "predicts noise" };
     let weights = match config {
@@ -61,19 +86,24 @@ pub fn model(source: &Path, config: Option<&Path>) -> anyhow::Result<ModelLook> 
     let form = if config.is_some() { ", single file" } else { "" };
     Ok(ModelLook {
         what: format!("{family}, {dtype}, {predicts}{form}"),
-        pixels: pixels(&unet, &folder.join("vae")),
+        pixels: unet.latent_shape().and_then(|[_, side, _]| u32::try_from(side).ok()?.checked_mul(scale)),
+        scale,
+        sdxl: found.sdxl,
+        encodes_empty: found.sdxl && encodes_empty(folder),
         zero_terminal_snr: schedule.rescale_betas_zero_snr,
         unet: folder.join("unet"),
         file: config.is_some().then_some(weights),
     })
 }
 
-/// The side of the images that a network is meant for.
-fn pixels(unet: &UNetConfig, vae: &Path) -> Option<u32> {
-    let side = u32::try_from(unet.latent_shape()?[1]).ok()?;
-    let vae = VaeConfig::read(&vae.join("config.json")).ok()?;
-    side.checked_shl(u32::try_from(vae.block_out_channels.len().checked_sub(1)?).ok()?)
+/// Whether `model_index.json` says that the empty text is encoded.
+fn encodes_empty(folder: &Path) -> bool {
+    let index = json::read::<Json>(folder.join("model_index.json"));
+    index.is_ok_and(|index| index["force_zeros_for_empty_prompt"] == Json::Bool(false))
 }
+
+/// Image pixels per latent pixel in Stable Diffusion.
+pub const SCALE: u32 = 8;
 
 /// What is known of a LoRA.
 #[derive(Debug, Clone)]
@@ -107,11 +137,18 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
     let lora = Lora::open(path, Network::Unet, &unet)?;
     let ranks: BTreeSet<usize> = lora.adapters.iter().map(|adapter| adapter.shapes[0][0]).collect();
     let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
-    let encoder = if lora.has_others { "and some of the text encoder" } else { "none of the text encoder" };
+    let encoder = match (lora.others.len(), lora.others.first()) {
+        (0, _) => "none of the text encoder",
+        (1, Some(Network::TextEncoder2)) => "and some of the second text encoder",
+        (1, _) => "and some of the text encoder",
+        _ => "and some of both text encoders",
+    };
+    let TrainedWith { snr_gamma, noise_offset } = TrainedWith::of(&lora);
     let training = lora.training();
     let number = |key: &str| training.get(key).and_then(|value| value.parse::<f64>().ok());
     let mut notes = Vec::new();
-    if let Some(skip) = number("clip_skip").filter(|skip| *skip > 1.0) {
+    // Of two text encoders the last hidden state but one is taken, whatever it says.
+    if let Some(skip) = number("clip_skip").filter(|skip| *skip > 1.0 && !model.sdxl) {
         notes.push(format!(
             "it was trained with clip skip {skip}, and the text encoder's last layer is used here"
         ));
@@ -130,10 +167,10 @@ pub fn lora(path: &Path, model: &ModelLook) -> anyhow::Result<LoraLook> {
     Ok(LoraLook {
         what: format!("rank {}, {} layers of the UNet, {encoder}", ranks.join(" and "), lora.adapters.len()),
         unet: !lora.adapters.is_empty(),
-        snr_gamma: number("min_snr_gamma").filter(|gamma| *gamma > 0.0 && gamma.is_finite()),
-        noise_offset: number("noise_offset").filter(|offset| *offset > 0.0 && *offset <= 1.0),
+        snr_gamma,
+        noise_offset,
         pixels: training.get("resolution").and_then(side),
-        text_encoder: lora.has_others,
+        text_encoder: !lora.others.is_empty(),
         notes,
     })
 }
@@ -162,17 +199,17 @@ pub struct ImagesLook {
     pub without: usize,
     /// The first of them.
     pub example: String,
-    /// Files beside them that make no image: what they are, how many, and the first.
-    pub unused: Vec<(&'static str, usize, PathBuf)>,
+    /// Files beside them that make no image.
+    pub unused: Vec<Unused>,
 }
 
 /// Counts the images and captions of a training set.
 ///
 /// # Errors
 /// Whatever the stage `dataset` refuses.
-pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
+pub fn images(source: &Path, form: Option<Form>) -> anyhow::Result<ImagesLook> {
     let source = Source { path: source, captions: None };
-    let form = source.form()?;
+    let form = form.map_or_else(|| source.form(), Ok)?;
     let mut look = ImagesLook {
         form: form.name(),
         upright: matches!(form, Form::ImageFolder | Form::Parquet),
@@ -189,8 +226,7 @@ pub fn images(source: &Path) -> anyhow::Result<ImagesLook> {
         Ok(())
     })?;
     look.captions = fewest;
-    let first = |unused: Unused| Some((unused.what, unused.files.len(), unused.files.into_iter().next()?));
-    look.unused = unused.into_iter().filter_map(first).collect();
+    look.unused = unused;
     anyhow::ensure!(look.images > 0, "{}: no images", source.path.display());
     Ok(look)
 }
@@ -202,9 +238,14 @@ pub struct PictureLook {
     pub size: [u32; 2],
     /// Its caption, and where that is from.
     pub caption: Option<(String, &'static str)>,
+    /// The first ten digits of the SHA-256 of the checkpoint that it says it was drawn with.
+    pub model_hash: Option<String>,
     /// What a reader should know.
     pub notes: Vec<String>,
 }
+
+/// Digits of a model's hash in a picture.
+const HASH: usize = 10;
 
 /// Looks at a picture: its caption is what it says itself, or the first line of the text file beside it.
 ///
@@ -213,10 +254,11 @@ pub struct PictureLook {
 pub fn picture(file: &Path) -> anyhow::Result<PictureLook> {
     let bytes = fs_err::read(file)?;
     let size = dimensions(&bytes).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?;
-    let mut notes = Vec::new();
-    let mut caption = None;
+    let (mut notes, mut caption, mut model_hash) = (Vec::new(), None, None);
     match prompt::read(file) {
-        Ok(Some(found)) => {
+        Ok(Some(mut found)) => {
+            // Older programs write eight digits of a part of the file.
+            model_hash = found.settings.remove("Model hash").filter(|hash| hash.len() == HASH);
             notes.extend(found.warnings.iter().map(|warning| format!("{}: {warning}", file.display())));
             caption = Some((found.prompt, "from the picture"));
         }
@@ -233,5 +275,5 @@ pub fn picture(file: &Path) -> anyhow::Result<PictureLook> {
         }
     }
     caption = caption.filter(|(text, _)| !text.is_empty());
-    Ok(PictureLook { size, caption, notes })
+    Ok(PictureLook { size, caption, model_hash, notes })
 }

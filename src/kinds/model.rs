@@ -1,4 +1,4 @@
-//! A whole text-to-image model as the five folders that all stages read: from a diffusers folder, or from a single file.
+//! A whole text-to-image model as the folders that all stages read, five or, as SDXL, seven: from a diffusers folder, or from a single file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use crate::io::dtype::Dtype;
 use crate::io::json;
 use crate::io::single_file::{self, Piece};
 use crate::io::tensor_file::{TensorFile, is_index};
+use crate::method::identity::hashed;
 use crate::models::weights::checkpoint;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -23,7 +24,10 @@ use attrflow_engine::params;
 
 params! {
     /// Parameters of `model`.
-    pub struct Model {}
+    pub struct Model {
+        /// Whether the model has two text encoders, as Stable Diffusion XL: `text_encoder_2` and `tokenizer_2` come out as well.
+        sdxl: bool = false,
+    }
 }
 
 impl Validate for Model {}
@@ -32,17 +36,69 @@ const SOURCE: &str = "source";
 const CONFIG: &str = "config";
 const INDEX: &str = "model_index.json";
 const REPORT: &str = "report.json";
-/// The parts, and the classes that each may be of.
-const PARTS: [(&str, &[&str]); 5] = [
+/// A part, and the classes that it may be of.
+type Part = (&'static str, &'static [&'static str]);
+
+const TOKENIZERS: &[&str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+const PARTS: [Part; 5] = [
     ("unet", &["UNet2DConditionModel"]),
     ("vae", &["AutoencoderKL"]),
     ("text_encoder", &["CLIPTextModel"]),
-    ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+    ("tokenizer", TOKENIZERS),
     // By its own file: many are of DDPM's noise.
     ("scheduler", &[]),
 ];
-/// Pipelines of diffusers that are made of these parts.
+/// What a model with two text encoders has besides.
+const SECOND: [Part; 2] = [(TEXT_ENCODER_2, &["CLIPTextModelWithProjection"]), (TOKENIZER_2, TOKENIZERS)];
+const TEXT_ENCODER_2: &str = "text_encoder_2";
+const TOKENIZER_2: &str = "tokenizer_2";
+/// Pipelines of diffusers that are made of these parts, with one text encoder and with two.
 const PIPELINES: [&str; 2] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"];
+const XL_PIPELINES: [&str; 2] = ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"];
+
+impl Model {
+    /// The parameters for the model in a folder, or in a file with its configurations in one.
+    pub(super) fn of(source: &Path, config: Option<&Path>) -> Model {
+        let folder = config.unwrap_or(source);
+        Model { sdxl: has_two(folder, &json::read(folder.join(INDEX)).unwrap_or_default()) }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &'static Part> + Clone {
+        PARTS.iter().chain(&SECOND[..if self.sdxl { SECOND.len() } else { 0 }])
+    }
+
+    fn names(&self) -> String {
+        self.parts().map(|(part, _)| *part).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The parts in a folder, as inputs of the same names.
+    fn inputs(&self, folder: &Path) -> Inputs {
+        Inputs(self.parts().map(|(part, _)| ((*part).to_owned(), folder.join(part))).collect())
+    }
+
+    /// Refuses a folder of the other family.
+    fn check_family(&self, folder: &Path, index: &Json) -> anyhow::Result<()> {
+        let has_two = has_two(folder, index);
+        ensure!(
+            !has_two || self.sdxl,
+            "{}: the model has two text encoders, as SDXL: set `sdxl = true` of this stage, and connect its `{TEXT_ENCODER_2}` and \
+             `{TOKENIZER_2}` where `text_encoder` and `tokenizer` are connected; `init --sdxl` writes such a pipeline, with what has to be \
+             downloaded",
+            folder.display()
+        );
+        ensure!(
+            has_two || !self.sdxl,
+            "{}: no `{TEXT_ENCODER_2}`, expected a model with two text encoders, as SDXL; of another one, remove `sdxl`",
+            folder.display()
+        );
+        Ok(())
+    }
+}
+
+/// Whether a folder, or its index, has a second text encoder.
+fn has_two(folder: &Path, index: &Json) -> bool {
+    folder.join(TEXT_ENCODER_2).is_dir() || index.get(TEXT_ENCODER_2).is_some_and(|part| part[1].is_string())
+}
 
 impl Kind for Model {
     const INFO: KindInfo = KindInfo {
@@ -60,6 +116,9 @@ impl Kind for Model {
             Output::new("vae", "vae", "the autoencoder: config.json and weights"),
             Output::new("text_encoder", "text_encoder", "the text encoder: config.json and weights"),
             Output::new("tokenizer", "tokenizer", "vocab.json, merges.txt, tokenizer_config.json"),
+            Output::new(TEXT_ENCODER_2, TEXT_ENCODER_2, "the second text encoder: config.json and weights")
+                .enabled_by("sdxl"),
+            Output::new(TOKENIZER_2, TOKENIZER_2, "its tokenizer, with the same files").enabled_by("sdxl"),
             Output::new("scheduler", "scheduler", "scheduler_config.json"),
             Output::new("report", REPORT, "what was found, and the file of each part's weights"),
         ],
@@ -69,19 +128,23 @@ impl Kind for Model {
 }
 
 impl Stage for Model {
+    fn identity(&self) -> Json {
+        hashed(self, &[("sdxl", !self.sdxl)])
+    }
+
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        Source::open(inputs).map(drop)
+        Source::open(self, inputs).map(drop)
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let source = inputs.path(SOURCE)?;
         let mut outputs = BTreeMap::from([("report".to_owned(), ArtifactShape::Bytes(1000))]);
         if source.is_dir() {
-            for (part, _) in PARTS {
+            for (part, _) in self.parts() {
                 let like = source.join(part);
                 let bytes =
                     files(&like)?.iter().filter_map(|file| Some(fs_err::metadata(file).ok()?.len())).sum();
-                outputs.insert(part.to_owned(), ArtifactShape::Like { path: like, bytes });
+                outputs.insert((*part).to_owned(), ArtifactShape::Like { path: like, bytes });
             }
         }
         Ok(Estimate { outputs, ..Estimate::default() })
@@ -102,7 +165,7 @@ enum Source<'a> {
 
 impl<'a> Source<'a> {
     /// Finds out what it is, and refuses what no stage computes with.
-    fn open(inputs: &'a Inputs) -> anyhow::Result<Source<'a>> {
+    fn open(model: &Model, inputs: &'a Inputs) -> anyhow::Result<Source<'a>> {
         let (source, config) = (inputs.path(SOURCE), inputs.get(CONFIG));
         if source.is_dir() {
             ensure!(
@@ -110,7 +173,7 @@ impl<'a> Source<'a> {
                 "`{CONFIG}` is for a single file, and {} is a folder: remove it",
                 source.display()
             );
-            return Source::folder(source);
+            return Source::folder(model, source);
         }
         ensure!(
             !is_index(source),
@@ -120,18 +183,24 @@ impl<'a> Source<'a> {
         let file = TensorFile::open(source)?;
         let parts = single_file::of(&file).with_context(|| source.display().to_string())?;
         let Some(config) = config else {
+            let example = match parts.family {
+                single_file::Family::Sd1 => "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                single_file::Family::Sd2 => "stabilityai/stable-diffusion-2-1-base",
+                single_file::Family::Sdxl => "stabilityai/stable-diffusion-xl-base-1.0",
+            };
             bail!(
                 "{}: a checkpoint in a single file has no configurations and no tokenizer: connect a diffusers folder of its family to \
-                 the input `{CONFIG}`, for instance a download of `hf://stable-diffusion-v1-5/stable-diffusion-v1-5` without its weights",
+                 the input `{CONFIG}`, for instance a download of `hf://{example}` without its weights",
                 source.display()
             )
         };
-        check_configs(config)?;
-        check_family(&parts, config)?;
+        model.check_family(config, &Json::Null)?;
+        check_configs(model, config)?;
+        check_configs_fit(&parts, config)?;
         Ok(Source::File { file: Box::new(file), config, parts })
     }
 
-    fn folder(folder: &'a Path) -> anyhow::Result<Source<'a>> {
+    fn folder(model: &Model, folder: &'a Path) -> anyhow::Result<Source<'a>> {
         let file = folder.join(INDEX);
         if !file.is_file() {
             // The parts alone are enough: their own files say what they are.
@@ -140,20 +209,33 @@ impl<'a> Source<'a> {
                 missing.is_none(),
                 "{}: no {INDEX}, expected a diffusers folder with it, or with {}; or a single file",
                 folder.display(),
-                PARTS.map(|(part, _)| part).join(", ")
+                model.names()
             );
-            check_parts(folder)?;
+            model.check_family(folder, &Json::Null)?;
+            check_inputs::networks(&model.inputs(folder))?;
             return Ok(Source::Folder { folder, index: json!({}) });
         }
         let index: Json = json::read(&file)?;
         let class = index["_class_name"].as_str().unwrap_or("missing");
         ensure!(
-            PIPELINES.contains(&class),
-            "{}: `_class_name` is {class}, supported: {}",
+            PIPELINES.iter().chain(&XL_PIPELINES).any(|known| *known == class),
+            "{}: `_class_name` is {class}, supported: {}, {}",
             file.display(),
-            PIPELINES.join(", ")
+            PIPELINES.join(", "),
+            XL_PIPELINES.join(", ")
         );
-        for (part, classes) in PARTS {
+        if XL_PIPELINES.contains(&class) {
+            // The refiner has the second text encoder alone.
+            for part in ["text_encoder", TEXT_ENCODER_2] {
+                ensure!(
+                    index[part][1].is_string(),
+                    "{}: a {class} without `{part}`, supported: with both text encoders; the refiner of Stable Diffusion XL is not",
+                    file.display()
+                );
+            }
+        }
+        model.check_family(folder, &index)?;
+        for (part, classes) in model.parts() {
             let found = index[part][1].as_str();
             ensure!(
                 classes.is_empty() || found.is_some_and(|found| classes.contains(&found)),
@@ -163,26 +245,22 @@ impl<'a> Source<'a> {
                 classes.join(", ")
             );
         }
-        check_parts(folder)?;
+        check_inputs::networks(&model.inputs(folder))?;
         Ok(Source::Folder { folder, index })
     }
 }
 
-/// Refuses parts that no stage computes with.
-fn check_parts(folder: &Path) -> anyhow::Result<()> {
-    let parts = PARTS.map(|(part, _)| (part.to_owned(), folder.join(part)));
-    check_inputs::networks(&Inputs(parts.into()))
-}
-
 /// Refuses configurations that no stage computes with; their weights need not be there.
-fn check_configs(folder: &Path) -> anyhow::Result<()> {
-    check_inputs::unet(&folder.join("unet"))?;
-    let others = ["text_encoder", "tokenizer", "scheduler", "vae"];
-    check_inputs::networks(&Inputs(others.map(|part| (part.to_owned(), folder.join(part))).into()))
+fn check_configs(model: &Model, folder: &Path) -> anyhow::Result<()> {
+    let mut parts = model.inputs(folder);
+    check_inputs::texts(&parts)?;
+    let unet = parts.0.remove("unet");
+    unet.map_or(Ok(()), |unet| check_inputs::unet(&unet).map(drop))?;
+    check_inputs::networks(&parts)
 }
 
 /// Refuses configurations of another family, and those that leave open what a network of the second one predicts.
-fn check_family(parts: &single_file::Parts, config: &Path) -> anyhow::Result<()> {
+fn check_configs_fit(parts: &single_file::Parts, config: &Path) -> anyhow::Result<()> {
     let expected = check_inputs::unet(&config.join("unet"))?.cross_attention_dim;
     let keys = parts.unet.iter().find(|(name, _)| name.ends_with("attn2.to_k.weight"));
     if let Some(found) =
@@ -197,7 +275,7 @@ fn check_family(parts: &single_file::Parts, config: &Path) -> anyhow::Result<()>
     ensure!(
         parts.family == single_file::Family::Sd1
             || json::read::<Json>(&scheduler)?.get("prediction_type").is_some(),
-        "{}: no `prediction_type`: Stable Diffusion 2 predicts noise or v, and a single file does not say which; set it",
+        "{}: no `prediction_type`: models of this family predict noise or v, and a single file does not say which; set it",
         scheduler.display()
     );
     Ok(())
@@ -243,48 +321,61 @@ fn copy(files: &[PathBuf], to: &Path) -> anyhow::Result<()> {
 impl Compute for Model {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
-        let report = match Source::open(inputs)? {
+        let report = match Source::open(self, inputs)? {
             Source::Folder { folder, index } => {
                 let mut weights = BTreeMap::new();
-                for (place, (part, _)) in PARTS.iter().enumerate() {
+                for (place, (part, _)) in self.parts().enumerate() {
                     let files = files(&folder.join(part))?;
                     copy(&files, &out.join(part))?;
                     let names = files
                         .iter()
                         .filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned()));
                     weights.insert(*part, names.collect::<Vec<_>>());
-                    cx.progress(place as u64 + 1, PARTS.len() as u64);
+                    cx.progress(place as u64 + 1, self.parts().count() as u64);
                 }
                 json!({ "form": "diffusers", "class": index["_class_name"], "files": weights })
             }
             Source::File { file, config, parts } => {
-                for part in ["tokenizer", "scheduler"] {
-                    copy(&files(&config.join(part))?, &out.join(part))?;
+                for part in ["tokenizer", TOKENIZER_2, "scheduler"] {
+                    if self.sdxl || part != TOKENIZER_2 {
+                        copy(&files(&config.join(part))?, &out.join(part))?;
+                    }
                 }
-                let tables = [
+                let mut tables = vec![
                     ("unet", &parts.unet, "diffusion_pytorch_model.safetensors"),
                     ("vae", &parts.vae, "diffusion_pytorch_model.safetensors"),
                     ("text_encoder", &parts.text_encoder, "model.safetensors"),
                 ];
+                if self.sdxl {
+                    tables.push((TEXT_ENCODER_2, &parts.text_encoder_2, "model.safetensors"));
+                }
                 let total = tables.len() as u64;
-                for (place, (part, pieces, name)) in tables.into_iter().enumerate() {
+                for (place, (part, pieces, name)) in tables.iter().enumerate() {
                     let folder = out.join(part);
                     fs_err::create_dir(&folder)?;
                     fs_err::copy(config.join(part).join("config.json"), folder.join("config.json"))?;
                     write(&file, pieces, &folder.join(name))?;
                     cx.progress(place as u64 + 1, total);
                 }
-                let tensors = tables.map(|(part, pieces, _)| (part, pieces.len()));
+                let tensors = tables.iter().map(|(part, pieces, _)| (*part, pieces.len()));
                 json!({
                     "form": "single file",
                     "family": format!("{:?}", parts.family).to_lowercase(),
-                    "tensors": BTreeMap::from(tensors),
+                    "tensors": tensors.collect::<BTreeMap<_, _>>(),
                     "ignored": parts.ignored,
                 })
             }
         };
         Ok(json::write_pretty(&out.join(REPORT), &report)?)
     }
+}
+
+/// The elements of a matrix of this shape whose columns were the rows.
+fn transposed(bytes: &[u8], shape: &[usize]) -> Vec<u8> {
+    let (rows, columns) = (shape[0], shape[1]);
+    let size = bytes.len() / (rows * columns).max(1);
+    let places = (0..rows).flat_map(|row| (0..columns).map(move |column| column * rows + row));
+    places.flat_map(|place| &bytes[place * size..(place + 1) * size]).copied().collect()
 }
 
 /// Writes the tensors of a part, in the element types that they have.
@@ -303,13 +394,11 @@ fn write(file: &TensorFile, pieces: &BTreeMap<String, Piece>, to: &Path) -> anyh
                 piece.source
             ),
         };
-        bytes.push((
-            name,
-            dtype,
-            &piece.shape,
-            file.bytes(header)?,
-            piece.rows.clone().zip(header.shape.first()),
-        ));
+        let mut found = file.bytes(header)?;
+        if piece.transposed {
+            found = transposed(&found, &piece.shape).into();
+        }
+        bytes.push((name, dtype, &piece.shape, found, piece.rows.clone().zip(header.shape.first())));
     }
     let views = bytes.iter().map(|(name, dtype, shape, bytes, rows)| {
         let some = match rows {

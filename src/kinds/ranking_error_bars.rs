@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::loss_pass::per_timestep::mean;
 use crate::io::npy::Npy;
+use crate::io::words::digits;
 use crate::method::influence::{Flips, per_image};
 
 /// The probability with which intervals hold.
@@ -26,8 +27,8 @@ pub(super) const TOP_K: &str =
 /// The same for a single loss before and after.
 pub(super) const ONE_POINT: &str = "no error bars: one timestep with one draw of noise says nothing of the noise; increase `time_samples` or `draws`";
 /// What the marks below pictures say.
-pub(super) const LEGEND: &str =
-    "\u{b1} standard error; ranks: 95 % interval; tie: the intervals of neighbours overlap";
+pub(super) const LEGEND: &str = "Bar: 95 % interval, on the axis below. \u{b1}: standard error. Ranks: 95 % interval. \
+     Tie: those of neighbours overlap.";
 
 /// How the errors were computed, and how large they are.
 #[derive(Debug, Clone, Serialize)]
@@ -87,9 +88,10 @@ impl ErrorBar {
     pub fn lines(&self) -> Vec<String> {
         let ranks = match (self.rank_low, self.rank_high) {
             (low, high) if low == high => format!("rank {low}"),
-            (low, high) => format!("ranks {low}-{high}"),
+            (low, high) => format!("ranks {low}\u{2013}{high}"),
         };
-        let mut lines = vec![format!("\u{b1} {:.1e}, {ranks}", self.standard_error)];
+        let error = digits(self.standard_error.into(), 2);
+        let mut lines = vec![format!("\u{b1} {error}, {ranks}")];
         lines.extend(self.tied.then(|| "tie with the next".to_owned()));
         lines
     }
@@ -104,17 +106,21 @@ pub(super) struct Scores<'a> {
     pub flips: Flips,
 }
 
+/// What is known of the errors of a ranking.
+pub(super) struct Found {
+    pub method: Method,
+    /// Of the first images.
+    pub rows: Vec<ErrorBar>,
+    /// Of all images, by index.
+    pub standard_errors: Vec<f32>,
+}
+
 impl Scores<'_> {
     /// The errors of the first `count` images of a ranking, in its order; `None` if there is only one difference for each latent.
     ///
     /// # Errors
     /// The file is not of these scores.
-    pub fn error_bars(
-        &self,
-        ranks: &[i64],
-        count: usize,
-        top: usize,
-    ) -> anyhow::Result<Option<(Method, Vec<ErrorBar>)>> {
+    pub fn error_bars(&self, ranks: &[i64], count: usize, top: usize) -> anyhow::Result<Option<Found>> {
         let images = self.influence.len();
         let (mut rows, [timesteps, draws]) = self.read()?;
         let per_latent = timesteps * draws;
@@ -146,6 +152,7 @@ impl Scores<'_> {
             }
         });
         let rows = rows.collect();
+        let standard_errors = errors.iter().map(|error| *error as f32).collect();
         let mut sorted = errors;
         sorted.sort_by(f64::total_cmp);
         let method = Method {
@@ -160,7 +167,7 @@ impl Scores<'_> {
             resamples: RESAMPLES,
             flips: self.flips,
         };
-        Ok(Some((method, rows)))
+        Ok(Some(Found { method, rows, standard_errors }))
     }
 
     /// The values, and T and R.

@@ -21,7 +21,8 @@ fn errors_ranks_and_ties_follow_from_the_draws() {
     let influence = [20.0, 40.0, 0.0, 19.5];
     let (_folder, path) = file(&influence);
     let scores = Scores { file: &path, influence: &influence, flips: Flips::Max };
-    let (method, bars) = scores.error_bars(&[1, 0, 3, 2], 3, 2).unwrap().unwrap();
+    let Found { method, rows: bars, standard_errors } =
+        scores.error_bars(&[1, 0, 3, 2], 3, 2).unwrap().unwrap();
     // The sample variance of two draws is 2 at both timesteps: SE^2 = (2 + 2) / (R T^2) = 4 / 8. All are equal, so the common
     // variance is known: the interval is the normal one.
     let error = 0.5_f64.sqrt();
@@ -41,10 +42,14 @@ fn errors_ranks_and_ties_follow_from_the_draws() {
     assert!((bars[1].p_top + bars[2].p_top - 1.0).abs() < 1e-9);
     assert_eq!((method.method, method.timesteps, method.draws, method.top), ("between draws", 2, 2, 2));
     assert!((method.median_standard_error - error).abs() < 1e-9);
+    assert!(
+        standard_errors.len() == 4
+            && standard_errors.iter().all(|one| (f64::from(*one) - error).abs() < 1e-6)
+    );
     // Not a number in JSON.
     assert_eq!(serde_json::to_value(&method).unwrap()["degrees_of_freedom"], serde_json::Value::Null);
-    assert_eq!(bars[0].lines(), ["\u{b1} 7.1e-1, rank 1"]);
-    assert_eq!(bars[1].lines(), ["\u{b1} 7.1e-1, ranks 2-3", "tie with the next"]);
+    assert_eq!(bars[0].lines(), ["\u{b1} 0.71, rank 1"]);
+    assert_eq!(bars[1].lines(), ["\u{b1} 0.71, ranks 2\u{2013}3", "tie with the next"]);
 }
 
 #[test]
@@ -53,7 +58,7 @@ fn a_mirror_image_counts_as_the_parameter_says() {
     let (_folder, path) = file(&[1.0, 8.0, 5.0, 2.0]);
     let error = |influence: &[f32], flips| {
         let scores = Scores { file: &path, influence, flips };
-        let (_, bars) = scores.error_bars(&[1, 0], 2, 1).unwrap().unwrap();
+        let bars = scores.error_bars(&[1, 0], 2, 1).unwrap().unwrap().rows;
         bars[0].standard_error
     };
     let one = 0.5_f32.sqrt();
@@ -74,7 +79,7 @@ fn one_draw_is_judged_by_successive_differences() {
     write_f32(&path, &[2, 3], &[11.0, 19.0, 31.0, 9.0, 21.0, 29.0]).unwrap();
     let influence = [61.0 / 3.0, 59.0 / 3.0];
     let scores = Scores { file: &path, influence: &influence, flips: Flips::Max };
-    let (method, bars) = scores.error_bars(&[0, 1], 2, 1).unwrap().unwrap();
+    let Found { method, rows: bars, .. } = scores.error_bars(&[0, 1], 2, 1).unwrap().unwrap();
     assert_eq!((method.method, method.draws), ("successive differences", 1));
     // Two steps of 2 each; the mean of both takes half of the variance: 2 (4 + 4) / (2 T (T - 1)).
     let expected = (16.0_f32 / 12.0).sqrt();

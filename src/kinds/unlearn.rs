@@ -8,7 +8,10 @@ use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, load_unet};
+use super::shared::trained_with::TrainedWith;
 use super::shared::{arrays, check_inputs, check_outputs, device, expected, tensors};
+use crate::io::TensorFile;
+use crate::io::lora::{Lora, Network};
 use crate::io::npy::Npy;
 use crate::io::torch::Dtype;
 use crate::method::data::{Rows, to_device};
@@ -17,6 +20,7 @@ use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 pub use crate::method::unlearn::UnlearnParams;
 use crate::method::unlearn::{RISE_ROWS, Unlearning};
 use crate::models::unet::ModelMode;
+use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     WorkSize,
@@ -126,8 +130,9 @@ impl Compute for UnlearnParams {
             Err(error) => Err(anyhow::anyhow!(error)),
         };
         let latent = read(NpyRows::new(latents, 1), index)?.squeeze_dim(0); // [C, H, W]
-        let conditioning = read(NpyRows::new(texts, 2), first_caption)?.into();
+        let conditioning = unet.conditioning(read(NpyRows::new(texts, 2), first_caption)?);
 
+        warn_of_objective(self, inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
         let fisher = tensors::read(inputs.path("fisher"))?;
         let total = (self.steps * self.grad_accum_steps) as u64;
@@ -146,12 +151,19 @@ impl Compute for UnlearnParams {
             100.0 * predicted / before,
             100.0 * rise / before
         );
+        let (key, given) = match self.rise {
+            Some(share) => ("rise", format!("`rise` is {share}, which made `lr` {lr:.3e}")),
+            None => ("lr", format!("`lr` is {lr:e}")),
+        };
         anyhow::ensure!(
             rise > 0.0,
-            "the step changed the loss of the query by {rise:e}, where a rise of {predicted:e} was predicted: expected a rise; \
-             the learning rate is {lr:e}, `damping` is {}: {} may help",
-            self.damping,
-            if rise == 0.0 { "a larger step, or less damping," } else { "a smaller step" }
+            "the step changed the loss of the query by {rise:.3e}, where a rise of {predicted:.3e} was predicted ({given}): {}",
+            match rise == 0.0 {
+                true => format!("it was too small; set a larger `{key}`, or less damping"),
+                false => format!(
+                    "it was too large; set a smaller `{key}`, or more `epochs` of the Fisher information"
+                ),
+            }
         );
         let mut metadata = vec![
             (IMAGES, images.to_string()),
@@ -189,6 +201,16 @@ impl Compute for UnlearnParams {
         }
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
     }
+}
+
+/// Says where the LoRA was trained with another loss.
+fn warn_of_objective(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<()> {
+    let Some(path) = inputs.get("lora") else { return Ok(()) };
+    let network = checkpoint::of(inputs.path("unet"), inputs.get("checkpoint"))?;
+    let lora = Lora::open(path, Network::Unet, TensorFile::open(network)?.headers())?;
+    let differences = TrainedWith::of(&lora).differences(&params.objective);
+    differences.iter().for_each(|line| tracing::warn!("{line}"));
+    Ok(())
 }
 
 /// Names the query, or the Fisher information's file if that does not match.

@@ -33,7 +33,7 @@ pub fn micro_batch(
         let rows = texts * times as i64;
         let mut draws = Generator::seeded(0);
         let noise = draws.normal(&[&[rows], latent].concat(), device);
-        let conditioning = draws.normal(&[&[texts], text].concat(), device).into();
+        let conditioning = unet.conditioning(draws.normal(&[&[texts], text].concat(), device));
         drop(draws);
         let timesteps = Tensor::arange(times as i64, (Kind::Int64, device));
         let pass = || {

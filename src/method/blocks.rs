@@ -90,7 +90,8 @@ impl LossPass<'_> {
             let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
             let some = |x: &Tensor| x.narrow(0, pair as i64, most as i64).to_device(device);
             // What depends on the texts alone is the same at all timesteps.
-            let (latents, texts) = (some(&block.latents), self.unet.encode(&some(&block.texts).into()));
+            let (latents, texts) =
+                (some(&block.latents), self.unet.encode(&self.unet.conditioning(some(&block.texts))));
             let mut at_each = Vec::new();
             for (place, &point) in points.iter().enumerate() {
                 let point: Point = point.into();

@@ -34,7 +34,9 @@ pub enum MathError {
     NoRise { rise: f64 },
     #[error(
         "the Fisher information of `{parameter}` is zero in {zeros} of {count} places, \
-         so that the step there is not finite; set `damping` or `relative_damping` to continue"
+         so that the step there is not finite; set {} to continue",
+        // A share of a mean of zero is zero.
+        if zeros == count { "`damping`" } else { "`damping` or `relative_damping`" }
     )]
     ZeroFisher { parameter: String, zeros: i64, count: i64 },
     #[error(

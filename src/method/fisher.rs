@@ -122,7 +122,7 @@ pub fn fisher_range(
     let (mut total, first) = (FisherSum::default(), batches.start);
     for batch in batches {
         let images = params.rows_of(batch, data.latents_len());
-        let rows = draw(schedule, data, params, batch, images.clone(), unet.device())?;
+        let rows = draw(unet, schedule, data, params, batch, images.clone())?;
         let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
         let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
             let some = row..row + most;
@@ -151,13 +151,14 @@ pub fn fisher_range(
 
 /// The rows of a batch. The CPU draws, in this order, timesteps, captions, noise: the same on every device.
 fn draw(
+    unet: &UNet,
     schedule: &NoiseSchedule,
     data: DataSet<'_>,
     params: &FisherParams,
     batch: usize,
     images: Range<usize>,
-    device: Device,
 ) -> Result<DenoisingRows, MathError> {
+    let device = unet.device();
     let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
     let (count, captions) = (images.len() as i64, data.captions() as i64);
     let mut draws = Generator::seeded(derived_seed("fisher", &[params.seed.into(), batch as i64]));
@@ -171,7 +172,8 @@ fn draw(
     let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
     let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
     let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
-    Ok(DenoisingRows { latents, noise, timesteps, conditioning: data.texts(&pairs, device)?.into() })
+    let conditioning = unet.conditioning(data.texts(&pairs, device)?);
+    Ok(DenoisingRows { latents, noise, timesteps, conditioning })
 }
 
 /// The sums over rows of the squared gradients of each row's loss, by parameter in float64.

@@ -260,7 +260,7 @@ impl<'a> LossPass<'a> {
                         latents: self.data.latents(&[image], device)?,
                         noise: noise.narrow(0, row, 1),
                         timesteps: self.timesteps_tensor(&[point.timestep]),
-                        conditioning: self.data.texts(&[(image, caption)], device)?.into(),
+                        conditioning: self.unet.conditioning(self.data.texts(&[(image, caption)], device)?),
                     };
                     losses.push(rows.losses(self.unet, self.schedule).detach());
                     row += 1;
@@ -300,7 +300,7 @@ impl<'a> LossPass<'a> {
                 _ => {
                     // Drop the old ones first, for memory may be short.
                     encoded = None;
-                    let texts = self.unet.encode(&narrow(&texts, &pairs).into());
+                    let texts = self.unet.encode(&self.unet.conditioning(narrow(&texts, &pairs)));
                     &encoded.insert((pairs.clone(), texts)).1
                 }
             };

@@ -33,6 +33,8 @@ params! {
         /// Captions per batch. With `noise = "per_batch"` a batch draws its noise at once, and a short last batch draws it
         /// for a full one, as published (with 500); with `per_image` it is only the size of a unit of work.
         batch_size: usize [1..=100_000] = 1,
+        /// With two text encoders: whether the empty text of the guidance is zeros, as diffusers has it for SDXL, or is encoded.
+        force_zeros_for_empty_prompt: bool = true,
     }
 }
 
@@ -116,9 +118,9 @@ fn denoise(
     let uncond = tch::no_grad(|| unet.encode(uncond));
     let mut guidance = Guidance { unet, cond, uncond, scale: params.guidance_scale, encoded: None };
     for (i, &t) in timesteps.iter().enumerate() {
-        let epsilon = guidance.predict(&x, t, micro_batch);
+        let predicted = guidance.predict(&x, t, micro_batch);
         let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
-        x = schedule.step(&x, &epsilon, t, timesteps.get(i + 1).copied(), noise.as_ref());
+        x = schedule.step(&x, &predicted, t, timesteps.get(i + 1).copied(), noise.as_ref());
         check(&x, t)?;
         progress(i + 1);
     }
@@ -151,7 +153,7 @@ fn batch_shape(unet: &UNet, params: &SampleParams) -> Result<Vec<i64>, MathError
     Ok([&[params.batch_size as i64], latent.as_slice()].concat())
 }
 
-/// Predicts noise with classifier-free guidance.
+/// Predicts the noise or v, as the network was trained to, with classifier-free guidance.
 struct Guidance<'a> {
     unet: &'a UNet,
     cond: &'a Conditioning,
@@ -162,7 +164,7 @@ struct Guidance<'a> {
 }
 
 impl Guidance<'_> {
-    /// The noise in `x` at timestep `t`, [n, C, H, W].
+    /// The prediction for `x` at timestep `t`, [n, C, H, W].
     fn predict(&mut self, x: &Tensor, t: i64, micro_batch: usize) -> Tensor {
         let Guidance { unet, cond, uncond, scale, encoded } = self;
         let parts = in_micro_batches(x.size()[0] as usize, micro_batch, |row, most| {

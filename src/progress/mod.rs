@@ -5,6 +5,7 @@ pub mod drawing;
 mod json_lines;
 mod live;
 mod log;
+mod pictures;
 mod table;
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use attrflow_engine::exec::event::Event;
 pub use json_lines::json_line;
 pub use live::bar_style;
 pub use log::LogLines;
+pub use pictures::Graphics;
 pub use table::{Table, error_line, line, paragraph};
 
 /// Shows events.
@@ -98,6 +100,11 @@ pub fn print(text: &str) {
 /// The same for a text with colours; see [`safe_colored`].
 pub fn print_colored(text: &str) {
     write_out(&safe_colored(text));
+}
+
+/// The same for a row of pictures, whose commands the terminal is to obey; it has no foreign text.
+pub fn print_pictures(graphics: Graphics, pictures: &[Option<image::RgbImage>]) {
+    write_out(&graphics.row(pictures));
 }
 
 fn write_out(text: &str) {

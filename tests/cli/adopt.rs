@@ -117,7 +117,12 @@ fn a_whole_run_is_adopted_without_a_copy_and_computes_nothing() {
         one(&format!("unlearn[{query}]"), &format!("mine/unlearn/{query}/unlearned.safetensors"));
         let ports = [("influence", "influence.npy"), ("rank", "rank.npy"), ("losses", "unlearned_loss.npy")];
         many(&format!("influence[{query}]"), &format!("influence/{query}"), &ports);
-        let ports = [("table", "top.csv"), ("json", "top.json"), ("picture", "top.png")];
+        let ports = [
+            ("table", "top.csv"),
+            ("json", "top.json"),
+            ("picture", "top.png"),
+            ("errors", "standard_error.npy"),
+        ];
         many(&format!("ranking[{query}]"), &format!("ranking/{query}"), &ports);
     }
     let ran = project.run(&[]);

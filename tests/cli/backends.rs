@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use attrflow_engine::kind::{Device, Downloads, Inputs, Step, Task};
 use attrflow_engine::worker::cancel::Cancel;
-use attrflow_engine::worker::local::LocalBackend;
+use attrflow_engine::worker::local::{LocalBackend, WorkerProgram};
 use attrflow_engine::worker::protocol::{DeviceClass, Reply, TaskBatch, TaskError, WorkerConfig};
 use attrflow_engine::worker::{Backend, Request, Work};
 
@@ -16,8 +16,9 @@ fn backend(front: &Path, folder: &Path) -> LocalBackend {
     let downloads = Downloads { folder: folder.join("downloads"), lock: folder.join("lock"), at_once: 1 };
     let config =
         WorkerConfig { device: Device::Cpu, threads: 1, micro_batch: 1, downloads, log: "info".into() };
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_attrflow-worker"));
-    LocalBackend { program, front: front.to_path_buf(), settings: vec![config.clone(), config] }
+    let path = PathBuf::from(env!("CARGO_BIN_EXE_attrflow-worker"));
+    let worker = WorkerProgram { path, libtorch: Err("no test asks for it".into()) };
+    LocalBackend { worker, front: front.to_path_buf(), settings: vec![config.clone(), config] }
 }
 
 fn request(cancel: &Cancel) -> Request<'_> {

@@ -17,7 +17,7 @@ fn refused(project: &Project, arguments: &[&str], parts: &[&str]) {
 #[test]
 fn a_fault_of_the_pipeline_has_its_location() {
     // The text in the file, its replacement, and parts of the message.
-    let cases: [(&str, &str, &[&str]); 13] = [
+    let cases: [(&str, &str, &[&str]); 14] = [
         (
             r#"kind = "fisher""#,
             "kind = \"fisher\"\nech = 3",
@@ -48,6 +48,13 @@ fn a_fault_of_the_pipeline_has_its_location() {
             r#"fisher = "fisher.fisher""#,
             "",
             &["the input `fisher` of the stage `unlearn` is not connected", "`fisher` takes float64"],
+        ),
+        (
+            r#"weights = "unlearn.weights""#,
+            "weights = \"unlearn.weights\"\ncheckpoint = \"../data/demo/captions.json\"",
+            &[
+                "captions.json`, and of the stage `pretrain_loss` on the input `pretrain_loss` it is not connected: both stages must",
+            ],
         ),
         ("\"${loss}\"", "3", &["expected a table, found an integer", "parts/emoji.toml:28:19"]),
         (

@@ -35,7 +35,13 @@ fn rows_of_a_ranking_have_error_bars() {
     let project = Project::finished();
     let before = floats(&project, "influence/grin/influence.npy");
     let plain = report(&project);
-    assert_eq!(header(&project), ["rank", "index", "file_name", "influence", "caption"]);
+    assert_eq!(
+        header(&project),
+        ["rank", "index", "file_name", "influence", "caption", "percentile", "path"]
+    );
+    let (shape, none) = floats(&project, "ranking/grin/standard_error.npy");
+    assert!(shape == [6] && none.iter().all(|error| error.is_nan()), "{none:?}");
+    assert_eq!((&plain["format"], &plain["title"]), (&1.into(), &"an emoji of grinning face".into()));
     let why = plain["summary"]["no_error_bars"].as_str().unwrap();
     assert!(why.contains("the input `per_timestep` is not connected"), "{why}");
 
@@ -62,13 +68,15 @@ fn rows_of_a_ranking_have_error_bars() {
         (&2.into(), &1.into(), &3.into())
     );
     assert_eq!(summary["method"], "successive differences");
-    assert_eq!(header(&project)[5..], COLUMNS);
+    assert_eq!(header(&project)[5..12], COLUMNS);
+    let (_, errors) = floats(&project, "ranking/grin/standard_error.npy");
     let rows = json["rows"].as_array().unwrap();
     assert_eq!(rows.len(), expected.len());
     for (row, plain) in rows.iter().zip(expected) {
         let number = |key: &str| row[key].as_f64().unwrap();
         assert_eq!((&row["index"], &row["influence"]), (&plain["index"], &plain["influence"]));
         assert!(number("standard_error") > 0.0);
+        assert_eq!(errors[number("index") as usize], number("standard_error") as f32);
         assert!(number("low") < number("influence") && number("influence") < number("high"), "{row}");
         assert!((0.0..=1.0).contains(&number("p_top")) && row["tied"].is_boolean());
         assert!(1.0 <= number("rank_low") && number("rank_low") <= number("rank_high"));
@@ -156,7 +164,7 @@ fn noise_per_batch_has_no_error_bars_and_says_so() {
     project.run(&sets);
     let why = report(&project)["summary"]["no_error_bars"].to_string();
     assert!(why.contains("no error bars") && why.contains("per_batch"), "{why}");
-    assert_eq!(header(&project).len(), 5);
+    assert_eq!(header(&project).len(), 7);
 }
 
 #[test]

@@ -64,6 +64,37 @@ fn the_published_files_hold_the_results() {
 }
 
 #[test]
+fn one_table_has_all_scores() {
+    let project = Project::finished();
+    let export = |name: &str| project.attrflow(["export", "pipelines/demo.toml", "--table", name]);
+    let ran = export("out/scores.csv");
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.out.contains("out/scores.csv"), "{ran:?}");
+    let mut table = csv::Reader::from_path(project.path("out/scores.csv")).unwrap();
+    let rows: Vec<csv::StringRecord> = table.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 12);
+    for (query, rows) in ["grin", "pizza"].into_iter().zip(rows.chunks(6)) {
+        let of = |file: &str| project.result("influence").join(query).join(file);
+        let scores = Npy::vector(of("influence.npy")).unwrap();
+        let mut order = Vec::new();
+        Npy::open(of("rank.npy")).unwrap().read_i64(0..6, &mut order).unwrap();
+        for (index, row) in rows.iter().enumerate() {
+            assert_eq!((&row[0], &row[1]), (query, index.to_string().as_str()));
+            assert_eq!(row[5].parse::<f32>().unwrap(), scores[index]);
+            let rank: usize = row[7].parse().unwrap();
+            assert_eq!(order[rank - 1], index as i64);
+            assert_eq!(row[8].parse::<f64>().unwrap(), 20.0 * (6 - rank) as f64);
+            assert!(row[3].ends_with(".png") && !row[4].is_empty(), "{row:?}");
+        }
+    }
+    assert_eq!(export("scores.parquet").code, 0);
+    assert!(fs_err::read(project.path("scores.parquet")).unwrap().starts_with(b"PAR1"));
+    let ran = export("scores.xlsx");
+    assert!(ran.code == 2 && ran.err.contains("scores.xlsx: expected a name that ends in"), "{ran:?}");
+    assert!(!project.path("scores.xlsx").exists());
+}
+
+#[test]
 fn a_whole_network_is_exported() {
     let project = Project::finished();
     let ran =

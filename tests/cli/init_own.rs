@@ -4,27 +4,21 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use crate::project::{DEMO, Project, Ran, copy};
+use crate::project::{DEMO, INDEX, Project, Ran, command, copy, files};
+use crate::server::{Server, sha256};
 
 const LORA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/lora/kohya.safetensors");
 
 /// A folder with four images in `own/`, the demo's model in `model/`, and a picture with a text beside it.
 fn project() -> Project {
-    let project = Project::new(1);
-    fs_err::create_dir(project.path("own")).unwrap();
-    for name in ["01-grin", "05-fox", "09-apple", "12-strawberry"] {
-        for ending in ["png", "txt"] {
-            let file = format!("{name}.{ending}");
-            fs_err::copy(Path::new(DEMO).join("lora/images").join(&file), project.path("own").join(&file))
-                .unwrap();
-        }
-    }
-    copy(&Path::new(DEMO).join("model"), &project.path("model"));
+    let project = Project::own(&Path::new(DEMO).join("model"));
     project.write("out/fox.txt", "a blim emoji of fox\n");
     fs_err::copy(project.path("own/05-fox.png"), project.path("out/fox.png")).unwrap();
     project
 }
 
+const QUICK: [&str; 4] =
+    ["fisher.epochs=1", "unlearn.grad_accum_steps=1", "unlearn.batch_size=4", "loss.time_samples=2"];
 const INIT: [&str; 6] = ["init", "own", "--images", "./own", "--model", "model"];
 
 fn init(project: &Project, more: &[&str]) -> Ran {
@@ -38,7 +32,7 @@ fn two_commands_lead_from_a_folder_to_a_ranking() {
     assert_eq!(ran.code, 0, "{ran:?}");
     for line in [
         "images   ./own   4 images, 4 with captions (sidecar)",
-        "model    model   a network with texts of 64 numbers, float32, predicts noise, 32 px",
+        "model    model   like Stable Diffusion (texts of 64 numbers), float32, predicts noise, 32 px",
         "query    out/fox.png   \"a blim emoji of fox\" (from the text file beside it), 64 x 64",
         "note     with 4 images the Fisher information is noisy",
         "wrote    pipelines/own.toml, configs/own.toml",
@@ -46,9 +40,7 @@ fn two_commands_lead_from_a_folder_to_a_ranking() {
     ] {
         assert!(ran.out.contains(line), "{line}: {}", ran.out);
     }
-    let quick =
-        ["fisher.epochs=1", "unlearn.grad_accum_steps=1", "unlearn.batch_size=4", "loss.time_samples=2"];
-    let sets = quick.iter().flat_map(|set| ["--set", set]);
+    let sets = QUICK.iter().flat_map(|set| ["--set", set]);
     let ran = project.attrflow(["run", "pipelines/own.toml"].into_iter().chain(sets));
     assert_eq!(ran.code, 0, "{ran:?}");
     let table = fs_err::read_to_string(project.path("results/own/ranking/fox/top.csv")).unwrap();
@@ -111,6 +103,92 @@ fn images_of_the_hub_are_downloaded_under_a_name_that_tells_their_form() {
 }
 
 #[test]
+fn a_model_of_the_hub_is_downloaded_and_used() {
+    let project = project();
+    let model = project.path("model");
+    let files: Vec<(String, Vec<u8>)> = files(&model)
+        .into_iter()
+        .map(|(name, path)| (name, fs_err::read(path).unwrap()))
+        .chain([("model_index.json".to_owned(), INDEX.as_bytes().to_vec())])
+        .collect();
+    let listed: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let hub = Server::new().hub_model("somebody/sd", &"c".repeat(40), &listed);
+    fs_err::rename(&model, project.path("moved")).unwrap();
+    let init =
+        ["init", "own", "--images", "own", "--model", "somebody/sd", "--pixels", "32", "--caption", "a fox"];
+    let ran = project.attrflow(init);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("hf://somebody/sd@main   from the Hub, when it runs"), "{}", ran.out);
+    let mut run = command(Path::new(env!("CARGO_BIN_EXE_attrflow")), &project.root);
+    run.args(["run", "pipelines/own.toml", "--set", "generate.steps=2"]);
+    run.args(QUICK.iter().flat_map(|set| ["--set", set]));
+    run.env("HF_ENDPOINT", hub.url("")).env("HF_HOME", &project.root).env_remove("HF_TOKEN");
+    let ran: Ran = run.output().unwrap().into();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let table = fs_err::read_to_string(project.path("results/own/ranking/drawn/top.csv")).unwrap();
+    assert_eq!(table.lines().count(), 5, "{table}");
+}
+
+#[test]
+fn a_picture_of_another_checkpoint_is_said() {
+    let project = project();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/single_file");
+    copy(&golden.join("diffusers"), &project.path("tiny"));
+    for part in ["tokenizer", "scheduler"] {
+        copy(&project.path("model").join(part), &project.path("tiny").join(part));
+    }
+    let checkpoint = golden.join("sd1.safetensors").display().to_string();
+    let own = &sha256(&fs_err::read(&checkpoint).unwrap())[..10];
+    let found = |hash: &str| {
+        let text = format!(
+            "a fox\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Model hash: {hash}"
+        );
+        let file = fs_err::File::create(project.path("out/drawn.png")).unwrap();
+        let mut encoder = png::Encoder::new(file, 2, 2);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.add_text_chunk("parameters".to_owned(), text).unwrap();
+        encoder.write_header().unwrap().write_image_data(&[9; 12]).unwrap();
+        let init =
+            ["init", "own", "--images", "own", "--model", &checkpoint, "--config", "tiny", "--dry-run"];
+        let ran = project.attrflow(init.iter().chain(&["--query", "out/drawn.png"]));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    };
+    assert!(!found(own).contains("it says that the model"));
+    assert!(!found("1234abcd").contains("it says that the model"), "older hashes cannot be compared");
+    let said = found("0123456789");
+    assert!(
+        said.contains(&format!("it says that the model 0123456789 drew it, and this one is {own}")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_form_can_be_chosen_and_a_name_says_what_a_model_of_the_hub_is() {
+    let project = project();
+    project.write("own/metadata.csv", "file_name,text\n01-grin.png,a grin\n");
+    let ran = init(&project, &["--caption", "a", "--dry-run"]);
+    assert!(ran.code == 1 && ran.err.contains("more than one form fits"), "{ran:?}");
+    let ran = init(&project, &["--caption", "a", "--form", "imagefolder"]);
+    assert!(ran.code == 0 && ran.out.contains("1 images, 1 with captions (imagefolder)"), "{ran:?}");
+    let config = fs_err::read_to_string(project.path("configs/own.toml")).unwrap();
+    assert!(config.contains("form = \"imagefolder\"\n"), "{config}");
+    fs_err::remove_file(project.path("own/metadata.csv")).unwrap();
+    let taken = |model: &str, more: &[&str]| {
+        let init = ["init", "hub", "--images", "own", "--caption", "a", "--dry-run", "--model", model];
+        let ran = project.attrflow(init.iter().chain(more));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.out
+    };
+    let xl = "stabilityai/stable-diffusion-xl-base-1.0";
+    assert!(taken(xl, &[]).contains("taken for Stable Diffusion XL, by its name"));
+    assert!(taken("somebody/sd15", &[]).contains("taken for Stable Diffusion 1 or 2"));
+    assert!(!taken("somebody/sd15", &["--sdxl"]).contains("taken for"));
+    assert!(!taken(xl, &["--sdxl", "false"]).contains("taken for"));
+}
+
+#[test]
 fn what_cannot_be_used_is_said_before_anything_is_written() {
     let project = project();
     let refused = |args: &[&str], expected: &str| {
@@ -120,7 +198,16 @@ fn what_cannot_be_used_is_said_before_anything_is_written() {
     };
     let with = |more: &[&'static str]| INIT.iter().chain(more).copied().collect::<Vec<_>>();
     refused(&with(&[]), "nothing to attribute: give pictures by --query, or a --caption");
-    refused(&with(&["--query", "out/*.jpg"]), "no file fits the pattern");
+    refused(&with(&["--query", "out/*.jpg"]), "--query: out/*.jpg: no file fits the pattern");
+    refused(&with(&["--caption", "a", "--pixels", "40"]), "the model draws pictures of 32: leave it out");
+    refused(&with(&["--caption", "a", "--pixels", "33"]), "expected a multiple of 2");
+    refused(&with(&["--caption", "a", "--pixels", "0"]), "0 is not in 8..=4096");
+    refused(&with(&["--caption", " "]), "`--caption` is empty");
+    refused(
+        &with(&["--caption", "a", "--sdxl"]),
+        "the model has one text encoder, and `--sdxl` says otherwise",
+    );
+    refused(&with(&["--caption", "a", "--form", "folder"]), "expected one of sidecar, imagefolder");
     refused(&with(&["--query", "own/../out/fox.txt"]), "fox.txt: ");
     refused(&with(&["--caption", "a", "--lora", LORA]), "is the LoRA for another model?");
     refused(&["init", "own", "--images", "own"], "`--images` needs `--model`");

@@ -28,7 +28,9 @@ const ATTRFLOW: &[(&str, &str)] = &[
     ("method", "models"),
     ("export", "io models"),
     ("kinds", "io method models"),
-    ("cli", "export io kinds progress"),
+    ("results", "io"),
+    ("report", "io progress results"),
+    ("cli", "export io kinds progress report results"),
 ];
 /// What may not use the engine: files and formats know nothing of pipelines.
 const WITHOUT_ENGINE: [&str; 2] = ["io", "export"];

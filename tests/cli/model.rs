@@ -4,12 +4,9 @@ use std::path::{Path, PathBuf};
 
 use attrflow::io::tensor_file::TensorFile;
 
-use crate::project::{DEMO, Project, copy};
+use crate::project::{DEMO, INDEX, Project, copy};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/single_file");
-const INDEX: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
-"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
-"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
 
 /// A project with a pipeline that reads `source`, and the tiny model as a diffusers folder in `tiny/`.
 fn project(source: &str, config: &str) -> Project {
@@ -73,6 +70,47 @@ fn a_folder_and_single_files_give_the_same_parts() {
 }
 
 #[test]
+fn a_single_file_with_two_text_encoders_gives_the_parts_of_its_folder() {
+    let project = Project::new(1);
+    let config = project.path("xl");
+    copy(&Path::new(GOLDEN).join("sdxl"), &config);
+    for part in ["tokenizer", "scheduler"] {
+        copy(&Path::new(DEMO).join("model").join(part), &config.join(part));
+    }
+    copy(&config.join("tokenizer"), &config.join("tokenizer_2"));
+    let scheduler = config.join("scheduler/scheduler_config.json");
+    let text = fs_err::read_to_string(&scheduler).unwrap();
+    let file = format!("{GOLDEN}/sdxl.safetensors");
+    let stage = |params: &str| {
+        let inputs = format!("source = \"{file}\"\nconfig = \"../xl\"");
+        let text = format!("[stages.model]\nkind = \"model\"\n{params}\n[stages.model.inputs]\n{inputs}\n");
+        project.write("pipelines/model.toml", text);
+        project.attrflow(RUN)
+    };
+    let ran = stage("");
+    assert!(ran.code != 0 && ran.err.contains("set `sdxl = true` of this stage"), "{ran:?}");
+    assert!(text.contains("prediction_type"));
+    let ran = stage("params = { sdxl = true }");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let folder = project.path("results/model/model");
+    for part in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+        let found = TensorFile::open(weights(&folder.join(part))).unwrap();
+        let expected = TensorFile::open(weights(&Path::new(GOLDEN).join("sdxl").join(part))).unwrap();
+        assert_eq!(found.headers().len(), expected.headers().len(), "{part}");
+        for header in expected.headers() {
+            let own = found
+                .header(&header.name)
+                .or_else(|| found.header(&format!("text_model.{}", header.name)))
+                .unwrap_or_else(|| panic!("{part}: {}", header.name));
+            assert_eq!(own.shape, header.shape, "{part}: {}", header.name);
+            let same = found.bytes_as(own, header.dtype).unwrap() == expected.bytes(header).unwrap();
+            assert!(same, "{part}: {}", header.name);
+        }
+    }
+    assert!(folder.join("tokenizer_2/vocab.json").is_file());
+}
+
+#[test]
 fn of_a_folder_the_preferred_weights_alone_are_taken_whole_or_in_several_files() {
     let project = project("../tiny", "");
     let unet = project.path("tiny/unet");
@@ -103,8 +141,17 @@ fn what_is_no_supported_model_is_named_by_plan() {
         assert_eq!(ran.code, 1, "{ran:?}");
         assert!(said.contains(expected), "{expected}: {ran:?}");
     };
+    index("StableDiffusionPipeline", "FluxPipeline");
+    refused("`_class_name` is FluxPipeline, supported: StableDiffusionPipeline");
     index("StableDiffusionPipeline", "StableDiffusionXLPipeline");
-    refused("`_class_name` is StableDiffusionXLPipeline, supported: StableDiffusionPipeline");
+    refused("a StableDiffusionXLPipeline without `text_encoder_2`, supported: with both text encoders");
+    // As the refiner's.
+    let refiner = r#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [null, null],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "requires_aesthetics_score": true}"#;
+    project.write("tiny/model_index.json", refiner);
+    refused(
+        "without `text_encoder`, supported: with both text encoders; the refiner of Stable Diffusion XL is not",
+    );
     index("CLIPTextModel", "XLMRobertaModel");
     refused("`text_encoder` is of the class XLMRobertaModel, supported: CLIPTextModel");
     index("\"tokenizer\"", "\"other\"");

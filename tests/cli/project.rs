@@ -58,6 +58,11 @@ threads = 1
 
 pub const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/demo");
 
+/// The index of a model in diffusers' layout.
+pub const INDEX: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+"vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
+"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
+
 /// A project folder that goes with the value.
 pub struct Project {
     _folder: TempDir,
@@ -72,6 +77,20 @@ impl Project {
         let root = folder.path().join("project");
         write_project(&root, images);
         Self { _folder: folder, root }
+    }
+
+    /// A project with four images and their captions in `own/`, and a copy of this model in `model/`; nothing has run.
+    pub fn own(model: &Path) -> Self {
+        let project = Self::new(1);
+        fs_err::create_dir(project.path("own")).unwrap();
+        for name in ["01-grin", "05-fox", "09-apple", "12-strawberry"] {
+            for file in ["png", "txt"].map(|ending| format!("{name}.{ending}")) {
+                let to = project.path("own").join(&file);
+                fs_err::copy(Path::new(DEMO).join("lora/images").join(file), to).unwrap();
+            }
+        }
+        copy(model, &project.path("model"));
+        project
     }
 
     /// A copy of a project of 6 images whose results are up to date.
@@ -196,7 +215,7 @@ pub fn command(program: &Path, folder: &Path) -> Command {
     command
 }
 
-fn attrflow<S: AsRef<OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = S>) -> Ran {
+pub fn attrflow<S: AsRef<OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = S>) -> Ran {
     let program = Path::new(env!("CARGO_BIN_EXE_attrflow"));
     command(program, folder).args(arguments).output().unwrap().into()
 }

@@ -87,7 +87,7 @@ fn the_top_is_that_of_a_full_pass() {
         let image = row["index"].as_u64().unwrap() as usize;
         assert_eq!(row["exact"], exact.contains(&image));
         assert_eq!(&line[5], exact.contains(&image).to_string());
-        assert_eq!(line.len(), 6);
+        assert_eq!(line.len(), 8);
     }
     let why = json["summary"]["no_error_bars"].as_str().unwrap();
     assert!(why.starts_with("no error bars with `top_k`"), "{why}");

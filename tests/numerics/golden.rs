@@ -73,7 +73,7 @@ pub fn unlearn_params(steps: usize, grad_accum_steps: usize, batch_size: usize, 
 
 /// How images are drawn with one stream of noise through all batches.
 pub fn sample_params(steps: usize, guidance_scale: f64, batch_size: usize) -> SampleParams {
-    SampleParams { caption: None, steps, guidance_scale, seed: 0, noise: Noise::PerBatch, batch_size }
+    SampleParams { steps, guidance_scale, batch_size, ..SampleParams::default() }
 }
 
 /// The texts of a case, as conditions.

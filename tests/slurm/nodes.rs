@@ -10,7 +10,7 @@ use attrflow_engine::exec::Cancel;
 use attrflow_engine::identity::recipe::Numerics;
 use attrflow_engine::kind::{Device, Downloads};
 use attrflow_engine::pipeline::cluster_table::{Pool, Waits};
-use attrflow_engine::worker::local::LocalBackend;
+use attrflow_engine::worker::local::{LocalBackend, WorkerProgram};
 use attrflow_engine::worker::protocol::WorkerConfig;
 use serde_json::Value as Json;
 
@@ -83,7 +83,7 @@ fn a_node_with_another_libtorch_is_refused_by_name() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let other = folder.path().join("torch");
     fs_err::create_dir_all(other.join("lib")).unwrap();
-    fs_err::write(other.join("version.py"), "__version__ = '2.10.0'\n").unwrap();
+    fs_err::write(other.join("version.py"), "__version__ = '2.11.9'\n").unwrap();
     for library in fs_err::read_dir(&torch).unwrap().flatten() {
         let to = other.join("lib").join(library.file_name());
         // The system names a library by its own path, which a link to it would not change.
@@ -98,12 +98,12 @@ fn a_node_with_another_libtorch_is_refused_by_name() {
             fs_err::os::unix::fs::symlink(beside.path(), folder.path().join(beside.file_name())).unwrap();
         }
     }
-    let lib = other.join("lib").display().to_string();
-    let setup = format!("test $SLURMD_NODENAME = node1 && export LD_LIBRARY_PATH={lib}");
+    let other = other.display();
+    let setup = format!("test $SLURMD_NODENAME = node1 && export ATTRFLOW_LIBTORCH={other}");
     let project = miniature(6, &format!("\n[cluster.pools.cpu]\nworkers = 3\nsetup = [{setup:?}]\n"));
     let said = lab.attrflow(&project, &["run", "pipelines/demo.toml", "--target", "latents"]).well();
     assert!(said.text.contains("the worker on `node1` is refused, and the node is avoided"), "{}", said.text);
-    assert!(said.text.contains("has libtorch 2.10.0, this run needs"), "{}", said.text);
+    assert!(said.text.contains("has libtorch 2.11.9, this run needs"), "{}", said.text);
     let nodes = &record(&project, "latents")["workers"]["nodes"];
     assert!(!nodes.to_string().contains("node1"), "{nodes}");
 }
@@ -225,7 +225,8 @@ fn workers_on_a_cluster_do_what_every_backend_must() {
         cancel: Arc::new(Cancel::default()),
         notice: Box::new(|notice: Notice| println!("{notice:?}")),
     };
-    let none = LocalBackend { program: PathBuf::new(), front: PathBuf::new(), settings: Vec::new() };
+    let worker = WorkerProgram { path: PathBuf::new(), libtorch: Err("there is none".into()) };
+    let none = LocalBackend { worker, front: PathBuf::new(), settings: Vec::new() };
     let backend = ClusterBackend::new(setup, none);
     let (kind, file) = ("command", "file");
     let params = &acts::params;

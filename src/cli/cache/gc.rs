@@ -8,8 +8,9 @@ use clap::Args as ClapArgs;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{count, when};
+use super::when;
 use crate::cli::failure::Failure;
+use crate::io::words::count;
 use crate::progress::{Table, duration, line, print, short_path};
 use attrflow_engine::maintenance::{Inventory, Plan, Policy, Removal, RetainReason, Target};
 use attrflow_engine::store::{Store, format_bytes, resolved};

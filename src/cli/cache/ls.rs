@@ -7,8 +7,9 @@ use clap::{Args as ClapArgs, ValueEnum};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{count, when};
+use super::when;
 use crate::cli::failure::Failure;
+use crate::io::words::count;
 use crate::progress::{Table, duration, print};
 use attrflow_engine::config::text::suggestion;
 use attrflow_engine::identity::digest::Digest;

@@ -91,8 +91,3 @@ fn when(time: Timestamp) -> String {
 fn in_use(store: &Store) -> Result<attrflow_engine::store::SharedLock, Failure> {
     Ok(store.shared_lock(|| tracing::warn!("waiting for `attrflow cache gc` to end"))?)
 }
-
-/// `1 unit`, `2 units`.
-fn count(number: usize, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
-}

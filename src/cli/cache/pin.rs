@@ -6,9 +6,10 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 use jiff::Timestamp;
 
-use super::{count, in_use};
+use super::in_use;
 use crate::cli::failure::Failure;
 use crate::cli::manifests;
+use crate::io::words::count;
 use crate::progress::print;
 use attrflow_engine::config::text::suggestion;
 use attrflow_engine::identity::digest::Digest;

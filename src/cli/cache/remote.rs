@@ -7,9 +7,10 @@ use clap::Args as ClapArgs;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::{count, in_use};
+use super::in_use;
 use crate::cli::failure::Failure;
 use crate::cli::manifests;
+use crate::io::words::count;
 use crate::progress::{bar_style, print};
 use attrflow_engine::maintenance::Inventory;
 use attrflow_engine::maintenance::{Pull, Pulled, Push, Pushed};

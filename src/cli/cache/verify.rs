@@ -5,8 +5,9 @@ use std::time::Instant;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::{count, in_use};
+use super::in_use;
 use crate::cli::failure::Failure;
+use crate::io::words::count;
 use crate::progress::{duration, print, short_path};
 use attrflow_engine::maintenance::{Owner, Verify, VerifySummary};
 use attrflow_engine::store::{Store, format_bytes};

@@ -1,5 +1,7 @@
 //! `attrflow init`: a pipeline and a config, for one's own images and model or to be filled in.
 
+pub(super) mod demo;
+mod found;
 mod own;
 mod places;
 mod text;
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use clap::Args as ClapArgs;
 
 use super::failure::Failure;
+use super::project::shell_word;
+use crate::io::words::count;
 use crate::progress::{print, short_path};
 use attrflow_engine::kind::Registry;
 
@@ -29,6 +33,9 @@ pub(super) struct Args {
     /// The folder of a project to be filled in; with --images, the name of the pipeline
     #[arg(default_value = ".")]
     dir: PathBuf,
+    /// Write the demo into the folder: 459 emoji, a small model, a pipeline; `attrflow demo` runs it as well
+    #[arg(long, conflicts_with = "images")]
+    demo: bool,
     #[command(flatten)]
     own: own::Own,
 }
@@ -36,6 +43,12 @@ pub(super) struct Args {
 pub(super) fn init(args: &Args, registry: &Registry) -> Result<(), Failure> {
     if args.own.images.is_some() {
         return own::init(&args.dir, &args.own, registry);
+    }
+    if args.demo {
+        let written = demo::write(&args.dir)?;
+        let pipeline = shell_word(&short_path(&args.dir.join(demo::PIPELINE)));
+        print(&format!("wrote {}\n\nnext: attrflow run {pipeline}\n", count(written, "file", "files")));
+        return Ok(());
     }
     let there =
         FILES.iter().map(|(name, _)| args.dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
@@ -49,7 +62,7 @@ pub(super) fn init(args: &Args, registry: &Registry) -> Result<(), Failure> {
         print(&format!("wrote {}\n", short_path(&args.dir.join(name))));
     }
     print(&format!("{}\n", keep_out_of_git(&args.dir)?));
-    let [pipeline, config] = FILES.map(|(name, _)| short_path(&args.dir.join(name)));
+    let [pipeline, config] = FILES.map(|(name, _)| shell_word(&short_path(&args.dir.join(name))));
     print(&format!(
         "\nnext:\n  1. enter the locations of your images, captions and model in {config}, below [sources]\n  \
          2. attrflow plan {pipeline}\n  3. attrflow run {pipeline}\n\n\
@@ -63,7 +76,9 @@ fn keep_out_of_git(folder: &Path) -> Result<String, Failure> {
     let ignore = folder.join(IGNORE.0);
     if ignore.symlink_metadata().is_ok() {
         let text = fs_err::read_to_string(&ignore).unwrap_or_default();
-        let has_all = IGNORE.1.lines().all(|line| text.lines().any(|own| own.trim() == line));
+        // `/cache/*`, `cache/` and the like do it too.
+        let plain = |line: &str| line.trim().trim_matches(['/', '*']).to_owned();
+        let has_all = IGNORE.1.lines().all(|line| text.lines().any(|own| plain(own) == plain(line)));
         let advice = if has_all { "" } else { ": add /cache/ and /results/ to it" };
         return Ok(format!("kept {}{advice}", short_path(&ignore)));
     }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
-use serde_json::json;
 
+use super::found::{Found, as_json, lines};
 use super::places::{self, Origin};
 use super::text::{self, Project, Query};
 use super::{keep_out_of_git, write_new};
@@ -12,7 +13,8 @@ use crate::cli::failure::Failure;
 use crate::cli::plan;
 use crate::cli::project::ProjectArgs;
 use crate::cli::run_args::RunArgs;
-use crate::kinds::look::{self, ImagesLook, LoraLook, ModelLook, PictureLook};
+use crate::io::dataset::{Form, Unused};
+use crate::kinds::look::{self, ImagesLook, ModelLook, PictureLook};
 use crate::progress::{print, short_path};
 use attrflow_engine::kind::Registry;
 
@@ -27,6 +29,9 @@ pub(super) struct Own {
     /// For a model in a single file: a diffusers folder of its family, for configurations, tokenizer and scheduler
     #[arg(long, value_name = "DIR", requires = "model")]
     config: Option<PathBuf>,
+    /// Whether a model on the Hub is Stable Diffusion XL; by default what its name says (a model on this machine is looked at)
+    #[arg(long, requires = "model", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    sdxl: Option<bool>,
     /// A LoRA of the model
     #[arg(long, value_name = "PATH", requires = "model")]
     lora: Option<PathBuf>,
@@ -37,8 +42,11 @@ pub(super) struct Own {
     #[arg(long, requires = "model")]
     caption: Option<String>,
     /// The side of the images that the model was trained with, where its configuration does not say
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "model", value_parser = clap::value_parser!(u32).range(8..=4096))]
     pixels: Option<u32>,
+    /// The form of the images, where more than one fits: sidecar, imagefolder, parquet, webdataset or coco
+    #[arg(long, value_parser = form, requires = "images")]
+    form: Option<Form>,
     /// Say what was found, and write nothing
     #[arg(long, requires = "model")]
     dry_run: bool,
@@ -47,17 +55,11 @@ pub(super) struct Own {
     json: bool,
 }
 
-/// What was found.
-struct Found {
-    /// Where the images and the model are.
-    places: [Origin; 2],
-    /// None where they are on the Hub.
-    images: Option<ImagesLook>,
-    /// None where it is on the Hub.
-    model: Option<ModelLook>,
-    lora: Option<LoraLook>,
-    pictures: Vec<(PathBuf, PictureLook)>,
-    notes: Vec<String>,
+/// The form of this name.
+fn form(name: &str) -> Result<Form, String> {
+    let found = Form::ALL.iter().find(|(_, known)| *known == name);
+    let names = || Form::ALL.map(|(_, name)| name).join(", ");
+    found.map(|(form, _)| *form).ok_or_else(|| format!("expected one of {}", names()))
 }
 
 pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Failure> {
@@ -70,6 +72,9 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
     let paths = [own.images.as_deref(), own.model.as_deref()];
     if let Some(path) = paths.into_iter().flatten().find(|path| path.contains(char::is_control)) {
         return Err(Failure::Usage(format!("{path:?} has a control character, expected a path in one line")));
+    }
+    if own.caption.as_ref().is_some_and(|caption| caption.trim().is_empty()) {
+        return Err(Failure::Usage("`--caption` is empty, expected what the pictures show".to_owned()));
     }
     if own.caption.as_ref().is_some_and(|caption| caption.contains("${env:")) {
         return Err(Failure::Usage(
@@ -98,7 +103,7 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
     let refused = |error: anyhow::Error| Failure::Refused(format!("{error:#}"));
     let mut found = look(own, model).map_err(refused)?;
     let project = describe(name, own, &mut found)?;
-    let lines = lines(own, &project, &found);
+    let lines = lines(model, &project, &found);
     match own.json {
         true => print(&format!("{}\n", as_json(&project, &found))),
         false => print(&lines),
@@ -125,22 +130,22 @@ pub(super) fn init(name: &Path, own: &Own, registry: &Registry) -> Result<(), Fa
 fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
     let places = [places::images(own.images.as_deref().unwrap_or(".")), places::model(model)];
     let images = match &places[0] {
-        Origin::Path(path) => Some(look::images(path)?),
+        Origin::Path(path) => Some(look::images(path, own.form).context("--images")?),
         Origin::Hub(_) => None,
     };
     let model = match &places[1] {
         Origin::Path(path) => {
             anyhow::ensure!(
                 path.exists(),
-                "{}: no such folder or file; of a model on the Hub, give OWNER/NAME or hf://OWNER/NAME@REVISION",
+                "--model: {}: no such folder or file; of a model on the Hub, give OWNER/NAME or hf://OWNER/NAME@REVISION",
                 path.display()
             );
-            Some(look::model(path, own.config.as_deref())?)
+            Some(look::model(path, own.config.as_deref()).context("--model")?)
         }
         Origin::Hub(_) => None,
     };
     let lora = match (&own.lora, &model) {
-        (Some(path), Some(model)) => Some(look::lora(path, model)?),
+        (Some(path), Some(model)) => Some(look::lora(path, model).context("--lora")?),
         (Some(_), None) => {
             anyhow::bail!("`--lora` needs a model on this machine, whose layers tell whether it fits")
         }
@@ -148,12 +153,26 @@ fn look(own: &Own, model: &str) -> anyhow::Result<Found> {
     };
     let mut pictures = Vec::new();
     for pattern in &own.queries {
-        for file in places::matching(pattern)? {
-            let look = look::picture(&file)?;
+        for file in places::matching(pattern).context("--query")? {
+            let look = look::picture(&file).context("--query")?;
             pictures.push((file, look));
         }
     }
-    Ok(Found { places, images, model, lora, pictures, notes: Vec::new() })
+    let notes = model.as_ref().map_or(Ok(Vec::new()), |model| other_models(model, &pictures))?;
+    Ok(Found { places, images, model, lora, pictures, notes })
+}
+
+/// The pictures that name another model, of a model in a single file.
+fn other_models(model: &ModelLook, pictures: &[(PathBuf, PictureLook)]) -> anyhow::Result<Vec<String>> {
+    let said: Vec<(&PathBuf, &String)> =
+        pictures.iter().filter_map(|(file, picture)| Some((file, picture.model_hash.as_ref()?))).collect();
+    // The whole file is read for it.
+    let Some(own) = (if said.is_empty() { None } else { model.hash()? }) else { return Ok(Vec::new()) };
+    let other = said.into_iter().filter(|(_, hash)| hash.to_lowercase() != own);
+    let note = |(file, hash): (&PathBuf, &String)| {
+        format!("{}: it says that the model {hash} drew it, and this one is {own}", file.display())
+    };
+    Ok(other.map(note).collect())
 }
 
 /// What is written down, and every choice that changes numbers as a note.
@@ -161,11 +180,45 @@ fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure
     let Found { places, images, model: known, lora, pictures, notes } = found;
     let [images_at, model_at] = places.clone();
     let from_model = known.as_ref().and_then(|model| model.pixels);
-    let pixels = own.pixels.or(from_model).unwrap_or(512);
+    let by_name = || {
+        model_at
+            .written()
+            .to_lowercase()
+            .split(['/', '-', '_', '.', '@'])
+            .any(|word| word == "xl" || word == "sdxl")
+    };
+    let sdxl = known.as_ref().map_or_else(|| own.sdxl.unwrap_or_else(by_name), |model| model.sdxl);
+    if own.sdxl.is_some_and(|given| given != sdxl) {
+        let found = if sdxl { "two text encoders" } else { "one text encoder" };
+        return Err(Failure::Refused(format!(
+            "the model has {found}, and `--sdxl` says otherwise: leave it out"
+        )));
+    }
+    if known.is_none() && own.sdxl.is_none() {
+        notes.push(
+            match sdxl {
+                true => "the model is taken for Stable Diffusion XL, by its name; if it is not, give `--sdxl false`",
+                false => "the model is taken for Stable Diffusion 1 or 2; if it is XL, give `--sdxl`",
+            }
+            .to_owned(),
+        );
+    }
+    let pixels = own.pixels.or(from_model).unwrap_or(if sdxl { 1024 } else { 512 });
     if own.pixels.or(from_model).is_none() {
         notes.push(format!("the size of the model's images is not known: {pixels} is written to `latents.pixels`; --pixels sets it"));
     }
+    let scale = known.as_ref().map_or(look::SCALE, |model| model.scale);
+    if !pixels.is_multiple_of(scale) {
+        return Err(Failure::Usage(format!(
+            "`--pixels` is {pixels}, expected a multiple of {scale}: a side of the latent has one number for {scale} pixels"
+        )));
+    }
     if let Some((given, known)) = own.pixels.zip(from_model).filter(|(given, known)| given != known) {
+        if own.queries.is_empty() {
+            return Err(Failure::Refused(format!(
+                "`--pixels` is {given}, and the model draws pictures of {known}: leave it out, or give pictures by --query"
+            )));
+        }
         notes.push(format!(
             "the model's configuration says {known} pixels, and --pixels {given}, which is taken"
         ));
@@ -183,13 +236,19 @@ fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure
                 "the LoRA says that it was trained with a {what} of {value}: written to `objective`"
             ));
         }
-        if !lora.unet {
+        if lora.unet {
+            notes.push(
+                "what the LoRA has changed is unlearned: `select` is `lora`, and `relative_damping` 0.01 for ranks that it does not use"
+                    .to_owned(),
+            );
+        } else {
             notes.push(
                 "the LoRA changes the text encoder alone: weights of the UNet are unlearned".to_owned(),
             );
         }
         if lora.text_encoder {
-            notes.push("the LoRA changes the text encoder as well: captions are encoded with it".to_owned());
+            let which = if sdxl { "text encoders" } else { "text encoder" };
+            notes.push(format!("the LoRA changes the {which} as well: captions are encoded with it"));
         }
     }
     let count = images.as_ref().map(|images| images.images - images.without);
@@ -201,8 +260,8 @@ fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure
                 .to_owned(),
         ),
     }
-    let mut queries = Vec::new();
-    for (file, picture) in pictures {
+    let (mut queries, mut resized) = (Vec::new(), Vec::new());
+    for (file, picture) in &*pictures {
         let caption =
             picture.caption.as_ref().map(|(caption, _)| caption.clone()).or_else(|| own.caption.clone());
         let Some(caption) = caption else {
@@ -226,15 +285,19 @@ fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure
         notes.extend(
             picture.notes.iter().map(|note| note.replace("prompt_syntax =", "captions.prompt_syntax =")),
         );
-        if picture.size != [pixels; 2] {
-            let [width, height] = picture.size;
-            notes.push(format!(
-                "{}: {width} x {height} pixels are made {pixels} x {pixels}, as the training images are",
-                file.display()
-            ));
-        }
+        resized.extend((picture.size != [pixels; 2]).then_some(file));
         let name = unused_name(file, &queries);
         queries.push(Query { name, caption, picture: Some(file.clone()) });
+    }
+    if let Some(first) = resized.first() {
+        let others = match resized.len() {
+            1 => String::new(),
+            count => format!(" and {} others", count - 1),
+        };
+        notes.push(format!(
+            "{}{others}: made {pixels} x {pixels} pixels, as the training images are",
+            first.display()
+        ));
     }
     if queries.is_empty() {
         let caption = own.caption.clone().ok_or_else(|| {
@@ -254,8 +317,11 @@ fn describe(name: &str, own: &Own, found: &mut Found) -> Result<Project, Failure
         lora_text: lora.as_ref().is_some_and(|lora| lora.text_encoder),
         queries,
         pixels,
+        sdxl,
+        encodes_empty: known.as_ref().is_some_and(|model| model.encodes_empty),
         count,
         captions: images.as_ref().map_or(1, |images| images.captions.clamp(1, 5)),
+        form: own.form.map(Form::name),
         skip: images.as_ref().is_some_and(|images| images.without > 0),
         upright: images.as_ref().is_some_and(|images| images.upright),
         snr_gamma: lora.as_ref().and_then(|lora| lora.snr_gamma),
@@ -285,8 +351,9 @@ fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Fail
             images.without, images.images, images.example
         ));
     }
-    for (what, count, first) in &images.unused {
-        notes.push(format!("{what}: {count}, the first {}; they are not in the list", first.display()));
+    for Unused { what, how, files } in &images.unused {
+        let first = files.first().map(|file| file.display().to_string()).unwrap_or_default();
+        notes.push(format!("{what}: {}, the first {first}; {how}", files.len()));
     }
     if images.upright {
         notes.push(
@@ -309,75 +376,4 @@ fn images_notes(images: &ImagesLook, notes: &mut Vec<String>) -> Result<(), Fail
         ));
     }
     Ok(())
-}
-
-/// What was found, a line each.
-fn lines(own: &Own, project: &Project, found: &Found) -> String {
-    let Found { places: _, images, model, lora, pictures, notes } = found;
-    let mut lines = vec![match images {
-        Some(images) => {
-            let with = images.images - images.without;
-            let each = if images.captions > 1 {
-                format!(", at least {} each", images.captions)
-            } else {
-                String::new()
-            };
-            let form = images.form;
-            format!(
-                "images   {}   {} images, {with} with captions ({form}{each})",
-                project.images.written(),
-                images.images
-            )
-        }
-        None => format!("images   {}   from the Hub, when it runs", project.images.written()),
-    }];
-    let at = project.model.written();
-    lines.push(match model {
-        Some(look) => format!("model    {at}   {}, {} px", look.what, project.pixels),
-        None => {
-            let given = own.model.as_deref().unwrap_or_default();
-            let is_name = !given.starts_with("hf://");
-            let why = if is_name { format!("; there is no folder {given} here") } else { String::new() };
-            format!("model    {at}   from the Hub, when it runs{why}")
-        }
-    });
-    if let (Some(path), Some(look)) = (&project.lora, lora) {
-        lines.push(format!("lora     {}   {}", path.display(), look.what));
-    }
-    for (query, picture) in
-        project.queries.iter().zip(pictures.iter().map(Some).chain(std::iter::repeat(None)))
-    {
-        lines.push(match picture {
-            Some((file, look)) => {
-                let from = look.caption.as_ref().map_or("from --caption", |(_, from)| from);
-                let [width, height] = look.size;
-                format!("query    {}   {:?} ({from}), {width} x {height}", file.display(), query.caption)
-            }
-            None => format!("query    to be drawn from {:?}", query.caption),
-        });
-    }
-    lines.extend(notes.iter().map(|note| format!("note     {note}")));
-    lines.iter().map(|line| format!("{line}\n")).collect()
-}
-
-fn as_json(project: &Project, found: &Found) -> serde_json::Value {
-    let queries = project
-        .queries
-        .iter()
-        .map(|query| json!({ "name": query.name, "caption": query.caption, "picture": query.picture }));
-    json!({
-        "name": project.name,
-        "images": {
-            "source": project.images.written(),
-            "form": found.images.as_ref().map(|images| images.form),
-            "images": found.images.as_ref().map(|images| images.images),
-            "without_caption": found.images.as_ref().map(|images| images.without),
-            "captions": project.captions,
-        },
-        "model": { "source": project.model.written(), "what": found.model.as_ref().map(|model| &model.what) },
-        "lora": found.lora.as_ref().map(|lora| json!({ "path": project.lora, "what": lora.what })),
-        "queries": queries.collect::<Vec<_>>(),
-        "pixels": project.pixels,
-        "notes": found.notes,
-    })
 }

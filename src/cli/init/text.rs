@@ -24,9 +24,14 @@ pub(super) struct Project {
     pub lora_text: bool,
     pub queries: Vec<Query>,
     pub pixels: u32,
+    /// Whether the model has two text encoders, and encodes the empty text.
+    pub sdxl: bool,
+    pub encodes_empty: bool,
     /// Images with a caption, if they can be counted.
     pub count: Option<usize>,
     pub captions: usize,
+    /// The form of the images, if it was given.
+    pub form: Option<&'static str>,
     /// Whether images without a caption are left out.
     pub skip: bool,
     /// Whether images are turned as their EXIF orientation says.
@@ -47,6 +52,9 @@ const MODEL: [&str; 9] = [
     "tokenizer",
     "scheduler",
 ];
+
+/// What is read besides of one with two text encoders.
+const SECOND: [&str; 3] = ["text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2"];
 
 /// A text as TOML writes it.
 fn quoted(text: &str) -> String {
@@ -84,7 +92,7 @@ pub(super) fn config(project: &Project) -> String {
     let (select, why) = project.select();
     let mut text = format!(
         "# The parameters of pipelines/{name}.toml. Each can be overridden for one run: --set loss.time_samples=5\n\
-         # `attrflow kinds KIND` explains each key.\n\n\
+         # `attrflow kinds KIND` explains each key; one that is not below has to be passed on in the pipeline too.\n\n\
          # What is attributed. `name` is what the results are called.\n"
     );
     for query in &project.queries {
@@ -99,29 +107,35 @@ pub(super) fn config(project: &Project) -> String {
         text += "[captions]\n# `a1111` takes LoRA tags, weights and brackets out of the captions of pictures; `plain` reads them as they stand.\n\
                  prompt_syntax = \"plain\"\n\n";
     }
+    let form = project.form.map_or(String::new(), |form| format!("form = \"{form}\"\n"));
     let missing = if project.skip { "skip" } else { "refuse" };
     let orientation = if project.upright { "apply" } else { "ignore" };
     // Enough rows that the mean is steady on a small set, and one epoch on a large one.
     let epochs = 1000usize.div_ceil(count).max(1);
     text += &format!(
-        "[data]\n# Images without a caption: `refuse`, `skip`, or `fill` with the text `caption`.\nmissing = \"{missing}\"\n\n\
+        "[data]\n{form}# Images without a caption: `refuse`, `skip`, or `fill` with the text `caption`.\nmissing = \"{missing}\"\n\n\
          [latents]\n# Height and width that images are resized to: what the model was trained with.\npixels = {pixels}\n\
          # The number of captions per image that are embedded.\ncaptions = {captions}\n\
          # What is done with EXIF orientations: `apply` turns the image, `ignore` does not, as kohya's scripts do it.\n\
-         orientation = \"{orientation}\"\n\n"
+         orientation = \"{orientation}\"\n\
+         # Transparent pixels: `drop` takes their colour without alpha, `white` blends them with white.\ntransparency = \"drop\"\n\
+         # The latent of an image: a `sample` of the autoencoder's posterior, as in training, or its `mode`.\nposterior = \"sample\"\n\n"
     );
-    text += "# What the model was trained to minimise, beyond what its scheduler says.\n[objective]\n";
-    let (gamma, offset) = (project.snr_gamma, project.noise_offset.unwrap_or(0.0));
-    text += &gamma.map_or("# snr_gamma = 5.0\n".to_owned(), |gamma| format!("snr_gamma = {gamma:?}\n"));
-    text += &format!("noise_offset = {offset:?}\n\n");
+    let gamma = project
+        .snr_gamma
+        .map_or("# snr_gamma = 5.0\n".to_owned(), |gamma| format!("snr_gamma = {gamma:?}\n"));
+    let offset = project.noise_offset.unwrap_or(0.0);
     text += &format!(
         "[loss]\n# Timesteps per image; more make the scores steadier, at proportional cost.\ntime_samples = 10\ncaptions = 1\n\
          noise = \"per_image\"\n\n\
+         # What the model was trained to minimise, beyond what its scheduler says.\n[loss.objective]\n{gamma}noise_offset = {offset:?}\n\n\
          [fisher]\n# Rounds through the images, each and its mirror image with one random timestep.\nepochs = {epochs}\n\
          batch_size = 32\n# {why}\nselect = \"{select}\"\n\n"
     );
     if !project.has_pictures() {
-        text += "[generate]\nsteps = 50\nguidance_scale = 7.5\n\n";
+        // The default of diffusers' pipelines.
+        let scale = if project.sdxl { 5.0 } else { 7.5 };
+        text += &format!("[generate]\nsteps = 50\nguidance_scale = {scale:?}\n\n");
     }
     text += &format!(
         "[unlearn]\n# How much the step should raise the query's own loss, as a share of it; the learning rate follows.\nrise = 0.2\n\
@@ -163,7 +177,8 @@ pub(super) fn pipeline(project: &Project) -> String {
     let source = match &project.model {
         Origin::Path(model) => path(model),
         Origin::Hub(address) => {
-            downloads.extend(MODEL.map(|file| (format!("{address}/{file}"), format!("model/{file}"))));
+            let files = MODEL.iter().chain(if project.sdxl { SECOND.as_slice() } else { &[] });
+            downloads.extend(files.map(|file| (format!("{address}/{file}"), format!("model/{file}"))));
             "\"download.files/model\"".to_owned()
         }
     };
@@ -175,7 +190,9 @@ pub(super) fn pipeline(project: &Project) -> String {
         }
         text += "]\n\n";
     }
-    text += &format!("[stages.model]\nkind = \"model\"\n\n[stages.model.inputs]\nsource = {source}\n");
+    let params = if project.sdxl { "params = { sdxl = true } # it has two text encoders\n" } else { "" };
+    text +=
+        &format!("[stages.model]\nkind = \"model\"\n{params}\n[stages.model.inputs]\nsource = {source}\n");
     if let Some(config) = &project.config {
         text += &format!("config = {}\n", path(config));
     }
@@ -183,22 +200,22 @@ pub(super) fn pipeline(project: &Project) -> String {
         "\n[stages.data]\nkind = \"dataset\"\nparams = \"${{data}}\"\ninputs = {{ source = {images} }}\n\n"
     );
     let lora = project.lora.as_ref().map_or(String::new(), |lora| format!("lora = {}\n", path(lora)));
-    let encoders = format!(
+    let second = "text_encoder_2 = \"model.text_encoder_2\"\ntokenizer_2 = \"model.tokenizer_2\"\n";
+    let plain = format!(
         "vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n{}",
-        if project.lora_text { &lora } else { "" }
+        if project.sdxl { second } else { "" }
     );
+    let encoders = format!("{plain}{}", if project.lora_text { &lora } else { "" });
     let network = format!("unet = \"model.unet\"\n{lora}scheduler = \"model.scheduler\"\n");
     let set = "latents = \"latents.latents\"\ntext_embeddings = \"latents.text_embeddings\"\n";
     text += &format!(
         "# Latents of the images, and embeddings of the captions.\n[stages.latents]\nkind = \"latents\"\nparams = \"${{latents}}\"\n\n\
          [stages.latents.inputs]\nimages = \"data.images\"\ncaptions = \"data.captions\"\n{encoders}\n\
          # The loss of each training image before anything is unlearned.\n[stages.pretrain_loss]\nkind = \"pretrain-loss\"\n\n\
-         [stages.pretrain_loss.params]\nper_timestep = true\n\n[stages.pretrain_loss.params.loss]\n\
-         time_samples = \"${{loss.time_samples}}\"\ncaptions = \"${{loss.captions}}\"\nnoise = \"${{loss.noise}}\"\n\
-         objective = \"${{objective}}\"\n\n[stages.pretrain_loss.inputs]\n{network}{set}\n\
+         [stages.pretrain_loss.params]\nper_timestep = true\nloss = \"${{loss}}\"\n\n[stages.pretrain_loss.inputs]\n{network}{set}\n\
          # The Fisher information of each weight: it scales the unlearning step.\n[stages.fisher]\nkind = \"fisher\"\n\n\
          [stages.fisher.params]\nepochs = \"${{fisher.epochs}}\"\nbatch_size = \"${{fisher.batch_size}}\"\n\
-         select = \"${{fisher.select}}\"\nobjective = \"${{objective}}\"\n\n[stages.fisher.inputs]\n{network}{set}\n\
+         select = \"${{fisher.select}}\"\nobjective = \"${{loss.objective}}\"\n\n[stages.fisher.inputs]\n{network}{set}\n\
          # From here on once per query.\n\n"
     );
     let (latents, texts, picture) = match project.has_pictures() {
@@ -208,7 +225,8 @@ pub(super) fn pipeline(project: &Project) -> String {
                  params = {{ caption = \"${{query.caption}}\", prompt_syntax = \"${{captions.prompt_syntax}}\" }}\ninputs = {{ image = \"${{query.image}}\" }}\n\n\
                  # Encoded as the training images are.\n[stages.query_latents]\nkind = \"latents\"\n\
                  each = {{ query = \"${{queries}}\" }}\n\
-                 params = {{ pixels = \"${{latents.pixels}}\", orientation = \"${{latents.orientation}}\", captions = 1 }}\n\n\
+                 params = {{ pixels = \"${{latents.pixels}}\", orientation = \"${{latents.orientation}}\", \
+                 transparency = \"${{latents.transparency}}\", posterior = \"${{latents.posterior}}\", captions = 1 }}\n\n\
                  [stages.query_latents.inputs]\nimages = \"query.images\"\ncaptions = \"query.captions\"\n{encoders}\n"
             );
             ("query_latents.latents", "query_latents.text_embeddings", "${query.image}")
@@ -217,8 +235,8 @@ pub(super) fn pipeline(project: &Project) -> String {
             text += &format!(
                 "[stages.generate]\nkind = \"generate\"\neach = {{ query = \"${{queries}}\" }}\n\n[stages.generate.params]\n\
                  caption = \"${{query.caption}}\"\nseed = \"${{query.seed}}\"\nsteps = \"${{generate.steps}}\"\n\
-                 guidance_scale = \"${{generate.guidance_scale}}\"\n\n[stages.generate.inputs]\n{network}\
-                 vae = \"model.vae\"\ntext_encoder = \"model.text_encoder\"\ntokenizer = \"model.tokenizer\"\n\n"
+                 guidance_scale = \"${{generate.guidance_scale}}\"\n{empty}\n[stages.generate.inputs]\n{network}{plain}\n",
+                empty = if project.encodes_empty { "force_zeros_for_empty_prompt = false\n" } else { "" },
             );
             ("generate.latents", "generate.text_embeddings", "generate.images/0.png")
         }
@@ -227,7 +245,7 @@ pub(super) fn pipeline(project: &Project) -> String {
         "[stages.unlearn]\nkind = \"unlearn\"\neach = {{ query = \"${{queries}}\" }}\n\n[stages.unlearn.params]\n\
          rise = \"${{unlearn.rise}}\"\nrelative_damping = \"${{unlearn.relative_damping}}\"\n\
          grad_accum_steps = \"${{unlearn.grad_accum_steps}}\"\nbatch_size = \"${{unlearn.batch_size}}\"\n\
-         select = \"${{unlearn.select}}\"\nobjective = \"${{objective}}\"\n\n[stages.unlearn.inputs]\n{network}\
+         select = \"${{unlearn.select}}\"\nobjective = \"${{loss.objective}}\"\n\n[stages.unlearn.inputs]\n{network}\
          fisher = \"fisher.fisher\"\nlatents = \"{latents}\"\ntext_embeddings = \"{texts}\"\n\n\
          # The loss parameters come from the stage on `pretrain_loss`: the two passes cannot differ.\n\
          [stages.influence]\nkind = \"influence\"\neach = {{ query = \"${{queries}}\" }}\nparams = {{ per_timestep = true }}\n\n\

@@ -6,6 +6,7 @@
 mod coco;
 mod columns;
 mod folders;
+mod kohya;
 mod metadata;
 mod parquet;
 mod sidecar;
@@ -94,11 +95,13 @@ pub enum Picture<'a> {
     Bytes(&'a [u8]),
 }
 
-/// Files of a folder that make no image of the list: how many, and the first.
+/// Files of a folder that make no image of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unused {
     /// What they are.
     pub what: &'static str,
+    /// What becomes of them.
+    pub how: &'static str,
     /// Their names.
     pub files: Vec<PathBuf>,
 }
@@ -222,8 +225,12 @@ fn unused(folder: &Path, used: &BTreeSet<String>, with_captions: bool) -> anyhow
     let files = walk(folder)?;
     let of = |what, is: &dyn Fn(&Path) -> bool| Unused {
         what,
+        how: "they are not in the list",
         files: files.iter().filter(|file| is(file)).cloned().collect(),
     };
+    let varying = of("configurations of kohya's scripts that shuffle or change captions", &|file| {
+        with_captions && has_extension(file, &["toml"]) && kohya::varies_captions(&folder.join(file))
+    });
     let listed = |file: &Path| used.contains(file.to_string_lossy().as_ref());
     let found = [
         of("pictures that the table does not name", &|file| is_picture(file) && !listed(file)),
@@ -233,6 +240,7 @@ fn unused(folder: &Path, used: &BTreeSet<String>, with_captions: bool) -> anyhow
                 && has_extension(file, &sidecar::ENDINGS)
                 && !stems.contains(&file.with_extension(""))
         }),
+        Unused { how: "captions are taken as they are written", ..varying },
     ];
     Ok(found.into_iter().filter(|unused| !unused.files.is_empty()).collect())
 }

@@ -3,19 +3,14 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use embedded_graphics::mono_font::iso_8859_1::{FONT_7X13, FONT_7X13_BOLD, FONT_10X20};
-use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
-use embedded_graphics::pixelcolor::Rgb888;
-use embedded_graphics::prelude::{Drawable, Point, Primitive, Size};
-use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
-use embedded_graphics::text::{Alignment, Baseline, Text, TextStyleBuilder};
-
-use super::canvas::Canvas;
+pub use super::canvas::Color;
+use super::canvas::{Canvas, Outline};
+use super::text::Style;
 use super::{ImageError, save_png};
 use crate::io::xml::escaped;
 
-/// A color: red, green, blue.
-pub type Color = [u8; 3];
+/// The pixels of a PNG for each of the chart, so that it is sharp on a dense screen.
+const SCALE: u32 = 2;
 
 /// The size of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,18 +24,25 @@ pub enum Font {
 }
 
 impl Font {
-    fn bitmap(self) -> &'static MonoFont<'static> {
+    /// Room for the width of a character, on average, and for the height of a line, in pixels.
+    pub fn size(self) -> [i32; 2] {
         match self {
-            Self::Title => &FONT_10X20,
-            Self::Bold => &FONT_7X13_BOLD,
-            Self::Plain => &FONT_7X13,
+            Self::Title => [10, 23],
+            Self::Bold | Self::Plain => [7, 16],
         }
     }
 
-    /// The width of a character and the height of a line, in pixels.
-    pub fn size(self) -> [i32; 2] {
-        let Size { width, height } = self.bitmap().character_size;
-        [width as i32, height as i32 + 3]
+    /// How far below the top of a line its letters stand.
+    fn baseline(self) -> i32 {
+        match self {
+            Self::Title => 16,
+            Self::Bold | Self::Plain => 11,
+        }
+    }
+
+    fn style(self, color: Color) -> Style {
+        let size = if self == Self::Title { 18 } else { 12 };
+        Style { size: size * SCALE, bold: self != Self::Plain, color }
     }
 }
 
@@ -97,13 +99,13 @@ impl Chart {
         self.shapes.push(Shape::Text { at, text: text.to_owned(), font, anchor, color });
     }
 
-    /// Writes it as PNG.
+    /// Writes it as PNG, with two pixels for each of the chart.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save_png(&self, path: &Path) -> Result<(), ImageError> {
         let [width, height] = self.size;
-        let mut canvas = Canvas::white(width, height);
+        let mut canvas = Canvas::white(width * SCALE, height * SCALE);
         self.shapes.iter().for_each(|shape| canvas.shape(shape));
         save_png(&canvas.0, path)
     }
@@ -143,16 +145,13 @@ fn element(out: &mut String, shape: &Shape) -> std::fmt::Result {
             hex(*color)
         ),
         Shape::Text { at: [x, y], text, font, anchor, color } => {
-            let (size, weight) = match font {
-                Font::Title => (16, "bold"),
-                Font::Bold => (11, "bold"),
-                Font::Plain => (11, "normal"),
-            };
+            let weight = if *font == Font::Plain { "normal" } else { "bold" };
             let anchor = match anchor {
                 Anchor::Start => "start",
                 Anchor::Middle => "middle",
                 Anchor::End => "end",
             };
+            let size = font.baseline();
             let (y, fill, text) = (y + size, hex(*color), escaped(text));
             writeln!(
                 out,
@@ -164,31 +163,28 @@ fn element(out: &mut String, shape: &Shape) -> std::fmt::Result {
 
 impl Canvas {
     fn shape(&mut self, shape: &Shape) {
-        let point = |[x, y]: [i32; 2]| Point::new(x, y);
-        let rgb = |[red, green, blue]: Color| Rgb888::new(red, green, blue);
-        let Ok(()) = match shape {
-            Shape::Line { from, to, width, color } => Line::new(point(*from), point(*to))
-                .into_styled(PrimitiveStyle::with_stroke(rgb(*color), *width))
-                .draw(self),
-            Shape::Dot { at, radius, color } => Circle::with_center(point(*at), 2 * radius + 1)
-                .into_styled(PrimitiveStyle::with_fill(rgb(*color)))
-                .draw(self),
-            Shape::Bar { at, size: [width, height], color } => {
-                Rectangle::new(point(*at), Size::new(*width, *height))
-                    .into_styled(PrimitiveStyle::with_fill(rgb(*color)))
-                    .draw(self)
+        let scale = SCALE as f32;
+        let place = |at: &[i32; 2]| at.map(|length| length as f32 * scale);
+        match shape {
+            Shape::Line { from, to, width, color } => {
+                self.fill(&Outline::line(place(from), place(to), *width as f32 * scale), *color);
             }
-            Shape::Text { at, text, font, anchor, color } => {
-                let alignment = match anchor {
-                    Anchor::Start => Alignment::Left,
-                    Anchor::Middle => Alignment::Center,
-                    Anchor::End => Alignment::Right,
-                };
-                let style = TextStyleBuilder::new().alignment(alignment).baseline(Baseline::Top).build();
-                let character = MonoTextStyle::new(font.bitmap(), rgb(*color));
-                Text::with_text_style(text, point(*at), character, style).draw(self).map(drop)
+            Shape::Dot { at, radius, color } => {
+                self.fill(&Outline::circle(place(at), *radius as f32 * scale), *color);
             }
-        };
+            Shape::Bar { at, size, color } => {
+                let size = size.map(|length| length as f32 * scale);
+                self.fill(&Outline::rectangle(place(at), size), *color);
+            }
+            Shape::Text { at: [x, y], text, font, anchor, color } => {
+                let (at, style) = (place(&[*x, y + font.baseline()]), font.style(*color));
+                match anchor {
+                    Anchor::Start => self.text(text, at, style),
+                    Anchor::Middle => self.text_around(text, at, style),
+                    Anchor::End => self.text_before(text, at, style),
+                }
+            }
+        }
     }
 }
 
@@ -215,13 +211,13 @@ mod tests {
         let file = folder.path().join("chart.png");
         chart.save_png(&file).unwrap();
         let found = super::super::load_rgb(&file).unwrap();
-        assert_eq!(found.dimensions(), (60, 40));
+        assert_eq!(found.dimensions(), (120, 80));
         for (at, color) in
-            [((5, 0), [1, 2, 3]), ((20, 20), [200, 0, 0]), ((34, 34), [0, 200, 0]), ((2, 30), [255; 3])]
+            [((10, 0), [1, 2, 3]), ((40, 40), [200, 0, 0]), ((68, 68), [0, 200, 0]), ((4, 60), [255; 3])]
         {
             assert_eq!(found[at], Rgb(color), "{at:?}");
         }
-        let dark = found.enumerate_pixels().filter(|(x, y, pixel)| *x > 24 && *y < 26 && pixel.0 == [0; 3]);
-        assert!(dark.count() > 10, "no text");
+        let dark = found.enumerate_pixels().filter(|(x, y, pixel)| *x > 48 && *y < 52 && pixel.0[0] < 60);
+        assert!(dark.count() > 40, "no text");
     }
 }

@@ -8,6 +8,7 @@ pub mod chart;
 mod complete;
 pub mod contact_sheet;
 pub mod resize;
+mod text;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -200,13 +201,19 @@ fn repack<P: Pixel<Subpixel = u16>, const N: usize>(
 
 /// Crops a square from the center; an odd margin is split as by torchvision's `CenterCrop`.
 pub fn center_crop(rgb: &RgbImage, size: u32) -> Result<RgbImage, ImageError> {
+    let [top, left] = crop_offset(rgb, size)?;
+    Ok(::image::imageops::crop_imm(rgb, left, top, size, size).to_image())
+}
+
+/// Top and left of that square.
+pub fn crop_offset(rgb: &RgbImage, size: u32) -> Result<[u32; 2], ImageError> {
     let (width, height) = rgb.dimensions();
     if width < size || height < size {
         return Err(ImageError::Crop { size, width, height });
     }
     // Python rounds halves to even: a margin of 1 starts at 0, one of 3 at 2.
     let begin = |length: u32| (f64::from(length - size) / 2.0).round_ties_even() as u32;
-    Ok(::image::imageops::crop_imm(rgb, begin(width), begin(height), size, size).to_image())
+    Ok([begin(height), begin(width)])
 }
 
 /// The largest square at the centre; of an odd margin, the smaller half is at the beginning, as in transformers.

@@ -56,6 +56,17 @@ pub fn resize(rgb: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbIma
     }
 }
 
+/// The picture with its longer side at most so long.
+pub fn fitted(rgb: RgbImage, longest: u32) -> RgbImage {
+    let (width, height) = rgb.dimensions();
+    let side = width.max(height);
+    if side <= longest {
+        return rgb;
+    }
+    let scaled = |length: u32| (u64::from(length) * u64::from(longest)).div_ceil(side.into()).max(1) as u32;
+    resize(&rgb, scaled(width), scaled(height), Filter::Bicubic)
+}
+
 /// Resizes so that the shorter side is `size`; the longer one is truncated to an integer, as in torchvision.
 pub fn shorter_side(rgb: &RgbImage, size: u32, filter: Filter) -> RgbImage {
     let (width, height) = rgb.dimensions();

@@ -26,10 +26,14 @@ pub enum LoraError {
         path.display()
     )]
     None { path: PathBuf },
-    #[error("{}: `{key}` is of {what}, which is not supported: expected a plain LoRA of Stable Diffusion 1 or 2", path.display())]
+    #[error("{}: `{key}` is of {what}, which is not supported: expected a plain LoRA of Stable Diffusion 1, 2 or XL", path.display())]
     Unsupported { path: PathBuf, key: String, what: &'static str },
-    #[error("{}: {count} keys fit no layer of the {network}: {names}", path.display())]
+    #[error("{}: `{key}` is of a second text encoder, and the UNet is of a model without one: is the LoRA for another model?", path.display())]
+    SecondEncoder { path: PathBuf, key: String },
+    #[error("{}: {count} keys fit no layer of the {network}: {names}: is the LoRA for another model?", path.display())]
     Unfit { path: PathBuf, network: Network, count: usize, names: String },
+    #[error("{}: `{first}` and `{second}` are both of the layer `{layer}`", path.display())]
+    Twice { path: PathBuf, layer: String, first: String, second: String },
     #[error("{}: the layer `{layer}` has no map {missing}", path.display())]
     Half { path: PathBuf, layer: String, missing: &'static str },
     #[error("{}: `{key}` is {found:?}, expected {expected:?} as the network's layer has it: is the LoRA for another model?", path.display())]

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
+use crate::io::single_file::names_in_ldm;
+
 /// The network that an adapter changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Network {
     /// The denoising network.
     Unet,
-    /// The text encoder.
+    /// The text encoder, or the first of two.
     TextEncoder,
+    /// The second text encoder, as SDXL has one.
+    TextEncoder2,
 }
 
 impl Network {
@@ -18,6 +22,7 @@ impl Network {
         match self {
             Network::Unet => "unet",
             Network::TextEncoder => "text_encoder",
+            Network::TextEncoder2 => "text_encoder_2",
         }
     }
 
@@ -25,7 +30,7 @@ impl Network {
     pub fn without_prefix(self, layer: &str) -> &str {
         match self {
             Network::Unet => layer,
-            Network::TextEncoder => layer.strip_prefix(TEXT_MODEL).unwrap_or(layer),
+            Network::TextEncoder | Network::TextEncoder2 => layer.strip_prefix(TEXT_MODEL).unwrap_or(layer),
         }
     }
 }
@@ -37,6 +42,7 @@ impl Display for Network {
         f.write_str(match self {
             Network::Unet => "UNet",
             Network::TextEncoder => "text encoder",
+            Network::TextEncoder2 => "second text encoder",
         })
     }
 }
@@ -54,7 +60,7 @@ pub(super) enum Role {
 pub(super) enum Name {
     /// With dots.
     Dotted(String),
-    /// With underscores in place of dots.
+    /// With underscores in place of dots: as diffusers names it, or the original code (LDM).
     Underscored(String),
 }
 
@@ -74,8 +80,8 @@ const UNSUPPORTED: [(&str, &str); 10] = [
     ("lokr_", "LyCORIS (LoKr)"),
     ("lora_mid", "LyCORIS (LoCon with a core)"),
     (".oft_", "OFT"),
-    ("lora_te2_", "an SDXL LoRA"),
-    ("text_encoder_2.", "an SDXL LoRA"),
+    ("lora_te3_", "a LoRA of Stable Diffusion 3"),
+    ("text_encoder_3.", "a LoRA of Stable Diffusion 3"),
     ("lora_transformer_", "a transformer's LoRA"),
     ("bundle_emb.", "a LoRA with embeddings of its own (pivotal tuning)"),
 ];
@@ -110,10 +116,12 @@ impl Key {
             ("lora_unet_", Network::Unet),
             ("lora_te_", Network::TextEncoder),
             ("lora_te1_", Network::TextEncoder),
+            ("lora_te2_", Network::TextEncoder2),
         ];
         let dotted = [
             ("unet.", Network::Unet),
             ("text_encoder.", Network::TextEncoder),
+            ("text_encoder_2.", Network::TextEncoder2),
             ("base_model.model.", Network::Unet),
         ];
         let of = |prefixes: &[(&str, Network)]| {
@@ -144,7 +152,7 @@ fn plain(layer: &str) -> String {
     }
 }
 
-/// The layers of a network, by both ways to write their names.
+/// The layers of a network, by all ways to write their names.
 pub(super) struct Layers<'a> {
     network: Network,
     dotted: BTreeMap<&'a str, &'a str>,
@@ -155,13 +163,20 @@ impl<'a> Layers<'a> {
     pub fn new(network: Network, names: impl Iterator<Item = &'a str> + Clone) -> Layers<'a> {
         let underscored = |name: &'a str| {
             let whole = match network {
+                // It stands beside the text model.
+                Network::TextEncoder2 if name == "text_projection" => name.to_owned(),
+                Network::TextEncoder | Network::TextEncoder2 => format!("{TEXT_MODEL}{name}"),
                 Network::Unet => name.to_owned(),
-                Network::TextEncoder => format!("{TEXT_MODEL}{name}"),
             };
             (whole.replace('.', "_"), name)
         };
+        let of_ldm = match network {
+            Network::Unet => names_in_ldm(names.clone()),
+            Network::TextEncoder | Network::TextEncoder2 => BTreeMap::new(),
+        };
         let dotted = names.clone().map(|name| (name, name)).collect();
-        Layers { network, dotted, underscored: names.map(underscored).collect() }
+        let of_ldm = of_ldm.into_iter().map(|(name, layer)| (name.replace('.', "_"), layer));
+        Layers { network, dotted, underscored: names.map(underscored).chain(of_ldm).collect() }
     }
 
     /// The layer of this name.
@@ -175,7 +190,10 @@ impl<'a> Layers<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::io::single_file;
 
     #[test]
     fn every_way_to_write_a_name_gives_its_layer() {
@@ -201,6 +219,50 @@ mod tests {
         assert_eq!(Key::parse(&format!("lora_unet_{under}_to_k.hada_w1_a")), Err("LyCORIS (LoHa)"));
     }
 
+    /// The layers that can have an adapter in the UNet of a family, by the names that they have in LDM.
+    fn published(family: &str) -> BTreeMap<String, String> {
+        let linear = |shape: &str| matches!(shape.split('x').count(), 2 | 4);
+        let lines = single_file::published(family).into_iter();
+        let weights = lines.filter(|[_, _, part, _, shape]| part == "unet" && linear(shape));
+        let layer = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
+        let of_ldm = |name: &str| layer(name.strip_prefix("model.diffusion_model.")?);
+        weights.filter_map(|[source, _, _, target, _]| Some((of_ldm(&source)?, layer(&target)?))).collect()
+    }
+
+    #[test]
+    fn the_layers_of_published_networks_are_found_by_both_their_names() {
+        for (family, count) in [("sd1", 282), ("sd2", 282), ("sdxl", 794)] {
+            let layers = published(family);
+            assert_eq!(layers.len(), count, "{family}");
+            let network = Layers::new(Network::Unet, layers.values().map(String::as_str));
+            for (name, layer) in &layers {
+                for name in [name, layer] {
+                    let key = Key::parse(&format!("lora_unet_{}.lora_up.weight", name.replace('.', "_")));
+                    let Key { network: of, name, .. } = key.unwrap().unwrap();
+                    assert_eq!((of, network.find(&name)), (Network::Unet, Some(layer.as_str())), "{name:?}");
+                }
+            }
+            // Each layer has two names, and none is of two layers.
+            let names = layers.iter().flat_map(|(own, other)| [own, other]);
+            let names: BTreeSet<String> = names.map(|name| name.replace('.', "_")).collect();
+            assert_eq!((names.len(), network.underscored.len()), (2 * count, 2 * count), "{family}");
+        }
+    }
+
+    #[test]
+    fn blocks_of_unlike_depths_have_no_names_in_ldm() {
+        let name = Name::Underscored("input_blocks_1_0_in_layers_2".to_owned());
+        for (other, found) in [("up_blocks.0.resnets.1", true), ("down_blocks.1.resnets.1", false)] {
+            let layers =
+                ["down_blocks.0.resnets.0", "down_blocks.1.resnets.0", "up_blocks.0.resnets.0", other];
+            let layers = layers.map(|resnet| format!("{resnet}.conv1"));
+            for (count, found) in [(4, found), (3, false)] {
+                let network = Layers::new(Network::Unet, layers[..count].iter().map(String::as_str));
+                assert_eq!(network.find(&name).is_some(), found, "{other}: {count}");
+            }
+        }
+    }
+
     #[test]
     fn a_text_encoder_is_named_with_and_without_its_prefix() {
         let layer = "encoder.layers.0.self_attn.q_proj";
@@ -213,6 +275,25 @@ mod tests {
         ] {
             let key = Key::parse(name).unwrap().unwrap();
             assert_eq!((key.network, network.find(&key.name)), (Network::TextEncoder, Some(layer)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_second_text_encoder_has_prefixes_of_its_own() {
+        let layers = ["encoder.layers.31.mlp.fc1", "text_projection"];
+        let network = Layers::new(Network::TextEncoder2, layers.into_iter());
+        for (name, layer) in [
+            ("text_encoder_2.text_model.encoder.layers.31.mlp.fc1.lora_A.weight", 0),
+            ("text_encoder_2.encoder.layers.31.mlp.fc1.lora.up.weight", 0),
+            ("text_encoder_2.text_projection.lora_B.weight", 1),
+            ("lora_te2_text_model_encoder_layers_31_mlp_fc1.lora_down.weight", 0),
+            ("lora_te2_text_projection.alpha", 1),
+        ] {
+            let Key { network: of, name: found, .. } = Key::parse(name).unwrap().unwrap();
+            assert_eq!((of, network.find(&found)), (Network::TextEncoder2, Some(layers[layer])), "{name}");
+        }
+        for name in ["lora_te3_encoder_block_0_layer_0.lora_up.weight", "text_encoder_3.x.lora_A.weight"] {
+            assert_eq!(Key::parse(name), Err("a LoRA of Stable Diffusion 3"));
         }
     }
 }

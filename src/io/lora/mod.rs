@@ -2,12 +2,13 @@
 //!
 //! W' = W + s B A, A [r, I] being the map down and B [O, r] the map up (Hu et al. 2021, arXiv 2106.09685). The factor s is
 //! alpha / r; where a file gives no alpha, it is 1. Names are those of PEFT and diffusers, of their older releases, or of
-//! kohya's scripts, which write a layer's name with underscores: it is found again among the network's layers.
+//! kohya's scripts, which write a layer's name with underscores: it is found again among the network's layers. For SDXL these
+//! scripts name the UNet's layers as the original code (LDM) does, and others as diffusers does; both are known of every UNet.
 
 mod error;
 mod keys;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -44,8 +45,8 @@ pub struct Lora {
     file: TensorFile,
     /// By layer.
     pub adapters: Vec<Adapter>,
-    /// Whether the file has adapters of another network too.
-    pub has_others: bool,
+    /// The other networks that the file has adapters of.
+    pub others: BTreeSet<Network>,
 }
 
 /// A LoRA in a folder: as diffusers and as PEFT call it.
@@ -76,7 +77,9 @@ impl Lora {
         let weights = weights_of(network, parameters);
         let layers = keys::Layers::new(network, weights.keys().copied());
         let (mut found, mut unfit): (BTreeMap<String, Parts>, Vec<String>) = (BTreeMap::new(), Vec::new());
-        let (mut any, mut has_others) = (false, false);
+        let (mut any, mut others) = (false, BTreeSet::new());
+        // A network that is given no pooled text is of a model without a second text encoder.
+        let alone = network == Network::Unet && !weights.contains_key("add_embedding.linear_1");
         for header in file.headers() {
             let key = Key::parse(&header.name).map_err(|what| LoraError::Unsupported {
                 path: path.clone(),
@@ -88,13 +91,21 @@ impl Lora {
                 continue;
             };
             any = true;
+            if of == Network::TextEncoder2 && alone {
+                return Err(LoraError::SecondEncoder { path, key: header.name.clone() });
+            }
             if of != network {
-                has_others = true;
+                others.insert(of);
                 continue;
             }
-            match layers.find(&name) {
-                Some(layer) => found.entry(layer.to_owned()).or_default().set(role, header),
-                None => unfit.push(header.name.clone()),
+            let Some(layer) = layers.find(&name) else {
+                unfit.push(header.name.clone());
+                continue;
+            };
+            if let Some(first) = found.entry(layer.to_owned()).or_default().set(role, header) {
+                let (path, layer) = (path.clone(), layer.to_owned());
+                let (first, second) = (first.name.clone(), header.name.clone());
+                return Err(LoraError::Twice { path, layer, first, second });
             }
         }
         if !any {
@@ -117,7 +128,7 @@ impl Lora {
             .into_iter()
             .map(|(layer, parts)| adapter(&file, (&alphas, network), weights[layer.as_str()], layer, &parts))
             .collect::<Result<_, _>>()?;
-        Ok(Lora { file, adapters, has_others })
+        Ok(Lora { file, adapters, others })
     }
 
     /// The file.
@@ -176,13 +187,14 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn set(&mut self, role: Role, header: &'a Header) {
+    /// Returns what was in this place.
+    fn set(&mut self, role: Role, header: &'a Header) -> Option<&'a Header> {
         let place = match role {
             Role::Down => &mut self.down,
             Role::Up => &mut self.up,
             Role::Alpha => &mut self.alpha,
         };
-        *place = Some(header);
+        place.replace(header)
     }
 }
 
@@ -326,3 +338,6 @@ impl Alphas {
 fn fits(layer: &str, name: &str) -> bool {
     layer == name || layer.ends_with(&format!(".{name}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Deserializer, Value};
 
-use super::error::{CUT, cut};
+use super::error::CUT;
 use super::{Found, Source};
+use crate::io::words::cut;
 
 const NEGATIVE: &str = "Negative prompt:";
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::io::words::cut;
+
 /// The most candidates that a message lists, and the most characters of each.
 const LISTED: usize = 8;
 pub(super) const CUT: usize = 80;
@@ -82,13 +84,5 @@ fn listed(candidates: &[Candidate]) -> String {
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:?}", self.place, cut(&self.text, CUT))
-    }
-}
-
-/// The first `most` characters, with `…` in place of the rest.
-pub(super) fn cut(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek};
 use std::path::Path;
 
+use super::words::cut;
 pub use error::{Candidate, PromptError};
 pub use syntax::strip_a1111;
 
@@ -81,7 +82,7 @@ fn read_from(file: &Path, opened: impl Read + Seek, length: u64) -> Result<Optio
             if let Some(Ok(Some(graph))) = graph
                 && graph.prompt != written.prompt
             {
-                let other = error::cut(&graph.prompt, error::CUT);
+                let other = cut(&graph.prompt, error::CUT);
                 written
                     .warnings
                     .push(format!("the ComfyUI graph has another text, which is not taken: {other:?}"));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Source;
-use super::error::cut;
+use crate::io::words::{count as counted, cut};
 
 /// The most characters of an example.
 const EXAMPLE: usize = 40;
@@ -261,10 +261,6 @@ pub(super) fn warnings(prompt: &str, source: Source) -> Vec<String> {
         ));
     }
     out
-}
-
-fn counted(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// The names after `embedding:`.

@@ -9,8 +9,10 @@ pub enum Part {
     Unet,
     /// The autoencoder of images.
     Vae,
-    /// The text encoder.
+    /// The text encoder, or the first of two.
     TextEncoder,
+    /// The second text encoder.
+    TextEncoder2,
 }
 
 impl Display for Part {
@@ -19,6 +21,7 @@ impl Display for Part {
             Part::Unet => "UNet",
             Part::Vae => "VAE",
             Part::TextEncoder => "text encoder",
+            Part::TextEncoder2 => "second text encoder",
         })
     }
 }
@@ -29,11 +32,11 @@ impl Display for Part {
 pub enum SingleFileError {
     #[error(
         "no tensor of a checkpoint, expected names such as `model.diffusion_model.…`, \
-         `first_stage_model.…` and `cond_stage_model.…`"
+         `first_stage_model.…`, and `cond_stage_model.…` or `conditioner.…`"
     )]
     None,
     #[error(
-        "this is {what} (`{name}`), which is not supported: expected a checkpoint of Stable Diffusion 1 or 2"
+        "this is {what} (`{name}`), which is not supported: expected a checkpoint of Stable Diffusion 1, 2 or XL"
     )]
     Unsupported { name: String, what: &'static str },
     #[error(
@@ -55,12 +58,9 @@ pub enum SingleFileError {
     OnlyMeans { count: usize },
     #[error("this is only a {}: a whole checkpoint is expected, missing {}", list(found), list(missing))]
     Missing { found: Vec<Part>, missing: Vec<Part> },
-    #[error(
-        "names of two text encoders, CLIP (`cond_stage_model.transformer.…`) and OpenCLIP \
-         (`cond_stage_model.model.…`): expected one"
-    )]
-    TwoTextEncoders,
-    #[error("unknown names ({count}): {names}; expected those of Stable Diffusion 1 or 2 alone")]
+    #[error("names of the text encoders of two families (`{first}…` and `{second}…`): expected those of one")]
+    TwoFamilies { first: &'static str, second: &'static str },
+    #[error("unknown names ({count}): {names}; expected those of Stable Diffusion 1, 2 or XL alone")]
     Unknown { count: usize, names: String },
     #[error("the {part} has {found}, expected {expected}")]
     Layout { part: Part, found: String, expected: &'static str },
@@ -68,13 +68,18 @@ pub enum SingleFileError {
     NoTensor { part: Part, name: String },
     #[error("`{name}` is {found:?}, expected {expected}")]
     Shape { name: String, found: Vec<usize>, expected: &'static str },
-    #[error("`{name}` has {found} columns, expected {expected} as the text encoder's embeddings have")]
-    Width { name: String, found: usize, expected: usize },
+    #[error("`{name}` has {found} columns, expected {expected} as {of}")]
+    Width { name: String, found: usize, expected: usize, of: &'static str },
     #[error("`{first}` and `{second}` are both `{target}` of the {part}")]
     Twice { part: Part, target: String, first: String, second: String },
 }
 
 /// Parts, as they stand in a sentence.
 fn list(parts: &[Part]) -> String {
-    parts.iter().map(Part::to_string).collect::<Vec<_>>().join(" and ")
+    let names: Vec<String> = parts.iter().map(Part::to_string).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
 }

@@ -1,12 +1,13 @@
 //! What files hold besides, and files that are something else.
 
-use super::{CLIP, Header, OPEN_CLIP, Part, SingleFileError, TEXT, UNET, VAE};
+use super::{Family, Header, Part, SingleFileError, UNET, is_of_part};
 
 /// Tables of the noise schedule.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "alphas_cumprod",
     "alphas_cumprod_prev",
     "betas",
+    "denoiser.sigmas",
     "log_one_minus_alphas_cumprod",
     "logvar",
     "posterior_log_variance_clipped",
@@ -29,8 +30,8 @@ const BESIDES: [&str; 6] = [
     "first_stage_model.model_ema.",
 ];
 
-/// What is of CLIP as a whole, below the three places where it may stand: the text encoder of a folder does
-/// not have it.
+/// What is of CLIP as a whole, beside or in the text encoder: that of a folder does not have it, but for the projection of a
+/// second one.
 const OF_CLIP: [&str; 5] = [
     "logit_scale",
     "text_projection",
@@ -39,19 +40,27 @@ const OF_CLIP: [&str; 5] = [
     "text_model.embeddings.position_ids",
 ];
 
+/// Where else it may stand.
+const BARE: [&str; 2] = ["cond_stage_model.", "conditioner.embedders.0."];
+
 /// Whether a tensor is known to belong to no part.
 pub(super) fn is_extra(name: &str) -> bool {
-    let of_clip = [CLIP, OPEN_CLIP, TEXT].iter().find_map(|prefix| name.strip_prefix(prefix));
+    let of_clip = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| OF_CLIP.contains(&rest));
+    let mut encoders = Family::ALL.into_iter().flat_map(Family::encoders);
     TABLES.contains(&name)
         || BESIDES.iter().any(|prefix| name.starts_with(prefix))
-        || of_clip.is_some_and(|rest| OF_CLIP.contains(&rest))
+        || BARE.into_iter().any(of_clip)
+        || encoders.any(|encoder| {
+            let is_used = encoder.part == Part::TextEncoder2 && name.contains("text_projection");
+            of_clip(encoder.prefix) && !is_used
+        })
 }
 
 /// What names of models begin with that are not supported, `model.diffusion_model.` left out, and what they
 /// are.
-const UNSUPPORTED: [(&str, &str); 14] = [
-    ("conditioner.embedders.1.", "Stable Diffusion XL"),
-    ("conditioner.", "the refiner of Stable Diffusion XL"),
+const UNSUPPORTED: [(&str, &str); 13] = [
+    ("conditioner.embedders.0.model.", "the refiner of Stable Diffusion XL"),
+    ("conditioner.embedders.0.open_clip.", "Stable Video Diffusion"),
     ("joint_blocks.", "Stable Diffusion 3"),
     ("text_encoders.", "Stable Diffusion 3 or later"),
     ("double_blocks.", "Flux"),
@@ -62,7 +71,6 @@ const UNSUPPORTED: [(&str, &str); 14] = [
     ("depth_model.", "a model that also takes depth"),
     ("low_scale_model.", "an upscaler"),
     ("noise_augmentor.", "unCLIP"),
-    ("label_emb.", "Stable Diffusion XL or another model with more conditions"),
     ("time_embedding.cond_proj.", "a latent consistency model"),
 ];
 
@@ -95,10 +103,9 @@ const ALONE: [(&str, Part); 6] = [
 pub(super) fn refuse(headers: &[Header<'_>]) -> Result<(), SingleFileError> {
     let names = || headers.iter().map(|header| header.name);
     let begins = |with: &str| names().find(|name| name.starts_with(with));
-    let of_checkpoint = |name: &str| [UNET, VAE, TEXT].iter().any(|prefix| name.starts_with(prefix));
     let is_lora = |name: &str| LORA.iter().any(|part| name.contains(part));
     if let Some(name) = names().find(|name| is_lora(name))
-        && !names().any(|name| of_checkpoint(name) && !is_lora(name))
+        && !names().any(|name| is_of_part(name) && !is_lora(name))
     {
         return Err(SingleFileError::Lora { name: name.to_owned() });
     }
@@ -108,11 +115,18 @@ pub(super) fn refuse(headers: &[Header<'_>]) -> Result<(), SingleFileError> {
             return Err(SingleFileError::Unsupported { name: name.to_owned(), what });
         }
     }
+    let of_xl = |name: &str| Family::Sdxl.encoders().iter().any(|encoder| name.starts_with(encoder.prefix));
+    let conditions = |name: &&str| name.strip_prefix(UNET).unwrap_or(name).starts_with("label_emb.");
+    if let Some(name) = names().find(conditions).filter(|_| !names().any(of_xl)) {
+        let what =
+            "a UNet with more conditions than text, as Stable Diffusion XL's, without its two text encoders";
+        return Err(SingleFileError::Unsupported { name: name.to_owned(), what });
+    }
     let means = names().filter(|name| name.starts_with("model_ema.diffusion_model")).count();
     if means > 0 && begins(UNET).is_none() {
         return Err(SingleFileError::OnlyMeans { count: means });
     }
-    if names().any(of_checkpoint) {
+    if names().any(is_of_part) {
         return Ok(());
     }
     for (prefix, part) in DIFFUSERS {

@@ -4,6 +4,12 @@ use safetensors::SafeTensors;
 
 use super::*;
 
+pub(in crate::io) mod published;
+mod sdxl;
+
+const CLIP: &str = "cond_stage_model.transformer.";
+const OPEN_CLIP: &str = "cond_stage_model.model.";
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/single_file").join(name)
 }
@@ -68,28 +74,41 @@ fn message(tensors: &Tensors) -> String {
     plan_of(tensors).unwrap_err().to_string()
 }
 
+/// Compares the tensors of a part with those in a folder, bit for bit.
+fn assert_same(file: &SafeTensors<'_>, pieces: &BTreeMap<String, Piece>, folder: &str) {
+    let bytes = fs_err::read(golden(folder)).unwrap();
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    let names: BTreeSet<&str> = expected.names().into_iter().collect();
+    assert_eq!(pieces.keys().map(String::as_str).collect::<BTreeSet<_>>(), names, "{folder}");
+    for (name, piece) in pieces {
+        let (source, expected) = (file.tensor(&piece.source).unwrap(), expected.tensor(name).unwrap());
+        assert_eq!((&piece.shape[..], source.dtype()), (expected.shape(), expected.dtype()), "{name}");
+        let mut data = source.data().to_vec();
+        if let Some(rows) = &piece.rows {
+            let row = data.len() / source.shape()[0];
+            data = data[rows.start * row..rows.end * row].to_vec();
+        }
+        if piece.transposed {
+            let [rows, columns] = piece.shape[..] else { panic!("{name}") };
+            assert_eq!((source.shape(), &piece.rows), (&[columns, rows][..], &None), "{name}");
+            let size = data.len() / rows / columns;
+            let at = |row, column| data[(column * rows + row) * size..][..size].to_vec();
+            let at = &at;
+            data = (0..rows).flat_map(|row| (0..columns).flat_map(move |column| at(row, column))).collect();
+        }
+        assert!(data == expected.data(), "{name}");
+    }
+}
+
 #[test]
 fn a_checkpoint_gives_the_folders_tensors_bit_for_bit() {
     let bytes = fs_err::read(golden("sd1.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let parts = plan_of(&sd1()).unwrap();
-    assert_eq!(parts.family, Family::Sd1);
-    for (pieces, folder) in [
-        (&parts.unet, "diffusers/unet/diffusion_pytorch_model.safetensors"),
-        (&parts.vae, "diffusers/vae/diffusion_pytorch_model.safetensors"),
-        (&parts.text_encoder, "diffusers/text_encoder/model.safetensors"),
-    ] {
-        let bytes = fs_err::read(golden(folder)).unwrap();
-        let expected = SafeTensors::deserialize(&bytes).unwrap();
-        let names: BTreeSet<&str> = expected.names().into_iter().collect();
-        assert_eq!(pieces.keys().map(String::as_str).collect::<BTreeSet<_>>(), names, "{folder}");
-        for (name, piece) in pieces {
-            let (source, expected) = (file.tensor(&piece.source).unwrap(), expected.tensor(name).unwrap());
-            assert_eq!((&piece.shape[..], source.dtype()), (expected.shape(), expected.dtype()), "{name}");
-            assert_eq!(piece.rows, None, "{name}");
-            assert_eq!(source.data(), expected.data(), "{name}");
-        }
-    }
+    assert_eq!((parts.family, &parts.text_encoder_2), (Family::Sd1, &BTreeMap::new()));
+    assert_same(&file, &parts.unet, "diffusers/unet/diffusion_pytorch_model.safetensors");
+    assert_same(&file, &parts.vae, "diffusers/vae/diffusion_pytorch_model.safetensors");
+    assert_same(&file, &parts.text_encoder, "diffusers/text_encoder/model.safetensors");
     // Two tables, the positions, and three means.
     assert_eq!(parts.ignored, 6);
     assert_eq!(parts.unet.len() + parts.vae.len() + parts.text_encoder.len() + parts.ignored, file.len());
@@ -139,11 +158,11 @@ fn the_number_of_blocks_and_layers_is_read_off_the_names() {
 #[test]
 fn blocks_that_do_not_fit_together_are_refused() {
     let mut tensors = sd1();
-    tensors.retain(|name, _| !name.contains("input_blocks.6.0.op"));
+    tensors.retain(|name, _| !name.contains("input_blocks.4.0.op"));
     assert_eq!(
         message(&tensors),
-        "the UNet has gaps in its `input_blocks` with `op` in [3, 9] and 12 `output_blocks` with `conv` \
-         in [2, 5, 8], expected blocks of as many layers each"
+        "the UNet has gaps in its `input_blocks` with `op` in [2, 6] and 8 `output_blocks` with `conv` in \
+         [1, 3, 5], expected blocks of as many layers each"
     );
     let mut tensors = sd1();
     tensors.insert("first_stage_model.decoder.up.9.block.0.conv1.weight".to_owned(), vec![2]);
@@ -187,6 +206,7 @@ fn openclip_is_split_and_loses_its_layer_23() {
     let piece = |source: &str, rows: Option<Range<usize>>, shape: &[usize]| Piece {
         source: format!("{OPEN_CLIP}{source}"),
         rows,
+        transposed: false,
         shape: shape.to_vec(),
     };
     for (name, expected) in [
@@ -247,16 +267,16 @@ fn other_ways_to_write_a_checkpoint_give_the_same_parts() {
 
 #[test]
 fn what_a_file_is_instead_is_named() {
-    let supported = "which is not supported: expected a checkpoint of Stable Diffusion 1 or 2";
+    let supported = "which is not supported: expected a checkpoint of Stable Diffusion 1, 2 or XL";
     for (name, what) in [
-        ("conditioner.embedders.1.model.ln_final.weight", "Stable Diffusion XL"),
         ("conditioner.embedders.0.model.ln_final.weight", "the refiner of Stable Diffusion XL"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+        ("conditioner.embedders.0.open_clip.model.ln_final.weight", "Stable Video Diffusion"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("depth_model.model.pretrained.cls_token", "a model that also takes depth"),
         (
             "model.diffusion_model.label_emb.0.0.weight",
-            "Stable Diffusion XL or another model with more conditions",
+            "a UNet with more conditions than text, as Stable Diffusion XL's, without its two text encoders",
         ),
     ] {
         let mut tensors = sd1();
@@ -302,13 +322,13 @@ fn a_part_that_is_missing_is_named() {
     let whole = "a whole checkpoint is expected, missing";
     assert_eq!(only_this(&[UNET]), format!("this is only a UNet: {whole} VAE and text encoder"));
     assert_eq!(only_this(&[VAE, "betas"]), format!("this is only a VAE: {whole} UNet and text encoder"));
-    assert_eq!(only_this(&[UNET, TEXT]), format!("this is only a UNet and text encoder: {whole} VAE"));
+    assert_eq!(only_this(&[UNET, CLIP]), format!("this is only a UNet and text encoder: {whole} VAE"));
     assert_eq!(
         message(&named(&["encoder.down.0.block.0.conv1.weight"])),
         format!("this is only a VAE: {whole} UNet and text encoder")
     );
     assert_eq!(
-        only_this(&["model_ema.", VAE, TEXT]),
+        only_this(&["model_ema.", VAE, CLIP]),
         "the UNet's weights are here only as their means over training (1 tensors `model_ema.…`), \
          expected the weights (`model.diffusion_model.…`)"
     );
@@ -336,7 +356,7 @@ fn nothing_is_left_out_without_a_word() {
         for tensors in [&mut tensors, &mut all] {
             tensors.insert(name.to_owned(), vec![2, 2]);
         }
-        let expected = "expected those of Stable Diffusion 1 or 2 alone";
+        let expected = "expected those of Stable Diffusion 1, 2 or XL alone";
         assert_eq!(message(&tensors), format!("unknown names (1): {name}; {expected}"));
     }
     let expected = "unknown names (8): cond_stage_model.roberta.embeddings.weight, ";
@@ -382,5 +402,10 @@ fn one_tensor_is_not_there_twice() {
         )
     );
     tensors.insert(format!("{OPEN_CLIP}ln_final.bias"), vec![8]);
-    assert_eq!(plan_of(&tensors), Err(SingleFileError::TwoTextEncoders));
+    assert_eq!(
+        message(&tensors),
+        format!(
+            "names of the text encoders of two families (`{CLIP}…` and `{OPEN_CLIP}…`): expected those of one"
+        )
+    );
 }

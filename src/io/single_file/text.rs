@@ -1,6 +1,6 @@
 //! The text encoder's names.
 
-use super::{Family, Header, Part, SingleFileError, Use, count, index, layer};
+use super::{Header, Part, SingleFileError, Use, count, index, layer};
 
 /// OpenCLIP's layer that no text encoder of Stable Diffusion 2 has.
 ///
@@ -10,32 +10,48 @@ use super::{Family, Header, Part, SingleFileError, Use, count, index, layer};
 /// diffusers does.
 const UNUSED_LAYER: usize = 23;
 
-/// What a tensor is for; none for a name that is not known.
-pub(super) fn find(family: Family, name: &str) -> Option<Use> {
-    match family {
-        Family::Sd1 => clip(name),
-        Family::Sd2 => open_clip(name),
-    }
+/// The names that a text encoder has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Text {
+    /// Those of the folder.
+    Clip,
+    /// Those of OpenCLIP.
+    OpenClip {
+        /// Whether the part has all layers and the projection, as Stable Diffusion XL's: what is used of them is decided when
+        /// texts are encoded.
+        whole: bool,
+    },
 }
 
-/// # Errors
-/// Layers that are not all there, or more than are known.
-pub(super) fn check_layers(family: Family, tensors: &[Header<'_>]) -> Result<(), SingleFileError> {
-    let layers = match family {
-        Family::Sd1 => {
-            let plain = tensors.iter().map(|header| Header { name: without_prefix(header.name), ..*header });
-            count(&plain.collect::<Vec<_>>(), "encoder.layers.")
+impl Text {
+    /// What a tensor is for; none for a name that is not known.
+    pub fn find(self, name: &str) -> Option<Use> {
+        match self {
+            Text::Clip => clip(name),
+            Text::OpenClip { whole } => open_clip(name, whole),
         }
-        Family::Sd2 => count(tensors, "transformer.resblocks."),
-    };
-    let (found, expected) = match layers {
-        None => ("gaps in the numbers of its layers".to_owned(), "all from 0 on"),
-        Some(layers) if family == Family::Sd2 && layers > UNUSED_LAYER + 1 => {
-            (format!("{layers} layers"), "24 or fewer, as OpenCLIP ViT-H/14 has")
-        }
-        Some(_) => return Ok(()),
-    };
-    Err(SingleFileError::Layout { part: Part::TextEncoder, found, expected })
+    }
+
+    /// # Errors
+    /// Layers that are not all there, or more than are known.
+    pub fn check_layers(self, part: Part, tensors: &[Header<'_>]) -> Result<(), SingleFileError> {
+        let layers = match self {
+            Text::Clip => {
+                let plain =
+                    tensors.iter().map(|header| Header { name: without_prefix(header.name), ..*header });
+                count(&plain.collect::<Vec<_>>(), "encoder.layers.")
+            }
+            Text::OpenClip { .. } => count(tensors, "transformer.resblocks."),
+        };
+        let (found, expected) = match layers {
+            None => ("gaps in the numbers of its layers".to_owned(), "all from 0 on"),
+            Some(layers) if self == (Text::OpenClip { whole: false }) && layers > UNUSED_LAYER + 1 => {
+                (format!("{layers} layers"), "24 or fewer, as OpenCLIP ViT-H/14 has")
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(SingleFileError::Layout { part, found, expected })
+    }
 }
 
 /// Some files leave it out.
@@ -64,13 +80,14 @@ fn clip(name: &str) -> Option<Use> {
     known.then(|| Use::Whole(format!("text_model.{name}")))
 }
 
-/// OpenCLIP has names of its own, and queries, keys and values in one tensor.
-fn open_clip(name: &str) -> Option<Use> {
+/// OpenCLIP has names of its own, and queries, keys and values in one tensor. Its projection is multiplied from the right.
+fn open_clip(name: &str, with_all: bool) -> Option<Use> {
     let whole = |target: String| Some(Use::Whole(format!("text_model.{target}")));
     match name {
         "token_embedding.weight" => return whole("embeddings.token_embedding.weight".to_owned()),
         "positional_embedding" => return whole("embeddings.position_embedding.weight".to_owned()),
         "ln_final.weight" | "ln_final.bias" => return whole(name.replace("ln_final", "final_layer_norm")),
+        "text_projection" if with_all => return Some(Use::Transposed("text_projection.weight".to_owned())),
         _ => {}
     }
     let (number, rest) = name.strip_prefix("transformer.resblocks.")?.split_once('.')?;
@@ -95,5 +112,5 @@ fn open_clip(name: &str) -> Option<Use> {
             Use::Whole(format!("text_model.encoder.layers.{number}.{module}.{leaf}"))
         }
     };
-    Some(if number == UNUSED_LAYER { Use::Unused } else { found })
+    Some(if number == UNUSED_LAYER && !with_all { Use::Unused } else { found })
 }

@@ -175,7 +175,7 @@ impl Kind for Evaluate {
         libtorch: false,
         ..KindInfo::new::<Self>(
             "evaluate",
-            2,
+            3,
             "whether attributions are true: tests with verdicts and intervals",
         )
     };

@@ -9,16 +9,16 @@ use super::notes::Notes;
 use super::{FLIPPED, Latents, MOMENTS_OF, Orient, PLAIN, Posterior as Sampling, TEXTS, Transparent};
 use crate::io::captions::coco::Item;
 use crate::io::image::resize::{Filter, shorter_side};
-use crate::io::image::{Loaded, Reading, Transparency, center_crop, load, to_unit};
+use crate::io::image::{Loaded, Reading, Transparency, center_crop, crop_offset, load, to_unit};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::NpyWriter;
 use crate::kinds::shared::arrays::values;
-use crate::kinds::shared::text::TextModel;
+use crate::kinds::shared::text::{Sizes, TextModel};
 use crate::method::noise::{Generator, derived_seed};
 use crate::models::vae::Vae;
 use attrflow_engine::kind::Inputs;
 
-/// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch.
+/// Encodes each image and its mirror image, one at a time, so that results do not depend on the batch; returns each image's sizes.
 pub(super) fn write_latents(
     params: &Latents,
     inputs: &Inputs,
@@ -26,8 +26,8 @@ pub(super) fn write_latents(
     (vae, device): (&Vae, Device),
     out: &Path,
     progress: &dyn Fn(u64),
-) -> anyhow::Result<Notes> {
-    let mut notes = Notes::default();
+) -> anyhow::Result<(Notes, Vec<Sizes>)> {
+    let (mut notes, mut sizes) = (Notes::default(), Vec::new());
     let reading = Reading {
         transparency: match params.transparency {
             Transparent::Drop => Transparency::Drop,
@@ -43,8 +43,14 @@ pub(super) fn write_latents(
         let Loaded { rgb, transparent, turned } = load(&path, reading)?;
         notes.transparent.count(transparent, &item.file_name);
         notes.turned.count(turned, &item.file_name);
-        let rgb = center_crop(&shorter_side(&rgb, params.pixels, Filter::Bilinear), params.pixels)
-            .with_context(|| path.display().to_string())?;
+        let resized = shorter_side(&rgb, params.pixels, Filter::Bilinear);
+        let [top, left] = crop_offset(&resized, params.pixels).with_context(|| path.display().to_string())?;
+        let own = [rgb.height(), rgb.width(), top, left, params.pixels, params.pixels];
+        if inputs.get("text_encoder_2").is_some() && params.text_dtype.dtype() == Dtype::F16 {
+            expect_short(&item.file_name, own)?;
+        }
+        sizes.push(own);
+        let rgb = center_crop(&resized, params.pixels).with_context(|| path.display().to_string())?;
         for flip in 0..2 {
             let pixels = to_unit(&rgb, flip == 1);
             let pixels = Tensor::from_slice(&pixels).view([1, 3, side, side]).to_device(device);
@@ -69,7 +75,7 @@ pub(super) fn write_latents(
     for writer in writers.into_iter().chain(moments).flatten() {
         writer.finish()?;
     }
-    Ok(notes)
+    Ok((notes, sizes))
 }
 
 /// Appends a row [1, ..] of an image to an array of `count` rows, which is made with the first.
@@ -98,16 +104,16 @@ fn write(
 /// Encodes the captions of each image together.
 pub(super) fn write_texts(
     params: &Latents,
-    items: &[Item],
+    (items, sizes): (&[Item], &[Sizes]),
     model: &TextModel,
     out: &Path,
     notes: &mut Notes,
 ) -> anyhow::Result<()> {
     let dtype = params.text_dtype.dtype();
     let mut writer = None;
-    for item in items {
+    for (item, sizes) in items.iter().zip(sizes) {
         let captions: Vec<&str> = item.captions.iter().map(String::as_str).collect();
-        let texts = model.embed(&captions)?; // [captions, L, D]
+        let texts = model.embed(&captions)?.rows(*sizes); // [captions, L, D]
         for caption in captions {
             notes.cut.count(model.is_cut(caption)?, caption);
         }
@@ -135,5 +141,16 @@ pub(super) fn write_texts(
     match writer {
         Some(writer) => Ok(writer.finish()?),
         None => anyhow::bail!("no images in this unit"),
+    }
+}
+
+/// Refuses sizes that are no numbers of half precision: they would be rounded.
+fn expect_short(name: &str, sizes: Sizes) -> anyhow::Result<()> {
+    let is_rounded = |size: &&u32| half::f16::from_f32(**size as f32).to_f32() != **size as f32;
+    match sizes.iter().find(is_rounded) {
+        None => Ok(()),
+        Some(size) => anyhow::bail!(
+            "{name}: a size of {size} pixels, which `text_dtype = \"float16\"` would round: set it to \"float32\""
+        ),
     }
 }

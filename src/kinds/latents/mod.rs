@@ -6,7 +6,9 @@ mod notes;
 use std::path::{Path, PathBuf};
 
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{LORA, TEXT_ENCODER, TOKENIZER, VAE, with_text_model, with_vae};
+use super::shared::network::{
+    LORA, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, VAE, with_text_model, with_vae,
+};
 use super::shared::{check_inputs, check_outputs, device, expected, ranges};
 use crate::io::captions::coco::Captions;
 use crate::io::npy::{Dtype, writer};
@@ -110,11 +112,17 @@ impl Kind for Latents {
             VAE,
             TEXT_ENCODER,
             TOKENIZER,
+            TEXT_ENCODER_2,
+            TOKENIZER_2,
             LORA,
         ],
         outputs: &[
             Output::new("latents", "latents.npy", "float32 [2N, C, H, W]: images, then mirror images"),
-            Output::new("text_embeddings", TEXTS, "float [N, captions, L, D]"),
+            Output::new(
+                "text_embeddings",
+                TEXTS,
+                "float [N, captions, L, D]; with two text encoders, the last row holds the pooled text and the image's sizes",
+            ),
             Output::new(
                 "moments",
                 MOMENTS,
@@ -127,6 +135,10 @@ impl Kind for Latents {
 }
 
 impl Stage for Latents {
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        check_inputs::second_encoder(connected)
+    }
+
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         check_inputs::networks(inputs)?;
         self.units(inputs).map(drop)
@@ -167,6 +179,7 @@ impl Stage for Latents {
             "vae": expected::config(inputs, "vae")?,
             "text_encoder": expected::config(inputs, "text_encoder")?,
         });
+        let cost_key = expected::with_second_encoder(inputs, cost_key)?;
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.into_iter().map(|(port, form)| (port.to_owned(), form)).collect(),
@@ -198,13 +211,13 @@ impl Compute for Latents {
         let _no_grad = tch::no_grad_guard();
         let total = range.len() as u64;
         let progress = |done| cx.progress(done, total);
-        let mut notes = Notes::default();
-        with_vae(inputs, cx.device, |vae| {
+        let (mut notes, sizes) = with_vae(inputs, cx.device, |vae| {
             let vae = (vae, device::torch(cx.device));
-            notes = write_latents(self, inputs, (items, range.start), vae, out, &progress)?;
-            Ok(())
+            write_latents(self, inputs, (items, range.start), vae, out, &progress)
         })?;
-        with_text_model(inputs, cx.device, |model| write_texts(self, items, model, out, &mut notes))?;
+        with_text_model(inputs, cx.device, |model| {
+            write_texts(self, (items, &sizes), model, out, &mut notes)
+        })?;
         Ok(fs_err::write(out.join(NOTES), serde_json::to_vec(&notes)?)?)
     }
 

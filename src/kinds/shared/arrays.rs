@@ -107,8 +107,17 @@ pub(crate) fn open(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn expect_fit(latents: &Npy, texts: &Npy, config: &UNetConfig) -> anyhow::Result<()> {
-    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
+    let channels = Some(config.in_channels as usize);
     latents.expect_shape(&[None, channels, None, None]).context("the latents do not fit the network")?;
+    expect_texts_fit(texts, config)
+}
+
+/// Refuses texts that the network cannot read.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn expect_texts_fit(texts: &Npy, config: &UNetConfig) -> anyhow::Result<()> {
+    let width = Some(config.cross_attention_dim as usize);
     texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")
 }
 

@@ -68,6 +68,7 @@ fn assert_memory_is_small() {
 }
 
 #[test]
+#[ignore = "two minutes: batches from a file of 60 GB with holes"]
 fn batches_all_over_sixty_gigabytes_fit_into_memory() {
     tch::set_num_threads(1); // so short are the tensors' lives that threads would only wait for each other
     let (_file, texts) = texts();

@@ -14,6 +14,7 @@ use crate::method::selection::Selection;
 use crate::models::clip::text::ClipConfig;
 use crate::models::tokenizer;
 use crate::models::unet::config::UNetConfig;
+use crate::models::unet::text_rows;
 use crate::models::vae::VaeConfig;
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::Inputs;
@@ -36,23 +37,76 @@ pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
 
 /// Refuses a LoRA that does not fit the network with this checkpoint.
 fn lora(inputs: &Inputs, network: Network, checkpoint: &Path) -> anyhow::Result<()> {
-    if let Some(path) = inputs.get("lora") {
-        Lora::open(path, network, TensorFile::open(checkpoint)?.headers())?;
-    }
+    let Some(path) = inputs.get("lora") else { return Ok(()) };
+    let lora = Lora::open(path, network, TensorFile::open(checkpoint)?.headers())?;
+    ensure!(
+        network != Network::TextEncoder
+            || !lora.others.contains(&Network::TextEncoder2)
+            || inputs.get("text_encoder_2").is_some(),
+        "{}: it changes a second text encoder as well, and none is connected to `text_encoder_2`",
+        lora.file().path().display()
+    );
     Ok(())
 }
 
-/// Checks text encoder and tokenizer, where they are connected.
+/// Checks text encoders and tokenizers, where they are connected.
 pub(crate) fn texts(inputs: &Inputs) -> anyhow::Result<()> {
-    let mut reads = None;
-    if let Some(folder) = inputs.get("text_encoder") {
-        reads = Some(ClipConfig::read(&folder.join("config.json"))?.max_position_embeddings as usize);
-        if inputs.get("lora").is_some() {
-            lora(inputs, Network::TextEncoder, &checkpoint::find(folder)?)?;
+    let first = encoder(inputs, Network::TextEncoder, "tokenizer")?;
+    let second = encoder(inputs, Network::TextEncoder2, "tokenizer_2")?;
+    if let (Some(one), Some(two)) = (first.tokens, second.tokens) {
+        ensure!(one == two, "the tokenizers make {one} and {two} tokens of a text, expected as many of both");
+    }
+    let (Some(folder), Some(first)) = (inputs.get("unet"), first.config) else { return Ok(()) };
+    let (file, config) = (folder.join("config.json"), unet(folder)?);
+    match (config.pooled_width(), second.config) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => bail!(
+            "{}: the network takes no pooled text, so it has no second text encoder: remove `text_encoder_2` and `tokenizer_2`",
+            file.display()
+        ),
+        (Some(_), None) => bail!(
+            "{}: the network takes a pooled text (`addition_embed_type`): connect its second text encoder to `text_encoder_2` and \
+             `tokenizer_2`",
+            file.display()
+        ),
+        (Some(pooled), Some(second)) => {
+            let (width, found) = (config.cross_attention_dim, first.hidden_size + second.hidden_size);
+            ensure!(
+                found == width,
+                "the text encoders give {found} numbers a token, expected {width}, the `cross_attention_dim` in {}",
+                file.display()
+            );
+            let found = second.projection_width();
+            ensure!(
+                found == pooled,
+                "the second text encoder gives {found} numbers a text, expected {pooled}, which {} takes beside the sizes",
+                file.display()
+            );
+            Ok(())
         }
     }
-    if let Some(folder) = inputs.get("tokenizer") {
+}
+
+/// What is known of a text encoder and its tokenizer.
+#[derive(Default)]
+struct EncoderLook {
+    config: Option<ClipConfig>,
+    /// How many tokens it makes of a text.
+    tokens: Option<usize>,
+}
+
+fn encoder(inputs: &Inputs, network: Network, tokenizer: &str) -> anyhow::Result<EncoderLook> {
+    let mut look = EncoderLook::default();
+    if let Some(folder) = inputs.get(network.name()) {
+        look.config = Some(ClipConfig::read(&folder.join("config.json"))?);
+        if inputs.get("lora").is_some() {
+            lora(inputs, network, &checkpoint::find(folder)?)?;
+        }
+    }
+    if let Some(folder) = inputs.get(tokenizer) {
         let gives = tokenizer::check_folder(folder)?;
+        look.tokens = Some(gives);
+        let reads = look.config.as_ref().map(|config| config.max_position_embeddings as usize);
         if let Some(reads) = reads.filter(|reads| *reads < gives) {
             let file = folder.join("tokenizer_config.json");
             bail!(
@@ -61,27 +115,46 @@ pub(crate) fn texts(inputs: &Inputs) -> anyhow::Result<()> {
             );
         }
     }
-    Ok(())
+    Ok(look)
 }
 
-/// The configuration of the UNet in a folder, unless it is one that no stage computes with.
+/// Refuses one of the ports of a second text encoder without the other.
+pub(crate) fn second_encoder(connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+    let (missing, there) = match (connected("text_encoder_2"), connected("tokenizer_2")) {
+        (true, false) => ("tokenizer_2", "text_encoder_2"),
+        (false, true) => ("text_encoder_2", "tokenizer_2"),
+        _ => return Vec::new(),
+    };
+    vec![(there.to_owned(), format!("`{there}` needs `{missing}`: connect both or none"))]
+}
+
+/// The configuration of the UNet in a folder.
 pub(crate) fn unet(folder: &Path) -> anyhow::Result<UNetConfig> {
-    let file = folder.join("config.json");
-    let config = UNetConfig::read(&file)?;
-    ensure!(
-        !config.takes_pooled(),
-        "{}: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings and image sizes, \
-         which no stage computes yet",
-        file.display()
-    );
-    Ok(config)
+    Ok(UNetConfig::read(&folder.join("config.json"))?)
 }
 
 /// Refuses arrays on `latents` and `text_embeddings` that are not of one data set, or do not fit the network.
 pub(crate) fn arrays(inputs: &Inputs) -> anyhow::Result<(Npy, Npy)> {
     let (latents, texts) = arrays::open(inputs)?;
-    arrays::expect_fit(&latents, &texts, &unet(inputs.path("unet"))?)?;
+    let config = unet(inputs.path("unet"))?;
+    arrays::expect_fit(&latents, &texts, &config)?;
+    sizes(&texts, &config)?;
     Ok((latents, texts))
+}
+
+/// Refuses texts without the pooled text and the sizes that the network takes: by the first of them.
+pub(crate) fn sizes(texts: &Npy, config: &UNetConfig) -> anyhow::Result<()> {
+    let Some(pooled) = config.pooled_width().filter(|_| texts.rows() > 0) else { return Ok(()) };
+    let shape = &texts.shape()[2..];
+    let mut first = vec![0.0; shape.iter().product()];
+    texts.read_f32_at(0, &mut first)?;
+    text_rows::check(&first, shape[1], pooled).map_err(|found| {
+        anyhow::anyhow!(
+            "{}: {found}: the network takes a pooled text and sizes with each text, which `latents` and `generate` add where \
+             `text_encoder_2` and `tokenizer_2` are connected",
+            texts.path().display()
+        )
+    })
 }
 
 /// Refuses a selection of which the network has nothing.

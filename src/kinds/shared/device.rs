@@ -5,6 +5,7 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+use crate::io::libtorch;
 use crate::models::unet::{ModelMode, Precision};
 use attrflow_engine::kind::Device;
 use attrflow_engine::worker::protocol::Facts;
@@ -135,33 +136,21 @@ fn only_deterministic(only: bool) {
     });
 }
 
-/// Refuses another libtorch than the one in every fingerprint.
+/// Refuses a libtorch of another minor version, whose interface is another.
 fn check_version() -> Result<(), String> {
     let (built, found) = (env!("ATTRFLOW_LIBTORCH_VERSION"), version());
-    if found == built {
+    if libtorch::series(&found) == libtorch::series(built) {
         return Ok(());
     }
-    let library = library().unwrap_or_default();
-    Err(format!(
-        "{library} is version {found}, this program was built with {built}; \
-         build it again, or unset LD_LIBRARY_PATH"
-    ))
+    let (library, wanted) = (library().unwrap_or_default(), libtorch::series(built));
+    Err(format!("{library} is version {found}, this program needs {wanted}; see `attrflow doctor`"))
 }
 
-/// The version of the libtorch that was loaded; where its folder does not name one, the version built with.
+/// The version of the libtorch that was loaded, as its folder names it.
 fn version() -> String {
-    let built = env!("ATTRFLOW_LIBTORCH_VERSION");
     let library = library().unwrap_or_default();
-    let package = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
-    // The wheel names its version in a line of Python, an archive in a file of its own.
-    let texts = ["version.py", "build-version"].map(|name| fs_err::read_to_string(package.join(name)).ok());
-    match texts.into_iter().flatten().next() {
-        Some(text) if !text.contains(built) => {
-            let line = text.lines().find(|line| line.contains("__version__")).unwrap_or(&text);
-            line.rsplit('=').next().unwrap_or_default().trim().trim_matches(['\'', '"']).to_owned()
-        }
-        _ => built.to_owned(),
-    }
+    let folder = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    libtorch::version(folder).unwrap_or_else(|| "unknown".into())
 }
 
 /// A worker's facts about libtorch and its device.

@@ -16,6 +16,8 @@ use crate::io::npy::writer::NpyWriter;
 use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::Header;
 use crate::method::selection::Selection;
+use crate::models::clip::text::ClipConfig;
+use crate::models::unet::text_rows;
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{ArtifactShape, ExpectedInputs, Inputs};
 
@@ -60,6 +62,14 @@ pub(crate) fn config(inputs: &ExpectedInputs, port: &str) -> anyhow::Result<Json
     Ok(json::read(&file)?)
 }
 
+/// Adds the second text encoder to what the time of texts depends on, where there is one.
+pub(crate) fn with_second_encoder(inputs: &ExpectedInputs, mut cost_key: Json) -> anyhow::Result<Json> {
+    if inputs.connected("text_encoder_2") {
+        cost_key["text_encoder_2"] = config(inputs, "text_encoder_2")?;
+    }
+    Ok(cost_key)
+}
+
 /// The shape [C, side, side] of the latent of a square image, from the autoencoder's configuration.
 pub(crate) fn latent(inputs: &ExpectedInputs, pixels: usize) -> anyhow::Result<[usize; 3]> {
     let scale = scale(inputs)?;
@@ -74,17 +84,24 @@ pub(crate) fn scale(inputs: &ExpectedInputs) -> anyhow::Result<usize> {
     Ok(1 << (blocks - 1))
 }
 
-/// The shape [L, D] of a text, from the configurations of tokenizer and text encoder.
+/// The shape [L, D] of a text, from the configurations of tokenizer and text encoders.
 pub(crate) fn text(inputs: &ExpectedInputs) -> anyhow::Result<[usize; 2]> {
     let file = inputs.path("tokenizer")?.join("tokenizer_config.json");
     let tokenizer: Json = json::read(&file)?;
-    let encoder = config(inputs, "text_encoder")?;
+    let first = config(inputs, "text_encoder")?;
     let number = |config: &Json, key: &str| {
         let found = config[key].as_u64().map(|number| number as usize);
         found
             .with_context(|| format!("the configuration of the tokenizer or the text encoder has no `{key}`"))
     };
-    Ok([number(&tokenizer, "model_max_length")?, number(&encoder, "hidden_size")?])
+    let (length, width) = (number(&tokenizer, "model_max_length")?, number(&first, "hidden_size")?);
+    if !inputs.connected("text_encoder_2") {
+        return Ok([length, width]);
+    }
+    let second = config(inputs, "text_encoder_2")?;
+    let width = width + number(&second, "hidden_size")?;
+    let pooled = ClipConfig::read(&inputs.path("text_encoder_2")?.join("config.json"))?.projection_width();
+    Ok([length + text_rows::added_rows(pooled, width as i64) as usize, width])
 }
 
 /// The selected tensors of the network on `unet`, in a file with this many bytes per number.

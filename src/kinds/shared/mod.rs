@@ -14,3 +14,4 @@ pub(crate) mod query_table;
 pub mod ranges;
 pub mod tensors;
 pub(crate) mod text;
+pub(crate) mod trained_with;

@@ -5,8 +5,10 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use anyhow::Context as _;
+
 use super::device;
-use super::text::TextModel;
+use super::text::{Folders, TextModel};
 use crate::models::clip::image::ImageEncoder;
 use crate::models::lora::Adapters;
 use crate::models::unet::{ModelMode, UNet, UNetFiles};
@@ -34,6 +36,13 @@ pub(crate) const VAE: Input =
 pub(crate) const TEXT_ENCODER: Input =
     Input::new("text_encoder", "a folder with config.json and a checkpoint (safetensors or torch)");
 pub(crate) const TOKENIZER: Input = Input::new("tokenizer", "a folder with vocab.json and merges.txt");
+pub(crate) const TEXT_ENCODER_2: Input = Input::new(
+    "text_encoder_2",
+    "the second text encoder of a model with two, as SDXL: a folder as the first",
+)
+.optional();
+pub(crate) const TOKENIZER_2: Input =
+    Input::new("tokenizer_2", "the tokenizer of the second text encoder: a folder as the first").optional();
 
 /// The network on the ports `unet`, `checkpoint` and `lora`, to be changed: it is not cached.
 ///
@@ -97,7 +106,8 @@ pub(crate) fn with_vae<T>(
     with_cached(key, || Ok(Vae::load(folder, device::torch(device))?), work)
 }
 
-/// Does `work` with the tokenizer and the text encoder on the ports `tokenizer`, `text_encoder` and `lora`.
+/// Does `work` with the tokenizers and the text encoders on the ports `tokenizer`, `text_encoder`, `tokenizer_2`, `text_encoder_2`
+/// and `lora`.
 ///
 /// # Errors
 /// Files that make none, and those of `work`.
@@ -106,10 +116,21 @@ pub(crate) fn with_text_model<T>(
     device: Device,
     work: impl FnOnce(&TextModel) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let (tokenizer, encoder) = (inputs.path("tokenizer"), inputs.path("text_encoder"));
-    let lora = inputs.get("lora");
-    let key = ModelKey::of(device, None, &[Some(tokenizer), Some(encoder), lora])?;
-    with_cached(key, || TextModel::load(tokenizer, encoder, lora, device::torch(device)), work)
+    let folders = |tokenizer, encoder| {
+        let (tokenizer, encoder) = (inputs.get(tokenizer)?, inputs.get(encoder)?);
+        Some(Folders { tokenizer, encoder })
+    };
+    let first = folders("tokenizer", "text_encoder").context("no text encoder")?;
+    let (second, lora) = (folders("tokenizer_2", "text_encoder_2"), inputs.get("lora"));
+    let paths = [
+        Some(first.tokenizer),
+        Some(first.encoder),
+        second.map(|second| second.tokenizer),
+        second.map(|second| second.encoder),
+        lora,
+    ];
+    let key = ModelKey::of(device, None, &paths)?;
+    with_cached(key, || TextModel::load(first, second, lora, device::torch(device)), work)
 }
 
 /// Does `work` with CLIP's image encoder in a folder.
@@ -287,19 +308,6 @@ mod tests {
         assert!(again(&inputs));
         assert!(!marked(&load_unet(&inputs, Adapters::Merged, Device::Cpu, ModelMode::Gradients).unwrap()));
         assert!(again(&inputs));
-    }
-
-    #[test]
-    fn a_network_that_needs_pooled_texts_is_refused() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/unet/text_time");
-        let error =
-            load_unet(&inputs(Path::new(folder)), Adapters::Merged, Device::Cpu, ModelMode::Gradients)
-                .err()
-                .unwrap();
-        assert!(error.to_string().ends_with(
-            "text_time/config.json: `addition_embed_type` is \"text_time\": the network needs pooled text embeddings \
-             and image sizes, which no stage computes yet"
-        ));
     }
 
     #[test]

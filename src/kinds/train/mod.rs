@@ -11,9 +11,12 @@ use anyhow::{Context as _, ensure};
 use tch::{Device, Tensor};
 
 use crate::io::npy::Npy;
-use crate::kinds::shared::arrays::NpyRows;
-use crate::kinds::shared::network::{CHECKPOINT, SCHEDULER, TEXT_ENCODER, TOKENIZER, with_text_model};
+use crate::kinds::shared::arrays::{self, NpyRows};
+use crate::kinds::shared::network::{
+    CHECKPOINT, SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, with_text_model,
+};
 use crate::kinds::shared::parameters::Parameters;
+use crate::kinds::shared::text::TextModel;
 use crate::kinds::shared::{check_inputs, check_values, device, expected, ids, ranges, tensors};
 use crate::method::data::DataSet;
 use crate::method::identity::hashed;
@@ -60,6 +63,8 @@ impl Kind for TrainParams {
             Input::new("captions", "the captions file in COCO's layout: its image ids"),
             TEXT_ENCODER,
             TOKENIZER,
+            TEXT_ENCODER_2,
+            TOKENIZER_2,
             Input::new(LEFT_OUT, "the ids of images to leave out: `subset.ids`, or a JSON file with a list")
                 .optional(),
         ],
@@ -86,6 +91,10 @@ impl Kind for TrainParams {
 impl Stage for TrainParams {
     fn identity(&self) -> Json {
         hashed(self, &[(LORA, self.lora.is_none()), ("objective", self.objective.is_plain())])
+    }
+
+    fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        check_inputs::second_encoder(connected)
     }
 
     /// With a constant learning rate, a step does not depend on how many follow.
@@ -115,7 +124,8 @@ impl Stage for TrainParams {
                 network.path.display()
             );
         }
-        let Set { ids, .. } = open(inputs)?;
+        let Set { ids, texts, .. } = open(inputs)?;
+        check_inputs::sizes(&texts, &check_inputs::unet(inputs.path("unet"))?)?;
         let left_out = left_out(inputs)?;
         ids::check(&ids, &left_out, inputs.get(LEFT_OUT))?;
         ensure!(
@@ -201,11 +211,10 @@ struct Set {
 fn open(inputs: &Inputs) -> anyhow::Result<Set> {
     let config = check_inputs::unet(inputs.path("unet"))?;
     let (moments, texts) = (Npy::open(inputs.path(MOMENTS))?, Npy::open(inputs.path("text_embeddings"))?);
-    let [channels, width] = [config.in_channels, config.cross_attention_dim].map(|size| Some(size as usize));
     moments
-        .expect_shape(&[None, Some(2), channels, None, None])
+        .expect_shape(&[None, Some(2), Some(config.in_channels as usize), None, None])
         .context("the moments do not fit the network")?;
-    texts.expect_shape(&[None, None, None, width]).context("the text embeddings do not fit the network")?;
+    arrays::expect_texts_fit(&texts, &config)?;
     let ids = ids::of_captions(inputs.path("captions"))?;
     let images = ids.len();
     for (npy, rows) in [(&moments, 2 * images), (&texts, images)] {
@@ -249,7 +258,9 @@ impl Compute for TrainParams {
         let rows = (NpyRows::new(moments, 1), NpyRows::new(texts, 2));
         let left_out = left_out(inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
-        let empty = with_text_model(inputs, cx.device, |model| tch::no_grad(|| model.embed(&[""])))?;
+        // The sizes of a row are its image's, whatever its text.
+        let empty = |model: &TextModel| tch::no_grad(|| Ok(model.embed(&[""])?.rows(Default::default())));
+        let empty = with_text_model(inputs, cx.device, empty)?;
         let (found, expected) = (&empty.size()[1..], &texts_shape[2..]);
         ensure!(
             found.iter().map(|&size| size as usize).eq(expected.iter().copied()),

@@ -210,7 +210,7 @@ pub struct StepReport {
 pub struct TrainingData<'a> {
     /// Rows [2, C, H, W]: mean and standard deviation of an image's scaled latent, the mirror images after the images; and texts.
     pub moments: DataSet<'a>,
-    /// The embedding of the empty text [1, L, D].
+    /// The row of the empty text [1, L, D].
     pub empty: Tensor,
     /// The images' ids.
     pub ids: &'a [String],
@@ -323,17 +323,17 @@ impl<'a> Training<'a> {
         let latents = moments.select(1, 0) + moments.select(1, 1) * stack(|draws| &draws.posterior);
         let pairs: Vec<_> =
             visits.iter().zip(&draws).map(|(visit, draws)| (visit.image, draws.caption)).collect();
-        let texts = data.texts(&pairs, device)?; // [B, L, D]
-        let empty = to_device(&self.data.empty, device);
+        let conditioning = self.unet.conditioning(data.texts(&pairs, device)?);
+        let empty = self.unet.conditioning(to_device(&self.data.empty, device));
         for (row, _) in draws.iter().enumerate().filter(|(_, draws)| draws.without_text) {
-            texts.get(row as i64).copy_(&empty.squeeze_dim(0));
+            conditioning.set_text(row as i64, &empty);
         }
         let timesteps: Vec<i64> = draws.iter().map(|draws| draws.timestep).collect();
         Ok(DenoisingRows {
             latents,
             noise: stack(|draws| &draws.noise),
             timesteps: Tensor::from_slice(&timesteps).to_device(device),
-            conditioning: texts.into(),
+            conditioning,
         })
     }
 

@@ -1,18 +1,18 @@
-//! CLIP's text encoder: from token ids to one vector a token.
+//! CLIP's text encoder: from token ids to one vector a token, and where it has a projection to one a text.
 //!
-//! Shapes: B texts, L tokens, D width. Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4; names as in
+//! Shapes: B texts, L tokens, D width, P width of the projection. Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4; names as in
 //! transformers' `CLIPTextModel`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::io::lora::Network;
 use crate::io::tensor_file::TensorFile;
 use crate::models::clip::layer::{Activation, Layer, LayerShape};
-use crate::models::layers::{Embedding, LayerNorm};
+use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::lora;
 use crate::models::tape::Tape;
 use crate::models::weights::checkpoint;
@@ -39,7 +39,18 @@ pub struct ClipConfig {
     /// Added to the variance in layer norms.
     #[serde(default = "default_eps")]
     pub layer_norm_eps: f64,
+    /// Width P of a text's vector, of an encoder with a projection.
+    pub projection_dim: Option<i64>,
+    /// The token at which a text ends.
+    pub eos_token_id: Option<i64>,
 }
+
+/// The defaults of the last two in transformers.
+const PROJECTION: i64 = 512;
+const END: i64 = 49_407;
+
+/// In older configurations the end of texts, whose tokens have a larger number for it: the largest of a text is meant.
+const OLD_END: i64 = 2;
 
 /// Other text encoders, such as T5's.
 const GUARDS: &[OptionGuard] = &[
@@ -58,6 +69,11 @@ impl ClipConfig {
         config::expect_divides(file, heads, ("hidden_size", &[config.hidden_size]))?;
         Ok(config)
     }
+
+    /// Width P of a text's vector, of an encoder with a projection.
+    pub fn projection_width(&self) -> i64 {
+        self.projection_dim.unwrap_or(PROJECTION)
+    }
 }
 
 pub(super) fn default_eps() -> f64 {
@@ -70,7 +86,18 @@ pub struct TextEncoder {
     position_embedding: Embedding,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    /// From the width of tokens to that of texts.
+    projection: Option<Linear>,
     config: ClipConfig,
+}
+
+/// What an encoder makes of texts.
+#[derive(Debug)]
+pub struct HiddenStates {
+    /// After the last layer but one, [B, L, D].
+    pub penultimate: Tensor,
+    /// After the last layer and the final layer norm, [B, L, D].
+    pub last: Tensor,
 }
 
 impl TextEncoder {
@@ -79,21 +106,38 @@ impl TextEncoder {
     /// # Errors
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
     pub fn load(folder: &Path, lora: Option<&Path>, device: Device) -> Result<Self, ModelError> {
+        Self::load_network(folder, Network::TextEncoder, lora, device)
+    }
+
+    /// The same for the second encoder of a model with two, as SDXL, which has a projection.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`].
+    pub fn load_second(folder: &Path, lora: Option<&Path>, device: Device) -> Result<Self, ModelError> {
+        Self::load_network(folder, Network::TextEncoder2, lora, device)
+    }
+
+    fn load_network(
+        folder: &Path,
+        network: Network,
+        lora: Option<&Path>,
+        device: Device,
+    ) -> Result<Self, ModelError> {
         let config: ClipConfig = ClipConfig::read(&folder.join("config.json"))?;
         let file = checkpoint::find(folder)?;
         let mut tensors = without_prefix(weights::read(&file, device)?);
         if let Some(path) = lora {
             let parameters = TensorFile::open(&file)?;
-            lora::read(path, Network::TextEncoder, parameters.headers(), device)?.merge(&mut tensors);
+            lora::read(path, network, parameters.headers(), device)?.merge(&mut tensors);
         }
         let weights = Weights::named(&file, tensors);
         weights.ignore("embeddings.position_ids"); // a stored 0, 1, 2, … of older releases
-        let encoder = Self::new(&weights.root(), config);
+        let encoder = Self::new(&weights.root(), config, network == Network::TextEncoder2);
         weights.finish()?;
         Ok(encoder)
     }
 
-    fn new(scope: &Scope<'_>, config: ClipConfig) -> Self {
+    fn new(scope: &Scope<'_>, config: ClipConfig, with_projection: bool) -> Self {
         let tape = Tape::new();
         let width = config.hidden_size;
         let embedding = |name, count| Embedding::new(&scope.sub("embeddings").sub(name), count, width);
@@ -116,6 +160,9 @@ impl TextEncoder {
                 config.layer_norm_eps,
                 &tape,
             ),
+            projection: with_projection.then(|| {
+                Linear::new(&scope.sub("text_projection"), width, config.projection_width(), false, &tape)
+            }),
             config,
         }
     }
@@ -127,12 +174,34 @@ impl TextEncoder {
 
     /// Token ids [B, L] (int64) to the last hidden state after the final layer norm, [B, L, D].
     pub fn forward(&self, ids: &Tensor) -> Tensor {
+        self.hidden_states(ids).last
+    }
+
+    /// Token ids [B, L] (int64) to what SDXL takes, and the last hidden state.
+    pub fn hidden_states(&self, ids: &Tensor) -> HiddenStates {
         let positions = self.position_embedding.first(ids.size()[1]); // [L, D]
         let mut h = self.token_embedding.forward(ids) + positions; // [B, L, D]
+        let mut penultimate = h.shallow_clone();
         for layer in &self.layers {
-            h = layer.forward(&h);
+            penultimate = std::mem::replace(&mut h, Tensor::new());
+            h = layer.forward(&penultimate);
         }
-        self.final_layer_norm.forward(&h)
+        HiddenStates { penultimate, last: self.final_layer_norm.forward(&h) }
+    }
+
+    /// One vector a text [B, P]: the projection of the last hidden state [B, L, D] where the text of these ids [B, L] ends.
+    ///
+    /// # Panics
+    /// The encoder has no projection.
+    pub fn pooled(&self, ids: &Tensor, last: &Tensor) -> Tensor {
+        let projection = self.projection.as_ref().expect("an encoder with a projection");
+        let is_end = match self.config.eos_token_id.unwrap_or(END) {
+            OLD_END => ids.shallow_clone(),
+            end => ids.eq(end).to_kind(Kind::Int64),
+        };
+        let ends = is_end.argmax(1, false); // [B], the first of the largest
+        let rows = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device()));
+        projection.forward(&last.index(&[Some(rows), Some(ends)]))
     }
 }
 

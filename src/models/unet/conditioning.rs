@@ -39,6 +39,14 @@ impl Conditioning {
         }
     }
 
+    /// Sets the text of one condition to that of another, which has one; its sizes stay.
+    pub fn set_text(&self, index: i64, other: &Conditioning) {
+        self.context.get(index).copy_(&other.context.get(0));
+        if let (Some(own), Some(pooled)) = (&self.pooled, &other.pooled) {
+            own.get(index).copy_(&pooled.get(0));
+        }
+    }
+
     /// Some of the conditions.
     pub fn narrow(&self, start: i64, count: i64) -> Conditioning {
         self.map(|x| x.narrow(0, start, count))

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::block_context::BlockContext;
+use super::text_rows::SIZES;
 use crate::models::tape::Tape;
 use crate::models::weights::config::{self, ModelError, OptionGuard, PerBlock, unsupported};
 
@@ -114,6 +115,7 @@ impl UNetConfig {
         let config: UNetConfig = config::read(file, GUARDS)?;
         let channels = ("block_out_channels", config.block_out_channels.as_slice());
         config::expect_divides(file, ("norm_num_groups", config.norm_num_groups), channels)?;
+        config.addition(file)?;
         Ok(config)
     }
 
@@ -130,6 +132,12 @@ impl UNetConfig {
         self.addition_embed_type.is_some()
     }
 
+    /// How many numbers the pooled text has that the network takes, if it takes one: all that `add_embedding` takes but six sizes.
+    pub fn pooled_width(&self) -> Option<i64> {
+        let (sinusoids, all) = (self.addition_time_embed_dim?, self.projection_class_embeddings_input_dim?);
+        self.takes_pooled().then_some(all - SIZES as i64 * sinusoids)
+    }
+
     /// For a network that takes pooled texts and sizes: the width of a size's sinusoids, and of all that `add_embedding` takes.
     pub(super) fn addition(&self, file: &Path) -> Result<Option<[i64; 2]>, ModelError> {
         let positive = |key: &str, found: Option<i64>| {
@@ -141,7 +149,13 @@ impl UNetConfig {
         let widths = || {
             let sinusoids = positive("addition_time_embed_dim", self.addition_time_embed_dim)?;
             let key = "projection_class_embeddings_input_dim";
-            Ok([sinusoids, positive(key, self.projection_class_embeddings_input_dim)?])
+            let all = positive(key, self.projection_class_embeddings_input_dim)?;
+            let sizes = SIZES as i64 * sinusoids;
+            if all <= sizes {
+                let more = format!("more than {sizes}, {SIZES} sizes of {sinusoids} numbers each");
+                return Err(unsupported(file, key, all, &more));
+            }
+            Ok([sinusoids, all])
         };
         self.takes_pooled().then(widths).transpose()
     }

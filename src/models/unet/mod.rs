@@ -8,6 +8,7 @@ pub mod blocks;
 pub mod conditioning;
 pub mod config;
 pub mod resnet;
+pub mod text_rows;
 pub mod time_embedding;
 
 use std::collections::BTreeMap;
@@ -237,6 +238,14 @@ impl UNet {
             conv_norm_out,
             conv_out,
         })
+    }
+
+    /// The conditions that arrays keep as rows [K, L, D], see [`text_rows`].
+    pub fn conditioning(&self, rows: Tensor) -> Conditioning {
+        match self.config.pooled_width() {
+            Some(pooled) => text_rows::split(&rows, pooled),
+            None => rows.into(),
+        }
     }
 
     /// Predicts the noise in `xt` [B, C, H, W] at `timesteps` [B] (int64), given K conditions.

@@ -91,6 +91,11 @@ const GUARDS: &[OptionGuard] = &[
 ];
 
 impl VaeConfig {
+    /// Image pixels per latent pixel, along one side: every block but the last halves it.
+    pub fn scale(&self) -> u32 {
+        1 << (self.block_out_channels.len().saturating_sub(1))
+    }
+
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
@@ -273,7 +278,7 @@ impl Vae {
 
     /// Height or width of the latents of an image with as many pixels.
     pub fn latent_size(&self, pixels: i64) -> i64 {
-        pixels >> (self.config.block_out_channels.len() - 1)
+        pixels / i64::from(self.config.scale())
     }
 
     /// What the autoencoder was built from.

@@ -73,7 +73,7 @@ pub fn unsupported(file: &Path, key: &str, found: impl ToString, supported: &str
 }
 
 /// The keys of sizes, and the largest that a network may have: the memory for more would be asked for before a checkpoint is read.
-const SIZES: [(&str, i64); 14] = [
+const SIZES: [(&str, i64); 17] = [
     ("layers_per_block", 1_000),
     ("transformer_layers_per_block", 1_000),
     ("num_hidden_layers", 1_000),
@@ -88,6 +88,9 @@ const SIZES: [(&str, i64); 14] = [
     ("hidden_size", 1_000_000),
     ("intermediate_size", 1_000_000),
     ("max_position_embeddings", 1_000_000),
+    ("projection_dim", 1_000_000),
+    ("addition_time_embed_dim", 1_000_000),
+    ("projection_class_embeddings_input_dim", 100_000_000),
 ];
 
 /// Refuses sizes that no network has, in a number or a list of them.

@@ -1,6 +1,7 @@
 //! Drawings of a pipeline's graph: as text, for Graphviz, for Mermaid, as SVG.
 
 mod formats;
+pub mod layered;
 mod svg;
 mod text;
 

@@ -1,6 +1,7 @@
 //! Graphs as SVG, in layers from top to bottom: each box is one layer below the lowest box that it reads.
 
-use super::{Drawing, State, TOUCHED};
+use super::layered::{Layered, Spot};
+use super::{Drawing, GraphNode, State, TOUCHED};
 use crate::io::xml::escaped;
 
 const HEIGHT: f64 = 44.0;
@@ -9,33 +10,16 @@ const GAP: f64 = 22.0;
 const MARGIN: f64 = 24.0;
 /// The advance of a character of the 12 pixel monospaced font.
 const ADVANCE: f64 = 7.25;
-/// With more bends than this, long arrows are straight.
-const MAX_BENDS: usize = 20_000;
-const SWEEPS: usize = 12;
-
-/// A box, or a bend of an arrow that crosses a layer.
-struct Spot {
-    layer: usize,
-    width: f64,
-    /// The middle.
-    x: f64,
-    up: Vec<usize>,
-    down: Vec<usize>,
-}
 
 /// The graph as SVG.
 pub fn svg(drawing: &Drawing) -> String {
-    let (mut spots, paths) = spots(drawing);
-    let depth = spots.iter().map(|spot| spot.layer + 1).max().unwrap_or(0);
-    let mut layers: Vec<Vec<usize>> = vec![Vec::new(); depth];
-    for (index, spot) in spots.iter().enumerate() {
-        layers[spot.layer].push(index);
-    }
-    arrange(&mut spots, &mut layers);
-    let left = spots.iter().map(|spot| spot.x - spot.width / 2.0).fold(f64::INFINITY, f64::min);
-    let left = if left.is_finite() { left } else { 0.0 };
-    spots.iter_mut().for_each(|spot| spot.x += MARGIN - left);
-    let right = spots.iter().map(|spot| spot.x + spot.width / 2.0).fold(0.0, f64::max);
+    let width = |node: &GraphNode| {
+        let letters = node.title().chars().count().max(second(node).chars().count());
+        letters as f64 * ADVANCE + 24.0
+    };
+    let widths = drawing.nodes.iter().map(width);
+    let edges: Vec<(usize, usize)> = drawing.edges.iter().copied().collect();
+    let Layered { spots, paths, depth, right } = Layered::new(widths, &edges, GAP, MARGIN);
     let bottom = MARGIN + depth as f64 * (HEIGHT + BETWEEN);
     let (legend, legend_width) = legend(drawing, bottom);
     let (width, height) = ((right + MARGIN).max(legend_width), bottom + 40.0);
@@ -69,101 +53,12 @@ pub fn svg(drawing: &Drawing) -> String {
 }
 
 /// The second line in a box.
-fn second(node: &super::GraphNode) -> String {
+fn second(node: &GraphNode) -> String {
     format!("{}: {}", node.kind, node.words())
 }
 
 fn top(layer: usize) -> f64 {
     MARGIN + layer as f64 * (HEIGHT + BETWEEN)
-}
-
-/// The boxes, then the bends of arrows; and each arrow as a list of spots.
-fn spots(drawing: &Drawing) -> (Vec<Spot>, Vec<Vec<usize>>) {
-    let mut spots: Vec<Spot> = Vec::new();
-    for node in &drawing.nodes {
-        let letters = node.title().chars().count().max(second(node).chars().count());
-        let width = letters as f64 * ADVANCE + 24.0;
-        spots.push(Spot { layer: 0, width, x: 0.0, up: Vec::new(), down: Vec::new() });
-    }
-    // Boxes come after the boxes that they read; an arrow backwards closes a cycle and moves nothing.
-    let sources = drawing.sources();
-    for to in 0..spots.len() {
-        let lowest = sources[to].iter().filter(|from| **from < to).map(|from| spots[*from].layer + 1).max();
-        spots[to].layer = lowest.unwrap_or(0);
-    }
-    let span = |from: usize, to: usize, spots: &[Spot]| spots[to].layer.saturating_sub(spots[from].layer + 1);
-    let bends: usize = drawing.edges.iter().map(|(from, to)| span(*from, *to, &spots)).sum();
-    let mut paths = Vec::new();
-    for &(from, to) in &drawing.edges {
-        let mut path = vec![from];
-        if bends <= MAX_BENDS {
-            for layer in spots[from].layer + 1..spots[to].layer {
-                spots.push(Spot { layer, width: 8.0, x: 0.0, up: Vec::new(), down: Vec::new() });
-                path.push(spots.len() - 1);
-            }
-        }
-        path.push(to);
-        for pair in path.windows(2) {
-            if spots[pair[1]].layer == spots[pair[0]].layer + 1 {
-                spots[pair[0]].down.push(pair[1]);
-                spots[pair[1]].up.push(pair[0]);
-            }
-        }
-        paths.push(path);
-    }
-    (spots, paths)
-}
-
-/// Orders each layer by the mean position of the connected spots, then moves its spots towards it.
-fn arrange(spots: &mut [Spot], layers: &mut [Vec<usize>]) {
-    for layer in layers.iter() {
-        pack(spots, layer);
-    }
-    for sweep in 0..SWEEPS {
-        let downwards = sweep % 2 == 0;
-        let numbers: Vec<usize> = match downwards {
-            true => (0..layers.len()).collect(),
-            false => (0..layers.len()).rev().collect(),
-        };
-        // The last sweeps only move spots: an order that oscillates would never settle.
-        let order = sweep + 4 < SWEEPS;
-        for number in numbers {
-            let layer = &mut layers[number];
-            let wish = |spot: &Spot| {
-                let beside = if downwards { &spot.up } else { &spot.down };
-                let sum: f64 = beside.iter().map(|other| spots[*other].x).sum();
-                if beside.is_empty() { spot.x } else { sum / beside.len() as f64 }
-            };
-            let mut wishes: Vec<(f64, usize)> =
-                layer.iter().map(|index| (wish(&spots[*index]), *index)).collect();
-            if order {
-                wishes.sort_by(|a, b| a.0.total_cmp(&b.0));
-                *layer = wishes.iter().map(|(_, index)| *index).collect();
-            }
-            let mut edge = f64::NEG_INFINITY;
-            let mut moved = 0.0;
-            for (wish, index) in &wishes {
-                let spot = &mut spots[*index];
-                spot.x = wish.max(edge + GAP + spot.width / 2.0);
-                edge = spot.x + spot.width / 2.0;
-                moved += spot.x - wish;
-            }
-            // Spots were pushed to the right only: moving all back by the mean centres them.
-            let back = moved / wishes.len().max(1) as f64;
-            wishes.iter().for_each(|(_, index)| spots[*index].x -= back);
-        }
-    }
-}
-
-/// Places a layer's spots side by side around 0.
-fn pack(spots: &mut [Spot], layer: &[usize]) {
-    let total: f64 = layer.iter().map(|index| spots[*index].width + GAP).sum();
-    let mut x = -total / 2.0;
-    for index in layer {
-        let spot = &mut spots[*index];
-        spot.x = x + spot.width / 2.0;
-        x += spot.width + GAP;
-    }
 }
 
 /// A smooth line through the spots of an arrow.

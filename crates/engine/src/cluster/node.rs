@@ -116,7 +116,7 @@ fn serve_in(
         let handle = signals.handle();
         scope.spawn(|| node.obey_signals(signals, &cancel));
         let measure = |request: &MeasureRequest| {
-            let (program, configs) = (backend.program.clone(), vec![settings.worker.clone()]);
+            let (program, configs) = (backend.worker.clone(), vec![settings.worker.clone()]);
             let workers = MeasureWorkers { program, configs, folder: attempt.path().join("measure") };
             workers.measure(request)?.pop().ok_or_else(|| "nothing was measured".to_owned())
         };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::queue::Job;
 use super::reports::{JobError, Outcome};
-use super::state_messages::Message;
+use super::state_messages::{Message, Took};
 use super::worker_slots::{LockedJob, Running, Slot, outputs};
 use crate::identity::digest::Listing;
 use crate::kind::PREVIOUS;
@@ -26,7 +26,8 @@ impl Slot<'_> {
         let among = |(task, _): &(usize, Attempt)| tasks.contains(task);
         let count = running.open.iter().filter(|open| among(open)).count();
         // They were computed together, so how long each of them took is not known.
-        let seconds = (now - running.since).as_secs_f64() / count.max(1) as f64;
+        let each = (now - running.since) / count.max(1) as u32;
+        let (mut begin, seconds) = (running.since, each.as_secs_f64());
         running.since = now;
         if let Some(place) = running.open.iter().position(among) {
             self.rates.add(self.pool, &held[place].job, seconds);
@@ -36,6 +37,11 @@ impl Slot<'_> {
             let files = tasks.iter().position(|done| *done == task).and_then(|place| files.get(place));
             let outcome = self.commit(&held.job, attempt, files, seconds, &running.sources);
             running.reliable &= outcome.is_ok();
+            if outcome.is_ok() {
+                let (stage, worker) = (held.job.common.stage, running.worker.clone());
+                self.reports.say(Message::Took(Took { stage, worker, begin, end: begin + each }));
+            }
+            begin += each;
             // A coordinator that is gone is noticed with the next job.
             let _ = self.end(held, outcome);
         }

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::coordinator::Coordinator;
 use super::state::StageState;
-use super::state_messages::{Message, RunError};
+use super::state_messages::{Message, RunError, Took};
 use super::work::Tally;
 use crate::exec::event::Event;
 use crate::identity::recipe::Recipe;
 use crate::pipeline::Source;
 use crate::plan::Results;
 use crate::provenance::manifest::{self, FORMAT, Manifest, Outcome, Reads, StageRecord};
+use crate::provenance::task_times::{self, TaskTime};
 use crate::store::{Artifact, Entry, StoreError};
 
 /// The first names of many.
@@ -97,6 +99,18 @@ impl Coordinator<'_> {
             workers: self.state.workers.get(&stage).cloned(),
             error,
         }
+    }
+
+    /// The tasks that were computed, in milliseconds.
+    fn task_times(&self) -> Vec<TaskTime> {
+        let at = |time: Instant| time.saturating_duration_since(self.begun).as_millis() as f64 / 1000.0;
+        let of = |task: &Took| TaskTime {
+            stage: self.id(task.stage),
+            worker: task.worker.clone(),
+            begin: at(task.begin),
+            end: at(task.end),
+        };
+        self.state.tasks.iter().map(of).collect()
     }
 
     /// Names results of earlier runs that were computed from other results than those shown now.
@@ -203,6 +217,9 @@ impl Coordinator<'_> {
             }
             path => Some(path?),
         };
+        if let Some(Err(error)) = path.as_ref().map(|path| task_times::write(path, &self.task_times())) {
+            self.warn(format!("times of the tasks not saved: {error}"));
+        }
         if let Some((_, error)) = unkept.first() {
             let what: Vec<&str> = unkept.iter().map(|(what, _)| *what).collect();
             let message = format!("read-only file system ({error}); not saved: {}", what.join(", "));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, PlacedArtifact};
-use super::state_messages::{Decision, Effect, Message, Part};
+use super::state_messages::{Decision, Effect, Message, Part, Took};
 use super::work::{Tally, Work};
 use crate::identity::recipe::Recipe;
 use crate::kind::Units;
@@ -46,6 +46,8 @@ pub(super) struct RunState {
     stopped: bool,
     /// The workers on a cluster, by stage.
     pub workers: BTreeMap<usize, StageWorkers>,
+    /// The tasks that gave a result, in the order of their ends.
+    pub tasks: Vec<Took>,
     /// When it was last reported that another run is waited for.
     waited: Option<Instant>,
 }
@@ -73,6 +75,7 @@ impl RunState {
             jobs: 0,
             stopped: false,
             workers: BTreeMap::new(),
+            tasks: Vec::new(),
             waited: None,
         }
     }
@@ -131,6 +134,7 @@ impl RunState {
                 self.fail(stage, unit, None, error, &mut out);
             }
             Message::Warn(message) => out.push(Effect::Emit(Event::Log { level: "WARN".into(), message })),
+            Message::Took(task) => self.tasks.push(task),
             Message::Used(stage, workers) => self.workers.entry(stage).or_default().add(*workers),
             Message::LockWait(stage, unit, at) => {
                 out.extend(self.lock_wait(stage, unit, at).map(Effect::Emit))

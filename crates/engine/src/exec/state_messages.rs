@@ -37,6 +37,8 @@ pub(super) enum Message {
     Failed(usize, Option<usize>, String),
     /// A warning that belongs to no stage.
     Warn(String),
+    /// A worker computed a task.
+    Took(Took),
     /// A worker on a cluster computed a part of a stage.
     Used(usize, Box<StageWorkers>),
     /// Another run computes it; sent again and again while that lasts.
@@ -49,6 +51,14 @@ pub(super) enum Message {
     Broken(RunError),
     /// The run is over.
     End,
+}
+
+/// When a task was computed, and by whom.
+pub(super) struct Took {
+    pub stage: usize,
+    pub worker: String,
+    pub begin: Instant,
+    pub end: Instant,
 }
 
 /// What to do with a stage.

@@ -255,7 +255,9 @@ impl<'a> Slot<'a> {
             foreign.extend(self.foreign(&held.job)?);
         }
         let sources = Watch::new(foreign.into_iter());
+        let name = worker.place().map(|place| place.worker);
         let mut running = Running {
+            worker: name.unwrap_or_else(|| format!("worker {}", self.number + 1)),
             open: Vec::new(),
             begun: if worker.place().is_some() { 0 } else { sizes[0] },
             since: Instant::now(),
@@ -385,6 +387,8 @@ fn batches(held: &[LockedJob]) -> Vec<usize> {
 
 /// What is computed.
 pub(super) struct Running {
+    /// The name of its worker.
+    pub worker: String,
     /// Its tasks that are not done, by number, and where each writes; in the order of the jobs.
     pub open: Vec<(usize, Attempt)>,
     /// Tasks below this number have begun.

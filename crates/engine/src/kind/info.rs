@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
-use super::{Compute, Inherit, Input, Output, Port, Stage};
+use super::{Compute, Inherit, Input, Output, Port, Shared, ShownAt, Stage};
 use crate::config::param::{Key, Param, Reader, Validate};
 use crate::config::tree::Node;
 
@@ -33,6 +33,10 @@ pub struct KindInfo {
     pub outputs: &'static [Output],
     /// Parameters taken from the stage on an input port.
     pub inherits: &'static [Inherit],
+    /// Parameters that say where the results folder shows an input.
+    pub shown_at: &'static [ShownAt],
+    /// Inputs that must be those of the stage on an input port.
+    pub shared: &'static [Shared],
     /// Whether libtorch computes it: its version and device are then hashed, and a worker with libtorch is needed. All
     /// other kinds run in a worker without libtorch, which starts at once.
     pub libtorch: bool,
@@ -68,6 +72,8 @@ impl KindInfo {
             inputs: &[],
             outputs: &[],
             inherits: &[],
+            shown_at: &[],
+            shared: &[],
             libtorch: true,
             one_thread: false,
             dynamic_inputs: false,

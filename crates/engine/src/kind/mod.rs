@@ -122,6 +122,31 @@ pub struct Inherit {
     pub port: &'static str,
 }
 
+/// A parameter that holds where the results folder shows what an input port reads, such as `data/files/images`.
+///
+/// It is filled in from the pipeline, so that a result can name files that its reader finds. For a file outside the store, and
+/// where it is written, it stays as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct ShownAt {
+    /// The parameter, a text.
+    pub param: &'static str,
+    /// The input port.
+    pub port: &'static str,
+}
+
+/// Inputs that a stage and the stage on one of its input ports must have from the same place.
+///
+/// Two stages whose numbers are compared are of the same network and data.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared {
+    /// The input port of the other stage.
+    pub port: &'static str,
+    /// The kind of that stage; of another one nothing is expected.
+    pub kind: &'static str,
+    /// The ports, of the same names in both kinds.
+    pub inputs: &'static [&'static str],
+}
+
 /// Paths of the artifacts on a stage's input ports.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(transparent)]

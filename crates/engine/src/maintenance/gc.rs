@@ -10,6 +10,7 @@ use super::orphans;
 use super::policy::{Policy, Removal, Target};
 use super::retention::{RetainReason, Retained};
 use crate::identity::digest::Digest;
+use crate::provenance::task_times;
 use crate::store::{ExclusiveLock, Store, StoreError};
 
 /// What is removed and what is kept.
@@ -164,7 +165,11 @@ impl Plan {
         for step in &self.steps {
             match &step.what {
                 Target::Files { paths } => paths.iter().try_for_each(|path| orphans::remove(path))?,
-                Target::Manifest { path } | Target::Obsolete { path } => orphans::remove(path)?,
+                Target::Manifest { path } => {
+                    orphans::remove(&task_times::path(path))?;
+                    orphans::remove(path)?;
+                }
+                Target::Obsolete { path } => orphans::remove(path)?,
                 _ => {}
             }
         }

@@ -10,6 +10,7 @@ use super::inventory::{Inventory, RunUse};
 use super::policy::{Policy, Removal, Target};
 use crate::identity::shared_fs;
 use crate::provenance::manifest::{self, Base, Repeat};
+use crate::provenance::task_times;
 use crate::store::{Area, Part, Store, StoreError};
 
 /// Refuses where something of the store cannot be read, for that may need what would be removed.
@@ -153,7 +154,8 @@ fn manifests(inventory: &Inventory, policy: &Policy, steps: &mut Vec<Removal>) {
                 continue;
             }
             let path = run.path.clone();
-            let (name, frees) = (format!("manifest of {pipeline}/{}", name(&path)), blocks(&path));
+            let frees = blocks(&path) + blocks(&task_times::path(&path));
+            let name = format!("manifest of {pipeline}/{}", name(&path));
             steps.push(Removal::orphan(Target::Manifest { path }, name, frees));
         }
     }

@@ -12,6 +12,7 @@ use super::inventory::{Inventory, Owner};
 use super::orphans;
 use crate::identity::digest::Digest;
 use crate::identity::shared_fs;
+use crate::provenance::task_times;
 use crate::store::{Artifact, Health, Part, Store, StoreError};
 
 /// A file that is not what its name says.
@@ -125,6 +126,7 @@ impl Verify<'_> {
         checked.unchecked.extend(newer.map(|path| format!("{} (of a newer version)", path.display())));
         for (path, why) in &inventory.unread {
             let moved = Some(orphans::quarantine_file(self.store, path)?);
+            orphans::remove(&task_times::path(path))?;
             let (path, why) = (path.clone(), why.clone());
             checked.damage.push(Corruption { part: "manifest", path, why, of: BTreeSet::new(), moved });
         }

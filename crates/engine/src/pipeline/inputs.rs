@@ -156,9 +156,9 @@ fn read_sources(
         let message =
             format!("the stage `{id}` has the output `{}` only with its parameter `{param}`", output.name);
         let problem = reader.problems.at(&entry.node.origin, message);
-        if !port.required {
-            problem.help(format!("add `\"\"` as the last alternative to leave `{}` open", port.name));
-        }
+        let open = format!("add `\"\"` as the last alternative to leave `{}` open", port.name);
+        let set = format!("set `{param}` of the stage `{id}`");
+        problem.help(if port.required { set } else { format!("{set}, or {open}") });
         return None;
     }
     all_off(port, entry, &read, expanded, reader);

@@ -189,6 +189,19 @@ pub enum Source {
     File(PathBuf),
 }
 
+impl Source {
+    /// Whether it is the same, wherever it is written.
+    pub(crate) fn is_same(&self, other: &Source) -> bool {
+        match (self, other) {
+            (Source::File(one), Source::File(other)) => one == other,
+            (Source::Port { stage, port, sub, .. }, Source::Port { stage: s, port: p, sub: b, .. }) => {
+                (stage, port, sub) == (s, p, b)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Reads a pipeline file, its config and the `--set` arguments.
 ///
 /// # Errors

@@ -6,8 +6,8 @@ use super::inputs::{self, Connected};
 use super::{Source, StageNode};
 use crate::config::param::{Key, Reader};
 use crate::config::text::Problem;
-use crate::config::tree::{Node, Value};
-use crate::kind::{Stage, split_port};
+use crate::config::tree::{Entry, Node, Value};
+use crate::kind::{ShownAt, Stage, split_port};
 
 /// Turns drafts into stages, without the disabled ones; the result is complete only if no problem was added.
 pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_>) -> Vec<StageNode> {
@@ -25,10 +25,12 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
         .collect();
     let mut stages = Vec::new();
     for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.off.is_none()) {
-        let Some(written) = with_inherited(index, drafts, &connected, reader) else { continue };
+        let Some(mut written) = with_inherited(index, drafts, &connected, reader) else { continue };
+        add_shown_at(&mut written, index, drafts, &connected);
         let Some(stage) = draft.kind.read(&written, reader) else { continue };
         env.check(&*stage, &written, reader.problems);
         check(draft, &*stage, &connected[index], reader);
+        check_shared(index, drafts, &connected, reader);
         let mut inputs = connected[index].sources.clone();
         for source in inputs.values_mut() {
             if let Source::Port { stage, .. } = source {
@@ -79,6 +81,50 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
     }
 }
 
+/// Reports an input that the stage on another input has from elsewhere, where both must have the same.
+fn check_shared(index: usize, drafts: &[Draft<'_>], connected: &[Connected], reader: &mut Reader<'_>) {
+    let (draft, own) = (&drafts[index], &connected[index]);
+    let mut reported: Vec<&str> = Vec::new();
+    for shared in draft.kind.shared {
+        let Some(Source::Port { stage, .. }) = own.sources.get(shared.port) else { continue };
+        let (giver, theirs) = (&drafts[*stage], &connected[*stage]);
+        if giver.kind.name != shared.kind || !own.whole || !theirs.whole {
+            continue;
+        }
+        for input in shared.inputs {
+            let sources = [own, theirs].map(|connected| connected.sources.get(*input));
+            let same = match sources {
+                [Some(one), Some(other)] => one.is_same(other),
+                [one, other] => one.is_none() && other.is_none(),
+            };
+            if same || reported.contains(input) {
+                continue;
+            }
+            reported.push(input);
+            let place = [*input, shared.port].iter().find_map(|port| draft.inputs.entries.get(*port));
+            let [here, there] = sources.map(|source| described(source, drafts));
+            let message = format!(
+                "`{input}` is {here}, and of the stage `{}` on the input `{}` it is {there}: both stages must have the same",
+                giver.id(),
+                shared.port
+            );
+            reader.problems.at(place.map_or(draft.origin, |entry| &entry.key), message);
+        }
+    }
+}
+
+/// An input's source as it can be written.
+fn described(source: Option<&Source>, drafts: &[Draft<'_>]) -> String {
+    match source {
+        None => "not connected".to_owned(),
+        Some(Source::File(path)) => format!("`{}`", path.display()),
+        Some(Source::Port { stage, port, sub, .. }) => {
+            let below = sub.as_ref().map_or(String::new(), |sub| format!("/{sub}"));
+            format!("`{}.{port}{below}`", drafts[*stage].id())
+        }
+    }
+}
+
 /// The stage's parameters, with those inherited from upstream.
 fn with_inherited(
     index: usize,
@@ -114,6 +160,21 @@ fn with_inherited(
         table.entries.insert(inherit.param.to_owned(), entry.clone());
     }
     Some(params)
+}
+
+/// Adds the parameters that say where the results folder shows an input.
+fn add_shown_at(params: &mut Node, index: usize, drafts: &[Draft<'_>], connected: &[Connected]) {
+    for ShownAt { param, port } in drafts[index].kind.shown_at {
+        let Some(Source::Port { stage, port, sub, origin }) = connected[index].sources.get(*port) else {
+            continue;
+        };
+        let (giver, Value::Table(table)) = (&drafts[*stage], &mut params.value) else { continue };
+        let Some(output) = giver.outputs.iter().find(|output| output.name == *port) else { continue };
+        let below = [giver.label.as_deref(), Some(output.file.as_str()), sub.as_deref()];
+        let path = below.into_iter().flatten().fold(giver.base.to_owned(), |path, part| path + "/" + part);
+        let node = Node { value: Value::Text(path), origin: origin.clone() };
+        table.entries.entry((*param).to_owned()).or_insert_with(|| Entry { key: origin.clone(), node });
+    }
 }
 
 /// The stage that defines the parameter: the upstream one, or the one that it inherits from in turn.

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+use object_store::aws::AmazonS3Builder;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use super::{RemoteError, Result};
 use crate::identity::regular_file;
@@ -31,7 +32,9 @@ pub(super) fn endpoint() -> Option<String> {
 }
 
 /// A bucket.
-pub(super) fn bucket_of(address: &str, bucket: &str) -> Result<AmazonS3> {
+pub(super) fn bucket_of(address: &str, bucket: &str) -> Result<Arc<dyn ObjectStore>> {
+    // The library for TLS, once for the process; it is an error to set it again, and harmless.
+    _ = rustls::crypto::ring::default_provider().install_default();
     let refused = |error: String| RemoteError::Keys { address: address.to_owned(), error };
     let profile = Profile::read();
     let endpoint = endpoint();
@@ -68,9 +71,10 @@ pub(super) fn bucket_of(address: &str, bucket: &str) -> Result<AmazonS3> {
             _ => {}
         }
     }
-    builder
-        .build()
-        .map_err(|error| RemoteError::Failed { address: address.to_owned(), error: error.to_string() })
+    match builder.build() {
+        Ok(bucket) => Ok(Arc::new(bucket)),
+        Err(error) => Err(RemoteError::Failed { address: address.to_owned(), error: error.to_string() }),
+    }
 }
 
 /// A profile of the files that `aws configure` writes.

@@ -10,6 +10,7 @@
 //! Every name is derived from the content, so two writers never conflict. Objects go before entries, entries before
 //! manifests, and each appears completely or not at all: objects of an interrupted push need not be sent again.
 
+#[cfg_attr(not(feature = "s3"), path = "no_buckets.rs")]
 mod credentials;
 mod transfer;
 
@@ -42,6 +43,12 @@ pub enum RemoteError {
         address: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A build without buckets.
+    #[error("{address}: this program was built without S3; `make build` builds it with S3")]
+    NoBuckets {
+        /// As given.
+        address: String,
     },
     /// The keys are missing, wrong, or lack a permission.
     #[error("{address} refuses the keys, or they lack the permission: {error}")]
@@ -128,7 +135,7 @@ impl Remote {
                 if bucket.is_empty() {
                     return Err(fault("it names no bucket".into()));
                 }
-                (Arc::new(credentials::bucket_of(address, bucket)?), prefix)
+                (credentials::bucket_of(address, bucket)?, prefix)
             }
             Some(("file", path)) if path.starts_with('/') => (Arc::new(folder(address, path, make)?), ""),
             Some((scheme, _)) => return Err(fault(format!("unknown scheme `{scheme}`"))),

@@ -6,7 +6,7 @@
 //! objects/ab/ab12….adopted  where the bytes are, if the object only leads to them
 //! recipes-v2/ab/ab34….json  the result of a fingerprint: the recipe and its outputs
 //! units-v1/ab/ab34….json    the units of the stage with this fingerprint
-//! runs/PIPELINE/TIME.json   manifests
+//! runs/PIPELINE/TIME.json   manifests, each with the times of the run's tasks in TIME.tasks.csv
 //! tmp/RUN/                  working folder of a run, removed with it; files before they are renamed into place
 //! ```
 //! [`Area`] lists all areas. A file is written under a temporary name and then renamed; the index entry is written last.

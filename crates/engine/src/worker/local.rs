@@ -20,7 +20,7 @@ pub const LIGHT_WORKER: &str = "--light-worker";
 /// Workers as processes of their own: what crashes or eats all memory is one task, not the run.
 pub struct LocalBackend {
     /// The worker program, which computes with libtorch.
-    pub program: PathBuf,
+    pub worker: WorkerProgram,
     /// The command-line program, which computes what needs no libtorch when it gets [`LIGHT_WORKER`] and a configuration.
     pub front: PathBuf,
     /// One configuration per slot; none where only the device class is asked for.
@@ -42,9 +42,12 @@ impl Backend for LocalBackend {
 
     fn next(&self, request: &Request<'_>) -> Result<Option<Box<dyn Worker>>, TaskError> {
         let Request { slot, libtorch, cancel, .. } = *request;
-        let program = if libtorch { &self.program } else { &self.front };
+        let program = if libtorch { &self.worker.path } else { &self.front };
         let config = serde_json::to_string(&self.settings[slot]).expect("a configuration is plain data");
-        let mut command = if libtorch { with_libtorch(program) } else { Command::new(program) };
+        let mut command = match libtorch {
+            true => self.worker.command().map_err(TaskError::Start)?,
+            false => Command::new(program),
+        };
         if !libtorch {
             command.arg(LIGHT_WORKER);
         }
@@ -61,7 +64,8 @@ impl Backend for LocalBackend {
         let input = child.stdin.take().ok_or_else(|| failed(&"no input"))?;
         let output = child.stdout.take().ok_or_else(|| failed(&"no output"))?;
         let (input, output) = (Some(input), BufReader::new(output));
-        let mut process = Process { child, input, output, libtorch, facts: Facts::default() };
+        let library = self.worker.libtorch.as_ref().ok().filter(|_| libtorch).cloned();
+        let mut process = Process { child, input, output, library, facts: Facts::default() };
         let _working = cancel.enter(process.group());
         process.facts = process.hello()?;
         let (found, program) = (process.facts.protocol, program.display());
@@ -89,9 +93,36 @@ pub fn nvidia_driver() -> bool {
 /// Bytes that a worker keeps when it has freed them, at most: more than a pass through a network takes.
 const KEPT: &str = "17179869184";
 
-/// The worker program with the environment that libtorch computes in.
-pub fn with_libtorch(program: &Path) -> Command {
-    let mut command = Command::new(program);
+/// The worker program, and the libtorch that it is to load.
+#[derive(Debug, Clone)]
+pub struct WorkerProgram {
+    /// The program.
+    pub path: PathBuf,
+    /// The folder of libtorch's libraries, or why there is none.
+    pub libtorch: Result<PathBuf, String>,
+}
+
+impl WorkerProgram {
+    /// The program with the environment that libtorch computes in.
+    ///
+    /// # Errors
+    /// Why there is no libtorch.
+    pub fn command(&self) -> Result<Command, String> {
+        let library = self.libtorch.as_ref().map_err(Clone::clone)?;
+        let mut command = Command::new(&self.path);
+        set_environment(&mut command, library);
+        Ok(command)
+    }
+}
+
+fn set_environment(command: &mut Command, library: &Path) {
+    // The loader looks here before it looks where the program was linked.
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let others = std::env::split_paths(&others).filter(|folder| !folder.as_os_str().is_empty());
+    // A folder with a `:` in its name cannot be said so; where the program was linked, it may be.
+    if let Ok(folders) = std::env::join_paths(std::iter::once(library.to_path_buf()).chain(others)) {
+        command.env("LD_LIBRARY_PATH", folders);
+    }
     command
         // cuBLAS repeats bit for bit only with a workspace of fixed size.
         .env("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -105,7 +136,6 @@ pub fn with_libtorch(program: &Path) -> Command {
     }
     let tunables = std::env::var("GLIBC_TUNABLES").map_or_else(|_| String::new(), |own| format!(":{own}"));
     command.env("GLIBC_TUNABLES", format!("glibc.malloc.hugetlb=1{tunables}"));
-    command
 }
 
 struct Process {
@@ -113,7 +143,8 @@ struct Process {
     /// Closed to end the worker.
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    libtorch: bool,
+    /// The folder of libtorch's libraries, if it loads them.
+    library: Option<PathBuf>,
     facts: Facts,
 }
 
@@ -147,20 +178,21 @@ impl Process {
     /// Why it died, in the middle of these tasks.
     fn died(&mut self, tasks: &[Task]) -> TaskError {
         let _ = self.child.kill();
-        if !self.libtorch {
+        if self.library.is_none() {
             tasks.iter().for_each(|task| end_below(&task.out));
         }
-        match self.child.wait() {
+        match (self.child.wait(), &self.library) {
             // What the dynamic loader ends with when a library is missing.
-            Ok(status) if status.code() == Some(127) && self.libtorch => {
-                TaskError::Start("libtorch does not load; see `attrflow doctor`".into())
+            (Ok(status), Some(library)) if status.code() == Some(127) => {
+                let library = library.display();
+                TaskError::Start(format!("the libtorch in {library} does not load; see `attrflow doctor`"))
             }
             // By the system, or by somebody who had the same in mind.
-            Ok(status) if status.signal() == Some(SIGKILL) => {
+            (Ok(status), _) if status.signal() == Some(SIGKILL) => {
                 TaskError::Died(format!("{status}: out of memory is the usual reason"))
             }
-            Ok(status) => TaskError::Died(status.to_string()),
-            Err(error) => TaskError::Died(error.to_string()),
+            (Ok(status), _) => TaskError::Died(status.to_string()),
+            (Err(error), _) => TaskError::Died(error.to_string()),
         }
     }
 }
@@ -202,7 +234,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         drop(self.input.take());
         // One without libtorch ends by itself, once it has ended what it started.
-        if self.libtorch {
+        if self.library.is_some() {
             let _ = self.child.kill();
         }
         let _ = self.child.wait();

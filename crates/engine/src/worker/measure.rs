@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::local::with_libtorch;
+use super::local::WorkerProgram;
 use super::protocol::WorkerConfig;
 use super::serve::panic_message;
 use crate::kind::{Computation, Compute, Context, ExpectedInputs, Step, Task, describe};
@@ -177,7 +177,7 @@ enum MeasureReply {
 /// Worker processes that measure at the same time.
 pub struct MeasureWorkers {
     /// The worker program.
-    pub program: PathBuf,
+    pub program: WorkerProgram,
     /// One configuration per worker.
     pub configs: Vec<WorkerConfig>,
     /// An empty folder for what the trials read and write.
@@ -222,9 +222,11 @@ impl MeasureWorkers {
     }
 
     fn ask(&self, request: &WorkerRequest, config: &WorkerConfig) -> Result<MeasureReply, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.display());
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.program.path.display());
         let config = serde_json::to_string(config).expect("a configuration is plain data");
-        let mut child = with_libtorch(&self.program)
+        let mut child = self
+            .program
+            .command()?
             .args([MEASURE, &config])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -297,6 +297,28 @@ inputs = { lines = "echo.text" }
 }
 
 #[test]
+fn a_parameter_says_where_the_results_show_an_input() {
+    let reads = |name: &str, more: &str, source: &str| {
+        format!("[stages.{name}]\nkind = \"where\"\n{more}inputs = {{ read = \"{source}\" }}\n")
+    };
+    let stages = [
+        reads("below", "", "lines.lines/sub/title.txt"),
+        reads("item", "", "last[one].text"),
+        reads("outside", "", "../source.txt"),
+        reads("written", "params = { at = \"elsewhere\" }\n", "lines.lines"),
+    ];
+    let project = Project::new(&format!("{PIPELINE}\n{}", stages.join("\n")), CONFIG);
+    project.write("source.txt", "source\n");
+    project.run(&[]);
+    let said = |stage: &str| project.read(&format!("results/toy/{stage}/text.txt"));
+    for stage in ["below", "item"] {
+        assert!(project.path("results/toy").join(said(stage)).is_file(), "{stage}: {}", said(stage));
+    }
+    assert!(said("below").ends_with("/sub/title.txt") && said("item").starts_with("last/one/"));
+    assert_eq!((said("outside").as_str(), said("written").as_str()), ("", "elsewhere"));
+}
+
+#[test]
 fn targets() {
     let project = project();
     let ran = project.run_targets(&["second"]);

@@ -13,7 +13,7 @@ use attrflow_engine::worker::{Backend, Request, Work, Worker};
 use crate::backends::Acts;
 use crate::many::Join;
 use crate::rows::Rows;
-use crate::toys::{Count, Echo, Say, Steps, registry};
+use crate::toys::{Count, Echo, Say, Steps, Where, registry};
 
 /// A fault of a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,6 +133,7 @@ impl Here {
             Computation::of::<Count>(),
             Computation::of::<Steps>(),
             Computation::of::<Echo>(),
+            Computation::of::<Where>(),
             Computation::of::<Rows>(),
             Computation::of::<Join>(),
             Computation::of::<Acts>(),

@@ -32,6 +32,7 @@ mod sequences;
 mod shared_results;
 mod sources;
 mod speed;
+mod task_times;
 mod toys;
 mod values;
 mod verify;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use attrflow_engine::maintenance::{
@@ -355,11 +355,15 @@ fn manifests_are_removed_only_on_request() {
     for text in ["a", "b", "c"] {
         project.run(&[&format!("first.text={text}")]);
     }
-    let runs = || manifest::list(&project.cache.join("runs/toy")).len();
+    let runs = || manifest::list(&project.cache.join("runs/toy"));
+    let tables = || {
+        let of = |path: &PathBuf| path.to_string_lossy().ends_with(".tasks.csv");
+        files(&project.cache.join("runs/toy")).iter().filter(|path| of(path)).count()
+    };
     collect(&project, &POLICY);
-    assert_eq!(runs(), 3);
+    assert_eq!((runs().len(), tables()), (3, 3));
     collect(&project, &Policy { keep_manifests: Some(2), ..POLICY });
-    assert_eq!(runs(), 2);
+    assert_eq!((runs().len(), tables()), (2, 2));
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn kinds() {
     15 | kind = 3
        |        ^
        |
-       = help: kinds: say, count, steps, echo, rows, join
+       = help: kinds: say, count, steps, echo, where, rows, join
     "#);
     insta::assert_snapshot!(faults(&changed(PIPELINE, "kind = \"count\"\n", ""), CONFIG, &[]), @r#"
     error: the stage has no `kind`
@@ -194,7 +194,7 @@ fn kinds() {
     14 | [stages.lines]
        |         ^^^^^
        |
-       = help: kinds: say, count, steps, echo, rows, join
+       = help: kinds: say, count, steps, echo, where, rows, join
     "#);
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inherit, Input, Inputs, Kind, KindInfo,
-    Output, Registry, Stage, Task, Trial, Unit, Units, WorkSize,
+    Output, Registry, ShownAt, Stage, Task, Trial, Unit, Units, WorkSize,
 };
 use attrflow_engine::params;
 use serde_json::{Value as Json, json};
@@ -177,8 +177,34 @@ impl Compute for Echo {
     }
 }
 
+params! {
+    /// Writes where the results folder shows what it reads.
+    pub struct Where {
+        at: String = "".to_owned(),
+    }
+}
+impl Validate for Where {}
+
+impl Kind for Where {
+    const INFO: KindInfo = KindInfo {
+        inputs: &[Input::new("read", "anything")],
+        outputs: &[Output::new("text", "text.txt", "text")],
+        shown_at: &[ShownAt { param: "at", port: "read" }],
+        libtorch: false,
+        ..KindInfo::new::<Self>("where", 1, "locates")
+    };
+}
+
+impl Stage for Where {}
+
+impl Compute for Where {
+    fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
+        Ok(fs_err::write(task.out.join("text.txt"), &self.at)?)
+    }
+}
+
 pub fn registry() -> Registry {
-    vec![&Say::INFO, &Count::INFO, &Steps::INFO, &Echo::INFO, &Rows::INFO, &Join::INFO]
+    vec![&Say::INFO, &Count::INFO, &Steps::INFO, &Echo::INFO, &Where::INFO, &Rows::INFO, &Join::INFO]
 }
 
 params! {

@@ -1,0 +1,10 @@
+//! Tests of whole pages.
+
+mod browser;
+mod budget;
+mod compare;
+mod hostile;
+mod made;
+mod page;
+mod parsed;
+mod runs;
