@@ -40,6 +40,12 @@ impl DenoisingRows {
         losses(unet, schedule, [&self.latents, &self.noise], &self.timesteps, &conditioning)
     }
 
+    /// What the network predicts of each row, of the noise or of v: [B, C, H, W].
+    pub fn predictions(&self, unet: &UNet, schedule: &NoiseSchedule) -> Tensor {
+        let noised = schedule.add_noise(&self.latents, &self.noise, &self.timesteps);
+        unet.denoise(&noised, &self.timesteps, &unet.encode(&self.conditioning))
+    }
+
     /// Some of the rows; they must have a condition each, or all the same.
     pub fn slice(&self, rows: Range<usize>) -> DenoisingRows {
         let (start, count) = (rows.start as i64, rows.len() as i64);

@@ -9,11 +9,12 @@ use std::ops::Range;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::{choice, params};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::data::DataSet;
-use super::diffusion_loss::{DenoisingRows, check};
+use super::diffusion_loss::DenoisingRows;
 use super::error::MathError;
+use super::layer_gradients::{Quantity, layer_gradients};
 use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, derived_seed};
 use super::objective::Objective;
@@ -191,16 +192,10 @@ pub fn squared_gradients(
     first_image: usize,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
     assert_eq!(rows.conditioning.count() as usize, rows.len(), "each row needs a condition of its own");
-    let chosen = selection.clone();
-    unet.tape().record(move |name| chosen.matches(name));
-    let losses = tch::with_grad(|| rows.losses(unet, schedule)); // [B]
-    let records = unet.tape().take();
-    check(&losses, |row| (first_image + row, rows.timesteps.int64_value(&[row as i64])))?;
-    let outputs: Vec<&Tensor> = records.iter().map(|record| &record.output).collect();
-    // Each row's output depends on that row alone, so the gradient of the sum holds every row's own.
-    let grads = Tensor::run_backward(&[losses.sum(Kind::Float)], &outputs, false, false);
+    let place = |row: usize| (first_image + row, rows.timesteps.int64_value(&[row as i64]));
+    let found = layer_gradients(unet, schedule, rows, selection, &Quantity::Loss, place)?;
     Ok(tch::no_grad(|| {
-        records.iter().zip(&grads).flat_map(|(record, grad)| sums_of_squares(record, grad)).collect()
+        found.iter().flat_map(|(record, gradient)| sums_of_squares(record, gradient)).collect()
     }))
 }
 

@@ -13,6 +13,7 @@ pub mod error;
 pub mod fisher;
 pub mod identity;
 pub mod influence;
+pub mod layer_gradients;
 pub mod loss;
 pub mod micro_batches;
 pub mod noise;
