@@ -9,14 +9,14 @@ use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, ranges, tensors};
 use crate::io::torch::Dtype;
 pub use crate::method::fisher::FisherParams;
-use crate::method::fisher::{FisherSum, fisher_range};
-use crate::method::identity::hashed;
+use crate::method::fisher::{Contraction, FisherPass, FisherSum, squares};
 use crate::method::schedule::NoiseSchedule;
 use attrflow_engine::kind::{
     Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
     Unit, Units, WorkSize,
 };
 use serde_json::{Value as Json, json};
+use tch::Tensor;
 
 /// Metadata key of a unit's sums: their divisor.
 const WEIGHT: &str = "weight";
@@ -48,7 +48,7 @@ impl Stage for FisherParams {
     }
 
     fn identity(&self) -> Json {
-        hashed(self, &[("objective", self.objective.is_plain())])
+        FisherParams::identity(self)
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
@@ -67,29 +67,12 @@ impl Stage for FisherParams {
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
-        let (latents, texts) = expected::arrays(inputs)?;
-        let rows = latents.shape[0];
-        let units = split(self, rows);
+        let units = split(self, expected::array(inputs, "latents")?.shape[0]);
         let sums = expected::selected(inputs, &self.select, 8)?;
-        let Self { epochs: _, batch_size, seed: _, caption_draw, weighting: _, select, objective: _ } = self;
-        let cost_key = json!({
-            "batch_size": rows.min(*batch_size),
-            "caption_draw": caption_draw,
-            "select": select,
-            "unet": expected::config(inputs, "unet")?,
-            "latent": &latents.shape[1..],
-            "text": &texts.shape[1..],
-            "stored": [latents.bytes, texts.bytes],
-        });
         Ok(Estimate {
             parts: units.len() as u64 * sums.bytes().unwrap_or_default(),
             outputs: [("fisher".to_owned(), sums)].into(),
-            work: Some(WorkSize {
-                steps: units.iter().map(|unit| unit.steps).sum(),
-                tasks: units.len() as u64,
-                cost_key,
-                ..WorkSize::default()
-            }),
+            work: Some(work(self, inputs, &units)?),
         })
     }
 
@@ -99,7 +82,86 @@ impl Stage for FisherParams {
     }
 }
 
-fn split(params: &FisherParams, latents: usize) -> Vec<Unit> {
+/// The work of units of batches.
+pub(super) fn work(
+    params: &FisherParams,
+    inputs: &ExpectedInputs,
+    units: &[Unit],
+) -> anyhow::Result<WorkSize> {
+    let (latents, texts) = expected::arrays(inputs)?;
+    let FisherParams { batch_size, caption_draw, select, fisher_type: _, .. } = params;
+    let cost_key = json!({
+        "batch_size": latents.shape[0].min(*batch_size),
+        "caption_draw": caption_draw,
+        "select": select,
+        "unet": expected::config(inputs, "unet")?,
+        "latent": &latents.shape[1..],
+        "text": &texts.shape[1..],
+        "stored": [latents.bytes, texts.bytes],
+    });
+    let steps = units.iter().map(|unit| unit.steps).sum();
+    Ok(WorkSize { steps, tasks: units.len() as u64, cost_key, ..WorkSize::default() })
+}
+
+/// One epoch over one batch a step, for a trial; and arrays of that many rows where there are none yet.
+pub(super) fn trial_of(
+    params: &FisherParams,
+    inputs: &ExpectedInputs,
+    given: &mut Inputs,
+    steps: u64,
+    folder: &Path,
+) -> anyhow::Result<FisherParams> {
+    let (latents, texts) = expected::arrays(inputs)?;
+    let rows = latents.shape[0].min(params.batch_size);
+    expected::make_arrays(given, [&latents, &texts], rows, folder)?;
+    Ok(FisherParams { epochs: steps as usize, ..params.clone() })
+}
+
+/// The unit of such a trial.
+pub(super) fn trial_unit(steps: u64) -> Unit {
+    Unit { name: "a trial".into(), range: json!({ "batches": [0, steps] }), steps }
+}
+
+/// The sums of a unit's batches, whose gradients are contracted.
+pub(super) fn sums(
+    params: &FisherParams,
+    inputs: &Inputs,
+    batches: Vec<usize>,
+    contract: Contraction<'_>,
+    cx: &Context<'_>,
+) -> anyhow::Result<FisherSum> {
+    let total = batches.len() as u64;
+    with_gradients(inputs, params.select.adapters(), cx.device, |unet| {
+        let schedule = &NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&params.objective);
+        let set = TrainingSet::open(inputs, unet)?;
+        let (data, micro_batch) = (set.data()?, cx.effective_micro_batch());
+        let pass = FisherPass { unet, schedule, data, params, micro_batch };
+        Ok(pass.sum(batches, contract, &mut |done| cx.progress(done as u64, total))?)
+    })
+}
+
+/// The file of a unit's sums.
+const SUMS: &str = "sums.safetensors";
+
+/// Writes the sums of a unit.
+pub(super) fn write_sums(out: &Path, sum: &FisherSum) -> anyhow::Result<()> {
+    tensors::write(&out.join(SUMS), &sum.sums, &[(WEIGHT, sum.weight.to_string())])
+}
+
+/// The means of the sums of all units.
+pub(super) fn mean(parts: &[PathBuf]) -> anyhow::Result<BTreeMap<String, Tensor>> {
+    let mut total = FisherSum::default();
+    for part in parts {
+        let file = part.join(SUMS);
+        let weight = tensors::number(&file, WEIGHT)?;
+        let weight = weight.ok_or_else(|| anyhow::anyhow!("{}: no weight", file.display()))?;
+        total.add(FisherSum { sums: tensors::read(&file)?, weight });
+    }
+    Ok(total.mean())
+}
+
+/// Units of batches.
+pub(super) fn split(params: &FisherParams, latents: usize) -> Vec<Unit> {
     ranges::units("batches", params.batches(latents), 1)
 }
 
@@ -107,29 +169,13 @@ impl Compute for FisherParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let batches = ranges::range(task.unit()?, "batches")?;
-        let total = batches.len() as u64;
-        let sum = with_gradients(inputs, self.select.adapters(), cx.device, |unet| {
-            let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
-            let set = TrainingSet::open(inputs, unet)?;
-            let mut progress = |done| cx.progress(done as u64, total);
-            let data = set.data()?;
-            Ok(fisher_range(unet, &schedule, data, self, batches, cx.effective_micro_batch(), &mut progress)?)
-        })?;
-        tensors::write(&out.join("sums.safetensors"), &sum.sums, &[(WEIGHT, sum.weight.to_string())])
+        write_sums(out, &sums(self, inputs, batches.collect(), &squares, cx)?)
     }
 
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
-        let mut total = FisherSum::default();
-        for part in parts {
-            let file = part.join("sums.safetensors");
-            let weight = tensors::number(&file, WEIGHT)?;
-            let weight = weight.ok_or_else(|| anyhow::anyhow!("{}: no weight", file.display()))?;
-            total.add(FisherSum { sums: tensors::read(&file)?, weight });
-        }
-        let mean: BTreeMap<_, _> = total.mean();
         let images = count_images(inputs)?.to_string();
-        tensors::write(&out.join("fisher.safetensors"), &mean, &[(IMAGES, images)])
+        tensors::write(&out.join("fisher.safetensors"), &mean(parts)?, &[(IMAGES, images)])
     }
 
     fn trial(
@@ -139,13 +185,9 @@ impl Compute for FisherParams {
         folder: &Path,
         _: &Context<'_>,
     ) -> anyhow::Result<Trial> {
-        let (latents, texts) = expected::arrays(inputs)?;
         let mut given = inputs.inputs();
-        // One epoch over one batch per step.
-        let rows = latents.shape[0].min(self.batch_size);
-        let stage = FisherParams { epochs: steps as usize, ..self.clone() };
-        expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
-        let unit = Unit { name: "a trial".into(), range: json!({ "batches": [0, steps] }), steps };
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: true })
+        let stage = trial_of(self, inputs, &mut given, steps, folder)?;
+        let unit = Some(trial_unit(steps));
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: true })
     }
 }

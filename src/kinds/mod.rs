@@ -3,6 +3,8 @@
 pub mod command;
 mod dataset;
 mod download;
+mod eigenbasis;
+mod ekfac;
 mod evaluate;
 mod fisher;
 mod generate;
@@ -63,6 +65,8 @@ registry! {
         latents::Latents,
         pretrain_loss::PretrainLoss,
         fisher::FisherParams,
+        eigenbasis::Eigenbasis,
+        ekfac::EkfacParams,
         generate::SampleParams,
         unlearn::UnlearnParams,
         influence::Influence,

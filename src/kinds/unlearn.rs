@@ -2,19 +2,22 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, load_unet};
+use super::shared::parameters::Parameters;
 use super::shared::trained_with::TrainedWith;
-use super::shared::{arrays, check_inputs, check_outputs, device, expected, tensors};
+use super::shared::{arrays, check_inputs, check_outputs, device, expected, factors, tensors};
 use crate::io::TensorFile;
 use crate::io::lora::{Lora, Network};
 use crate::io::npy::Npy;
 use crate::io::torch::Dtype;
+use crate::method::curvature::{Curvature, CurvatureKind};
 use crate::method::data::{Rows, to_device};
+use crate::method::ekfac::Ekfac;
 use crate::method::error::MathError;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
 pub use crate::method::unlearn::UnlearnParams;
@@ -30,6 +33,8 @@ use serde_json::{Value as Json, json};
 /// Metadata keys of the weights: how much the query's loss rose, and how much to first order.
 pub(super) const RISE: &str = "query_rise";
 pub(super) const PREDICTED_RISE: &str = "query_rise_predicted";
+/// Metadata key of the weights: N / 2 times the quadratic form of the step and the Fisher information, without damping.
+const QUADRATIC_FORM: &str = "quadratic_form";
 /// Metadata key of the weights: the learning rate that `rise` led to.
 pub(super) const LR: &str = "lr";
 /// Metadata key of the weights: height and width of the query's latent.
@@ -48,7 +53,14 @@ impl Kind for UnlearnParams {
             CHECKPOINT,
             LORA,
             SCHEDULER,
-            Input::new("fisher", "float64 by weight name (safetensors or torch)"),
+            Input::new("fisher", "float64 by weight name (safetensors or torch): for `curvature = \"diagonal\"`, and to scale others' factors")
+                .optional(),
+            Input::new(
+                "ekfac",
+                "Kronecker factors, for `curvature = \"ekfac\"`: a file of `ekfac`, or a folder of kronfluence's, whose eigenvalues are \
+                 scaled to the trace of `fisher`",
+            )
+            .optional(),
             Input::new("latents", "float [Q, C, H, W]: the query is the row `index`"),
             Input::new("text_embeddings", "float [Q, captions, L, D]: the query's text is its first caption"),
         ],
@@ -57,13 +69,28 @@ impl Kind for UnlearnParams {
             "unlearned.safetensors",
             "float32 by weight name, only the changed weights; the number of images N in its metadata",
         )],
-        ..KindInfo::new::<Self>("unlearn", 2, "the weights after unlearning one image")
+        ..KindInfo::new::<Self>("unlearn", 3, "the weights after unlearning one image")
     };
 }
 
 impl Stage for UnlearnParams {
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        self.select.check("select", connected("lora"))
+        let mut faults = self.select.check("select", connected("lora"));
+        // The kind that makes it has the name of the input.
+        let needed = self.curvature.port();
+        if !connected(needed) {
+            let message = format!(
+                "the `curvature` {} needs the input `{needed}`: connect the output of a stage of the kind `{needed}`",
+                json!(self.curvature)
+            );
+            faults.push(("curvature".to_owned(), message));
+        }
+        if self.curvature == CurvatureKind::Diagonal && connected("ekfac") {
+            let message = "the input `ekfac` is connected, which `curvature = \"diagonal\"` does not use: set `curvature = \"ekfac\"`, or \
+                           remove the input";
+            faults.push(("curvature".to_owned(), message.to_owned()));
+        }
+        faults
     }
 
     fn identity(&self) -> Json {
@@ -86,7 +113,16 @@ impl Stage for UnlearnParams {
             self.batch_size
         );
         images(self, inputs)?;
-        check_inputs::covers(inputs, "fisher", &self.select)
+        if inputs.get("fisher").is_some() {
+            check_inputs::covers(inputs, "fisher", &self.select)?;
+        }
+        let Some(file) = inputs.get("ekfac") else { return Ok(()) };
+        ensure!(
+            !factors::is_published(file) || inputs.get("fisher").is_some(),
+            "{}: the unit of others' factors is unknown: connect `fisher`, to whose trace they are scaled",
+            file.display()
+        );
+        factors::validate_all(file, inputs, &self.select)
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
@@ -134,20 +170,21 @@ impl Compute for UnlearnParams {
 
         warn_of_objective(self, inputs)?;
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.objective);
-        let fisher = tensors::read(inputs.path("fisher"))?;
+        let curvature = read_curvature(self, inputs, device)?;
         let total = (self.steps * self.grad_accum_steps) as u64;
         let images = images(self, inputs)?;
         let mut unlearning =
             Unlearning::new(&mut unet, &schedule, &latent, &conditioning, self, cx.effective_micro_batch())?;
-        let file = |error| with_file(error, inputs.path("fisher"));
+        let file = |error| with_file(error, inputs.path(self.curvature.port()));
         let before = unlearning.loss_before().map_err(file)?;
         let changed =
-            unlearning.run(&fisher, images, &mut |done| cx.progress(done as u64, total)).map_err(file)?;
+            unlearning.run(&curvature, images, &mut |done| cx.progress(done as u64, total)).map_err(file)?;
         let rise = unlearning.query_loss().map_err(file)? - before;
         let (predicted, lr) = (unlearning.predicted_rise(), unlearning.lr());
+        let form = unlearning.quadratic_form();
         tracing::info!(
             "the query's loss was {before:.3e}; with a learning rate of {lr:.3e}, a rise of {:.0} % was predicted and one of {:.0} % \
-             found",
+             found; the step's quadratic form is {form:.3e}",
             100.0 * predicted / before,
             100.0 * rise / before
         );
@@ -170,6 +207,7 @@ impl Compute for UnlearnParams {
             (SIZE, query_size),
             (PREDICTED_RISE, format!("{predicted:e}")),
             (RISE, format!("{rise:e}")),
+            (QUADRATIC_FORM, format!("{form:e}")),
         ];
         // Without a `rise` it is a parameter.
         if self.rise.is_some() {
@@ -192,7 +230,9 @@ impl Compute for UnlearnParams {
         if expected::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
             stage.index = 0;
         }
-        if given.get("fisher").is_none() {
+        if given.get("fisher").or(given.get("ekfac")).is_none() {
+            // Solving with factors takes little beside the gradient.
+            stage.curvature = CurvatureKind::Diagonal;
             stage.images = None;
             // A step that is large enough to be more than rounding, whatever the scale of the true information is.
             (stage.lr, stage.rise) = (Some(10.0), None);
@@ -201,6 +241,34 @@ impl Compute for UnlearnParams {
         }
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
     }
+}
+
+/// The estimate of the Fisher information, scaled where its unit is another's.
+fn read_curvature(params: &UnlearnParams, inputs: &Inputs, device: tch::Device) -> anyhow::Result<Curvature> {
+    let fisher = inputs.get("fisher").map(tensors::read).transpose()?;
+    if params.curvature == CurvatureKind::Diagonal {
+        return Ok(Curvature::Diagonal(fisher.context("no Fisher information")?));
+    }
+    let path = inputs.path("ekfac");
+    let mut ekfac = Ekfac::new(factors::read(path)?, device);
+    if let Some(fisher) = fisher {
+        let names = Parameters::of(inputs, &params.select)?;
+        let names = names.selected().map(|header| header.name.as_str());
+        let ratios = ekfac.traces(names, &fisher)?;
+        let published = factors::is_published(path);
+        tracing::info!(
+            "the trace of the Fisher information is {:.4e} times the sum of the factors' eigenvalues, by layer {:.4e} to {:.4e} \
+             times{}",
+            ratios.all,
+            ratios.smallest,
+            ratios.largest,
+            if published { ": the eigenvalues are multiplied by it" } else { "" }
+        );
+        if published {
+            ekfac.scale(ratios.all);
+        }
+    }
+    Ok(Curvature::Ekfac(ekfac))
 }
 
 /// Says where the LoRA was trained with another loss.
@@ -213,23 +281,28 @@ fn warn_of_objective(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<
     Ok(())
 }
 
-/// Names the query, or the Fisher information's file if that does not match.
+/// Names the query, or the file of the Fisher information if that does not match.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
-    use MathError::{FisherShape, FisherValue, LossNotFinite, NoFisher, ZeroFisher};
+    use MathError::{BiasAlone, FisherShape, FisherValue, LossNotFinite, NoFisher, ZeroFisher};
     match error {
         LossNotFinite { timestep, value, .. } => {
             anyhow::anyhow!("the loss of the query at timestep {timestep} is {value}")
         }
-        NoFisher { .. } | FisherShape { .. } | FisherValue { .. } | ZeroFisher { .. } => {
+        BiasAlone { .. } | NoFisher { .. } | FisherShape { .. } | FisherValue { .. } | ZeroFisher { .. } => {
             anyhow::Error::new(error).context(fisher.display().to_string())
         }
         error => error.into(),
     }
 }
 
+/// The number of training images: of the file's metadata, or as given.
 fn images(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<usize> {
-    let path = inputs.path("fisher");
-    let counted: Option<usize> = tensors::number(path, IMAGES)?;
+    // Others' factors do not say it; the Fisher information that they are scaled to may.
+    let port = params.curvature.port();
+    let path = if factors::is_published(inputs.path(port)) { inputs.get("fisher") } else { inputs.get(port) };
+    let path = path.unwrap_or(inputs.path(port));
+    let counted: Option<usize> =
+        if factors::is_published(path) { None } else { tensors::number(path, IMAGES)? };
     anyhow::ensure!(
         counted != Some(0),
         "{}: `{IMAGES}` in the metadata is 0, expected 1 or more",

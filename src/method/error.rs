@@ -52,6 +52,19 @@ pub enum MathError {
     )]
     FisherShape { parameter: String, found: Vec<i64>, expected: Vec<i64> },
     #[error(
+        "the eigenvalues of `{layer}` sum to {sum:e}, the squared gradients of the same rows to {trace:e}, expected equal sums: the \
+         eigenvectors are not orthogonal"
+    )]
+    Trace { layer: String, sum: f64, trace: f64 },
+    #[error(
+        "the eigenvalues of `{layer}` sum to {sum:e}, and its diagonal Fisher information to {trace:e}: there is no factor between them"
+    )]
+    NoScale { layer: String, sum: f64, trace: f64 },
+    #[error(
+        "`select` chooses the bias of `{layer}` without its weight, and EK-FAC takes both together: choose both or none"
+    )]
+    BiasAlone { layer: String },
+    #[error(
         "{count} of the ids that are left out are not in the data set of {images} images, for instance `{first}`"
     )]
     UnknownIds { count: usize, first: String, images: usize },

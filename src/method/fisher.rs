@@ -9,11 +9,13 @@ use std::ops::Range;
 
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::{choice, params};
+use serde_json::Value as Json;
 use tch::{Device, Tensor};
 
 use super::data::DataSet;
 use super::diffusion_loss::DenoisingRows;
 use super::error::MathError;
+use super::identity::hashed;
 use super::layer_gradients::{Quantity, layer_gradients};
 use super::micro_batches::in_micro_batches;
 use super::noise::{Generator, derived_seed};
@@ -21,6 +23,7 @@ use super::objective::Objective;
 use super::per_sample::sums_of_squares;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
+use crate::models::tape::LayerRecord;
 use crate::models::unet::UNet;
 
 choice! {
@@ -43,6 +46,16 @@ choice! {
     }
 }
 
+choice! {
+    /// Of which gradients the information is the mean square.
+    pub enum FisherType {
+        /// Of the rows' losses, as published: the empirical Fisher information.
+        Empirical = "empirical",
+        /// Of losses whose errors are drawn anew: the Gauss-Newton matrix, in expectation.
+        Sampled = "sampled",
+    }
+}
+
 params! {
     /// Parameters of `fisher`.
     pub struct FisherParams {
@@ -58,6 +71,9 @@ params! {
         /// `batch`: mean of batch means, as published, in which rows of a short last batch have a larger weight; `row`:
         /// mean over rows.
         weighting: Weighting = Weighting::Batch,
+        /// `empirical`: from the gradients of the rows' losses, as published; `sampled`: of losses whose errors are drawn anew from
+        /// what the model expects, which is the Gauss-Newton matrix (Martens 2020, arXiv 1412.1193) up to the error of sampling.
+        fisher_type: FisherType = FisherType::Empirical,
         /// The weights to compute it for; must include those that `unlearn` changes.
         select: Selection = Selection::All,
         /// What the model was trained to minimise; the same for all stages.
@@ -68,6 +84,12 @@ params! {
 impl Validate for FisherParams {}
 
 impl FisherParams {
+    /// What is hashed.
+    pub fn identity(&self) -> Json {
+        let empirical = self.fisher_type == FisherType::Empirical;
+        hashed(self, &[("objective", self.objective.is_plain()), ("fisher_type", empirical)])
+    }
+
     /// The number of batches of all epochs over `latents` rows.
     pub fn batches(&self, latents: usize) -> usize {
         self.epochs * latents.div_ceil(self.batch_size)
@@ -104,12 +126,37 @@ impl FisherSum {
     }
 }
 
-/// Computes a range of batches; `micro_batch` rows go through the network at once.
-///
-/// `progress` receives the number of finished batches.
+/// Sums over the rows of one backward pass, by name in float64, from each layer's record and the gradient at its output.
+pub type Contraction<'a> =
+    &'a dyn Fn(&[(LayerRecord, Tensor)]) -> Result<BTreeMap<String, Tensor>, MathError>;
+
+/// The sums of squared gradients of the chosen parameters, for [`sum_over_batches`].
 ///
 /// # Errors
-/// Nothing is selected, the data can't be read, or a loss or a gradient is not finite.
+/// None.
+pub fn squares(found: &[(LayerRecord, Tensor)]) -> Result<BTreeMap<String, Tensor>, MathError> {
+    Ok(found.iter().flat_map(|(record, gradient)| sums_of_squares(record, gradient)).collect())
+}
+
+/// Batches of the training set to differentiate.
+#[derive(Clone, Copy)]
+pub struct FisherPass<'a> {
+    /// The network.
+    pub unet: &'a UNet,
+    /// Its schedule, with the objective.
+    pub schedule: &'a NoiseSchedule,
+    /// The training set.
+    pub data: DataSet<'a>,
+    /// Which rows, and which parameters.
+    pub params: &'a FisherParams,
+    /// How many rows go through the network at once.
+    pub micro_batch: usize,
+}
+
+/// The Fisher sums of a range of batches. `progress` receives the number of finished batches.
+///
+/// # Errors
+/// As [`FisherPass::sum`].
 pub fn fisher_range(
     unet: &UNet,
     schedule: &NoiseSchedule,
@@ -119,38 +166,57 @@ pub fn fisher_range(
     micro_batch: usize,
     progress: &mut dyn FnMut(usize),
 ) -> Result<FisherSum, MathError> {
-    params.select.of(unet.parameters().keys())?;
-    let (mut total, first) = (FisherSum::default(), batches.start);
-    for batch in batches {
-        let images = params.rows_of(batch, data.latents_len());
-        let rows = draw(unet, schedule, data, params, batch, images.clone())?;
-        let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
-        let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
-            let some = row..row + most;
-            let sums =
-                squared_gradients(unet, schedule, &rows.slice(some), &params.select, images.start + row)?;
-            // Squared and summed per slice: keeping all gradients would need the memory that slicing saves.
-            sum.add(FisherSum { sums, weight: 0.0 });
-            Ok::<_, MathError>((most, ()))
-        });
-        slices.map_err(|error| data.named(error))?;
-        match params.weighting {
-            Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
-            Weighting::Row => sum.weight = rows.len() as f64,
-        }
-        total.add(sum);
-        progress(batch + 1 - first);
-    }
-    for (parameter, sum) in &total.sums {
-        if sum.isfinite().all().int64_value(&[]) == 0 {
-            let what = "its squared gradients";
-            return Err(MathError::ParameterNotFinite { parameter: parameter.clone(), what });
-        }
-    }
-    Ok(total)
+    FisherPass { unet, schedule, data, params, micro_batch }.sum(batches, &squares, progress)
 }
 
-/// The rows of a batch. The CPU draws, in this order, timesteps, captions, noise: the same on every device.
+impl FisherPass<'_> {
+    /// Contracts the gradients of some batches. `progress` receives the number of finished batches.
+    ///
+    /// # Errors
+    /// Nothing is selected, the data can't be read, a loss or a sum is not finite, or an error of the contraction.
+    pub fn sum(
+        &self,
+        batches: impl IntoIterator<Item = usize>,
+        contract: Contraction<'_>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<FisherSum, MathError> {
+        let FisherPass { unet, schedule, data, params, micro_batch } = *self;
+        params.select.of(unet.parameters().keys())?;
+        let mut total = FisherSum::default();
+        for (done, batch) in batches.into_iter().enumerate() {
+            let images = params.rows_of(batch, data.latents_len());
+            let (rows, sampled) = draw(unet, schedule, data, params, batch, images.clone())?;
+            let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
+            let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
+                let sampled = sampled.as_ref().map(|x| x.narrow(0, row as i64, most as i64));
+                let quantity = sampled.as_ref().map_or(Quantity::Loss, Quantity::Sampled);
+                let some = rows.slice(row..row + most);
+                let sums =
+                    of_rows(unet, schedule, &some, &params.select, &quantity, images.start + row, contract)?;
+                // Contracted per slice: keeping all gradients would need the memory that slicing saves.
+                sum.add(FisherSum { sums, weight: 0.0 });
+                Ok::<_, MathError>((most, ()))
+            });
+            slices.map_err(|error| data.named(error))?;
+            match params.weighting {
+                Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
+                Weighting::Row => sum.weight = rows.len() as f64,
+            }
+            total.add(sum);
+            progress(done + 1);
+        }
+        for (parameter, sum) in &total.sums {
+            if sum.isfinite().all().int64_value(&[]) == 0 {
+                let what = "its squared gradients";
+                return Err(MathError::ParameterNotFinite { parameter: parameter.clone(), what });
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// The rows of a batch, and what `fisher_type = "sampled"` takes in place of the errors. The CPU draws, in this order, timesteps,
+/// captions, noise, and these: the same on every device.
 fn draw(
     unet: &UNet,
     schedule: &NoiseSchedule,
@@ -158,7 +224,7 @@ fn draw(
     params: &FisherParams,
     batch: usize,
     images: Range<usize>,
-) -> Result<DenoisingRows, MathError> {
+) -> Result<(DenoisingRows, Option<Tensor>), MathError> {
     let device = unet.device();
     let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
     let (count, captions) = (images.len() as i64, data.captions() as i64);
@@ -169,18 +235,17 @@ fn draw(
         CaptionDraw::Row => draws.randint(captions, count),
     };
     let noise = draws.noise(&latents.size(), params.objective.noise_offset, Device::Cpu);
+    let sampled = (params.fisher_type == FisherType::Sampled)
+        .then(|| draws.normal(&latents.size(), Device::Cpu).to_device(device));
     drop(draws);
     let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
     let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
     let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
     let conditioning = unet.conditioning(data.texts(&pairs, device)?);
-    Ok(DenoisingRows { latents, noise, timesteps, conditioning })
+    Ok((DenoisingRows { latents, noise, timesteps, conditioning }, sampled))
 }
 
-/// The sums over rows of the squared gradients of each row's loss, by parameter in float64.
-///
-/// Every row needs a condition of its own (the network would share keys and values otherwise). `first_image` is the
-/// image of the first row in an error.
+/// The sums over rows of the squared gradients of each row's loss, by parameter in float64; see [`of_rows`].
 ///
 /// # Errors
 /// A loss is not finite.
@@ -191,12 +256,29 @@ pub fn squared_gradients(
     selection: &Selection,
     first_image: usize,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
+    of_rows(unet, schedule, rows, selection, &Quantity::Loss, first_image, &squares)
+}
+
+/// What `contract` makes of the gradients of some rows.
+///
+/// Every row needs a condition of its own (the network would share keys and values otherwise). `first_image` is the
+/// image of the first row in an error.
+///
+/// # Errors
+/// A loss is not finite, or an error of the contraction.
+pub fn of_rows(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    rows: &DenoisingRows,
+    selection: &Selection,
+    quantity: &Quantity<'_>,
+    first_image: usize,
+    contract: Contraction<'_>,
+) -> Result<BTreeMap<String, Tensor>, MathError> {
     assert_eq!(rows.conditioning.count() as usize, rows.len(), "each row needs a condition of its own");
     let place = |row: usize| (first_image + row, rows.timesteps.int64_value(&[row as i64]));
-    let found = layer_gradients(unet, schedule, rows, selection, &Quantity::Loss, place)?;
-    Ok(tch::no_grad(|| {
-        found.iter().flat_map(|(record, gradient)| sums_of_squares(record, gradient)).collect()
-    }))
+    let found = layer_gradients(unet, schedule, rows, selection, quantity, place)?;
+    tch::no_grad(|| contract(&found))
 }
 
 #[cfg(test)]
@@ -206,11 +288,7 @@ mod tests {
     #[test]
     fn every_epoch_goes_through_all_rows_in_order() {
         for (latents, batch_size) in [(10, 4), (8, 4), (3, 5)] {
-            let select = Selection::All;
-            let (caption_draw, weighting) = (CaptionDraw::Batch, Weighting::Batch);
-            let objective = Objective::default();
-            let params =
-                FisherParams { epochs: 3, batch_size, seed: 0, caption_draw, weighting, select, objective };
+            let params = FisherParams { epochs: 3, batch_size, ..FisherParams::default() };
             let rows: Vec<usize> =
                 (0..params.batches(latents)).flat_map(|b| params.rows_of(b, latents)).collect();
             assert_eq!(rows, (0..latents).cycle().take(3 * latents).collect::<Vec<_>>());

@@ -33,7 +33,8 @@ impl Quantity<'_> {
                 let values = rows.predictions(unet, schedule); // [B, C, H, W]
                 let count = (values.numel() / rows.len()) as f64;
                 // The mean over the d errors, times sqrt(2 d w): sqrt(2 w / d) for each.
-                let weights = schedule.weigh(rows.timesteps.ones_like().to_kind(Kind::Float), &rows.timesteps);
+                let weights =
+                    schedule.weigh(rows.timesteps.ones_like().to_kind(Kind::Float), &rows.timesteps);
                 mean(&(values * *draws)) * (weights * 2.0 * count).sqrt()
             }
         }

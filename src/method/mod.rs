@@ -7,8 +7,10 @@
 
 pub mod autotune;
 pub mod blocks;
+pub mod curvature;
 pub mod data;
 pub mod diffusion_loss;
+pub mod ekfac;
 pub mod error;
 pub mod fisher;
 pub mod identity;

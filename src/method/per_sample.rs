@@ -30,20 +30,25 @@ pub fn gradients(record: &LayerRecord, input: &Tensor, grad: &Tensor) -> Vec<(St
     found
 }
 
+/// How many samples' gradients of so many numbers to hold at once.
+pub(super) fn room(device: Device, numbers: usize) -> i64 {
+    let room = if device == Device::Cpu { AT_ONCE_CPU } else { AT_ONCE };
+    ((room / numbers.max(1)) as i64).max(1)
+}
+
 /// The sums over samples of the squared gradients, in float64, by full name.
 pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
     let samples = grad.size()[0];
     assert_eq!(record.input.size()[0], samples, "{}: each sample needs an input of its own", record.layer);
     let mut sums: Vec<(String, Tensor)> = Vec::new();
     let mut start = 0;
-    let room = if grad.device() == Device::Cpu { AT_ONCE_CPU } else { AT_ONCE };
     // The first sample alone tells how large a gradient is.
     let mut at_once = 1;
     while start < samples {
         let count = at_once.min(samples - start);
         let found = gradients(record, &record.input.narrow(0, start, count), &grad.narrow(0, start, count));
         let size: usize = found.iter().map(|(_, gradient)| gradient.numel() / count as usize).sum();
-        at_once = ((room / size.max(1)) as i64).max(1);
+        at_once = room(grad.device(), size);
         start += count;
         for (index, (name, gradient)) in found.into_iter().enumerate() {
             if sums.len() == index {

@@ -11,6 +11,7 @@ use attrflow_engine::params;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
+use super::curvature::{Curvature, CurvatureKind, Damping};
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
 use super::identity::hashed;
@@ -21,7 +22,6 @@ use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::unet::UNet;
 use crate::models::unet::conditioning::Conditioning;
-use crate::models::weights::first_place;
 
 params! {
     /// Parameters of `unlearn`.
@@ -41,9 +41,13 @@ params! {
         seed: u32 = 0,
         /// Added to the Fisher information, which can contain zeros: with 0, as published, a zero is an error.
         damping: f64 = 0.0,
-        /// The same as a share of the mean of each weight tensor's Fisher information, so that one value fits any scale. Maps of a
-        /// LoRA need it where a rank is unused: its Fisher information is zero.
-        relative_damping: f64 = 0.0,
+        /// The same as a share of the mean of each weight tensor's Fisher information, or of each layer's eigenvalues, so that one
+        /// value fits any scale: without it 0 for `diagonal`, as published, and 0.1 for `ekfac`. Maps of a LoRA need it where a rank
+        /// is unused: its Fisher information is zero.
+        relative_damping: Option<f64> = None,
+        /// `diagonal`: the Fisher information's diagonal, of the input `fisher`; `ekfac`: Kronecker factors with corrected
+        /// eigenvalues (George et al. 2018, arXiv 1806.03884), of the input `ekfac`, which know how weights depend on each other.
+        curvature: CurvatureKind = CurvatureKind::Diagonal,
         /// The weights to change.
         select: Selection = Selection::CrossAttnKv,
         /// The row of `latents` and `text_embeddings` that is the query.
@@ -62,7 +66,8 @@ impl Validate for UnlearnParams {
         if self.images == Some(0) {
             faults.push(("images", "`images` is 0, expected 1 or more".to_owned()));
         }
-        for (key, value) in [("damping", self.damping), ("relative_damping", self.relative_damping)] {
+        let relative = self.relative_damping.unwrap_or(0.0);
+        for (key, value) in [("damping", self.damping), ("relative_damping", relative)] {
             if value < 0.0 {
                 faults.push((key, format!("`{key}` is {value}, expected a number of at least 0")));
             }
@@ -90,13 +95,25 @@ impl UnlearnParams {
     /// What is hashed: `lr` or `rise`, whichever counts.
     pub fn identity(&self) -> Json {
         let lr = self.lr.or(self.rise.is_none().then_some(LR));
+        let damping = self.damping();
         let later = [
             ("lr", lr.is_none()),
             ("rise", self.rise.is_none()),
-            ("relative_damping", self.relative_damping == 0.0),
+            ("relative_damping", damping.relative == 0.0),
+            ("curvature", self.curvature == CurvatureKind::Diagonal),
             ("objective", self.objective.is_plain()),
         ];
-        hashed(&UnlearnParams { lr, ..self.clone() }, &later)
+        // Hashed as a number where it counts.
+        let relative_damping = Some(damping.relative);
+        hashed(&UnlearnParams { lr, relative_damping, ..self.clone() }, &later)
+    }
+
+    /// What is added to the Fisher information.
+    pub fn damping(&self) -> Damping {
+        /// As kronfluence and the published EK-FAC step have it.
+        const EKFAC: f64 = 0.1;
+        let usual = if self.curvature == CurvatureKind::Ekfac { EKFAC } else { 0.0 };
+        Damping { absolute: self.damping, relative: self.relative_damping.unwrap_or(usual) }
     }
 }
 
@@ -111,6 +128,8 @@ pub struct Unlearning<'a> {
     micro_batch: usize,
     /// See [`Unlearning::predicted_rise`].
     predicted: f64,
+    /// See [`Unlearning::quadratic_form`].
+    form: f64,
     /// See [`Unlearning::lr`].
     lr: f64,
     /// See [`Unlearning::loss_before`].
@@ -142,7 +161,7 @@ impl<'a> Unlearning<'a> {
         let device = unet.device();
         let to_device = |x: &Tensor| x.to_kind(Kind::Float).to_device(device);
         let (latent, conditioning) = (to_device(latent).unsqueeze(0), conditioning.map(to_device));
-        let (predicted, lr, before) = (0.0, params.lr.unwrap_or(LR), None);
+        let (predicted, form, lr, before) = (0.0, 0.0, params.lr.unwrap_or(LR), None);
         Ok(Unlearning {
             unet,
             schedule,
@@ -152,6 +171,7 @@ impl<'a> Unlearning<'a> {
             chosen,
             micro_batch,
             predicted,
+            form,
             lr,
             before,
         })
@@ -159,18 +179,18 @@ impl<'a> Unlearning<'a> {
 
     /// All steps; returns the changed parameters in float32.
     ///
-    /// `fisher` is the Fisher diagonal by parameter in float64, `images` the number N of training images
-    /// (without mirror images). `progress` receives the number of finished batches.
+    /// `curvature` is an estimate of the Fisher information, `images` the number N of training images (without mirror images).
+    /// `progress` receives the number of finished batches.
     ///
     /// # Errors
-    /// The Fisher diagonal doesn't fit the parameters or holds zeros, or a number is not finite.
+    /// The information doesn't fit the parameters or holds zeros, or a number is not finite.
     pub fn run(
         &mut self,
-        fisher: &BTreeMap<String, Tensor>,
+        curvature: &Curvature,
         images: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<BTreeMap<String, Tensor>, MathError> {
-        self.check_fisher(fisher)?;
+        self.check(curvature)?;
         let rise = match self.params.rise {
             Some(share) => Some(share * self.loss_before()? / self.params.steps as f64),
             None => None,
@@ -180,9 +200,9 @@ impl<'a> Unlearning<'a> {
             let batches = 0..self.params.grad_accum_steps;
             let gradient = self.gradient(step, batches, &mut |batches| progress(done + batches))?;
             if let Some(wanted) = rise {
-                self.lr = wanted / self.rise_per_lr(&gradient, fisher, images)?;
+                self.lr = wanted / self.rise_per_lr(&gradient, curvature, images)?;
             }
-            self.apply(&gradient, fisher, images)?;
+            self.apply(&gradient, curvature, images)?;
         }
         Ok(self.changed())
     }
@@ -264,46 +284,50 @@ impl<'a> Unlearning<'a> {
         Ok(total)
     }
 
-    /// The step of a parameter: lr * gradient / (N F) / grad_accum_steps, in float64.
-    fn step_of(&self, name: &str, lr: f64, gradient: &Tensor, fisher: &Tensor, images: usize) -> Tensor {
-        let fisher = fisher.to_device(self.unet.parameters()[name].device()).to_kind(Kind::Double);
-        let relative = self.params.relative_damping * fisher.mean(Kind::Double).double_value(&[]);
-        let fisher = fisher + (self.params.damping + relative);
-        gradient * lr / (fisher * images as f64) / self.params.grad_accum_steps as f64
+    /// The mean gradient over batches, and the step with a learning rate of 1: the inverse of N F times the gradient, in float64.
+    fn direction(
+        &self,
+        gradient: &BTreeMap<String, Tensor>,
+        curvature: &Curvature,
+        images: usize,
+    ) -> [BTreeMap<String, Tensor>; 2] {
+        let batches = self.params.grad_accum_steps as f64;
+        let mean: BTreeMap<_, _> =
+            gradient.iter().map(|(name, sum)| (name.clone(), sum.to_kind(Kind::Double) / batches)).collect();
+        let solved = curvature.solve(&mean, self.params.damping());
+        let step = solved.into_iter().map(|(name, step)| (name, step / images as f64)).collect();
+        [mean, step]
     }
 
     /// How much a step with a learning rate of 1 would raise the query's loss, to first order: gradient times step.
     fn rise_per_lr(
         &self,
         gradient: &BTreeMap<String, Tensor>,
-        fisher: &BTreeMap<String, Tensor>,
+        curvature: &Curvature,
         images: usize,
     ) -> Result<f64, MathError> {
-        let of = |name: &String| {
-            let mean = &gradient[name] / self.params.grad_accum_steps as f64;
-            let step = self.step_of(name, 1.0, &gradient[name], &fisher[name], images);
-            (mean * step).sum(Kind::Double).double_value(&[])
-        };
-        let rise = self.chosen.iter().map(of).sum::<f64>();
+        let [mean, step] = self.direction(gradient, curvature, images);
+        let rise = product(&mean, &step);
         if rise.is_finite() && rise > 0.0 { Ok(rise) } else { Err(MathError::NoRise { rise }) }
     }
 
-    /// Moves the parameters: p += lr * gradient / (N F) / grad_accum_steps, in float64, rounded to float32.
+    /// Moves the parameters: p += lr * (N F)^-1 gradient / grad_accum_steps, in float64, rounded to float32.
     ///
     /// # Errors
     /// As [`Unlearning::run`].
     pub fn apply(
         &mut self,
         gradient: &BTreeMap<String, Tensor>,
-        fisher: &BTreeMap<String, Tensor>,
+        curvature: &Curvature,
         images: usize,
     ) -> Result<(), MathError> {
-        self.check_fisher(fisher)?;
-        for name in &self.chosen {
+        self.check(curvature)?;
+        let [mean, step] = self.direction(gradient, curvature, images);
+        let step: BTreeMap<_, _> = step.into_iter().map(|(name, step)| (name, step * self.lr)).collect();
+        self.predicted += product(&mean, &step);
+        self.form += images as f64 / 2.0 * curvature.form(&step);
+        for (name, step) in &step {
             let parameter = &self.unet.parameters()[name];
-            let step = self.step_of(name, self.lr, &gradient[name], &fisher[name], images);
-            let mean = &gradient[name] / self.params.grad_accum_steps as f64;
-            self.predicted += (mean * &step).sum(Kind::Double).double_value(&[]);
             // Checked as it is stored: what is finite in float64 may not be in float32.
             let moved = (parameter.to_kind(Kind::Double) + step).to_kind(parameter.kind());
             if moved.isfinite().all().int64_value(&[]) == 0 {
@@ -313,6 +337,17 @@ impl<'a> Unlearning<'a> {
             self.unet.update(name, &moved);
         }
         Ok(())
+    }
+
+    fn check(&self, curvature: &Curvature) -> Result<(), MathError> {
+        let chosen = |name: &String| (name.clone(), self.unet.parameters()[name].shallow_clone());
+        curvature.check(&self.chosen.iter().map(chosen).collect(), self.params.damping())
+    }
+
+    /// N / 2 times the quadratic form s^T F s of each step s so far, without damping: how much the steps raise the sum of the training
+    /// images' losses to second order, if F is the Hessian of their mean. It compares steps of different curvatures.
+    pub fn quadratic_form(&self) -> f64 {
+        self.form
     }
 
     /// The learning rate: as given, or of the last step, from `rise`.
@@ -364,28 +399,11 @@ impl<'a> Unlearning<'a> {
     pub fn changed(&self) -> BTreeMap<String, Tensor> {
         self.chosen.iter().map(|name| (name.clone(), self.unet.parameters()[name].copy())).collect()
     }
+}
 
-    fn check_fisher(&self, fisher: &BTreeMap<String, Tensor>) -> Result<(), MathError> {
-        for name in &self.chosen {
-            let (parameter, expected) = (name.clone(), self.unet.parameters()[name].size());
-            let Some(values) = fisher.get(name) else { return Err(MathError::NoFisher { parameter }) };
-            if values.size() != expected {
-                return Err(MathError::FisherShape { parameter, found: values.size(), expected });
-            }
-            let possible = values.isfinite().logical_and(&values.ge(0.0));
-            if let Some(index) = first_place(&possible.logical_not()) {
-                let value = values.double_value(&index);
-                return Err(MathError::FisherValue { parameter, index, value });
-            }
-            let zeros = values.numel() as i64 - values.count_nonzero(None).int64_value(&[]);
-            let undamped = self.params.damping == 0.0
-                && (self.params.relative_damping == 0.0 || zeros == values.numel() as i64);
-            if zeros > 0 && undamped {
-                return Err(MathError::ZeroFisher { parameter, zeros, count: values.numel() as i64 });
-            }
-        }
-        Ok(())
-    }
+/// The sum of the products of two sets of tensors with the same names.
+fn product(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> f64 {
+    a.iter().map(|(name, a)| (a * &b[name]).sum(Kind::Double).double_value(&[])).sum()
 }
 
 /// Adds `part` to `total`, parameter by parameter.

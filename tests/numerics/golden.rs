@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use attrflow::method::curvature::Curvature;
 use attrflow::method::loss::LossParams;
 use attrflow::method::noise::Noise;
-use attrflow::method::objective::Objective;
 use attrflow::method::sample::SampleParams;
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::UnlearnParams;
@@ -53,22 +53,20 @@ pub fn loss_params(
 /// How the query of the golden numbers is unlearned.
 pub fn unlearn_params(steps: usize, grad_accum_steps: usize, batch_size: usize, lr: f64) -> UnlearnParams {
     let select = Selection::CrossAttnKv;
-    let (seed, damping, index, images) = (4, 0.0, 0, None);
-    let (lr, rise, objective) = (Some(lr), None, Objective::default());
     UnlearnParams {
         steps,
         grad_accum_steps,
         batch_size,
-        lr,
-        rise,
-        seed,
-        damping,
+        lr: Some(lr),
+        seed: 4,
         select,
-        index,
-        images,
-        objective,
-        relative_damping: 0.0,
+        ..UnlearnParams::default()
     }
+}
+
+/// A diagonal of the Fisher information as a step takes it.
+pub fn diagonal(fisher: &Tensors) -> Curvature {
+    Curvature::Diagonal(fisher.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect())
 }
 
 /// How images are drawn with one stream of noise through all batches.

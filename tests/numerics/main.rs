@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod clip;
+mod ekfac;
 mod fast;
 mod faults;
 mod generation;

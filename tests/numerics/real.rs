@@ -11,7 +11,6 @@ use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_rang
 use attrflow::method::influence::{Flips, influence, per_image, rank};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
-use attrflow::method::objective::Objective;
 use attrflow::method::per_sample::gradients;
 use attrflow::method::sample::sample;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
@@ -21,7 +20,7 @@ use attrflow::models::unet::UNet;
 use attrflow::models::weights::Weights;
 use tch::{Kind, Tensor};
 
-use crate::golden::{Tensors, error, load, loss_params, path, sample_params, unlearn_params};
+use crate::golden::{Tensors, diagonal, error, load, loss_params, path, sample_params, unlearn_params};
 use crate::ruled::{Report, check_weights, normal, weights};
 
 pub const IMAGES: i64 = 3;
@@ -111,7 +110,7 @@ pub fn fisher(unet: &UNet, select: Selection) -> BTreeMap<String, Tensor> {
         caption_draw,
         weighting,
         select,
-        objective: Objective::default(),
+        ..FisherParams::default()
     };
     fisher_range(unet, &schedule, data, &params, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
 }
@@ -147,7 +146,7 @@ fn large_step(unet: &mut UNet, gradient: &Tensors, fisher: &Tensors) {
     let (query, text, schedule) = (normal(&LATENT, 3), normal(&shape(&[1], &TEXT), 4).into(), schedule());
     let params = unlearn_params(2, 2, 4, RANKED_LR);
     let mut unlearning = Unlearning::new(unet, &schedule, &query, &text, &params, MICRO_BATCH).unwrap();
-    unlearning.apply(gradient, fisher, IMAGES as usize).unwrap();
+    unlearning.apply(gradient, &diagonal(fisher), IMAGES as usize).unwrap();
 }
 
 /// Two steps; after each the query's gradient, the change and the weights. Returns the last gradient.
@@ -158,7 +157,7 @@ fn unlearn(unet: &mut UNet, fisher: &Tensors, expected: &Tensors, report: &mut R
     let (mut before, mut last) = (unlearning.changed(), Tensors::new());
     for step in 0..2 {
         let gradient = unlearning.gradient(step, 0..2, &mut ignore).unwrap();
-        unlearning.apply(&gradient, fisher, IMAGES as usize).unwrap();
+        unlearning.apply(&gradient, &diagonal(fisher), IMAGES as usize).unwrap();
         let after = unlearning.changed();
         let change = after.iter().map(|(name, after)| (name.clone(), after - &before[name])).collect();
         report.digest(&format!("query_gradient{step}"), &gradient, expected, 1e-4);

@@ -3,17 +3,15 @@
 //! The traps of the published scripts' parameters are in `passes.rs`.
 
 use attrflow::method::data::DataSet;
-use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
+use attrflow::method::fisher::{FisherParams, fisher_range};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
-use attrflow::method::objective::Objective;
 use attrflow::method::sample::sample;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
-use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, load, loss_params, sample_params, text, tiny, unlearn_params};
+use crate::golden::{Tensors, diagonal, load, loss_params, sample_params, text, tiny, unlearn_params};
 
 fn schedule() -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig::default())
@@ -84,15 +82,7 @@ fn more_captions_than_the_data_has_are_refused() {
 fn fisher(latents: &Tensor, texts: &Tensor, micro_batch: usize) -> String {
     let (unet, schedule) = (tiny(), schedule());
     let data = DataSet::new(latents, texts, 3).unwrap();
-    let params = FisherParams {
-        objective: Objective::default(),
-        epochs: 1,
-        batch_size: 4,
-        seed: 3,
-        caption_draw: CaptionDraw::Batch,
-        weighting: Weighting::Batch,
-        select: Selection::All,
-    };
+    let params = FisherParams { epochs: 1, batch_size: 4, seed: 3, ..FisherParams::default() };
     let found = fisher_range(&unet, &schedule, data, &params, 0..3, micro_batch, &mut ignore);
     found.err().unwrap().to_string()
 }
@@ -116,7 +106,11 @@ fn unlearn(change: impl Fn(&mut Tensor, &mut Tensors, &mut UnlearnParams)) -> St
     let mut query = golden["query"].copy();
     change(&mut query, &mut fisher, &mut params);
     let unlearning = Unlearning::new(&mut unet, &schedule, &query, &text(&golden), &params, 5);
-    unlearning.and_then(|mut unlearning| unlearning.run(&fisher, 5, &mut ignore)).err().unwrap().to_string()
+    unlearning
+        .and_then(|mut unlearning| unlearning.run(&diagonal(&fisher), 5, &mut ignore))
+        .err()
+        .unwrap()
+        .to_string()
 }
 
 #[test]

@@ -13,9 +13,8 @@ use attrflow::io::npy::Npy;
 use attrflow::kinds::NpyRows;
 use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows};
-use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
+use attrflow::method::fisher::{FisherParams, fisher_range};
 use attrflow::method::loss::{LossParams, LossPass};
-use attrflow::method::objective::Objective;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::train::{Init, TrainParams, Training, TrainingData};
@@ -114,14 +113,8 @@ fn main() -> anyhow::Result<()> {
                 grad_accum_steps: end,
                 batch_size: work.batch_size,
                 lr: Some(0.01),
-                rise: None,
-                relative_damping: 0.0,
-                objective: Objective::default(),
-                seed: 0,
-                damping: 0.0,
                 select: selection(&work.select)?,
-                index: 0,
-                images: None,
+                ..UnlearnParams::default()
             };
             let one = |rows: &NpyRows| rows.read(&[0]).map_err(|error| anyhow!(error));
             let (latent, text) = (one(&latents)?.squeeze_dim(0), one(&texts)?.into());
@@ -135,13 +128,10 @@ fn main() -> anyhow::Result<()> {
         }
         "fisher" => {
             let params = FisherParams {
-                objective: Objective::default(),
                 epochs: 1,
                 batch_size: work.batch_size,
-                seed: 0,
-                caption_draw: CaptionDraw::Batch,
-                weighting: Weighting::Batch,
                 select: selection(&work.select)?,
+                ..FisherParams::default()
             };
             let (seconds, norm) = with_warm_up(&mut || {
                 let sum =

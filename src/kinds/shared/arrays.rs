@@ -140,6 +140,11 @@ impl TrainingSet {
         Ok(Self { latents: NpyRows::new(latents, 1), texts: NpyRows::new(texts, 2), captions })
     }
 
+    /// The texts, [L, D] each.
+    pub fn texts(&self) -> &NpyRows {
+        &self.texts
+    }
+
     /// The rows as the method reads them.
     ///
     /// # Errors

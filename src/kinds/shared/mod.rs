@@ -7,6 +7,7 @@ pub mod check_values;
 pub(crate) mod counted;
 pub mod device;
 pub mod expected;
+pub(crate) mod factors;
 pub(crate) mod ids;
 pub mod network;
 pub(crate) mod parameters;

@@ -53,6 +53,14 @@ impl Conditioning {
     }
 }
 
+/// Whether the inputs of a layer, by its full name, are the texts: maps to keys and values of a cross attention, or to the ranks of
+/// their LoRA.
+pub fn reads_text(layer: &str) -> bool {
+    layer.contains("attn2.")
+        && (layer.contains(".to_k") || layer.contains(".to_v"))
+        && !layer.contains("lora_B")
+}
+
 /// The maps of a text to keys and values for one cross attention.
 pub struct CrossAttentionKv {
     /// Attention heads.
