@@ -92,6 +92,48 @@ def fisher(unet, scheduler, latents, texts, batches):
     return sum(value.square().sum().item() for value in total.values())
 
 
+def ekfac(unet, scheduler, latents, texts, batches):
+    """Kronecker factors of keys and values by hooks: one A of all texts, C of a tenth of the batches, then the eigenvalues of all."""
+    layers = {name.removesuffix(".weight"): unet.get_submodule(name.removesuffix(".weight")) for name, _ in unet.named_parameters() if selected(name)}
+    seen, size = {}, WORK["batch_size"]
+
+    def keep(name):
+        def hook(_, inputs, output):
+            output.requires_grad_()
+            seen[name] = inputs[0].detach(), output
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+
+    def output_gradients(batch):
+        rows = [i % len(latents) for i in range(batch * size, (batch + 1) * size)]
+        x0 = torch.from_numpy(latents[rows]).to(DEVICE)
+        text = torch.from_numpy(np.stack([texts[i % len(texts), 0] for i in rows])).float().to(DEVICE)
+        noise, t = torch.randn_like(x0), torch.randint(1000, (size,), device=DEVICE)
+        loss = row_losses(unet, scheduler, x0, noise, t, text).sum()
+        gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
+        return {name: (x, d) for (name, (x, _)), d in zip(seen.items(), gradients)}
+
+    activation, covariance, total = 0, {}, {}
+    for start in range(0, len(texts), 64):
+        x = torch.from_numpy(np.array(texts[start : start + 64])).float().to(DEVICE).flatten(0, 2)
+        activation = activation + (x.T @ x).double()
+    for batch in batches[::10]:
+        for name, (_, d) in output_gradients(batch).items():
+            d = d.flatten(0, 1)
+            covariance[name] = covariance.get(name, 0) + (d.T @ d).double()
+    basis_in = torch.linalg.eigh(activation)[1].float()
+    basis_out = {name: torch.linalg.eigh(x)[1].float() for name, x in covariance.items()}
+    for batch in batches:
+        for name, (x, d) in output_gradients(batch).items():
+            rotated = (d @ basis_out[name]).transpose(1, 2) @ (x @ basis_in)
+            total[name] = total.get(name, 0) + rotated.double().square().mean(dim=0)
+    for handle in handles:
+        handle.remove()
+    return sum(value.square().sum().item() for value in total.values())
+
+
 def train(unet, scheduler, latents, texts, batches):
     """AdamW with clipping: mirror images, a caption in five, one text in ten left out."""
     unet.train()
@@ -122,7 +164,7 @@ def main():
         parameter.requires_grad_(WORK["what"] in ("unlearn", "train") and selected(name))
     latents, texts = np.load(DATA / "latents.npy"), np.load(DATA / "texts.npy", mmap_mode="r")
     scheduler = DDPMScheduler()
-    work = dict(loss=losses, unlearn=unlearn, fisher=fisher, train=train)[WORK["what"]]
+    work = dict(loss=losses, unlearn=unlearn, fisher=fisher, ekfac=ekfac, train=train)[WORK["what"]]
     start, end = WORK["batches"]
     work(unet, scheduler, latents, texts, range(start, start + 1))
     for parameter in unet.parameters():

@@ -136,7 +136,9 @@ def compare(options, data, name, work, batches, peer_work=None):
         count = min(map(len, losses.values()))
         a, b = (np.array(losses[side][:count]) for side in ("ours", "peer"))
         row["deviation"] = float(np.abs(a / b - 1).max())
+    row["of_diagonal"] = next((answer["of_diagonal"] for answer in answers["ours"] if "of_diagonal" in answer), None)
     print(f"{name:34} ours {rates['ours']:10.1f}  peer {rates['peer']:10.1f} rows/s  ratio {row['ratio']:5.2f}", end="")
+    print(f"  {row['of_diagonal']:.2f} times the diagonal's time" if row["of_diagonal"] else "", end="")
     print(f"  largest deviation {row['deviation']:.1e}" if "deviation" in row else "", flush=True)
     return row
 
@@ -236,6 +238,8 @@ def plan(on_gpu):
         for select in ("cross-attn-kv", "all"):
             fisher = common | dict(what="fisher", micro_batch=32, batch_size=16, select=select)
             yield f"fisher, fp32, {select}", fisher, dict(ours=4, peer=1)
+        ekfac = common | dict(what="ekfac", micro_batch=32, batch_size=32)
+        yield "ekfac, fp32, cross-attn-kv", ekfac, dict(ours=20, peer=20)
         # Two models side by side, each on one thread, beside one on both.
         yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=32, select="all"), dict(ours=4, peer=2)
         return
@@ -249,6 +253,7 @@ def plan(on_gpu):
     for select, size in (("cross-attn-kv", 32), ("all", 32)):
         fisher = common | dict(what="fisher", micro_batch=32, batch_size=size, select=select)
         yield f"fisher, fp32, {select}", fisher, dict(ours=20, peer=5)
+    yield "ekfac, fp32, cross-attn-kv", common | dict(what="ekfac", micro_batch=32), dict(ours=20, peer=20)
     yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=128, select="all"), dict(ours=20, peer=20)
 
 

@@ -112,17 +112,18 @@ impl Stage for UnlearnParams {
             "`batch_size` is {}, expected at most {timesteps}: a batch has distinct timesteps of the model",
             self.batch_size
         );
-        images(self, inputs)?;
         if inputs.get("fisher").is_some() {
             check_inputs::covers(inputs, "fisher", &self.select)?;
         }
-        let Some(file) = inputs.get("ekfac") else { return Ok(()) };
-        ensure!(
-            !factors::is_published(file) || inputs.get("fisher").is_some(),
-            "{}: the unit of others' factors is unknown: connect `fisher`, to whose trace they are scaled",
-            file.display()
-        );
-        factors::validate_all(file, inputs, &self.select)
+        if let Some(file) = inputs.get("ekfac") {
+            ensure!(
+                !factors::is_published(file) || inputs.get("fisher").is_some(),
+                "{}: the unit of others' factors is unknown: connect `fisher`, to whose trace they are scaled",
+                file.display()
+            );
+            factors::validate_all(file, inputs, &self.select)?;
+        }
+        images(self, inputs).map(drop)
     }
 
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {

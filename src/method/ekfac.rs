@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::curvature::Damping;
+use super::damping::Damping;
 use super::error::MathError;
 use super::per_sample::room;
 use crate::models::kernels::add_squares;
@@ -115,7 +115,8 @@ impl Eigenbasis {
     /// The activations' and the gradients' eigenvectors [I, I] and [O, O] of a layer.
     pub fn of(&self, layer: &str) -> Option<[&Tensor; 2]> {
         let own = self.vectors.get(&join(layer, ACTIVATION));
-        let activation = own.or_else(|| self.vectors.get(&join(TEXTS, ACTIVATION)))?;
+        let texts = || self.vectors.get(&join(TEXTS, ACTIVATION)).filter(|_| reads_text(layer));
+        let activation = own.or_else(texts)?;
         Some([activation, self.vectors.get(&join(layer, GRADIENT))?])
     }
 

@@ -8,6 +8,7 @@
 pub mod autotune;
 pub mod blocks;
 pub mod curvature;
+pub mod damping;
 pub mod data;
 pub mod diffusion_loss;
 pub mod ekfac;

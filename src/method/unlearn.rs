@@ -11,7 +11,8 @@ use attrflow_engine::params;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
-use super::curvature::{Curvature, CurvatureKind, Damping};
+use super::curvature::{Curvature, CurvatureKind};
+use super::damping::Damping;
 use super::diffusion_loss::{DenoisingRows, check};
 use super::error::MathError;
 use super::identity::hashed;

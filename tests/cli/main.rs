@@ -21,6 +21,7 @@ mod demo;
 mod disk;
 mod download;
 mod edits;
+mod ekfac;
 mod error_bars;
 mod estimate;
 mod evaluation;

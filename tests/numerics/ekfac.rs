@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use attrflow::method::curvature::{Curvature, Damping};
+use attrflow::method::curvature::Curvature;
+use attrflow::method::damping::Damping;
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::ekfac::{

@@ -12,8 +12,9 @@ use anyhow::{Context, anyhow};
 use attrflow::io::npy::Npy;
 use attrflow::kinds::NpyRows;
 use attrflow::kinds::shared::device;
-use attrflow::method::data::{DataSet, Rows};
-use attrflow::method::fisher::{FisherParams, fisher_range};
+use attrflow::method::data::{DataSet, Rows, to_device};
+use attrflow::method::ekfac::{Eigenbasis, covariance, covariances, eigenvectors, of_texts};
+use attrflow::method::fisher::{FisherParams, FisherPass, fisher_range, squares};
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -29,7 +30,7 @@ use tch::{Kind, Tensor};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Work {
-    /// `loss`, `unlearn`, `fisher`, `train`, or `check`: each row of a loss pass against the simple way.
+    /// `loss`, `unlearn`, `fisher`, `ekfac`, `train`, or `check`: each row of a loss pass against the simple way.
     what: String,
     /// A folder with `unet/config.json`, `model.safetensors`, `latents.npy` and `texts.npy`.
     data: PathBuf,
@@ -140,6 +141,46 @@ fn main() -> anyhow::Result<()> {
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })
         }
+        "ekfac" => {
+            let params = FisherParams {
+                epochs: 1,
+                batch_size: work.batch_size,
+                select: selection(&work.select)?,
+                ..FisherParams::default()
+            };
+            let (schedule, micro_batch) = (&schedule, work.micro_batch);
+            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch };
+            let all: Vec<usize> = (0..texts.len()).collect();
+            let mut fit = || {
+                // Output gradients of a tenth of the batches, all texts, then the eigenvalues of all batches.
+                let tenth = (start..end).step_by(10);
+                let mut sums = pass.sum(tenth, &|found| Ok(covariances(found)), &mut |_| ())?.sums;
+                for some in all.chunks(64) {
+                    let some = texts.read(some).map_err(|error| anyhow!(error))?;
+                    let part = covariance(&to_device(&some, torch));
+                    sums.entry(of_texts()).and_modify(|sum| *sum += &part).or_insert(part);
+                }
+                let basis = Eigenbasis::new(eigenvectors(&sums)?, torch);
+                let sum = pass.sum(start..end, &|found| basis.squares(found), &mut |_| ())?;
+                Ok(sum.sums.values().map(norm).sum::<f64>())
+            };
+            // Before both sides start: the diagonal of the same rows, in turn with the fit, after a first time of each.
+            let mut diagonal =
+                || Ok(pass.sum(start..end, &squares, &mut |_| ())?.sums.values().map(norm).sum::<f64>());
+            let mut spent = [0.0; 2];
+            for turn in 0..4 {
+                for (seconds, work) in
+                    spent.iter_mut().zip([&mut fit as &mut dyn FnMut() -> anyhow::Result<f64>, &mut diagonal])
+                {
+                    let begun = Instant::now();
+                    work()?;
+                    *seconds += if turn > 0 { begun.elapsed().as_secs_f64() } else { 0.0 };
+                }
+            }
+            let (seconds, norm) = timed(fit)?;
+            let rows = (end - start) * work.batch_size;
+            json!({ "rows": rows, "seconds": seconds, "norm": norm, "of_diagonal": spent[0] / spent[1] })
+        }
         "train" => {
             // All that changes is the parameters: as many rows as visits.
             let params = TrainParams {
@@ -167,7 +208,11 @@ fn main() -> anyhow::Result<()> {
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": loss })
         }
-        what => return Err(anyhow!("`{what}` is no work: expected loss, unlearn, fisher, train or check")),
+        what => {
+            return Err(anyhow!(
+                "`{what}` is no work: expected loss, unlearn, fisher, ekfac, train or check"
+            ));
+        }
     };
     say(&with_memory(result, work.device))
 }

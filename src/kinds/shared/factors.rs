@@ -104,9 +104,10 @@ pub(crate) fn validate(path: &Path, layers: &[Linear], eigenvalues: bool) -> any
     for kind in kinds {
         let file = if published { path.join(format!("{kind}.safetensors")) } else { path.to_owned() };
         let file = TensorFile::open(&file)?;
-        for Linear { layer, outputs, inputs, .. } in layers {
+        for linear @ Linear { layer, outputs, inputs, .. } in layers {
             let name = if published { layer.clone() } else { format!("{layer}.{kind}") };
-            let shared = (!published && *kind == ACTIVATION).then(|| format!("{TEXTS}.{ACTIVATION}"));
+            let shared = !published && *kind == ACTIVATION && linear.shares_texts();
+            let shared = shared.then(|| format!("{TEXTS}.{ACTIVATION}"));
             let header = file.header(&name).or_else(|| file.header(&shared?));
             let header = header.with_context(|| {
                 format!(
