@@ -25,6 +25,7 @@ mod query_loss;
 mod real;
 mod refusals;
 mod ruled;
+mod screen;
 mod sdxl;
 #[path = "../cli/server.rs"]
 mod server;
