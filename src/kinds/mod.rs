@@ -17,7 +17,9 @@ mod query;
 mod query_loss;
 mod ranking;
 mod ranking_error_bars;
+mod screen;
 pub mod shared;
+mod step_check;
 mod subset;
 mod train;
 mod universe;
@@ -65,6 +67,7 @@ registry! {
         fisher::FisherParams,
         generate::SampleParams,
         unlearn::UnlearnParams,
+        screen::Screen,
         influence::Influence,
         train::TrainParams,
         query_loss::QueryLoss,

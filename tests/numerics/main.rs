@@ -24,6 +24,7 @@ mod published;
 mod query_loss;
 mod real;
 mod refusals;
+mod rescore;
 mod ruled;
 mod screen;
 mod sdxl;

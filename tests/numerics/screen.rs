@@ -10,11 +10,12 @@ use attrflow::method::noise::{Noise, Point, image_noise};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::screen::{Steps, Unlearned};
 use attrflow::method::selection::Selection;
-use attrflow::models::unet::UNet;
+use attrflow::models::lora::Adapters;
+use attrflow::models::unet::{ModelMode, UNet, UNetFiles};
 use attrflow_statistics::correlation::pearson;
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, assert_close, assert_within, load, loss_params, tiny};
+use crate::golden::{Tensors, assert_close, assert_within, load, loss_params, path, tiny};
 use crate::ruled::normal;
 
 const TIMESTEPS: [i64; 4] = [0, 250, 500, 750];
@@ -32,7 +33,7 @@ impl Weights {
         Self { names: queries[0].keys().cloned().collect(), queries }
     }
 
-    /// The network's own, moved along `directions`, each a share of the weight's spread.
+    /// The network's own, moved along normal directions of this length a number, one for each seed.
     fn moved(unet: &UNet, selection: &Selection, length: f64, seeds: &[i64]) -> Self {
         let of = |seed: &i64| {
             let chosen = unet.parameters().iter().filter(|(name, _)| selection.matches(name));
@@ -159,32 +160,39 @@ fn the_screen_is_the_product_with_the_gradients_of_single_rows() {
     assert_close("products", &found, &Tensor::stack(&expected, 0));
 }
 
-#[test]
-fn the_screen_is_what_small_steps_do_to_the_losses() {
-    let mut unet = tiny();
-    let selection = Selection::CrossAttnKv;
-    let weights = Weights::moved(&unet, &selection, 3e-3, &[1000, 2000]);
+/// Compares the screen with what a small step along each direction, and one against it, do to the losses.
+fn compare_with_small_steps(mut unet: UNet, selection: &Selection, length: f64) {
+    let weights = Weights::moved(&unet, selection, length, &[1000, 2000]);
     let found = screen(&unet, &weights, ROOM, 24).mean_dim(1, false, None); // [images, queries]
     let own: BTreeMap<String, Tensor> =
         weights.names.iter().map(|name| (name.clone(), unet.parameters()[name].copy())).collect();
     let points: Vec<Point> = params().points(&TIMESTEPS);
     for query in 0..2 {
-        let mut losses = [1.0, -1.0].map(|sign| {
+        let [up, down] = [1.0, -1.0].map(|sign| {
             for (name, own) in &own {
                 unet.update(name, &(own + (&weights.queries[query][name] - own) * sign));
             }
-            let rows =
-                with_pass(&unet, 24, |pass| pass.rows_of_images(&images(), &points, &mut |_| ())).unwrap();
+            let rows = with_pass(&unet, 24, |pass| pass.rows_of_images(&images(), &points, &mut |_| ()));
             own.iter().for_each(|(name, own)| unet.update(name, own));
-            rows.to_kind(Kind::Double).mean_dim([1i64, 2].as_slice(), false, None) // [images]
+            rows.unwrap().to_kind(Kind::Double).mean_dim([1i64, 2].as_slice(), false, None) // [images]
         });
-        losses[0] = (&losses[0] - &losses[1]) / 2.0;
-        let values = |x: &Tensor| Vec::<f64>::try_from(x.to_kind(Kind::Double)).unwrap();
-        let screened = found.select(1, query as i64).contiguous();
-        let correlation = pearson(&values(&losses[0]), &values(&screened)).unwrap();
-        assert!(correlation > 0.999, "{correlation}");
-        assert_within("rises", &screened, &losses[0], 0.01);
+        let expected = (up - down) / 2.0;
+        let values = |x: &Tensor| Vec::<f64>::try_from(x.contiguous()).unwrap();
+        let screened = found.select(1, query as i64);
+        let correlation = pearson(&values(&expected), &values(&screened)).unwrap();
+        assert!(correlation > 0.999, "{selection}: {correlation}");
+        assert_within(&format!("{selection}"), &screened, &expected, 0.01);
     }
+}
+
+#[test]
+fn the_screen_is_what_small_steps_do_to_the_losses() {
+    compare_with_small_steps(tiny(), &Selection::CrossAttnKv, 3e-3);
+    // Maps of a LoRA, kept as layers.
+    let (folder, file) = (path("tests/golden/lora/unet"), path("tests/golden/lora/diffusers.safetensors"));
+    let files = UNetFiles { lora: Some((&file, Adapters::Layers)), ..UNetFiles::new(&folder) };
+    let unet = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).unwrap();
+    compare_with_small_steps(unet, &Selection::Lora, 1e-3);
 }
 
 #[test]
