@@ -211,4 +211,12 @@ fn a_screen_chooses_images_for_top_k_alone() {
         "weights = \"unlearn.weights\"\nscreen = \"screen.queries/${query.name}/influence.npy\"\npretrain_loss",
     );
     assert!(plan().contains("`screen` chooses images for `top_k`"));
+    // The network is that of the steps.
+    let stage = stages();
+    let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();
+    let other = stage.replacen("\"data.files/model/unet\"", "\"../data/demo/model/unet\"", 1);
+    project.write("pipelines/demo.toml", text.replace(&stage, &other));
+    let error = plan();
+    let expected = "and of the stage `unlearn[grin]` on the input `weights` it is `data.files/model/unet`";
+    assert!(error.contains(expected) && !error.contains("unlearn[pizza]"), "{error}");
 }
