@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
-use super::fisher::IMAGES;
 use super::influence_summary::Summary;
 use super::loss_pass::per_timestep::{self, PER_TIMESTEP, PRETRAINED};
-use super::loss_pass::top_k::{self, Report, TopK};
+use super::loss_pass::top_k::{self, Report, SCREEN, TopK};
 use super::loss_pass::{self, LOSSES};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
-use super::shared::{arrays, check_outputs, check_values, expected, tensors};
-use super::unlearn::{SIZE, size};
+use super::shared::{arrays, check_outputs, check_values, expected};
+use super::step_check::{self, Accepted};
 use crate::io::npy::writer;
 use crate::io::npy::{Dtype, Npy};
 use crate::method::error::MathError;
@@ -35,7 +34,8 @@ params! {
         /// Find only the most influential images, without computing all timesteps of all images. Needs
         /// `noise = "per_image"` and the input `pretrain_loss_per_timestep`. Images that are not computed in full get an
         /// estimate of their influence. The output `top_k` (top_k.json) lists the exact ones, the computed rows, and the
-        /// certified recall.
+        /// certified recall. With the input `screen`, the images with the largest influence to first order are computed, and no
+        /// others but those that certify.
         top_k: Option<TopK> = None,
         /// Accept weights of a step that was divided by another number of images than this data set has. The influences are
         /// then those of a larger or smaller step; a warning gives the factor.
@@ -105,41 +105,9 @@ impl Validate for Influence {
 }
 
 impl Influence {
-    /// Refuses weights of a step that does not fit this data set, unless that is wanted: it was divided by another number of
-    /// images, or its query has another size.
-    fn check_step(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        let weights = inputs.path("weights").display();
-        if let Some((counted, here)) = other_images(inputs)?.filter(|_| !self.other_images) {
-            anyhow::bail!(
-                "{weights}: its step was divided by {counted} images, expected {here}, the rows of {}: with {here} the step would be \
-                 {:.3} times as large; set `other_images = true` to accept it",
-                inputs.path("text_embeddings").display(),
-                counted as f64 / here as f64
-            );
-        }
-        if let Some((query, here)) = other_size(inputs)?.filter(|_| !self.other_size) {
-            anyhow::bail!(
-                "{weights}: the latent of its query is {query}, expected {here}, as in {}: encode the query's image with the same \
-                 `pixels`, or set `other_size = true` to accept it",
-                inputs.path("latents").display(),
-            );
-        }
-        Ok(())
+    fn accepted(&self) -> Accepted {
+        Accepted { other_images: self.other_images, other_size: self.other_size }
     }
-}
-
-/// Height and width of the query's latent and of the data set's, if they differ.
-fn other_size(inputs: &Inputs) -> anyhow::Result<Option<(String, String)>> {
-    let Some(query) = tensors::metadata(inputs.path("weights"), SIZE)? else { return Ok(None) };
-    let here = size(&arrays::open(inputs)?.0);
-    Ok((query != here).then_some((query, here)))
-}
-
-/// The number of images that the step of the weights was divided by and that of the data set, if they differ.
-fn other_images(inputs: &Inputs) -> anyhow::Result<Option<(usize, usize)>> {
-    let counted = tensors::number::<usize>(inputs.path("weights"), IMAGES)?;
-    let here = arrays::count_images(inputs)?;
-    Ok(counted.filter(|counted| *counted != here).map(|counted| (counted, here)))
 }
 
 /// What the two loss passes have in common, and what the step was taken from.
@@ -164,6 +132,12 @@ impl Kind for Influence {
                  and `top_k`",
             )
             .optional(),
+            Input::new(
+                SCREEN,
+                "float32 [N]: this query's influence.npy in the output of `screen`, of the same losses: with `top_k`, the images to \
+                 compute",
+            )
+            .optional(),
         ],
         outputs: &[
             Output::new("influence", "influence.npy", "float32 [N]"),
@@ -181,6 +155,7 @@ impl Kind for Influence {
         shared: &[
             Shared { port: "pretrain_loss", kind: "pretrain-loss", inputs: OF_LOSSES },
             Shared { port: "weights", kind: "unlearn", inputs: OF_NETWORK },
+            Shared { port: SCREEN, kind: "screen", inputs: OF_LOSSES },
         ],
         ..KindInfo::new::<Self>("influence", 4, "the influence of every training image on one query")
     };
@@ -191,7 +166,7 @@ impl Stage for Influence {
         let Self { loss, top_k, other_images, other_size, per_timestep, flips } = self;
         let mut hashed = json!({
             "loss": loss.identity(),
-            "top_k": top_k,
+            "top_k": top_k.as_ref().map(TopK::identity),
             "other_images": other_images,
             "other_size": other_size,
         });
@@ -211,10 +186,24 @@ impl Stage for Influence {
             // The number of timesteps determines what is computed.
             Some(_) => self.loss.identity(),
         };
-        json!({ "loss": loss, "top_k": self.top_k })
+        json!({ "loss": loss, "top_k": self.top_k.as_ref().map(TopK::identity) })
     }
 
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
+        let screened = self.top_k.as_ref().and_then(|top_k| top_k.screened);
+        let fault = |port: &str, message: &str| vec![(port.to_owned(), message.to_owned())];
+        match connected(SCREEN) {
+            true if self.top_k.is_none() => {
+                return fault(SCREEN, "`screen` chooses images for `top_k`: set it, or remove this input");
+            }
+            false if screened.is_some() => {
+                return fault(
+                    "top_k.screened",
+                    "`screened` needs the input `screen`, which chooses that many images",
+                );
+            }
+            _ => {}
+        }
         let asked = [("top_k", self.top_k.is_some()), (PER_TIMESTEP, self.per_timestep)];
         let Some((key, _)) = asked.into_iter().find(|(_, asked)| *asked && !connected(PRETRAINED)) else {
             return Vec::new();
@@ -232,11 +221,14 @@ impl Stage for Influence {
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
-        self.check_step(inputs)
+        if let Some(screen) = inputs.get(SCREEN) {
+            Npy::open(screen)?.expect_shape(&[Some(arrays::count_images(inputs)?)])?;
+        }
+        self.accepted().check(inputs, inputs.path("weights"))
     }
 
     fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
-        check_values::finite(inputs, &["latents", "text_embeddings", "pretrain_loss", PRETRAINED])
+        check_values::finite(inputs, &["latents", "text_embeddings", "pretrain_loss", PRETRAINED, SCREEN])
     }
 
     fn units(&self, inputs: &Inputs) -> anyhow::Result<Units> {
@@ -271,9 +263,14 @@ impl Stage for Influence {
             let shape = per_timestep::shape(&self.loss, expected::array(inputs, "latents")?.shape[0]);
             estimate.outputs.insert(PER_TIMESTEP.into(), ArtifactShape::Array { shape, bytes: 4 });
         }
-        if self.top_k.is_some() {
-            // The amount of work depends on the scores; it is at most a full pass.
-            estimate.work = estimate.work.map(|work| WorkSize { tasks: 1, ..work });
+        if let Some(top_k) = &self.top_k {
+            // The amount of work depends on the scores, unless a screen chooses the images; it is at most a full pass.
+            let computed = match inputs.connected(SCREEN) {
+                true => images.min(top_k.screened() + top_k.certify_samples as usize),
+                false => images,
+            };
+            let share = |steps: u64| (steps * computed as u64).div_ceil(images.max(1) as u64);
+            estimate.work = estimate.work.map(|work| WorkSize { tasks: 1, steps: share(work.steps), ..work });
             let losses = estimate.outputs["losses"].clone();
             estimate.parts = losses.bytes().unwrap_or_default();
             // Most of the report is the index of each exact image, of which there are at most all.
@@ -326,16 +323,7 @@ impl Compute for Influence {
             (Some(_), [part]) => drop(fs_err::copy(part.join(LOSSES), &unlearned)?),
             _ => loss_pass::merge(&self.loss, inputs, parts, &unlearned)?,
         }
-        if let Some((counted, here)) = other_images(inputs)? {
-            let factor = counted as f64 / here as f64;
-            tracing::warn!(
-                "the step was divided by {counted} images, this data set has {here}: with {here} it would be {factor:.3} times as \
-                 large"
-            );
-        }
-        if let Some((query, here)) = other_size(inputs)? {
-            tracing::warn!("the latent of the query is {query}, those of this data set are {here}");
-        }
+        step_check::warn(inputs, inputs.path("weights"))?;
         let images = arrays::count_images(inputs)?;
         let pretrained = Npy::vector(inputs.path("pretrain_loss"))?;
         let rise =

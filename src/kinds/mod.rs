@@ -19,7 +19,9 @@ mod query;
 mod query_loss;
 mod ranking;
 mod ranking_error_bars;
+mod screen;
 pub mod shared;
+mod step_check;
 mod subset;
 mod train;
 mod universe;
@@ -69,6 +71,7 @@ registry! {
         ekfac::EkfacParams,
         generate::SampleParams,
         unlearn::UnlearnParams,
+        screen::Screen,
         influence::Influence,
         train::TrainParams,
         query_loss::QueryLoss,

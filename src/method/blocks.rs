@@ -13,13 +13,13 @@ use super::noise::{Noise, Point, image_noise};
 /// A block of images as any number of models see it: read and drawn once, kept on the CPU.
 pub struct Block {
     /// Its latents among all, in any order.
-    images: Vec<usize>,
+    pub(super) images: Vec<usize>,
     /// Each latent once for every caption: [pairs, C, H, W].
-    latents: Tensor,
+    pub(super) latents: Tensor,
     /// [pairs, L, D].
-    texts: Tensor,
+    pub(super) texts: Tensor,
     /// By point, [pairs, C, H, W].
-    noise: BTreeMap<Point, Tensor>,
+    pub(super) noise: BTreeMap<Point, Tensor>,
 }
 
 impl Block {

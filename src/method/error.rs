@@ -68,6 +68,8 @@ pub enum MathError {
         "{count} of the ids that are left out are not in the data set of {images} images, for instance `{first}`"
     )]
     UnknownIds { count: usize, first: String, images: usize },
+    #[error("the unlearned weights of query {query}: {what}")]
+    Step { query: usize, what: String },
     #[error("all {images} images are left out: nothing is left to train on")]
     NothingLeft { images: usize },
     #[error("`select` is {selection}, which no weight of the model has in its name")]

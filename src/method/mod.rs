@@ -3,7 +3,7 @@
 //! Wang, Hertzmann, Efros, Zhu, Zhang, *Data Attribution for Text-to-Image Models by Unlearning Synthesized
 //! Images*, NeurIPS 2024 (arXiv 2406.09408). The [`influence`] of a training image is its [`loss`] after
 //! [`unlearn`], whose steps are preconditioned by [`fisher`], minus its loss before. [`successive_halving`] finds the
-//! most influential images with less work.
+//! most influential images with less work, and [`screen`] estimates the influence on many queries at once.
 
 pub mod autotune;
 pub mod blocks;
@@ -24,6 +24,7 @@ pub mod objective;
 pub mod per_sample;
 pub mod sample;
 pub mod schedule;
+pub mod screen;
 pub mod selection;
 pub mod successive_halving;
 pub mod train;

@@ -4,6 +4,8 @@
 //! g_b alone: for a linear map it is g_b^T x_b. Goodfellow 2015 (arXiv 1510.01799) for linear layers, Rochette et
 //! al. 2019 (arXiv 1912.06015) for convolutions. Shapes: B samples, S tokens, P positions, I inputs, O outputs.
 
+use std::convert::Infallible;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::models::kernels::add_squares;
@@ -36,11 +38,21 @@ pub(super) fn room(device: Device, numbers: usize) -> i64 {
     ((room / numbers.max(1)) as i64).max(1)
 }
 
-/// The sums over samples of the squared gradients, in float64, by full name.
-pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
+/// Calls `each` with the gradients of a few samples at once, by full name, and the place of the first of them. What is kept of them
+/// is up to it: all samples' would take more memory than the network does.
+///
+/// # Errors
+/// Those of `each`.
+///
+/// # Panics
+/// Samples share an input: there are fewer inputs than gradients.
+pub fn in_chunks<E>(
+    record: &LayerRecord,
+    grad: &Tensor,
+    mut each: impl FnMut(i64, Vec<(String, Tensor)>) -> Result<(), E>,
+) -> Result<(), E> {
     let samples = grad.size()[0];
     assert_eq!(record.input.size()[0], samples, "{}: each sample needs an input of its own", record.layer);
-    let mut sums: Vec<(String, Tensor)> = Vec::new();
     let mut start = 0;
     // The first sample alone tells how large a gradient is.
     let mut at_once = 1;
@@ -49,15 +61,27 @@ pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tens
         let found = gradients(record, &record.input.narrow(0, start, count), &grad.narrow(0, start, count));
         let size: usize = found.iter().map(|(_, gradient)| gradient.numel() / count as usize).sum();
         at_once = room(grad.device(), size);
+        each(start, found)?;
         start += count;
+    }
+    Ok(())
+}
+
+/// The sums over samples of the squared gradients, in float64, by full name.
+pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tensor)> {
+    let mut sums: Vec<(String, Tensor)> = Vec::new();
+    let summed = in_chunks(record, grad, |_, found| {
         for (index, (name, gradient)) in found.into_iter().enumerate() {
             if sums.len() == index {
                 sums.push((name, Tensor::zeros(&gradient.size()[1..], (Kind::Double, gradient.device()))));
             }
             add_squares(&gradient, &sums[index].1);
         }
+        Ok::<_, Infallible>(())
+    });
+    match summed {
+        Ok(()) => sums,
     }
-    sums
 }
 
 fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {

@@ -35,6 +35,8 @@ impl<'a> Run<'a> {
         match other {
             Some(recipe) => &recipe.kind,
             None if record.params.get("images_shown").is_some() => "ranking",
+            // A screen has this parameter too, and many files of weights.
+            None if record.reads.keys().any(|port| port.starts_with("weights[")) => "screen",
             None if record.params.get("other_images").is_some() => "influence",
             None => "",
         }

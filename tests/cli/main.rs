@@ -52,6 +52,7 @@ mod reports;
 mod run;
 mod s3;
 mod schema;
+mod screen;
 mod sdxl;
 mod self_check;
 mod server;

@@ -25,7 +25,9 @@ mod published;
 mod query_loss;
 mod real;
 mod refusals;
+mod rescore;
 mod ruled;
+mod screen;
 mod sdxl;
 #[path = "../cli/server.rs"]
 mod server;

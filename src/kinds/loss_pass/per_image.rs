@@ -39,8 +39,9 @@ const ROWS: &str = "rows.npy";
 /// The range of a unit.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct UnitRange {
-    images: [usize; 2],
+pub(crate) struct UnitRange {
+    /// The first image and the one after the last.
+    pub images: [usize; 2],
     flipped: bool,
     timestep: i64,
     /// Left out for the first draw, so that its units are those from before there were others.
@@ -54,16 +55,18 @@ fn is_first(draw: &usize) -> bool {
 }
 
 impl UnitRange {
-    fn of(unit: &Unit) -> anyhow::Result<Self> {
+    /// Reads it.
+    pub fn of(unit: &Unit) -> anyhow::Result<Self> {
         Self::deserialize(&unit.range).context("invalid unit range")
     }
 
-    fn point(&self) -> Point {
+    /// Where its noise is drawn.
+    pub fn point(&self) -> Point {
         Point { timestep: self.timestep, draw: self.draw }
     }
 
     /// The latents of the block, given the number of images.
-    fn latents(&self, images: usize) -> Range<usize> {
+    pub fn latents(&self, images: usize) -> Range<usize> {
         let first = if self.flipped { images } else { 0 };
         first + self.images[0]..first + self.images[1]
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tch::Tensor;
 
 use super::per_timestep::{mean, pretrained};
@@ -13,8 +13,11 @@ use crate::io::json;
 use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::kinds::shared::arrays::{self, TrainingSet, values};
+use crate::kinds::shared::check_outputs;
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
+use crate::method::identity::hashed;
+use crate::method::influence::rank;
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::{Generator, derived_seed};
 use crate::method::schedule::NoiseSchedule;
@@ -24,6 +27,7 @@ use attrflow_engine::config::param::Validate;
 use attrflow_engine::identity::regular_file;
 use attrflow_engine::kind::{Context, Inputs, Unit};
 use attrflow_engine::params;
+use attrflow_statistics::correlation::spearman;
 
 params! {
     /// Which images to find, and with which confidence.
@@ -40,13 +44,41 @@ params! {
         max_keep: f64 [0.01..=1.0] = 1.0,
         /// Seed of the draw for `certify_samples`.
         seed: u32 = 0,
+        /// Images to compute in full where the input `screen` is connected: those with the largest influence to first order. All
+        /// others are discarded without being computed. By default 10 times `k`.
+        screened: Option<u32> = None,
     }
 }
 
 impl Validate for TopK {
     const RENAMED: &'static [(&'static str, &'static str)] =
         &[("top", "k"), ("check", "certify_samples"), ("keep", "max_keep")];
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        let few = self.screened.filter(|screened| *screened < self.k);
+        let fault = |screened| {
+            (
+                "screened",
+                format!("`screened` is {screened}, expected at least {}, the `k` images to find", self.k),
+            )
+        };
+        few.map(fault).into_iter().collect()
+    }
 }
+
+impl TopK {
+    /// What is hashed, and what the report says was asked for.
+    pub fn identity(&self) -> Json {
+        hashed(self, &[("screened", self.screened.is_none())])
+    }
+
+    /// How many images are computed in full where a screen chooses them.
+    pub fn screened(&self) -> usize {
+        self.screened.unwrap_or_else(|| self.k.saturating_mul(10)) as usize
+    }
+}
+
+/// The input with the influences to first order.
+pub(crate) const SCREEN: &str = "screen";
 
 /// The file of the report.
 pub(crate) const REPORT: &str = "top_k.json";
@@ -55,7 +87,7 @@ pub(crate) const REPORT: &str = "top_k.json";
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// The parameters.
-    asked: TopK,
+    asked: Json,
     /// N.
     images: usize,
     /// N, or 2N with the mirror images.
@@ -66,6 +98,9 @@ pub(crate) struct Report {
     rounds: Vec<Rounds>,
     rows: Rows,
     certificate: Certificate,
+    /// How a screen chose the images, if one was connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    screen: Option<Screened>,
     /// The images with exact influence, by index. All others have an estimate.
     pub exact: Vec<usize>,
 }
@@ -112,6 +147,32 @@ struct Certificate {
     sample_for_recall_of_0_9: usize,
 }
 
+/// The images that a screen chose, and how well it tells the others apart.
+#[derive(Debug, Serialize, Deserialize)]
+struct Screened {
+    /// Images that were computed in full for their influence to first order.
+    candidates: usize,
+    /// Spearman's correlation between the influences to first order and the exact ones on the random sample of the discarded;
+    /// none of fewer than two.
+    spearman: Option<f64>,
+}
+
+impl Screened {
+    /// Of influences to first order and the images that were chosen by them.
+    fn of(first_order: &[f32], chosen: &[usize], found: &Halving) -> Self {
+        let mut sample: Vec<bool> = found.exact.clone();
+        chosen.iter().for_each(|&image| sample[image] = false);
+        let images = found.exact.len();
+        let score = |image: usize| {
+            found.means.iter().skip(image).step_by(images).copied().fold(f64::NEG_INFINITY, f64::max)
+        };
+        let sample: Vec<usize> = (0..images).filter(|&image| sample[image]).collect();
+        let known: Vec<f64> = sample.iter().map(|&image| f64::from(first_order[image])).collect();
+        let exact: Vec<f64> = sample.iter().map(|&image| score(image)).collect();
+        Self { candidates: chosen.len(), spearman: spearman(&known, &exact) }
+    }
+}
+
 /// One unit, because the rows to compute depend on earlier ones: an interrupted one starts again.
 pub(crate) fn units(loss: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<Unit>> {
     let latents = arrays::open(inputs)?.0.rows();
@@ -155,28 +216,36 @@ pub(crate) fn run(
             keep: params.max_keep,
             check: params.certify_samples as usize,
         };
-        let found = successive_halving::halve(population, &wanted, &mut rises)?;
+        let first_order = inputs.get(SCREEN).map(|path| check_outputs::finite(path, images)).transpose()?;
+        let (found, screen) = match &first_order {
+            None => (successive_halving::halve(population, &wanted, &mut rises)?, None),
+            Some(first_order) => {
+                let ranks = rank(first_order)?.into_iter().map(|image| image as usize);
+                let chosen: Vec<usize> = ranks.take(params.screened()).collect();
+                let estimate = |latent: usize| f64::from(first_order[latent % images]);
+                let found = successive_halving::rescore(population, &wanted, &chosen, &estimate, &mut rises)?;
+                let screen = Screened::of(first_order, &chosen, &found);
+                (found, Some(screen))
+            }
+        };
         writer::write_f32(out.join(LOSSES), &[latents], &rises.losses(&found)?)?;
-        let report = Report::of(&found, population, params, loss.captions);
+        let report = Report { screen, ..Report::of(&found, population, params, loss.captions) };
         json::write_pretty(&out.join(REPORT), &report)?;
         cx.progress(total as u64, total as u64);
         Ok((loss.precision != Precision::Fp32).then(|| rises.sample()))
     })?;
-    if let Some((timesteps, found)) = sample {
+    if let Some((latent, timesteps, found)) = sample {
         precision_check::check(
             loss,
             (inputs, weights, cx.device),
             &schedule,
             loss.captions,
             &found,
-            |pass| pass.rows_of_images(&[SAMPLE], &timesteps, &mut |_| ()),
+            |pass| pass.rows_of_images(&[latent], &timesteps, &mut |_| ()),
         )?;
     }
     Ok(())
 }
-
-/// The latent whose rows are also computed in float32.
-const SAMPLE: usize = 0;
 
 /// The rises in loss, computed on demand.
 struct Rises<'a> {
@@ -244,14 +313,15 @@ impl Rises<'_> {
         Ok(losses)
     }
 
-    /// The losses [1, captions, timesteps] of the latent that is also computed in float32, and the timesteps.
-    fn sample(&self) -> (Vec<i64>, Tensor) {
-        let rows = &self.after[SAMPLE];
+    /// The first computed latent, which is also computed in float32, its timesteps, and its losses [1, captions, timesteps].
+    fn sample(&self) -> (usize, Vec<i64>, Tensor) {
+        let latent = self.after.iter().position(|rows| !rows.is_empty()).unwrap_or(0);
+        let rows = &self.after[latent];
         let seen = rows.len() / self.captions;
         let order = successive_halving::visit_order(self.timesteps.len());
         let timesteps = order[..seen].iter().map(|&place| self.timesteps[place]).collect();
         let rows = Tensor::from_slice(rows).view([1, seen as i64, self.captions as i64]);
-        (timesteps, rows.transpose(1, 2))
+        (latent, timesteps, rows.transpose(1, 2))
     }
 }
 
@@ -272,7 +342,7 @@ impl Report {
         let full = population.pairs();
         let top = population.images.min(params.k as usize);
         Self {
-            asked: params.clone(),
+            asked: params.identity(),
             images: population.images,
             latents: population.images * population.views,
             timesteps: population.timesteps,
@@ -296,6 +366,7 @@ impl Report {
                     params.confidence,
                 ),
             },
+            screen: None,
             exact: (0..exact.len()).filter(|&image| exact[image]).collect(),
         }
     }

@@ -4,7 +4,8 @@
 //! mirror image's). First all images are scored at the same few timesteps, and those that are too far behind are
 //! discarded. The rest is scored at more timesteps, and the survivors at all (Karnin, Koren, Somekh 2013, *Almost optimal
 //! exploration in multi-armed bandits*; Maron and Moore 1994, *Hoeffding races*). The loss of recall is measured:
-//! a uniform sample of the discarded images is scored exactly.
+//! a uniform sample of the discarded images is scored exactly. Where another method has already chosen the images to score,
+//! [`rescore`] takes the place of the rounds.
 
 mod certificate;
 mod interval;
@@ -144,10 +145,7 @@ pub fn rounds(timesteps: usize) -> Vec<usize> {
 /// # Errors
 /// A difference that is not finite, or an error of the source.
 pub fn halve(population: Population, spec: &Spec, source: &mut dyn Source) -> Result<Halving, MathError> {
-    if spec.top == 0 || population.timesteps == 0 {
-        let key = if spec.top == 0 { "top" } else { "time_samples" };
-        return Err(MathError::parameter(key, 0, "must be at least 1"));
-    }
+    expect_some(population, spec)?;
     let mut race = Race::new(population, source);
     let schedule = rounds(population.timesteps);
     // The rounds share the allowed error probability.
@@ -167,6 +165,43 @@ pub fn halve(population: Population, spec: &Spec, source: &mut dyn Source) -> Re
     let exact: Vec<bool> = (0..population.images).map(|image| race.is_exact(image)).collect();
     let means = race.means(&live);
     Ok(Halving { rounds, means, exact, computed: race.computed, check })
+}
+
+/// Finds the top K among images chosen beforehand, which are scored at all timesteps. All others are discarded at once: `estimate`
+/// gives the mean difference of their latents. What that loses is measured as by [`halve`].
+///
+/// # Errors
+/// As [`halve`]; or fewer than K images are chosen of more.
+pub fn rescore(
+    population: Population,
+    spec: &Spec,
+    chosen: &[usize],
+    estimate: &dyn Fn(usize) -> f64,
+    source: &mut dyn Source,
+) -> Result<Halving, MathError> {
+    expect_some(population, spec)?;
+    let least = spec.top.min(population.images);
+    if chosen.len() < least {
+        return Err(MathError::parameter("screened", chosen.len(), format!("must be at least {least}")));
+    }
+    let mut race = Race::new(population, source);
+    race.see(chosen, population.timesteps)?;
+    let check = race.check(chosen, spec)?;
+    let exact: Vec<bool> = (0..population.images).map(|image| race.is_exact(image)).collect();
+    let means = race.seen.iter().enumerate().map(|(latent, seen)| match exact[latent % exact.len()] {
+        true => mean(seen),
+        false => estimate(latent),
+    });
+    let means = means.collect();
+    Ok(Halving { rounds: Vec::new(), means, exact, computed: race.computed, check })
+}
+
+fn expect_some(population: Population, spec: &Spec) -> Result<(), MathError> {
+    if spec.top > 0 && population.timesteps > 0 {
+        return Ok(());
+    }
+    let key = if spec.top == 0 { "top" } else { "time_samples" };
+    Err(MathError::parameter(key, 0, "must be at least 1"))
 }
 
 /// The differences computed so far.

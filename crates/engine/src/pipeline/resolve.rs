@@ -85,8 +85,12 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
 fn check_shared(index: usize, drafts: &[Draft<'_>], connected: &[Connected], reader: &mut Reader<'_>) {
     let (draft, own) = (&drafts[index], &connected[index]);
     let mut reported: Vec<&str> = Vec::new();
-    for shared in draft.kind.shared {
-        let Some(Source::Port { stage, .. }) = own.sources.get(shared.port) else { continue };
+    let all = draft.kind.shared.iter().flat_map(|shared| {
+        let on_port = own.sources.iter().filter(move |(port, _)| split_port(port).0 == shared.port);
+        on_port.map(move |(_, source)| (shared, source))
+    });
+    for (shared, source) in all {
+        let Source::Port { stage, .. } = source else { continue };
         let (giver, theirs) = (&drafts[*stage], &connected[*stage]);
         if giver.kind.name != shared.kind || !own.whole || !theirs.whole {
             continue;
