@@ -15,11 +15,11 @@ pub struct Block {
     /// Its latents among all, in any order.
     images: Vec<usize>,
     /// Each latent once for every caption: [pairs, C, H, W].
-    latents: Tensor,
+    pub(super) latents: Tensor,
     /// [pairs, L, D].
-    texts: Tensor,
+    pub(super) texts: Tensor,
     /// By point, [pairs, C, H, W].
-    noise: BTreeMap<Point, Tensor>,
+    pub(super) noise: BTreeMap<Point, Tensor>,
 }
 
 impl Block {

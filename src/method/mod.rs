@@ -6,11 +6,13 @@
 //! most influential images with less work.
 
 pub mod autotune;
+pub mod baseline;
 pub mod blocks;
 pub mod data;
 pub mod diffusion_loss;
 pub mod error;
 pub mod fisher;
+pub mod gradients;
 pub mod identity;
 pub mod influence;
 pub mod layer_gradients;
@@ -19,6 +21,7 @@ pub mod micro_batches;
 pub mod noise;
 pub mod objective;
 pub mod per_sample;
+pub mod projection;
 pub mod sample;
 pub mod schedule;
 pub mod selection;
