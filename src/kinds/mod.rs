@@ -1,11 +1,13 @@
 //! The stage kinds: one file and one row each.
 
+mod baseline;
 pub mod command;
 mod dataset;
 mod download;
 mod evaluate;
 mod fisher;
 mod generate;
+mod gradients;
 mod influence;
 mod influence_summary;
 mod latents;
@@ -68,6 +70,8 @@ registry! {
         influence::Influence,
         train::TrainParams,
         query_loss::QueryLoss,
+        gradients::GradientsParams,
+        baseline::BaselineParams,
     }
 }
 
