@@ -1,10 +1,12 @@
 //! `gradients` and `baseline` through the program, on the demo's network.
 
+use std::path::Path;
+
 use attrflow::io::npy::Npy;
 use attrflow::io::npy::writer::write_f32;
 use serde_json::Value as Json;
 
-use crate::project::{Project, Ran};
+use crate::project::{Project, Ran, copy};
 
 const IMAGES: usize = 6;
 
@@ -257,4 +259,49 @@ fn what_a_baseline_cannot_compare_is_refused() {
     run(&project);
     project.edit("pipelines/demo.toml", "gradients = \"gradients.gradients\"", "gradients = \"../own.npy\"");
     refused(&project, "run", "own.npy: 1 rows, expected 6 or 12 (with mirror images)");
+}
+
+#[test]
+fn a_training_picture_as_the_query_is_found_by_its_pixels_and_by_clip() {
+    let project = project();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip_image"), &project.path("clip"));
+    project.edit(
+        "pipelines/demo.toml",
+        "query_image = \"generate.images/0.png\"",
+        "query_image = \"data.files/images/000005.png\"\nclip = \"../clip\"",
+    );
+    let mut before = "\"dot\"".to_owned();
+    for method in ["\"pixel\", pixels = 24", "\"clip\""] {
+        project.edit("pipelines/demo.toml", &before, method);
+        before = method.to_owned();
+        run(&project);
+        let found = scores(&project);
+        let others = found.iter().enumerate().filter(|(image, _)| *image != 4).map(|(_, score)| *score);
+        assert!((found[4] - 1.0).abs() < 1e-6 && others.fold(0.0, f32::max) < 1.0 - 1e-5, "{found:?}");
+    }
+    project.edit("pipelines/demo.toml", "clip = \"../clip\"", "clip = \"data.files/model/unet\"");
+    refused(&project, "run", "config.json");
+}
+
+#[test]
+fn gradients_and_scores_of_an_earlier_run_are_adopted() {
+    let project = project();
+    run(&project);
+    let mine = project.path("mine");
+    copy(&project.path("results/demo"), &mine);
+    for folder in ["cache", "results"] {
+        fs_err::remove_dir_all(project.path(folder)).unwrap();
+    }
+    project.run(&["--target", "latents", "--target", "query_gradients"]);
+    let adopt = |stage: &str, outputs: &[&str]| {
+        project.attrflow([&["adopt", stage], outputs, &["--pipeline", "pipelines/demo.toml"]].concat())
+    };
+    write_f32(mine.join("narrow.npy"), &[2 * IMAGES, 3], &[0.5; 6 * IMAGES]).unwrap();
+    let ran = adopt("gradients", &["mine/narrow.npy"]);
+    assert!(ran.code == 1 && ran.err.contains("narrow.npy: shape [12, 3], expected [12, "), "{ran:?}");
+    let ran = adopt("gradients", &["mine/gradients/gradients.npy"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let ran = adopt("scores", &["influence=mine/scores/influence.npy", "rank=mine/scores/rank.npy"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    assert_eq!(run(&project).computed(), ["ranking"]);
 }
