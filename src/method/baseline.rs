@@ -112,7 +112,7 @@ fn floats(values: &Tensor) -> Vec<f32> {
     Vec::try_from(values).expect("a flat float32 tensor on the CPU")
 }
 
-/// The products phi_i . phi_q, [R]: TracIn (Pruthi et al. 2020, arXiv 2002.08484, equation 1) of one checkpoint and a learning rate of 1.
+/// The products phi_i . phi_q, [R]: TracInCP (Pruthi et al. 2020, arXiv 2002.08484) of one checkpoint and a learning rate of 1.
 ///
 /// # Errors
 /// The rows can't be read.
@@ -141,7 +141,7 @@ pub fn cosine(vectors: &Vectors<'_>, query: &Tensor, centre: Option<&Tensor>) ->
 }
 
 /// TRAK's scores phi_i . (Phi^T Phi + lambda)^-1 phi_q of one model, without the weight by 1 - p, which a loss as output function has not
-/// (Park et al. 2023, arXiv 2303.14186, equation 16); D-TRAK's (Zheng et al. 2024, arXiv 2311.00500) with its gradients. [R]
+/// (Park et al. 2023, arXiv 2303.14186, section 3); D-TRAK's (Zheng et al. 2024, arXiv 2311.00500) with its gradients. [R]
 ///
 /// lambda = `damping` tr(Phi^T Phi) / k: gradients of another scale give the same ranking. The kernel is not divided by R. With fewer
 /// vectors than numbers, the dual form (Phi Phi^T + lambda)^-1 Phi phi_q gives the same scores by a smaller system, unless `form` is given.
