@@ -1,5 +1,6 @@
 //! The stage kinds: one file and one row each.
 
+mod baseline;
 pub mod command;
 mod dataset;
 mod download;
@@ -8,6 +9,7 @@ mod ekfac;
 mod evaluate;
 mod fisher;
 mod generate;
+mod gradients;
 mod influence;
 mod influence_summary;
 mod latents;
@@ -75,6 +77,8 @@ registry! {
         influence::Influence,
         train::TrainParams,
         query_loss::QueryLoss,
+        gradients::GradientsParams,
+        baseline::BaselineParams,
     }
 }
 

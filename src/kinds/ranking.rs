@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use image::RgbImage;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::influence_summary::Summary;
 use super::loss_pass::per_timestep::PER_TIMESTEP;
@@ -19,6 +19,8 @@ use crate::io::image::{load_rgb, save_png};
 use crate::io::json;
 use crate::io::npy::{self, Npy};
 use crate::io::rankings::percentile;
+use crate::method::baseline::Baseline;
+use crate::method::identity::hashed;
 use crate::method::influence::Flips;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -42,6 +44,8 @@ params! {
         image_folder: String = String::new(),
         /// What an influence is of those of an image and its mirror image: inherited from the stage on `influence`.
         flips: Flips = Flips::Max,
+        /// The method of a stage of the kind `baseline` on `influence`: inherited from it.
+        method: Option<Baseline> = None,
     }
 }
 
@@ -87,7 +91,10 @@ impl Kind for Ranking {
                 "float32 [N]: the standard error of each influence; NaN where there is none",
             ),
         ],
-        inherits: &[Inherit { param: "flips", port: "influence" }],
+        inherits: &[
+            Inherit { param: "flips", port: "influence" },
+            Inherit { param: "method", port: "influence" },
+        ],
         shown_at: &[ShownAt { param: "image_folder", port: "images" }],
         libtorch: false,
         ..KindInfo::new::<Self>(
@@ -99,6 +106,10 @@ impl Kind for Ranking {
 }
 
 impl Stage for Ranking {
+    fn identity(&self) -> Json {
+        hashed(self, &[("method", self.method.is_none())])
+    }
+
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         // Typical sizes of a table's line and a picture's cell; the outputs are small anyway.
         let (line, cell) = (120, 150_000);
@@ -192,6 +203,9 @@ impl Ranking {
     ) -> anyhow::Result<Result<(Method, Vec<f32>), &'static str>> {
         if inputs.get("top_k").is_some() {
             return Ok(Err(error_bars::TOP_K));
+        }
+        if self.method.is_some() {
+            return Ok(Err(error_bars::BASELINE));
         }
         let Some(file) = inputs.get(PER_TIMESTEP) else { return Ok(Err(error_bars::NOT_CONNECTED)) };
         let scores = Scores { file, influence, flips: self.flips };

@@ -24,6 +24,8 @@ pub(super) const NOT_CONNECTED: &str = "no error bars: the input `per_timestep` 
 /// The same for rankings by `top_k`.
 pub(super) const TOP_K: &str =
     "no error bars with `top_k`: not all timesteps of all images are computed; scores are exact or estimates";
+/// The same for the scores of `baseline`.
+pub(super) const BASELINE: &str = "no error bars: a baseline gives one number for each image, with no timesteps or draws of noise to compare";
 /// The same for a single loss before and after.
 pub(super) const ONE_POINT: &str = "no error bars: one timestep with one draw of noise says nothing of the noise; increase `time_samples` or `draws`";
 /// What the marks below pictures say.

@@ -17,6 +17,14 @@ pub enum MathError {
         if *mirrored { " (mirrored)" } else { "" }
     )]
     LossNotFinite { image: usize, mirrored: bool, timestep: i64, value: f64 },
+    #[error("the gradient of image {image}{} is not finite", if *mirrored { " (mirrored)" } else { "" })]
+    GradientNotFinite { image: usize, mirrored: bool },
+    #[error("the vector of {what} is zero, so that it has no cosine with others")]
+    NoDirection { what: &'static str },
+    #[error(
+        "the kernel of the gradients is not positive definite with damping = {damping}: set a larger `damping`"
+    )]
+    SingularKernel { damping: f64 },
     #[error("the influence of image {image} is {value}")]
     InfluenceNotFinite { image: usize, value: f32 },
     #[error(

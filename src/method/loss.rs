@@ -148,7 +148,7 @@ pub struct LossPass<'a> {
     pub(super) schedule: &'a NoiseSchedule,
     pub(super) data: DataSet<'a>,
     pub(super) params: &'a LossParams,
-    points: Vec<Point>,
+    pub(super) points: Vec<Point>,
     pub(super) micro_batch: usize,
 }
 
@@ -356,7 +356,7 @@ fn narrow(x: &Tensor, rows: &Range<usize>) -> Tensor {
 /// The next slice from `row` on: pairs of image and caption, and which of their timesteps.
 ///
 /// It holds whole pairs, which share a text, as long as one fits into `most` rows; else a part of one pair.
-fn slice(row: usize, most: usize, groups: usize, times: usize) -> (Range<usize>, Range<usize>) {
+pub(super) fn slice(row: usize, most: usize, groups: usize, times: usize) -> (Range<usize>, Range<usize>) {
     let (group, time) = (row / times, row % times);
     if time == 0 && most >= times {
         (group..groups.min(group + most / times), 0..times)

@@ -6,6 +6,7 @@
 //! most influential images with less work, and [`screen`] estimates the influence on many queries at once.
 
 pub mod autotune;
+pub mod baseline;
 pub mod blocks;
 pub mod curvature;
 pub mod damping;
@@ -14,6 +15,7 @@ pub mod diffusion_loss;
 pub mod ekfac;
 pub mod error;
 pub mod fisher;
+pub mod gradients;
 pub mod identity;
 pub mod influence;
 pub mod layer_gradients;
@@ -22,6 +24,7 @@ pub mod micro_batches;
 pub mod noise;
 pub mod objective;
 pub mod per_sample;
+pub mod projection;
 pub mod sample;
 pub mod schedule;
 pub mod screen;

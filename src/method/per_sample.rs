@@ -84,7 +84,8 @@ pub fn sums_of_squares(record: &LayerRecord, grad: &Tensor) -> Vec<(String, Tens
     }
 }
 
-fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {
+/// The gradients of a layer's weight: [B, ..] with its shape after B; see [`gradients`].
+pub(super) fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {
     match op {
         Op::Linear if g.dim() == 2 => g.unsqueeze(2) * x.unsqueeze(1), // [B, O, I]
         Op::Linear => g.transpose(1, 2).bmm(x),                        // [B, O, S] [B, S, I]
@@ -106,7 +107,8 @@ fn weight(op: Op, x: &Tensor, g: &Tensor) -> Tensor {
     }
 }
 
-fn bias(op: Op, g: &Tensor) -> Tensor {
+/// The gradients of a layer's bias: [B, O].
+pub(super) fn bias(op: Op, g: &Tensor) -> Tensor {
     match op {
         Op::Linear | Op::Pointwise | Op::LayerNorm { .. } => over_tokens(g),
         Op::Conv2d { .. } | Op::GroupNorm { .. } => g.sum_dim_intlist([2i64, 3].as_slice(), false, None),

@@ -8,6 +8,7 @@ mod audit;
 mod backends;
 mod bad_data;
 mod bad_input;
+mod baselines;
 mod cache;
 mod captions;
 mod clock;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are test code too")]
 #![allow(clippy::single_range_in_vec_init, reason = "a list of ranges may hold one")]
 
+mod baselines;
 mod checkpoints;
 mod clip;
 mod ekfac;
