@@ -101,7 +101,8 @@ impl Compute for EkfacParams {
     fn run(&self, task: &Task, cx: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let batches = ranges::range(task.unit()?, "batches")?.collect();
-        let basis = Eigenbasis::new(tensors::read(inputs.path("eigenbasis"))?, device::torch(cx.device));
+        let basis =
+            Eigenbasis::new(factors::read(inputs.path("eigenbasis"), false)?, device::torch(cx.device));
         let sums = fisher::sums(&self.fisher, inputs, batches, &|found| basis.squares(found), cx)?;
         fisher::write_sums(out, &sums)
     }
@@ -113,7 +114,7 @@ impl Compute for EkfacParams {
         tracing::info!(
             "the eigenvalues sum to the squared gradients of the same rows within {difference:.1e}"
         );
-        let basis = Eigenbasis::new(tensors::read(inputs.path("eigenbasis"))?, Device::Cpu);
+        let basis = Eigenbasis::new(factors::read(inputs.path("eigenbasis"), false)?, Device::Cpu);
         let mut all: BTreeMap<String, Tensor> = basis.into_tensors();
         all.extend(means.into_iter().map(|(name, x)| (name, x.to_kind(Element::Float))));
         let metadata = [(IMAGES, count_images(inputs)?.to_string()), (TRACE, format!("{difference:.3e}"))];

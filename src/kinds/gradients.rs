@@ -11,12 +11,13 @@ use super::shared::arrays::{TrainingSet, values};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::parameters::Parameters;
-use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, ranges};
+use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, factors, ranges};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
+use crate::method::ekfac::Eigenbasis;
 pub use crate::method::gradients::GradientsParams;
 use crate::method::loss::LossPass;
-use crate::method::projection::{Kept, Projector, kept};
+use crate::method::projection::{Kept, Projection, Projector, kept};
 use crate::method::schedule::NoiseSchedule;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -40,6 +41,11 @@ impl Kind for GradientsParams {
                 "float [2N, C, H, W]: images, then their mirror images; or queries [Q, C, H, W]",
             ),
             Input::new("text_embeddings", "float [N, captions, L, D]"),
+            Input::new(
+                "eigenbasis",
+                "float32 by layer, of a stage of the kind `eigenbasis`: for `projection = \"eigen\"`, the same for training images and queries",
+            )
+            .optional(),
         ],
         outputs: &[Output::new(
             "gradients",
@@ -56,7 +62,18 @@ impl Kind for GradientsParams {
 
 impl Stage for GradientsParams {
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
-        self.select.check("select", connected("lora"))
+        let mut faults = self.select.check("select", connected("lora"));
+        let message = match (self.projection == Projection::Eigen, connected("eigenbasis")) {
+            (true, false) => {
+                "`projection = \"eigen\"` needs the input `eigenbasis`: connect the output of a stage of the kind `eigenbasis`"
+            }
+            (false, true) => {
+                "the input `eigenbasis` is connected, which `projection` does not use: set `projection = \"eigen\"`, or remove the input"
+            }
+            _ => return faults,
+        };
+        faults.push(("projection".to_owned(), message.to_owned()));
+        faults
     }
 
     fn identity(&self) -> Json {
@@ -66,6 +83,20 @@ impl Stage for GradientsParams {
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
         check_inputs::selected(inputs, &self.select)?;
+        if let Some(file) = inputs.get("eigenbasis") {
+            let layers = factors::layers(inputs, &self.select)?;
+            let network = Parameters::of(inputs, &self.select)?;
+            let linear = |name: &str| {
+                layers.iter().any(|own| name.strip_suffix(".weight") == Some(own.layer.as_str()))
+            };
+            let other = network.selected().map(|header| header.name.as_str()).find(|name| !linear(name));
+            if let Some(name) = other {
+                anyhow::bail!(
+                    "`select` chooses `{name}`, which is no weight of a linear layer, expected those alone with `projection = \"eigen\"`"
+                );
+            }
+            factors::validate(file, &layers, false)?;
+        }
         self.width(&Parameters::of(inputs, &self.select)?).map(drop)
     }
 
@@ -137,8 +168,14 @@ impl Compute for GradientsParams {
                 .filter(|(name, _)| self.select.matches(name))
                 .map(|(name, weight)| (name.clone(), shape(weight)))
                 .collect();
-            let projector =
-                Projector::drawn(&selected, self.projection, self.projection_dim, self.seed, unet.device())?;
+            let (dim, device) = (self.projection_dim, unet.device());
+            let projector = match inputs.get("eigenbasis") {
+                Some(file) => {
+                    let basis = Eigenbasis::new(factors::read(file, false)?, device);
+                    Projector::leading(&selected, dim, &basis)?
+                }
+                None => Projector::drawn(&selected, self.projection, dim, self.seed, device)?,
+            };
             let pass = LossPass::new(unet, &schedule, set.data()?, &self.loss, cx.effective_micro_batch())?;
             let mut writer =
                 NpyWriter::create(out.join(FILE), Dtype::F32, &[latents.len(), projector.width()])?;
@@ -171,6 +208,11 @@ impl Compute for GradientsParams {
         let unit =
             Unit { name: "a trial".into(), range: json!({ "latents": [0, rows] }), steps: rows as u64 };
         let steps = unit.steps;
-        Ok(Trial { stage: Box::new(self.clone()), inputs: given, unit: Some(unit), steps, merges: true })
+        let mut stage = self.clone();
+        if self.projection == Projection::Eigen && given.get("eigenbasis").is_none() {
+            // Random matrices cost the same.
+            stage.projection = Projection::Kronecker;
+        }
+        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: true })
     }
 }

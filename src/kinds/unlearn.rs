@@ -80,7 +80,7 @@ impl Stage for UnlearnParams {
         let needed = self.curvature.port();
         if !connected(needed) {
             let message = format!(
-                "the `curvature` {} needs the input `{needed}`: connect the output of a stage of the kind `{needed}`",
+                "the input `{needed}` is not connected, which the `curvature` {} needs: connect the output of a stage of the kind `{needed}`",
                 json!(self.curvature)
             );
             faults.push(("curvature".to_owned(), message));
@@ -251,7 +251,7 @@ fn read_curvature(params: &UnlearnParams, inputs: &Inputs, device: tch::Device) 
         return Ok(Curvature::Diagonal(fisher.context("no Fisher information")?));
     }
     let path = inputs.path("ekfac");
-    let mut ekfac = Ekfac::new(factors::read(path)?, device);
+    let mut ekfac = Ekfac::new(factors::read(path, true)?, device);
     if let Some(fisher) = fisher {
         let names = Parameters::of(inputs, &params.select)?;
         let names = names.selected().map(|header| header.name.as_str());

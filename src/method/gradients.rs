@@ -43,11 +43,12 @@ params! {
         select: Selection = Selection::CrossAttnKv,
         /// `none` keeps whole gradients; `kronecker` projects each matrix by a Kronecker product of two random ones, and never makes
         /// the gradient; `dense` by one random matrix for each weight, which needs 4 x `projection_dim` bytes of memory for each
-        /// number of an average weight.
+        /// number of an average weight; `eigen` onto the leading eigenvectors of the input `eigenbasis` (LoGra, Choe et al. 2024, arXiv
+        /// 2405.13954), for weights of linear layers without biases.
         projection: Projection = Projection::Kronecker,
         /// Numbers to keep of a gradient, at most: as many of each selected weight. Unused with `projection = "none"`.
         projection_dim: usize [1..=1_048_576] = 4096,
-        /// Seed of the random matrices.
+        /// Seed of the random matrices. Unused with `projection = "none"` and `"eigen"`.
         seed: u32 = 0,
         /// One draw of noise for each timestep, the same for all images, captions and queries, as D-TRAK publishes. By default each
         /// image has its own, as in the loss pass.
@@ -76,7 +77,8 @@ impl GradientsParams {
     /// What is hashed: not how many numbers would be kept, and by which matrices, where all are.
     pub fn identity(&self) -> Json {
         let whole = self.projection == Projection::None;
-        let mut hashed = hashed(self, &[("projection_dim", whole), ("seed", whole)]);
+        let drawn = !whole && self.projection != Projection::Eigen;
+        let mut hashed = hashed(self, &[("projection_dim", whole), ("seed", !drawn)]);
         hashed["loss"] = self.loss.identity();
         hashed
     }

@@ -2,7 +2,7 @@
 //!
 //! For a linear map with inputs X [S, I] and output gradients D [S, O], the gradient is G = D^T X. A Kronecker product of two small
 //! matrices keeps (P_O kron P_I) vec(G) = P_O G P_I^T = (D P_O^T)^T (X P_I^T), as in LoGra (Choe et al. 2024, arXiv 2405.13954),
-//! with random matrices in place of eigenvectors. With entries N(0, 1/k), inner products are kept on average.
+//! with random matrices or, as there, with leading eigenvectors. With entries N(0, 1/k), inner products are kept on average.
 //! Shapes: S tokens or positions, I inputs, O outputs, k what is kept of a parameter, M parameters.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use std::ops::Range;
 use attrflow_engine::choice;
 use tch::{Device, Tensor};
 
+use super::ekfac::Eigenbasis;
 use super::error::MathError;
 use super::noise::{Generator, derived_seed};
 use super::per_sample;
@@ -25,6 +26,8 @@ choice! {
         Kronecker = "kronecker",
         /// Its product with one random matrix for each parameter.
         Dense = "dense",
+        /// As `kronecker`, with the leading eigenvectors of the layer's covariances in place of random matrices.
+        Eigen = "eigen",
     }
 }
 
@@ -66,6 +69,11 @@ pub fn kept(shapes: &[Vec<usize>], projection: Projection, dim: usize) -> Result
         Projection::Kronecker if shape.len() > 1 => {
             let (outputs, inputs) = factors(each);
             Kept::Kronecker(outputs, inputs)
+        }
+        Projection::Eigen => {
+            let (outputs, inputs) = factors(each);
+            let most: [usize; 2] = [shape[0], shape[1..].iter().product()];
+            Kept::Kronecker(outputs.min(most[0]), inputs.min(most[1]))
         }
         Projection::Kronecker | Projection::Dense => Kept::Dense(each),
     };
@@ -141,6 +149,36 @@ impl Projector {
         };
         let kept = kept(&shapes, projection, dim)?;
         Ok(Self::new(parameters.iter().zip(kept).map(of).collect()))
+    }
+
+    /// Projects onto the leading eigenvectors of each layer, from the basis of EK-FAC.
+    ///
+    /// # Errors
+    /// As [`kept`]; or a parameter is no weight of a linear layer, or its layer has no eigenvectors, or those of other sizes.
+    pub fn leading(
+        parameters: &BTreeMap<String, Vec<usize>>,
+        dim: usize,
+        basis: &Eigenbasis,
+    ) -> Result<Projector, MathError> {
+        let shapes: Vec<Vec<usize>> = parameters.values().cloned().collect();
+        let mut maps = BTreeMap::new();
+        for ((name, shape), kept) in parameters.iter().zip(kept(&shapes, Projection::Eigen, dim)?) {
+            let found = name.strip_suffix(".weight").and_then(|layer| basis.of(layer));
+            let (Kept::Kronecker(outputs, inputs), Some([activation, gradient])) = (kept, found) else {
+                return Err(MathError::NoFisher { parameter: name.clone() });
+            };
+            let widths = [activation, gradient].map(|vectors| vectors.size()[0] as usize);
+            let expected = [shape[1..].iter().product(), shape[0]];
+            if widths != expected {
+                let [found, expected] =
+                    [widths, expected].map(|sizes| sizes.map(|size| size as i64).to_vec());
+                return Err(MathError::FisherShape { parameter: name.clone(), found, expected });
+            }
+            let first = |vectors: &Tensor, count: usize| vectors.narrow(1, 0, count as i64).tr();
+            let map = Map::Kronecker(first(gradient, outputs), first(activation, inputs));
+            maps.insert(name.clone(), (map, kept.width()));
+        }
+        Ok(Self::new(maps))
     }
 
     /// A projection by given matrices, each with the number of values that it keeps.

@@ -47,7 +47,10 @@ fn a_fault_of_the_pipeline_has_its_location() {
         (
             r#"fisher = "fisher.fisher""#,
             "",
-            &["the input `fisher` of the stage `unlearn` is not connected", "`fisher` takes float64"],
+            &[
+                "the input `fisher` is not connected, which the `curvature` \"diagonal\" needs",
+                "`fisher` takes float64",
+            ],
         ),
         (
             r#"weights = "unlearn.weights""#,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use attrflow::io::npy::Npy;
 use attrflow::io::tensor_file::TensorFile;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -29,6 +30,16 @@ text_embeddings = "latents.text_embeddings"
 kind = "ekfac"
 params = { fisher = { epochs = 2, batch_size = 4, select = "cross-attn-kv" } }
 [stages.factors.inputs]
+unet = "data.files/model/unet"
+scheduler = "data.files/model/scheduler"
+latents = "latents.latents"
+text_embeddings = "latents.text_embeddings"
+eigenbasis = "basis.eigenbasis"
+
+[stages.projected]
+kind = "gradients"
+params = { loss = "${loss}", projection = "eigen", projection_dim = 256 }
+[stages.projected.inputs]
 unet = "data.files/model/unet"
 scheduler = "data.files/model/scheduler"
 latents = "latents.latents"
@@ -187,6 +198,14 @@ fn a_step_with_own_factors_and_with_others() {
         assert!(far < 1e-6, "{name}: {far}");
     }
 
+    // The same basis serves projections: as many numbers of each matrix.
+    let ran = project.attrflow(["run", "pipelines/ekfac.toml", "--target", "projected"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let gradients = Npy::open(project.path("results/ekfac/projected/gradients.npy")).unwrap();
+    let layers = own.keys().filter(|name| name.ends_with(".lambda_matrix")).count();
+    assert!(gradients.rows() == 12 && gradients.shape()[1].is_multiple_of(layers), "{:?}", gradients.shape());
+    assert!(gradients.shape()[1] > 128, "{:?}", gradients.shape());
+
     // More rows of eigenvalues recompute no eigenvectors.
     project.edit(
         "pipelines/ekfac.toml",
@@ -206,10 +225,26 @@ fn factors_that_do_not_fit_are_named() {
         fails(&project, target, parts);
         project.write("pipelines/ekfac.toml", good);
     };
-    let needs = "the `curvature` \"ekfac\" needs the input `ekfac`: connect the output of a stage of the kind `ekfac`";
+    let needs = "the input `ekfac` is not connected, which the `curvature` \"ekfac\" needs: connect the output of a stage of the kind `ekfac`";
     edit("ekfac = \"factors.ekfac\"\n", "", "forget", &[needs]);
     let unused = "the input `ekfac` is connected, which `curvature = \"diagonal\"` does not use";
     edit("curvature = \"ekfac\" }\n[stages.forget.inputs]", "}\n[stages.forget.inputs]", "forget", &[unused]);
+    let unused = "the input `eigenbasis` is connected, which `projection` does not use";
+    edit("projection = \"eigen\", ", "", "projected", &[unused]);
+    let needs = "`projection = \"eigen\"` needs the input `eigenbasis`";
+    edit(
+        "eigenbasis = \"basis.eigenbasis\"\n\n[stages.diagonal]",
+        "\n[stages.diagonal]",
+        "projected",
+        &[needs],
+    );
+    let more_dims = "projection_dim = 256, select = \"cross-attn\"";
+    edit(
+        "projection_dim = 256",
+        more_dims,
+        "projected",
+        &["attn2.to_out.0.bias`, which is no weight of a linear layer"],
+    );
     let ran =
         project.attrflow(["run", "pipelines/ekfac.toml", "--target", "factors", "--target", "diagonal"]);
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -298,7 +333,8 @@ captions = "data.files/captions.json"
 text_encoder = "data.files/model/text_encoder"
 tokenizer = "data.files/model/tokenizer"
 "#;
-    let (before, rest) = STAGES.split_once("[stages.diagonal]").unwrap();
+    let (before, _) = STAGES.split_once("[stages.projected]").unwrap();
+    let (_, rest) = STAGES.split_once("[stages.diagonal]").unwrap();
     let forget = rest.split_once("[stages.forget]").unwrap().1.split_once("[stages.score]").unwrap().0;
     let lora = [before, "[stages.forget]", forget, LORA]
         .concat()

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use attrflow::method::baseline::{Form, Vectors, cosine, dot, trak};
 use attrflow::method::data::DataSet;
+use attrflow::method::ekfac::{ACTIVATION, Eigenbasis, GRADIENT, TEXTS};
 use attrflow::method::error::MathError;
 use attrflow::method::gradients::{GradientOf, GradientsParams};
 use attrflow::method::loss::LossPass;
-use attrflow::method::noise::Noise;
+use attrflow::method::noise::{Generator, Noise};
 use attrflow::method::projection::{Map, Projection, Projector};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -99,12 +100,64 @@ fn whole_gradients_are_kept_by_ascending_name() {
 
 /// The projection of the selected parameters of the tiny network.
 fn drawn(params: &GradientsParams, dim: usize, seed: u32) -> Projector {
+    Projector::drawn(&shapes(&params.select), params.projection, dim, seed, Device::Cpu).unwrap()
+}
+
+fn shapes(select: &Selection) -> BTreeMap<String, Vec<usize>> {
     let unet = tiny();
-    let selected =
-        unet.parameters().iter().filter(|(name, _)| params.select.matches(name)).map(|(name, weight)| {
-            (name.clone(), weight.size().into_iter().map(|length| length as usize).collect())
-        });
-    Projector::drawn(&selected.collect(), params.projection, dim, seed, Device::Cpu).unwrap()
+    let selected = unet.parameters().iter().filter(|(name, _)| select.matches(name));
+    let shape = |weight: &Tensor| weight.size().into_iter().map(|length| length as usize).collect();
+    selected.map(|(name, weight)| (name.clone(), shape(weight))).collect()
+}
+
+/// Orthogonal matrices that stand for the eigenvectors of keys' and values' layers: one for the texts, one for each layer's outputs.
+fn eigenvectors() -> BTreeMap<String, Tensor> {
+    let orthogonal = |size: i64, seed: u64| {
+        let draw = Generator::seeded(seed as i64).normal(&[size, size], Device::Cpu);
+        draw.linalg_qr("reduced").0
+    };
+    let mut vectors = BTreeMap::from([(format!("{TEXTS}.{ACTIVATION}"), orthogonal(12, 0))]);
+    for (place, (name, weight)) in tiny().parameters().iter().enumerate() {
+        if Selection::CrossAttnKv.matches(name) {
+            let layer = name.strip_suffix(".weight").unwrap();
+            vectors.insert(format!("{layer}.{GRADIENT}"), orthogonal(weight.size()[0], place as u64 + 1));
+        }
+    }
+    vectors
+}
+
+/// The projection onto such a basis.
+fn leading(dim: usize, vectors: BTreeMap<String, Tensor>) -> Result<Projector, MathError> {
+    Projector::leading(&shapes(&Selection::CrossAttnKv), dim, &Eigenbasis::new(vectors, Device::Cpu))
+}
+
+#[test]
+fn a_whole_eigenbasis_keeps_products_and_its_first_vectors_are_kept_first() {
+    let params = params(GradientOf::Loss, Selection::CrossAttnKv);
+    let whole = &load("baselines")["whole"];
+    let found = gradients(&params, &leading(1 << 20, eigenvectors()).unwrap(), &all(), 64).unwrap();
+    assert_eq!(found.size(), whole.size());
+    assert_within("products", &found.matmul(&found.tr()), &whole.matmul(&whole.tr()), 1e-5);
+
+    let names = shapes(&Selection::CrossAttnKv);
+    let projector = leading(6 * names.len(), eigenvectors()).unwrap(); // 2 x 3 of each matrix
+    let found = gradients(&params, &projector, &all(), 64).unwrap();
+    let (vectors, mut start, mut parts) = (eigenvectors(), 0, Vec::new());
+    for (name, shape) in &names {
+        let length = shape.iter().product::<usize>() as i64;
+        let own = whole.narrow(1, start, length).view([10, shape[0] as i64, -1]);
+        start += length;
+        let outputs = &vectors[&format!("{}.{GRADIENT}", name.strip_suffix(".weight").unwrap())];
+        let inputs = &vectors[&format!("{TEXTS}.{ACTIVATION}")];
+        parts.push(outputs.narrow(1, 0, 2).tr().matmul(&own).matmul(&inputs.narrow(1, 0, 3)).flatten(1, -1));
+    }
+    assert_within("the first vectors", &found, &Tensor::cat(&parts, 1), 1e-5);
+
+    let mut other = eigenvectors();
+    let name = other.keys().next().unwrap().clone();
+    other.remove(&name);
+    let error = leading(64, other).err().unwrap().to_string();
+    assert!(error.starts_with("the Fisher information has no `"), "{error}");
 }
 
 #[test]

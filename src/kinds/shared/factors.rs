@@ -89,6 +89,10 @@ pub(crate) fn bytes(layers: &[Linear], eigenvalues: bool) -> u64 {
 const PUBLISHED: [&str; 3] = [ACTIVATION, GRADIENT, LAMBDA];
 const PROCESSED: &str = "num_lambda_processed";
 
+fn kinds(eigenvalues: bool) -> &'static [&'static str] {
+    &PUBLISHED[..if eigenvalues { 3 } else { 2 }]
+}
+
 /// Whether these are factors in the format of kronfluence: a folder.
 pub(crate) fn is_published(path: &Path) -> bool {
     path.is_dir()
@@ -100,8 +104,7 @@ pub(crate) fn is_published(path: &Path) -> bool {
 /// The file, the layer, what was found and what was expected.
 pub(crate) fn validate(path: &Path, layers: &[Linear], eigenvalues: bool) -> anyhow::Result<()> {
     let published = is_published(path);
-    let kinds = &PUBLISHED[..if eigenvalues { 3 } else { 2 }];
-    for kind in kinds {
+    for kind in kinds(eigenvalues) {
         let file = if published { path.join(format!("{kind}.safetensors")) } else { path.to_owned() };
         let file = TensorFile::open(&file)?;
         for linear @ Linear { layer, outputs, inputs, .. } in layers {
@@ -154,18 +157,21 @@ pub(crate) fn validate_all(path: &Path, inputs: &Inputs, selection: &Selection) 
     validate(path, &layers, true)
 }
 
-/// Reads factors, by layer and kind.
+/// Reads factors, by layer and kind: eigenvectors, and eigenvalues where they are wanted.
 ///
 /// # Errors
 /// Files that cannot be read, or a number of rows that is none.
-pub(crate) fn read(path: &Path) -> anyhow::Result<BTreeMap<String, Tensor>> {
+pub(crate) fn read(path: &Path, eigenvalues: bool) -> anyhow::Result<BTreeMap<String, Tensor>> {
     if !is_published(path) {
         return tensors::read(path);
     }
     let mut all = BTreeMap::new();
-    for kind in PUBLISHED {
+    for kind in kinds(eigenvalues) {
         let found = tensors::read(&path.join(format!("{kind}.safetensors")))?;
         all.extend(found.into_iter().map(|(module, tensor)| (format!("{module}.{kind}"), tensor)));
+    }
+    if !eigenvalues {
+        return Ok(all);
     }
     // Their eigenvalues are sums over rows.
     let file = path.join(format!("{PROCESSED}.safetensors"));
