@@ -49,7 +49,7 @@ fn a_fault_of_the_pipeline_has_its_location() {
             "",
             &[
                 "the input `fisher` is not connected, which the `curvature` \"diagonal\" needs",
-                "`fisher` takes float64",
+                "a stage of the kind `fisher`",
             ],
         ),
         (
