@@ -112,15 +112,15 @@ fn shapes(select: &Selection) -> BTreeMap<String, Vec<usize>> {
 
 /// Orthogonal matrices that stand for the eigenvectors of keys' and values' layers: one for the texts, one for each layer's outputs.
 fn eigenvectors() -> BTreeMap<String, Tensor> {
-    let orthogonal = |size: i64, seed: u64| {
-        let draw = Generator::seeded(seed as i64).normal(&[size, size], Device::Cpu);
-        draw.linalg_qr("reduced").0
+    let orthogonal = |size: i64, seed: i64| {
+        let draw = Generator::seeded(seed).normal(&[size, size], Device::Cpu);
+        Tensor::linalg_qr(&draw, "reduced").0
     };
     let mut vectors = BTreeMap::from([(format!("{TEXTS}.{ACTIVATION}"), orthogonal(12, 0))]);
     for (place, (name, weight)) in tiny().parameters().iter().enumerate() {
         if Selection::CrossAttnKv.matches(name) {
             let layer = name.strip_suffix(".weight").unwrap();
-            vectors.insert(format!("{layer}.{GRADIENT}"), orthogonal(weight.size()[0], place as u64 + 1));
+            vectors.insert(format!("{layer}.{GRADIENT}"), orthogonal(weight.size()[0], place as i64 + 1));
         }
     }
     vectors
