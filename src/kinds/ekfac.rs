@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Value as Json, json};
 use tch::{Device, Kind as Element, Tensor};
 
@@ -110,7 +111,8 @@ impl Compute for EkfacParams {
     fn merge(&self, task: &Task, parts: &[PathBuf], _: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
         let mut means = fisher::mean(parts)?;
-        let difference = check_traces(&mut means)?;
+        let basis = inputs.path("eigenbasis");
+        let difference = check_traces(&mut means).with_context(|| basis.display().to_string())?;
         tracing::info!(
             "the eigenvalues sum to the squared gradients of the same rows within {difference:.1e}"
         );

@@ -231,13 +231,16 @@ impl Compute for UnlearnParams {
         if expected::make_arrays(&mut given, [&latents, &texts], 1, folder)? {
             stage.index = 0;
         }
-        if given.get("fisher").or(given.get("ekfac")).is_none() {
+        let missing = given.get(self.curvature.port()).is_none();
+        let unscaled = given.get("ekfac").is_some_and(factors::is_published) && given.get("fisher").is_none();
+        if missing || unscaled {
             // Solving with factors takes little beside the gradient.
             stage.curvature = CurvatureKind::Diagonal;
             stage.images = None;
             // A step that is large enough to be more than rounding, whatever the scale of the true information is.
             (stage.lr, stage.rise) = (Some(10.0), None);
             let images = Some((IMAGES, "100".to_owned()));
+            given.0.remove("ekfac");
             expected::make_weights(&mut given, "fisher", &self.select, images, folder)?;
         }
         Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
@@ -255,8 +258,13 @@ fn read_curvature(params: &UnlearnParams, inputs: &Inputs, device: tch::Device) 
     if let Some(fisher) = fisher {
         let names = Parameters::of(inputs, &params.select)?;
         let names = names.selected().map(|header| header.name.as_str());
-        let ratios = ekfac.traces(names, &fisher)?;
         let published = factors::is_published(path);
+        let ratios = match ekfac.traces(names, &fisher) {
+            Ok(ratios) => ratios,
+            // Of own factors, the ratio is for the log alone.
+            Err(_) if !published => return Ok(Curvature::Ekfac(ekfac)),
+            Err(error) => return Err(anyhow::Error::new(error).context(path.display().to_string())),
+        };
         tracing::info!(
             "the trace of the Fisher information is {:.4e} times the sum of the factors' eigenvalues, by layer {:.4e} to {:.4e} \
              times{}",
@@ -284,14 +292,19 @@ fn warn_of_objective(params: &UnlearnParams, inputs: &Inputs) -> anyhow::Result<
 
 /// Names the query, or the file of the Fisher information if that does not match.
 fn with_file(error: MathError, fisher: &Path) -> anyhow::Error {
-    use MathError::{BiasAlone, FisherShape, FisherValue, LossNotFinite, NoFisher, ZeroFisher};
+    use MathError::{
+        BiasAlone, FisherShape, FisherValue, LossNotFinite, NoFisher, NotOrthogonal, ZeroFisher,
+    };
     match error {
         LossNotFinite { timestep, value, .. } => {
             anyhow::anyhow!("the loss of the query at timestep {timestep} is {value}")
         }
-        BiasAlone { .. } | NoFisher { .. } | FisherShape { .. } | FisherValue { .. } | ZeroFisher { .. } => {
-            anyhow::Error::new(error).context(fisher.display().to_string())
-        }
+        BiasAlone { .. }
+        | NotOrthogonal { .. }
+        | NoFisher { .. }
+        | FisherShape { .. }
+        | FisherValue { .. }
+        | ZeroFisher { .. } => anyhow::Error::new(error).context(fisher.display().to_string()),
         error => error.into(),
     }
 }

@@ -160,7 +160,7 @@ pub fn trak(
         Form::Primal => {
             let mut kernel = Tensor::zeros([width, width], (Kind::Double, vectors.device));
             vectors.each(&mut |_, some| {
-                kernel = kernel.addmm(&some.tr(), &some);
+                let _ = kernel.addmm_(&some.tr(), &some);
             })?;
             let solved = solve(kernel, query, damping, width)?;
             dot(vectors, &solved)

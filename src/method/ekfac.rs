@@ -149,21 +149,20 @@ impl Eigenbasis {
     /// A layer has no eigenvectors, or others.
     pub fn squares(&self, found: &[(LayerRecord, Tensor)]) -> Result<BTreeMap<String, Tensor>, MathError> {
         let mut sums = BTreeMap::new();
-        // All layers that read the texts share the product.
-        let mut texts: Option<(*const std::ffi::c_void, Tensor)> = None;
+        // All layers that read the texts share the product, where they share the eigenvectors too: others' factors need not.
+        let mut texts: Option<([*const std::ffi::c_void; 2], Tensor)> = None;
         for (record, gradient) in found {
             let Some((x, d)) = linear(record, gradient) else { continue };
             let (_, tokens, inputs) = x.size3().expect("inputs have three dimensions");
             let (samples, _, outputs) = d.size3().expect("gradients have three dimensions");
             let [activation, gradients] = self.of_record(record, [inputs, outputs])?;
+            let places = [x.data_ptr(), activation.data_ptr()].map(<*mut _>::cast_const);
             let rotated = match &texts {
-                Some((pointer, rotated)) if shares_texts(record) && *pointer == x.data_ptr() => {
-                    rotated.shallow_clone()
-                }
+                Some((known, rotated)) if shares_texts(record) && *known == places => rotated.shallow_clone(),
                 _ => x.matmul(activation),
             };
             if shares_texts(record) {
-                texts = Some((x.data_ptr(), rotated.shallow_clone()));
+                texts = Some((places, rotated.shallow_clone()));
             }
             let turned = d.matmul(gradients);
             let squares = Tensor::zeros([outputs, inputs], (Kind::Double, d.device()));
@@ -211,6 +210,9 @@ pub fn check_traces(means: &mut BTreeMap<String, Tensor>) -> Result<f64, MathErr
     }
     Ok(largest)
 }
+
+/// How far products of eigenvectors may be from those of orthogonal ones: float32 leaves about 1e-6.
+const ORTHOGONAL: f64 = 1e-3;
 
 /// The Fisher information of linear layers in their eigenbases.
 pub struct Ekfac {
@@ -306,6 +308,11 @@ impl Ekfac {
                 if vectors.isfinite().all().int64_value(&[]) == 0 {
                     let what = "its eigenvectors";
                     return Err(MathError::ParameterNotFinite { parameter, what });
+                }
+                let identity = Tensor::eye(vectors.size()[0], (Kind::Float, vectors.device()));
+                let far = (vectors.tr().matmul(vectors) - identity).abs().max().double_value(&[]);
+                if far > ORTHOGONAL {
+                    return Err(MathError::NotOrthogonal { parameter, far });
                 }
             }
             damping.check(&parameter, lambda)?;

@@ -69,6 +69,10 @@ pub enum MathError {
     )]
     NoScale { layer: String, sum: f64, trace: f64 },
     #[error(
+        "the eigenvectors of `{parameter}` are not orthogonal: products of two of them are off by up to {far:.1e}"
+    )]
+    NotOrthogonal { parameter: String, far: f64 },
+    #[error(
         "`select` chooses the bias of `{layer}` without its weight, and EK-FAC takes both together: choose both or none"
     )]
     BiasAlone { layer: String },

@@ -66,16 +66,17 @@ pub fn kept(shapes: &[Vec<usize>], projection: Projection, dim: usize) -> Result
     }
     let of = |shape: &Vec<usize>| match projection {
         Projection::None => Kept::Whole(shape.iter().product()),
-        Projection::Kronecker if shape.len() > 1 => {
+        Projection::Kronecker | Projection::Eigen if shape.len() > 1 => {
             let (outputs, inputs) = factors(each);
-            Kept::Kronecker(outputs, inputs)
+            // A matrix has no more eigenvectors; of random ones, more only make less noise.
+            match projection {
+                Projection::Eigen => {
+                    Kept::Kronecker(outputs.min(shape[0]), inputs.min(shape[1..].iter().product()))
+                }
+                _ => Kept::Kronecker(outputs, inputs),
+            }
         }
-        Projection::Eigen => {
-            let (outputs, inputs) = factors(each);
-            let most: [usize; 2] = [shape[0], shape[1..].iter().product()];
-            Kept::Kronecker(outputs.min(most[0]), inputs.min(most[1]))
-        }
-        Projection::Kronecker | Projection::Dense => Kept::Dense(each),
+        Projection::Kronecker | Projection::Eigen | Projection::Dense => Kept::Dense(each),
     };
     Ok(shapes.iter().map(of).collect())
 }

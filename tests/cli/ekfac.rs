@@ -178,9 +178,10 @@ fn a_step_with_own_factors_and_with_others() {
     let (predicted, found) = (number("query_rise_predicted"), number("query_rise"));
     // Of eight rows, the gradient is noisy.
     assert!((0.1..3.0).contains(&(found / predicted)), "{predicted} {found}");
-    // With damping, the form is less than half of what the step gains to first order.
+    // Damping makes it less than what the step would cost without: lr / 2 times what it gains to first order.
     let form = number("quadratic_form");
-    assert!(form > 0.0 && number("lr") > 0.0, "{form}");
+    let lr = number("lr");
+    assert!(form > 0.0 && form < 0.5 * lr * predicted, "{form} {lr} {predicted}");
 
     publish(&own, &project.path("kronfluence"));
     let ran = project.attrflow(["run", "pipelines/ekfac.toml", "--target", "published", "-vv"]);
@@ -192,6 +193,12 @@ fn a_step_with_own_factors_and_with_others() {
         "{}",
         ran.err
     );
+    // A factor of the eigenvalues is one of the learning rate: the same only if they were scaled.
+    let other =
+        TensorFile::open(project.path(format!("results/ekfac/published/{query}/unlearned.safetensors")))
+            .unwrap();
+    let scaled = other.metadata("lr").unwrap().parse::<f64>().unwrap();
+    assert!((scaled / lr - 1.0).abs() < 1e-4, "{scaled} {lr}");
     let published = read(&project.path(format!("results/ekfac/published/{query}/unlearned.safetensors")));
     for (name, (_, values)) in read(&weights) {
         let far = values.iter().zip(&published[&name].1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -308,7 +315,7 @@ fn factors_that_do_not_fit_are_named() {
     damaged(
         "lambda_matrix",
         &|all| all.values_mut().for_each(|(_, values)| values[5] = f32::NAN),
-        &["eigenvalues of `"],
+        &["kronfluence", "eigenvalues of `"],
     );
     damaged(
         "num_lambda_processed",

@@ -135,6 +135,27 @@ fn a_basis_that_is_not_orthogonal_is_seen_by_the_trace() {
     assert!(error.starts_with(&format!("the eigenvalues of `{layer}` sum to ")), "{error}");
 }
 
+/// Layers that read the same texts may have eigenvectors of their own: each is rotated by its own.
+#[test]
+fn every_layer_is_rotated_by_its_own_eigenvectors() {
+    let golden = load("ekfac/tiny");
+    let mut tensors = basis(&golden).into_tensors();
+    let texts = tensors["text_embeddings.activation_eigenvectors"].shallow_clone();
+    let shared = basis(&golden);
+    let expected = mean(&golden, &params(), &|found| shared.squares(found));
+    let layer = layers(&golden).into_iter().rfind(|layer| layer.ends_with("to_v")).unwrap();
+    // The same vectors in another order.
+    tensors.insert(format!("{layer}.activation_eigenvectors"), texts.flip([1]).contiguous());
+    let own = Eigenbasis::new(tensors, Device::Cpu);
+    let found = mean(&golden, &params(), &|found| own.squares(found));
+    for other in layers(&golden) {
+        let name = format!("{other}.{LAMBDA}");
+        let expected =
+            if other == layer { expected[&name].flip([1]) } else { expected[&name].shallow_clone() };
+        assert_within(&other, &found[&name], &expected, 1e-5);
+    }
+}
+
 /// Squares of gradients of losses with drawn errors, by the same draws.
 #[test]
 fn the_sampled_information_is_that_of_explicit_gradients() {
@@ -239,6 +260,7 @@ fn factors_that_do_not_fit_are_refused() {
         refused(&|all| drop(all[&lambda].get(0).fill_(-1.0)), 0.1),
         refused(&|all| drop(all[&lambda].get(0).fill_(0.0)), 0.0),
         refused(&|all| drop(all[&format!("{layer}.{GRADIENT}")].get(0).fill_(f64::INFINITY)), 0.1),
+        refused(&|all| drop(all[&format!("{layer}.{GRADIENT}")].get(0).fill_(0.0)), 0.1),
     ];
     insta::assert_snapshot!(refusals.join("\n"), @r"
     nothing
@@ -248,5 +270,6 @@ fn factors_that_do_not_fit_are_refused() {
     the Fisher information of `LAYER.weight` is -1 at [0, 0], expected means of squares: finite, and not negative
     the Fisher information of `LAYER.weight` is zero in 12 of 96 places, so that the step there is not finite; set `damping` or `relative_damping` to continue
     `LAYER.weight` holds values that are not finite: its eigenvectors
+    the eigenvectors of `LAYER.weight` are not orthogonal: products of two of them are off by up to 6.0e-1
     ");
 }

@@ -12,6 +12,7 @@ use crate::io::tensor_file::{Header, TensorFile};
 use crate::method::ekfac::{ACTIVATION, GRADIENT, LAMBDA, TEXTS};
 use crate::method::selection::Selection;
 use crate::models::unet::conditioning::reads_text;
+use crate::models::weights::checkpoint;
 use attrflow_engine::kind::Inputs;
 
 /// A linear layer whose weight is chosen.
@@ -175,12 +176,20 @@ pub(crate) fn read(path: &Path, eigenvalues: bool) -> anyhow::Result<BTreeMap<St
     }
     // Their eigenvalues are sums over rows.
     let file = path.join(format!("{PROCESSED}.safetensors"));
-    for (module, count) in crate::models::weights::checkpoint::read(&file)? {
+    let counts = checkpoint::read(&file)?;
+    for (name, lambda) in &mut all {
+        let Some(module) = name.strip_suffix(LAMBDA).and_then(|name| name.strip_suffix('.')) else {
+            continue;
+        };
+        let count = counts.get(module).with_context(|| {
+            format!(
+                "{}: no `{module}`, expected the number of rows that its eigenvalues are a sum over",
+                file.display()
+            )
+        })?;
         let count = count.to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
         ensure!(count > 0.0, "{}: `{module}` is {count}, expected a number of rows above 0", file.display());
-        if let Some(lambda) = all.get_mut(&format!("{module}.{LAMBDA}")) {
-            *lambda = lambda.to_kind(Kind::Double) / count;
-        }
+        *lambda = lambda.to_kind(Kind::Double) / count;
     }
     Ok(all)
 }
