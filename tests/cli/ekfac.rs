@@ -319,6 +319,19 @@ fn factors_that_do_not_fit_are_named() {
     );
     damaged(
         "num_lambda_processed",
+        &|all| drop(all.pop_first()),
+        &[
+            "num_lambda_processed.safetensors: no `",
+            "expected the number of rows that its eigenvalues are a sum over",
+        ],
+    );
+    damaged(
+        "gradient_eigenvectors",
+        &|all| all.values_mut().for_each(|(_, values)| values.fill(0.5)),
+        &["kronfluence", "are not orthogonal"],
+    );
+    damaged(
+        "num_lambda_processed",
         &|all| all.values_mut().for_each(|(_, values)| values[0] = 0.0),
         &["is 0, expected a number of rows above 0"],
     );
