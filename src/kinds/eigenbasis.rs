@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::fisher::{self, FisherParams};
-use super::shared::arrays::TrainingSet;
+use super::shared::arrays::{LATENTS, TEXT_EMBEDDINGS, TrainingSet};
 use super::shared::factors::{self, linear_layers};
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::parameters::Parameters;
@@ -16,8 +16,8 @@ use crate::method::ekfac::{covariance, covariances, eigenvectors, of_texts};
 use crate::method::fisher::FisherSum;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Unit, Units,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Inputs, Kind, KindInfo, Output, Stage, Task,
+    Trial, Unit, Units,
 };
 use attrflow_engine::params;
 
@@ -51,14 +51,7 @@ impl Eigenbasis {
 
 impl Kind for Eigenbasis {
     const INFO: KindInfo = KindInfo {
-        inputs: &[
-            UNET,
-            CHECKPOINT,
-            LORA,
-            SCHEDULER,
-            Input::new("latents", "float [2N, C, H, W]"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
-        ],
+        inputs: &[UNET, CHECKPOINT, LORA, SCHEDULER, LATENTS, TEXT_EMBEDDINGS],
         outputs: &[Output::new(
             "eigenbasis",
             "eigenbasis.safetensors",

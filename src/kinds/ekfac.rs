@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tch::{Device, Kind as Element, Tensor};
 
 use super::fisher::{self, FisherParams, IMAGES};
-use super::shared::arrays::{self, count_images};
+use super::shared::arrays::{self, LATENTS, TEXT_EMBEDDINGS, count_images};
 use super::shared::factors::{self, Linear, linear_layers};
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::parameters::Parameters;
@@ -41,8 +41,8 @@ impl Kind for EkfacParams {
             CHECKPOINT,
             LORA,
             SCHEDULER,
-            Input::new("latents", "float [2N, C, H, W]"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            LATENTS,
+            TEXT_EMBEDDINGS,
             Input::new("eigenbasis", "float32 by layer, of a stage of the kind `eigenbasis`"),
         ],
         outputs: &[Output::new(

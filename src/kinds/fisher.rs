@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::shared::arrays::{TrainingSet, count_images};
+use super::shared::arrays::{LATENTS, TEXT_EMBEDDINGS, TrainingSet, count_images};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, ranges, tensors};
@@ -12,8 +12,8 @@ pub use crate::method::fisher::FisherParams;
 use crate::method::fisher::{Contraction, FisherPass, FisherSum, squares};
 use crate::method::schedule::NoiseSchedule;
 use attrflow_engine::kind::{
-    Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage, Task, Trial,
-    Unit, Units, WorkSize,
+    Compute, Context, Estimate, ExpectedInputs, Inputs, Kind, KindInfo, Output, Stage, Task, Trial, Unit,
+    Units, WorkSize,
 };
 use serde_json::{Value as Json, json};
 use tch::Tensor;
@@ -25,14 +25,7 @@ pub(super) const IMAGES: &str = "images";
 
 impl Kind for FisherParams {
     const INFO: KindInfo = KindInfo {
-        inputs: &[
-            UNET,
-            CHECKPOINT,
-            LORA,
-            SCHEDULER,
-            Input::new("latents", "float [2N, C, H, W]"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
-        ],
+        inputs: &[UNET, CHECKPOINT, LORA, SCHEDULER, LATENTS, TEXT_EMBEDDINGS],
         outputs: &[Output::new(
             "fisher",
             "fisher.safetensors",

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use tch::Tensor;
 
 use super::loss_pass;
-use super::shared::arrays::{TrainingSet, values};
+use super::shared::arrays::{TEXT_EMBEDDINGS, TrainingSet, values};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::parameters::Parameters;
@@ -40,7 +40,7 @@ impl Kind for GradientsParams {
                 "latents",
                 "float [2N, C, H, W]: images, then their mirror images; or queries [Q, C, H, W]",
             ),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            TEXT_EMBEDDINGS,
             Input::new(
                 "eigenbasis",
                 "float32 by layer, of a stage of the kind `eigenbasis`: for `projection = \"eigen\"`, the same for training images and queries",

@@ -8,6 +8,7 @@ use super::influence_summary::Summary;
 use super::loss_pass::per_timestep::{self, PER_TIMESTEP, PRETRAINED};
 use super::loss_pass::top_k::{self, Report, SCREEN, TopK};
 use super::loss_pass::{self, LOSSES};
+use super::shared::arrays::{LATENTS, TEXT_EMBEDDINGS};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected};
@@ -122,8 +123,8 @@ impl Kind for Influence {
             CHECKPOINT,
             LORA,
             SCHEDULER,
-            Input::new("latents", "float [2N, C, H, W]"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            LATENTS,
+            TEXT_EMBEDDINGS,
             Input::new("weights", "the weights that unlearning changed (safetensors or torch)"),
             Input::merge("pretrain_loss", "float32 [2N]"),
             Input::new(

@@ -6,6 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::loss_pass;
 use super::loss_pass::per_timestep::{self, PER_TIMESTEP};
+use super::shared::arrays::TEXT_EMBEDDINGS;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected};
@@ -53,7 +54,7 @@ impl Kind for PretrainLoss {
             LORA,
             SCHEDULER,
             Input::new("latents", "float [2N, C, H, W]: images, then their mirror images"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            TEXT_EMBEDDINGS,
         ],
         outputs: &[
             Output::new("losses", "pretrain_loss.npy", "float32 [2N]"),

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::loss_pass::per_image::{self, UnitRange};
 use super::loss_pass::{self, per_timestep};
-use super::shared::arrays::{self, TrainingSet};
+use super::shared::arrays::{self, LATENTS, TEXT_EMBEDDINGS, TrainingSet};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
 use super::shared::parameters::Parameters;
@@ -83,8 +83,8 @@ impl Kind for Screen {
             CHECKPOINT,
             LORA,
             SCHEDULER,
-            Input::new("latents", "float [2N, C, H, W]"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            LATENTS,
+            TEXT_EMBEDDINGS,
             Input::new(
                 WEIGHTS,
                 "the weights that unlearning changed, a file for each query: `unlearn[*].weights`. All change the same weights",

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::damping::Damping;
 use super::error::MathError;
-use super::per_sample::room;
+use super::per_sample::{room, tokens};
 use crate::models::kernels::add_squares;
 use crate::models::tape::{LayerRecord, Op};
 use crate::models::unet::conditioning::reads_text;
@@ -41,8 +41,7 @@ fn linear(record: &LayerRecord, gradient: &Tensor) -> Option<(Tensor, Tensor)> {
     if !record.weight || !matches!(record.op, Op::Linear | Op::Pointwise) {
         return None;
     }
-    let tokens = |x: &Tensor| if x.dim() == 2 { x.unsqueeze(1) } else { x.shallow_clone() };
-    let (x, d) = (tokens(&record.input), tokens(gradient));
+    let [x, d] = tokens(record.op, &record.input, gradient)?;
     let x = match record.bias {
         true => Tensor::cat(&[&x, &x.narrow(2, 0, 1).ones_like()], 2),
         false => x,

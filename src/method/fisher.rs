@@ -153,22 +153,6 @@ pub struct FisherPass<'a> {
     pub micro_batch: usize,
 }
 
-/// The Fisher sums of a range of batches. `progress` receives the number of finished batches.
-///
-/// # Errors
-/// As [`FisherPass::sum`].
-pub fn fisher_range(
-    unet: &UNet,
-    schedule: &NoiseSchedule,
-    data: DataSet<'_>,
-    params: &FisherParams,
-    batches: Range<usize>,
-    micro_batch: usize,
-    progress: &mut dyn FnMut(usize),
-) -> Result<FisherSum, MathError> {
-    FisherPass { unet, schedule, data, params, micro_batch }.sum(batches, &squares, progress)
-}
-
 impl FisherPass<'_> {
     /// Contracts the gradients of some batches. `progress` receives the number of finished batches.
     ///

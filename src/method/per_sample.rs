@@ -115,6 +115,19 @@ pub(super) fn bias(op: Op, g: &Tensor) -> Tensor {
     }
 }
 
+/// Inputs [B, S, I] and output gradients [B, S, O] of a layer that is a linear map of tokens or windows; none for a normalisation.
+pub(super) fn tokens(op: Op, x: &Tensor, g: &Tensor) -> Option<[Tensor; 2]> {
+    match op {
+        Op::Linear if g.dim() == 2 => Some([x.unsqueeze(1), g.unsqueeze(1)]),
+        Op::Linear | Op::Pointwise => Some([x.shallow_clone(), g.shallow_clone()]),
+        Op::Conv2d { kernel, stride, padding } => {
+            let windows = x.im2col([kernel; 2], [1, 1], [padding; 2], [stride; 2]); // [B, I*k*k, P]
+            Some([windows.transpose(1, 2), g.flatten(2, 3).transpose(1, 2)])
+        }
+        Op::GroupNorm { .. } | Op::LayerNorm { .. } => None,
+    }
+}
+
 /// Sums [B, S, O] over S; [B, O] stays.
 fn over_tokens(g: &Tensor) -> Tensor {
     if g.dim() == 2 { g.shallow_clone() } else { g.sum_dim_intlist(1, false, None) }

@@ -15,7 +15,7 @@ use super::ekfac::Eigenbasis;
 use super::error::MathError;
 use super::noise::{Generator, derived_seed};
 use super::per_sample;
-use crate::models::tape::{LayerRecord, Op};
+use crate::models::tape::LayerRecord;
 
 choice! {
     /// What is kept of a gradient.
@@ -243,7 +243,7 @@ impl Projector {
         };
         if record.weight {
             put(format!("{}.weight", record.layer), &|map| {
-                let tokens = tokens(record.op, input, gradient);
+                let tokens = per_sample::tokens(record.op, input, gradient);
                 match (tokens, map) {
                     (Some([x, d]), Map::Kronecker(outputs, inputs)) => {
                         let (x, d) = (x.matmul(&inputs.tr()), d.matmul(&outputs.tr()));
@@ -288,19 +288,6 @@ fn grouped(x: &Tensor, images: i64) -> Tensor {
 fn summed(x: &Tensor, images: i64) -> Tensor {
     let shape = [&[images, -1], &x.size()[1..]].concat();
     x.reshape(shape.as_slice()).sum_dim_intlist(1, false, None)
-}
-
-/// Inputs [B, S, I] and output gradients [B, S, O] of a layer that is a linear map of tokens or windows; none for a normalisation.
-fn tokens(op: Op, x: &Tensor, g: &Tensor) -> Option<[Tensor; 2]> {
-    match op {
-        Op::Linear if g.dim() == 2 => Some([x.unsqueeze(1), g.unsqueeze(1)]),
-        Op::Linear | Op::Pointwise => Some([x.shallow_clone(), g.shallow_clone()]),
-        Op::Conv2d { kernel, stride, padding } => {
-            let windows = x.im2col([kernel; 2], [1, 1], [padding; 2], [stride; 2]); // [B, I*k*k, P]
-            Some([windows.transpose(1, 2), g.flatten(2, 3).transpose(1, 2)])
-        }
-        Op::GroupNorm { .. } | Op::LayerNorm { .. } => None,
-    }
 }
 
 #[cfg(test)]

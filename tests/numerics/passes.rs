@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
-use attrflow::method::fisher::{FisherParams, FisherSum, Weighting, fisher_range, squared_gradients};
+use attrflow::method::fisher::{FisherParams, FisherPass, FisherSum, Weighting, squared_gradients, squares};
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::noise::{Noise, Point};
 use attrflow::method::per_sample::gradients;
@@ -243,7 +243,8 @@ fn fisher(
     let mut sum = FisherSum::default();
     for range in ranges {
         let (range, mut progress) = (range.clone(), ignore);
-        sum.add(fisher_range(&unet, &schedule, data, params, range, micro_batch, &mut progress).unwrap());
+        let pass = FisherPass { unet: &unet, schedule: &schedule, data, params, micro_batch };
+        sum.add(pass.sum(range, &squares, &mut progress).unwrap());
     }
     sum.mean()
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
-use attrflow::method::fisher::{CaptionDraw, FisherParams, Weighting, fisher_range};
+use attrflow::method::fisher::{CaptionDraw, FisherParams, FisherPass, Weighting, squares};
 use attrflow::method::influence::{Flips, influence, per_image, rank};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
@@ -112,7 +112,8 @@ pub fn fisher(unet: &UNet, select: Selection) -> BTreeMap<String, Tensor> {
         select,
         ..FisherParams::default()
     };
-    fisher_range(unet, &schedule, data, &params, 0..2, MICRO_BATCH, &mut ignore).unwrap().mean()
+    let pass = FisherPass { unet, schedule: &schedule, data, params: &params, micro_batch: MICRO_BATCH };
+    pass.sum(0..2, &squares, &mut ignore).unwrap().mean()
 }
 
 /// The ranked images' losses: batches of 12, 12 and 8 images, one caption, timestep 0.

@@ -3,7 +3,7 @@
 //! The traps of the published scripts' parameters are in `passes.rs`.
 
 use attrflow::method::data::DataSet;
-use attrflow::method::fisher::{FisherParams, fisher_range};
+use attrflow::method::fisher::{FisherParams, FisherPass, squares};
 use attrflow::method::loss::LossPass;
 use attrflow::method::noise::{Generator, Noise};
 use attrflow::method::sample::sample;
@@ -83,7 +83,8 @@ fn fisher(latents: &Tensor, texts: &Tensor, micro_batch: usize) -> String {
     let (unet, schedule) = (tiny(), schedule());
     let data = DataSet::new(latents, texts, 3).unwrap();
     let params = FisherParams { epochs: 1, batch_size: 4, seed: 3, ..FisherParams::default() };
-    let found = fisher_range(&unet, &schedule, data, &params, 0..3, micro_batch, &mut ignore);
+    let pass = FisherPass { unet: &unet, schedule: &schedule, data, params: &params, micro_batch };
+    let found = pass.sum(0..3, &squares, &mut ignore);
     found.err().unwrap().to_string()
 }
 

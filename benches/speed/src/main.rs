@@ -14,7 +14,7 @@ use attrflow::kinds::NpyRows;
 use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows, to_device};
 use attrflow::method::ekfac::{Eigenbasis, covariance, covariances, eigenvectors, of_texts};
-use attrflow::method::fisher::{FisherParams, FisherPass, fisher_range, squares};
+use attrflow::method::fisher::{FisherParams, FisherPass, squares};
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
@@ -134,9 +134,10 @@ fn main() -> anyhow::Result<()> {
                 select: selection(&work.select)?,
                 ..FisherParams::default()
             };
+            let (schedule, micro_batch) = (&schedule, work.micro_batch);
+            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch };
             let (seconds, norm) = with_warm_up(&mut || {
-                let sum =
-                    fisher_range(&unet, &schedule, data, &params, start..end, work.micro_batch, &mut |_| ())?;
+                let sum = pass.sum(start..end, &squares, &mut |_| ())?;
                 Ok(sum.sums.values().map(norm).sum::<f64>())
             })?;
             json!({ "rows": (end - start) * work.batch_size, "seconds": seconds, "norm": norm })

@@ -14,7 +14,12 @@ use crate::method::error::DataError;
 use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::config::UNetConfig;
 use crate::models::unet::{Precision, UNet};
-use attrflow_engine::kind::Inputs;
+use attrflow_engine::kind::{Input, Inputs};
+
+/// Images and their mirror images, as the network reads them.
+pub(crate) const LATENTS: Input = Input::new("latents", "float [2N, C, H, W]");
+/// All captions of each image.
+pub(crate) const TEXT_EMBEDDINGS: Input = Input::new("text_embeddings", "float [N, captions, L, D]");
 
 /// The rows of an array [N, inner.., row..], taken as N * inner rows; only what is asked for is read.
 pub struct NpyRows {

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use tch::{Device, Tensor};
 
 use crate::io::npy::Npy;
+use crate::kinds::shared::arrays::TEXT_EMBEDDINGS;
 use crate::kinds::shared::arrays::{self, NpyRows};
 use crate::kinds::shared::network::{
     CHECKPOINT, SCHEDULER, TEXT_ENCODER, TEXT_ENCODER_2, TOKENIZER, TOKENIZER_2, with_text_model,
@@ -59,7 +60,7 @@ impl Kind for TrainParams {
             CHECKPOINT,
             SCHEDULER,
             Input::new(MOMENTS, "float [2N, 2, C, H, W]: `latents.moments`"),
-            Input::new("text_embeddings", "float [N, captions, L, D]"),
+            TEXT_EMBEDDINGS,
             Input::new("captions", "the captions file in COCO's layout: its image ids"),
             TEXT_ENCODER,
             TOKENIZER,
