@@ -39,7 +39,7 @@ fn models_without_top_images_are_judged_against_those_without_random_ones() {
     };
     let summary: Json = serde_json::from_str(&read("summary.json")).unwrap();
     for k in [1, 2] {
-        let found = &summary["tests"][format!("leave-k-out unlearning {k}")];
+        let found = &summary["tests"][format!("leave-k-out {k}")];
         assert_eq!((&found["queries"], &found["random_sets"]), (&2.into(), &2.into()), "{summary:#}");
         let [effect, floor] = ["effect", "floor"].map(|key| found[key].as_f64().unwrap());
         let net = found["estimate"]["mean"].as_f64().unwrap();

@@ -1,14 +1,14 @@
 //! Rankings whose first images are known: a training image as query, an exemplar that the model was tuned on, planted copies,
 //! the first of a reference ranking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::ensure;
 use serde_json::{Value as Json, json};
 
-use super::names::means;
-use super::{Evaluate, Finding, KNOWN, pairs, percent};
+use super::names::{Name, Part, means};
+use super::{Evaluate, Finding, KNOWN, OWN, pairs, percent};
 use crate::kinds::shared::ids;
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::bounded_interval;
@@ -26,11 +26,11 @@ struct Found {
     images: usize,
 }
 
-/// The verdicts of the tests that are connected.
-pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTreeMap<String, Finding>> {
-    let mut findings = BTreeMap::new();
+/// The verdicts of the tests that are connected, by method.
+pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
     type Relevant = fn(&Evaluate, &Path, usize) -> anyhow::Result<Vec<i64>>;
-    type Judge = fn(&Evaluate, &[Found]) -> Finding;
+    type Judge = fn(&Evaluate, [&str; 2], &[Found]) -> Finding;
     let listed: Relevant = |_, path, images| ids::indices(path, images);
     let tests: [(&str, Relevant, Judge); 4] = [
         ("self-influence", listed, self_influence),
@@ -38,18 +38,36 @@ pub(super) fn findings(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<BTr
         ("planted copies", listed, planted),
         ("agreement", first_of_reference, agreement),
     ];
-    for ((name, relevant, judge), ports) in tests.into_iter().zip(KNOWN) {
-        let mut found = Vec::new();
+    for ((test, relevant, judge), ports) in tests.into_iter().zip(KNOWN) {
+        let parts = params.names.of_ranks(ports[0]);
+        let mut methods: BTreeMap<String, Vec<Found>> = BTreeMap::new();
         for (item, [rank, file]) in pairs(inputs, ports)? {
             let order = ids::ranking(&rank)?;
             let relevant = relevant(params, &file, order.len())?;
-            found.push(Found::of(&item, &order, &relevant)?);
+            let name = Name::read(ports[0], parts, &item)?;
+            let query = if parts.is_empty() { item } else { name.without(Part::Method) };
+            let method = Some(name.part(Part::Method)).filter(|method| !method.is_empty()).unwrap_or(OWN);
+            methods.entry(method.to_owned()).or_default().push(Found::of(&query, &order, &relevant)?);
         }
-        if !found.is_empty() {
-            findings.insert(name.to_owned(), judge(params, &found));
-        }
+        expect_same_queries(ports[0], &methods)?;
+        findings.extend(methods.iter().map(|(method, found)| judge(params, [test, method], found)));
     }
     Ok(findings)
+}
+
+/// Refuses methods of other queries, which could not be compared.
+fn expect_same_queries(port: &str, methods: &BTreeMap<String, Vec<Found>>) -> anyhow::Result<()> {
+    let queries = |found: &[Found]| found.iter().map(|query| query.item.clone()).collect::<BTreeSet<_>>();
+    let Some((first, expected)) = methods.first_key_value() else { return Ok(()) };
+    let expected = queries(expected);
+    for (method, found) in methods {
+        let found = queries(found);
+        ensure!(
+            found == expected,
+            "`{port}`: `{method}` ranks for the queries {found:?}, expected {expected:?}, as `{first}` does"
+        );
+    }
+    Ok(())
 }
 
 /// The first images of a reference ranking.
@@ -93,7 +111,7 @@ fn mean_of(found: &[Found], value: impl Fn(&Found) -> f64) -> f64 {
     found.iter().map(value).sum::<f64>() / found.len() as f64
 }
 
-fn self_influence(params: &Evaluate, found: &[Found]) -> Finding {
+fn self_influence(params: &Evaluate, name: [&str; 2], found: &[Found]) -> Finding {
     let reciprocal: Vec<f64> = found.iter().map(|query| reciprocal_rank(query.ranks[0])).collect();
     let chance = mean_of(found, |query| expected_reciprocal_rank(query.images));
     let first = mean_of(found, |query| f64::from(query.ranks[0] == 1));
@@ -107,11 +125,11 @@ fn self_influence(params: &Evaluate, found: &[Found]) -> Finding {
         "the {} interval (Hoeffding) of the mean reciprocal rank lies above that of a random order",
         percent(params.level)
     );
-    Finding::of(bounded_interval(&reciprocal, params.level), chance, rule, details)
+    Finding::of(name, bounded_interval(&reciprocal, params.level), chance, rule, details)
 }
 
 /// Drawings of one tuned model are not independent: an exemplar counts once, by their mean.
-fn exemplars(params: &Evaluate, found: &[Found]) -> Finding {
+fn exemplars(params: &Evaluate, name: [&str; 2], found: &[Found]) -> Finding {
     let k = params.recall_at;
     let exemplar = |query: &Found| query.item.split(',').next().unwrap_or_default().to_owned();
     let recall = |k: usize| {
@@ -133,11 +151,11 @@ fn exemplars(params: &Evaluate, found: &[Found]) -> Finding {
         "the {} interval (Hoeffding, over exemplars) of recall@{k} lies above chance",
         percent(params.level)
     );
-    Finding::of(bounded_interval(&values, params.level), chance, rule, details)
+    Finding::of(name, bounded_interval(&values, params.level), chance, rule, details)
 }
 
 /// mAP(L) of FastGDA (arXiv 2511.10721, section 4.1).
-fn agreement(params: &Evaluate, found: &[Found]) -> Finding {
+fn agreement(params: &Evaluate, name: [&str; 2], found: &[Found]) -> Finding {
     let precision = |query: &Found| average_precision(&query.ranks).unwrap_or_default();
     let values: Vec<f64> = found.iter().map(precision).collect();
     let chance = mean_of(found, |query| expected_average_precision(query.ranks.len(), query.images));
@@ -153,10 +171,10 @@ fn agreement(params: &Evaluate, found: &[Found]) -> Finding {
         "the {} interval (Hoeffding, over queries) of mAP({first}) lies above that of a random order",
         percent(params.level)
     );
-    Finding::of(bounded_interval(&values, params.level), chance, rule, details)
+    Finding::of(name, bounded_interval(&values, params.level), chance, rule, details)
 }
 
-fn planted(_: &Evaluate, found: &[Found]) -> Finding {
+fn planted(_: &Evaluate, [test, method]: [&str; 2], found: &[Found]) -> Finding {
     let all_first = |query: &Found| query.ranks.iter().all(|rank| *rank <= query.ranks.len() + 1);
     let share = mean_of(found, |query| f64::from(all_first(query)));
     let verdict = match share {
@@ -173,5 +191,6 @@ fn planted(_: &Evaluate, found: &[Found]) -> Finding {
         "queries": found.len(),
         "ranks": listed(found),
     });
-    Finding { verdict, rule, estimate: None, chance: None, details }
+    let (test, method) = (test.to_owned(), method.to_owned());
+    Finding { test, method, verdict, rule, estimate: None, chance: None, details }
 }

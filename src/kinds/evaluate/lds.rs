@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::names::{Name, Part};
-use super::{Evaluate, Finding, percent};
+use super::{Evaluate, Finding, OWN, percent};
 use crate::io::json as json_file;
 use crate::io::npy::Npy;
 use crate::kinds::shared::{ids, query_table};
@@ -18,8 +18,6 @@ use attrflow_statistics::lds::{self, Resamples};
 use attrflow_statistics::mean;
 
 pub(super) const HEADER: [&str; 3] = ["method", "query", "lds"];
-/// The method of scores whose names do not say it.
-const OWN: &str = "unlearning";
 
 /// The scores of a method [N], by query.
 type Scores = BTreeMap<String, Vec<f32>>;
@@ -114,7 +112,7 @@ pub(super) fn read(params: &Evaluate, inputs: &Inputs) -> anyhow::Result<Models>
 #[derive(Default)]
 pub(super) struct Judged {
     pub rows: Vec<(String, String, Option<f64>)>,
-    pub findings: BTreeMap<String, Finding>,
+    pub findings: Vec<Finding>,
 }
 
 impl Models {
@@ -242,7 +240,6 @@ impl Models {
         let reliability = self.reliability(&subsets, &queries, shared.len())?;
         let ceiling = reliability.map(|(reliability, _)| lds::ceiling(reliability));
         let resamples = Resamples::new(params.seed.into(), params.resamples, subsets.len(), queries.len());
-        let several = methods.len() > 1;
         let mut known: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
         for (method, scores) in &methods {
             let predictions = self.predictions(&subsets, scores);
@@ -260,7 +257,6 @@ impl Models {
                 })
                 .collect();
             let details = json!({
-                "method": method,
                 "subsets": subsets.len(),
                 "seeds": shared.len(),
                 "queries": queries.len(),
@@ -274,8 +270,7 @@ impl Models {
                 "the {} bootstrap interval, over subsets and queries, of the linear datamodeling score lies above 0",
                 percent(params.level)
             );
-            let name = if several { format!("lds {method}") } else { "lds".to_owned() };
-            judged.findings.insert(name, Finding::of(estimate, 0.0, rule, details));
+            judged.findings.push(Finding::of(["lds", method], estimate, 0.0, rule, details));
             known.push((method, predictions));
         }
         Ok(judged)

@@ -39,6 +39,26 @@ params! {
         subset_losses: Vec<Part> = vec![Part::Subset, Part::Seed],
         /// The parts of a name on `scores`.
         scores: Vec<Part> = vec![Part::Query],
+        /// The parts of a name on `self_rank`, with several methods; else the whole name is the query's.
+        self_rank: Vec<Part> = Vec::new(),
+        /// The parts of a name on `exemplar_rank`, with several methods. The exemplar, `query`, comes first.
+        exemplar_rank: Vec<Part> = Vec::new(),
+        /// The parts of a name on `planted_rank`, with several methods.
+        planted_rank: Vec<Part> = Vec::new(),
+        /// The parts of a name on `compared_rank`, with several methods.
+        compared_rank: Vec<Part> = Vec::new(),
+    }
+}
+
+impl Names {
+    /// The parts of a name on a port with rankings.
+    fn of_ranks(&self, port: &str) -> &[Part] {
+        match port {
+            "self_rank" => &self.self_rank,
+            "exemplar_rank" => &self.exemplar_rank,
+            "planted_rank" => &self.planted_rank,
+            _ => &self.compared_rank,
+        }
     }
 }
 
@@ -50,6 +70,10 @@ impl Validate for Names {
             ("random", &self.random),
             ("subset_losses", &self.subset_losses),
             ("scores", &self.scores),
+            ("self_rank", &self.self_rank),
+            ("exemplar_rank", &self.exemplar_rank),
+            ("planted_rank", &self.planted_rank),
+            ("compared_rank", &self.compared_rank),
         ];
         let repeated = |parts: &[Part]| (1..parts.len()).any(|place| parts[..place].contains(&parts[place]));
         let twice = all.iter().filter(|(_, parts)| repeated(parts));
@@ -99,6 +123,7 @@ const EFFECTS: &str = "effects.csv";
 const LDS: &str = "lds.csv";
 const LOSSES: &str = "losses.csv";
 const SUBSETS: &str = "subsets.json";
+const METHODS: &str = "methods.csv";
 const PNG: &str = "evaluation.png";
 const SVG: &str = "evaluation.svg";
 
@@ -169,21 +194,28 @@ impl Kind for Evaluate {
             Output::new("lds", LDS, "by method and query: the linear datamodeling score"),
             Output::new("losses", LOSSES, "by subset, seed and query: the loss, for the input `recorded`"),
             Output::new("subsets", SUBSETS, "the images of each subset, for the input `recorded`"),
+            Output::new("methods", METHODS, "by test and method: estimate with interval, chance, verdict"),
             Output::new("png", PNG, "the tests as a picture"),
             Output::new("svg", SVG, "the same as a vector graphic"),
         ],
         libtorch: false,
         ..KindInfo::new::<Self>(
             "evaluate",
-            3,
+            4,
             "whether attributions are true: tests with verdicts and intervals",
         )
     };
 }
 
+/// The method of scores and rankings whose names do not say it.
+const OWN: &str = "unlearning";
+
 /// A test's result, as the summary and the picture have it.
 #[derive(Debug, Clone, Serialize)]
 struct Finding {
+    /// The test, which several methods may share.
+    test: String,
+    method: String,
     verdict: Verdict,
     /// When it holds.
     rule: String,
@@ -200,10 +232,34 @@ struct Finding {
 
 impl Finding {
     /// The verdict of an interval: on one side of chance, or undecided.
-    fn of(estimate: Option<Interval>, chance: f64, rule: String, details: Json) -> Self {
+    fn of(
+        [test, method]: [&str; 2],
+        estimate: Option<Interval>,
+        chance: f64,
+        rule: String,
+        details: Json,
+    ) -> Self {
         let verdict = estimate.map_or(Verdict::Undecided, |found| paired::verdict(found, chance));
-        Self { verdict, rule, estimate, chance: Some(chance), details }
+        let (test, method) = (test.to_owned(), method.to_owned());
+        Self { test, method, verdict, rule, estimate, chance: Some(chance), details }
     }
+
+    /// Its line of the table of methods.
+    fn line(&self) -> (&str, &str, Option<f64>, Option<[f64; 2]>, Option<f64>, Verdict) {
+        let mean = self.estimate.map(|found| found.mean).or_else(|| self.details.get("found")?.as_f64());
+        (&self.test, &self.method, mean, self.estimate.map(|found| [found.low, found.high]), self.chance, self.verdict)
+    }
+}
+
+/// Findings by name: that of the test, with the method where a test has several.
+fn by_name(findings: impl IntoIterator<Item = Finding>) -> BTreeMap<String, Finding> {
+    let findings: Vec<Finding> = findings.into_iter().collect();
+    let several = |test: &str| findings.iter().filter(|other| other.test == test).count() > 1;
+    let name = |finding: &Finding| match several(&finding.test) {
+        true => format!("{} {}", finding.test, finding.method),
+        false => finding.test.clone(),
+    };
+    findings.iter().map(|finding| (name(finding), finding.clone())).collect()
 }
 
 impl Stage for Evaluate {
@@ -253,17 +309,17 @@ impl Stage for Evaluate {
 impl Compute for Evaluate {
     fn run(&self, task: &Task, _: &Context<'_>) -> anyhow::Result<()> {
         let Task { inputs, out, .. } = task;
-        let mut tests: BTreeMap<String, Finding> = BTreeMap::new();
         let removal = removal::read(self, inputs)?;
         let effects = removal.effects()?;
         write_csv(&out.join(EFFECTS), &removal::HEADER, &effects.rows)?;
-        tests.extend(effects.findings(self));
         let models = lds::read(self, inputs)?;
         models.record(&out.join(LOSSES), &out.join(SUBSETS))?;
         let found = models.judge(self, inputs)?;
         write_csv(&out.join(LDS), &lds::HEADER, &found.rows)?;
-        tests.extend(found.findings);
-        tests.extend(known::findings(self, inputs)?);
+        let known = known::findings(self, inputs)?;
+        let tests = by_name(effects.findings(self).into_iter().chain(found.findings).chain(known));
+        let lines: Vec<_> = tests.values().map(Finding::line).collect();
+        write_csv(&out.join(METHODS), &["test", "method", "mean", "low", "high", "chance", "verdict"], &lines)?;
         json::write_pretty(&out.join(SUMMARY), &json!({ "level": self.level, "tests": tests }))?;
         picture::draw(&effects, &tests, self.level, [&out.join(SVG), &out.join(PNG)])
     }

@@ -35,6 +35,9 @@ impl Name {
         // A stage that is not repeated has no name, and one whose names say nothing needs none.
         let says = !name.is_empty() && !parts.is_empty();
         let found: Vec<&str> = name.split(',').filter(|_| says).collect();
+        // Scores of the method itself, whose stages do not repeat over methods, may stand beside others.
+        let known: Vec<Part> = parts.iter().copied().filter(|part| *part != Part::Method).collect();
+        let parts = if found.len() == known.len() { &known } else { parts };
         ensure!(
             found.is_empty() || found.len() == parts.len(),
             "`{port}` has an item `{name}` of {} parts, expected {}: {}; `names.{port}` says which",
@@ -43,6 +46,12 @@ impl Name {
             parts.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ")
         );
         Ok(Self(parts.iter().copied().zip(found.into_iter().map(str::to_owned)).collect()))
+    }
+
+    /// The name without one of its parts.
+    pub fn without(&self, part: Part) -> String {
+        let others = self.0.iter().filter(|(of, _)| *of != part).map(|(_, text)| text.as_str());
+        others.collect::<Vec<_>>().join(",")
     }
 
     /// One part, or the empty text.

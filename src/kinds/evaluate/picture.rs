@@ -41,7 +41,17 @@ pub(super) fn draw(
     let points = effects.points(level);
     let plot = if points.is_empty() { 0 } else { PLOT[1] + 150 };
     let line = Font::Plain.size()[1];
-    let height = MARGIN * 2 + 40 + plot + tests.len() as i32 * (4 * line + 8);
+    let several = |test: &str| tests.values().filter(|other| other.test == test).count() > 1;
+    // Methods of one test share its heading and rule.
+    let mut groups: Vec<Vec<&Finding>> = Vec::new();
+    for finding in tests.values() {
+        match groups.iter_mut().find(|group| group[0].test == finding.test) {
+            Some(group) => group.push(finding),
+            None => groups.push(vec![finding]),
+        }
+    }
+    let lines: usize = groups.iter().map(|group| 3 + group.len()).sum();
+    let height = MARGIN * 2 + 40 + plot + lines as i32 * line + groups.len() as i32 * 8;
     let mut chart = Chart::new([WIDTH as u32, height as u32], "Is the attribution true?");
     chart.text([MARGIN, MARGIN], "Is the attribution true?", Font::Title, Anchor::Start, DARK);
     let mut y = MARGIN + 40;
@@ -49,21 +59,22 @@ pub(super) fn draw(
         plot_effects(&mut chart, &points, level, y);
         y += plot;
     }
-    for (name, finding) in tests {
-        chart.text([MARGIN, y], name, Font::Bold, Anchor::Start, DARK);
-        chart.text(
-            [WIDTH - MARGIN, y],
-            finding.verdict.words(),
-            Font::Bold,
-            Anchor::End,
-            color(finding.verdict),
-        );
-        chart.text([MARGIN, y + line], &estimate(finding, level), Font::Plain, Anchor::Start, DARK);
-        let rule = format!("holds if {}", finding.rule);
+    for group in groups {
+        chart.text([MARGIN, y], &group[0].test, Font::Bold, Anchor::Start, DARK);
+        let rule = format!("holds if {}", group[0].rule);
         for (place, text) in broken(&rule).iter().enumerate() {
-            chart.text([MARGIN, y + (2 + place as i32) * line], text, Font::Plain, Anchor::Start, SOFT);
+            chart.text([MARGIN, y + (1 + place as i32) * line], text, Font::Plain, Anchor::Start, SOFT);
         }
-        y += 4 * line + 8;
+        y += 3 * line;
+        for finding in group {
+            let method = if several(&finding.test) { format!("{}: ", finding.method) } else { String::new() };
+            let estimate = format!("{method}{}", estimate(finding, level));
+            chart.text([MARGIN, y], &estimate, Font::Plain, Anchor::Start, DARK);
+            let verdict = finding.verdict;
+            chart.text([WIDTH - MARGIN, y], verdict.words(), Font::Bold, Anchor::End, color(verdict));
+            y += line;
+        }
+        y += 8;
     }
     fs_err::write(svg, chart.svg())?;
     Ok(chart.save_png(png)?)

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::names::{Name, Part, means};
-use super::{Evaluate, Finding, percent};
+use super::{Evaluate, Finding, OWN, percent};
 use crate::kinds::shared::query_table::{self, QueryRow};
 use attrflow_engine::kind::Inputs;
 use attrflow_statistics::interval::{Interval, t_interval};
@@ -46,8 +46,6 @@ const DRAWINGS: [(&str, Column); 3] = [
 
 /// The method of models without random images.
 const RANDOM: &str = "random";
-/// The method of a ranking whose name does not say it.
-const OWN: &str = "unlearning";
 
 /// The losses of all models.
 #[derive(Default)]
@@ -268,35 +266,48 @@ impl Effects {
     }
 
     /// A verdict for each method and K.
-    pub fn findings(&self, params: &Evaluate) -> BTreeMap<String, Finding> {
+    pub fn findings(&self, params: &Evaluate) -> Vec<Finding> {
         let arms: Vec<_> = self.arms().into_iter().filter(|(method, _)| method != RANDOM).collect();
-        let several = arms.len() > 1;
-        let finding = |(method, k): (String, usize)| {
-            let of = |value: fn(&Effect) -> Option<f64>| self.by_query((&method, k), value);
-            let (net, sets) = (of(|row| row.net), self.by_set(k, Some(&method), |row| Some(row.effect)));
+        let sizes: BTreeSet<usize> = arms.iter().map(|(_, k)| *k).collect();
+        let differences = |method: &str, k: usize| -> BTreeMap<&str, Option<Interval>> {
+            let net = |method: &str| self.by_query((method, k), |row| row.net);
+            let own = net(method);
+            let others = arms.iter().filter(|(other, size)| other != method && *size == k);
+            let others = others.map(|(other, _)| (other, net(other))).filter(|(_, net)| net.len() == own.len());
+            let paired = |net: &[f64]| own.iter().zip(net).map(|(own, other)| own - other).collect::<Vec<_>>();
+            others.map(|(other, net)| (other.as_str(), t_interval(&paired(&net), params.level))).collect()
+        };
+        let finding = |(method, k): &(String, usize)| {
+            let (method, k) = (method.as_str(), *k);
+            let of = |value: fn(&Effect) -> Option<f64>| self.by_query((method, k), value);
+            let (net, sets) = (of(|row| row.net), self.by_set(k, Some(method), |row| Some(row.effect)));
             let mut random: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-            for row in self.random(k, Some(&method)) {
+            for row in self.random(k, Some(method)) {
                 random.entry(&row.query).or_default().push(row.effect);
             }
             let random: Vec<Vec<f64>> = random.into_values().collect();
             let details = json!({
-                "method": method,
                 "k": k,
                 "queries": net.len(),
                 "effect": mean(&of(|row| Some(row.effect))),
                 "floor": mean(&sets),
                 "random_sets": sets.len(),
                 "variance_left_by_pairing": paired::variance_left(&random, &self.controls),
-                "drawings": self.drawings(&method, k),
+                "drawings": self.drawings(method, k),
+                // Paired by query; the random sets are the same.
+                "difference_to": differences(method, k),
             });
             let rule = format!(
                 "the {} interval, over queries and random sets, of the effect of removing the top {k} minus that of random ones lies above 0",
                 percent(params.level)
             );
-            let name =
-                if several { format!("{} {method} {k}", params.removal) } else { params.removal.clone() };
-            (name, Finding::of(paired::net_interval(&net, &sets, params.level), 0.0, rule, details))
+            let test = match sizes.len() {
+                1 => params.removal.clone(),
+                _ => format!("{} {k}", params.removal),
+            };
+            let estimate = paired::net_interval(&net, &sets, params.level);
+            Finding::of([&test, method], estimate, 0.0, rule, details)
         };
-        arms.into_iter().map(finding).collect()
+        arms.iter().map(finding).collect()
     }
 }

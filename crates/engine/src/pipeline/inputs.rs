@@ -111,10 +111,10 @@ fn read_sources(
     let read: Vec<_> = nodes.iter().map(|node| read_name(node, draft, expanded, reader)).collect();
     let read = read.into_iter().collect::<Option<Vec<_>>>()?;
     if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
-        let fault = match (port.required, open + 1 == read.len() && open > 0) {
+        let fault = match (port.required, open + 1 == read.len()) {
             (true, _) => Some(format!("the input `{}` must be connected", port.name)),
             (false, false) => {
-                Some("`\"\"` leaves the input open, and must be the last of several".to_owned())
+                Some("`\"\"` leaves the input open, and must come last".to_owned())
             }
             (false, true) => None,
         };
