@@ -12,7 +12,7 @@ STILL   := sh packaging/still-running.sh
 BUSY     = $(if $(shell test -t 2 && echo terminal),,$(STILL) "$(1)")
 DEVICE  ?= cpu
 
-.PHONY: setup build demo proof test moto test-python test-browser wheel test-wheel test-wheel-ci test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
+.PHONY: setup build demo proof compare test moto test-python test-browser wheel test-wheel test-wheel-ci test-slurm faults-slurm bench-cluster check bench gpu-pack bench-runners bench-planner golden check-python check-readers clean
 
 ## setup: put libtorch inside this folder (an exported LIBTORCH is used instead)
 setup: $(if $(LIBTORCH),,$(MARK))
@@ -38,6 +38,11 @@ demo: setup
 ## proof: tests of the demo's attributions, with verdicts in results/proof/evaluate/summary.json
 proof: build
 	$(ATTRFLOW) run pipelines/proof.toml
+
+## compare: other methods beside unlearning, by all tests of the demo: one table with intervals and costs, in the report too
+compare: build
+	$(ATTRFLOW) run pipelines/compare.toml --report
+	@cat results/compare/compared/methods.csv
 
 ## test: all tests
 test: setup

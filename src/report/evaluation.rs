@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::methods::{Methods, Test};
 use super::plot::Strip;
 use super::words::percent;
 use crate::io::json;
@@ -17,22 +18,10 @@ pub(super) struct Evaluation {
     pub stage: String,
     pub level: String,
     pub tests: Vec<Test>,
+    /// The same side by side, where there are several methods.
+    pub methods: Option<Methods>,
     /// Why there are none.
     pub problem: Option<&'static str>,
-}
-
-/// One of its tests.
-#[derive(Debug, Clone)]
-pub(super) struct Test {
-    pub name: String,
-    /// `holds`, `does not hold`, `undecided`.
-    pub verdict: String,
-    pub measure: Option<String>,
-    pub rule: String,
-    pub estimate: Option<String>,
-    pub interval: Option<String>,
-    pub chance: Option<String>,
-    pub strip: Option<Strip>,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +32,10 @@ struct Summary {
 
 #[derive(Deserialize)]
 struct Finding {
+    #[serde(default)]
+    test: String,
+    #[serde(default)]
+    method: String,
     verdict: String,
     rule: String,
     estimate: Option<Interval>,
@@ -64,12 +57,13 @@ pub(super) fn evaluations(run: &Run<'_>) -> Vec<Evaluation> {
         let stage = record.stage.clone();
         match summary {
             Some(Summary { level, tests }) => {
-                let tests = tests.into_iter().map(|(name, found)| found.test(name)).collect();
-                Evaluation { stage, level: percent(level), tests, problem: None }
+                let tests: Vec<Test> = tests.into_iter().map(|(name, found)| found.test(name)).collect();
+                let methods = Methods::of(run, record, &tests);
+                Evaluation { stage, level: percent(level), methods, tests, problem: None }
             }
             None => {
                 let problem = Some("It has no result that can be read here.");
-                Evaluation { stage, level: String::new(), tests: Vec::new(), problem }
+                Evaluation { stage, level: String::new(), tests: Vec::new(), methods: None, problem }
             }
         }
     };
@@ -87,6 +81,8 @@ impl Finding {
         });
         Test {
             name,
+            test: self.test,
+            method: self.method,
             verdict: self.verdict,
             measure: self.measure,
             rule: self.rule,

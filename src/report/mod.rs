@@ -11,6 +11,7 @@ mod embed;
 mod evaluation;
 mod graph;
 mod header;
+mod methods;
 mod options;
 mod page;
 mod pictures;

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     fn task(stage: &str, worker: usize, begin: f64, end: f64) -> TaskTime {
-        TaskTime { stage: stage.into(), worker: format!("cpu {worker}"), begin, end }
+        TaskTime { stage: stage.into(), worker: format!("cpu {worker}"), begin, end, peak_memory: 0 }
     }
 
     #[test]

@@ -320,6 +320,42 @@ fn the_recorded_losses_of_the_demo_can_be_judged() {
     refused(&project, "has other images in the folder on `recorded`");
 }
 
+const METHODS: &str = r#"
+[stages.judge]
+kind = "evaluate"
+params = { names = { self_rank = ["query", "method"] } }
+
+[stages.judge.inputs]
+self_rank = ["../made/ape.npy", "../made/bee.npy", "../made/ape,trak.npy", "../made/bee,trak.npy"]
+self_relevant = ["../made/self/ape.npy", "../made/self/bee.npy"]
+"#;
+
+#[test]
+fn methods_of_one_test_are_told_apart_by_their_names() {
+    let project = project(METHODS);
+    fs_err::create_dir_all(project.path("made/self")).unwrap();
+    for (query, image) in [("ape", 7), ("bee", 3)] {
+        write_i64(project.path(format!("made/self/{query}.npy")), &[1], &[image]).unwrap();
+    }
+    ranking(&project, "ape", &[7]);
+    ranking(&project, "bee", &[0, 3]);
+    ranking(&project, "ape,trak", &[0, 1, 2, 7]);
+    ranking(&project, "bee,trak", &[3]);
+    let summary = judge(&project);
+    let mean = |test: &str| summary["tests"][test]["estimate"]["mean"].as_f64().unwrap();
+    assert_eq!([mean("self-influence unlearning"), mean("self-influence trak")], [0.75, 0.625]);
+    let table = fs_err::read_to_string(project.path("results/judge/judge/methods.csv")).unwrap();
+    assert!(table.contains("\nself-influence,trak,0.625,"), "{table}");
+    let svg = fs_err::read_to_string(project.path("results/judge/judge/evaluation.svg")).unwrap();
+    assert!(svg.matches(">self-influence<").count() == 1 && svg.contains(">trak: 0.625"), "{svg}");
+
+    project.write("pipelines/judge.toml", METHODS.replace(", \"../made/bee,trak.npy\"", ""));
+    refused(
+        &project,
+        "`self_rank`: `unlearning` ranks for the queries {\"ape\", \"bee\"}, expected {\"ape\"}, as `trak` does",
+    );
+}
+
 const AGREEMENT: &str = r#"
 [stages.judge]
 kind = "evaluate"

@@ -245,9 +245,11 @@ impl Finding {
     }
 
     /// Its line of the table of methods.
-    fn line(&self) -> (&str, &str, Option<f64>, Option<[f64; 2]>, Option<f64>, Verdict) {
+    fn line(&self) -> (&str, &str, [Option<f64>; 4], Verdict) {
         let mean = self.estimate.map(|found| found.mean).or_else(|| self.details.get("found")?.as_f64());
-        (&self.test, &self.method, mean, self.estimate.map(|found| [found.low, found.high]), self.chance, self.verdict)
+        let ends =
+            [|found: Interval| found.low, |found: Interval| found.high].map(|end| self.estimate.map(end));
+        (&self.test, &self.method, [mean, ends[0], ends[1], self.chance], self.verdict)
     }
 }
 
@@ -319,7 +321,11 @@ impl Compute for Evaluate {
         let known = known::findings(self, inputs)?;
         let tests = by_name(effects.findings(self).into_iter().chain(found.findings).chain(known));
         let lines: Vec<_> = tests.values().map(Finding::line).collect();
-        write_csv(&out.join(METHODS), &["test", "method", "mean", "low", "high", "chance", "verdict"], &lines)?;
+        write_csv(
+            &out.join(METHODS),
+            &["test", "method", "mean", "low", "high", "chance", "verdict"],
+            &lines,
+        )?;
         json::write_pretty(&out.join(SUMMARY), &json!({ "level": self.level, "tests": tests }))?;
         picture::draw(&effects, &tests, self.level, [&out.join(SVG), &out.join(PNG)])
     }

@@ -273,8 +273,10 @@ impl Effects {
             let net = |method: &str| self.by_query((method, k), |row| row.net);
             let own = net(method);
             let others = arms.iter().filter(|(other, size)| other != method && *size == k);
-            let others = others.map(|(other, _)| (other, net(other))).filter(|(_, net)| net.len() == own.len());
-            let paired = |net: &[f64]| own.iter().zip(net).map(|(own, other)| own - other).collect::<Vec<_>>();
+            let others =
+                others.map(|(other, _)| (other, net(other))).filter(|(_, net)| net.len() == own.len());
+            let paired =
+                |net: &[f64]| own.iter().zip(net).map(|(own, other)| own - other).collect::<Vec<_>>();
             others.map(|(other, net)| (other.as_str(), t_interval(&paired(&net), params.level))).collect()
         };
         let finding = |(method, k): &(String, usize)| {

@@ -98,6 +98,7 @@ fn a_timeline_is_drawn_where_times_are_known() {
         worker: format!("cpu {}", number % 2),
         begin: (number / 2) as f64,
         end: (number / 2 + 1) as f64,
+        peak_memory: 0,
     };
     run.tasks = (0..1000).map(task).collect();
     let page = run.page(&Options::default());

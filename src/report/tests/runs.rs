@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use attrflow_engine::provenance::manifest::Outcome;
+use attrflow_engine::provenance::task_times::TaskTime;
 
 use super::made::{Made, Plan, made, manifest, record};
 use super::parsed::{checked, select, texts};
@@ -88,6 +89,55 @@ fn verdicts_are_shown_with_their_intervals() {
     assert_eq!((cells[5].as_str(), cells[7].as_str(), cells[8].as_str()), ("above 0 </td>", "0.500", "none"));
     assert_eq!(texts(&html, "#evaluation .warn"), ["It has no result that can be read here."]);
     assert_eq!(select(&html, "nav a").len(), 5);
+}
+
+#[test]
+fn methods_stand_side_by_side_with_what_they_cost() {
+    let mut run = made(&Plan { queries: vec!["a".into()], ..Plan::default() });
+    let stage = |name: &str, kind: &str, reads| record(name, kind, json!({}), reads, &[("out", false)], 0);
+    let names = json!({ "names": { "self_rank": ["query", "method"] } });
+    let mut reads = serde_json::Map::new();
+    let mut more = vec![
+        stage("shared", "latents", json!({})),
+        stage("gradients", "gradients", json!({ "latents": ["shared", "out"] })),
+    ];
+    for query in ["x", "y"] {
+        let (own, trak) = (format!("influence[{query}]"), format!("baseline[{query},trak]"));
+        more.push(stage(&own, "influence", json!({ "latents": ["shared", "out"] })));
+        more.push(stage(&trak, "baseline", json!({ "gradients": ["gradients", "out"] })));
+        reads.insert(format!("self_rank[{query}]"), json!([own, "out"]));
+        reads.insert(format!("self_rank[{query},trak]"), json!([trak, "out"]));
+    }
+    more.push(record("evaluate", "evaluate", names, reads.into(), &[("summary", false)], 0));
+    run.manifest.stages.extend(more.into_iter().map(|stage| serde_json::from_value(stage).unwrap()));
+    run.tasks = vec![TaskTime {
+        stage: "gradients".into(),
+        worker: "cpu 0".into(),
+        begin: 0.0,
+        end: 1.0,
+        peak_memory: 4_000_000,
+    }];
+    let finding = |test: &str, method: &str, verdict: &str| {
+        let estimate = json!({ "mean": 0.5, "low": 0.25, "high": 0.75 });
+        json!({ "test": test, "method": method, "verdict": verdict, "rule": "", "estimate": estimate })
+    };
+    let summary = json!({ "level": 0.95, "tests": {
+        "lds": finding("lds", "trak", "undecided"),
+        "self-influence trak": finding("self-influence", "trak", "holds"),
+        "self-influence unlearning": finding("self-influence", "unlearning", "does not hold"),
+    }});
+    let path = run.path("evaluate", "summary");
+    fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+    fs_err::write(path, summary.to_string()).unwrap();
+    let html = checked(&run.page(&Options::default()));
+    let cells = |row: usize| texts(&html, &format!(".methods tbody tr:nth-child({row}) > *"));
+    // 12.5 s each: of TRAK the gradients once, and its own stage for each query.
+    assert_eq!(
+        cells(1),
+        ["trak", "0.500 0.250 to 0.750", "0.500 0.250 to 0.750", "12.5 s", "12.5 s", "4.00 MB"]
+    );
+    assert_eq!(cells(2), ["unlearning", "\u{2013}", "0.500 0.250 to 0.750", "0 ms", "12.5 s", ""]);
+    assert_eq!(texts(&html, ".methods .bad"), ["0.500"]);
 }
 
 #[test]

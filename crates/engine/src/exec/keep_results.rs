@@ -17,8 +17,8 @@ impl Slot<'_> {
     /// Takes the results of some tasks of the batch, and reports them.
     pub(super) fn keep(
         &mut self,
-        tasks: &[usize],
-        files: &[Listing],
+        (tasks, files): (&[usize], &[Listing]),
+        peak_memory: u64,
         running: &mut Running,
         held: &mut Vec<LockedJob>,
     ) {
@@ -39,7 +39,13 @@ impl Slot<'_> {
             running.reliable &= outcome.is_ok();
             if outcome.is_ok() {
                 let (stage, worker) = (held.job.common.stage, running.worker.clone());
-                self.reports.say(Message::Took(Took { stage, worker, begin, end: begin + each }));
+                self.reports.say(Message::Took(Took {
+                    stage,
+                    worker,
+                    begin,
+                    end: begin + each,
+                    peak_memory,
+                }));
             }
             begin += each;
             // A coordinator that is gone is noticed with the next job.

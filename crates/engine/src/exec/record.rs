@@ -109,6 +109,7 @@ impl Coordinator<'_> {
             worker: task.worker.clone(),
             begin: at(task.begin),
             end: at(task.end),
+            peak_memory: task.peak_memory,
         };
         self.state.tasks.iter().map(of).collect()
     }

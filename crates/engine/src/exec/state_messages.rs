@@ -59,6 +59,7 @@ pub(super) struct Took {
     pub worker: String,
     pub begin: Instant,
     pub end: Instant,
+    pub peak_memory: u64,
 }
 
 /// What to do with a stage.

@@ -299,7 +299,7 @@ impl<'a> Slot<'a> {
             }
             Reply::Finished { tasks, files, usage } => {
                 self.account(workers.as_ref(), &usage, false, &tasks, &running, held);
-                self.keep(&tasks, &files, &mut running, held);
+                self.keep((&tasks, &files), usage.peak_memory, &mut running, held);
             }
             Reply::Progress { task, .. } => {
                 let place = running.open.iter().position(|(open, _)| *open == task);
@@ -312,7 +312,7 @@ impl<'a> Slot<'a> {
         drop(working);
         if let Ok(usage) = &result {
             let rest: Vec<usize> = running.open.iter().map(|(task, _)| *task).collect();
-            self.keep(&rest, &[], &mut running, held);
+            self.keep((&rest, &[]), usage.peak_memory, &mut running, held);
             tracing::debug!("{}: {count} tasks took {usage:?}", kind.name);
         }
         // A worker that did not end its work by itself is not used again.

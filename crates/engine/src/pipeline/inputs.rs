@@ -113,9 +113,7 @@ fn read_sources(
     if let Some(open) = read.iter().position(|named| matches!(named, Named::Nothing)) {
         let fault = match (port.required, open + 1 == read.len()) {
             (true, _) => Some(format!("the input `{}` must be connected", port.name)),
-            (false, false) => {
-                Some("`\"\"` leaves the input open, and must come last".to_owned())
-            }
+            (false, false) => Some("`\"\"` leaves the input open, and must come last".to_owned()),
             (false, true) => None,
         };
         if let Some(fault) = fault {

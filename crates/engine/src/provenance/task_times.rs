@@ -20,6 +20,9 @@ pub struct TaskTime {
     pub begin: f64,
     /// The same to its end. Of tasks that were computed at once, each has an equal share of the time.
     pub end: f64,
+    /// The most memory that the worker had while it computed the task, in bytes; 0 where unknown.
+    #[serde(default)]
+    pub peak_memory: u64,
 }
 
 /// The table of the run of a manifest: `TIME.tasks.csv`.
@@ -71,7 +74,7 @@ mod tests {
         write(&manifest, &[]).unwrap();
         assert!(!path(&manifest).exists());
         let stage = "influence[a, \"b\"]".to_owned();
-        let task = TaskTime { stage, worker: "worker 1".into(), begin: 0.25, end: 1.5 };
+        let task = TaskTime { stage, worker: "worker 1".into(), begin: 0.25, end: 1.5, peak_memory: 7 };
         write(&manifest, &[task.clone(), TaskTime { begin: 1.5, end: 3.0, ..task.clone() }]).unwrap();
         let table = folder.path().join("20261130T174706.912286Z.tasks.csv");
         let text = fs_err::read_to_string(&table).unwrap();

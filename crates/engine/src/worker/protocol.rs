@@ -195,7 +195,7 @@ pub struct Usage {
     pub wall: f64,
     /// Seconds of processor time, over all threads of the worker.
     pub cpu: f64,
-    /// Most memory that the worker had since it started, in bytes.
+    /// Most memory that the worker had, in bytes: since the batch began where libtorch computes it, else since the worker started.
     pub peak_memory: u64,
     /// Device memory in use at the end, which libtorch never gives back, in bytes; 0 on the CPU.
     #[serde(default)]
@@ -217,6 +217,12 @@ impl Usage {
             peak_device_memory: device(),
         }
     }
+}
+
+/// Makes [`peak_memory`] begin anew, where the system can.
+pub fn reset_peak_memory() {
+    // 5: the peak alone, see proc(5).
+    let _ = fs_err::write("/proc/self/clear_refs", "5");
 }
 
 /// The most memory that this process had so far, in bytes; 0 where the system does not say.

@@ -15,7 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use super::signals::stopping;
 use crate::kind::{Computation, Context, Step, describe};
-use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig};
+use crate::worker::protocol::{Facts, Reply, TaskBatch, Usage, WorkerConfig, reset_peak_memory};
 
 /// Says what this worker is and serves tasks until standard input ends, which is when the run is gone.
 ///
@@ -97,6 +97,9 @@ fn perform(
             say(&Reply::Progress { task, done, total, note: note.map(str::to_owned) });
         }
     };
+    if computation.kind.libtorch {
+        reset_peak_memory();
+    }
     let usage = Usage::start(device_memory);
     let finished =
         |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec(), files: Vec::new(), usage: usage() });
