@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 
 WORK = json.loads(sys.argv[1])
 DEVICE, DATA = WORK["device"], Path(WORK["data"])
+STEPS = {}
 KIND = torch.bfloat16 if WORK["precision"] == "bf16" else torch.float32
 
 
@@ -134,6 +135,67 @@ def ekfac(unet, scheduler, latents, texts, batches):
     return sum(value.square().sum().item() for value in total.values())
 
 
+def screen(unet, scheduler, latents, texts, batches):
+    """Gradients of keys and values row by row from hooks, times the steps of all queries; the mean over captions comes last."""
+    layers = {n.removesuffix(".weight"): p for n, p in unet.named_parameters() if selected(n)}
+    seen, captions, times, queries = {}, WORK["loss"]["captions"], WORK["loss"]["time_samples"], WORK["queries"]
+    if not STEPS:
+        STEPS.update({name: 1e-3 * torch.randn(queries, p.numel(), device=DEVICE) for name, p in layers.items()})
+
+    def keep(name):
+        def hook(_, inputs, output):
+            output.requires_grad_()
+            seen[name] = inputs[0].detach(), output
+
+        return hook
+
+    handles = [unet.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    size, found = WORK["batch_size"], 0
+    for batch in batches:
+        images = [i % len(latents) for i in range(batch * size, (batch + 1) * size)]
+        x0 = torch.from_numpy(latents[images]).to(DEVICE).repeat_interleave(captions, 0)
+        text = torch.from_numpy(np.stack([texts[i % len(texts), :captions] for i in images])).float().to(DEVICE).flatten(0, 1)
+        t = torch.full((len(x0),), batch % times * (1000 // times), device=DEVICE)
+        products = 0
+        for start in range(0, len(x0), WORK["micro_batch"]):
+            some = slice(start, start + WORK["micro_batch"])
+            loss = row_losses(unet, scheduler, x0[some], torch.randn_like(x0[some]), t[some], text[some]).sum()
+            gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
+            rows = 0
+            for (name, (x, _)), d in zip(seen.items(), gradients):
+                rows = rows + (d.transpose(1, 2) @ x).flatten(1) @ STEPS[name].T
+            products = products + rows.view(-1, captions, queries).mean(dim=1).double().square().sum().item()
+        found += products
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+class Lora(torch.nn.Module):
+    """A linear layer and maps of low rank beside it."""
+
+    def __init__(self, base, down, up):
+        super().__init__()
+        self.base, self.lora_down, self.lora_up = base, torch.nn.Parameter(down), torch.nn.Parameter(up)
+
+    def forward(self, x, *_):
+        return self.base(x) + x @ self.lora_down.T @ self.lora_up.T
+
+
+def lora(unet, scheduler, latents, texts, batches):
+    """Trains maps of low rank beside all attention maps, as `train` does weights."""
+    if not any("lora" in name for name, _ in unet.named_parameters()):
+        maps = load_file(DATA / "lora.safetensors", device=DEVICE)
+        for name in sorted({key.split(".lora_")[0] for key in maps}):
+            parent, _, child = name.removeprefix("unet.").rpartition(".")
+            down, up = (maps[f"{name}.lora_{end}.weight"] for end in "AB")
+            holder = unet.get_submodule(parent)
+            setattr(holder, child, Lora(holder.get_submodule(child), down, up))
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    return train(unet, scheduler, latents, texts, batches)
+
+
 def train(unet, scheduler, latents, texts, batches):
     """AdamW with clipping: mirror images, a caption in five, one text in ten left out."""
     unet.train()
@@ -164,7 +226,7 @@ def main():
         parameter.requires_grad_(WORK["what"] in ("unlearn", "train") and selected(name))
     latents, texts = np.load(DATA / "latents.npy"), np.load(DATA / "texts.npy", mmap_mode="r")
     scheduler = DDPMScheduler()
-    work = dict(loss=losses, unlearn=unlearn, fisher=fisher, ekfac=ekfac, train=train)[WORK["what"]]
+    work = dict(loss=losses, unlearn=unlearn, fisher=fisher, ekfac=ekfac, screen=screen, train=train, lora=lora)[WORK["what"]]
     start, end = WORK["batches"]
     work(unet, scheduler, latents, texts, range(start, start + 1))
     for parameter in unet.parameters():
@@ -180,7 +242,8 @@ def main():
         rows = WORK["loss"]["captions"] * WORK["loss"]["time_samples"]
         answer |= dict(rows=len(value) * rows, losses=value)
     else:
-        answer |= dict(rows=(end - start) * WORK["batch_size"], norm=value)
+        rows = WORK["loss"]["captions"] if WORK["what"] == "screen" else 1
+        answer |= dict(rows=(end - start) * WORK["batch_size"] * rows, norm=value)
     if DEVICE == "cuda":
         answer["device_mib"] = torch.cuda.max_memory_reserved() >> 20
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

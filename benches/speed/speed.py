@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 KEPT = "17179869184"
+RANK = 8
 LOSS = dict(time_samples=20, captions=5, seed=0, noise="per_batch")
 
 
@@ -53,6 +54,13 @@ def prepare(folder, images):
             value.copy_(draw * 0.1 + (1 if name.endswith("weight") else 0))
     unet.save_config(folder / "unet")
     save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, folder / "model.safetensors")
+    maps = {}
+    for name, value in unet.state_dict().items():
+        if "attn" in name and value.dim() == 2:
+            (out, width), layer = value.shape, "unet." + name.removesuffix(".weight")
+            maps[f"{layer}.lora_A.weight"] = (torch.rand(RANK, width) * 2 - 1) / width**0.5
+            maps[f"{layer}.lora_B.weight"] = torch.zeros(out, RANK)
+    save_file(maps, folder / "lora.safetensors")
     random = np.random.default_rng(0)
     np.save(folder / "latents.npy", random.standard_normal((2 * images, 4, 16, 16), dtype=np.float32))
     texts = np.lib.format.open_memmap(folder / "texts.npy", "w+", np.float16, (images, 5, 77, 1024))
@@ -136,9 +144,11 @@ def compare(options, data, name, work, batches, peer_work=None):
         count = min(map(len, losses.values()))
         a, b = (np.array(losses[side][:count]) for side in ("ours", "peer"))
         row["deviation"] = float(np.abs(a / b - 1).max())
-    row["of_diagonal"] = next((answer["of_diagonal"] for answer in answers["ours"] if "of_diagonal" in answer), None)
+    times = [answer["times"] for answer in answers["ours"] if "times" in answer]
+    if times:
+        row |= dict(times=statistics.mean(times), of=answers["ours"][0]["of"])
     print(f"{name:34} ours {rates['ours']:10.1f}  peer {rates['peer']:10.1f} rows/s  ratio {row['ratio']:5.2f}", end="")
-    print(f"  {row['of_diagonal']:.2f} times the diagonal's time" if row["of_diagonal"] else "", end="")
+    print(f"  {row['times']:.2f} times the time of {row['of']}" if times else "", end="")
     print(f"  largest deviation {row['deviation']:.1e}" if "deviation" in row else "", flush=True)
     return row
 
@@ -240,6 +250,10 @@ def plan(on_gpu):
             yield f"fisher, fp32, {select}", fisher, dict(ours=4, peer=1)
         ekfac = common | dict(what="ekfac", micro_batch=32, batch_size=32)
         yield "ekfac, fp32, cross-attn-kv", ekfac, dict(ours=20, peer=20)
+        screen = common | dict(what="screen", micro_batch=40, batch_size=8, queries=100)
+        yield "screen of 100 queries, fp32", screen, dict(ours=4, peer=2)
+        lora = common | dict(what="lora", micro_batch=16, batch_size=32, select="all")
+        yield "lora, training, fp32", lora, dict(ours=4, peer=2)
         # Two models side by side, each on one thread, beside one on both.
         yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=32, select="all"), dict(ours=4, peer=2)
         return
@@ -254,6 +268,9 @@ def plan(on_gpu):
         fisher = common | dict(what="fisher", micro_batch=32, batch_size=size, select=select)
         yield f"fisher, fp32, {select}", fisher, dict(ours=20, peer=5)
     yield "ekfac, fp32, cross-attn-kv", common | dict(what="ekfac", micro_batch=32), dict(ours=20, peer=20)
+    screen = common | dict(what="screen", micro_batch=500, batch_size=100, queries=100)
+    yield "screen of 100 queries, fp32", screen, dict(ours=10, peer=5)
+    yield "lora, training, fp32", common | dict(what="lora", micro_batch=16, batch_size=128, select="all"), dict(ours=20, peer=20)
     yield "train, fp32, all", common | dict(what="train", micro_batch=16, batch_size=128, select="all"), dict(ours=20, peer=20)
 
 

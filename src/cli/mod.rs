@@ -31,6 +31,7 @@ mod nearest_hit;
 mod noop;
 mod plan;
 mod plan_rows;
+mod plan_screen;
 mod pool_totals;
 mod pools;
 mod project;

@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::measure::profile;
 use super::noop;
 use super::plan_rows::{self, Row, format_time};
+use super::plan_screen::Screens;
 use super::pool_totals::PoolTotals;
 use super::project::{Project, ProjectArgs, backend};
 use super::requirements::Requirements;
@@ -142,7 +143,7 @@ pub(super) fn show(
             "note: no GPU was found on this machine: `attrflow run` would end with an error here\n",
         );
     }
-    let mut pools = PoolTotals::default();
+    let (mut pools, mut screens) = (PoolTotals::default(), Screens::default());
     let mut counts = [0; 4];
     let mut totals = [Total::default(), Total::default()];
     let mut bases: BTreeSet<String> = BTreeSet::new();
@@ -156,6 +157,7 @@ pub(super) fn show(
             if predicted.seconds.is_some() {
                 bases.insert(predicted.basis.clone());
             }
+            screens.add(*index, node, predicted);
             if let Some(pool) = forecast.pool(node.kind().name) {
                 pools.add(pool, predicted.seconds);
             }
@@ -178,6 +180,7 @@ pub(super) fn show(
     if as_json {
         text += &totals_line(&totals, &need, counts);
         text += &pools.lines();
+        text += &screens.lines(&project.pipeline.stages, &forecast);
     } else {
         text += &plan_rows::table(&rows).to_string();
         text += &one_thread(&project.pipeline.stages, &actions, &conditions);
@@ -196,6 +199,7 @@ pub(super) fn show(
                 sums += &format!("\n  based on {first}{others}");
             }
             sums += &pools.describe();
+            sums += &screens.describe(&project.pipeline.stages, &forecast);
             text += &fitted_line(&sums);
         }
         text += &counted(counts);

@@ -11,13 +11,13 @@ use super::fisher::{self, FisherParams, IMAGES};
 use super::shared::arrays::{self, LATENTS, TEXT_EMBEDDINGS, count_images};
 use super::shared::factors::{self, Linear, linear_layers};
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
-use super::shared::parameters::Parameters;
+use super::shared::parameters::{Parameters, short_of};
 use super::shared::{check_inputs, check_values, device, expected, ranges, tensors};
 use crate::method::ekfac::{ACTIVATION, Eigenbasis, GRADIENT, check_traces};
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
-    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
-    Task, Trial, Units,
+    ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Shared,
+    Stage, Task, Trial, Units,
 };
 use attrflow_engine::params;
 
@@ -50,6 +50,11 @@ impl Kind for EkfacParams {
             "ekfac.safetensors",
             "float32 by layer: the eigenvectors of `eigenbasis`, and `lambda_matrix` [O, I]; the number of images N in its metadata",
         )],
+        shared: &[Shared {
+            port: "eigenbasis",
+            kind: "eigenbasis",
+            inputs: &["unet", "checkpoint", "lora", "scheduler"],
+        }],
         ..KindInfo::new::<Self>(
             "ekfac",
             1,
@@ -61,6 +66,10 @@ impl Kind for EkfacParams {
 impl Stage for EkfacParams {
     fn check(&self, connected: &dyn Fn(&str) -> bool) -> Vec<(String, String)> {
         self.fisher.select.check("fisher", connected("lora"))
+    }
+
+    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
+        short_of(&self.fisher.select, "fisher", port, source)
     }
 
     fn identity(&self) -> Json {

@@ -10,7 +10,7 @@ use super::loss_pass;
 use super::shared::arrays::{TEXT_EMBEDDINGS, TrainingSet, values};
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
-use super::shared::parameters::Parameters;
+use super::shared::parameters::{Parameters, short_of};
 use super::shared::{arrays, check_inputs, check_outputs, check_values, expected, factors, ranges};
 use crate::io::npy::Dtype;
 use crate::io::npy::writer::{self, NpyWriter};
@@ -74,6 +74,10 @@ impl Stage for GradientsParams {
         };
         faults.push(("projection".to_owned(), message.to_owned()));
         faults
+    }
+
+    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
+        short_of(&self.select, "select", port, source)
     }
 
     fn identity(&self) -> Json {

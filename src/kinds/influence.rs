@@ -341,7 +341,9 @@ impl Compute for Influence {
         let exact = match (&self.top_k, parts) {
             (Some(_), [part]) => {
                 fs_err::copy(part.join(top_k::REPORT), out.join(top_k::REPORT))?;
-                Some(Report::read(&out.join(top_k::REPORT))?.flags())
+                let report = Report::read(&out.join(top_k::REPORT))?;
+                report.warning().into_iter().for_each(|warning| tracing::warn!("{warning}"));
+                Some(report.flags())
             }
             _ => None,
         };

@@ -9,7 +9,7 @@ use super::loss_pass::per_image::{self, UnitRange};
 use super::loss_pass::{self, per_timestep};
 use super::shared::arrays::{self, LATENTS, TEXT_EMBEDDINGS, TrainingSet};
 use super::shared::check_outputs::Outputs;
-use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_gradients, with_large};
 use super::shared::parameters::Parameters;
 use super::shared::{check_outputs, check_values, expected};
 use super::step_check::{self, Accepted};
@@ -23,7 +23,7 @@ use crate::method::noise::{Noise, Point};
 use crate::method::schedule::NoiseSchedule;
 use crate::method::screen::{Steps, Unlearned};
 use crate::method::selection::Selection;
-use crate::models::unet::Precision;
+use crate::models::unet::{Precision, UNet};
 use crate::models::weights::checkpoint;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
@@ -31,6 +31,7 @@ use attrflow_engine::kind::{
     Stage, Task, Trial, Unit, UnitInputs, Units,
 };
 use attrflow_engine::params;
+use attrflow_engine::store::format_bytes;
 use tch::Tensor;
 
 params! {
@@ -70,7 +71,7 @@ const PER_TIMESTEP: &str = "influence_per_timestep.npy";
 /// The file that a unit writes: float32 [images, Q], a mean over captions.
 const RISES: &str = "rises.npy";
 
-/// Numbers that the steps of all queries may take in memory: 4 GiB of float32, which 110 queries of the published model need.
+/// Numbers that the steps of all queries may take in memory: 4 GiB of float32, enough for 151 queries of the published model.
 const ROOM: usize = 1 << 30;
 
 /// Queries whose results are put together at once, which bounds open files and memory.
@@ -104,7 +105,7 @@ impl Kind for Screen {
         }],
         ..KindInfo::new::<Self>(
             "screen",
-            1,
+            2,
             "the influence of every training image on many queries, to first order, in one pass",
         )
     };
@@ -265,16 +266,15 @@ impl Screen {
     }
 }
 
-/// The weights in the files of the queries.
+/// The weights in the files of the queries, which are opened when they are read: there may be more of them than a process may open.
 struct Files {
     paths: Vec<PathBuf>,
-    open: Vec<TensorFile>,
     names: Vec<String>,
 }
 
 impl Unlearned for Files {
     fn queries(&self) -> usize {
-        self.open.len()
+        self.paths.len()
     }
 
     fn names(&self) -> &[String] {
@@ -282,27 +282,37 @@ impl Unlearned for Files {
     }
 
     fn read(&self, query: usize, name: &str) -> Result<Tensor, DataError> {
-        let file = &self.open[query];
+        let file = TensorFile::open(&self.paths[query])?;
         let header = file.header(name).ok_or_else(|| format!("it lacks `{name}`"))?;
-        Ok(checkpoint::tensor(file, header)?)
+        Ok(checkpoint::tensor(&file, header)?)
     }
 }
 
-impl Files {
-    fn open(inputs: &Inputs) -> anyhow::Result<Self> {
-        let names = check_weights(inputs)?;
-        let paths: Vec<PathBuf> = queries(inputs).into_iter().map(|(_, path)| path).collect();
-        let open = paths.iter().map(TensorFile::open).collect::<Result<_, _>>()?;
-        Ok(Self { paths, open, names })
+/// Names the file of a query whose weights are at fault.
+fn named(error: MathError, paths: &[PathBuf]) -> anyhow::Error {
+    match error {
+        MathError::Step { query, what } => anyhow::anyhow!("{}: {what}", paths[query].display()),
+        error => error.into(),
     }
+}
 
-    /// Names the file of a query whose weights are at fault.
-    fn named(&self, error: MathError) -> anyhow::Error {
-        match error {
-            MathError::Step { query, what } => anyhow::anyhow!("{}: {what}", self.paths[query].display()),
-            error => error.into(),
-        }
+/// The steps of all queries, read and checked.
+fn steps(unet: &UNet, paths: &[PathBuf], names: &[String]) -> anyhow::Result<Steps<'static>> {
+    let files = Files { paths: paths.to_vec(), names: names.to_vec() };
+    let steps = Steps::new(unet, files, ROOM).map_err(|error| named(error, paths))?;
+    let groups = steps.groups();
+    if groups.len() > 1 {
+        let bytes = |numbers: usize| format_bytes(numbers as u64 * 4);
+        tracing::info!(
+            "the steps of {} queries take {}, more than the {} that they may: they are read again and again, {} queries at a time. \
+             Rows go through the network once",
+            paths.len(),
+            bytes(steps.size() * paths.len()),
+            bytes(ROOM),
+            groups[0].len()
+        );
     }
+    Ok(steps)
 }
 
 impl Compute for Screen {
@@ -316,32 +326,28 @@ impl Compute for Screen {
             tasks.iter().map(|task| UnitRange::of(task.unit()?)).collect::<anyhow::Result<Vec<_>>>()?;
         let (first, Task { inputs, .. }) = spans.first().zip(tasks.first()).context("no unit")?;
         let points: Vec<Point> = spans.iter().map(UnitRange::point).collect();
-        let (loss, files) = (self.loss(), Files::open(inputs)?);
+        let (loss, names) = (self.loss(), check_weights(inputs)?);
+        let paths: Vec<PathBuf> = queries(inputs).into_iter().map(|(_, path)| path).collect();
+        let files: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&loss.objective);
-        let adapters = Selection::Patterns(files.names.clone()).adapters();
+        let adapters = Selection::Patterns(names.clone()).adapters();
         with_gradients(inputs, adapters, cx.device, |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let data = set.data()?;
             let pass = LossPass::new(unet, &schedule, data, &loss, cx.effective_micro_batch())?;
-            let steps = Steps::new(unet, &files, ROOM).map_err(|error| files.named(error))?;
-            if !steps.are_kept() {
-                tracing::info!(
-                    "the steps of {} queries do not fit into {} MiB: they are read again for each pass through the network, a part of \
-                     the queries at a time",
-                    steps.queries(),
-                    (ROOM * 4) >> 20
-                );
-            }
             let latents: Vec<usize> = first.latents(data.images()).collect();
             let block = pass.block(&latents, &points)?;
             let mut progress = |place: usize, images: usize| {
                 cx.of_task(place).progress(images as u64, latents.len() as u64);
             };
-            let rises = pass.screen(&block, &points, &steps, &mut progress); // [images, points, Q]
-            let rises = rises.map_err(|error| files.named(error))?;
+            let make = || steps(unet, &paths, &names);
+            let rises = with_large(inputs, &files, cx.device, make, |steps| {
+                let rises = pass.screen(&block, &points, steps, &mut progress); // [images, points, Q]
+                rises.map_err(|error| named(error, &paths))
+            })?;
             for (place, task) in tasks.iter().enumerate() {
                 let rises = arrays::values(&rises.select(1, place as i64));
-                writer::write_f32(task.out.join(RISES), &[latents.len(), steps.queries()], &rises)?;
+                writer::write_f32(task.out.join(RISES), &[latents.len(), paths.len()], &rises)?;
             }
             Ok(())
         })?;

@@ -8,7 +8,7 @@ use super::fisher::IMAGES;
 use super::shared::arrays::NpyRows;
 use super::shared::check_outputs::Outputs;
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, load_unet};
-use super::shared::parameters::Parameters;
+use super::shared::parameters::{Parameters, short_of};
 use super::shared::trained_with::TrainedWith;
 use super::shared::{arrays, check_inputs, check_outputs, device, expected, factors, tensors};
 use crate::io::TensorFile;
@@ -91,6 +91,10 @@ impl Stage for UnlearnParams {
             faults.push(("curvature".to_owned(), message.to_owned()));
         }
         faults
+    }
+
+    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
+        short_of(&self.select, "select", port, source)
     }
 
     fn identity(&self) -> Json {

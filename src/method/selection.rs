@@ -72,6 +72,19 @@ impl Selection {
         )]
     }
 
+    /// Whether some of what `other` chooses is not chosen here, whatever the network; texts may match anything.
+    pub fn is_short_of(&self, other: &Selection) -> bool {
+        let width = |selection: &Selection| match selection {
+            Selection::CrossAttnKv | Selection::LoraKv => Some(0),
+            Selection::CrossAttn | Selection::Lora => Some(1),
+            Selection::Attn => Some(2),
+            Selection::All => Some(3),
+            Selection::Patterns(_) => None,
+        };
+        let narrower = width(self).zip(width(other)).is_some_and(|(own, other)| own < other);
+        narrower || self.adapters() != other.adapters()
+    }
+
     /// The chosen ones of `names`.
     ///
     /// # Errors
@@ -129,5 +142,28 @@ impl Param for Selection {
     fn schema() -> Json {
         let names = NAMED.map(|(name, _)| name);
         json!({ "anyOf": [{ "enum": names }, Vec::<String>::schema()] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_is_short_of_wider_ones_and_of_other_networks() {
+        let texts = Selection::Patterns(vec!["to_k".to_owned()]);
+        for (one, other, short) in [
+            (&Selection::CrossAttnKv, &Selection::CrossAttnKv, false),
+            (&Selection::All, &Selection::CrossAttnKv, false),
+            (&Selection::CrossAttnKv, &Selection::CrossAttn, true),
+            (&Selection::Attn, &Selection::All, true),
+            (&Selection::LoraKv, &Selection::Lora, true),
+            (&Selection::All, &Selection::Lora, true),
+            (&Selection::Lora, &Selection::CrossAttnKv, true),
+            (&texts, &Selection::All, false),
+            (&Selection::CrossAttnKv, &texts, false),
+        ] {
+            assert_eq!(one.is_short_of(other), short, "{one} and {other}");
+        }
     }
 }

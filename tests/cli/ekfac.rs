@@ -245,24 +245,46 @@ fn factors_that_do_not_fit_are_named() {
         "projected",
         &[needs],
     );
-    let more_dims = "projection_dim = 256, select = \"cross-attn\"";
+    let more_dims = "projection_dim = 256, select = [\"attn2\"]";
     edit(
         "projection_dim = 256",
         more_dims,
         "projected",
         &["attn2.to_out.0.bias`, which is no weight of a linear layer"],
     );
-    let ran =
-        project.attrflow(["run", "pipelines/ekfac.toml", "--target", "factors", "--target", "diagonal"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    // Weights that the factors do not have, and of no linear layer.
+    // What does not fit is said before anything has run.
     let more = |select: &str| {
         format!("rise = 0.02, curvature = \"ekfac\", select = {select} }}\n[stages.forget.inputs]")
     };
     let this = "rise = 0.02, curvature = \"ekfac\" }\n[stages.forget.inputs]";
+    let wide = |port: &str| {
+        let wide = "`select` is \"cross-attn\", and that of the stage on the input";
+        format!("{wide} `{port}` is \"cross-attn-kv\": it has to hold all weights that are chosen here")
+    };
+    edit(this, &more("\"cross-attn\""), "latents", &[&wide("ekfac")]);
+    let diagonal = "curvature = \"diagonal\", select = \"cross-attn\" }\n[stages.forget.inputs]";
+    let good = fs_err::read(project.path("pipelines/ekfac.toml")).unwrap();
+    project.edit("pipelines/ekfac.toml", "ekfac = \"factors.ekfac\"\n", "fisher = \"diagonal.fisher\"\n");
+    project.edit("pipelines/ekfac.toml", &this[13..], diagonal);
+    fails(&project, "latents", &[&wide("fisher")]);
+    project.write("pipelines/ekfac.toml", good);
+    let factors = |select: &str| format!("select = \"{select}\" }} }}\n[stages.factors");
+    edit(&factors("cross-attn-kv"), &factors("cross-attn"), "latents", &[&wide("eigenbasis")]);
+    edit(
+        "[stages.factors.inputs]\nunet = \"data.files/model/unet\"",
+        "[stages.factors.inputs]\nunet = \"../data/demo/model/unet\"",
+        "latents",
+        &[
+            "and of the stage `basis` on the input `eigenbasis` it is `data.files/model/unet`: both stages must",
+        ],
+    );
+    let ran =
+        project.attrflow(["run", "pipelines/ekfac.toml", "--target", "factors", "--target", "diagonal"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    // Weights that the factors do not have, and of no linear layer.
     edit(
         this,
-        &more("\"cross-attn\""),
+        &more("[\"attn2\"]"),
         "forget",
         &["attn2.to_out.0.activation_eigenvectors`, which `select` needs: compute the factors with"],
     );

@@ -138,6 +138,18 @@ fn one_pass_screens_all_queries_and_top_k_begins_with_it() {
     }
     let ranked = ranks(exact("grin", "rank.npy"));
     assert!(ranked[..7].iter().all(|image| known.contains(image)), "{ranked:?}");
+
+    // From how many queries on the screen pays, by the times of the runs.
+    let forced = ["--force", "screen", "--force", "influence[grin]", "--json"];
+    let ran = project.attrflow([&["plan", "pipelines/demo.toml"], &SETTINGS[..], &forced].concat());
+    let lines = ran.json();
+    let pays = lines.iter().find(|line| line["screen"] == "screen").unwrap_or_else(|| panic!("{ran:?}"));
+    let of = |key: &str| pays[key].as_f64().unwrap();
+    assert_eq!((&pays["unit"], &pays["queries"]), (&"seconds".into(), &2.into()), "{pays}");
+    // Seven of twelve images after the screen.
+    assert!((of("query_after_screen") / of("exact_query") - 7.0 / 12.0).abs() < 1e-9, "{pays}");
+    let expected = of("all_queries") / (of("exact_query") - of("query_after_screen"));
+    assert_eq!(of("pays_from"), expected.floor() + 1.0, "{pays}");
 }
 
 #[test]
@@ -200,6 +212,14 @@ fn a_screen_chooses_images_for_top_k_alone() {
         ran.err
     };
     let params = r#"params = { per_timestep = "${ranking.error_bars}" }"#;
+    let pays = |parts: [&str; 2]| {
+        let ran = project.attrflow(["plan", "pipelines/demo.toml", "--set", "ranking.error_bars=true"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let text = ran.out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(parts.iter().all(|part| text.contains(part)), "{parts:?}: {text}");
+    };
+    // No stage reads it: it stands for exact influences.
+    pays(["screen pays from 4 queries on, and has 2: ", " rows for all, in place of "]);
     project.edit("pipelines/demo.toml", params, "params = { top_k = { k = 3, screened = 2 } }");
     assert!(plan().contains("`screened` is 2, expected at least 3, the `k` images to find"));
     project.edit("pipelines/demo.toml", "screened = 2", "screened = 5");
@@ -211,6 +231,21 @@ fn a_screen_chooses_images_for_top_k_alone() {
         "weights = \"unlearn.weights\"\nscreen = \"screen.queries/${query.name}/influence.npy\"\npretrain_loss",
     );
     assert!(plan().contains("`screen` chooses images for `top_k`"));
+    // Six of twelve images for each query.
+    project.edit(
+        "pipelines/demo.toml",
+        params,
+        "params = { top_k = { k = 3, screened = 5, certify_samples = 1 } }",
+    );
+    pays([
+        "screen pays from 7 queries on, and has 2: ",
+        "for the exact influence of a query; a row forward and backward counted",
+    ]);
+    project.edit(
+        "pipelines/demo.toml",
+        "params = { top_k = { k = 3, screened = 5, certify_samples = 1 } }",
+        params,
+    );
     // The network is that of the steps.
     let stage = stages();
     let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();

@@ -15,11 +15,15 @@ use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows, to_device};
 use attrflow::method::ekfac::{Eigenbasis, covariance, covariances, eigenvectors, of_texts};
 use attrflow::method::fisher::{FisherParams, FisherPass, squares};
+use attrflow::method::error::DataError;
 use attrflow::method::loss::{LossParams, LossPass};
+use attrflow::method::noise::Noise;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
+use attrflow::method::screen::{Steps, Unlearned};
 use attrflow::method::selection::Selection;
-use attrflow::method::train::{Init, TrainParams, Training, TrainingData};
+use attrflow::method::train::{Init, TrainLora, TrainParams, Training, TrainingData};
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
+use attrflow::models::lora::Adapters;
 use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow_engine::kind::Device;
 use serde::Deserialize;
@@ -30,9 +34,10 @@ use tch::{Kind, Tensor};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Work {
-    /// `loss`, `unlearn`, `fisher`, `ekfac`, `train`, or `check`: each row of a loss pass against the simple way.
+    /// `loss`, `unlearn`, `fisher`, `ekfac`, `screen`, `train`, `lora` (its training), or `check`: each row of a loss pass against the
+    /// simple way.
     what: String,
-    /// A folder with `unet/config.json`, `model.safetensors`, `latents.npy` and `texts.npy`.
+    /// A folder with `unet/config.json`, `model.safetensors`, `lora.safetensors`, `latents.npy` and `texts.npy`.
     data: PathBuf,
     device: Device,
     threads: usize,
@@ -44,14 +49,52 @@ struct Work {
     select: String,
     /// Batches to compute: of losses, of the query's gradients, of squared gradients; of a training, its steps.
     batches: [usize; 2],
-    /// Rows in a batch of gradients.
+    /// Rows in a batch of gradients; of a screen, images, each with all captions.
     batch_size: usize,
+    /// Queries of a screen.
+    #[serde(default)]
+    queries: usize,
     /// How many times to go through the batches of losses; 0 is once.
     #[serde(default)]
     repeats: usize,
     /// Whether cuDNN may try its kernels out first.
     #[serde(default)]
     trials: bool,
+}
+
+/// Unlearned weights that are made when they are read: the network's own, moved a little.
+struct Moved<'a> {
+    unet: &'a UNet,
+    names: Vec<String>,
+    queries: usize,
+}
+
+impl Unlearned for Moved<'_> {
+    fn queries(&self) -> usize {
+        self.queries
+    }
+
+    fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    fn read(&self, _: usize, name: &str) -> Result<Tensor, DataError> {
+        let own = &self.unet.parameters()[name];
+        Ok(own + own.randn_like() * 1e-3)
+    }
+}
+
+/// How many times as long the first takes as the second: both in turns, three times after a first time of each.
+fn in_turns(mut both: [&mut dyn FnMut() -> anyhow::Result<f64>; 2]) -> anyhow::Result<f64> {
+    let mut spent = [0.0; 2];
+    for turn in 0..4 {
+        for (seconds, work) in spent.iter_mut().zip(&mut both) {
+            let begun = Instant::now();
+            work()?;
+            *seconds += if turn > 0 { begun.elapsed().as_secs_f64() } else { 0.0 };
+        }
+    }
+    Ok(spent[0] / spent[1])
 }
 
 fn main() -> anyhow::Result<()> {
@@ -65,12 +108,11 @@ fn main() -> anyhow::Result<()> {
         tch::Cuda::cudnn_set_benchmark(true);
     }
     let torch = device::torch(work.device);
-    let checkpoint = work.data.join("model.safetensors");
-    let mut unet = UNet::load_files(
-        &UNetFiles { checkpoint: Some(&checkpoint), ..UNetFiles::new(&work.data.join("unet")) },
-        torch,
-        mode,
-    )?;
+    let [checkpoint, lora, folder] =
+        ["model.safetensors", "lora.safetensors", "unet"].map(|name| work.data.join(name));
+    let lora = (work.what == "lora").then_some((lora.as_path(), Adapters::Layers));
+    let files = UNetFiles { checkpoint: Some(&checkpoint), lora, ..UNetFiles::new(&folder) };
+    let mut unet = UNet::load_files(&files, torch, mode)?;
     let schedule = NoiseSchedule::new(ScheduleConfig::default());
     let latents = NpyRows::new(Npy::open(work.data.join("latents.npy"))?, 1);
     let texts = Npy::open(work.data.join("texts.npy"))?;
@@ -165,29 +207,54 @@ fn main() -> anyhow::Result<()> {
                 let sum = pass.sum(start..end, &|found| basis.squares(found), &mut |_| ())?;
                 Ok(sum.sums.values().map(norm).sum::<f64>())
             };
-            // Before both sides start: the diagonal of the same rows, in turn with the fit, after a first time of each.
+            // Before both sides start.
             let mut diagonal =
                 || Ok(pass.sum(start..end, &squares, &mut |_| ())?.sums.values().map(norm).sum::<f64>());
-            let mut spent = [0.0; 2];
-            for turn in 0..4 {
-                for (seconds, work) in
-                    spent.iter_mut().zip([&mut fit as &mut dyn FnMut() -> anyhow::Result<f64>, &mut diagonal])
-                {
-                    let begun = Instant::now();
-                    work()?;
-                    *seconds += if turn > 0 { begun.elapsed().as_secs_f64() } else { 0.0 };
-                }
-            }
+            let times = in_turns([&mut fit, &mut diagonal])?;
             let (seconds, norm) = timed(fit)?;
             let rows = (end - start) * work.batch_size;
-            json!({ "rows": rows, "seconds": seconds, "norm": norm, "of_diagonal": spent[0] / spent[1] })
+            json!({ "rows": rows, "seconds": seconds, "norm": norm, "times": times, "of": "the diagonal" })
         }
-        "train" => {
+        "screen" => {
+            let loss = LossParams { noise: Noise::PerImage, ..loss };
+            let select = selection(&work.select)?;
+            let names = select.of(unet.parameters().keys())?;
+            let selection = Selection::Patterns(names.clone());
+            let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;
+            let steps = Steps::new(&unet, Moved { unet: &unet, names, queries: work.queries }, 1 << 30)?;
+            // One timestep of each block.
+            let timesteps = loss.timesteps(schedule.config())?;
+            let mut blocks = Vec::new();
+            for batch in start..end {
+                let images = batch * work.batch_size..(batch + 1) * work.batch_size;
+                let images: Vec<usize> = images.map(|image| image % data.latents_len()).collect();
+                let point = [timesteps[batch % timesteps.len()]];
+                blocks.push((pass.block(&images, &point)?, point));
+            }
+            let mut screen = || {
+                let of = |(block, point)| Ok(norm(&pass.screen(block, point, &steps, &mut |_, _| ())?));
+                blocks.iter().map(|(block, point)| of((block, point))).sum::<anyhow::Result<f64>>()
+            };
+            let mut backward = || {
+                for (block, point) in &blocks {
+                    pass.backward(block, point, &selection, &mut |_| Ok(()), &mut |_, _| ())?;
+                }
+                Ok(0.0)
+            };
+            // Before both sides start.
+            let times = in_turns([&mut screen, &mut backward])?;
+            let (seconds, norm) = timed(screen)?;
+            let rows = (end - start) * work.batch_size * loss.captions;
+            json!({ "rows": rows, "seconds": seconds, "norm": norm, "times": times, "of": "forward and backward alone" })
+        }
+        "train" | "lora" => {
             // All that changes is the parameters: as many rows as visits.
             let params = TrainParams {
                 init: Init::Checkpoint,
                 steps: end,
                 batch_size: work.batch_size,
+                // Its maps are in the file.
+                lora: (work.what == "lora").then(TrainLora::default),
                 select: selection(&work.select)?,
                 ..TrainParams::default()
             };
@@ -211,7 +278,7 @@ fn main() -> anyhow::Result<()> {
         }
         what => {
             return Err(anyhow!(
-                "`{what}` is no work: expected loss, unlearn, fisher, ekfac, train or check"
+                "`{what}` is no work: expected loss, unlearn, fisher, ekfac, screen, train, lora or check"
             ));
         }
     };

@@ -155,6 +155,23 @@ struct Screened {
     /// Spearman's correlation between the influences to first order and the exact ones on the random sample of the discarded;
     /// none of fewer than two.
     spearman: Option<f64>,
+    /// What to do where they agree too little.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+}
+
+/// A correlation below this is warned of, where it is one of enough images.
+const AGREES: f64 = 0.5;
+const ENOUGH: usize = 10;
+
+/// What a screen is worth whose order has this rank correlation with the exact one on some images drawn at random.
+fn too_little(spearman: Option<f64>, images: usize) -> Option<String> {
+    let found = spearman.filter(|found| *found < AGREES && images >= ENOUGH)?;
+    Some(format!(
+        "the screen's order says little about the exact one: their rank correlation is {found:.2} on {images} images drawn at random, \
+         where 1 is the same order. The step is too large for its first order. The certified recall still holds. Take a smaller \
+         `unlearn.rise` (or `unlearn.lr`), compute more images (`top_k.screened`), or disconnect `screen`"
+    ))
 }
 
 impl Screened {
@@ -169,7 +186,8 @@ impl Screened {
         let sample: Vec<usize> = (0..images).filter(|&image| sample[image]).collect();
         let known: Vec<f64> = sample.iter().map(|&image| f64::from(first_order[image])).collect();
         let exact: Vec<f64> = sample.iter().map(|&image| score(image)).collect();
-        Self { candidates: chosen.len(), spearman: spearman(&known, &exact) }
+        let spearman = spearman(&known, &exact);
+        Self { candidates: chosen.len(), spearman, warning: too_little(spearman, sample.len()) }
     }
 }
 
@@ -377,6 +395,11 @@ impl Report {
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
+    /// What speaks against the screen that chose the images.
+    pub fn warning(&self) -> Option<&str> {
+        self.screen.as_ref()?.warning.as_deref()
+    }
+
     /// Whether each image's influence is exact, by index.
     pub fn flags(&self) -> Vec<bool> {
         let mut flags = vec![false; self.images];
@@ -384,5 +407,20 @@ impl Report {
             flags[image] = true;
         }
         flags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_screen_that_says_little_is_warned_of_where_enough_images_tell() {
+        let text = too_little(Some(0.123), 50).unwrap();
+        assert!(text.contains("correlation is 0.12 on 50 images"), "{text}");
+        assert!(too_little(Some(-0.9), 10).is_some());
+        for (found, images) in [(Some(0.1), 9), (Some(0.5), 200), (None, 200)] {
+            assert_eq!(too_little(found, images), None);
+        }
     }
 }

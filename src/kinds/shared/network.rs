@@ -154,6 +154,24 @@ thread_local! {
     static CACHED: RefCell<Vec<(ModelKey, Box<dyn Any>)>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Does `work` with what `make` makes of some files for the network on the ports `unet`, `checkpoint` and `lora`. It is too large to
+/// be kept for long: until something else is loaded.
+///
+/// # Errors
+/// Files that cannot be read, and those of `make` and `work`.
+pub(crate) fn with_large<M: 'static, T>(
+    inputs: &Inputs,
+    files: &[&Path],
+    device: Device,
+    make: impl FnOnce() -> anyhow::Result<M>,
+    work: impl FnOnce(&M) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let network = [Some(inputs.path("unet")), inputs.get("checkpoint"), inputs.get("lora")];
+    let paths: Vec<Option<&Path>> = network.into_iter().chain(files.iter().map(|file| Some(*file))).collect();
+    let key = ModelKey { large: true, ..ModelKey::of(device, None, &paths)? };
+    with_cached(key, make, work)
+}
+
 /// Calls `work` with a cached model, or loads and then caches it.
 fn with_cached<M: 'static, T>(
     key: ModelKey,
@@ -170,9 +188,9 @@ fn with_cached<M: 'static, T>(
             // Before another is loaded, so that there is never one too many.
             let mut kept = 0;
             CACHED.with_borrow_mut(|cached| {
-                cached.retain(|(_, model)| {
+                cached.retain(|(known, model)| {
                     kept += usize::from(model.is::<M>());
-                    !model.is::<M>() || kept < KEPT
+                    !known.large && (!model.is::<M>() || kept < KEPT)
                 });
             });
             Box::new(load()?)
@@ -191,6 +209,8 @@ struct ModelKey {
     mode: Option<(ModelMode, Adapters)>,
     /// The files of each path, with their lengths and times of change.
     files: Vec<Vec<(PathBuf, u64, SystemTime)>>,
+    /// Whether it is dropped before anything else is loaded.
+    large: bool,
 }
 
 impl ModelKey {
@@ -210,7 +230,7 @@ impl ModelKey {
             files.into_iter().map(stat).collect()
         };
         let files = paths.iter().map(files).collect::<anyhow::Result<_>>()?;
-        Ok(ModelKey { device, mode, files })
+        Ok(ModelKey { device, mode, files, large: false })
     }
 }
 
@@ -308,6 +328,30 @@ mod tests {
         assert!(again(&inputs));
         assert!(!marked(&load_unet(&inputs, Adapters::Merged, Device::Cpu, ModelMode::Gradients).unwrap()));
         assert!(again(&inputs));
+    }
+
+    #[test]
+    fn what_is_large_is_kept_until_something_else_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = copy(&folder.path().join("unet"));
+        let file = folder.path().join("weights");
+        fs_err::write(&file, "1").unwrap();
+        let mut made = 0;
+        let mut large = || {
+            let make = || {
+                made += 1;
+                Ok(1u8)
+            };
+            with_large(&inputs, &[&file], Device::Cpu, make, |_| Ok(())).unwrap();
+            made
+        };
+        assert_eq!([large(), large()], [1, 1]);
+        assert!(!again(&inputs));
+        assert_eq!([large(), large()], [2, 2]);
+        assert!(again(&inputs));
+        assert_eq!(large(), 2);
+        fs_err::write(&file, "22").unwrap();
+        assert_eq!(large(), 3);
     }
 
     #[test]

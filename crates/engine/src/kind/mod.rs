@@ -297,6 +297,11 @@ pub trait Stage: Parameters {
         Vec::new()
     }
 
+    /// A fault between the parameters and those of the stage on an input port: the parameter to report, and what is wrong.
+    fn check_source(&self, _port: &str, _source: &dyn Stage) -> Option<(String, String)> {
+        None
+    }
+
     /// Refuses inputs that cannot be used with these parameters, before anything is computed.
     ///
     /// Reads only headers, configurations and small files.

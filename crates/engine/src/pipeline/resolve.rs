@@ -51,6 +51,9 @@ pub(super) fn resolve(expanded: &Expanded<'_>, env: &Env, reader: &mut Reader<'_
             origin: draft.origin.clone(),
         });
     }
+    if stages.len() == drafts.iter().filter(|draft| draft.off.is_none()).count() {
+        check_sources(&stages, reader);
+    }
     // A value of an unresolved `${…}` is not also reported as of a wrong type.
     let new = reader.problems.list.split_off(known);
     let reported = |problem: &Problem| reader.problems.list.iter().any(|old| old.origin == problem.origin);
@@ -78,6 +81,20 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
         };
         let key = param.or_else(|| draft.inputs.entries.get(&name)).map(|entry| &entry.key);
         reader.problems.at(item.map(|item| &item.origin).or(key).unwrap_or(draft.origin), message);
+    }
+}
+
+/// Reports parameters that do not fit those of a stage on an input.
+fn check_sources(stages: &[StageNode], reader: &mut Reader<'_>) {
+    for node in stages {
+        for (port, source) in &node.inputs {
+            let Source::Port { stage, .. } = source else { continue };
+            let fault = node.stage.check_source(split_port(port).0, &*stages[*stage].stage);
+            if let Some((name, message)) = fault {
+                let param = node.written.as_table().and_then(|table| table.entries.get(&name));
+                reader.problems.at(param.map_or(&node.origin, |entry| &entry.key), message);
+            }
+        }
     }
 }
 
