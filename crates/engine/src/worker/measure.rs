@@ -73,9 +73,10 @@ pub fn measure(
         let task =
             |step, out: &Path| Task { params: Json::Null, inputs: inputs.clone(), step, out: out.into() };
         let mut tasks = Vec::new();
+        let alone = units.len() == 1;
         for (number, unit) in units.into_iter().enumerate() {
-            let out = out.join(number.to_string());
-            fs_err::create_dir(&out)?;
+            let out = if alone { out.clone() } else { out.join(number.to_string()) };
+            fs_err::create_dir_all(&out)?;
             tasks.push(task(Step::Unit(unit), &out));
         }
         let begun = Instant::now();
