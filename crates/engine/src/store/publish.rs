@@ -51,7 +51,13 @@ impl Store {
         let fingerprint = entry.recipe.fingerprint();
         entry.check = Some(entry.checksum(&fingerprint));
         let text = serde_json::to_vec(entry).map_err(std::io::Error::from)?;
-        self.write(&self.entry_path(&fingerprint), &text)
+        let path = self.entry_path(&fingerprint);
+        self.write(&path, &text)?;
+        // Later processes need not read it. No racy window: this text is the result, whatever may be written to the file.
+        if let Some(seen) = TreeStat::at(&path)? {
+            self.file_state().put(fingerprint, seen.stat_hash(), &text, Trust::Settled);
+        }
+        Ok(())
     }
 
     /// Moves a file or folder into the objects.
