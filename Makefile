@@ -151,7 +151,7 @@ gpu-pack: build
 	$(VENV)/bin/python -m pip download --quiet --no-deps --dest target/gpu-pack/wheels diffusers==0.42.1 importlib_metadata==10.2.0
 	tar -czf target/gpu-pack.tar.gz -C target gpu-pack && ls -lh target/gpu-pack.tar.gz
 
-## bench-runners: Ninja, Snakemake, DVC and b3sum beside ours, and the ratios (about 12 minutes; RUNNERS=--full takes an hour)
+## bench-runners: Ninja, Snakemake, DVC and b3sum beside ours, and the ratios (about 20 minutes; RUNNERS=--full takes an hour, --large half of one, --calls a minute)
 bench-runners: build
 	test -x $(VENV)/runners/bin/ninja || { $(PYTHON) -m venv $(VENV)/runners && $(VENV)/runners/bin/python -m pip install --quiet -r benches/runners/requirements.txt; }
 	PATH="$(CURDIR)/$(VENV)/runners/bin:$$PATH" $(PYTHON) benches/runners/runners.py --attrflow $(ATTRFLOW) $(RUNNERS)

@@ -135,8 +135,8 @@ impl Compute for Eigenbasis {
         let mut given = inputs.inputs();
         let fisher = fisher::trial_of(&self.fisher, inputs, &mut given, steps, folder)?;
         let stage = Eigenbasis { fisher, every: 1 };
-        let unit = Some(fisher::trial_unit(steps));
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
+        let units = vec![fisher::trial_unit(steps)];
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps, merges: false })
     }
 }
 

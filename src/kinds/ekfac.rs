@@ -147,8 +147,8 @@ impl Compute for EkfacParams {
             tensors::write(&file, &identities(&layers), &[])?;
             given.0.insert("eigenbasis".to_owned(), file);
         }
-        let unit = Some(fisher::trial_unit(steps));
-        Ok(Trial { stage: Box::new(EkfacParams { fisher }), inputs: given, unit, steps, merges: true })
+        let units = vec![fisher::trial_unit(steps)];
+        Ok(Trial { stage: Box::new(EkfacParams { fisher }), inputs: given, units, steps, merges: true })
     }
 }
 

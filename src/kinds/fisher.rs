@@ -180,7 +180,7 @@ impl Compute for FisherParams {
     ) -> anyhow::Result<Trial> {
         let mut given = inputs.inputs();
         let stage = trial_of(self, inputs, &mut given, steps, folder)?;
-        let unit = Some(trial_unit(steps));
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: true })
+        let units = vec![trial_unit(steps)];
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps, merges: true })
     }
 }

@@ -233,8 +233,8 @@ impl Compute for SampleParams {
         let given = inputs.inputs();
         let steps = steps.min(MOST);
         let stage = SampleParams { steps: steps as usize, ..self.clone() };
-        let unit = cut(&stage, &captions(&stage, given.get(CAPTIONS))?).into_iter().next();
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps, merges: false })
+        let units = cut(&stage, &captions(&stage, given.get(CAPTIONS))?).into_iter().take(1).collect();
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps, merges: false })
     }
 }
 

@@ -217,6 +217,6 @@ impl Compute for GradientsParams {
             // Random matrices cost the same.
             stage.projection = Projection::Kronecker;
         }
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: true })
+        Ok(Trial { stage: Box::new(stage), inputs: given, units: vec![unit], steps, merges: true })
     }
 }

@@ -364,16 +364,16 @@ impl Compute for Influence {
         folder: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<Trial> {
-        let (loss, mut given, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
+        let (loss, mut given, units) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
         if given.get("weights").is_none() {
             // The unlearned weights are chosen by another stage: assume the default ones.
             expected::make_weights(&mut given, "weights", &Selection::CrossAttnKv, None, folder)?;
         }
-        let steps = unit.steps;
+        let steps = units.iter().map(|unit| unit.steps).sum();
         // A full pass: its steps cost the same.
         let (other_images, other_size, flips) = (true, true, Flips::Max);
         let stage = Influence { loss, top_k: None, other_images, other_size, per_timestep: false, flips };
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps, merges: false })
     }
 }
 

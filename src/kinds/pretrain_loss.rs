@@ -155,12 +155,12 @@ impl Compute for PretrainLoss {
         folder: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<Trial> {
-        let (loss, inputs, unit) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
-        let steps = unit.steps;
+        let (loss, inputs, units) = loss_pass::trial(&self.loss, inputs, steps, folder, cx)?;
+        let steps = units.iter().map(|unit| unit.steps).sum();
         Ok(Trial {
             stage: Box::new(PretrainLoss { loss, per_timestep: false }),
             inputs,
-            unit: Some(unit),
+            units,
             steps,
             merges: false,
         })

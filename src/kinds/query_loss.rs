@@ -246,7 +246,7 @@ impl Compute for QueryLoss {
         Ok(Trial {
             stage: Box::new(self.clone()),
             inputs: given,
-            unit: None,
+            units: Vec::new(),
             steps: (rows * self.time_samples) as u64,
             merges: false,
         })

@@ -374,7 +374,7 @@ impl Compute for Screen {
         folder: &Path,
         cx: &Context<'_>,
     ) -> anyhow::Result<Trial> {
-        let (loss, mut given, unit) = loss_pass::trial(&self.loss(), inputs, steps, folder, cx)?;
+        let (loss, mut given, units) = loss_pass::trial(&self.loss(), inputs, steps, folder, cx)?;
         let items = inputs.many(WEIGHTS);
         let missing = items.iter().any(|item| given.get(item).is_none());
         if missing {
@@ -386,9 +386,9 @@ impl Compute for Screen {
                 given.0.insert(item.to_owned(), path.clone());
             }
         }
-        let steps = unit.steps;
+        let steps = units.iter().map(|unit| unit.steps).sum();
         let stage = Self { loss, other_images: true, other_size: true, ..self.clone() };
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: Some(unit), steps, merges: false })
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps, merges: false })
     }
 }
 

@@ -247,7 +247,7 @@ impl Compute for UnlearnParams {
             given.0.remove("ekfac");
             expected::make_weights(&mut given, "fisher", &self.select, images, folder)?;
         }
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
+        Ok(Trial { stage: Box::new(stage), inputs: given, units: Vec::new(), steps, merges: false })
     }
 }
 

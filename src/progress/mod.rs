@@ -119,7 +119,8 @@ fn write_out(text: &str) {
 
 /// Writes a line to standard error. A stream that is closed or full hides the message, and ends no run.
 pub fn print_error(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    // Standard error has no buffer: what is written at once is one call, and no other process writes into the line.
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Why not all of the output was written; a closed pipe (`| head`) is not an error.

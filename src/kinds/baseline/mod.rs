@@ -312,6 +312,6 @@ impl Compute for BaselineParams {
         }
         let stage = BaselineParams { index: 0, ..self.clone() };
         let steps = if self.has_kernel() { kernel_steps(rows, width) } else { rows as u64 };
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit: None, steps, merges: false })
+        Ok(Trial { stage: Box::new(stage), inputs: given, units: Vec::new(), steps, merges: false })
     }
 }

@@ -1,36 +1,25 @@
 //! The folders for a command's inputs and temporary files.
 //!
-//! Creating and removing them takes longer than a small command, so a worker reuses them for the next command. They are
-//! moved, not shared.
+//! Creating and removing them takes longer than a small command, so they stay in its folder, empty, for the next command.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 
 use super::{INPUTS, TMP};
 use attrflow_engine::kind::Inputs;
 
-/// The parent of the reusable folders, between two commands of this worker.
-static KEPT: Mutex<Option<PathBuf>> = Mutex::new(None);
-
-fn kept() -> std::sync::MutexGuard<'static, Option<PathBuf>> {
-    KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Creates both folders in the empty folder `out`, and links the inputs.
+/// Creates both folders in the folder `out`, which holds nothing or both of them, and links the inputs.
 pub(super) fn link_inputs(inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
-    let kept = kept().take();
-    let create = |name: &str| -> anyhow::Result<()> {
-        let moved = kept.as_ref().is_some_and(|kept| fs_err::rename(kept.join(name), out.join(name)).is_ok());
-        if !moved {
-            fs_err::create_dir(out.join(name))?;
+    for name in [TMP, INPUTS] {
+        match fs_err::create_dir(out.join(name)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+            _ => {}
         }
-        Ok(())
-    };
-    create(TMP)?;
-    create(INPUTS)?;
+    }
     for (name, path) in &inputs.0 {
         let link = out.join(INPUTS).join(name);
         let made = if has_empty_folder(path)? { mirror(path, &link) } else { symlink(path, &link) };
@@ -72,38 +61,34 @@ fn mirror(path: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Removes the folders from `out` for reuse, if they contain nothing but the inputs.
+/// Moves the links out of the folder of inputs, to be removed with the run: some file systems make new files the slower, the
+/// more were removed just before. Where a command left something else in it, the folder is not used again.
 pub(super) fn unlink_inputs(inputs: &Inputs, out: &Path) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(around) = out.parent() else { return };
-    let place = around.join(format!("kept-{}", std::process::id()));
-    let emptied = || -> std::io::Result<bool> {
-        // A command may have replaced them, and nothing may be removed behind a link.
-        for name in [INPUTS, TMP] {
-            let found = fs_err::symlink_metadata(out.join(name))?;
-            if !found.is_dir() || found.permissions().mode() & 0o700 != 0o700 {
-                return Ok(false);
-            }
-        }
-        for name in inputs.0.keys() {
-            if !fs_err::symlink_metadata(out.join(INPUTS).join(name))?.is_symlink() {
-                return Ok(false);
-            }
-        }
-        for name in inputs.0.keys() {
-            fs_err::remove_file(out.join(INPUTS).join(name))?;
-        }
-        let empty = |name: &str| Ok::<_, std::io::Error>(fs_err::read_dir(out.join(name))?.next().is_none());
-        Ok(empty(INPUTS)? && empty(TMP)?)
-    };
-    if !emptied().unwrap_or(false) {
+    let place = around.join(format!("links-{}", std::process::id()));
+    let folder = out.join(INPUTS);
+    // A command may have replaced it, and nothing may be moved behind a link.
+    if !fs_err::symlink_metadata(&folder).is_ok_and(|found| found.is_dir()) {
         return;
     }
-    if !place.is_dir() && fs_err::create_dir(&place).is_err() {
-        return;
+    for name in inputs.0.keys() {
+        let link = folder.join(name);
+        let is_link = fs_err::symlink_metadata(&link).is_ok_and(|found| found.is_symlink());
+        if !is_link || move_into(&link, &place, COUNT.fetch_add(1, Ordering::Relaxed)).is_err() {
+            return;
+        }
     }
-    // A folder that cannot be moved is removed with the attempt.
-    let moved = [TMP, INPUTS].map(|name| fs_err::rename(out.join(name), place.join(name)).is_ok());
-    if moved.contains(&true) {
-        *kept() = Some(place);
+}
+
+/// Moves a link into a folder, which may have to be made.
+fn move_into(link: &Path, place: &Path, number: u64) -> std::io::Result<()> {
+    let to: PathBuf = place.join(number.to_string());
+    match fs_err::rename(link, &to) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs_err::create_dir(place)?;
+            fs_err::rename(link, &to)
+        }
+        result => result,
     }
 }

@@ -102,6 +102,7 @@ impl Kind for Command {
         outputs: &[],
         libtorch: false,
         dynamic_inputs: true,
+        leaves: &[INPUTS, TMP],
         ports,
         ..KindInfo::new::<Self>("command", 1, "a program of your own, on declared inputs and outputs")
     };

@@ -22,6 +22,8 @@ use attrflow_engine::kind::Inputs;
 
 /// The running command, the leader of its process group.
 static RUNNING: Mutex<Option<Pid>> = Mutex::new(None);
+/// The program that was looked for last, on which PATH, and its file: as a shell does, it is not looked for again while it is there.
+static FOUND: Mutex<Option<(String, Option<OsString>, PathBuf)>> = Mutex::new(None);
 /// Whether orphans of commands become children of this process.
 static ADOPTS: AtomicBool = AtomicBool::new(false);
 
@@ -143,12 +145,22 @@ fn find(program: &str, path: Option<&OsStr>, out: &Path) -> anyhow::Result<PathB
         // An input such as `inputs/script`; an absolute path stays one.
         return Ok(out.join(program));
     }
+    let mut last = FOUND.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let known =
+        last.as_ref().filter(|(name, on, file)| name == program && on.as_deref() == path && runs(file));
+    if let Some((_, _, file)) = known {
+        return Ok(file.clone());
+    }
     let folders = path.map(|path| std::env::split_paths(path).collect::<Vec<_>>()).unwrap_or_default();
-    let runs = |file: &PathBuf| {
-        file.is_absolute() && file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
-    };
     let found = folders.iter().map(|folder| folder.join(program)).find(runs);
-    found.with_context(|| format!("program `{program}` not found on the PATH"))
+    let found = found.with_context(|| format!("program `{program}` not found on the PATH"))?;
+    *last = Some((program.to_owned(), path.map(OsStr::to_owned), found.clone()));
+    Ok(found)
+}
+
+/// Whether a file can be executed.
+fn runs(file: &PathBuf) -> bool {
+    file.is_absolute() && file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 /// Starts the process, so that [`kill_all`] either kills it or prevents its start.

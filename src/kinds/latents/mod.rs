@@ -254,7 +254,7 @@ impl Compute for Latents {
             expected::make_images(&mut given, names, self.pixels, folder)?;
         }
         let (range, steps) = (json!({ "images": [0, count] }), count as u64);
-        let unit = Some(Unit { name: "a trial".into(), range, steps });
-        Ok(Trial { stage: Box::new(self.clone()), inputs: given, unit, steps, merges: true })
+        let units = vec![Unit { name: "a trial".into(), range, steps }];
+        Ok(Trial { stage: Box::new(self.clone()), inputs: given, units, steps, merges: true })
     }
 }

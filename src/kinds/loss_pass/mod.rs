@@ -103,6 +103,8 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     let cost_key = json!({
         "loss": [time_samples, captions, batch_size],
         "noise": noise,
+        // Since trials compute all points of a block at once.
+        "trial": 2,
         "precision": precision,
         "unet": expected::config(inputs, "unet")?,
         "latent": &latents.shape[1..],
@@ -120,17 +122,18 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     })
 }
 
-/// The parts of a trial of the pass: parameters, inputs, and a unit of as many latents as requested steps.
+/// The parts of a trial of the pass: parameters, inputs, and units of as many steps as requested.
 ///
-/// With noise per batch, a batch is the smallest that fills two passes through the network, unless more steps are
-/// requested than the batch has images.
+/// With noise per image, they are those of one block at all its points, as a run computes them: it reads the block once. With
+/// noise per batch, a batch is the smallest that fills two passes through the network, unless more steps are requested than the
+/// batch has images.
 pub(crate) fn trial(
     params: &LossParams,
     inputs: &ExpectedInputs,
     steps: u64,
     folder: &Path,
     cx: &Context<'_>,
-) -> anyhow::Result<(LossParams, Inputs, Unit)> {
+) -> anyhow::Result<(LossParams, Inputs, Vec<Unit>)> {
     let (latents, texts) = expected::arrays(inputs)?;
     let whole = params.images_per_batch();
     let an_image = params.rows_per_image();
@@ -145,14 +148,22 @@ pub(crate) fn trial(
     };
     // A block without mirror images: they would cost the same.
     let most = if params.noise == Noise::PerImage { texts.shape[0] } else { latents.shape[0] };
-    let rows = (steps as usize).div_ceil(batch).saturating_mul(batch).min(most);
+    let wanted = match params.noise {
+        Noise::PerImage => (steps as usize).div_ceil(params.count_points()),
+        Noise::PerBatch => steps as usize,
+    };
+    let rows = wanted.div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
     expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
-    let range = match params.noise {
-        Noise::PerImage => per_image::trial(rows),
-        Noise::PerBatch => json!({ "latents": [0, rows] }),
+    let ranges = match params.noise {
+        Noise::PerImage => {
+            let timesteps = params.timesteps(&ScheduleConfig::load(given.path("scheduler"))?)?;
+            per_image::trial(rows, &params.points(&timesteps))
+        }
+        Noise::PerBatch => vec![json!({ "latents": [0, rows] })],
     };
-    Ok((params, given, Unit { name: "a trial".into(), range, steps: rows as u64 }))
+    let unit = |range| Unit { name: "a trial".into(), range, steps: rows as u64 };
+    Ok((params, given, ranges.into_iter().map(unit).collect()))
 }
 
 /// Refuses a file that cannot be the losses of all latents: float32 [2N], each finite.

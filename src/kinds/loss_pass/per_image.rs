@@ -108,9 +108,11 @@ pub(crate) fn tasks(latents: usize) -> usize {
     latents.div_ceil(BLOCK)
 }
 
-/// The range of a unit of the first images at the first timestep.
-pub(crate) fn trial(images: usize) -> Json {
-    json!(UnitRange { images: [0, images], flipped: false, timestep: 0, draw: 0 })
+/// The ranges of the units of the first images at these points.
+pub(crate) fn trial(images: usize, points: &[Point]) -> Vec<Json> {
+    let range =
+        |&Point { timestep, draw }: &Point| UnitRange { images: [0, images], flipped: false, timestep, draw };
+    points.iter().map(|point| json!(range(point))).collect()
 }
 
 /// The rows that each unit reads, by port.

@@ -345,8 +345,8 @@ impl Compute for TrainParams {
         }
         let steps = (steps as usize).min(self.checkpoint_every).max(1);
         let stage = TrainParams { steps, checkpoint_every: steps, ..self.clone() };
-        let unit = split(&stage).into_iter().next();
-        Ok(Trial { stage: Box::new(stage), inputs: given, unit, steps: steps as u64, merges: false })
+        let units = split(&stage).into_iter().take(1).collect();
+        Ok(Trial { stage: Box::new(stage), inputs: given, units, steps: steps as u64, merges: false })
     }
 }
 

@@ -1,11 +1,12 @@
 //! Configuration values with their source locations.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::config::sorted_map::SortedMap;
 use crate::config::text::{Origin, Problems, Sources};
 
 /// A value and its source location.
@@ -38,7 +39,7 @@ pub enum Value {
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     /// Values by key.
-    pub entries: BTreeMap<String, Entry>,
+    pub entries: SortedMap<Entry>,
 }
 
 /// One `key = value`.
@@ -118,14 +119,12 @@ pub fn parse(sources: &Sources, text: usize, problems: &mut Problems) -> Node {
 }
 
 fn convert_table(table: DeTable<'_>, text: usize, problems: &mut Problems) -> Table {
-    let mut entries = BTreeMap::new();
-    for (key, value) in table {
+    let entry = |(key, value): (Spanned<Cow<'_, str>>, Spanned<DeValue<'_>>)| {
         let origin = Origin { text, span: key.span() };
-        if let Some(node) = convert(value, text, problems) {
-            entries.insert(key.into_inner().into_owned(), Entry { key: origin, node });
-        }
-    }
-    Table { entries }
+        let node = convert(value, text, problems)?;
+        Some((key.into_inner().into_owned(), Entry { key: origin, node }))
+    };
+    Table { entries: table.into_iter().filter_map(entry).collect() }
 }
 
 fn convert(value: Spanned<DeValue<'_>>, text: usize, problems: &mut Problems) -> Option<Node> {

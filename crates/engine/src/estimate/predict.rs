@@ -288,7 +288,9 @@ fn apply_measurement(
     let Some(work) = &estimate.work else { return };
     let (tasks, steps) = left.map_or((work.tasks, work.steps), |left| (left.tasks, left.steps));
     (prediction.tasks, prediction.steps) = (Some(tasks), Some(steps));
-    if let (Some(seconds), Some(measured)) = (outline.seconds(tasks, steps), outline.measured) {
+    // Units that are computed together cost one task.
+    if let (Some(seconds), Some(measured)) = (outline.seconds(tasks.min(work.tasks), steps), outline.measured)
+    {
         prediction.seconds = Some(seconds);
         prediction.joining = measured.merge * estimate.parts as f64;
         prediction.host_memory = Some(measured.host);

@@ -135,7 +135,8 @@ impl Slot<'_> {
         let entry =
             self.store.commit(&job.recipe, &outputs(job, attempt.path()), files, job.spent + seconds)?;
         // Only a worker that lives may have the folder of a task again: one that was killed may have left others writing.
-        self.spare.extend(self.scratch.recycle(attempt));
+        let leaves = common.kind.leaves;
+        self.spare.extend(self.scratch.recycle(attempt, leaves).map(|attempt| (leaves, attempt)));
         let kept = begun.elapsed().as_secs_f64();
         let fingerprint = job.recipe.fingerprint().short();
         let kind = common.kind.name;

@@ -46,8 +46,8 @@ pub(super) struct Slot<'a> {
     pub reports: Reports<'a>,
     /// For kinds that need no libtorch, and for those that do; each is started when there is something for it to do.
     workers: [Option<Box<dyn Worker>>; 2],
-    /// Emptied folders of earlier tasks.
-    pub spare: Vec<Attempt>,
+    /// Emptied folders of earlier tasks, with what their kinds leave there.
+    pub spare: Vec<(&'static [&'static str], Attempt)>,
 }
 
 impl<'a> Slot<'a> {
@@ -273,8 +273,9 @@ impl<'a> Slot<'a> {
             rest = others;
             let mut tasks = Vec::new();
             for LockedJob { job, begun, .. } in &mut *batch {
-                let attempt = match self.spare.pop() {
-                    Some(attempt) => attempt,
+                let spare = self.spare.iter().position(|(leaves, _)| *leaves == kind.leaves);
+                let attempt = match spare.map(|place| self.spare.swap_remove(place)) {
+                    Some((_, attempt)) => attempt,
                     None => self.scratch.attempt()?,
                 };
                 let mut inputs = job.common.inputs.clone();

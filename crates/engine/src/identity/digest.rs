@@ -22,17 +22,29 @@ impl Digest {
     /// # Errors
     /// The file cannot be read, or is none: a FIFO or a device has no end.
     pub fn of_file(path: &Path) -> std::io::Result<Self> {
-        let found = shared_fs::metadata(path)?;
+        Self::of_found(path, &shared_fs::metadata(path)?)
+    }
+
+    /// The same of a file that was looked at a moment ago.
+    ///
+    /// # Errors
+    /// As [`Digest::of_file`].
+    pub fn of_found(path: &Path, found: &Metadata) -> std::io::Result<Self> {
+        /// Smaller files are not mapped.
+        const SMALL: u64 = 16 << 10;
         if let Some(what) = special(found.file_type()) {
             let message = format!("{}: found {what}, expected a file or folder", path.display());
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
         }
         let hash = shared_fs::again(|| {
             let mut hasher = blake3::Hasher::new();
-            hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?;
+            match found.len() < SMALL {
+                true => hasher.update_reader(fs_err::File::open(path)?)?,
+                false => hasher.update_mmap_rayon(path).map_err(|error| named(&error, path))?,
+            };
             Ok(hasher.finalize())
         });
-        Ok(Self::of_bytes(hash?, is_executable(&found)))
+        Ok(Self::of_bytes(hash?, is_executable(found)))
     }
 
     /// The digest of a file with these bytes.

@@ -47,6 +47,10 @@ fn open_with(path: &Path, options: &mut fs_err::OpenOptions) -> io::Result<fs_er
     };
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = options.custom_flags(flags).open(path).map_err(|error| {
+        // Most files that are asked for are not there.
+        if error.kind() == io::ErrorKind::NotFound {
+            return error;
+        }
         // A socket cannot be opened at all, nor a FIFO to be written that nobody reads.
         let found = fs_err::metadata(path).ok().map(|found| found.file_type());
         found.filter(|found| special(*found).is_some()).map_or(error, refused)

@@ -154,9 +154,9 @@ pub struct Trial {
     pub stage: Box<dyn Compute>,
     /// Its inputs, all of which exist.
     pub inputs: Inputs,
-    /// The unit to compute, for a kind that has units.
-    pub unit: Option<Unit>,
-    /// Its steps.
+    /// The units to compute together, for a kind that has units: those of a batch, where a run makes batches.
+    pub units: Vec<Unit>,
+    /// Their steps.
     pub steps: u64,
     /// Whether merging takes a time worth measuring, and can be run on the trial's own parts.
     pub merges: bool,

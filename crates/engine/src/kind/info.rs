@@ -44,6 +44,8 @@ pub struct KindInfo {
     pub one_thread: bool,
     /// Whether each stage chooses the names of its input ports; `inputs` is then empty.
     pub dynamic_inputs: bool,
+    /// Folders that its tasks make below their own and leave there, empty, for the next task of the kind.
+    pub leaves: &'static [&'static str],
     /// The output ports of a stage, from its parameters as written.
     ///
     /// Faults of the parameters are ignored here; they are reported when the parameters are read.
@@ -77,6 +79,7 @@ impl KindInfo {
             libtorch: true,
             one_thread: false,
             dynamic_inputs: false,
+            leaves: &[],
             ports: |kind, written| {
                 kind.outputs.iter().filter(|output| output.is_there(written)).map(Output::port).collect()
             },

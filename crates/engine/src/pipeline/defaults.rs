@@ -12,10 +12,10 @@ pub(super) fn open(mut written: Table, registry: &Registry) -> Node {
     let table = |table| Node { value: Value::Table(table), origin: origin.clone() };
     for kind in registry {
         let entry = || Entry { key: origin.clone(), node: table(Table::default()) };
-        written.entries.entry(kind.name.to_owned()).or_insert_with(entry);
+        written.entries.get_or_insert_with(kind.name.to_owned(), entry);
     }
     let entry = Entry { key: origin.clone(), node: table(written) };
-    table(Table { entries: [(DEFAULTS.to_owned(), entry)].into() })
+    table(Table { entries: [(DEFAULTS.to_owned(), entry)].into_iter().collect() })
 }
 
 /// The defaults by kind, without the faulty ones: an unknown kind, or an unknown key.

@@ -194,7 +194,8 @@ impl Files<'_> {
                 continue;
             };
             let empty = Node { value: Value::Table(Table::default()), origin: node.origin };
-            let known = parts.defaults.entries.entry(kind.clone()).or_insert(Entry { key, node: empty });
+            let known =
+                parts.defaults.entries.get_or_insert_with(kind.clone(), || Entry { key, node: empty });
             let Value::Table(known) = &mut known.node.value else { continue };
             for (name, entry) in params.entries {
                 if let Some(first) = known.entries.get(&name) {

@@ -1,11 +1,11 @@
 //! The inputs of a stage: references between stages, paths, alternatives.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Source;
 use super::expand::{Draft, Expanded};
 use crate::config::param::{PLAIN_NAME, Reader, plain_name};
+use crate::config::sorted_map::SortedMap;
 use crate::config::text::Origin;
 use crate::config::tree::{Entry, Node, Value};
 use crate::kind::{Input, Output, split_port};
@@ -13,7 +13,7 @@ use crate::kind::{Input, Output, split_port};
 /// The connected ports of a stage.
 pub(super) struct Connected {
     /// The source of each; stages are numbered as drafts.
-    pub sources: BTreeMap<String, Source>,
+    pub sources: SortedMap<Source>,
     /// Whether every entry of `inputs` could be read.
     pub whole: bool,
 }
@@ -46,7 +46,7 @@ enum Named<'t> {
 pub(super) fn read(draft: &Draft<'_>, expanded: &Expanded<'_>, reader: &mut Reader<'_>) -> Connected {
     let mut misspelt = false;
     let ports = draft.kind.inputs;
-    let mut connected = Connected { sources: BTreeMap::new(), whole: true };
+    let mut connected = Connected { sources: SortedMap::default(), whole: true };
     for (name, entry) in &draft.inputs.entries {
         let known = ports.iter().find(|known| known.name == name).map(|known| Port {
             name,

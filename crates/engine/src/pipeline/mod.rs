@@ -50,6 +50,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::param::{Param, Reader, Validate, unknown_key};
+use crate::config::sorted_map::SortedMap;
 use crate::config::text::{Origin, Problems, Sources};
 use crate::config::tree::{self, Entry, Node, Table, Value};
 use crate::kind::{KindInfo, Port, Registry, Stage};
@@ -142,7 +143,7 @@ pub struct StageNode {
     /// The parameters as written, with locations; without defaults.
     pub written: Node,
     /// The sources of its input ports.
-    pub inputs: BTreeMap<String, Source>,
+    pub inputs: SortedMap<Source>,
     /// Its output ports.
     pub outputs: Vec<Port>,
     /// Location of its table's name.
@@ -340,7 +341,7 @@ fn config(
     if let Value::Table(table) = &mut config.value {
         for name in [RUN, CLUSTER] {
             let node = Node { value: Value::Table(Table::default()), origin: config.origin.clone() };
-            table.entries.entry(name.to_owned()).or_insert_with(|| Entry { key: node.origin.clone(), node });
+            table.entries.get_or_insert_with(name.to_owned(), || Entry { key: node.origin.clone(), node });
         }
     }
     let own = config.as_table().is_some_and(|table| table.get(DEFAULTS).is_some());

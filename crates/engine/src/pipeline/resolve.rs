@@ -194,7 +194,7 @@ fn add_shown_at(params: &mut Node, index: usize, drafts: &[Draft<'_>], connected
         let below = [giver.label.as_deref(), Some(output.file.as_str()), sub.as_deref()];
         let path = below.into_iter().flatten().fold(giver.base.to_owned(), |path, part| path + "/" + part);
         let node = Node { value: Value::Text(path), origin: origin.clone() };
-        table.entries.entry((*param).to_owned()).or_insert_with(|| Entry { key: origin.clone(), node });
+        table.entries.get_or_insert_with((*param).to_owned(), || Entry { key: origin.clone(), node });
     }
 }
 

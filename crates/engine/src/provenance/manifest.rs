@@ -3,8 +3,8 @@
 mod repeat;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
-use std::io::{ErrorKind, Write};
+use std::fs::{File, Permissions};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -214,7 +214,12 @@ impl std::fmt::Display for Reads {
 pub fn write(folder: &Path, manifest: &Manifest) -> std::io::Result<PathBuf> {
     match repeat::repeated(folder, manifest) {
         Some(base) => write_repeat(folder, manifest, &base),
-        None => write_text(folder, &manifest.started, &serde_json::to_vec_pretty(manifest)?),
+        // That of many stages is as large as all that the run knows of them: it is never whole in memory.
+        None => write_with(folder, &manifest.started, |file| {
+            let mut file = BufWriter::new(file);
+            serde_json::to_writer_pretty(&mut file, manifest)?;
+            file.flush()
+        }),
     }
 }
 
@@ -227,14 +232,18 @@ pub fn write_repeat(folder: &Path, manifest: &Manifest, base: &Base) -> std::io:
         Some(text) => text,
         None => serde_json::to_vec_pretty(&Repeat::whole(folder, manifest, base)?)?,
     };
-    write_text(folder, &manifest.started, &text)
+    write_with(folder, &manifest.started, |file| file.write_all(&text))
 }
 
-fn write_text(folder: &Path, started: &str, text: &[u8]) -> std::io::Result<PathBuf> {
+fn write_with(
+    folder: &Path,
+    started: &str,
+    text: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> std::io::Result<PathBuf> {
     shared_fs::create_dir_all(folder)?;
     let readable = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    file.write_all(text)?;
+    text(file.as_file_mut())?;
     file.write_all(b"\n")?;
     // Names sort by time. A clock may have been set back: a number then sorts the name behind the newest run's.
     let mut stamp: String = started.chars().filter(|c| !matches!(c, '-' | ':')).collect();

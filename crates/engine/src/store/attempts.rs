@@ -1,5 +1,6 @@
 //! Working folders: one per run, and in it one per attempt.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -118,14 +119,19 @@ impl Scratch {
     }
 
     /// Renames an attempt's folder for another attempt, if only small files are left in it, such as outputs that the store had
-    /// already; they are removed with the run.
+    /// already, and the empty folders of the names that it `leaves`. The files are removed with the run.
     ///
     /// Some file systems make new files the slower, the more were removed just before.
-    pub fn recycle(&self, attempt: Attempt) -> Option<Attempt> {
+    pub fn recycle(&self, attempt: Attempt, leaves: &[&str]) -> Option<Attempt> {
         for entry in shared_fs::read_dir(&attempt.folder).ok()? {
             let path = entry.ok()?.path();
-            let small =
-                shared_fs::symlink_metadata(&path).is_ok_and(|found| found.is_file() && found.len() <= SMALL);
+            let found = shared_fs::symlink_metadata(&path).ok()?;
+            let name = path.file_name().and_then(|name| name.to_str())?;
+            let usable = found.is_dir() && found.permissions().mode() & 0o700 == 0o700;
+            if usable && leaves.contains(&name) && shared_fs::read_dir(&path).ok()?.next().is_none() {
+                continue;
+            }
+            let small = found.is_file() && found.len() <= SMALL;
             if !small || shared_fs::rename(&path, self.next()).is_err() {
                 return None;
             }

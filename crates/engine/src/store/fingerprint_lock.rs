@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -26,11 +26,15 @@ fn held() -> MutexGuard<'static, BTreeSet<(PathBuf, i64)>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Openings of the lock file that hold no lock, for the next one.
+pub(super) type Spare = Arc<Mutex<Vec<fs_err::File>>>;
+
 /// Holds a fingerprint; released when dropped, or when the process ends in any way.
 pub struct Lock {
-    // The lock belongs to this opening of the file alone, so that threads exclude each other too.
-    _file: fs_err::File,
+    /// The lock belongs to this opening of the file alone, so that threads exclude each other too.
+    file: Option<fs_err::File>,
     key: (PathBuf, i64),
+    spare: Spare,
     /// What other hosts respect, where they do not respect the lock.
     _lease: Option<Lease>,
 }
@@ -44,16 +48,22 @@ pub struct ResultsUse {
 }
 
 impl Lock {
-    fn new(file: fs_err::File, fingerprint: &Digest, lease: Option<Lease>) -> Self {
+    fn new(file: fs_err::File, fingerprint: &Digest, lease: Option<Lease>, spare: &Spare) -> Self {
         let key = (file.path().to_path_buf(), byte(fingerprint).l_start);
         held().insert(key.clone());
-        Self { _file: file, key, _lease: lease }
+        Self { file: Some(file), key, spare: Arc::clone(spare), _lease: lease }
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         held().remove(&self.key);
+        let Some(file) = self.file.take() else { return };
+        let unlock = libc::flock { l_type: libc::F_UNLCK as libc::c_short, ..at(self.key.1) };
+        // An opening that still holds it is closed, which gives the lock back in any case.
+        if fcntl(&file, FcntlArg::F_OFD_SETLK(&unlock)).is_ok() {
+            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+        }
     }
 }
 
@@ -81,13 +91,16 @@ impl Store {
     /// # Errors
     /// A lock file that cannot be made or locked.
     pub fn try_lock(&self, fingerprint: &Digest) -> Result<Option<Lock>> {
-        let file = self.lock_file()?;
+        let spare = self.spare_locks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let file = spare.map_or_else(|| self.lock_file(), Ok)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(fingerprint))) {
-            Ok(_) => match self.leases.get().map(|leases| leases.try_take(fingerprint)).transpose()? {
-                None => Ok(Some(Lock::new(file, fingerprint, None))),
-                Some(Some(lease)) => Ok(Some(Lock::new(file, fingerprint, Some(lease)))),
-                Some(None) => Ok(None),
-            },
+            Ok(_) => {
+                let lease = self.leases.get().map(|leases| leases.try_take(fingerprint)).transpose()?;
+                Ok(match lease {
+                    Some(None) => None,
+                    lease => Some(Lock::new(file, fingerprint, lease.flatten(), &self.spare_locks)),
+                })
+            }
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(self.refused(error)),
         }
@@ -142,11 +155,15 @@ impl Store {
 
 /// The byte of a fingerprint. Two fingerprints share one so rarely that it does not matter: they would wait for each other.
 fn byte(fingerprint: &Digest) -> libc::flock {
-    let number = fingerprint.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) >> 2;
+    at((fingerprint.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) >> 2) as libc::off_t)
+}
+
+/// A byte of the lock file.
+fn at(place: libc::off_t) -> libc::flock {
     libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: number as libc::off_t,
+        l_start: place,
         l_len: 1,
         l_pid: 0,
     }

@@ -74,12 +74,10 @@ impl Store {
 
     /// Looks at an object and at what belongs to it.
     pub(super) fn look(&self, object: &Path, digest: &Digest) -> Result<Option<TreeStat>> {
-        match TreeStat::at(object)? {
-            Some(seen) if shared_fs::is_dir(object) => {
-                Ok(Some(seen.with(".list", &self.listing_path(digest))))
-            }
-            seen => Ok(seen),
-        }
+        Ok(TreeStat::at(object)?.map(|seen| match seen.is_folder() {
+            true => seen.with(".list", &self.listing_path(digest)),
+            false => seen,
+        }))
     }
 
     /// Why an artifact that was there may not be used; `None` for one that may, or is simply gone.

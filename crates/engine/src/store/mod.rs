@@ -182,6 +182,7 @@ pub struct Store {
     file_state: Mutex<FileState>,
     /// Holds files until they are renamed into place; made by the first.
     temporary: Mutex<Option<Scratch>>,
+    spare_locks: fingerprint_lock::Spare,
     /// Whether other hosts respect a lock, once that is known.
     locks_noted: OnceLock<bool>,
     /// In place of locks that they do not respect.
@@ -197,7 +198,8 @@ impl Store {
         let root = std::path::absolute(root)?;
         let file_state = Mutex::new(FileState::open(root.join(Area::FileState.name())));
         let temporary = Mutex::new(None);
-        Ok(Self { root, file_state, temporary, locks_noted: OnceLock::new(), leases: OnceLock::new() })
+        let (spare_locks, locks_noted, leases) = Default::default();
+        Ok(Self { root, file_state, temporary, spare_locks, locks_noted, leases })
     }
 
     /// The folder of manifests of a pipeline.

@@ -1,7 +1,7 @@
 //! Moves what an attempt wrote into the store: hashed once, never copied.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
+use std::fs::{Metadata, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -51,16 +51,26 @@ impl Store {
         let fingerprint = entry.recipe.fingerprint();
         entry.check = Some(entry.checksum(&fingerprint));
         let text = serde_json::to_vec(entry).map_err(std::io::Error::from)?;
-        self.write(&self.entry_path(&fingerprint), &text)
+        let path = self.entry_path(&fingerprint);
+        self.write(&path, &text)?;
+        // Later processes need not read it. No racy window: this text is the result, whatever may be written to the file.
+        if let Some(seen) = TreeStat::at(&path)? {
+            self.file_state().put(fingerprint, seen.stat_hash(), &text, Trust::Settled);
+        }
+        Ok(())
     }
 
     /// Moves a file or folder into the objects.
     pub(super) fn publish(&self, path: &Path) -> Result<Artifact> {
         let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Ok(metadata) = shared_fs::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
-        let folder = metadata.is_dir();
-        protect(path, folder)?;
-        let Some(seen) = TreeStat::at(path)? else { return Err(StoreError::MissingOutput(name())) };
+        let Ok(found) = shared_fs::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
+        let folder = found.is_dir();
+        protect(path, &found)?;
+        let Ok(found) = shared_fs::metadata(path) else { return Err(StoreError::MissingOutput(name())) };
+        let seen = match folder {
+            true => TreeStat::at(path)?.ok_or_else(|| StoreError::MissingOutput(name()))?,
+            false => TreeStat::of_file(&found),
+        };
         if seen.size() > SMALL {
             seen.wait_past_racy_window();
         }
@@ -69,7 +79,7 @@ impl Store {
             let listing = list(path, |_| true, &|file| Ok(Digest::of_file(file)?))?;
             (Artifact { digest: listing.digest(), size: listing.size(), folder }, Some(listing))
         } else {
-            (Artifact { digest: Digest::of_file(path)?, size: metadata.len(), folder }, None)
+            (Artifact { digest: Digest::of_found(path, &found)?, size: found.len(), folder }, None)
         };
         let target = self.path(&artifact.digest);
         if shared_fs::symlink_metadata(&target).is_ok()
@@ -157,14 +167,16 @@ fn remove_empty_folders(folder: &Path) -> std::io::Result<bool> {
 }
 
 /// Makes a file, or all files of a folder, read-only. Empty folders below a folder are removed: they are not part of it.
-fn protect(path: &Path, folder: bool) -> Result<()> {
-    let protect = |file: &Path| {
-        let executable = is_executable(&shared_fs::metadata(file)?);
-        shared_fs::set_permissions(file, &Permissions::from_mode(if executable { 0o555 } else { 0o444 }))
+fn protect(path: &Path, found: &Metadata) -> Result<()> {
+    let protect = |file: &Path, found: &Metadata| {
+        let mode = if is_executable(found) { 0o555 } else { 0o444 };
+        shared_fs::set_permissions(file, &Permissions::from_mode(mode))
     };
-    if !folder {
-        return Ok(protect(path)?);
+    if !found.is_dir() {
+        return Ok(protect(path, found)?);
     }
     remove_empty_folders(path)?;
-    Ok(names(path)?.par_iter().try_for_each(|name| protect(&path.join(name)))?)
+    let files = names(path)?;
+    let files = files.par_iter().map(|name| path.join(name));
+    Ok(files.try_for_each(|file| protect(&file, &shared_fs::metadata(&file)?))?)
 }

@@ -123,7 +123,7 @@ impl View {
                 return Ok(Placement { path: target, mended: None, replaced });
             }
             self.move_aside(path, Some(&artifact.digest), store)?;
-            self.replace(&target, present(&target), |_, new| Ok(symlink(place, new)?))?;
+            self.replace(&target, |_, new| Ok(symlink(place, new)?))?;
             self.note(path, Shown::Named(artifact.digest));
             return Ok(Placement { path: target, mended: None, replaced });
         }
@@ -140,15 +140,13 @@ impl View {
                     if found.is_some_and(|found| !is_read_only(&found)) {
                         self.moved.push(kept_files::move_path(&self.root, &path.join(name))?);
                     }
-                    self.replace(&target.join(name), present(&target.join(name)), |view, new| {
-                        view.link(&object.join(name), new)
-                    })?;
+                    self.replace(&target.join(name), |view, new| view.link(&object.join(name), new, false))?;
                 }
                 Some(Repair::Files(names.len()))
             }
             Wrong::Some(_) | Wrong::All => {
                 self.move_aside(path, Some(&artifact.digest), store)?;
-                self.replace(&target, present(&target), |view, new| view.link(&object, new))?;
+                self.replace(&target, |view, new| view.link(&object, new, artifact.folder))?;
                 // A link to an adopted file was right before.
                 let mended = if link.is_some() { Repair::Changed } else { Repair::Missing };
                 (as_before && leads.is_none()).then_some(mended)
@@ -182,9 +180,8 @@ impl View {
                 self.moved.push(kept_files::move_path(&self.root, above)?);
             }
         }
-        if let Some(found) =
-            shared_fs::symlink_metadata(self.root.join(path)).ok().filter(|found| !found.is_dir())
-        {
+        let Ok(found) = shared_fs::symlink_metadata(self.root.join(path)) else { return Ok(()) };
+        if !found.is_dir() {
             if !self.is_ours(path, &found) {
                 self.moved.push(kept_files::move_path(&self.root, path)?);
             }
@@ -227,28 +224,23 @@ impl View {
     }
 
     /// Puts what `make` makes at a path, in place of what may be there.
-    fn replace(
-        &mut self,
-        target: &Path,
-        present: bool,
-        make: impl FnOnce(&mut Self, &Path) -> Result<()>,
-    ) -> Result<()> {
+    fn replace(&mut self, target: &Path, make: impl FnOnce(&mut Self, &Path) -> Result<()>) -> Result<()> {
         let _lock = self.lock()?;
         self.sweep()?;
         let aside = |end: &str| self.root.join(format!("{ASIDE}{}{end}", std::process::id()));
         let (new, old) = (aside("-new"), aside("-old"));
         // A run that failed in the middle may have left it.
-        if self::present(&new) {
+        if present(&new) {
             remove(&new)?;
         }
         make(self, &new)?;
-        if !present && !self::present(target) {
+        if !present(target) {
             return Ok(super::publish::place(&new, target)?);
         }
         // A file goes in one step, a folder cannot.
         if !shared_fs::is_dir(target) && !shared_fs::is_dir(&new) && shared_fs::rename(&new, target).is_ok() {
             // Of two links to one file, a rename leaves both: another run placed the same object a moment ago.
-            return if self::present(&new) { remove(&new) } else { Ok(()) };
+            return if present(&new) { remove(&new) } else { Ok(()) };
         }
         shared_fs::rename(target, &old)?;
         shared_fs::rename(&new, target)?;
@@ -335,12 +327,13 @@ impl View {
     }
 
     /// Shares the bytes where the file system can (reflink, else hard link), copies them where it cannot.
-    fn link(&mut self, from: &Path, to: &Path) -> Result<()> {
-        if shared_fs::metadata(from)?.is_dir() {
+    fn link(&mut self, from: &Path, to: &Path, folder: bool) -> Result<()> {
+        if folder {
             shared_fs::create_own_dir(to)?;
             for entry in shared_fs::read_dir(from)? {
-                let entry = entry?;
-                self.link(&entry.path(), &to.join(entry.file_name()))?;
+                let from = entry?.path();
+                let folder = shared_fs::metadata(&from)?.is_dir();
+                self.link(&from, &to.join(from.file_name().unwrap_or_default()), folder)?;
             }
             return Ok(());
         }

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use super::local::WorkerProgram;
 use super::protocol::WorkerConfig;
 use super::serve::panic_message;
-use crate::kind::{Computation, Compute, Context, ExpectedInputs, Step, Task, describe};
+use crate::kind::{Computation, Compute, Context, ExpectedInputs, Step, Task, Trial, describe};
 
 /// Seconds that a trial should take, to separate the time of steps from that of the task.
 const ENOUGH: f64 = 3.0;
@@ -63,19 +63,31 @@ pub fn measure(
     cx: &Context<'_>,
     memory: &dyn Fn() -> Memory,
 ) -> anyhow::Result<CostModel> {
-    let mut parts: Vec<PathBuf> = Vec::new();
+    let (mut parts, mut count): (Vec<PathBuf>, usize) = (Vec::new(), 0);
     let mut run = |wanted: u64| -> anyhow::Result<(u64, f64)> {
-        let place = folder.join(parts.len().to_string());
+        let place = folder.join(count.to_string());
         let (given, out) = (place.join("in"), place.join("out"));
         fs_err::create_dir_all(&given)?;
         fs_err::create_dir_all(&out)?;
-        let trial = stage.trial(inputs, wanted, &given, cx)?;
+        let Trial { stage, inputs, units, steps, merges: _ } = stage.trial(inputs, wanted, &given, cx)?;
+        let task =
+            |step, out: &Path| Task { params: Json::Null, inputs: inputs.clone(), step, out: out.into() };
+        let mut tasks = Vec::new();
+        let alone = units.len() == 1;
+        for (number, unit) in units.into_iter().enumerate() {
+            let out = if alone { out.clone() } else { out.join(number.to_string()) };
+            fs_err::create_dir_all(&out)?;
+            tasks.push(task(Step::Unit(unit), &out));
+        }
         let begun = Instant::now();
-        let step = trial.unit.map_or(Step::Whole, Step::Unit);
-        trial.stage.run(&Task { params: Json::Null, inputs: trial.inputs, step, out: out.clone() }, cx)?;
+        match tasks.is_empty() {
+            true => stage.run(&task(Step::Whole, &out), cx)?,
+            false => stage.run_batch(&tasks, cx)?,
+        }
         let seconds = begun.elapsed().as_secs_f64();
-        parts.push(out);
-        Ok((trial.steps.max(1), seconds))
+        parts.extend(tasks.into_iter().map(|task| task.out));
+        count += 1;
+        Ok((steps.max(1), seconds))
     };
     let (few, cold) = run(1)?;
     let (few, warm) = if cold > LONG { (few, cold) } else { run(few)? };

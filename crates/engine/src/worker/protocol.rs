@@ -4,6 +4,7 @@
 //! [`Reply`] lines, the last of which is `Done` or `Failed`.
 
 use std::fmt::{self, Display, Formatter};
+use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -227,7 +228,14 @@ pub fn reset_peak_memory() {
 
 /// The most memory that this process had so far, in bytes; 0 where the system does not say.
 pub fn peak_memory() -> u64 {
-    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    // Of a size that is not known, the standard library reads a few bytes at a time.
+    const MOST: usize = 16 << 10;
+    let mut status = Vec::with_capacity(MOST);
+    if let Ok(file) = fs_err::File::open("/proc/self/status") {
+        // Without it, the system does not say.
+        let _ = file.take(MOST as u64).read_to_end(&mut status);
+    }
+    let status = String::from_utf8_lossy(&status);
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes.unwrap_or_default() * 1024

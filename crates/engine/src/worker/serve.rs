@@ -4,10 +4,11 @@ use std::any::Any;
 use std::io::{BufRead, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use signal_hook::iterator::Signals;
 use tracing_subscriber::layer::{Context as LayerContext, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -56,25 +57,39 @@ fn serve_tasks(
     tracing_subscriber::registry().with(EnvFilter::new(&setting.log)).with(ToRun).init();
     // The run shows the message; a trace of it on the terminal would only break the progress lines.
     std::panic::set_hook(Box::new(|panic| tracing::debug!("{panic}")));
-    let (tasks, incoming) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines() {
-            let Ok(line) = line else { break };
-            if tasks.send(line).is_err() {
-                break;
-            }
-        }
-        // Whatever is being computed, nobody will take it.
+    // Whatever is being computed, nobody will take it.
+    let end = move || {
         on_disconnect();
         std::process::exit(0);
+    };
+    std::thread::spawn(move || {
+        wait_for_hang_up();
+        end();
     });
-    for line in incoming {
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
         let reply = match (&prepared, serde_json::from_str(&line)) {
             (Err(error), _) => Reply::Failed { error: error.clone() },
             (_, Ok(batch)) => perform(&batch, computations, setting, device_memory),
             (_, Err(error)) => Reply::Failed { error: format!("invalid task message: {error}") },
         };
         say(&reply);
+    }
+    end();
+}
+
+/// Waits until nobody can write to standard input any more, whatever is left in it. What has no writer, such as a file, has an end
+/// that is read.
+fn wait_for_hang_up() {
+    let input = std::io::stdin();
+    loop {
+        // A hang-up is told also to those who ask for nothing.
+        let mut ends = [PollFd::new(&input, PollFlags::empty())];
+        match poll(&mut ends, None) {
+            Ok(_) if !ends[0].revents().is_empty() => return,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => std::thread::park(),
+        }
     }
 }
 

@@ -146,7 +146,7 @@ impl Compute for Count {
         // Five steps at most, and two at least.
         let steps = steps.clamp(2, 5);
         let unit = Unit { name: "a trial".into(), range: json!({ "n": 0 }), steps };
-        Ok(Trial { stage: Box::new(self.clone()), inputs, unit: Some(unit), steps, merges: true })
+        Ok(Trial { stage: Box::new(self.clone()), inputs, units: vec![unit], steps, merges: true })
     }
 }
 

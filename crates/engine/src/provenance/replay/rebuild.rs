@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value as Json;
 
 use crate::config::param::plain_name;
+use crate::config::sorted_map::SortedMap;
 use crate::config::text::{Origin, Sources, suggestion};
 use crate::config::tree::{Entry, Node, Table, Value};
 use crate::identity::digest::Digest;
@@ -339,7 +340,7 @@ impl<'a> Builder<'a> {
         if let Some((_, fault)) = stage.check(&connected).into_iter().next() {
             return Err(refused(fault).into());
         }
-        let mut inputs = BTreeMap::new();
+        let mut inputs = SortedMap::default();
         let mut moved = BTreeMap::new();
         for (port, digest) in &recipe.inputs {
             let source = match (record.sources.get(port), record.reads.get(port)) {

@@ -13,7 +13,8 @@
 //! | digest of a file, and a part of it | digest of the file | digest of the part |
 //!
 //! A fact is valid as long as the state is the same. It is kept only if the file was past the racy window
-//! before it was read ([`Stat::past_racy_window`]): a clock of coarse resolution hides a change within one tick.
+//! before it was read ([`Stat::past_racy_window`]): a clock of coarse resolution hides a change within one tick. Of an index file,
+//! the process that wrote it keeps the text at once.
 //! A wrong fact could give a wrong identity, hence the hash: a file without it counts as empty, and files are
 //! read again. Before the file says that an object was hashed, the object's bytes are synced.
 

@@ -124,6 +124,11 @@ impl TreeStat {
         Ok(Self { files: files? })
     }
 
+    /// Whether it is a folder's.
+    pub(crate) fn is_folder(&self) -> bool {
+        !matches!(self.files.as_slice(), [(name, _)] if name.is_empty())
+    }
+
     /// The same with a file that belongs to it, such as the listing of a folder.
     pub(crate) fn with(mut self, name: &str, path: &Path) -> Self {
         // One that is missing makes another hash.
