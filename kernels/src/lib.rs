@@ -3,6 +3,7 @@
 //! They are the steps between the products of a network, fused: each reads its input once and writes its output once.
 //! A crate of its own, so that they are optimised in test builds too, where they would take longest.
 
+pub mod philox;
 pub mod winograd;
 
 use multiversion::multiversion;

@@ -156,7 +156,7 @@ impl Work {
             .map_or(1.0, |units| (units.total - units.cached) as f64 / units.total.max(1) as f64);
         let earlier = predicted.seconds.filter(|_| left > 0.0).map(|seconds| seconds / left);
         let rows_a_step = match &node.stage.to_json()["loss"] {
-            loss if loss["noise"] == "per_image" => loss["captions"].as_f64()?,
+            loss if loss["noise"] != "per_batch" => loss["captions"].as_f64()?,
             loss => loss["captions"].as_f64()? * loss["time_samples"].as_f64()?,
         };
         Some(Self {

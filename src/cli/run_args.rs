@@ -95,6 +95,7 @@ impl RunArgs {
             threads,
             micro_batch,
             downloads: downloads.clone(),
+            trials: project.store.area(Area::Trials),
             log: log.to_owned(),
         });
         (configs.collect(), conditions)

@@ -143,7 +143,7 @@ impl Compute for Eigenbasis {
 impl Eigenbasis {
     /// The covariance of all tokens of some texts.
     fn texts(&self, inputs: &Inputs, texts: Range<usize>, cx: &Context<'_>) -> anyhow::Result<FisherSum> {
-        with_gradients(inputs, self.fisher.select.adapters(), cx.device, |unet| {
+        with_gradients(inputs, self.fisher.select.adapters(), self.fisher.precision, cx.device, |unet| {
             let (set, mut sum) = (TrainingSet::open(inputs, unet)?, None);
             let rows: Vec<usize> = texts.collect();
             for some in rows.chunks(64) {

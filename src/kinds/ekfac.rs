@@ -68,8 +68,8 @@ impl Stage for EkfacParams {
         self.fisher.select.check("fisher", connected("lora"))
     }
 
-    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
-        short_of(&self.fisher.select, "fisher", port, source)
+    fn check_sources<'s>(&self, source: &dyn Fn(&str) -> Option<&'s dyn Stage>) -> Vec<(String, String)> {
+        short_of(&self.fisher.select, "fisher", &["eigenbasis"], source)
     }
 
     fn identity(&self) -> Json {

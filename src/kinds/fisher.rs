@@ -83,7 +83,7 @@ pub(super) fn work(
 ) -> anyhow::Result<WorkSize> {
     let (latents, texts) = expected::arrays(inputs)?;
     let FisherParams { batch_size, caption_draw, select, fisher_type: _, .. } = params;
-    let cost_key = json!({
+    let mut cost_key = json!({
         "batch_size": latents.shape[0].min(*batch_size),
         "caption_draw": caption_draw,
         "select": select,
@@ -92,6 +92,7 @@ pub(super) fn work(
         "text": &texts.shape[1..],
         "stored": [latents.bytes, texts.bytes],
     });
+    expected::at_precision(&mut cost_key, params.precision);
     let steps = units.iter().map(|unit| unit.steps).sum();
     Ok(WorkSize { steps, tasks: units.len() as u64, cost_key, ..WorkSize::default() })
 }
@@ -124,11 +125,12 @@ pub(super) fn sums(
     cx: &Context<'_>,
 ) -> anyhow::Result<FisherSum> {
     let total = batches.len() as u64;
-    with_gradients(inputs, params.select.adapters(), cx.device, |unet| {
+    with_gradients(inputs, params.select.adapters(), params.precision, cx.device, |unet| {
         let schedule = &NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&params.objective);
         let set = TrainingSet::open(inputs, unet)?;
         let (data, micro_batch) = (set.data()?, cx.effective_micro_batch());
-        let pass = FisherPass { unet, schedule, data, params, micro_batch };
+        let joined = params.joined(unet.device(), micro_batch);
+        let pass = FisherPass { unet, schedule, data, params, micro_batch, joined };
         Ok(pass.sum(batches, contract, &mut |done| cx.progress(done as u64, total))?)
     })
 }

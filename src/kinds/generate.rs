@@ -42,6 +42,7 @@ fn of_unit(params: &SampleParams) -> Json {
         noise,
         batch_size,
         force_zeros_for_empty_prompt: zeros,
+        denoised_at,
     } = params;
     let mut counts =
         json!({ "steps": steps, "guidance_scale": guidance_scale, "seed": seed, "noise": noise });
@@ -50,6 +51,9 @@ fn of_unit(params: &SampleParams) -> Json {
     }
     if !zeros {
         counts["force_zeros_for_empty_prompt"] = json!(zeros);
+    }
+    if let Some(at) = denoised_at {
+        counts["denoised_at"] = json!(at);
     }
     counts
 }
@@ -127,6 +131,12 @@ impl Stage for SampleParams {
             "`steps` is {}, expected at most {timesteps}, the model's timesteps",
             self.steps
         );
+        if let Some(at) = self.denoised_at {
+            anyhow::ensure!(
+                (at as i64) < timesteps,
+                "`denoised_at` is {at}, expected less than {timesteps}, the model's timesteps"
+            );
+        }
         self.units(inputs).map(drop)
     }
 
@@ -159,7 +169,9 @@ impl Stage for SampleParams {
         let cost_key = expected::with_second_encoder(inputs, cost_key)?;
         let tasks = count.div_ceil(batch.max(1)) as u64;
         // Text, decoding and loading took about as long as four steps of the demo.
-        let (steps, extra) = (tasks * self.steps as u64, tasks * 4);
+        let timesteps = ScheduleConfig::load(inputs.path("scheduler")?)?.num_train_timesteps as usize;
+        let left = timesteps.saturating_sub(self.denoised_at.unwrap_or(0));
+        let (steps, extra) = (tasks * (self.steps * left).div_ceil(timesteps) as u64, tasks * 4);
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),
@@ -270,7 +282,7 @@ fn draw(
     with_unet(inputs, None, cx.device, ModelMode::Inference(Precision::Fp32), |unet| {
         let [with, without] = &texts.map(|rows| unet.conditioning(rows));
         let latents = match params.noise {
-            Noise::PerImage => {
+            Noise::PerImage | Noise::PerImagePhilox => {
                 sample_each(unet, &schedule, with, without, params, first, micro_batch, progress)
             }
             Noise::PerBatch => {

@@ -18,7 +18,8 @@ use crate::method::ekfac::Eigenbasis;
 pub use crate::method::gradients::GradientsParams;
 use crate::method::loss::LossPass;
 use crate::method::projection::{Kept, Projection, Projector, kept};
-use crate::method::schedule::NoiseSchedule;
+use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::models::unet::Precision;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
@@ -76,8 +77,8 @@ impl Stage for GradientsParams {
         faults
     }
 
-    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
-        short_of(&self.select, "select", port, source)
+    fn check_sources<'s>(&self, source: &dyn Fn(&str) -> Option<&'s dyn Stage>) -> Vec<(String, String)> {
+        short_of(&self.select, "select", &["eigenbasis"], source)
     }
 
     fn identity(&self) -> Json {
@@ -86,6 +87,13 @@ impl Stage for GradientsParams {
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
+        if let Some(timestep) = self.timestep {
+            let timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+            anyhow::ensure!(
+                (timestep as i64) < timesteps,
+                "`timestep` is {timestep}, expected less than {timesteps}, the model's timesteps"
+            );
+        }
         check_inputs::selected(inputs, &self.select)?;
         if let Some(file) = inputs.get("eigenbasis") {
             let layers = factors::layers(inputs, &self.select)?;
@@ -163,7 +171,7 @@ impl Compute for GradientsParams {
         let Task { inputs, out, .. } = task;
         let latents: Vec<usize> = ranges::range(task.unit()?, "latents")?.collect();
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&self.loss.objective);
-        with_gradients(inputs, self.select.adapters(), cx.device, |unet| {
+        with_gradients(inputs, self.select.adapters(), Precision::Fp32, cx.device, |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let shape = |weight: &Tensor| weight.size().into_iter().map(|length| length as usize).collect();
             let selected: BTreeMap<String, Vec<usize>> = unet

@@ -12,7 +12,6 @@ use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET};
 use super::shared::{arrays, check_outputs, check_values, expected};
 use crate::io::npy::Dtype;
 use crate::method::loss::LossParams;
-use crate::method::noise::Noise;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -35,7 +34,7 @@ params! {
 impl Validate for PretrainLoss {
     const RENAMED: &'static [(&'static str, &'static str)] = &[("timesteps", "per_timestep")];
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if !self.per_timestep || self.loss.noise == Noise::PerImage {
+        if !self.per_timestep || self.loss.noise.by_image() {
             return Vec::new();
         }
         let message = "`per_timestep` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` a timestep cannot be computed alone";

@@ -10,7 +10,7 @@ use super::loss_pass::per_timestep::mean;
 use super::shared::arrays::{TrainingSet, values};
 use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_image_encoder, with_unet};
 use super::shared::query_table::{self, QueryRow};
-use super::shared::{check_inputs, check_values, device, expected};
+use super::shared::{check_inputs, check_values, device, expected, micro_batch};
 use crate::io::image::{RgbImage, load_rgb};
 use crate::io::npy::{Npy, writer};
 use crate::method::identity::hashed;
@@ -207,7 +207,7 @@ impl Compute for QueryLoss {
                 let set = TrainingSet::open(own, unet)?;
                 let data = set.data()?;
                 let micro_batch =
-                    set.effective_micro_batch(unet, &schedule, params.time_samples, cx.micro_batch);
+                    micro_batch::effective(unet, &schedule, set.row_shapes(), params.time_samples, cx)?;
                 let count = data.images();
                 let pass = LossPass::new(unet, &schedule, data, &params, micro_batch)?;
                 let mut found: Vec<f32> = Vec::new();

@@ -19,7 +19,7 @@ use crate::io::npy::{Dtype, Npy};
 use crate::method::error::{DataError, MathError};
 use crate::method::influence::{Flips, per_image as per_image_scores, rank};
 use crate::method::loss::{LossParams, LossPass};
-use crate::method::noise::{Noise, Point};
+use crate::method::noise::Point;
 use crate::method::schedule::NoiseSchedule;
 use crate::method::screen::{Steps, Unlearned};
 use crate::method::selection::Selection;
@@ -53,7 +53,7 @@ params! {
 
 impl Validate for Screen {
     fn validate(&self) -> Vec<(&'static str, String)> {
-        if self.loss.noise == Noise::PerImage {
+        if self.loss.noise.by_image() {
             return Vec::new();
         }
         let message = "`screen` needs `noise = \"per_image\"` in the loss: with `\"per_batch\"` the rows of an image cannot be computed \
@@ -331,7 +331,7 @@ impl Compute for Screen {
         let files: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let schedule = NoiseSchedule::load(inputs.path("scheduler"))?.with_objective(&loss.objective);
         let adapters = Selection::Patterns(names.clone()).adapters();
-        with_gradients(inputs, adapters, cx.device, |unet| {
+        with_gradients(inputs, adapters, Precision::Fp32, cx.device, |unet| {
             let set = TrainingSet::open(inputs, unet)?;
             let data = set.data()?;
             let pass = LossPass::new(unet, &schedule, data, &loss, cx.effective_micro_batch())?;

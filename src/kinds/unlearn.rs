@@ -93,8 +93,8 @@ impl Stage for UnlearnParams {
         faults
     }
 
-    fn check_source(&self, port: &str, source: &dyn Stage) -> Option<(String, String)> {
-        short_of(&self.select, "select", port, source)
+    fn check_sources<'s>(&self, source: &dyn Fn(&str) -> Option<&'s dyn Stage>) -> Vec<(String, String)> {
+        short_of(&self.select, "select", &["fisher", "ekfac"], source)
     }
 
     fn identity(&self) -> Json {
@@ -133,13 +133,14 @@ impl Stage for UnlearnParams {
     fn estimate(&self, inputs: &ExpectedInputs) -> anyhow::Result<Estimate> {
         let (latents, texts) = expected::arrays(inputs)?;
         let Self { steps, grad_accum_steps, batch_size, select, .. } = self;
-        let cost_key = json!({
+        let mut cost_key = json!({
             "batch_size": batch_size,
             "select": select,
             "unet": expected::config(inputs, "unet")?,
             "latent": &latents.shape[1..],
             "text": &texts.shape[2..],
         });
+        expected::at_precision(&mut cost_key, self.precision);
         let steps = (steps * grad_accum_steps) as u64;
         // The query's loss before and after: passes without a gradient, which takes two thirds.
         let extra = (2 * RISE_ROWS as u64).div_ceil(3 * (*batch_size as u64).max(1));
@@ -161,8 +162,9 @@ impl Compute for UnlearnParams {
         let Task { inputs, out, .. } = task;
         let (latents, texts) = arrays::open(inputs)?;
         let (index, query_size) = (self.index, size(&latents));
-        let _guard = device::apply_mode(ModelMode::Gradients);
-        let mut unet = load_unet(inputs, self.select.adapters(), cx.device, ModelMode::Gradients)?;
+        let mode = ModelMode::Gradients(self.precision);
+        let _guard = device::apply_mode(mode);
+        let mut unet = load_unet(inputs, self.select.adapters(), cx.device, mode)?;
         arrays::expect_fit(&latents, &texts, unet.config())?;
         let first_caption = index * texts.shape()[1];
         let device = device::torch(cx.device);

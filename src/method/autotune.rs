@@ -27,26 +27,7 @@ pub fn micro_batch(
     text: &[i64],
     times: usize,
 ) -> usize {
-    let device = unet.device();
-    let rate = |rows: i64| {
-        let texts = (rows / times as i64).max(1);
-        let rows = texts * times as i64;
-        let mut draws = Generator::seeded(0);
-        let noise = draws.normal(&[&[rows], latent].concat(), device);
-        let conditioning = unet.conditioning(draws.normal(&[&[texts], text].concat(), device));
-        drop(draws);
-        let timesteps = Tensor::arange(times as i64, (Kind::Int64, device));
-        let pass = || {
-            let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
-            let texts = unet.encode(&conditioning);
-            // Reading the sum waits for the device.
-            losses(unet, schedule, [&noise, &noise], &timesteps, &texts).sum(Kind::Float).double_value(&[])
-        };
-        pass();
-        let begun = Instant::now();
-        pass();
-        rows as f64 / begun.elapsed().as_secs_f64()
-    };
+    let rate = |rows: i64| 1.0 / trial(unet, schedule, [latent, text], times as i64, rows);
     let (mut best, mut fastest) = (TRIED[0] / 2, 0.0);
     for rows in TRIED {
         match catch_oom(|| rate(rows)) {
@@ -54,8 +35,41 @@ pub fn micro_batch(
             _ => break,
         }
     }
-    if let Device::Cuda(_) = device {
+    if let Device::Cuda(_) = unet.device() {
         tracing::debug!("{best} rows at once: {fastest:.0} rows a second in a trial");
     }
     best as usize
+}
+
+/// Seconds of a row of its own text, of so many at once.
+pub fn seconds_a_row(
+    unet: &UNet,
+    schedule: &NoiseSchedule,
+    latent: &[i64],
+    text: &[i64],
+    rows: usize,
+) -> f64 {
+    trial(unet, schedule, [latent, text], 1, rows as i64)
+}
+
+/// Seconds of a row in the second of two passes with about so many, `times` of which share a text.
+fn trial(unet: &UNet, schedule: &NoiseSchedule, [latent, text]: [&[i64]; 2], times: i64, rows: i64) -> f64 {
+    let device = unet.device();
+    let texts = (rows / times).max(1);
+    let rows = texts * times;
+    let mut draws = Generator::seeded(0);
+    let noise = draws.normal(&[&[rows], latent].concat(), device);
+    let conditioning = unet.conditioning(draws.normal(&[&[texts], text].concat(), device));
+    drop(draws);
+    let timesteps = Tensor::arange(times, (Kind::Int64, device));
+    let pass = || {
+        let _guard = tch::no_grad_guard(); // unlike `no_grad`, it ends when memory runs out inside
+        let texts = unet.encode(&conditioning);
+        // Reading the sum waits for the device.
+        losses(unet, schedule, [&noise, &noise], &timesteps, &texts).sum(Kind::Float).double_value(&[])
+    };
+    pass();
+    let begun = Instant::now();
+    pass();
+    begun.elapsed().as_secs_f64() / rows as f64
 }

@@ -9,7 +9,7 @@ use attrflow_engine::choice;
 use tch::{Device, Kind, Tensor};
 
 use super::data::Rows;
-use super::error::MathError;
+use super::error::{DataError, MathError};
 
 choice! {
     /// How training images are scored.
@@ -22,6 +22,8 @@ choice! {
         Trak = "trak",
         /// D-TRAK: the same, of gradients of the squared prediction.
         DTrak = "d-trak",
+        /// Journey-TRAK: the same as TRAK, with a query's gradient at one timestep of its own drawing.
+        JourneyTrak = "journey-trak",
         /// The cosine of latents.
         Vae = "vae",
         /// The cosine of text embeddings.
@@ -30,6 +32,8 @@ choice! {
         Pixel = "pixel",
         /// The cosine of CLIP's vectors of pictures.
         Clip = "clip",
+        /// The cosine of DINO's vectors of pictures.
+        Dino = "dino",
     }
 }
 
@@ -141,7 +145,8 @@ pub fn cosine(vectors: &Vectors<'_>, query: &Tensor, centre: Option<&Tensor>) ->
 }
 
 /// TRAK's scores phi_i . (Phi^T Phi + lambda)^-1 phi_q of one model, without the weight by 1 - p, which a loss as output function has not
-/// (Park et al. 2023, arXiv 2303.14186, section 3); D-TRAK's (Zheng et al. 2024, arXiv 2311.00500) with its gradients. [R]
+/// (Park et al. 2023, arXiv 2303.14186, section 3); with their gradients D-TRAK's (Zheng et al. 2024, arXiv 2311.00500) and Journey-TRAK's
+/// (Georgiev et al. 2023, arXiv 2312.06205). [R]
 ///
 /// lambda = `damping` tr(Phi^T Phi) / k: gradients of another scale give the same ranking. The kernel is not divided by R. With fewer
 /// vectors than numbers, the dual form (Phi Phi^T + lambda)^-1 Phi phi_q gives the same scores by a smaller system, unless `form` is given.
@@ -166,13 +171,46 @@ pub fn trak(
             dot(vectors, &solved)
         }
         Form::Dual => {
-            // At most as many rows as numbers in one.
-            let mut all = Vec::new();
-            vectors.each(&mut |_, some| all.push(some))?;
-            let all = Tensor::cat(&all, 0);
-            let solved = solve(all.matmul(&all.tr()), &all.mv(query), damping, width)?;
-            Ok(floats(&solved))
+            // A block of rows at a time beside each block before it: two blocks are in memory, beside the kernel.
+            let kernel = Tensor::zeros([count as i64; 2], (Kind::Double, vectors.device));
+            let products = Tensor::zeros([count as i64], (Kind::Double, vectors.device));
+            let part = |kernel: &Tensor, rows: &Range<usize>, columns: &Range<usize>| {
+                kernel.narrow(0, rows.start as i64, rows.len() as i64).narrow(
+                    1,
+                    columns.start as i64,
+                    columns.len() as i64,
+                )
+            };
+            let mut failed = None;
+            vectors.each(&mut |rows, some| {
+                products.narrow(0, rows.start as i64, rows.len() as i64).copy_(&some.mv(query));
+                part(&kernel, &rows, &rows).copy_(&some.matmul(&some.tr()));
+                let before = Vectors { rows: &First(vectors.rows, rows.start), ..*vectors };
+                let found = before.each(&mut |columns, others| {
+                    let found = some.matmul(&others.tr());
+                    part(&kernel, &columns, &rows).copy_(&found.tr());
+                    part(&kernel, &rows, &columns).copy_(&found);
+                });
+                failed = failed.take().or(found.err());
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            Ok(floats(&solve(kernel, &products, damping, width)?))
         }
+    }
+}
+
+/// The first of some rows.
+struct First<'a>(&'a dyn Rows, usize);
+
+impl Rows for First<'_> {
+    fn len(&self) -> usize {
+        self.1
+    }
+
+    fn read(&self, rows: &[usize]) -> Result<Tensor, DataError> {
+        self.0.read(rows)
     }
 }
 

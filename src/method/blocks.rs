@@ -6,9 +6,9 @@ use tch::{Device, Tensor};
 
 use super::diffusion_loss::{check, losses};
 use super::error::MathError;
-use super::loss::LossPass;
+use super::loss::{LossParams, LossPass};
 use super::micro_batches::in_micro_batches;
-use super::noise::{Noise, Point, image_noise};
+use super::noise::{ImageNoise, Noise, Point};
 
 /// A block of images as any number of models see it: read and drawn once, kept on the CPU.
 pub struct Block {
@@ -41,27 +41,32 @@ impl Block {
 const AT_ONCE: usize = 128;
 
 impl LossPass<'_> {
+    /// How noise by image is drawn.
+    pub(super) fn image_noise(&self) -> ImageNoise {
+        let LossParams { noise, seed, objective, .. } = self.params;
+        ImageNoise { noise: *noise, seed: (*seed).into(), offset: objective.noise_offset }
+    }
+
     /// Reads a block of images and draws its noise at some points, for any number of models, with noise per image.
     ///
     /// # Errors
     /// The data can't be read; or the noise is drawn by the batch.
     pub fn block(&self, images: &[usize], points: &[impl Copy + Into<Point>]) -> Result<Block, MathError> {
-        if self.params.noise != Noise::PerImage {
+        if !self.params.noise.by_image() {
             let rule = "must be \"per_image\" for losses at single timesteps";
             return Err(MathError::parameter("noise", "\"per_batch\"", rule));
         }
-        let (captions, offset) = (self.params.captions, self.params.objective.noise_offset);
+        let captions = self.params.captions;
         let pairs: Vec<_> = images.iter().flat_map(|&row| (0..captions).map(move |c| (row, c))).collect();
         let latents = self.data.latents(images, Device::Cpu)?; // [images, C, H, W]
         let shape = [&[captions as i64], &latents.size()[1..]].concat();
+        let (own, drawn) = (self.image_noise(), images.iter().map(|&row| self.data.image_of(row)));
+        let drawn: Vec<usize> = drawn.collect();
+        // A GPU draws where it computes.
+        let device = if own.noise == Noise::PerImagePhilox { self.unet.device() } else { Device::Cpu };
         let noise = points.iter().map(|&point| {
             let point: Point = point.into();
-            let draw = |&row: &usize| {
-                let image = self.data.image_of(row);
-                image_noise(self.params.seed.into(), image, &[point], &shape, offset, Device::Cpu)
-                    .squeeze_dim(1)
-            };
-            (point, Tensor::cat(&images.iter().map(draw).collect::<Vec<_>>(), 0)) // [pairs, C, H, W]
+            (point, own.of(&drawn, &[point], &shape, device).squeeze_dim(2).flatten(0, 1)) // [pairs, C, H, W]
         });
         Ok(Block {
             noise: noise.collect(),

@@ -24,7 +24,7 @@ use super::per_sample::sums_of_squares;
 use super::schedule::NoiseSchedule;
 use super::selection::Selection;
 use crate::models::tape::LayerRecord;
-use crate::models::unet::UNet;
+use crate::models::unet::{Precision, UNet};
 
 choice! {
     /// The rows that share a caption index.
@@ -78,16 +78,33 @@ params! {
         select: Selection = Selection::All,
         /// What the model was trained to minimise; the same for all stages.
         objective: Objective = Objective::default(),
+        /// `fp32`, or `tf32`: products of factors rounded to 10 bits on a GPU, faster there. On a CPU both are the same.
+        precision: Precision = Precision::Fp32,
     }
 }
 
-impl Validate for FisherParams {}
+impl Validate for FisherParams {
+    fn validate(&self) -> Vec<(&'static str, String)> {
+        self.precision.of_gradients().map(|message| ("precision", message)).into_iter().collect()
+    }
+}
 
 impl FisherParams {
     /// What is hashed.
     pub fn identity(&self) -> Json {
-        let empirical = self.fisher_type == FisherType::Empirical;
-        hashed(self, &[("objective", self.objective.is_plain()), ("fisher_type", empirical)])
+        let later = [
+            ("objective", self.objective.is_plain()),
+            ("fisher_type", self.fisher_type == FisherType::Empirical),
+            ("precision", self.precision == Precision::Fp32),
+        ];
+        hashed(self, &later)
+    }
+
+    /// How many batches go through the network at once. A GPU is slow with few rows; on a CPU it would change the last bits of results
+    /// and gain nothing.
+    pub fn joined(&self, device: Device, micro_batch: usize) -> usize {
+        const MOST: usize = 16;
+        if device == Device::Cpu { 1 } else { (micro_batch / self.batch_size).clamp(1, MOST) }
     }
 
     /// The number of batches of all epochs over `latents` rows.
@@ -151,6 +168,8 @@ pub struct FisherPass<'a> {
     pub params: &'a FisherParams,
     /// How many rows go through the network at once.
     pub micro_batch: usize,
+    /// How many batches of equal size are computed together, if they follow each other: see [`FisherParams::joined`].
+    pub joined: usize,
 }
 
 impl FisherPass<'_> {
@@ -164,30 +183,35 @@ impl FisherPass<'_> {
         contract: Contraction<'_>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<FisherSum, MathError> {
-        let FisherPass { unet, schedule, data, params, micro_batch } = *self;
+        let FisherPass { unet, schedule, data, params, micro_batch, joined } = *self;
         params.select.of(unet.parameters().keys())?;
-        let mut total = FisherSum::default();
-        for (done, batch) in batches.into_iter().enumerate() {
-            let images = params.rows_of(batch, data.latents_len());
-            let (rows, sampled) = draw(unet, schedule, data, params, batch, images.clone())?;
-            let mut sum = FisherSum { weight: 1.0, sums: BTreeMap::new() };
+        let (mut total, mut done) = (FisherSum::default(), 0);
+        let batches: Vec<usize> = batches.into_iter().collect();
+        let images_of = |batch: usize| params.rows_of(batch, data.latents_len());
+        let alike = batches.chunk_by(|a, b| images_of(*a).len() == images_of(*b).len());
+        for batches in alike.flat_map(|alike| alike.chunks(joined)) {
+            let images: Vec<usize> = batches.iter().flat_map(|&batch| images_of(batch)).collect();
+            let (rows, sampled) = self.drawn(batches)?;
+            let mut sum = FisherSum { weight: batches.len() as f64, sums: BTreeMap::new() };
             let slices = in_micro_batches(rows.len(), micro_batch, |row, most| {
                 let sampled = sampled.as_ref().map(|x| x.narrow(0, row as i64, most as i64));
                 let quantity = sampled.as_ref().map_or(Quantity::Loss, Quantity::Sampled);
                 let some = rows.slice(row..row + most);
-                let sums =
-                    of_rows(unet, schedule, &some, &params.select, &quantity, images.start + row, contract)?;
+                let image_of = |place: usize| images[row + place];
+                let sums = of_rows(unet, schedule, &some, &params.select, &quantity, image_of, contract)?;
                 // Contracted per slice: keeping all gradients would need the memory that slicing saves.
                 sum.add(FisherSum { sums, weight: 0.0 });
                 Ok::<_, MathError>((most, ()))
             });
             slices.map_err(|error| data.named(error))?;
+            let a_batch = (rows.len() / batches.len()) as f64;
             match params.weighting {
-                Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= rows.len() as f64),
-                Weighting::Row => sum.weight = rows.len() as f64,
+                Weighting::Batch => sum.sums.values_mut().for_each(|sum| *sum /= a_batch),
+                Weighting::Row => sum.weight *= a_batch,
             }
             total.add(sum);
-            progress(done + 1);
+            done += batches.len();
+            progress(done);
         }
         for (parameter, sum) in &total.sums {
             if sum.isfinite().all().int64_value(&[]) == 0 {
@@ -199,34 +223,57 @@ impl FisherPass<'_> {
     }
 }
 
-/// The rows of a batch, and what `fisher_type = "sampled"` takes in place of the errors. The CPU draws, in this order, timesteps,
-/// captions, noise, and these: the same on every device.
-fn draw(
-    unet: &UNet,
-    schedule: &NoiseSchedule,
-    data: DataSet<'_>,
-    params: &FisherParams,
-    batch: usize,
-    images: Range<usize>,
-) -> Result<(DenoisingRows, Option<Tensor>), MathError> {
-    let device = unet.device();
-    let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
-    let (count, captions) = (images.len() as i64, data.captions() as i64);
-    let mut draws = Generator::seeded(derived_seed("fisher", &[params.seed.into(), batch as i64]));
-    let timesteps = draws.randint(schedule.train_timesteps(), count);
-    let drawn = match params.caption_draw {
-        CaptionDraw::Batch => draws.randint(captions, 1).repeat([count]),
-        CaptionDraw::Row => draws.randint(captions, count),
-    };
-    let noise = draws.noise(&latents.size(), params.objective.noise_offset, Device::Cpu);
-    let sampled = (params.fisher_type == FisherType::Sampled)
-        .then(|| draws.normal(&latents.size(), Device::Cpu).to_device(device));
-    drop(draws);
-    let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
-    let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
-    let (noise, timesteps) = (noise.to_device(device), timesteps.to_device(device));
-    let conditioning = unet.conditioning(data.texts(&pairs, device)?);
-    Ok((DenoisingRows { latents, noise, timesteps, conditioning }, sampled))
+impl FisherPass<'_> {
+    /// The rows of some batches, and what `fisher_type = "sampled"` takes in place of the errors.
+    fn drawn(&self, batches: &[usize]) -> Result<(DenoisingRows, Option<Tensor>), MathError> {
+        let parts = batches.iter().map(|&batch| self.drawn_one(batch)).collect::<Result<Vec<_>, _>>()?;
+        let join = |of: fn(&Drawn) -> Option<&Tensor>| match parts.as_slice() {
+            [one] => of(one).map(Tensor::shallow_clone),
+            parts => {
+                let all: Vec<&Tensor> = parts.iter().filter_map(of).collect();
+                (!all.is_empty()).then(|| Tensor::cat(&all, 0))
+            }
+        };
+        let whole = |of| join(of).expect("of every batch");
+        let rows = DenoisingRows {
+            latents: whole(|part| Some(&part.latents)),
+            noise: whole(|part| Some(&part.noise)),
+            timesteps: whole(|part| Some(&part.timesteps)),
+            conditioning: self.unet.conditioning(whole(|part| Some(&part.texts))),
+        };
+        Ok((rows, join(|part| part.sampled.as_ref())))
+    }
+
+    /// The rows of a batch. The CPU draws, in this order, timesteps, captions, noise, and what is sampled: the same on every device.
+    fn drawn_one(&self, batch: usize) -> Result<Drawn, MathError> {
+        let FisherPass { unet, schedule, data, params, .. } = *self;
+        let (device, images) = (unet.device(), params.rows_of(batch, data.latents_len()));
+        let latents = data.latents(&images.clone().collect::<Vec<_>>(), device)?;
+        let (count, captions) = (images.len() as i64, data.captions() as i64);
+        let mut draws = Generator::seeded(derived_seed("fisher", &[params.seed.into(), batch as i64]));
+        let timesteps = draws.randint(schedule.train_timesteps(), count);
+        let drawn = match params.caption_draw {
+            CaptionDraw::Batch => draws.randint(captions, 1).repeat([count]),
+            CaptionDraw::Row => draws.randint(captions, count),
+        };
+        let noise = draws.noise(&latents.size(), params.objective.noise_offset, Device::Cpu);
+        let sampled = (params.fisher_type == FisherType::Sampled)
+            .then(|| draws.normal(&latents.size(), Device::Cpu).to_device(device));
+        drop(draws);
+        let caption = |row: usize| drawn.int64_value(&[row as i64]) as usize;
+        let pairs: Vec<_> = images.enumerate().map(|(row, image)| (image, caption(row))).collect();
+        let [noise, timesteps] = [noise, timesteps].map(|x| x.to_device(device));
+        Ok(Drawn { latents, noise, timesteps, texts: data.texts(&pairs, device)?, sampled })
+    }
+}
+
+/// The rows of a batch.
+struct Drawn {
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    texts: Tensor,
+    sampled: Option<Tensor>,
 }
 
 /// The sums over rows of the squared gradients of each row's loss, by parameter in float64; see [`of_rows`].
@@ -240,13 +287,13 @@ pub fn squared_gradients(
     selection: &Selection,
     first_image: usize,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
-    of_rows(unet, schedule, rows, selection, &Quantity::Loss, first_image, &squares)
+    of_rows(unet, schedule, rows, selection, &Quantity::Loss, |row| first_image + row, &squares)
 }
 
 /// What `contract` makes of the gradients of some rows.
 ///
-/// Every row needs a condition of its own (the network would share keys and values otherwise). `first_image` is the
-/// image of the first row in an error.
+/// Every row needs a condition of its own (the network would share keys and values otherwise). `image_of` tells the
+/// image of a row for an error.
 ///
 /// # Errors
 /// A loss is not finite, or an error of the contraction.
@@ -256,11 +303,11 @@ pub fn of_rows(
     rows: &DenoisingRows,
     selection: &Selection,
     quantity: &Quantity<'_>,
-    first_image: usize,
+    image_of: impl Fn(usize) -> usize,
     contract: Contraction<'_>,
 ) -> Result<BTreeMap<String, Tensor>, MathError> {
     assert_eq!(rows.conditioning.count() as usize, rows.len(), "each row needs a condition of its own");
-    let place = |row: usize| (first_image + row, rows.timesteps.int64_value(&[row as i64]));
+    let place = |row: usize| (image_of(row), rows.timesteps.int64_value(&[row as i64]));
     let found = layer_gradients(unet, schedule, rows, selection, quantity, place)?;
     tch::no_grad(|| contract(&found))
 }

@@ -15,7 +15,7 @@ use super::identity::hashed;
 use super::layer_gradients::{Quantity, layer_gradients};
 use super::loss::{LossParams, LossPass, slice};
 use super::micro_batches::in_micro_batches;
-use super::noise::{Noise, Point, image_noise};
+use super::noise::{Noise, Point};
 use super::projection::{Group, Projection, Projector};
 use super::selection::Selection;
 use crate::models::unet::Precision;
@@ -50,6 +50,9 @@ params! {
         projection_dim: usize [1..=1_048_576] = 4096,
         /// Seed of the random matrices. Unused with `projection = "none"` and `"eigen"`.
         seed: u32 = 0,
+        /// Only this timestep in place of `loss.time_samples`, which then is 1; `loss.draws` says how many draws of noise it has. For the
+        /// query of the baseline `journey-trak`, whose latents `generate` made with `denoised_at`.
+        timestep: Option<usize> = None,
         /// One draw of noise for each timestep, the same for all images, captions and queries, as D-TRAK publishes. By default each
         /// image has its own, as in the loss pass.
         shared_noise: bool = false,
@@ -67,7 +70,10 @@ impl Validate for GradientsParams {
             (_, Precision::Tf32 | Precision::Bf16) => {
                 "`loss` has another `precision` than \"fp32\", in which gradients are computed: remove it"
             }
-            (Noise::PerImage, Precision::Fp32) => return Vec::new(),
+            (_, Precision::Fp32) if self.timestep.is_some() && self.loss.time_samples > 1 => {
+                "`loss` has more than one of `time_samples`, and `timestep` is the only one: set `time_samples = 1`"
+            }
+            (_, Precision::Fp32) => return Vec::new(),
         };
         vec![("loss", message.to_owned())]
     }
@@ -78,7 +84,8 @@ impl GradientsParams {
     pub fn identity(&self) -> Json {
         let whole = self.projection == Projection::None;
         let drawn = !whole && self.projection != Projection::Eigen;
-        let mut hashed = hashed(self, &[("projection_dim", whole), ("seed", !drawn)]);
+        let unread = [("projection_dim", whole), ("seed", !drawn), ("timestep", self.timestep.is_none())];
+        let mut hashed = hashed(self, &unread);
         hashed["loss"] = self.loss.identity();
         hashed
     }
@@ -98,15 +105,16 @@ impl LossPass<'_> {
         params: &GradientsParams,
         projector: &Projector,
     ) -> Result<Tensor, MathError> {
-        let (device, captions, points) = (self.unet.device(), self.params.captions, self.points.as_slice());
+        let (device, captions) = (self.unet.device(), self.params.captions);
+        let at_one = params.timestep.map(|timestep| self.params.points(&[timestep as i64]));
+        let points = at_one.as_ref().unwrap_or(&self.points).as_slice();
         let own: &[Point] = if params.shared_noise { &[] } else { points };
         let block = self.block(images, own)?;
         let latent = block.latents.size()[1..].to_vec(); // [C, H, W]
         let pairs = images.len() * captions;
         let noise = if params.shared_noise {
-            let (seed, offset) = (self.params.seed.into(), self.params.objective.noise_offset);
             let shape = [&[1], latent.as_slice()].concat();
-            image_noise(seed, 0, points, &shape, offset, Device::Cpu) // [1, T, C, H, W]
+            self.image_noise().of(&[0], points, &shape, Device::Cpu).squeeze_dim(0) // [1, T, C, H, W]
         } else {
             Tensor::stack(&points.iter().map(|point| &block.noise[point]).collect::<Vec<_>>(), 1)
         };

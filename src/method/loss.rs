@@ -16,7 +16,7 @@ use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::identity::hashed;
 use super::micro_batches::in_micro_batches;
-use super::noise::{Noise, Point, batch_noise, image_noise};
+use super::noise::{ImageNoise, Noise, Point, batch_noise};
 use super::objective::Objective;
 use super::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::EncodedConditioning;
@@ -32,7 +32,8 @@ params! {
         /// Seed of the noise.
         seed: u32 = 0,
         /// `per_batch`: one draw per batch, as published, so that `batch_size` and `time_samples` change every loss;
-        /// `per_image`: `draws` per image and timestep, independent of other parameters.
+        /// `per_image`: `draws` per image and timestep, independent of other parameters; `per_image_philox`: the same by a generator
+        /// whose numbers a GPU draws itself, the same on all devices.
         noise: Noise = Noise::PerBatch,
         /// Draws of noise per image and timestep, whose losses are averaged: more of them make errors smaller, and let them be
         /// measured. More than one needs `noise = "per_image"`; a later increase computes only the new draws.
@@ -61,7 +62,7 @@ impl Validate for LossParams {
         }
         let rows = self.rows_per_image();
         let message = match (self.noise, self.batch_size) {
-            (Noise::PerImage, None) => return Vec::new(),
+            (Noise::PerImage | Noise::PerImagePhilox, None) => return Vec::new(),
             (Noise::PerBatch, Some(size)) if size > 0 && size.is_multiple_of(rows) => return Vec::new(),
             (Noise::PerBatch, Some(size)) => format!(
                 "`batch_size` is {size}, expected a multiple of {rows}, the {captions} captions x {time_samples} timesteps of an image"
@@ -71,7 +72,7 @@ impl Validate for LossParams {
                  8000 as published"
                     .to_owned()
             }
-            (Noise::PerImage, Some(_)) => {
+            (Noise::PerImage | Noise::PerImagePhilox, Some(_)) => {
                 "`batch_size` has no effect with noise = \"per_image\": remove it".to_owned()
             }
         };
@@ -338,12 +339,10 @@ impl<'a> LossPass<'a> {
                 let rows = images.len() as i64 * captions * points.len() as i64;
                 batch_noise(seed, batch, &[&[rows], latent].concat(), offset, device)
             }
-            Noise::PerImage => {
+            noise => {
                 let shape = [&[captions], latent].concat();
-                let draw =
-                    |image| image_noise(seed, self.data.image_of(image), points, &shape, offset, device);
-                let noise: Vec<Tensor> = images.clone().map(draw).collect(); // each [captions, points, C, H, W]
-                Tensor::cat(&noise, 0).flatten(0, 1)
+                let images: Vec<usize> = images.clone().map(|image| self.data.image_of(image)).collect();
+                ImageNoise { noise, seed, offset }.of(&images, points, &shape, device).flatten(0, 2)
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::models::kernels::{self, Place};
 use attrflow_engine::choice;
 use tch::{Device, Kind, Tensor};
 
@@ -21,6 +22,15 @@ choice! {
         PerBatch = "per_batch",
         /// Draws of its own for each image and timestep: no batching or choice of images or timesteps changes a number.
         PerImage = "per_image",
+        /// The same by a generator that counts (Philox), so that a GPU can draw it too: other numbers than `per_image`.
+        PerImagePhilox = "per_image_philox",
+    }
+}
+
+impl Noise {
+    /// Whether each image has noise of its own.
+    pub fn by_image(self) -> bool {
+        self != Noise::PerBatch
     }
 }
 
@@ -114,28 +124,69 @@ impl Point {
     }
 }
 
-/// The noise of an image, where each has its own: [captions, points, C, H, W] for `shape` [captions, C, H, W].
-///
-/// Drawn by the CPU for every device, so that it is the same noise on all of them.
-pub fn image_noise(
-    seed: i64,
-    image: usize,
-    points: &[impl Copy + Into<Point>],
-    shape: &[i64],
-    offset: f64,
-    device: Device,
-) -> Tensor {
-    let draw = |&point: &_| {
-        let point: Point = Into::into(point);
-        Generator::seeded(point.seed(seed, image)).noise(shape, offset, Device::Cpu)
-    };
-    Tensor::stack(&points.iter().map(draw).collect::<Vec<_>>(), 1).to_device(device)
+/// How the noise of images is drawn, where each has its own.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageNoise {
+    /// By which generator: `PerImage` or `PerImagePhilox`.
+    pub noise: Noise,
+    /// Its seed.
+    pub seed: i64,
+    /// How much of a number for each channel is added.
+    pub offset: f64,
 }
 
-/// The noise of a drawing, where each has its own: that of place `place` at a timestep, [C, H, W] for `shape`.
-///
-/// Drawn by the CPU for every device, as [`image_noise`].
-pub fn drawing_noise(seed: i64, place: usize, timestep: i64, shape: &[i64]) -> Tensor {
+impl ImageNoise {
+    /// The noise of some images: [images, captions, points, C, H, W] on `device`, for `shape` [captions, C, H, W].
+    ///
+    /// It is the same noise on all devices. That of `PerImage` is drawn by the CPU.
+    pub fn of(
+        &self,
+        images: &[usize],
+        points: &[impl Copy + Into<Point>],
+        shape: &[i64],
+        device: Device,
+    ) -> Tensor {
+        let points: Vec<Point> = points.iter().map(|&point| point.into()).collect();
+        if self.noise == Noise::PerImagePhilox {
+            let place = |&image: &usize| {
+                points.iter().map(move |point| [image as u32, point.timestep as u32, point.draw as u32])
+            };
+            let places: Vec<Place> = images.iter().flat_map(place).collect();
+            let channels = [&shape[..shape.len() - 2], &[1, 1]].concat();
+            let all = [images.len() as i64, points.len() as i64];
+            let draw = |purpose: &str, shape: &[i64]| {
+                let drawn = philox(purpose, self.seed, &places, shape, device);
+                drawn.view([&all[..], shape].concat().as_slice()).transpose(1, 2)
+            };
+            let noise = draw("philox image noise", shape);
+            return match self.offset {
+                0.0 => noise.contiguous(),
+                offset => noise + draw("philox noise offset", &channels) * offset,
+            };
+        }
+        let draw = |&image: &usize| {
+            let draw = |point: &Point| {
+                Generator::seeded(point.seed(self.seed, image)).noise(shape, self.offset, Device::Cpu)
+            };
+            Tensor::stack(&points.iter().map(draw).collect::<Vec<_>>(), 1)
+        };
+        Tensor::stack(&images.iter().map(draw).collect::<Vec<_>>(), 0).to_device(device)
+    }
+}
+
+/// Philox's numbers of some places for one purpose: [places, numbers of `shape`].
+fn philox(purpose: &str, seed: i64, places: &[Place], shape: &[i64], device: Device) -> Tensor {
+    let key = derived_seed(purpose, &[seed]) as u64;
+    let count = shape.iter().product::<i64>() as usize;
+    kernels::philox_normals([key as u32, (key >> 32) as u32], places, count, device)
+}
+
+/// The noise of a drawing, where each has its own: that of place `place` at a timestep, [C, H, W] for `shape`, on the CPU.
+pub fn drawing_noise(noise: Noise, seed: i64, place: usize, timestep: i64, shape: &[i64]) -> Tensor {
+    if noise == Noise::PerImagePhilox {
+        let place = [place as u32, timestep as u32, 0];
+        return philox("philox drawing", seed, &[place], shape, Device::Cpu).view(shape);
+    }
     let seed = derived_seed("drawing", &[seed, place as i64, timestep]);
     Generator::seeded(seed).normal(shape, Device::Cpu)
 }

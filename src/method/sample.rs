@@ -28,13 +28,17 @@ params! {
         /// Seed of the initial latents and of the noise at each step.
         seed: u32 = 0,
         /// `per_batch`: one stream of random numbers through all batches, as published, so that an image depends on
-        /// `batch_size` and its index; `per_image`: a stream for each index, so that the batch size changes no image.
+        /// `batch_size` and its index; `per_image`: a stream for each index, so that the batch size changes no image;
+        /// `per_image_philox`: the same by a generator that counts.
         noise: Noise = Noise::PerBatch,
         /// Captions per batch. With `noise = "per_batch"` a batch draws its noise at once, and a short last batch draws it
         /// for a full one, as published (with 500); with `per_image` it is only the size of a unit of work.
         batch_size: usize [1..=100_000] = 1,
         /// With two text encoders: whether the empty text of the guidance is zeros, as diffusers has it for SDXL, or is encoded.
         force_zeros_for_empty_prompt: bool = true,
+        /// Stops at the first step at this timestep or below, and gives the latents without noise that the model predicts there, as
+        /// latents and pictures: a drawing on its way, for the baseline `journey-trak`.
+        denoised_at: Option<usize> = None,
     }
 }
 
@@ -93,8 +97,9 @@ pub fn sample_each(
     let shape = batch_shape(unet, params)?;
     let mut noise = |timestep| {
         let places = first..first + cond.count() as usize;
-        let drawn: Vec<Tensor> =
-            places.map(|place| drawing_noise(params.seed.into(), place, timestep, &shape[1..])).collect();
+        let drawn: Vec<Tensor> = places
+            .map(|place| drawing_noise(params.noise, params.seed.into(), place, timestep, &shape[1..]))
+            .collect();
         Tensor::stack(&drawn, 0)
     };
     denoise(unet, schedule, cond, uncond, params, &mut noise, micro_batch, progress)
@@ -119,6 +124,12 @@ fn denoise(
     let mut guidance = Guidance { unet, cond, uncond, scale: params.guidance_scale, encoded: None };
     for (i, &t) in timesteps.iter().enumerate() {
         let predicted = guidance.predict(&x, t, micro_batch);
+        if params.denoised_at.is_some_and(|at| t <= at as i64) {
+            let x = schedule.denoised(&x, &predicted, t);
+            check(&x, t)?;
+            progress(timesteps.len());
+            return Ok(x);
+        }
         let noise = NoiseSchedule::draws_noise(t).then(|| noise(t));
         x = schedule.step(&x, &predicted, t, timesteps.get(i + 1).copied(), noise.as_ref());
         check(&x, t)?;

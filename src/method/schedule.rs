@@ -275,14 +275,7 @@ impl NoiseSchedule {
         let a = self.at(t);
         let a_prev = previous.map_or(1.0, |t| self.at(t));
         let (alpha, beta) = (a / a_prev, 1.0 - a / a_prev);
-        let (signal, noise_share) = (scalar(a.sqrt()), scalar((1.0 - a).sqrt()));
-        let mut x0 = match self.config.prediction_type {
-            Prediction::Epsilon => (x - predicted * noise_share) / signal, // [B, C, H, W]
-            Prediction::V => x * signal - predicted * noise_share,
-        };
-        if self.config.clip_sample {
-            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range);
-        }
+        let x0 = self.denoised(x, predicted, t);
         let toward_x0 = a_prev.sqrt() * beta / (1.0 - a);
         let toward_x = alpha.sqrt() * (1.0 - a_prev) / (1.0 - a);
         let mean = x0 * scalar(toward_x0) + x * scalar(toward_x);
@@ -290,6 +283,20 @@ impl NoiseSchedule {
             Some(noise) => mean + noise * scalar(((1.0 - a_prev) / (1.0 - a) * beta).max(1e-20).sqrt()),
             None => mean,
         }
+    }
+
+    /// What `x` at `t` would be without noise, by a prediction: [B, C, H, W].
+    pub fn denoised(&self, x: &Tensor, predicted: &Tensor, t: i64) -> Tensor {
+        let a = self.at(t);
+        let (signal, noise_share) = (scalar(a.sqrt()), scalar((1.0 - a).sqrt()));
+        let x0 = match self.config.prediction_type {
+            Prediction::Epsilon => (x - predicted * noise_share) / signal,
+            Prediction::V => x * signal - predicted * noise_share,
+        };
+        if !self.config.clip_sample {
+            return x0;
+        }
+        x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
     }
 
     /// Whether the step at `t` adds noise.

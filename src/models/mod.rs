@@ -5,11 +5,13 @@
 
 mod adapter;
 pub mod clip;
+pub mod dino;
 pub mod kernels;
 pub mod layers;
 pub mod lora;
 pub mod tape;
 pub mod tokenizer;
+mod transformer;
 pub mod unet;
 pub mod vae;
 pub mod weights;

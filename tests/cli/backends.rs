@@ -14,8 +14,14 @@ use crate::conformance::{Subject, conformance};
 
 fn backend(front: &Path, folder: &Path) -> LocalBackend {
     let downloads = Downloads { folder: folder.join("downloads"), lock: folder.join("lock"), at_once: 1 };
-    let config =
-        WorkerConfig { device: Device::Cpu, threads: 1, micro_batch: 1, downloads, log: "info".into() };
+    let config = WorkerConfig {
+        device: Device::Cpu,
+        threads: 1,
+        micro_batch: 1,
+        downloads,
+        trials: folder.join("trials"),
+        log: "info".into(),
+    };
     let path = PathBuf::from(env!("CARGO_BIN_EXE_attrflow-worker"));
     let worker = WorkerProgram { path, libtorch: Err("no test asks for it".into()) };
     LocalBackend { worker, front: front.to_path_buf(), settings: vec![config.clone(), config] }

@@ -157,10 +157,12 @@ fn a_ranking_takes_the_scores_of_every_baseline() {
     let text = fs_err::read_to_string(project.path("pipelines/demo.toml")).unwrap();
     project.write(
         "pipelines/demo.toml",
-        text.replace("of = \"loss\"", "of = \"output\", shared_noise = true").replace(
-            "\"output\", shared_noise = true\nprojection",
-            "\"output\"\nshared_noise = true\nprojection",
-        ),
+        text.replace("of = \"loss\"", "of = \"output\", shared_noise = true")
+            .replace("seed = 1", "seed = 0")
+            .replace(
+                "\"output\", shared_noise = true\nprojection",
+                "\"output\"\nshared_noise = true\nprojection",
+            ),
     );
     assert_eq!(run(&project).computed(), ["gradients", "query_gradients", "ranking", "scores"]);
     assert!(!seen.contains(&scores(&project)));
@@ -240,7 +242,7 @@ fn what_a_baseline_cannot_compare_is_refused() {
         "loss = { time_samples = 2, captions = 1, noise = \"per_image\", precision = \"bf16\" }",
     );
     refused(&project, "plan", "`loss` has another `precision` than \"fp32\"");
-    edited("projection_dim = 256", "projection_dim = 2");
+    project.write("pipelines/demo.toml", PIPELINE.replace("projection_dim = 256", "projection_dim = 2"));
     refused(&project, "run", "`projection_dim` is 2: expected at least ");
     edited("\"dot\"", "\"trak\", of = \"loss\"");
     refused(&project, "plan", "`of` is inherited from the stage on the input `gradients`");
@@ -262,16 +264,18 @@ fn what_a_baseline_cannot_compare_is_refused() {
 }
 
 #[test]
-fn a_training_picture_as_the_query_is_found_by_its_pixels_and_by_clip() {
+fn a_training_picture_as_the_query_is_found_by_its_pixels_and_by_encoders() {
     let project = project();
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip_image"), &project.path("clip"));
+    for (folder, name) in [("clip_image", "clip"), ("dino/dinov2", "dino")] {
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder), &project.path(name));
+    }
     project.edit(
         "pipelines/demo.toml",
         "query_image = \"generate.images/0.png\"",
-        "query_image = \"data.files/images/000005.png\"\nclip = \"../clip\"",
+        "query_image = \"data.files/images/000005.png\"\nclip = \"../clip\"\ndino = \"../dino\"",
     );
     let mut before = "\"dot\"".to_owned();
-    for method in ["\"pixel\", pixels = 24", "\"clip\""] {
+    for method in ["\"pixel\", pixels = 24", "\"clip\"", "\"dino\""] {
         project.edit("pipelines/demo.toml", &before, method);
         before = method.to_owned();
         run(&project);
@@ -279,8 +283,93 @@ fn a_training_picture_as_the_query_is_found_by_its_pixels_and_by_clip() {
         let others = found.iter().enumerate().filter(|(image, _)| *image != 4).map(|(_, score)| *score);
         assert!((found[4] - 1.0).abs() < 1e-6 && others.fold(0.0, f32::max) < 1.0 - 1e-5, "{found:?}");
     }
-    project.edit("pipelines/demo.toml", "clip = \"../clip\"", "clip = \"data.files/model/unet\"");
+    project.edit("pipelines/demo.toml", "dino = \"../dino\"", "dino = \"data.files/model/unet\"");
     refused(&project, "run", "config.json");
+}
+
+const ON_THE_WAY: &str = r#"
+[stages.on_the_way]
+kind = "generate"
+params = { caption = "an emoji of grinning face", steps = 4, guidance_scale = 3.0, denoised_at = 400 }
+
+[stages.on_the_way.inputs]
+unet = "data.files/model/unet"
+scheduler = "data.files/model/scheduler"
+vae = "data.files/model/vae"
+text_encoder = "data.files/model/text_encoder"
+tokenizer = "data.files/model/tokenizer"
+"#;
+
+#[test]
+fn a_drawing_is_attributed_on_its_way() {
+    let project = project();
+    let of_query = "latents = \"generate.latents\"\ntext_embeddings = \"generate";
+    let journey = PIPELINE
+        .replace(
+            "time_samples = 2, captions = 1, noise = \"per_image\", seed = 1 }",
+            "time_samples = 1, captions = 1, draws = 3, noise = \"per_image\", seed = 1 }\ntimestep = 400",
+        )
+        .replace(of_query, &of_query.replace("generate", "on_the_way"))
+        .replace("\"dot\"", "\"journey-trak\"");
+    project.write("pipelines/demo.toml", format!("{journey}{ON_THE_WAY}"));
+    let first =
+        ["data", "gradients", "generate", "latents", "on_the_way", "query_gradients", "ranking", "scores"];
+    let mut ran = run(&project).computed();
+    ran.sort();
+    let mut first = first.to_vec();
+    first.sort_unstable();
+    assert_eq!(ran, first);
+    assert!(scores(&project).iter().all(|score| score.is_finite()));
+    // It is another picture than the one at the end.
+    let latents = |stage: &str| fs_err::read(project.result(format!("{stage}/latents.npy"))).unwrap();
+    assert_ne!(latents("on_the_way"), latents("generate"));
+
+    project.edit("pipelines/demo.toml", "\"journey-trak\"", "\"trak\"");
+    refused(&project, "plan", "has `timestep`, which only `journey-trak` compares: remove it");
+    project.edit("pipelines/demo.toml", "\"trak\"", "\"journey-trak\"");
+    project.edit("pipelines/demo.toml", "timestep = 400\n", "timestep = 1000\n");
+    refused(&project, "run", "`timestep` is 1000, expected less than 1000, the model's timesteps");
+    project.edit("pipelines/demo.toml", "timestep = 1000\n", "");
+    refused(&project, "plan", "`journey-trak` needs the query's gradients at one timestep: set `timestep`");
+    project.edit("pipelines/demo.toml", "denoised_at = 400", "denoised_at = 1000");
+    project.edit("pipelines/demo.toml", "\"journey-trak\"", "\"trak\"");
+    refused(&project, "run", "`denoised_at` is 1000, expected less than 1000, the model's timesteps");
+}
+
+#[test]
+fn gradients_that_are_not_made_alike_are_refused() {
+    let project = project();
+    for (from, to, expected) in [
+        (
+            "seed = 1 }",
+            "seed = 0 }",
+            "have one `loss.seed`, 0, so that the first query and the first training image share their noise",
+        ),
+        (
+            "of = \"loss\"\nprojection_dim = 256",
+            "of = \"output\"\nprojection_dim = 256",
+            "has `of = \"output\"`, and that on `gradients` \"loss\"",
+        ),
+        (
+            "of = \"loss\"\nprojection_dim = 256",
+            "of = \"loss\"\nprojection_dim = 256\nseed = 5",
+            "has `seed = 5`, and that on `gradients` 0",
+        ),
+        (
+            "of = \"loss\"\nprojection_dim = 256",
+            "of = \"loss\"\nprojection_dim = 128",
+            "has `projection_dim = 128`, and that on `gradients` 256",
+        ),
+        (
+            "of = \"loss\"\n",
+            "of = \"loss\"\nselect = \"attn\"\n",
+            "has `select = \"attn\"`, and that on `gradients` \"cross-attn-kv\"",
+        ),
+    ] {
+        assert!(PIPELINE.contains(from), "{from}");
+        project.write("pipelines/demo.toml", PIPELINE.replacen(from, to, 1));
+        refused(&project, "plan", expected);
+    }
 }
 
 #[test]

@@ -34,11 +34,11 @@ def output_gradients(unet, x0, noise, timesteps, text):
     return vmap(grad(output), in_dims=(None, 0, 0, 0, 0))(parameters, x0, noise, timesteps, text)
 
 
-def mean_gradients(unet, latents, texts, of, noise_of):
+def mean_gradients(unet, latents, texts, of, noise_of, timesteps=TIMESTEPS):
     """By name [2N, ..]: means over captions and timesteps."""
     found = {}
     for latent in range(len(latents)):
-        rows = [(latent, caption, t) for caption in range(CAPTIONS) for t in TIMESTEPS]
+        rows = [(latent, caption, t) for caption in range(CAPTIONS) for t in timesteps]
         x0 = latents[latent].expand(len(rows), *latents.shape[1:])
         text = torch.stack([texts[latent % len(texts), caption] for _, caption, _ in rows])
         timesteps = torch.tensor([t for *_, t in rows])
@@ -92,8 +92,15 @@ def main():
 
     loss = mean_gradients(unet, latents, texts, per_sample_gradients, own)
     output = mean_gradients(unet, latents, texts, output_gradients, shared)
+    # Two draws of noise at one timestep, as for the query of Journey-TRAK.
+    place = lambda image: derived_seed("further image noise", SEED, image % len(texts), 400, 1)
+    second = lambda image: torch.randn((CAPTIONS, *latents.shape[1:]), generator=seeded(place(image)))
+    further = lambda _, rows: torch.stack([second(image)[caption] for image, caption, _ in rows])
+    draws = [mean_gradients(unet, latents, texts, per_sample_gradients, noise, timesteps=(400,)) for noise in (own, further)]
+    journey = keys_and_values({name: (draws[0][name] + draws[1][name]) / 2 for name in draws[0]})
     kv = keys_and_values(loss)
-    out = {"whole": torch.cat([kv[name].flatten(1) for name in sorted(kv)], dim=1).float()}
+    whole = lambda found: torch.cat([found[name].flatten(1) for name in sorted(found)], dim=1).float()
+    out = {"whole": whole(kv), "journey": whole(journey)}
     sets = {"loss": (keys_and_values(loss), True), "output": (keys_and_values(output), True)}
     sets |= {"layers": (chosen(loss), True), "dense": (keys_and_values(loss), False)}
     phi = {}

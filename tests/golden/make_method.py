@@ -65,7 +65,7 @@ def drawings(tiny):
         cond = torch.randn((texts, TOKENS, config.cross_attention_dim), generator=generator)
         uncond = torch.randn((1, TOKENS, config.cross_attention_dim), generator=generator)
         scheduler.set_timesteps(steps)
-        generator, latents = seeded(0), []
+        generator, latents, halfway = seeded(0), [], []
         for start in range(0, texts, batch):
             text = cond[start : start + batch]
             real = len(text)
@@ -76,8 +76,13 @@ def drawings(tiny):
                     both = unet(torch.cat([x, x]), t, torch.cat([uncond.expand_as(text), text])).sample
                 without, with_text = both.chunk(2)
                 epsilon = without + scale * (with_text - without)
-                x = scheduler.step(epsilon, t, x, generator=generator).prev_sample
+                step = scheduler.step(epsilon, t, x, generator=generator)
+                x = step.prev_sample
+                if t == 400:
+                    halfway.append(step.pred_original_sample[:real])
             latents.append(x[:real])
+        if halfway:
+            out[f"{name}_denoised_at_400"] = torch.cat(halfway)
         out |= {f"{name}_cond": cond, f"{name}_uncond": uncond, f"{name}_latents": torch.cat(latents)}
     save("drawings", out)
 

@@ -25,6 +25,7 @@ fn params(of: GradientOf, select: Selection) -> GradientsParams {
         projection_dim: 4096,
         seed: 0,
         shared_noise: of == GradientOf::Output,
+        timestep: None,
     }
 }
 
@@ -96,6 +97,19 @@ fn whole_gradients_are_kept_by_ascending_name() {
         GradientsParams { projection: Projection::None, ..params(GradientOf::Loss, Selection::CrossAttnKv) };
     let projector = drawn(&params, 4096, 0);
     assert_close("whole", &gradients(&params, &projector, &all(), 64).unwrap(), &load("baselines")["whole"]);
+}
+
+#[test]
+fn gradients_at_one_timestep_are_means_over_draws() {
+    let mut params =
+        GradientsParams { projection: Projection::None, ..params(GradientOf::Loss, Selection::CrossAttnKv) };
+    params.loss.time_samples = 1;
+    params.loss.draws = 2;
+    params.timestep = Some(400);
+    let projector = drawn(&params, 4096, 0);
+    let expected = &load("baselines")["journey"];
+    assert_close("journey", &gradients(&params, &projector, &all(), 64).unwrap(), expected);
+    assert_within("a row at a time", &gradients(&params, &projector, &all(), 1).unwrap(), expected, 2e-5);
 }
 
 /// The projection of the selected parameters of the tiny network.

@@ -6,7 +6,7 @@ use std::path::Path;
 use attrflow::io::torch::{self, Dtype, Entry};
 use attrflow::method::schedule::NoiseSchedule;
 use attrflow::method::selection::Selection;
-use attrflow::models::unet::{ModelMode, UNet, UNetFiles};
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow::models::weights::Weights;
 use tch::{Device, Tensor};
 
@@ -47,7 +47,7 @@ fn a_checkpoint_elsewhere_is_checked_against_the_configuration() {
         UNet::load_files(
             &UNetFiles { checkpoint, changed, ..UNetFiles::new(&form) },
             Device::Cpu,
-            ModelMode::Gradients,
+            ModelMode::Gradients(Precision::Fp32),
         )
         .map_err(|error| error.to_string())
     };
@@ -165,7 +165,10 @@ fn an_index_that_cannot_be_followed_is_named() {
     }
     // As a file alone it stands for bytes that would not count.
     let files = UNetFiles { checkpoint: Some(&index), ..UNetFiles::new(folder.path()) };
-    let error = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).err().unwrap().to_string();
+    let error = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients(Precision::Fp32))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.ends_with("connect the folder that has them, without `checkpoint`"), "{error}");
     fs_err::copy(folder.path().join(first), folder.path().join(second)).unwrap();
     let error = load(&text);

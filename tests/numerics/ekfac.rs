@@ -44,7 +44,7 @@ fn mean(
     let (unet, schedule, texts) = (tiny(), schedule(), golden["texts"].flatten(0, 1));
     let data = DataSet::new(&golden["latents"], &texts, 3).unwrap();
     // Slices of three rows of a batch of four.
-    let pass = FisherPass { unet: &unet, schedule: &schedule, data, params, micro_batch: 3 };
+    let pass = FisherPass { unet: &unet, schedule: &schedule, data, params, micro_batch: 3, joined: 1 };
     pass.sum(0..params.batches(10), contract, &mut |_| ()).unwrap().mean()
 }
 
@@ -193,7 +193,8 @@ fn the_sampled_information_is_the_gauss_newton_matrix() {
     };
     let draws = Tensor::eye(count, (Kind::Float, Device::Cpu)).view_as(&rows.latents);
     let quantity = Quantity::Sampled(&draws);
-    let found = of_rows(&unet, &schedule, &rows, &Selection::CrossAttnKv, &quantity, 0, &squares).unwrap();
+    let found =
+        of_rows(&unet, &schedule, &rows, &Selection::CrossAttnKv, &quantity, |row| row, &squares).unwrap();
     for (name, found) in &found {
         assert_within(name, found, &golden[name], 1e-5);
     }

@@ -1,6 +1,6 @@
 //! Generation with one stream of random numbers per image.
 
-use attrflow::method::noise::{derived_seed, drawing_noise};
+use attrflow::method::noise::{Noise, derived_seed, drawing_noise};
 use attrflow::method::sample::{SampleParams, sample_each};
 use attrflow::method::schedule::NoiseSchedule;
 use tch::Tensor;
@@ -41,10 +41,11 @@ fn its_noise_is_pinned() {
     // Another value here is another image from the same seed: it takes a new version of `generate`.
     assert_eq!(derived_seed("drawing", &[0, 2, 999]), 3_866_233_855_130_964_647);
     let shape = [4, 8, 8];
-    assert_eq!(drawing_noise(1, 2, 500, &shape), drawing_noise(1, 2, 500, &shape));
-    for other in
-        [drawing_noise(2, 2, 500, &shape), drawing_noise(1, 3, 500, &shape), drawing_noise(1, 2, 499, &shape)]
-    {
-        assert_ne!(drawing_noise(1, 2, 500, &shape), other);
+    for noise in [Noise::PerImage, Noise::PerImagePhilox] {
+        let draw = |seed, place, timestep| drawing_noise(noise, seed, place, timestep, &shape);
+        assert_eq!(draw(1, 2, 500), draw(1, 2, 500));
+        for other in [draw(2, 2, 500), draw(1, 3, 500), draw(1, 2, 499)] {
+            assert_ne!(draw(1, 2, 500), other);
+        }
     }
 }

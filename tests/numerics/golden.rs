@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use attrflow::method::curvature::Curvature;
 use attrflow::method::loss::LossParams;
-use attrflow::method::noise::Noise;
+use attrflow::method::noise::{ImageNoise, Noise, Point};
 use attrflow::method::sample::SampleParams;
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::UnlearnParams;
@@ -70,6 +70,12 @@ pub fn diagonal(fisher: &Tensors) -> Curvature {
 }
 
 /// How images are drawn with one stream of noise through all batches.
+/// The noise of an image: [captions, points, C, H, W] for `shape` [captions, C, H, W].
+pub fn image_noise(seed: i64, image: usize, points: &[impl Copy + Into<Point>], shape: &[i64]) -> Tensor {
+    let noise = ImageNoise { noise: Noise::PerImage, seed, offset: 0.0 };
+    noise.of(&[image], points, shape, Device::Cpu).squeeze_dim(0)
+}
+
 pub fn sample_params(steps: usize, guidance_scale: f64, batch_size: usize) -> SampleParams {
     SampleParams { steps, guidance_scale, batch_size, ..SampleParams::default() }
 }

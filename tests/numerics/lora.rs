@@ -70,7 +70,7 @@ fn every_form_of_a_file_is_merged_as_diffusers_does_it() {
 fn adapters_kept_as_layers_give_the_output_of_merged_ones() {
     let golden = load("lora/expected");
     for file in FILES {
-        for mode in [ModelMode::Gradients, ModelMode::Inference(Precision::Fp32)] {
+        for mode in [ModelMode::Gradients(Precision::Fp32), ModelMode::Inference(Precision::Fp32)] {
             let unet = network(file, Adapters::Layers, mode);
             let output = tch::no_grad(|| {
                 unet.forward(&golden["sample"], &golden["timesteps"], &golden["texts"].shallow_clone().into())
@@ -96,7 +96,7 @@ fn a_text_encoder_is_merged_too() {
 #[test]
 fn gradients_of_the_low_rank_maps_are_those_of_autograd() {
     let golden = load("lora/expected");
-    let unet = network("diffusers", Adapters::Layers, ModelMode::Gradients);
+    let unet = network("diffusers", Adapters::Layers, ModelMode::Gradients(Precision::Fp32));
     let (schedule, rows) = (schedule(), rows(&golden));
     let losses = tch::no_grad(|| rows.losses(&unet, &schedule));
     assert_close("losses", &losses, &golden["gradients/loss"]);
@@ -128,7 +128,7 @@ fn gradients_of_the_low_rank_maps_are_those_of_autograd() {
 fn convolutions_with_adapters_have_gradients_too() {
     // Kohya's file has adapters of 1x1 and 3x3 convolutions: the sum of per-sample gradients is that of autograd.
     let golden = load("lora/expected");
-    let unet = network("kohya", Adapters::Layers, ModelMode::Gradients);
+    let unet = network("kohya", Adapters::Layers, ModelMode::Gradients(Precision::Fp32));
     let (schedule, rows) = (schedule(), rows(&golden));
     let names: Vec<String> =
         unet.parameters().keys().filter(|name| Selection::Lora.matches(name)).cloned().collect();
@@ -151,7 +151,7 @@ fn convolutions_with_adapters_have_gradients_too() {
 #[test]
 fn changed_maps_take_the_place_of_the_files() {
     let golden = load("lora/expected");
-    let kept = network("diffusers", Adapters::Layers, ModelMode::Gradients);
+    let kept = network("diffusers", Adapters::Layers, ModelMode::Gradients(Precision::Fp32));
     let (name, tensor) = kept.parameters().iter().find(|(name, _)| name.contains("lora_B")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let changed = folder.path().join("changed.safetensors");
@@ -159,7 +159,7 @@ fn changed_maps_take_the_place_of_the_files() {
     let (unet, lora) = (path("tests/golden/lora/unet"), path("tests/golden/lora/diffusers.safetensors"));
     let forward = |adapters, changed| {
         let files = UNetFiles { folder: &unet, checkpoint: None, lora: Some((&lora, adapters)), changed };
-        let unet = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).unwrap();
+        let unet = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients(Precision::Fp32)).unwrap();
         tch::no_grad(|| {
             unet.forward(&golden["sample"], &golden["timesteps"], &golden["texts"].shallow_clone().into())
         })
@@ -228,7 +228,7 @@ fn a_folder_of_peft_has_its_alpha_beside_the_maps() {
     let folder = peft(Some(r#"{"r": 3, "lora_alpha": 6}"#));
     let unet = path("tests/golden/lora/unet");
     let files = UNetFiles { lora: Some((folder.path(), Adapters::Merged)), ..UNetFiles::new(&unet) };
-    let merged = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).unwrap();
+    let merged = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients(Precision::Fp32)).unwrap();
     let output = tch::no_grad(|| {
         merged.forward(&golden["sample"], &golden["timesteps"], &golden["texts"].shallow_clone().into())
     });

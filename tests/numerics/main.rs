@@ -6,6 +6,7 @@
 mod baselines;
 mod checkpoints;
 mod clip;
+mod dino;
 mod ekfac;
 mod fast;
 mod faults;

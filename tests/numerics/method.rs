@@ -1,14 +1,18 @@
 //! The formulas: schedule, noise, drawing, per-sample gradients, ranking.
 
 use attrflow::method::influence::{Flips, influence, per_image, rank};
-use attrflow::method::noise::{Generator, Point, batch_noise, derived_seed, image_noise};
+use attrflow::method::noise::{
+    Generator, ImageNoise, Noise, Point, batch_noise, derived_seed, drawing_noise,
+};
 use attrflow::method::sample::{SampleParams, sample, skip_batch};
 use attrflow::method::schedule::{BetaSchedule, NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::models::unet::UNet;
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, assert_close, assert_within, demo, load, path, sample_params, tiny};
+use crate::golden::{
+    Tensors, assert_close, assert_within, demo, image_noise, load, path, sample_params, tiny,
+};
 
 fn schedule(clip_sample: bool, steps_offset: i64) -> NoiseSchedule {
     NoiseSchedule::new(ScheduleConfig { clip_sample, steps_offset, ..ScheduleConfig::default() })
@@ -123,6 +127,19 @@ fn generation_in_two_batches() {
 }
 
 #[test]
+fn a_drawing_stops_on_its_way_at_what_it_predicts_there() {
+    let (unet, schedule, golden) = (tiny(), schedule(true, 0), load("method/drawings"));
+    let expected = &golden["tiny_denoised_at_400"];
+    // The step at 400, or the first one below: steps are 50 apart.
+    for at in [400, 449] {
+        let params = SampleParams { denoised_at: Some(at), ..sample_params(20, 2.0, 3) };
+        let last = draw(&unet, &schedule, &golden, "tiny", &params, 1);
+        assert_close("on the way", &last, &expected.narrow(0, 3, 2));
+    }
+    assert!((expected - &golden["tiny_latents"]).abs().max().double_value(&[]) > 0.1);
+}
+
+#[test]
 fn generation_with_the_demo_model() {
     let schedule = NoiseSchedule::load(&path("data/demo/model/scheduler")).unwrap();
     let (unet, golden) = (demo(), load("method/drawings"));
@@ -148,7 +165,7 @@ fn noise_is_normal_and_repeatable() {
 
 #[test]
 fn image_noise_depends_on_image_and_timestep_alone() {
-    let noise = |image, timesteps: &[i64]| image_noise(9, image, timesteps, &[2, 4, 8, 8], 0.0, Device::Cpu);
+    let noise = |image, timesteps: &[i64]| image_noise(9, image, timesteps, &[2, 4, 8, 8]);
     let all = noise(3, &[0, 250, 500, 750]);
     assert_eq!(all.size(), [2, 4, 4, 8, 8]);
     assert_eq!(noise(3, &[500]), all.narrow(1, 2, 1));
@@ -158,10 +175,10 @@ fn image_noise_depends_on_image_and_timestep_alone() {
 
 #[test]
 fn further_draws_are_other_noise_and_the_first_stays() {
-    let noise = |points: &[Point]| image_noise(9, 3, points, &[2, 4, 8, 8], 0.0, Device::Cpu);
+    let noise = |points: &[Point]| image_noise(9, 3, points, &[2, 4, 8, 8]);
     let at = |timestep, draw| Point { timestep, draw };
     let found = noise(&[at(250, 0), at(250, 1), at(250, 2), at(500, 1)]);
-    assert_eq!(found.narrow(1, 0, 1), image_noise(9, 3, &[250_i64], &[2, 4, 8, 8], 0.0, Device::Cpu));
+    assert_eq!(found.narrow(1, 0, 1), image_noise(9, 3, &[250_i64], &[2, 4, 8, 8]));
     for other in 1..4 {
         let covariance = (found.select(1, 0) * found.select(1, other)).mean(None).double_value(&[]);
         // 512 products of independent normal numbers: four standard errors.
@@ -169,6 +186,27 @@ fn further_draws_are_other_noise_and_the_first_stays() {
     }
     assert_eq!(noise(&[at(500, 1)]), found.narrow(1, 3, 1));
     assert_ne!(found.select(1, 1), found.select(1, 3));
+}
+
+#[test]
+fn noise_by_a_counter_is_pythons_wherever_it_stands() {
+    let golden = load("philox");
+    let points = [Point { timestep: 250, draw: 0 }, Point { timestep: 500, draw: 1 }];
+    let noise = |offset| ImageNoise { noise: Noise::PerImagePhilox, seed: 7, offset };
+    let draw = |images: &[usize], points: &[Point], captions, offset| {
+        noise(offset).of(images, points, &[captions, 4, 8, 8], Device::Cpu)
+    };
+    let within = |name: &str, found: &Tensor| {
+        let worst = (found - &golden[name]).abs().max().double_value(&[]);
+        assert!(worst < 2e-6, "{name}: {worst}");
+    };
+    let all = draw(&[0, 3], &points, 2, 0.0);
+    within("noise", &all);
+    within("shifted", &draw(&[0, 3], &points, 2, 0.1));
+    within("drawing", &drawing_noise(Noise::PerImagePhilox, 7, 5, 999, &[4, 8, 8]));
+    // Of one image at one point, and for fewer captions, the same bits.
+    assert_eq!(draw(&[3], &points[1..], 2, 0.0), all.narrow(0, 1, 1).narrow(2, 1, 1));
+    assert_eq!(draw(&[0, 3], &points, 1, 0.0), all.narrow(1, 0, 1));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
-use attrflow::method::fisher::{FisherParams, FisherPass, FisherSum, Weighting, squared_gradients, squares};
+use attrflow::method::fisher::{
+    FisherParams, FisherPass, FisherSum, FisherType, Weighting, squared_gradients, squares,
+};
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::noise::{Noise, Point};
 use attrflow::method::per_sample::gradients;
@@ -12,7 +14,7 @@ use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::selection::Selection;
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow_engine::config::param::Param;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::golden::{
     Tensors, assert_close, assert_within, diagonal, load, loss_params, text, tiny, unlearn_params,
@@ -131,6 +133,13 @@ fn per_image_noise_depends_on_nothing_else() {
     let batch = pass_params(Noise::PerBatch);
     let pass = LossPass::new(&unet, &schedule, data, &batch, 24).unwrap();
     assert!(pass.block(&[0], &[0]).is_err());
+    // By a generator that counts: other noise, the same rows in both ways to compute them.
+    let counted = pass_params(Noise::PerImagePhilox);
+    let pass = LossPass::new(&unet, &schedule, data, &counted, 24).unwrap();
+    let block = pass.block(&images, &[0, 250, 500, 750]).unwrap();
+    let found = pass.losses_at(&block, &[0, 250, 500, 750], &mut |_, _| {}).unwrap();
+    assert_within("row by row", &found, &pass.rows_of_batch(0).unwrap(), 1e-6);
+    assert!((found - all).abs().max().double_value(&[]) > 1e-3);
 }
 
 #[test]
@@ -238,12 +247,21 @@ fn fisher(
     ranges: &[std::ops::Range<usize>],
     micro_batch: usize,
 ) -> BTreeMap<String, Tensor> {
+    fisher_joined(params, ranges, micro_batch, 1)
+}
+
+fn fisher_joined(
+    params: &FisherParams,
+    ranges: &[std::ops::Range<usize>],
+    micro_batch: usize,
+    joined: usize,
+) -> BTreeMap<String, Tensor> {
     let (unet, schedule, (latents, texts)) = (tiny(), schedule(), data());
     let data = DataSet::new(&latents, &texts, 3).unwrap();
     let mut sum = FisherSum::default();
     for range in ranges {
         let (range, mut progress) = (range.clone(), ignore);
-        let pass = FisherPass { unet: &unet, schedule: &schedule, data, params, micro_batch };
+        let pass = FisherPass { unet: &unet, schedule: &schedule, data, params, micro_batch, joined };
         sum.add(pass.sum(range, &squares, &mut progress).unwrap());
     }
     sum.mean()
@@ -256,6 +274,23 @@ fn the_fisher_diagonal() {
     for (name, found) in fisher(&fisher_params(), &[0..6], 4) {
         assert_close(&name, &found, &golden[&name]);
     }
+}
+
+#[test]
+fn batches_that_are_computed_together_have_their_own_weights() {
+    for weighting in [Weighting::Batch, Weighting::Row] {
+        for fisher_type in [FisherType::Empirical, FisherType::Sampled] {
+            let params = FisherParams { weighting, fisher_type, ..fisher_params() };
+            let whole = fisher(&params, &[0..6], 4);
+            // Batches of 4, 4 and 2 images, twice.
+            for (name, found) in fisher_joined(&params, &[0..6], 100, 3) {
+                assert_within(&name, &found, &whole[&name], 1e-5);
+            }
+        }
+    }
+    let params = fisher_params();
+    assert_eq!([8, 100].map(|rows| params.joined(Device::Cuda(0), rows)), [2, 16]);
+    assert_eq!(params.joined(Device::Cpu, 100), 1);
 }
 
 #[test]

@@ -112,7 +112,8 @@ pub fn fisher(unet: &UNet, select: Selection) -> BTreeMap<String, Tensor> {
         select,
         ..FisherParams::default()
     };
-    let pass = FisherPass { unet, schedule: &schedule, data, params: &params, micro_batch: MICRO_BATCH };
+    let pass =
+        FisherPass { unet, schedule: &schedule, data, params: &params, micro_batch: MICRO_BATCH, joined: 1 };
     pass.sum(0..2, &squares, &mut ignore).unwrap().mean()
 }
 

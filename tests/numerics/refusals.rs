@@ -83,7 +83,7 @@ fn fisher(latents: &Tensor, texts: &Tensor, micro_batch: usize) -> String {
     let (unet, schedule) = (tiny(), schedule());
     let data = DataSet::new(latents, texts, 3).unwrap();
     let params = FisherParams { epochs: 1, batch_size: 4, seed: 3, ..FisherParams::default() };
-    let pass = FisherPass { unet: &unet, schedule: &schedule, data, params: &params, micro_batch };
+    let pass = FisherPass { unet: &unet, schedule: &schedule, data, params: &params, micro_batch, joined: 1 };
     let found = pass.sum(0..3, &squares, &mut ignore);
     found.err().unwrap().to_string()
 }

@@ -7,16 +7,16 @@ use attrflow::method::data::DataSet;
 use attrflow::method::diffusion_loss::DenoisingRows;
 use attrflow::method::error::{DataError, MathError};
 use attrflow::method::loss::{LossParams, LossPass};
-use attrflow::method::noise::{Noise, Point, image_noise};
+use attrflow::method::noise::{Noise, Point};
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
 use attrflow::method::screen::{Steps, Unlearned};
 use attrflow::method::selection::Selection;
 use attrflow::models::lora::Adapters;
-use attrflow::models::unet::{ModelMode, UNet, UNetFiles};
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow_statistics::correlation::pearson;
 use tch::{Device, Kind, Tensor};
 
-use crate::golden::{Tensors, assert_close, assert_within, load, loss_params, path, tiny};
+use crate::golden::{Tensors, assert_close, assert_within, image_noise, load, loss_params, path, tiny};
 use crate::ruled::normal;
 
 const TIMESTEPS: [i64; 4] = [0, 250, 500, 750];
@@ -151,7 +151,7 @@ fn the_screen_is_the_product_with_the_gradients_of_single_rows() {
     let (latents, texts) = (&golden["latents"], &golden["texts"]);
     let mut expected = Vec::new();
     for image in [0, 6] {
-        let noise = image_noise(7, image % 5, &TIMESTEPS, &[2, 4, 8, 8], 0.0, Device::Cpu); // [captions, timesteps, ..]
+        let noise = image_noise(7, image % 5, &TIMESTEPS, &[2, 4, 8, 8]); // [captions, timesteps, ..]
         for (place, timestep) in TIMESTEPS.into_iter().enumerate() {
             let of_caption = |caption: i64| {
                 let rows = DenoisingRows {
@@ -216,7 +216,7 @@ fn the_screen_is_what_small_steps_do_to_the_losses() {
     // Maps of a LoRA, kept as layers.
     let (folder, file) = (path("tests/golden/lora/unet"), path("tests/golden/lora/diffusers.safetensors"));
     let files = UNetFiles { lora: Some((&file, Adapters::Layers)), ..UNetFiles::new(&folder) };
-    let unet = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients).unwrap();
+    let unet = UNet::load_files(&files, Device::Cpu, ModelMode::Gradients(Precision::Fp32)).unwrap();
     compare_with_small_steps(unet, &Selection::Lora, 1e-3);
 }
 

@@ -96,7 +96,7 @@ fn metadata(key: &str) -> String {
 #[test]
 fn losses_and_squared_gradients_of_all_weights() {
     let case = cases();
-    let unet = network(None, Adapters::Merged, ModelMode::Gradients);
+    let unet = network(None, Adapters::Merged, ModelMode::Gradients(Precision::Fp32));
     assert_close("losses", &tch::no_grad(|| rows(&case).losses(&unet, &schedule())), &case["losses"]);
     // Each row has a condition of its own, as in the Fisher information.
     let each = conditioning(&case).map(|x| x.repeat_interleave_self_int(2, 0, None));

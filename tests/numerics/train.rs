@@ -9,7 +9,7 @@ use attrflow::method::selection::Selection;
 use attrflow::method::train::{
     AdamW, LrScheduler, SLICE, TrainParams, Training, TrainingData, average, learning_rate, mean_gradient,
 };
-use attrflow::models::unet::{ModelMode, UNet, UNetFiles};
+use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use tch::{Device, Tensor};
 
 use crate::golden::{Tensors, assert_close, assert_within, load, path};
@@ -38,7 +38,8 @@ fn schedule() -> NoiseSchedule {
 
 /// A network that can be trained.
 fn network(folder: &str) -> UNet {
-    UNet::load_files(&UNetFiles::new(&path(folder)), Device::Cpu, ModelMode::Gradients).unwrap()
+    UNet::load_files(&UNetFiles::new(&path(folder)), Device::Cpu, ModelMode::Gradients(Precision::Fp32))
+        .unwrap()
 }
 
 #[test]

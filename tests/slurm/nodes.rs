@@ -197,8 +197,14 @@ fn workers_on_a_cluster_do_what_every_backend_must() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let run = RunFolder::at(folder.path().join("conformance"));
     let downloads = Downloads { folder: folder.path().into(), lock: folder.path().join("lock"), at_once: 1 };
-    let worker =
-        WorkerConfig { device: Device::Cpu, threads: 1, micro_batch: 1, downloads, log: "info".into() };
+    let worker = WorkerConfig {
+        device: Device::Cpu,
+        threads: 1,
+        micro_batch: 1,
+        downloads,
+        trials: folder.path().join("trials"),
+        log: "info".into(),
+    };
     let pool = Pool { workers: 2, kinds: vec!["command".into()], ..Pool::default() };
     let waits = Waits { poll: 0.1, heartbeat: 0.5, silent: 4.0, squeue: 1.0, leave: 10, ..Waits::default() };
     let program = Path::new(env!("CARGO_BIN_EXE_attrflow"));

@@ -14,8 +14,8 @@ use attrflow::kinds::NpyRows;
 use attrflow::kinds::shared::device;
 use attrflow::method::data::{DataSet, Rows, to_device};
 use attrflow::method::ekfac::{Eigenbasis, covariance, covariances, eigenvectors, of_texts};
-use attrflow::method::fisher::{FisherParams, FisherPass, squares};
 use attrflow::method::error::DataError;
+use attrflow::method::fisher::{FisherParams, FisherPass, squares};
 use attrflow::method::loss::{LossParams, LossPass};
 use attrflow::method::noise::Noise;
 use attrflow::method::schedule::{NoiseSchedule, ScheduleConfig};
@@ -102,7 +102,8 @@ fn main() -> anyhow::Result<()> {
     let work: Work = serde_json::from_str(&argument)?;
     device::prepare(work.device, work.threads).map_err(|error| anyhow!(error))?;
     let passes = ["loss", "check"].contains(&work.what.as_str());
-    let mode = if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients };
+    let mode =
+        if passes { ModelMode::Inference(work.precision) } else { ModelMode::Gradients(work.precision) };
     let _mode = device::apply_mode(mode);
     if work.trials {
         tch::Cuda::cudnn_set_benchmark(true);
@@ -177,7 +178,8 @@ fn main() -> anyhow::Result<()> {
                 ..FisherParams::default()
             };
             let (schedule, micro_batch) = (&schedule, work.micro_batch);
-            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch };
+            let joined = params.joined(torch, micro_batch);
+            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch, joined };
             let (seconds, norm) = with_warm_up(&mut || {
                 let sum = pass.sum(start..end, &squares, &mut |_| ())?;
                 Ok(sum.sums.values().map(norm).sum::<f64>())
@@ -192,7 +194,8 @@ fn main() -> anyhow::Result<()> {
                 ..FisherParams::default()
             };
             let (schedule, micro_batch) = (&schedule, work.micro_batch);
-            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch };
+            let joined = params.joined(torch, micro_batch);
+            let pass = FisherPass { unet: &unet, schedule, data, params: &params, micro_batch, joined };
             let all: Vec<usize> = (0..texts.len()).collect();
             let mut fit = || {
                 // Output gradients of a tenth of the batches, all texts, then the eigenvalues of all batches.

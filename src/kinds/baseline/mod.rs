@@ -27,11 +27,12 @@ params! {
     /// Parameters of `baseline`.
     pub struct BaselineParams {
         /// `dot` (TracIn), `cosine`, `trak`: of gradients of the loss; `d-trak`: of gradients of the squared prediction (`of =
-        /// "output"`); `vae`, `text`: the cosine of latents, or of text embeddings, minus their mean; `pixel`, `clip`: of pictures.
+        /// "output"`); `journey-trak`: as `trak`, with the query's gradient at one timestep of its drawing; `vae`, `text`: the cosine of
+        /// latents, or of text embeddings, minus their mean; `pixel`, `clip`, `dino`: of pictures.
         method: Baseline,
         /// The query: a row of `query_gradients`, `query_latents` or `query_text_embeddings`.
         index: usize = 0,
-        /// What `trak` and `d-trak` add to the diagonal of their kernel, relative to its mean: lambda = damping tr(Phi^T Phi) / k.
+        /// What `trak`, `d-trak` and `journey-trak` add to the diagonal of their kernel, relative to its mean: lambda = damping tr(Phi^T Phi) / k.
         damping: f64 [0.0..=1e9] = 0.1,
         /// What an image's score is of its own and its mirror image's: `max`, the larger one, or `mean`.
         flips: Flips = Flips::Max,
@@ -49,32 +50,34 @@ const LATENTS: [&str; 2] = ["latents", "query_latents"];
 const TEXTS: [&str; 2] = ["text_embeddings", "query_text_embeddings"];
 const PICTURES: [&str; 3] = ["images", "captions", "query_image"];
 const CLIP: &str = "clip";
+const DINO: &str = "dino";
 
 impl Kind for BaselineParams {
     const INFO: KindInfo = KindInfo {
         inputs: &[
             Input::new(TEXTS[0], "float [N, captions, L, D]: how many images there are; what `text` compares"),
             Input::new(TEXTS[1], "float [Q, captions, L, D], for `text`").optional(),
-            Input::new(GRADIENTS[0], "float [N, k] or [2N, k], for `dot`, `cosine`, `trak`, `d-trak`").optional(),
+            Input::new(GRADIENTS[0], "float [N, k] or [2N, k], for `dot`, `cosine`, `trak`, `d-trak`, `journey-trak`").optional(),
             Input::new(
                 GRADIENTS[1],
-                "float [Q, k]: of `gradients` with the same `select`, `of` and projection, and another seed of the noise",
+                "float [Q, k]: of a stage with the same `select`, `of` and projection, and another seed of the noise",
             )
             .optional(),
             Input::new(LATENTS[0], "float [N, C, H, W] or [2N, C, H, W], for `vae`").optional(),
             Input::new(LATENTS[1], "float [Q, C, H, W], for `vae`").optional(),
-            Input::new(PICTURES[0], "the folder of training images, for `pixel` and `clip`").optional(),
+            Input::new(PICTURES[0], "the folder of training images, for `pixel`, `clip` and `dino`").optional(),
             Input::new(PICTURES[1], "their captions file in COCO's layout: which image is which").optional(),
             Input::new(PICTURES[2], "the query's picture").optional(),
             Input::new(CLIP, "a folder with CLIP's config.json and weights, of CLIP as a whole or of its image encoder")
                 .optional(),
+            Input::new(DINO, "a folder with config.json and weights of DINO or DINOv2, as transformers stores them").optional(),
         ],
         outputs: &[
             Output::new("influence", "influence.npy", "float32 [N]: the scores"),
             Output::new("rank", "rank.npy", "int64 [N]: image indices by falling score"),
         ],
         inherits: &[Inherit { param: "of", port: GRADIENTS[0] }],
-        ..KindInfo::new::<Self>("baseline", 1, "scores by gradients or similarity, to compare with `influence`")
+        ..KindInfo::new::<Self>("baseline", 2, "scores by gradients or similarity, to compare with `influence`")
     };
 }
 
@@ -82,26 +85,69 @@ impl BaselineParams {
     /// The ports that the method reads, beside `text_embeddings`.
     fn ports(&self) -> Vec<&'static str> {
         match self.method {
-            Baseline::Dot | Baseline::Cosine | Baseline::Trak | Baseline::DTrak => GRADIENTS.to_vec(),
-            Baseline::Vae => LATENTS.to_vec(),
             Baseline::Text => vec![TEXTS[1]],
-            Baseline::Pixel => PICTURES.to_vec(),
             Baseline::Clip => [PICTURES.as_slice(), &[CLIP]].concat(),
+            Baseline::Dino => [PICTURES.as_slice(), &[DINO]].concat(),
+            _ => self.arrays().map_or(PICTURES.to_vec(), Vec::from),
         }
     }
 
     /// The arrays of training set and query that the method compares; none for pictures.
     fn arrays(&self) -> Option<[&'static str; 2]> {
         match self.method {
-            Baseline::Dot | Baseline::Cosine | Baseline::Trak | Baseline::DTrak => Some(GRADIENTS),
+            Baseline::Dot | Baseline::Cosine | Baseline::Trak | Baseline::DTrak | Baseline::JourneyTrak => {
+                Some(GRADIENTS)
+            }
             Baseline::Vae => Some(LATENTS),
             Baseline::Text => Some(TEXTS),
-            Baseline::Pixel | Baseline::Clip => None,
+            Baseline::Pixel | Baseline::Clip | Baseline::Dino => None,
+        }
+    }
+
+    /// What speaks against comparing the gradients of two stages, whose parameters are given.
+    fn unlike(&self, training: &Json, query: &Json) -> Option<String> {
+        let [port, of_query] = GRADIENTS;
+        let drawn = ["projection_dim", "seed"].map(|key| (key, training["projection"] != "none"));
+        let always = ["of", "select", "projection", "shared_noise"].map(|key| (key, true));
+        let differs = |(key, counts): &(&str, bool)| *counts && training[key] != query[key];
+        if let Some((key, _)) = always.into_iter().chain(drawn).find(differs) {
+            return Some(format!(
+                "the stage on `{of_query}` has `{key} = {}`, and that on `{port}` {}: gradients are compared that are made alike",
+                query[key], training[key]
+            ));
+        }
+        if training["timestep"] != Json::Null {
+            return Some(format!(
+                "the stage on `{port}` has `timestep`, which is for a query's gradients: remove it"
+            ));
+        }
+        let (journey, at_one) = (self.method == Baseline::JourneyTrak, query["timestep"] != Json::Null);
+        if journey != at_one {
+            return Some(match journey {
+                true => format!(
+                    "`journey-trak` needs the query's gradients at one timestep: set `timestep` of the stage on `{of_query}`, and connect \
+                     what `generate` draws with `denoised_at`"
+                ),
+                false => format!(
+                    "the stage on `{of_query}` has `timestep`, which only `journey-trak` compares: remove it"
+                ),
+            });
+        }
+        let [own, seed] = [training, query].map(|params| &params["loss"]["seed"]);
+        match (training["shared_noise"] == true, own == seed) {
+            (false, true) => Some(format!(
+                "the stages on `{port}` and `{of_query}` have one `loss.seed`, {seed}, so that the first query and the first training image \
+                 share their noise: give the query's another"
+            )),
+            (true, false) => Some(format!(
+                "the stage on `{of_query}` has `loss.seed = {seed}`, and that on `{port}` {own}: with `shared_noise`, both need the same"
+            )),
+            _ => None,
         }
     }
 
     fn has_kernel(&self) -> bool {
-        matches!(self.method, Baseline::Trak | Baseline::DTrak)
+        matches!(self.method, Baseline::Trak | Baseline::DTrak | Baseline::JourneyTrak)
     }
 
     /// Opens the arrays, and refuses those that do not fit each other.
@@ -161,10 +207,8 @@ impl BaselineParams {
         Ok(match self.method {
             Baseline::Dot => dot(&vectors, &query)?,
             Baseline::Cosine => cosine(&vectors, &query, None)?,
-            Baseline::Trak | Baseline::DTrak => trak(&vectors, &query, self.damping, None)?,
-            Baseline::Vae | Baseline::Text | Baseline::Pixel | Baseline::Clip => {
-                cosine(&vectors, &query, Some(&vectors.mean()?))?
-            }
+            _ if self.has_kernel() => trak(&vectors, &query, self.damping, None)?,
+            _ => cosine(&vectors, &query, Some(&vectors.mean()?))?,
         })
     }
 }
@@ -210,7 +254,7 @@ impl Stage for BaselineParams {
             return vec![("method".to_owned(), message)];
         }
         let wanted = match self.method {
-            Baseline::Trak => GradientOf::Loss,
+            Baseline::Trak | Baseline::JourneyTrak => GradientOf::Loss,
             Baseline::DTrak => GradientOf::Output,
             _ => return Vec::new(),
         };
@@ -223,6 +267,17 @@ impl Stage for BaselineParams {
             json!(self.of)
         );
         vec![("method".to_owned(), message)]
+    }
+
+    fn check_sources<'s>(&self, source: &dyn Fn(&str) -> Option<&'s dyn Stage>) -> Vec<(String, String)> {
+        let stages = GRADIENTS.map(|port| source(port).filter(|stage| stage.kind().name == "gradients"));
+        let (Some(GRADIENTS), [Some(training), Some(query)]) = (self.arrays(), stages) else {
+            return Vec::new();
+        };
+        self.unlike(&training.to_json(), &query.to_json())
+            .map(|fault| ("method".to_owned(), fault))
+            .into_iter()
+            .collect()
     }
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {

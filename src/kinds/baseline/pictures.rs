@@ -1,26 +1,29 @@
-//! Pictures as the rows that baselines compare: pixels, or CLIP's vectors (Radford et al. 2021, arXiv 2103.00020).
+//! Pictures as the rows that baselines compare: pixels, or vectors of CLIP (Radford et al. 2021, arXiv 2103.00020) or DINO (Caron et al.
+//! 2021, arXiv 2104.14294).
 
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use tch::{Device, Tensor};
 
-use super::{BaselineParams, CLIP, PICTURES, count};
+use super::{BaselineParams, CLIP, DINO, PICTURES, count};
 use crate::io::captions::coco::Captions;
 use crate::io::image::resize::{Filter, shorter_side};
 use crate::io::image::{RgbImage, center_crop, load_rgb};
 use crate::kinds::shared::device;
-use crate::kinds::shared::network::with_image_encoder;
+use crate::kinds::shared::network::{with_image_encoder, with_vision_transformer};
 use crate::method::baseline::Baseline;
 use crate::method::data::Rows;
 use crate::method::error::DataError;
-use crate::models::clip::image::{self, ImageEncoder};
+use crate::models::{clip, dino};
 use attrflow_engine::kind::{Context, Inputs};
 
 /// Refuses files that do not fit each other.
 pub(super) fn validate(params: &BaselineParams, inputs: &Inputs) -> anyhow::Result<()> {
-    if params.method == Baseline::Clip {
-        image::check_folder(inputs.path(CLIP))?;
+    match params.method {
+        Baseline::Clip => clip::image::check_folder(inputs.path(CLIP))?,
+        Baseline::Dino => dino::check_folder(inputs.path(DINO))?,
+        _ => {}
     }
     training(inputs).map(drop)
 }
@@ -52,22 +55,25 @@ pub(super) fn with_rows<T>(
         let rows = Pictures { files: &files, views: 2, row, progress: &progress };
         work(&rows, &Pictures { files: &query, views: 1, row, progress: &|_| () })
     };
-    if params.method == Baseline::Clip {
-        let device = device::torch(cx.device);
-        return with_image_encoder(inputs.path(CLIP), cx.device, |clip| {
-            of(&|some| clip_vectors(clip, some, device))
-        });
+    let on_device = |prepared: Vec<Tensor>| Tensor::stack(&prepared, 0).to_device(device::torch(cx.device));
+    match params.method {
+        Baseline::Clip => with_image_encoder(inputs.path(CLIP), cx.device, |clip| {
+            of(&|some| {
+                let prepared = some.iter().map(|picture| clip.prepare(picture)).collect();
+                Ok(clip.forward(&on_device(prepared)).to_device(Device::Cpu))
+            })
+        }),
+        Baseline::Dino => with_vision_transformer(inputs.path(DINO), cx.device, |dino| {
+            of(&|some| {
+                let prepared = some.iter().map(|picture| dino.prepare(picture)).collect();
+                Ok(dino.forward(&on_device(prepared)).to_device(Device::Cpu))
+            })
+        }),
+        _ => of(&|some| {
+            let rows: Result<Vec<_>, _> = some.iter().map(|picture| pixels(picture, params.pixels)).collect();
+            Ok(Tensor::stack(&rows?, 0))
+        }),
     }
-    of(&|some| {
-        let rows =
-            some.iter().map(|picture| pixels(picture, params.pixels)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Tensor::stack(&rows, 0))
-    })
-}
-
-fn clip_vectors(clip: &ImageEncoder, pictures: &[RgbImage], device: Device) -> Result<Tensor, DataError> {
-    let prepared: Vec<Tensor> = pictures.iter().map(|picture| clip.prepare(picture)).collect();
-    Ok(clip.forward(&Tensor::stack(&prepared, 0).to_device(device)).to_device(Device::Cpu))
 }
 
 /// The values of a picture from 0 to 1: [side side 3].

@@ -3,6 +3,7 @@
 pub mod per_image;
 pub mod per_timestep;
 pub mod precision_check;
+mod slow_precision;
 pub mod top_k;
 
 use std::ops::Range;
@@ -12,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::shared::arrays::TrainingSet;
 use super::shared::network::with_unet;
-use super::shared::{arrays, check_inputs, check_outputs, expected, ranges};
+use super::shared::{arrays, check_inputs, check_outputs, expected, micro_batch, ranges};
 use crate::io::npy::{Npy, writer};
 use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
@@ -26,7 +27,7 @@ use attrflow_engine::kind::{
 pub(crate) fn unit_identity(params: &LossParams) -> Json {
     match params.noise {
         Noise::PerBatch => params.identity(),
-        Noise::PerImage => per_image::unit_identity(params),
+        Noise::PerImage | Noise::PerImagePhilox => per_image::unit_identity(params),
     }
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn units(params: &LossParams, inputs: &Inputs) -> anyhow::Result<Vec<
     let timesteps = params.timesteps(&ScheduleConfig::load(inputs.path("scheduler"))?)?;
     match params.noise {
         Noise::PerBatch => Ok(split(params, latents.rows())),
-        Noise::PerImage => Ok(per_image::units(arrays, &params.points(&timesteps))),
+        Noise::PerImage | Noise::PerImagePhilox => Ok(per_image::units(arrays, &params.points(&timesteps))),
     }
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn unit_inputs(
 ) -> anyhow::Result<Vec<UnitInputs>> {
     match params.noise {
         Noise::PerBatch => Ok(vec![UnitInputs::new(); units.len()]),
-        Noise::PerImage => per_image::unit_inputs(params, inputs, units),
+        Noise::PerImage | Noise::PerImagePhilox => per_image::unit_inputs(params, inputs, units),
     }
 }
 
@@ -79,7 +80,7 @@ pub(crate) fn unit_inputs(
 pub(crate) fn batch_key(params: &LossParams, inputs: &Inputs, unit: &Unit) -> Option<String> {
     match params.noise {
         Noise::PerBatch => None,
-        Noise::PerImage => per_image::batch_key(params, inputs, unit),
+        Noise::PerImage | Noise::PerImagePhilox => per_image::batch_key(params, inputs, unit),
     }
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
     let losses = ArtifactShape::Array { shape: vec![rows], bytes: 4 };
     let (steps, tasks) = match params.noise {
         Noise::PerBatch => (rows, split(params, rows).len()),
-        Noise::PerImage => (rows * params.count_points(), per_image::tasks(rows)),
+        Noise::PerImage | Noise::PerImagePhilox => (rows * params.count_points(), per_image::tasks(rows)),
     };
     // A step costs the same, however many draws there are.
     let LossParams { time_samples, captions, seed: _, noise, draws: _, batch_size, precision, objective: _ } =
@@ -115,7 +116,9 @@ pub(crate) fn estimate(params: &LossParams, inputs: &ExpectedInputs) -> anyhow::
         // Each unit's file has its own header.
         parts: match params.noise {
             Noise::PerBatch => tasks * 128 + rows * 4,
-            Noise::PerImage => steps * 4 * captions + tasks * params.count_points() * 128,
+            Noise::PerImage | Noise::PerImagePhilox => {
+                steps * 4 * captions + tasks * params.count_points() * 128
+            }
         } as u64,
         outputs: [("losses".to_owned(), losses)].into(),
         work: Some(WorkSize { steps: steps as u64, tasks: tasks as u64, cost_key, ..WorkSize::default() }),
@@ -139,24 +142,24 @@ pub(crate) fn trial(
     let an_image = params.rows_per_image();
     let fewest = (2 * cx.effective_micro_batch()).div_ceil(an_image);
     let batch = match params.noise {
-        Noise::PerImage => 1,
+        Noise::PerImage | Noise::PerImagePhilox => 1,
         Noise::PerBatch => fewest.max(steps as usize).clamp(1, whole),
     };
     let params = match params.noise {
-        Noise::PerImage => params.clone(),
+        Noise::PerImage | Noise::PerImagePhilox => params.clone(),
         Noise::PerBatch => LossParams { batch_size: Some(batch * an_image), ..params.clone() },
     };
     // A block without mirror images: they would cost the same.
-    let most = if params.noise == Noise::PerImage { texts.shape[0] } else { latents.shape[0] };
+    let most = if params.noise.by_image() { texts.shape[0] } else { latents.shape[0] };
     let wanted = match params.noise {
-        Noise::PerImage => (steps as usize).div_ceil(params.count_points()),
+        Noise::PerImage | Noise::PerImagePhilox => (steps as usize).div_ceil(params.count_points()),
         Noise::PerBatch => steps as usize,
     };
     let rows = wanted.div_ceil(batch).saturating_mul(batch).min(most);
     let mut given = inputs.inputs();
     expected::make_arrays(&mut given, [&latents, &texts], rows, folder)?;
     let ranges = match params.noise {
-        Noise::PerImage => {
+        Noise::PerImage | Noise::PerImagePhilox => {
             let timesteps = params.timesteps(&ScheduleConfig::load(given.path("scheduler"))?)?;
             per_image::trial(rows, &params.points(&timesteps))
         }
@@ -186,7 +189,7 @@ pub(crate) fn run(
     cx: &Context<'_>,
 ) -> anyhow::Result<()> {
     let weights = |task: &Task| weights.map(|port| task.inputs.path(port).to_path_buf());
-    if params.noise == Noise::PerImage {
+    if params.noise.by_image() {
         return per_image::run(params, tasks, &weights, cx);
     }
     for (index, task) in tasks.iter().enumerate() {
@@ -210,7 +213,8 @@ fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Contex
     let (losses, sample) =
         with_unet(inputs, weights, cx.device, ModelMode::Inference(params.precision), |unet| {
             let set = TrainingSet::open(inputs, unet)?;
-            let micro_batch = set.effective_micro_batch(unet, &schedule, params.time_samples, cx.micro_batch);
+            let micro_batch =
+                micro_batch::effective(unet, &schedule, set.row_shapes(), params.time_samples, cx)?;
             let pass = LossPass::new(unet, &schedule, set.data()?, params, micro_batch)?;
             let losses = pass.of_batches(batches.clone(), &mut |done| cx.progress(done as u64, total))?;
             let sample =
@@ -219,6 +223,9 @@ fn batches(params: &LossParams, task: &Task, weights: Option<&Path>, cx: &Contex
         })?;
     if let Some(found) = sample {
         let network = (inputs, weights, cx.device);
+        if range.start == 0 {
+            slow_precision::warn(params, network, &schedule)?;
+        }
         precision_check::check(params, network, &schedule, params.time_samples, &found, |pass| {
             pass.pairs_of_batch(batches.start, SAMPLE)
         })?;
@@ -234,7 +241,7 @@ pub(crate) fn merge(
     out: &Path,
 ) -> anyhow::Result<()> {
     match params.noise {
-        Noise::PerImage => per_image::merge(params, inputs, parts, out),
+        Noise::PerImage | Noise::PerImagePhilox => per_image::merge(params, inputs, parts, out),
         Noise::PerBatch => {
             let parts: Vec<PathBuf> = parts.iter().map(|part| part.join(LOSSES)).collect();
             Ok(writer::concat(&parts, out)?)

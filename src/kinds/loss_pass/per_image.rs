@@ -12,10 +12,11 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
-use super::precision_check;
+use super::{precision_check, slow_precision};
 use crate::io::npy::writer::{self, NpyWriter};
 use crate::io::npy::{Dtype, Npy};
 use crate::kinds::shared::arrays::{self, TrainingSet};
+use crate::kinds::shared::micro_batch;
 use crate::kinds::shared::network::with_unet;
 use crate::method::blocks::Block;
 use crate::method::identity::hashed;
@@ -188,7 +189,7 @@ pub(crate) fn run(
                 let set = TrainingSet::open(inputs, unet)?;
                 let data = set.data()?;
                 // Rows of one timestep go through the network together; nearly every row has its own text.
-                let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
+                let micro_batch = micro_batch::effective(unet, &schedule, set.row_shapes(), 1, cx)?;
                 let pass = LossPass::new(unet, &schedule, data, params, micro_batch)?;
                 let block = match &block {
                     Some(block) => block,
@@ -214,6 +215,7 @@ pub(crate) fn run(
         // Only for the first block: a second network for each block would cost more than the block.
         let guarded = params.precision != Precision::Fp32 && first.images[0] == 0;
         if let (true, Some(block)) = (guarded, &block) {
+            slow_precision::warn(params, (inputs, weights, cx.device), &schedule)?;
             let (network, found) = ((inputs, weights, cx.device), losses.narrow(0, 0, SAMPLE as i64));
             precision_check::check(params, network, &schedule, SAMPLE * params.captions, &found, |pass| {
                 pass.losses_at(&block.first(SAMPLE), &points, &mut |_, _| ())

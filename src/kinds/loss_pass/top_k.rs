@@ -14,6 +14,7 @@ use crate::io::npy::Npy;
 use crate::io::npy::writer;
 use crate::kinds::shared::arrays::{self, TrainingSet, values};
 use crate::kinds::shared::check_outputs;
+use crate::kinds::shared::micro_batch;
 use crate::kinds::shared::network::with_unet;
 use crate::method::error::MathError;
 use crate::method::identity::hashed;
@@ -213,7 +214,7 @@ pub(crate) fn run(
         let set = TrainingSet::open(inputs, unet)?;
         let data = set.data()?;
         // As in a full pass, rows of one timestep go through the network together.
-        let micro_batch = set.effective_micro_batch(unet, &schedule, 1, cx.micro_batch);
+        let micro_batch = micro_batch::effective(unet, &schedule, set.row_shapes(), 1, cx)?;
         let pass = LossPass::new(unet, &schedule, data, loss, micro_batch)?;
         let (images, latents, timesteps) = (data.images(), data.latents_len(), loss.time_samples);
         let population = Population { images, views: latents / images.max(1), timesteps };

@@ -1,19 +1,15 @@
 //! Arrays in files as the rows that the method reads.
 
-use std::cell::RefCell;
-
 use anyhow::Context as _;
 use bytemuck::Zeroable;
 use tch::{Device, Kind, Tensor};
 
 use crate::io::dtype::{Float, not_finite};
 use crate::io::npy::{Dtype, Npy, NpyError};
-use crate::method::autotune::micro_batch;
 use crate::method::data::{DataSet, Rows};
 use crate::method::error::DataError;
-use crate::method::schedule::NoiseSchedule;
+use crate::models::unet::UNet;
 use crate::models::unet::config::UNetConfig;
-use crate::models::unet::{Precision, UNet};
 use attrflow_engine::kind::{Input, Inputs};
 
 /// Images and their mirror images, as the network reads them.
@@ -160,31 +156,9 @@ impl TrainingSet {
 }
 
 impl TrainingSet {
-    /// The number of rows to send through the network at once: as given, else the fastest. `times` rows share a text.
-    pub fn effective_micro_batch(
-        &self,
-        unet: &UNet,
-        schedule: &NoiseSchedule,
-        times: usize,
-        given: usize,
-    ) -> usize {
-        /// A network's number of parameters, its precision, and how many rows share a text.
-        type Key = (usize, Precision, usize);
-        thread_local! {
-            /// The result of the trial.
-            static FOUND: RefCell<Vec<(Key, usize)>> = const { RefCell::new(Vec::new()) };
-        }
-        if given > 0 {
-            return given;
-        }
-        let key = (unet.parameters().values().map(Tensor::numel).sum(), unet.precision(), times);
-        let known =
-            FOUND.with_borrow(|found| found.iter().find(|(known, _)| *known == key).map(|(_, rows)| *rows));
-        known.unwrap_or_else(|| {
-            let rows = micro_batch(unet, schedule, &self.latents.shape, &self.texts.shape, times);
-            FOUND.with_borrow_mut(|found| found.push((key, rows)));
-            rows
-        })
+    /// The shapes of a latent and of a text.
+    pub fn row_shapes(&self) -> [&[i64]; 2] {
+        [&self.latents.shape, &self.texts.shape]
     }
 }
 

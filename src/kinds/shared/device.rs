@@ -91,7 +91,7 @@ fn set(mode: ModelMode) {
     allow_tf32(mode.precision() == Precision::Tf32);
     // cuDNN's benchmark mode may choose another kernel each time. Both loss passes must be rounded in the same way, so it
     // is on for gradients only, which become a quarter faster.
-    tch::Cuda::cudnn_set_benchmark(mode == ModelMode::Gradients);
+    tch::Cuda::cudnn_set_benchmark(matches!(mode, ModelMode::Gradients(_)));
 }
 
 /// Allows or forbids TF32: matrix products of float32 factors rounded to 10 bits of mantissa.
@@ -151,6 +151,17 @@ fn version() -> String {
     let library = library().unwrap_or_default();
     let folder = Path::new(&library).parent().and_then(Path::parent).unwrap_or(Path::new(""));
     libtorch::version(folder).unwrap_or_else(|| "unknown".into())
+}
+
+/// The device in words, such as `NVIDIA H200 (compute capability 9.0)`.
+pub fn describe(device: Device) -> String {
+    match device {
+        Device::Cpu => "the CPU".to_owned(),
+        Device::Cuda(index) => match model(index) {
+            Some((name, capability)) => format!("{name} (compute capability {capability})"),
+            None => "an unknown GPU".to_owned(),
+        },
+    }
 }
 
 /// A worker's facts about libtorch and its device.

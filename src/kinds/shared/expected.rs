@@ -17,7 +17,7 @@ use crate::io::npy::{Dtype, Npy};
 use crate::io::tensor_file::Header;
 use crate::method::selection::Selection;
 use crate::models::clip::text::ClipConfig;
-use crate::models::unet::text_rows;
+use crate::models::unet::{Precision, text_rows};
 use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{ArtifactShape, ExpectedInputs, Inputs};
 
@@ -68,6 +68,13 @@ pub(crate) fn with_second_encoder(inputs: &ExpectedInputs, mut cost_key: Json) -
         cost_key["text_encoder_2"] = config(inputs, "text_encoder_2")?;
     }
     Ok(cost_key)
+}
+
+/// Notes a precision other than float32, which takes another time.
+pub(crate) fn at_precision(cost_key: &mut Json, precision: Precision) {
+    if precision != Precision::Fp32 {
+        cost_key["precision"] = serde_json::json!(precision);
+    }
 }
 
 /// The shape [C, side, side] of the latent of a square image, from the autoencoder's configuration.

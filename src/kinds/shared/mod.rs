@@ -9,6 +9,7 @@ pub mod device;
 pub mod expected;
 pub(crate) mod factors;
 pub(crate) mod ids;
+pub mod micro_batch;
 pub mod network;
 pub(crate) mod parameters;
 pub(crate) mod query_table;

@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use super::device;
 use super::text::{Folders, TextModel};
 use crate::models::clip::image::ImageEncoder;
+use crate::models::dino::VisionTransformer;
 use crate::models::lora::Adapters;
-use crate::models::unet::{ModelMode, UNet, UNetFiles};
+use crate::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use crate::models::vae::Vae;
 use crate::models::weights::config::ModelError;
 use attrflow_engine::kind::{Device, Input, Inputs};
@@ -82,10 +83,11 @@ pub(crate) fn with_unet<T>(
 pub(crate) fn with_gradients<T>(
     inputs: &Inputs,
     adapters: Adapters,
+    precision: Precision,
     device: Device,
     work: impl FnOnce(&UNet) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let mode = ModelMode::Gradients;
+    let mode = ModelMode::Gradients(precision);
     let paths = [Some(inputs.path("unet")), inputs.get("checkpoint"), inputs.get("lora")];
     let key = ModelKey::of(device, Some((mode, adapters)), &paths)?;
     let _guard = device::apply_mode(mode);
@@ -144,6 +146,19 @@ pub(crate) fn with_image_encoder<T>(
 ) -> anyhow::Result<T> {
     let key = ModelKey::of(device, None, &[Some(folder)])?;
     with_cached(key, || Ok(ImageEncoder::load(folder, device::torch(device))?), work)
+}
+
+/// Does `work` with DINO's vision transformer in a folder.
+///
+/// # Errors
+/// Files that make none, and those of `work`.
+pub(crate) fn with_vision_transformer<T>(
+    folder: &Path,
+    device: Device,
+    work: impl FnOnce(&VisionTransformer) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let key = ModelKey::of(device, None, &[Some(folder)])?;
+    with_cached(key, || Ok(VisionTransformer::load(folder, device::torch(device))?), work)
 }
 
 /// Models of a type that are kept: of UNets, a few queries' and the pretrained one.
@@ -326,7 +341,10 @@ mod tests {
         assert!(failed.map(|(): ()| ()).is_err());
         assert!(!again(&inputs));
         assert!(again(&inputs));
-        assert!(!marked(&load_unet(&inputs, Adapters::Merged, Device::Cpu, ModelMode::Gradients).unwrap()));
+        assert!(!marked(
+            &load_unet(&inputs, Adapters::Merged, Device::Cpu, ModelMode::Gradients(Precision::Fp32))
+                .unwrap()
+        ));
         assert!(again(&inputs));
     }
 

@@ -12,27 +12,31 @@ use crate::models::weights::checkpoint;
 use attrflow_engine::kind::{ExpectedInputs, Inputs, Stage};
 use serde::Deserialize as _;
 
-/// The fault of a `select` that chooses weights of which the stage on the input `port`, one for squared gradients or factors of weights,
-/// computes nothing: for `Stage::check_source`, which reports it at the parameter `key`.
-pub(crate) fn short_of(
+/// The faults of a `select` that chooses weights of which the stage on one of the input `ports`, one for squared gradients or factors of
+/// weights, computes nothing: for `Stage::check_sources`, which reports them at the parameter `key`.
+pub(crate) fn short_of<'s>(
     own: &Selection,
     key: &str,
-    port: &str,
-    source: &dyn Stage,
-) -> Option<(String, String)> {
-    let params = source.to_json();
-    let theirs = match source.kind().name {
-        "fisher" => &params["select"],
-        "eigenbasis" | "ekfac" => &params["fisher"]["select"],
-        _ => return None,
+    ports: &[&str],
+    source: &dyn Fn(&str) -> Option<&'s dyn Stage>,
+) -> Vec<(String, String)> {
+    let fault = |port: &&str| {
+        let source = source(port)?;
+        let params = source.to_json();
+        let theirs = match source.kind().name {
+            "fisher" => &params["select"],
+            "eigenbasis" | "ekfac" => &params["fisher"]["select"],
+            _ => return None,
+        };
+        let theirs = Selection::deserialize(theirs).ok()?;
+        let message = || {
+            format!(
+                "`select` is {own}, and that of the stage on the input `{port}` is {theirs}: it has to hold all weights that are chosen here"
+            )
+        };
+        theirs.is_short_of(own).then(|| (key.to_owned(), message()))
     };
-    let theirs = Selection::deserialize(theirs).ok()?;
-    let message = || {
-        format!(
-            "`select` is {own}, and that of the stage on the input `{port}` is {theirs}: it has to hold all weights that are chosen here"
-        )
-    };
-    theirs.is_short_of(own).then(|| (key.to_owned(), message()))
+    ports.iter().filter_map(fault).collect()
 }
 
 /// Parameters of a network, and the file that has them.

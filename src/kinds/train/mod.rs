@@ -27,7 +27,7 @@ pub use crate::method::train::TrainParams;
 use crate::method::train::{
     Init, LrScheduler, TrainLora, Training, TrainingData, TrainingState, new_adapters, random_weights,
 };
-use crate::models::unet::{ModelMode, UNet, UNetFiles};
+use crate::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use crate::models::weights::{Weights, checkpoint};
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -385,7 +385,7 @@ impl TrainParams {
 
     /// The network before the first step.
     fn network(&self, inputs: &Inputs, device: Device) -> anyhow::Result<UNet> {
-        let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients);
+        let (folder, mode) = (inputs.path("unet"), ModelMode::Gradients(Precision::Fp32));
         let files = UNetFiles { checkpoint: inputs.get("checkpoint"), ..UNetFiles::new(folder) };
         if let Some(lora) = &self.lora {
             let (file, mut tensors, mut factors) = files.read(device)?;

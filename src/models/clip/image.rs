@@ -9,12 +9,12 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use tch::{Device, Kind, Tensor};
 
-use super::layer::{Activation, Layer, LayerShape};
 use super::text::default_eps;
 use crate::io::image::resize::{Filter, shorter_side};
 use crate::io::image::{RgbImage, center_square};
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::tape::Tape;
+use crate::models::transformer::{self, Activation, Layer, LayerShape};
 use crate::models::weights::config::{self, ModelError, OptionGuard};
 use crate::models::weights::{self, Scope, Weights, checkpoint};
 
@@ -182,6 +182,7 @@ impl ImageEncoder {
             activation: config.hidden_act,
             eps: config.layer_norm_eps,
             causal: false,
+            names: &transformer::CLIP,
         };
         let projection =
             Linear::new(&scope.sub("visual_projection"), width, config.projection_dim, false, &tape);

@@ -1,5 +1,4 @@
 //! CLIP: its text encoder, which conditions the diffusion model, and its image encoder, which compares pictures.
 
 pub mod image;
-mod layer;
 pub mod text;

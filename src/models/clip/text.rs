@@ -11,10 +11,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::io::lora::Network;
 use crate::io::tensor_file::TensorFile;
-use crate::models::clip::layer::{Activation, Layer, LayerShape};
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::lora;
 use crate::models::tape::Tape;
+use crate::models::transformer::{self, Activation, Layer, LayerShape};
 use crate::models::weights::checkpoint;
 use crate::models::weights::config::{self, ModelError, OptionGuard};
 use crate::models::weights::{self, Scope, Weights};
@@ -149,6 +149,7 @@ impl TextEncoder {
             activation: config.hidden_act,
             eps: config.layer_norm_eps,
             causal: true,
+            names: &transformer::CLIP,
         };
         Self {
             token_embedding: embedding("token_embedding", config.vocab_size),

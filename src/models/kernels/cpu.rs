@@ -63,6 +63,11 @@ pub(super) fn add_squares(values_of: &Tensor, sums: &Tensor) {
     kernels::add_squares(values(values_of), parallel(), sums);
 }
 
+/// See [`super::philox_normals`].
+pub(super) fn philox_normals(key: [u32; 2], places: &[super::Place], out: &Tensor) {
+    kernels::philox::normals(key, places, parallel(), values_mut(out));
+}
+
 /// See [`super::add`].
 pub(super) fn add(x: &Tensor, bias: &Tensor, y: &Tensor) {
     kernels::add(values(x), Some(values(bias)), parallel(), values_mut(y));

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
 
+use attrflow_kernels::philox::{self, Place};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 use tch::{Kind, Tensor};
 
@@ -46,8 +47,8 @@ impl Nvidia {
         unsafe { self.0.get(name.to_bytes_with_nul()) }.map_err(|error| error.to_string())
     }
 
-    /// The machine code of [`SOURCE`] for one GPU.
-    fn compile(&self, architecture: i32, bf16: bool) -> Result<Vec<u8>, String> {
+    /// The machine code of a source for one GPU, such as `90`.
+    fn compile(&self, source: &str, architecture: &str, options: &[&CStr]) -> Result<Vec<u8>, String> {
         // SAFETY: the types are those of nvrtc.h; every pointer outlives its call, every buffer has the size asked for.
         unsafe {
             type Create = unsafe extern "C" fn(
@@ -71,15 +72,11 @@ impl Nvidia {
                 check("the compiler", fill(program, bytes.as_mut_ptr().cast()))?;
                 Ok(bytes)
             };
-            let source = CString::new(SOURCE).map_err(|error| error.to_string())?;
-            let options = [format!("-arch=sm_{architecture}"), format!("-DBF16={}", i32::from(bf16))]
-                .map(|option| CString::new(option).expect("no zero in it"));
-            let options = [
-                options[0].as_ptr(),
-                options[1].as_ptr(),
-                c"-std=c++17".as_ptr(),
-                c"-default-device".as_ptr(),
-            ];
+            let source = CString::new(source).map_err(|error| error.to_string())?;
+            let architecture = CString::new(format!("-arch=sm_{architecture}")).expect("no zero in it");
+            let all = [architecture.as_c_str(), c"-std=c++17", c"-default-device"];
+            let options: Vec<*const c_char> =
+                all.iter().chain(options).map(|option| option.as_ptr()).collect();
             let mut program = null_mut();
             let none = std::ptr::null();
             check(
@@ -136,7 +133,7 @@ type Launch = unsafe extern "C" fn(
 
 impl Module {
     /// Compiles for the GPU whose context is current in this thread: that of the tensors at hand.
-    fn new(bf16: bool) -> Result<Module, String> {
+    fn new(source: &str, options: &[&CStr]) -> Result<Module, String> {
         let nvidia = Nvidia::load()?;
         // SAFETY: the types are those of cuda.h, and pointers outlive their calls. libtorch has initialised the driver.
         unsafe {
@@ -153,7 +150,7 @@ impl Module {
             // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
             check("the driver", attribute(&mut major, 75, id))?;
             check("the driver", attribute(&mut minor, 76, id))?;
-            let code = nvidia.compile(major * 10 + minor, bf16)?;
+            let code = nvidia.compile(source, &(major * 10 + minor).to_string(), options)?;
             let mut module = null_mut();
             check("the driver", load(&mut module, code.as_ptr().cast()))?;
             Ok(Module { nvidia, module, launch })
@@ -236,7 +233,7 @@ fn with<T>(kind: Kind, what: impl FnOnce(&Module) -> T) -> Option<T> {
         Kind::BFloat16 => true,
         _ => return None,
     };
-    let make = || match Module::new(bf16) {
+    let make = || match Module::new(SOURCE, &[if bf16 { c"-DBF16=1" } else { c"-DBF16=0" }]) {
         Ok(module) => Some(module),
         Err(error) => {
             tracing::warn!("the fused CUDA kernels cannot be used, so this is slower: {error}");
@@ -244,6 +241,52 @@ fn with<T>(kind: Kind, what: impl FnOnce(&Module) -> T) -> Option<T> {
         }
     };
     MODULES.with(|modules| modules[usize::from(bf16)].get_or_init(make).as_ref().map(what))
+}
+
+/// Each operation rounded by itself, as on a CPU.
+const ROUNDED: [&CStr; 3] = [c"--fmad=false", c"--prec-sqrt=true", c"--ftz=false"];
+
+thread_local! {
+    /// For the random numbers.
+    static RANDOM: OnceCell<Option<Module>> = const { OnceCell::new() };
+}
+
+/// See [`super::philox_normals`]; `None` where the GPU does not draw the CPU's numbers, with one warning.
+pub(super) fn philox_normals(key: [u32; 2], places: &[Place], out: &Tensor) -> Option<()> {
+    let make = || {
+        let made = Module::new(philox::SOURCE, &ROUNDED).and_then(|module| {
+            // Before any number is used: some, and the same from the CPU.
+            let places = [[3, 1, 4], [1, 5, 9]];
+            let found = Tensor::zeros([2, 4095], (Kind::Float, out.device()));
+            draw(&module, [2, 6], &places, &found);
+            let mut expected = vec![0.0; 2 * 4095];
+            philox::normals([2, 6], &places, false, &mut expected);
+            let bits = |numbers: &[f32]| numbers.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+            let found = Vec::<f32>::try_from(found.to_device(tch::Device::Cpu).view(-1)).unwrap_or_default();
+            let same = bits(&found) == bits(&expected);
+            if same { Ok(module) } else { Err("its numbers are not those of the CPU".to_owned()) }
+        });
+        made.inspect_err(|error| tracing::warn!("this GPU cannot draw the noise, so the CPU does: {error}"))
+            .ok()
+    };
+    RANDOM.with(|module| module.get_or_init(make).as_ref().map(|module| draw(module, key, places, out)))
+}
+
+fn draw(module: &Module, key: [u32; 2], places: &[Place], out: &Tensor) {
+    let (rows, count) = (places.len() as i64, out.size()[1]);
+    let words: Vec<i32> = places.as_flattened().iter().map(|word| word.cast_signed()).collect();
+    let words = Tensor::from_slice(&words).to_device(out.device());
+    let mut arguments = [
+        Argument::of(out),
+        Argument::of(&words),
+        Argument::Long(rows),
+        Argument::Long(count),
+        Argument::Int(key[0].cast_signed()),
+        Argument::Int(key[1].cast_signed()),
+    ];
+    // SAFETY: the arguments are those of `philox_normals`; the words live until the kernel has run, since libtorch frees memory in the
+    // order of the stream.
+    unsafe { module.launch("philox_normals", ceil(rows * ceil(count, 4), 256), 256, 0, &mut arguments) };
 }
 
 /// Values in 16 bytes.
@@ -354,6 +397,32 @@ pub(super) fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
     with(y.kind(), |module| unsafe {
         module.launch("add", ceil(vectors, 256), 256, 0, &mut arguments);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where NVIDIA's compiler is installed, which needs no GPU.
+    #[test]
+    fn kernels_compile_for_every_supported_gpu() {
+        let nvidia = match Nvidia::load() {
+            Ok(nvidia) => nvidia,
+            Err(error) => return println!("not tested, since the compiler is not here: {error}"),
+        };
+        for architecture in ["80", "90a", "100", "120"] {
+            let compiled = nvidia.compile(philox::SOURCE, architecture, &ROUNDED);
+            assert!(compiled.as_ref().is_ok_and(|code| code.len() > 1000), "{architecture}: {compiled:?}");
+            for bf16 in [c"-DBF16=1", c"-DBF16=0"] {
+                let compiled = nvidia.compile(SOURCE, architecture, &[bf16]);
+                assert!(
+                    compiled.as_ref().is_ok_and(|code| code.len() > 1000),
+                    "{architecture}: {compiled:?}"
+                );
+            }
+        }
+        assert!(nvidia.compile("not C++", "80", &[]).unwrap_err().contains("error"));
+    }
 }
 
 fn gcd(a: i64, b: i64) -> i64 {

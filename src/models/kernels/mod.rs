@@ -14,6 +14,7 @@ mod winograd;
 
 use tch::{Device, Kind, Tensor};
 
+pub use attrflow_kernels::philox::Place;
 pub use winograd::Filters;
 
 /// One image, or two that are concatenated along the channels.
@@ -165,6 +166,20 @@ pub fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
         _ => cuda::add(x, bias, y)?,
     }
     Some(())
+}
+
+/// Normal numbers by place, float32 [places, count] on `device`: the same bits on every device. See [`attrflow_kernels::philox`].
+pub fn philox_normals(key: [u32; 2], places: &[Place], count: usize, device: Device) -> Tensor {
+    let shape = [places.len() as i64, count as i64];
+    if device.is_cuda() {
+        let out = Tensor::empty(shape, (Kind::Float, device));
+        if cuda::philox_normals(key, places, &out).is_some() {
+            return out;
+        }
+    }
+    let out = Tensor::empty(shape, (Kind::Float, Device::Cpu));
+    cpu::philox_normals(key, places, &out);
+    out.to_device(device)
 }
 
 /// `sums` [..] (float64) grows by the squares of `values` [n, ..], sample by sample.

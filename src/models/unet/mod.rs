@@ -45,22 +45,29 @@ choice! {
     }
 }
 
+impl Precision {
+    /// What speaks against gradients in it.
+    pub fn of_gradients(self) -> Option<String> {
+        let message = "`precision` is \"bf16\", expected \"fp32\" or \"tf32\": of sums of small gradients, bfloat16 would lose most";
+        (self == Precision::Bf16).then(|| message.to_owned())
+    }
+}
+
 /// What a network is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelMode {
     /// Passes without a graph, with products in this precision.
     Inference(Precision),
-    /// Passes with a graph, in float32.
-    Gradients,
+    /// Passes with a graph, with products in this precision: float32 or TF32.
+    Gradients(Precision),
 }
 
 impl ModelMode {
     /// How products are computed.
     pub fn precision(self) -> Precision {
         match self {
-            ModelMode::Inference(precision) => precision,
-            ModelMode::Gradients => Precision::Fp32,
+            ModelMode::Inference(precision) | ModelMode::Gradients(precision) => precision,
         }
     }
 
@@ -69,7 +76,7 @@ impl ModelMode {
         WeightLayout {
             // The fused kernels need channels-last memory. With a graph they are not used, and cuDNN's kernels for
             // float32 are faster on contiguous channels.
-            channels_last: self != ModelMode::Gradients || device == Device::Cpu,
+            channels_last: !matches!(self, ModelMode::Gradients(_)) || device == Device::Cpu,
             products: (self.precision() == Precision::Bf16).then_some(Kind::BFloat16),
         }
     }

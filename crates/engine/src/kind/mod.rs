@@ -297,9 +297,9 @@ pub trait Stage: Parameters {
         Vec::new()
     }
 
-    /// A fault between the parameters and those of the stage on an input port: the parameter to report, and what is wrong.
-    fn check_source(&self, _port: &str, _source: &dyn Stage) -> Option<(String, String)> {
-        None
+    /// Faults between the parameters and those of the stages on input ports: parameters to report, and what is wrong.
+    fn check_sources<'s>(&self, _source: &dyn Fn(&str) -> Option<&'s dyn Stage>) -> Vec<(String, String)> {
+        Vec::new()
     }
 
     /// Refuses inputs that cannot be used with these parameters, before anything is computed.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -74,6 +74,8 @@ pub struct Context<'a> {
     pub micro_batch: usize,
     /// How to download remote files.
     pub downloads: &'a Downloads,
+    /// The folder of what trials found to be fastest; it persists between runs.
+    pub trials: &'a Path,
     on_progress: &'a OnProgress<'a>,
     on_finished: &'a dyn Fn(&[usize]),
     /// The task of the batch whose progress is reported.
@@ -86,11 +88,11 @@ impl<'a> Context<'a> {
     pub fn new(
         device: Device,
         micro_batch: usize,
-        downloads: &'a Downloads,
+        (downloads, trials): (&'a Downloads, &'a Path),
         on_progress: &'a OnProgress<'a>,
         on_finished: &'a dyn Fn(&[usize]),
     ) -> Self {
-        Self { device, micro_batch, downloads, on_progress, on_finished, task: 0 }
+        Self { device, micro_batch, downloads, trials, on_progress, on_finished, task: 0 }
     }
 
     /// The same for one task of the batch.

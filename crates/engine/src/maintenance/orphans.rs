@@ -42,7 +42,7 @@ pub(super) fn steps(
             Part::Area(Area::Runs) => manifests(inventory, policy, &mut steps),
             // Removed by what names them.
             Part::Area(Area::Objects | Area::Recipes | Area::Units) => {}
-            Part::Area(Area::Pins | Area::Costs | Area::FileState | Area::Noop) => {}
+            Part::Area(Area::Pins | Area::Costs | Area::Trials | Area::FileState | Area::Noop) => {}
             Part::Area(Area::StoreLock | Area::UnitsLock | Area::CacheTag | Area::GitIgnore) => {}
             Part::Area(Area::Leases | Area::LockTest) => {}
             Part::Obsolete(name) => {

@@ -87,13 +87,13 @@ fn check(draft: &Draft<'_>, stage: &dyn Stage, connected: &Connected, reader: &m
 /// Reports parameters that do not fit those of a stage on an input.
 fn check_sources(stages: &[StageNode], reader: &mut Reader<'_>) {
     for node in stages {
-        for (port, source) in &node.inputs {
-            let Source::Port { stage, .. } = source else { continue };
-            let fault = node.stage.check_source(split_port(port).0, &*stages[*stage].stage);
-            if let Some((name, message)) = fault {
-                let param = node.written.as_table().and_then(|table| table.entries.get(&name));
-                reader.problems.at(param.map_or(&node.origin, |entry| &entry.key), message);
-            }
+        let source = |port: &str| match node.inputs.get(port)? {
+            Source::Port { stage, .. } => Some(&*stages[*stage].stage as &dyn Stage),
+            _ => None,
+        };
+        for (name, message) in node.stage.check_sources(&source) {
+            let param = node.written.as_table().and_then(|table| table.entries.get(&name));
+            reader.problems.at(param.map_or(&node.origin, |entry| &entry.key), message);
         }
     }
 }

@@ -42,6 +42,7 @@ areas! {
     Runs, "runs", "manifests of runs";
     Pins, "pins-v1", "pins that protect results from gc";
     Costs, "costs-v1", "measured costs of stages";
+    Trials, "trials-v1", "what trials found to be fastest on a device";
     FileState, "file-state-v1", "what is known of unchanged files";
     Noop, "noop-v1", "last run of each pipeline that had nothing to do";
     Cluster, "cluster", "runs on a cluster: their workers, events and logs";

@@ -294,9 +294,9 @@ fn perform(
         .iter()
         .find(|computation| computation.kind.name == kind)
         .ok_or_else(|| format!("the worker does not know the stage kind `{kind}`"))?;
-    let WorkerConfig { device, micro_batch, ref downloads, .. } = *config;
+    let WorkerConfig { device, micro_batch, ref downloads, ref trials, .. } = *config;
     let stage = (computation.from_json)(params)?;
-    let cx = Context::new(device, micro_batch, downloads, &|_, _, _, _| {}, &|_| {});
+    let cx = Context::new(device, micro_batch, (downloads, trials), &|_, _, _, _| {}, &|_| {});
     let found = catch_unwind(AssertUnwindSafe(|| measure(&*stage, inputs, folder, &cx, memory)));
     match found {
         Ok(found) => found.map_err(|error| describe(&error)),

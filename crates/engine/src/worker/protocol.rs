@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -278,6 +279,8 @@ pub struct WorkerConfig {
     pub micro_batch: usize,
     /// How to download files.
     pub downloads: Downloads,
+    /// Where it keeps what trials found to be fastest: one folder for all workers, so that they compute alike.
+    pub trials: PathBuf,
     /// The log filter.
     pub log: String,
 }

@@ -118,12 +118,12 @@ fn perform(
     let usage = Usage::start(device_memory);
     let finished =
         |tasks: &[usize]| say(&Reply::Finished { tasks: tasks.to_vec(), files: Vec::new(), usage: usage() });
-    let WorkerConfig { device, micro_batch, ref downloads, threads, .. } = *setting;
+    let WorkerConfig { device, micro_batch, ref downloads, ref trials, threads, .. } = *setting;
     tracing::debug!(
         "{}: begins on {device:?} with {threads} threads and {micro_batch} rows at once",
         batch.kind
     );
-    let cx = Context::new(device, micro_batch, downloads, &progress, &finished);
+    let cx = Context::new(device, micro_batch, (downloads, trials), &progress, &finished);
     let result = catch_unwind(AssertUnwindSafe(|| run(batch, computation, &cx)));
     let usage = usage();
     tracing::debug!("{}: ended after {:.3} s", batch.kind, usage.wall);

@@ -1,8 +1,8 @@
 //! Estimates of a run's cost before it, on toy kinds.
 
-use std::collections::BTreeMap;
-
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use attrflow_engine::estimate::{
     Forecast, MachineProfile, MeasureBackend, MeasureEvent, MeasureRequest, measure,
@@ -180,7 +180,7 @@ fn failed_measurements_are_reported_and_not_kept() {
 fn a_trial_does_real_work() {
     let folder = tempfile::tempdir().unwrap();
     let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-    let cx = Context::new(Device::Cpu, 1, &downloads, &|_, _, _, _| {}, &|_| {});
+    let cx = Context::new(Device::Cpu, 1, (&downloads, Path::new("trials")), &|_, _, _, _| {}, &|_| {});
     let count = Count { say: Say { text: "x".into(), times: 1 }, to: 4, title: String::new() };
     let mut inputs = ExpectedInputs::default();
     inputs.shapes.insert("from".into(), ArtifactShape::Bytes(9));

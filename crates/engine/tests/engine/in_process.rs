@@ -1,6 +1,6 @@
 //! A backend whose workers compute toys in this process, with faults on request.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -191,7 +191,7 @@ impl Here {
             })
         };
         let downloads = Downloads { folder: "downloads".into(), lock: "attrflow.lock".into(), at_once: 1 };
-        let cx = Context::new(Device::Cpu, 1, &downloads, &progress, &finished);
+        let cx = Context::new(Device::Cpu, 1, (&downloads, Path::new("trials")), &progress, &finished);
         if let Some(line) =
             task.tasks[0].params["own"].as_str().filter(|_| task.tasks[0].params["act"] == "log")
         {
