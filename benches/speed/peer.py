@@ -31,9 +31,19 @@ def selected(name):
     return WORK["select"] == "all" or ("attn2" in name and ("to_k" in name or "to_v" in name))
 
 
+def predicted(unet, xt, timesteps, text):
+    if unet.config.addition_embed_type != "text_time":
+        return unet(xt, timesteps, text).sample
+    # SDXL's: below a text stand its pooled form and six sizes.
+    added = dict(text_embeds=text[:, -1, :1280], time_ids=text[:, -1, 1280:1286])
+    return unet(xt, timesteps, text[:, :-1], added_cond_kwargs=added).sample
+
+
 def row_losses(unet, scheduler, x0, noise, timesteps, text):
-    xt = scheduler.add_noise(x0, noise, timesteps)
-    return (unet(xt.to(KIND), timesteps, text).sample.float() - noise).square().mean(dim=(1, 2, 3))
+    xt = scheduler.add_noise(x0, noise, timesteps).to(KIND)
+    if WORK.get("channels_last"):
+        xt = xt.to(memory_format=torch.channels_last)
+    return (predicted(unet, xt, timesteps, text).float() - noise).square().mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
@@ -222,6 +232,10 @@ def main():
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(DATA / "unet")).eval()
     unet.load_state_dict(load_file(DATA / "model.safetensors"))
     unet.to(DEVICE).to(KIND)
+    if WORK.get("channels_last"):
+        unet.to(memory_format=torch.channels_last)
+    if WORK.get("compile"):
+        unet.compile()
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(WORK["what"] in ("unlearn", "train") and selected(name))
     latents, texts = np.load(DATA / "latents.npy"), np.load(DATA / "texts.npy", mmap_mode="r")

@@ -188,6 +188,7 @@ def main():
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--keep", action="store_true", help="let the peer keep freed memory in large pages too")
+    parser.add_argument("--profile", action="store_true", help="where the time of a loss pass goes, in place of the comparison")
     parser.add_argument("--trials", action="store_true", help="let cuDNN try its kernels out first, on our side")
     options = parser.parse_args()
     options.cores = len(os.sched_getaffinity(0))
@@ -203,6 +204,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         prepare(data, 400 if on_gpu else 8)
+        if options.profile:
+            return profile(options, data)
         for row in plan(on_gpu):
             if options.only in row[0]:
                 found["rows"].append(compare(options, data, *row))
@@ -236,6 +239,21 @@ def checks(options, data):
         found[precision] = answers[0]["deviation"]
         print(f"rows the fast way and the simple way, {precision}: largest deviation {found[precision]:.1e}", flush=True)
     return found
+
+
+def profile(options, data):
+    """Where the time of a loss pass goes, by kind of layer: one worker with one thread, or the GPU."""
+    on_gpu = options.device == "cuda"
+    for precision in ("fp32", "tf32", "bf16") if on_gpu else ("fp32",):
+        loss = LOSS | dict(batch_size=8000 if on_gpu else 100)
+        work = dict(what="profile", precision=precision, select="all", batch_size=1, micro_batch=4000 if on_gpu else 100)
+        device = {"cuda": 0} if on_gpu else "cpu"
+        todo = work | dict(data=str(data), device=device, batches=[0, 4], threads=1, loss=loss)
+        seconds, (answer,) = Side([[options.binary, json.dumps(todo)]], True).run()
+        parts = sorted(answer["parts"].items(), key=lambda part: -part[1][0])
+        print(f"profile of the loss pass, {precision}: {answer['rows'] / seconds:.1f} rows/s")
+        for name, (spent, calls) in [*parts, ("the rest", (seconds - sum(spent for _, (spent, _) in parts), 0))]:
+            print(f"  {name:12} {1e6 * spent / answer['rows']:10.1f} us a row {100 * spent / seconds:5.1f} % {calls or '':>8}", flush=True)
 
 
 def plan(on_gpu):

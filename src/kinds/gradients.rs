@@ -24,8 +24,12 @@ use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
     Task, Trial, Unit, Units, WorkSize,
 };
+use attrflow_engine::store::format_bytes;
 
 const FILE: &str = "gradients.npy";
+
+/// The most bytes that matrices of dense projections may take.
+const LARGEST: u64 = 16 << 30;
 
 /// Images whose rows are read, drawn and kept at once.
 const IMAGES: usize = 16;
@@ -109,7 +113,18 @@ impl Stage for GradientsParams {
             }
             factors::validate(file, &layers, false)?;
         }
-        self.width(&Parameters::of(inputs, &self.select)?).map(drop)
+        let network = Parameters::of(inputs, &self.select)?;
+        self.width(&network)?;
+        let bytes = self.bytes_of_matrices(&network)?;
+        anyhow::ensure!(
+            bytes <= LARGEST,
+            "`projection_dim` is {}, for which dense random matrices of these weights take {}, expected at most {}: set a smaller one, or \
+             `projection = \"kronecker\"`, whose matrices are small",
+            self.projection_dim,
+            format_bytes(bytes),
+            format_bytes(LARGEST)
+        );
+        Ok(())
     }
 
     fn check_values(&self, inputs: &Inputs) -> anyhow::Result<()> {
@@ -160,9 +175,23 @@ impl Stage for GradientsParams {
 impl GradientsParams {
     /// The numbers that are kept of a gradient.
     fn width(&self, network: &Parameters) -> anyhow::Result<usize> {
+        Ok(self.kept(network)?.into_iter().map(|(_, kept)| kept.width()).sum())
+    }
+
+    /// How many numbers each selected weight has, and how they are kept.
+    fn kept(&self, network: &Parameters) -> anyhow::Result<Vec<(usize, Kept)>> {
         let shapes: Vec<Vec<usize>> = network.selected().map(|header| header.shape.clone()).collect();
         let kept = kept(&shapes, self.projection, self.projection_dim)?;
-        Ok(kept.into_iter().map(Kept::width).sum())
+        Ok(shapes.iter().map(|shape| shape.iter().product()).zip(kept).collect())
+    }
+
+    /// The size of the random matrices of dense projections, which stay in memory.
+    fn bytes_of_matrices(&self, network: &Parameters) -> anyhow::Result<u64> {
+        let of = |(numbers, kept): (usize, Kept)| match kept {
+            Kept::Dense(width) => 4 * (width as u64) * numbers as u64,
+            Kept::Whole(_) | Kept::Kronecker(..) => 0,
+        };
+        Ok(self.kept(network)?.into_iter().map(of).sum())
     }
 }
 

@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::adapter::Adapter;
 use super::kernels::{self, ConcatInput, Filters};
+use super::profile::{Part, span};
 use super::tape::{Op, Place, Tape};
 use super::weights::Scope;
 
@@ -42,7 +43,8 @@ impl Linear {
 
     /// [.., inputs] to [.., outputs].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = self.place.observe(Op::Linear, x, x.linear(&self.weight, self.bias.as_ref()));
+        let y = span(Part::Linear, x.device(), || x.linear(&self.weight, self.bias.as_ref()));
+        let y = self.place.observe(Op::Linear, x, y);
         Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Linear, x))
     }
 }
@@ -69,7 +71,8 @@ impl FusedLinear {
     pub fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         let quiet = |map: &Linear| map.adapter.is_none() && map.place.is_quiet([x, &map.weight]);
         if self.maps.iter().all(quiet) {
-            return x.linear(&self.fused, None::<&Tensor>).chunk(self.maps.len() as i64, -1);
+            let y = span(Part::Linear, x.device(), || x.linear(&self.fused, None::<&Tensor>));
+            return y.chunk(self.maps.len() as i64, -1);
         }
         self.maps.iter().map(|map| map.forward(x)).collect()
     }
@@ -124,7 +127,9 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        x.conv2d(&self.weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        span(Part::Convolution, x.device(), || {
+            x.conv2d(&self.weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        })
     }
 
     /// Whether a faster way may be taken, which computes the layer's own map and records nothing.
@@ -137,7 +142,8 @@ impl Conv2d {
         let shape = (self.kernel, self.stride, self.padding);
         if shape == (3, 1, 1) && self.is_quiet([x, &self.weight, &self.bias]) {
             let version = self.place.tape().version();
-            if let Some(y) = self.filters.convolve(x, &self.weight, &self.bias, version) {
+            let by_tiles = || self.filters.convolve(x, &self.weight, &self.bias, version);
+            if let Some(y) = span(Part::Convolution, x.device(), by_tiles) {
                 return y;
             }
         }
@@ -175,7 +181,8 @@ impl Conv2d {
     /// A 1x1 convolution of the positions of images as tokens: [B, S, inputs] to [B, S, outputs].
     pub fn forward_tokens(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1); // [O, I]
-        let y = self.place.observe(Op::Pointwise, x, x.linear(&weight, Some(&self.bias)));
+        let y = span(Part::Linear, x.device(), || x.linear(&weight, Some(&self.bias)));
+        let y = self.place.observe(Op::Pointwise, x, y);
         Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Pointwise, x))
     }
 
@@ -188,8 +195,11 @@ impl Conv2d {
         let width = x.first.size()[1];
         let weight = self.weight.flatten(1, -1); // [O, C1 + C2]
         let rest = weight.narrow(1, width, second.size()[1]).transpose(0, 1); // [C2, O]
-        let y = tokens(x.first).linear(&weight.narrow(1, 0, width), Some(&self.bias)); // [B, S, O]
-        let _ = y.flatten(0, 1).addmm_(&tokens(second).flatten(0, 1), &rest);
+        let y = span(Part::Linear, second.device(), || {
+            let y = tokens(x.first).linear(&weight.narrow(1, 0, width), Some(&self.bias)); // [B, S, O]
+            let _ = y.flatten(0, 1).addmm_(&tokens(second).flatten(0, 1), &rest);
+            y
+        });
         image(&y, &x.first.size())
     }
 }
@@ -206,7 +216,9 @@ pub fn image(x: &Tensor, size: &[i64]) -> Tensor {
 
 /// `own + other`, in the memory of `own` where no gradient is wanted, else in the memory format of `other`.
 pub fn sum(mut own: Tensor, other: &Tensor) -> Tensor {
-    if own.requires_grad() || other.requires_grad() { other + own } else { own.g_add_(other) }
+    span(Part::Sum, other.device(), || {
+        if own.requires_grad() || other.requires_grad() { other + own } else { own.g_add_(other) }
+    })
 }
 
 /// Normalisation over groups of channels, with a scale and a shift a channel.

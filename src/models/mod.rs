@@ -9,6 +9,7 @@ pub mod dino;
 pub mod kernels;
 pub mod layers;
 pub mod lora;
+pub mod profile;
 pub mod tape;
 pub mod tokenizer;
 mod transformer;

@@ -3,7 +3,7 @@
 //! `speed.py` beside it starts it, with one argument: the work as JSON, see [`Work`]. It says `ready` when everything is
 //! loaded and warm, begins when a line comes in, and ends with a line of JSON: rows, seconds, the numbers' digest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -24,6 +24,7 @@ use attrflow::method::selection::Selection;
 use attrflow::method::train::{Init, TrainLora, TrainParams, Training, TrainingData};
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
 use attrflow::models::lora::Adapters;
+use attrflow::models::profile;
 use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use attrflow_engine::kind::Device;
 use serde::Deserialize;
@@ -139,6 +140,22 @@ fn main() -> anyhow::Result<()> {
             })?;
             let rows = again * losses.len() * loss.rows_per_image();
             json!({ "rows": rows, "seconds": seconds, "losses": losses })
+        }
+        "profile" => {
+            let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;
+            let _ = pass.rows_of_batch(start)?;
+            let (seconds, spent) = timed(|| {
+                let all = || pass.of_batches(start..end, &mut |_| ());
+                let (losses, spent) = profile::record(torch, all).map_err(|error| anyhow!(error))?;
+                losses?;
+                Ok(spent)
+            })?;
+            let parts: BTreeMap<String, _> = spent
+                .into_iter()
+                .map(|(part, it)| (format!("{part:?}"), json!([it.seconds, it.calls])))
+                .collect();
+            let rows = (end - start) * loss.images_per_batch() * loss.rows_per_image();
+            json!({ "rows": rows, "seconds": seconds, "parts": parts })
         }
         "check" => {
             let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;

@@ -12,6 +12,7 @@ mod cuda;
 mod tests;
 mod winograd;
 
+use super::profile::{Part, span};
 use tch::{Device, Kind, Tensor};
 
 pub use attrflow_kernels::philox::Place;
@@ -111,10 +112,13 @@ pub fn group_norm(norm: &GroupNorm<'_>, x: &ConcatInput<'_>) -> Option<Tensor> {
         "a group norm of tensors that do not fit each other"
     );
     let out = empty_image([rows, x.channels(), height, width], x.first);
-    match x.first.device() {
-        Device::Cpu => cpu::group_norm(norm, x, &out),
-        _ => cuda::group_norm(norm, x, &out)?,
-    }
+    span(Part::GroupNorm, x.first.device(), || match x.first.device() {
+        Device::Cpu => {
+            cpu::group_norm(norm, x, &out);
+            Some(())
+        }
+        _ => cuda::group_norm(norm, x, &out),
+    })?;
     Some(out)
 }
 
@@ -132,10 +136,13 @@ pub fn layer_norm(norm: &LayerNorm<'_>, x: &Tensor, branch: Option<&Tensor>) -> 
     let beside = branch.is_none_or(|branch| branch.size() == x.size() && branch.data_ptr() != x.data_ptr());
     assert!(fits && beside, "a layer norm of tensors that do not fit each other");
     let out = x.empty_like();
-    match x.device() {
-        Device::Cpu => cpu::layer_norm(norm, x, branch, &out),
-        _ => cuda::layer_norm(norm, x, branch, &out)?,
-    }
+    span(Part::LayerNorm, x.device(), || match x.device() {
+        Device::Cpu => {
+            cpu::layer_norm(norm, x, branch, &out);
+            Some(())
+        }
+        _ => cuda::layer_norm(norm, x, branch, &out),
+    })?;
     Some(out)
 }
 
@@ -147,10 +154,13 @@ pub fn gated_gelu(both: &Tensor) -> Option<Tensor> {
     let mut size = both.size();
     *size.last_mut()? /= 2;
     let out = Tensor::empty(&size, (both.kind(), both.device()));
-    match both.device() {
-        Device::Cpu => cpu::gated_gelu(both, &out),
-        _ => cuda::gated_gelu(both, &out)?,
-    }
+    span(Part::GatedGelu, both.device(), || match both.device() {
+        Device::Cpu => {
+            cpu::gated_gelu(both, &out);
+            Some(())
+        }
+        _ => cuda::gated_gelu(both, &out),
+    })?;
     Some(out)
 }
 
@@ -161,11 +171,13 @@ pub fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
     }
     let fits = x.size() == y.size() && x.size().get(1) == bias.size().first() && x.data_ptr() != y.data_ptr();
     assert!(fits, "a sum of tensors that do not fit each other");
-    match y.device() {
-        Device::Cpu => cpu::add(x, bias, y),
-        _ => cuda::add(x, bias, y)?,
-    }
-    Some(())
+    span(Part::Sum, y.device(), || match y.device() {
+        Device::Cpu => {
+            cpu::add(x, bias, y);
+            Some(())
+        }
+        _ => cuda::add(x, bias, y),
+    })
 }
 
 /// Normal numbers by place, float32 [places, count] on `device`: the same bits on every device. See [`attrflow_kernels::philox`].

@@ -1,4 +1,4 @@
-//! Convolutions of 3 x 3 on a CPU with less than half the products; see [`attrflow_kernels::winograd`].
+//! Convolutions of 3 x 3 on a CPU with a quarter of the products; see [`attrflow_kernels::winograd`].
 
 use std::cell::RefCell;
 
@@ -7,6 +7,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::cpu::{values, values_mut};
 use super::plain;
+
+/// Places where a tile and a filter meet.
+const PLACES: i64 = (winograd::POINTS * winograd::POINTS) as i64;
 
 /// Tiles at once: few enough that their transforms stay in the cache, enough for products to be fast.
 const TILES: usize = 256;
@@ -39,33 +42,33 @@ impl Filters {
             _ => &kept.insert((version, transform(weight))).1,
         };
         let out = super::empty_image([rows, outputs, height, width], x);
-        let tiles = h / 2 * (w / 2);
+        let tiles = h / winograd::TILE * (w / winograd::TILE);
         let at_once = TILES.div_ceil(tiles).min(rows as usize);
         let room = |channels: i64| {
-            Tensor::empty([16, (at_once * tiles) as i64, channels], (Kind::Float, Device::Cpu))
+            Tensor::empty([PLACES, (at_once * tiles) as i64, channels], (Kind::Float, Device::Cpu))
         };
         let (mut cut, mut products) = (room(inputs), room(outputs));
         let (from, to) =
             (values(x).chunks(at_once * h * w * i), values_mut(&out).chunks_mut(at_once * h * w * o));
         for (from, to) in from.zip(to) {
-            let count = (from.len() / i / 4) as i64;
+            let count = (from.len() / i / winograd::TILE.pow(2)) as i64;
             if cut.size()[1] != count {
                 // The last ones are fewer.
                 (cut, products) =
                     (cut.narrow(1, 0, count).empty_like(), products.narrow(1, 0, count).empty_like());
             }
             winograd::cut(from, [h, w, i], values_mut(&cut));
-            let _ = cut.bmm_out(&products, filters); // [16, tiles, O]
+            let _ = cut.bmm_out(&products, filters); // [36, tiles, O]
             winograd::join(values(&products), values(bias), [h, w], to);
         }
         Some(out)
     }
 }
 
-/// Filters [O, I, 3, 3] as matrices [16, I, O] for the 16 places of a tile.
+/// Filters [O, I, 3, 3] as matrices [36, I, O] for the places of a tile, computed in float64.
 fn transform(weight: &Tensor) -> Tensor {
-    let g =
-        Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, -0.5, 0.5, 0.0, 0.0, 1.0]).view([4, 3]);
-    let tiles = g.matmul(weight).matmul(&g.transpose(0, 1)); // [O, I, 4, 4]
-    tiles.permute([2, 3, 1, 0]).contiguous().view([16, weight.size()[1], weight.size()[0]])
+    let g = Tensor::from_slice(winograd::filter_transform().as_flattened()).view([-1, 3]);
+    let tiles = g.matmul(&weight.to_kind(Kind::Double)).matmul(&g.transpose(0, 1)); // [O, I, 6, 6]
+    let [outputs, inputs] = [weight.size()[0], weight.size()[1]];
+    tiles.permute([2, 3, 1, 0]).to_kind(Kind::Float).contiguous().view([PLACES, inputs, outputs])
 }

@@ -8,15 +8,18 @@ use tch::Tensor;
 use super::block_context::BlockContext;
 use super::conditioning::{CrossAttentionKv, EncodedConditioning, split_heads};
 use crate::models::layers::{self, Conv2d, FusedLinear, GroupNorm, LayerNorm, Linear};
+use crate::models::profile::{Part, span};
 use crate::models::weights::Scope;
 
 /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
 ///
 /// Queries [K, T, C] in any grouping of rows, keys and values [K, heads, L, C/heads]; returns [K, T, C].
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let (q, no_mask) = (split_heads(q, k.size()[1]), None::<Tensor>);
-    let y = Tensor::scaled_dot_product_attention(&q, k, v, no_mask, 0.0, false, None, false);
-    y.transpose(1, 2).flatten(2, 3)
+    span(Part::Attention, q.device(), || {
+        let (q, no_mask) = (split_heads(q, k.size()[1]), None::<Tensor>);
+        let y = Tensor::scaled_dot_product_attention(&q, k, v, no_mask, 0.0, false, None, false);
+        y.transpose(1, 2).flatten(2, 3)
+    })
 }
 
 /// Attention of an image's positions to each other.
