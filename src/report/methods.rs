@@ -138,7 +138,7 @@ fn costs(run: &Run<'_>, record: &StageRecord) -> BTreeMap<String, Cost> {
                 .filter(|(name, _)| by_all(name) == wanted)
                 .map(|(_, record)| record.seconds)
                 .sum::<f64>()
-                .max(0.0)
+                .abs()
         };
         let peak = own.keys().filter_map(|name| memory.get(*name).copied()).max().filter(|peak| *peak > 0);
         Cost {

@@ -248,10 +248,11 @@ fn what_a_baseline_cannot_compare_is_refused() {
     refused(&project, "plan", "`of` is inherited from the stage on the input `gradients`");
 
     let large = "projection_dim = 1048576, projection = \"dense\", select = \"attn\"";
-    let large_of_query = large.replace(", ", "\n");
     let all = PIPELINE.replace("projection_dim = 256 }", &format!("{large} }}"));
-    project.write("pipelines/demo.toml", all.replace("projection_dim = 256", &large_of_query));
-    refused(&project, "run", "`projection_dim` is 1048576, for which dense random matrices of these weights take ");
+    project.write("pipelines/demo.toml", all.replace("projection_dim = 256", &large.replace(", ", "\n")));
+    let ran = project.attrflow(["run", "pipelines/demo.toml", "--target", "gradients"]);
+    let expected = "`projection_dim` is 1048576, for which dense random matrices of these weights take ";
+    assert!(ran.code != 0 && ran.err.contains(expected), "{ran:?}");
 
     // Gradients of one's own.
     edited("query_gradients = \"query_gradients.gradients\"", "query_gradients = \"../own.npy\"");

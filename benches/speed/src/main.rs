@@ -122,9 +122,11 @@ fn main() -> anyhow::Result<()> {
     let texts = NpyRows::new(texts, 2);
     let data = DataSet::new(&latents, &texts, captions)?;
     let [start, end] = work.batches;
-    let mut loss = work.loss.clone();
+    let mut loss = json!(LossParams::default());
+    for (key, value) in work.loss.as_object().context("`loss` is no table")? {
+        loss[key] = value.clone();
+    }
     loss["precision"] = json!(work.precision);
-    loss["draws"] = json!(1);
     let loss: LossParams = serde_json::from_value(loss)?;
     let result = match work.what.as_str() {
         "loss" => {
