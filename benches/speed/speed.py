@@ -266,7 +266,7 @@ def plan(on_gpu):
         for select in ("cross-attn-kv", "all"):
             fisher = common | dict(what="fisher", micro_batch=32, batch_size=16, select=select)
             yield f"fisher, fp32, {select}", fisher, dict(ours=4, peer=1)
-        ekfac = common | dict(what="ekfac", micro_batch=32, batch_size=32)
+        ekfac = common | dict(what="ekfac", micro_batch=8, batch_size=8)
         yield "ekfac, fp32, cross-attn-kv", ekfac, dict(ours=20, peer=20)
         screen = common | dict(what="screen", micro_batch=40, batch_size=8, queries=100)
         yield "screen of 100 queries, fp32", screen, dict(ours=4, peer=2)

@@ -101,7 +101,10 @@ fn estimate(finding: &Finding, level: f64) -> String {
             number(found.low),
             number(found.high)
         ),
-        (None, Some(found)) => format!("share {found}{count}"),
+        (None, Some(found)) => match found.as_f64() {
+            Some(share) => format!("share {}{count}", number(share)),
+            None => format!("share {found}{count}"),
+        },
         (None, None) => format!("too little data for an interval{count}"),
     }
 }
@@ -191,16 +194,21 @@ fn plot_effects(chart: &mut Chart, points: &[Point], level: f64, top: i32) {
             chart.dot([x, place(point.mean)], 5, color);
         }
     }
-    let mut x = LEFT;
+    let several = methods.iter().filter(|method| **method != "random").count() > 1;
+    let [mut x, mut y] = [LEFT, bottom + 37];
     for method in &methods {
-        chart.dot([x + 6, bottom + 44], 5, paint(method));
-        let label = if *method == "random" {
-            "random images".to_owned()
-        } else {
-            format!("highest-scored images: {method}")
+        let label = match *method {
+            "random" => "random images".to_owned(),
+            method if several => format!("highest by {method}"),
+            method => format!("highest-scored images: {method}"),
         };
-        chart.text([x + 18, bottom + 37], &label, Font::Plain, Anchor::Start, DARK);
-        x += 18 + (label.chars().count() as i32 + 3) * Font::Plain.size()[0];
+        let length = 18 + (label.chars().count() as i32 + 3) * Font::Plain.size()[0];
+        if x > LEFT && x + length > WIDTH - MARGIN {
+            [x, y] = [LEFT, y + Font::Plain.size()[1] + 4];
+        }
+        chart.dot([x + 6, y + 7], 5, paint(method));
+        chart.text([x + 18, y], &label, Font::Plain, Anchor::Start, DARK);
+        x += length;
     }
 }
 
