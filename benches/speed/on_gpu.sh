@@ -12,3 +12,4 @@ mkdir -p results
 bin/attrflow doctor
 "$python" benches/speed/quality.py --attrflow bin/attrflow --out results/quality.json
 "$python" benches/speed/speed.py --binary bin/attrflow-speed --device cuda --turns "${TURNS:-1}" --out results/speed.json
+"$python" benches/speed/speed.py --binary bin/attrflow-speed --device cuda --profile

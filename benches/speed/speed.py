@@ -230,10 +230,13 @@ def minute(options, data):
 
 def checks(options, data):
     """Each row of a small batch by the fast way, against the simple one in the same precision."""
-    found = {}
+    found, device = {}, "cpu" if options.device == "cpu" else {"cuda": 0}
+    work = dict(what="noise", precision="fp32", select="all", batch_size=1, micro_batch=1, threads=options.cores, loss=LOSS)
+    seconds, (answer,) = Side([[options.binary, json.dumps(work | dict(data=str(data), device=device, batches=[0, 1]))]], True).run()
+    found["noise"] = dict(equal=answer["equal"], rows_a_second=answer["rows"] / seconds)
+    print(f"noise by a counter: bits {'equal' if answer['equal'] else 'NOT equal'} to the CPU's, {answer['rows'] / seconds:.0f} rows/s", flush=True)
     for precision in ("fp32", "tf32", "bf16") if options.device == "cuda" else ("fp32",):
         work = dict(what="check", precision=precision, select="all", batch_size=1, micro_batch=40, threads=options.cores)
-        device = "cpu" if options.device == "cpu" else {"cuda": 0}
         todo = work | dict(data=str(data), device=device, batches=[1, 2], loss=LOSS | dict(batch_size=100))
         _, answers = Side([[options.binary, json.dumps(todo)]], True).run()
         found[precision] = answers[0]["deviation"]

@@ -29,7 +29,7 @@ use attrflow_engine::store::format_bytes;
 const FILE: &str = "gradients.npy";
 
 /// The most bytes that matrices of dense projections may take.
-const LARGEST: u64 = 16 << 30;
+const LARGEST: u64 = 8 << 30;
 
 /// Images whose rows are read, drawn and kept at once.
 const IMAGES: usize = 16;

@@ -23,6 +23,7 @@ use attrflow::method::screen::{Steps, Unlearned};
 use attrflow::method::selection::Selection;
 use attrflow::method::train::{Init, TrainLora, TrainParams, Training, TrainingData};
 use attrflow::method::unlearn::{UnlearnParams, Unlearning};
+use attrflow::models::kernels;
 use attrflow::models::lora::Adapters;
 use attrflow::models::profile;
 use attrflow::models::unet::{ModelMode, Precision, UNet, UNetFiles};
@@ -158,6 +159,19 @@ fn main() -> anyhow::Result<()> {
                 .collect();
             let rows = (end - start) * loss.images_per_batch() * loss.rows_per_image();
             json!({ "rows": rows, "seconds": seconds, "parts": parts })
+        }
+        "noise" => {
+            // A batch of 8,000 rows. A GPU that does not give the CPU's bits is left out of it, with a warning.
+            let places: Vec<kernels::Place> = (0..1600).map(|row| [row / 20, row % 20 * 50, 0]).collect();
+            let draw = |device| kernels::philox_normals([1, 2], &places, 5 * 1024, device);
+            let bits = |numbers: Tensor| {
+                let numbers = Vec::<f32>::try_from(numbers.to_device(tch::Device::Cpu).view(-1))?;
+                anyhow::Ok(numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            };
+            let equal = bits(draw(torch))? == bits(draw(tch::Device::Cpu))?;
+            // Reading a number waits for the device.
+            let (seconds, _) = timed(|| Ok(draw(torch).double_value(&[-1, -1])))?;
+            json!({ "rows": 1600 * 5, "seconds": seconds, "equal": equal })
         }
         "check" => {
             let pass = LossPass::new(&unet, &schedule, data, &loss, work.micro_batch)?;
