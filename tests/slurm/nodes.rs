@@ -138,8 +138,9 @@ fn a_run_goes_on_by_itself_and_is_followed_and_ended_from_elsewhere() {
         finished(&events(&followed.text)) > 5 && finished(&events(&log)) == finished(&events(&followed.text))
     );
     assert!(lab.attrflow(&project, &["logs", &name]).well().text.contains("run.log"));
-    let runs = lab.attrflow(&project, &["runs", "--json"]).well().text;
-    assert!(runs.contains("\"ended\""), "{runs}");
+    // Its last event is written before its process ends.
+    let has_ended = || lab.attrflow(&project, &["runs", "--json"]).well().text.contains("\"ended\"");
+    crate::lab::wait(30, "its process has ended", has_ended);
     assert!(lab.tasks().is_empty());
 
     // One that is to end ends, and what it finished is kept.

@@ -399,6 +399,14 @@ pub(super) fn add(x: &Tensor, bias: &Tensor, y: &Tensor) -> Option<()> {
     })
 }
 
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn ceil(a: i64, b: i64) -> i64 {
+    (a + b - 1) / b
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,12 +431,4 @@ mod tests {
         }
         assert!(nvidia.compile("not C++", "80", &[]).unwrap_err().contains("error"));
     }
-}
-
-fn gcd(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-fn ceil(a: i64, b: i64) -> i64 {
-    (a + b - 1) / b
 }

@@ -150,7 +150,7 @@ impl RemoteWorker {
                 !fs_err::metadata(from.join(&file.path)).is_ok_and(|found| found.len() == file.size)
             });
             let moved = match missing {
-                None => fs_err::rename(&from, out),
+                None => replace(&from, out),
                 Some(file) => {
                     Err(std::io::Error::new(ErrorKind::NotFound, from.join(&file.path).display().to_string()))
                 }
@@ -177,6 +177,19 @@ impl RemoteWorker {
             let _ = from.parent().map(fs_err::read_dir);
             pause.wait();
         }
+    }
+}
+
+/// Renames a folder to the place of another, in which earlier tasks may have left empty folders.
+fn replace(from: &Path, out: &Path) -> std::io::Result<()> {
+    match fs_err::rename(from, out) {
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+            for left in fs_err::read_dir(out)? {
+                fs_err::remove_dir(left?.path())?;
+            }
+            fs_err::rename(from, out)
+        }
+        moved => moved,
     }
 }
 

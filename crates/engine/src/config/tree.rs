@@ -220,13 +220,13 @@ pub fn set(
                 return old.is_none().then_some(NewKey { path, name, origin, beside });
             }
             (Value::Table(table), false) => {
-                if !table.entries.contains_key(*key) {
+                if !table.entries.contains_key(key) {
                     let names: Vec<String> = table.keys().map(str::to_owned).collect();
                     let problem = problems.at(&origin, format!("the config has no table `{key}`"));
                     problem.suggest(key, names.iter().map(String::as_str));
                     return None;
                 }
-                &mut table.entries.get_mut(*key).expect("checked above").node
+                &mut table.entries.get_mut(key).expect("checked above").node
             }
             (Value::List(items), _) => {
                 let Some(index) = item_index(items, key) else {

@@ -113,7 +113,7 @@ fn check_shared(index: usize, drafts: &[Draft<'_>], connected: &[Connected], rea
             continue;
         }
         for input in shared.inputs {
-            let sources = [own, theirs].map(|connected| connected.sources.get(*input));
+            let sources = [own, theirs].map(|connected| connected.sources.get(input));
             let same = match sources {
                 [Some(one), Some(other)] => one.is_same(other),
                 [one, other] => one.is_none() && other.is_none(),
@@ -122,7 +122,7 @@ fn check_shared(index: usize, drafts: &[Draft<'_>], connected: &[Connected], rea
                 continue;
             }
             reported.push(input);
-            let place = [*input, shared.port].iter().find_map(|port| draft.inputs.entries.get(*port));
+            let place = [*input, shared.port].iter().find_map(|port| draft.inputs.entries.get(port));
             let [here, there] = sources.map(|source| described(source, drafts));
             let message = format!(
                 "`{input}` is {here}, and of the stage `{}` on the input `{}` it is {there}: both stages must have the same",
@@ -186,7 +186,7 @@ fn with_inherited(
 /// Adds the parameters that say where the results folder shows an input.
 fn add_shown_at(params: &mut Node, index: usize, drafts: &[Draft<'_>], connected: &[Connected]) {
     for ShownAt { param, port } in drafts[index].kind.shown_at {
-        let Some(Source::Port { stage, port, sub, origin }) = connected[index].sources.get(*port) else {
+        let Some(Source::Port { stage, port, sub, origin }) = connected[index].sources.get(port) else {
             continue;
         };
         let (giver, Value::Table(table)) = (&drafts[*stage], &mut params.value) else { continue };

@@ -78,7 +78,8 @@ mod tests {
         write(&manifest, &[task.clone(), TaskTime { begin: 1.5, end: 3.0, ..task.clone() }]).unwrap();
         let table = folder.path().join("20261130T174706.912286Z.tasks.csv");
         let text = fs_err::read_to_string(&table).unwrap();
-        assert!(text.starts_with("stage,worker,begin,end\n\"influence[a, \"\"b\"\"]\",worker 1,0.25,1.5\n"));
+        let first = "stage,worker,begin,end,peak_memory\n\"influence[a, \"\"b\"\"]\",worker 1,0.25,1.5,7\n";
+        assert!(text.starts_with(first), "{text}");
         assert_eq!(read(&manifest).unwrap()[0], task);
         fs_err::write(&table, "stage,worker\n1,2\n").unwrap();
         assert!(read(&manifest).unwrap_err().to_string().contains(".tasks.csv: "));

@@ -66,8 +66,16 @@ fn an_old_cache_is_recognised_reported_and_collected() {
 fn every_area_is_listed_and_none_is_removed() {
     let project = project();
     project.run(&[]);
-    let folders =
-        [Area::Pins, Area::Costs, Area::Noop, Area::Cluster, Area::Leases, Area::Downloads, Area::Quarantine];
+    let folders = [
+        Area::Pins,
+        Area::Costs,
+        Area::Trials,
+        Area::Noop,
+        Area::Cluster,
+        Area::Leases,
+        Area::Downloads,
+        Area::Quarantine,
+    ];
     for area in folders {
         fs_err::create_dir_all(store(&project).area(area)).unwrap();
     }
