@@ -68,13 +68,16 @@ def prepare(folder, name):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("sizes", nargs="*", default=list(SIZES), choices=[*SIZES, []])
+    parser.add_argument("sizes", nargs="*", default=list(SIZES), help=f"some of {list(SIZES)} [default: all]")
     parser.add_argument("--binary", required=True)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out")
     options = parser.parse_args()
+    unknown = [name for name in options.sizes if name not in SIZES]
+    if unknown:
+        parser.error(f"unknown size {unknown[0]!r}, expected some of {list(SIZES)}")
     options.trials, options.keep, options.cores = False, True, os.cpu_count()
     rows = []
     for name in options.sizes:

@@ -95,6 +95,10 @@ fn convolutions_are_libtorchs() {
         let shift = bias.view([1, outputs, 1, 1]);
         within(&(twice - &shift), &((expected - &shift) * 2.0), 4e-6);
     }
+    // Transformed filters of such a layer would take too much memory.
+    let (wide, weight, bias) =
+        (image([1, 512, 8, 8], 0.1), image([512, 512, 3, 3], 0.2), numbers(&[512], 0.3));
+    assert!(Filters::default().convolve(&wide, &weight, &bias, 0).is_none());
     tch::set_num_threads(threads);
 }
 

@@ -11,6 +11,10 @@ use super::plain;
 /// Places where a tile and a filter meet.
 const PLACES: i64 = (winograd::POINTS * winograd::POINTS) as i64;
 
+/// Numbers of a layer's transformed filters at most (32 MiB). They are four times those of the filters: of the widest layers of Stable
+/// Diffusion they would take more memory than the network.
+const NUMBERS: usize = 1 << 23;
+
 /// Tiles at once: few enough that their transforms stay in the cache, enough for products to be fast.
 const TILES: usize = 256;
 
@@ -31,8 +35,12 @@ impl Filters {
         let [h, w, i, o] = [height, width, inputs, outputs].map(|size| size as usize);
         let on_cpu = x.device() == Device::Cpu && x.kind() == Kind::Float;
         // One thread: libtorch splits its own convolutions over several better than this would.
-        let served =
-            on_cpu && tch::get_num_threads() == 1 && h * w >= POSITIONS && winograd::fits(h, w, i, o);
+        let fits_memory = PLACES as usize * i * o <= NUMBERS;
+        let served = fits_memory
+            && on_cpu
+            && tch::get_num_threads() == 1
+            && h * w >= POSITIONS
+            && winograd::fits(h, w, i, o);
         if !served || !plain(&[Some(x), Some(weight)], &[Some(bias)]) {
             return None;
         }
