@@ -229,21 +229,24 @@ fn one_thread(stages: &[StageNode], actions: &[(usize, Action)], conditions: &Co
 
 /// That some stages are slower in bfloat16 than in float32 on a processor without units for it.
 fn slow_bf16(stages: &[StageNode], actions: &[(usize, Action)], conditions: &Conditions) -> String {
+    if conditions.devices.iter().any(|device| device != "cpu") {
+        return String::new();
+    }
+    let runs = |(index, action): &(usize, Action)| {
+        let node = &stages[*index];
+        let computes = node.kind().libtorch && !matches!(action, Action::Cached(_));
+        (computes && node.stage.to_json()["loss"]["precision"] == "bf16").then_some(node.id.as_str())
+    };
+    let stages: Vec<&str> = actions.iter().filter_map(runs).collect();
+    let Some((first, others)) = stages.split_first() else { return String::new() };
     let cpu = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has_units = cpu
         .lines()
         .find(|line| line.starts_with("flags"))
         .is_none_or(|flags| flags.split_whitespace().any(|flag| ["amx_bf16", "avx512_bf16"].contains(&flag)));
-    if has_units || conditions.devices.iter().any(|device| device != "cpu") {
+    if has_units {
         return String::new();
     }
-    let runs = |(index, action): &(usize, Action)| {
-        let node = &stages[*index];
-        let in_bf16 = node.stage.to_json()["loss"]["precision"] == "bf16";
-        (in_bf16 && !matches!(action, Action::Cached(_))).then_some(node.id.as_str())
-    };
-    let stages: Vec<&str> = actions.iter().filter_map(runs).collect();
-    let Some((first, others)) = stages.split_first() else { return String::new() };
     let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
     fitted_line(&format!(
         "\nwarning: {first}{others}: `precision = \"bf16\"`, for which this processor has no units (AMX or AVX512-BF16): it is slower than \

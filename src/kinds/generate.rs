@@ -131,12 +131,7 @@ impl Stage for SampleParams {
             "`steps` is {}, expected at most {timesteps}, the model's timesteps",
             self.steps
         );
-        if let Some(at) = self.denoised_at {
-            anyhow::ensure!(
-                (at as i64) < timesteps,
-                "`denoised_at` is {at}, expected less than {timesteps}, the model's timesteps"
-            );
-        }
+        check_inputs::timestep(inputs, "denoised_at", self.denoised_at)?;
         self.units(inputs).map(drop)
     }
 
@@ -169,9 +164,14 @@ impl Stage for SampleParams {
         let cost_key = expected::with_second_encoder(inputs, cost_key)?;
         let tasks = count.div_ceil(batch.max(1)) as u64;
         // Text, decoding and loading took about as long as four steps of the demo.
-        let timesteps = ScheduleConfig::load(inputs.path("scheduler")?)?.num_train_timesteps as usize;
-        let left = timesteps.saturating_sub(self.denoised_at.unwrap_or(0));
-        let (steps, extra) = (tasks * (self.steps * left).div_ceil(timesteps) as u64, tasks * 4);
+        let steps = match self.denoised_at {
+            Some(at) => {
+                let all = ScheduleConfig::load(inputs.path("scheduler")?)?.num_train_timesteps as usize;
+                (self.steps * all.saturating_sub(at)).div_ceil(all)
+            }
+            None => self.steps,
+        };
+        let (steps, extra) = (tasks * steps as u64, tasks * 4);
         Ok(Estimate {
             parts: outputs.iter().filter_map(|(_, form)| form.bytes()).sum(),
             outputs: outputs.map(|(port, form)| (port.to_owned(), form)).into(),

@@ -18,7 +18,7 @@ use crate::method::ekfac::Eigenbasis;
 pub use crate::method::gradients::GradientsParams;
 use crate::method::loss::LossPass;
 use crate::method::projection::{Kept, Projection, Projector, kept};
-use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
+use crate::method::schedule::NoiseSchedule;
 use crate::models::unet::Precision;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -91,13 +91,7 @@ impl Stage for GradientsParams {
 
     fn validate_inputs(&self, inputs: &Inputs) -> anyhow::Result<()> {
         loss_pass::validate_inputs(&self.loss, inputs)?;
-        if let Some(timestep) = self.timestep {
-            let timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
-            anyhow::ensure!(
-                (timestep as i64) < timesteps,
-                "`timestep` is {timestep}, expected less than {timesteps}, the model's timesteps"
-            );
-        }
+        check_inputs::timestep(inputs, "timestep", self.timestep)?;
         check_inputs::selected(inputs, &self.select)?;
         if let Some(file) = inputs.get("eigenbasis") {
             let layers = factors::layers(inputs, &self.select)?;
@@ -114,7 +108,6 @@ impl Stage for GradientsParams {
             factors::validate(file, &layers, false)?;
         }
         let network = Parameters::of(inputs, &self.select)?;
-        self.width(&network)?;
         let bytes = self.bytes_of_matrices(&network)?;
         anyhow::ensure!(
             bytes <= LARGEST,

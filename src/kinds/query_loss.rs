@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::loss_pass::per_timestep::mean;
 use super::shared::arrays::{TrainingSet, values};
-use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_image_encoder, with_unet};
+use super::shared::network::{CHECKPOINT, LORA, SCHEDULER, UNET, with_folder, with_unet};
 use super::shared::query_table::{self, QueryRow};
 use super::shared::{check_inputs, check_values, device, expected, micro_batch};
 use crate::io::image::{RgbImage, load_rgb};
@@ -18,8 +18,9 @@ use crate::method::loss::{LossParams, LossPass};
 use crate::method::noise::Noise;
 use crate::method::objective::Objective;
 use crate::method::schedule::{NoiseSchedule, ScheduleConfig};
-use crate::models::clip::image;
+use crate::models::clip::image::{self, ImageEncoder};
 use crate::models::unet::{ModelMode, Precision};
+use crate::models::vision::PictureEncoder;
 use attrflow_engine::config::param::Validate;
 use attrflow_engine::kind::{
     ArtifactShape, Compute, Context, Estimate, ExpectedInputs, Input, Inputs, Kind, KindInfo, Output, Stage,
@@ -285,7 +286,7 @@ fn table_rows<'a>(
 
 /// The cosine between CLIP's vectors of two pictures.
 fn clip_cosine(folder: &Path, pictures: &[RgbImage; 2], cx: &Context<'_>) -> anyhow::Result<Option<f64>> {
-    with_image_encoder(folder, cx.device, |clip| {
+    with_folder(folder, cx.device, ImageEncoder::load, |clip| {
         let _no_grad = tch::no_grad_guard();
         let prepared = pictures.each_ref().map(|picture| clip.prepare(picture));
         let vectors = clip.forward(&Tensor::stack(&prepared, 0).to_device(device::torch(cx.device)));

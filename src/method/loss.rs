@@ -16,7 +16,7 @@ use super::diffusion_loss::{DenoisingRows, check, losses};
 use super::error::MathError;
 use super::identity::hashed;
 use super::micro_batches::in_micro_batches;
-use super::noise::{ImageNoise, Noise, Point, batch_noise};
+use super::noise::{Noise, Point, batch_noise};
 use super::objective::Objective;
 use super::schedule::{NoiseSchedule, ScheduleConfig};
 use crate::models::unet::conditioning::EncodedConditioning;
@@ -331,20 +331,15 @@ impl<'a> LossPass<'a> {
 
     /// The noise of all rows of some images, on the network's device.
     fn noise(&self, images: &Range<usize>, batch: usize, latent: &[i64]) -> Tensor {
-        let (points, offset) = (&self.points, self.params.objective.noise_offset);
-        let (seed, device, captions) =
-            (self.params.seed.into(), self.unet.device(), self.params.captions as i64);
-        match self.params.noise {
-            Noise::PerBatch => {
-                let rows = images.len() as i64 * captions * points.len() as i64;
-                batch_noise(seed, batch, &[&[rows], latent].concat(), offset, device)
-            }
-            noise => {
-                let shape = [&[captions], latent].concat();
-                let images: Vec<usize> = images.clone().map(|image| self.data.image_of(image)).collect();
-                ImageNoise { noise, seed, offset }.of(&images, points, &shape, device).flatten(0, 2)
-            }
+        let (points, device, captions) = (&self.points, self.unet.device(), self.params.captions as i64);
+        if self.params.noise.by_image() {
+            let shape = [&[captions], latent].concat();
+            let images: Vec<usize> = images.clone().map(|image| self.data.image_of(image)).collect();
+            return self.image_noise().of(&images, points, &shape, device).flatten(0, 2);
         }
+        let (seed, offset) = (self.params.seed.into(), self.params.objective.noise_offset);
+        let rows = images.len() as i64 * captions * points.len() as i64;
+        batch_noise(seed, batch, &[&[rows], latent].concat(), offset, device)
     }
 }
 

@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::layers::LayerNorm;
 use super::tape::Tape;
 use super::transformer::{self, Activation, Layer, LayerShape};
+use super::vision::{self, PictureEncoder};
 use super::weights::config::{self, ModelError, OptionGuard};
 use super::weights::{self, Scope, Weights, checkpoint};
 use crate::io::image::resize::{Filter, shorter_side};
@@ -68,12 +69,7 @@ impl DinoConfig {
     fn read(file: &Path) -> Result<Self, ModelError> {
         let config: Self = config::read(file, GUARDS)?;
         let Self { hidden_size, num_attention_heads, image_size, patch_size, .. } = config;
-        config::expect_divides(
-            file,
-            ("num_attention_heads", num_attention_heads),
-            ("hidden_size", &[hidden_size]),
-        )?;
-        config::expect_divides(file, ("patch_size", patch_size), ("image_size", &[image_size]))?;
+        vision::expect_sizes(file, num_attention_heads, hidden_size, patch_size, image_size)?;
         Ok(config)
     }
 
@@ -129,8 +125,8 @@ struct Preparing {
     resized: u32,
     cropped: u32,
     filter: Filter,
-    mean: [f32; 3],
-    std: [f32; 3],
+    /// Mean and standard deviation of each channel.
+    statistics: [[f32; 3]; 2],
 }
 
 impl Preparing {
@@ -142,11 +138,7 @@ impl Preparing {
         let own = image_size as u32;
         let cropped = found.crop_size.or(found.size).map_or(own, Sides::shorter);
         let resized = found.size.map_or(own * 256 / 224, Sides::shorter);
-        let filter = match found.resample {
-            Some(2) => Filter::Bilinear,
-            Some(3) | None => Filter::Bicubic,
-            Some(other) => return Err(config::unsupported(&file, "resample", other, "2, 3")),
-        };
+        let filter = found.resample.map_or(Ok(Filter::Bicubic), |number| vision::filter(&file, number))?;
         if cropped > resized {
             return Err(config::unsupported(
                 &file,
@@ -157,7 +149,7 @@ impl Preparing {
         }
         let mean = found.image_mean.unwrap_or([0.485, 0.456, 0.406]);
         let std = found.image_std.unwrap_or([0.229, 0.224, 0.225]);
-        Ok(Self { resized, cropped, filter, mean, std })
+        Ok(Self { resized, cropped, filter, statistics: [mean, std] })
     }
 }
 
@@ -174,7 +166,6 @@ pub fn check_folder(folder: &Path) -> Result<(), ModelError> {
 /// The vision transformer.
 pub struct VisionTransformer {
     preparing: Preparing,
-    patch: i64,
     class_token: Tensor,
     patch_weight: Tensor,
     patch_bias: Tensor,
@@ -189,8 +180,7 @@ impl VisionTransformer {
     ///
     /// # Errors
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
-    pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
-        let folder = folder.as_ref();
+    pub fn load(folder: &Path, device: Device) -> Result<Self, ModelError> {
         let config = DinoConfig::read(&folder.join("config.json"))?;
         let preparing = Preparing::read(folder, config.image_size)?;
         let checkpoint = checkpoint::find(folder)?;
@@ -219,7 +209,6 @@ impl VisionTransformer {
         let side = config.image_size / patch;
         let positions = embeddings.take("position_embeddings", &[1, 1 + side * side, width]);
         Self {
-            patch,
             class_token: embeddings.take("cls_token", &[1, 1, width]),
             patch_weight: patches.take("weight", &[width, 3, patch, patch]),
             patch_bias: patches.take("bias", &[width]),
@@ -229,26 +218,20 @@ impl VisionTransformer {
             preparing,
         }
     }
+}
 
-    /// A picture as the network takes it, [3, S, S] on the CPU.
-    pub fn prepare(&self, picture: &RgbImage) -> Tensor {
-        let Preparing { resized, cropped, filter, mean, std } = &self.preparing;
-        let [mean, std] = [mean, std].map(|values| Tensor::from_slice(values).view([3, 1, 1]));
+impl PictureEncoder for VisionTransformer {
+    fn prepare(&self, picture: &RgbImage) -> Tensor {
+        let Preparing { resized, cropped, filter, statistics } = &self.preparing;
         let smaller = center_square(&shorter_side(picture, *resized, *filter));
         let (margin, side) = ((resized - cropped) / 2, *cropped);
         let square = ::image::imageops::crop_imm(&smaller, margin, margin, side, side).to_image();
-        let side = i64::from(side);
-        let bytes = Tensor::from_slice(square.as_raw()).view([side, side, 3]).permute([2, 0, 1]);
-        (bytes.to_kind(Kind::Float) / 255.0 - mean) / std
+        vision::normalised(&square, *statistics)
     }
 
-    /// Prepared pictures [B, 3, S, S] to vectors [B, D].
-    pub fn forward(&self, pictures: &Tensor) -> Tensor {
-        let stride = [self.patch; 2];
-        let patches = pictures.conv2d(&self.patch_weight, Some(&self.patch_bias), stride, [0, 0], [1, 1], 1);
-        let patches = patches.flatten(2, 3).transpose(1, 2); // [B, patches, D]
-        let class = self.class_token.expand([patches.size()[0], -1, -1], false);
-        let mut h = Tensor::cat(&[class, patches], 1) + &self.positions; // [B, 1 + patches, D]
+    fn forward(&self, pictures: &Tensor) -> Tensor {
+        let tokens = vision::tokens(pictures, &self.patch_weight, Some(&self.patch_bias), &self.class_token);
+        let mut h = tokens + &self.positions; // [B, 1 + patches, D]
         for layer in &self.layers {
             h = layer.forward(&h);
         }

@@ -15,4 +15,5 @@ pub mod tokenizer;
 mod transformer;
 pub mod unet;
 pub mod vae;
+pub mod vision;
 pub mod weights;

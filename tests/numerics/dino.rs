@@ -1,6 +1,7 @@
 //! DINO's vision transformers against transformers (`tests/golden/make_dino.py`).
 
 use attrflow::models::dino::VisionTransformer;
+use attrflow::models::vision::PictureEncoder as _;
 use image::RgbImage;
 use tch::{Device, Tensor};
 
@@ -16,7 +17,7 @@ fn picture(pixels: &Tensor) -> RgbImage {
 fn vectors_are_transformers() {
     let golden = load("dino");
     for family in ["vit", "dinov2"] {
-        let dino = VisionTransformer::load(path("tests/golden/dino").join(family), Device::Cpu).unwrap();
+        let dino = VisionTransformer::load(&path("tests/golden/dino").join(family), Device::Cpu).unwrap();
         let prepared = ["images/0", "images/1"]
             .map(|image| dino.prepare(&picture(&golden[image])))
             .map(|x| x.unsqueeze(0));

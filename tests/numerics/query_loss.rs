@@ -3,6 +3,7 @@
 use attrflow::io::NpyWriter;
 use attrflow::io::npy::{Dtype, Npy};
 use attrflow::models::clip::image::ImageEncoder;
+use attrflow::models::vision::PictureEncoder as _;
 use image::RgbImage;
 use tch::{Device, Tensor};
 
@@ -100,7 +101,7 @@ fn losses_and_distances_of_drawings_are_pythons() {
 #[test]
 fn the_image_encoder_is_transformers() {
     let golden = golden::load("query_loss");
-    let clip = ImageEncoder::load(path("tests/golden/clip_image"), Device::Cpu).unwrap();
+    let clip = ImageEncoder::load(&path("tests/golden/clip_image"), Device::Cpu).unwrap();
     for item in ITEMS {
         let rows = golden[&format!("{item}/prepared")].size()[0];
         let prepared: Vec<Tensor> =

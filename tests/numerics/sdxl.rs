@@ -142,7 +142,7 @@ fn guidance_without_a_text_is_by_zeros() {
 #[test]
 fn latents_have_the_scale_of_the_autoencoder() {
     let case = cases();
-    let vae = Vae::load(folder("vae"), Device::Cpu).unwrap();
+    let vae = Vae::load(&folder("vae"), Device::Cpu).unwrap();
     assert_eq!(vae.scaling_factor(), 0.13025);
     let mode = tch::no_grad(|| vae.encode(&case["pixels"]).mode());
     assert_close("latent", &(mode * vae.scaling_factor()), &case["latent_mode"]);

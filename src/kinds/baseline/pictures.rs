@@ -11,17 +11,19 @@ use crate::io::captions::coco::Captions;
 use crate::io::image::resize::{Filter, shorter_side};
 use crate::io::image::{RgbImage, center_crop, load_rgb};
 use crate::kinds::shared::device;
-use crate::kinds::shared::network::{with_image_encoder, with_vision_transformer};
+use crate::kinds::shared::network::with_folder;
 use crate::method::baseline::Baseline;
 use crate::method::data::Rows;
 use crate::method::error::DataError;
-use crate::models::{clip, dino};
+use crate::models::clip::image::{self, ImageEncoder};
+use crate::models::dino::{self, VisionTransformer};
+use crate::models::vision::PictureEncoder;
 use attrflow_engine::kind::{Context, Inputs};
 
 /// Refuses files that do not fit each other.
 pub(super) fn validate(params: &BaselineParams, inputs: &Inputs) -> anyhow::Result<()> {
     match params.method {
-        Baseline::Clip => clip::image::check_folder(inputs.path(CLIP))?,
+        Baseline::Clip => image::check_folder(inputs.path(CLIP))?,
         Baseline::Dino => dino::check_folder(inputs.path(DINO))?,
         _ => {}
     }
@@ -46,7 +48,7 @@ pub(super) fn with_rows<T>(
     params: &BaselineParams,
     inputs: &Inputs,
     cx: &Context<'_>,
-    work: impl FnOnce(&dyn Rows, &dyn Rows) -> anyhow::Result<T>,
+    work: impl Fn(&dyn Rows, &dyn Rows) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let files = training(inputs)?;
     let query = vec![inputs.path(PICTURES[2]).to_owned()];
@@ -55,20 +57,18 @@ pub(super) fn with_rows<T>(
         let rows = Pictures { files: &files, views: 2, row, progress: &progress };
         work(&rows, &Pictures { files: &query, views: 1, row, progress: &|_| () })
     };
-    let on_device = |prepared: Vec<Tensor>| Tensor::stack(&prepared, 0).to_device(device::torch(cx.device));
+    let encoded = |encoder: &dyn PictureEncoder| {
+        of(&|some| {
+            let prepared: Vec<Tensor> = some.iter().map(|picture| encoder.prepare(picture)).collect();
+            let prepared = Tensor::stack(&prepared, 0).to_device(device::torch(cx.device));
+            Ok(encoder.forward(&prepared).to_device(Device::Cpu))
+        })
+    };
     match params.method {
-        Baseline::Clip => with_image_encoder(inputs.path(CLIP), cx.device, |clip| {
-            of(&|some| {
-                let prepared = some.iter().map(|picture| clip.prepare(picture)).collect();
-                Ok(clip.forward(&on_device(prepared)).to_device(Device::Cpu))
-            })
-        }),
-        Baseline::Dino => with_vision_transformer(inputs.path(DINO), cx.device, |dino| {
-            of(&|some| {
-                let prepared = some.iter().map(|picture| dino.prepare(picture)).collect();
-                Ok(dino.forward(&on_device(prepared)).to_device(Device::Cpu))
-            })
-        }),
+        Baseline::Clip => with_folder(inputs.path(CLIP), cx.device, ImageEncoder::load, |clip| encoded(clip)),
+        Baseline::Dino => {
+            with_folder(inputs.path(DINO), cx.device, VisionTransformer::load, |dino| encoded(dino))
+        }
         _ => of(&|some| {
             let rows: Result<Vec<_>, _> = some.iter().map(|picture| pixels(picture, params.pixels)).collect();
             Ok(Tensor::stack(&rows?, 0))

@@ -1,6 +1,7 @@
 //! Whether bfloat16 pays on this processor: few CPUs have units for it, and the others are much slower than in float32.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kinds::shared::arrays::TrainingSet;
 use crate::kinds::shared::network::with_unet;
@@ -13,7 +14,7 @@ use attrflow_engine::kind::{Device, Inputs};
 /// Rows of the trial.
 const ROWS: usize = 32;
 
-/// On a CPU with `precision = "bf16"`, times some rows in both precisions, and warns if float32 is faster.
+/// On a CPU with `precision = "bf16"`, times some rows in both precisions, once a worker, and warns if float32 is faster.
 ///
 /// # Errors
 /// Files that are not a valid network or data set.
@@ -22,7 +23,9 @@ pub(crate) fn warn(
     (inputs, weights, device): (&Inputs, Option<&Path>, Device),
     schedule: &NoiseSchedule,
 ) -> anyhow::Result<()> {
-    if loss.precision != Precision::Bf16 || device != Device::Cpu {
+    /// Whether this worker has tried it: its processor is the same for all queries.
+    static TRIED: AtomicBool = AtomicBool::new(false);
+    if loss.precision != Precision::Bf16 || device != Device::Cpu || TRIED.swap(true, Ordering::Relaxed) {
         return Ok(());
     }
     let seconds = |precision| {

@@ -35,6 +35,17 @@ pub(crate) fn networks(inputs: &Inputs) -> anyhow::Result<()> {
     texts(inputs)
 }
 
+/// Refuses a parameter that is no timestep of the model.
+pub(crate) fn timestep(inputs: &Inputs, key: &str, value: Option<usize>) -> anyhow::Result<()> {
+    let Some(value) = value else { return Ok(()) };
+    let timesteps = ScheduleConfig::load(inputs.path("scheduler"))?.num_train_timesteps;
+    ensure!(
+        (value as i64) < timesteps,
+        "`{key}` is {value}, expected less than {timesteps}, the model's timesteps"
+    );
+    Ok(())
+}
+
 /// Refuses a LoRA that does not fit the network with this checkpoint.
 fn lora(inputs: &Inputs, network: Network, checkpoint: &Path) -> anyhow::Result<()> {
     let Some(path) = inputs.get("lora") else { return Ok(()) };

@@ -9,8 +9,6 @@ use anyhow::Context as _;
 
 use super::device;
 use super::text::{Folders, TextModel};
-use crate::models::clip::image::ImageEncoder;
-use crate::models::dino::VisionTransformer;
 use crate::models::lora::Adapters;
 use crate::models::unet::{ModelMode, Precision, UNet, UNetFiles};
 use crate::models::vae::Vae;
@@ -103,9 +101,7 @@ pub(crate) fn with_vae<T>(
     device: Device,
     work: impl FnOnce(&Vae) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let folder = inputs.path("vae");
-    let key = ModelKey::of(device, None, &[Some(folder)])?;
-    with_cached(key, || Ok(Vae::load(folder, device::torch(device))?), work)
+    with_folder(inputs.path("vae"), device, Vae::load, work)
 }
 
 /// Does `work` with the tokenizers and the text encoders on the ports `tokenizer`, `text_encoder`, `tokenizer_2`, `text_encoder_2`
@@ -135,30 +131,18 @@ pub(crate) fn with_text_model<T>(
     with_cached(key, || TextModel::load(first, second, lora, device::torch(device)), work)
 }
 
-/// Does `work` with CLIP's image encoder in a folder.
+/// Does `work` with the model that `load` makes of a folder.
 ///
 /// # Errors
 /// Files that make none, and those of `work`.
-pub(crate) fn with_image_encoder<T>(
+pub(crate) fn with_folder<M: 'static, T>(
     folder: &Path,
     device: Device,
-    work: impl FnOnce(&ImageEncoder) -> anyhow::Result<T>,
+    load: fn(&Path, tch::Device) -> Result<M, ModelError>,
+    work: impl FnOnce(&M) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let key = ModelKey::of(device, None, &[Some(folder)])?;
-    with_cached(key, || Ok(ImageEncoder::load(folder, device::torch(device))?), work)
-}
-
-/// Does `work` with DINO's vision transformer in a folder.
-///
-/// # Errors
-/// Files that make none, and those of `work`.
-pub(crate) fn with_vision_transformer<T>(
-    folder: &Path,
-    device: Device,
-    work: impl FnOnce(&VisionTransformer) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let key = ModelKey::of(device, None, &[Some(folder)])?;
-    with_cached(key, || Ok(VisionTransformer::load(folder, device::torch(device))?), work)
+    with_cached(key, || Ok(load(folder, device::torch(device))?), work)
 }
 
 /// Models of a type that are kept: of UNets, a few queries' and the pretrained one.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value as Json;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::text::default_eps;
 use crate::io::image::resize::{Filter, shorter_side};
@@ -15,6 +15,7 @@ use crate::io::image::{RgbImage, center_square};
 use crate::models::layers::{Embedding, LayerNorm, Linear};
 use crate::models::tape::Tape;
 use crate::models::transformer::{self, Activation, Layer, LayerShape};
+use crate::models::vision::{self, PictureEncoder};
 use crate::models::weights::config::{self, ModelError, OptionGuard};
 use crate::models::weights::{self, Scope, Weights, checkpoint};
 
@@ -82,12 +83,7 @@ impl VisionConfig {
             None => config::read(file, GUARDS)?,
         };
         let Self { hidden_size, num_attention_heads, image_size, patch_size, .. } = config;
-        config::expect_divides(
-            file,
-            ("num_attention_heads", num_attention_heads),
-            ("hidden_size", &[hidden_size]),
-        )?;
-        config::expect_divides(file, ("patch_size", patch_size), ("image_size", &[image_size]))?;
+        vision::expect_sizes(file, num_attention_heads, hidden_size, patch_size, image_size)?;
         Ok(config)
     }
 }
@@ -130,8 +126,8 @@ pub fn check_folder(folder: &Path) -> Result<(), ModelError> {
 pub struct ImageEncoder {
     config: VisionConfig,
     filter: Filter,
-    mean: Tensor,
-    std: Tensor,
+    /// Mean and standard deviation of each channel.
+    statistics: [[f32; 3]; 2],
     class_embedding: Tensor,
     patch_embedding: Tensor,
     position_embedding: Embedding,
@@ -147,32 +143,26 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// A file can't be read, the configuration is of another model, or the tensors don't fit it.
-    pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
-        let folder = folder.as_ref();
+    pub fn load(folder: &Path, device: Device) -> Result<Self, ModelError> {
         let config = VisionConfig::read(&folder.join("config.json"))?;
         let file = folder.join("preprocessor_config.json");
         let preprocessing: Preprocessing = match file.is_file() {
             true => config::read(&file, &[])?,
             false => Preprocessing { image_mean: mean(), image_std: std(), resample: bicubic() },
         };
-        let filter = match preprocessing.resample {
-            2 => Filter::Bilinear,
-            3 => Filter::Bicubic,
-            other => return Err(config::unsupported(&file, "resample", other, "2, 3")),
-        };
+        let filter = vision::filter(&file, preprocessing.resample)?;
         let checkpoint = checkpoint::find(folder)?;
         let mut tensors = weights::read(&checkpoint, device)?;
         tensors.retain(|name, _| name.starts_with("vision_model.") || name.starts_with("visual_projection."));
         let weights = Weights::named(&checkpoint, tensors);
         weights.ignore("vision_model.embeddings.position_ids"); // a stored 0, 1, 2, … of older releases
-        let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([3, 1, 1]);
-        let statistics = [preprocessing.image_mean, preprocessing.image_std].map(channels);
+        let statistics = [preprocessing.image_mean, preprocessing.image_std];
         let encoder = Self::new(&weights.root(), config, filter, statistics);
         weights.finish()?;
         Ok(encoder)
     }
 
-    fn new(scope: &Scope<'_>, config: VisionConfig, filter: Filter, [mean, std]: [Tensor; 2]) -> Self {
+    fn new(scope: &Scope<'_>, config: VisionConfig, filter: Filter, statistics: [[f32; 3]; 2]) -> Self {
         let tape = Tape::new();
         let (width, patch) = (config.hidden_size, config.patch_size);
         let shape = LayerShape {
@@ -192,8 +182,7 @@ impl ImageEncoder {
         let tokens = 1 + (config.image_size / patch).pow(2);
         Self {
             filter,
-            mean,
-            std,
+            statistics,
             class_embedding: embeddings.take("class_embedding", &[width]),
             patch_embedding: embeddings.take("patch_embedding.weight", &[width, 3, patch, patch]),
             position_embedding: Embedding::new(&embeddings.sub("position_embedding"), tokens, width),
@@ -205,23 +194,17 @@ impl ImageEncoder {
             config,
         }
     }
+}
 
-    /// A picture as the encoder takes it, [3, S, S] on the CPU: its shorter side is resized to S, its centre cropped.
-    pub fn prepare(&self, picture: &RgbImage) -> Tensor {
-        let side = self.config.image_size;
-        let square = center_square(&shorter_side(picture, side as u32, self.filter));
-        let bytes = Tensor::from_slice(square.as_raw()).view([side, side, 3]).permute([2, 0, 1]);
-        (bytes.to_kind(Kind::Float) / 255.0 - &self.mean) / &self.std
+impl PictureEncoder for ImageEncoder {
+    fn prepare(&self, picture: &RgbImage) -> Tensor {
+        let side = self.config.image_size as u32;
+        vision::normalised(&center_square(&shorter_side(picture, side, self.filter)), self.statistics)
     }
 
-    /// Prepared pictures [B, 3, S, S] to vectors [B, E].
-    pub fn forward(&self, pictures: &Tensor) -> Tensor {
-        let patch = [self.config.patch_size; 2];
-        let patches = pictures.conv2d(&self.patch_embedding, None::<Tensor>, patch, [0, 0], [1, 1], 1);
-        let patches = patches.flatten(2, 3).transpose(1, 2); // [B, tokens - 1, D]
-        let [batch, count, width] = [patches.size()[0], patches.size()[1], patches.size()[2]];
-        let class = self.class_embedding.expand([batch, 1, width], false);
-        let h = Tensor::cat(&[class, patches], 1) + self.position_embedding.first(count + 1);
+    fn forward(&self, pictures: &Tensor) -> Tensor {
+        let tokens = vision::tokens(pictures, &self.patch_embedding, None, &self.class_embedding);
+        let h = &tokens + self.position_embedding.first(tokens.size()[1]);
         let mut h = self.pre_layernorm.forward(&h); // [B, tokens, D]
         for layer in &self.layers {
             h = layer.forward(&h);

@@ -232,8 +232,7 @@ impl Vae {
     ///
     /// # Errors
     /// A file can't be read, the configuration holds what is not built in, or the tensors don't fit it.
-    pub fn load(folder: impl AsRef<Path>, device: Device) -> Result<Self, ModelError> {
-        let folder = folder.as_ref();
+    pub fn load(folder: &Path, device: Device) -> Result<Self, ModelError> {
         let config = VaeConfig::read(&folder.join("config.json"))?;
         let file = checkpoint::find(folder)?;
         let weights = Weights::named(&file, with_new_names(weights::read(&file, device)?));
