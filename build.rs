@@ -43,7 +43,9 @@ fn main() {
     // static initialisers of the bindings would keep it needed. Without the bindings there are none, and code
     // of the front program that did call libtorch would not link.
     if std::env::var("TARGET").is_ok_and(|target| target == "x86_64-unknown-linux-gnu") {
-        println!("cargo:rustc-link-arg-bin=attrflow=-Wl,--remap-inputs=*libtorch_sys-*=/dev/null");
+        for bindings in ["torch_sys", "attrflow_autograd_sys"] {
+            println!("cargo:rustc-link-arg-bin=attrflow=-Wl,--remap-inputs=*lib{bindings}-*=/dev/null");
+        }
     }
 }
 

@@ -102,13 +102,16 @@ impl LossPass<'_> {
                 let point: Point = point.into();
                 let (noise, timesteps) =
                     (some(&block.noise[&point]), self.timesteps_tensor(&[point.timestep]));
-                let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts);
-                let losses = losses.to_device(Device::Cpu); // [most]
-                check(&losses, |row| (block.images[(pair + row) / captions], point.timestep))?;
-                at_each.push(losses);
+                at_each.push(losses(self.unet, self.schedule, [&latents, &noise], &timesteps, &texts)); // [most]
                 progress(place, (pair + most) / captions);
             }
-            Ok::<_, MathError>((most, Tensor::stack(&at_each, 1))) // [most, points]
+            // No value is read before all points are queued, so that the device never waits.
+            let losses = Tensor::stack(&at_each, 1).to_device(Device::Cpu); // [most, points]
+            check(&losses, |at| {
+                let (row, point) = (at / points.len(), points[at % points.len()].into());
+                (block.images[(pair + row) / captions], point.timestep)
+            })?;
+            Ok::<_, MathError>((most, losses))
         });
         let parts = parts.map_err(|error| self.data.named(error))?;
         let shape = [block.images.len() as i64, captions as i64, points.len() as i64];

@@ -186,13 +186,19 @@ impl<'a> LossPass<'a> {
     ) -> Result<Vec<f32>, MathError> {
         let images_of = |batch| self.params.images_of(batch, self.data.latents_len());
         let (mut losses, first) = (Vec::new(), images_of(batches.start).start);
-        self.each_loaded(batches, &mut |batch, loaded| {
-            let rows = self.rows(batch, &loaded, None)?; // [images, captions, points]
-            let means = rows.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
+        let mut read = |queued: Queued<'_>| {
+            let means = queued.read()?.mean_dim(2, false, None).mean_dim(1, false, None); // [images]
             losses.extend(Vec::<f32>::try_from(means).expect("a vector of float32"));
+            Ok::<_, MathError>(())
+        };
+        let mut queued: Option<Queued<'_>> = None;
+        self.each_loaded(batches, &mut |batch, loaded| {
+            // A batch is read when the next one is queued, so that a GPU does not wait in between.
+            let last = queued.replace(self.queue(batch, &loaded, None)?);
             progress(images_of(batch).end - first);
-            Ok(())
+            last.map_or(Ok(()), &mut read)
         })?;
+        queued.map_or(Ok(()), read)?;
         Ok(losses)
     }
 
@@ -275,13 +281,17 @@ impl<'a> LossPass<'a> {
     fn some_rows(&self, batch: usize, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
         let images = self.params.images_of(batch, self.data.latents_len());
         let loaded = self.data.load(images, self.params.captions).map_err(MathError::Data)?;
-        self.rows(batch, &loaded, pairs)
+        self.queue(batch, &loaded, pairs)?.read()
     }
 
-    /// The losses [images, captions, points] of a batch on the CPU, or [pairs, 1, points] of some of its pairs.
-    ///
-    /// No value is read before all slices are queued, so that the device never waits.
-    fn rows(&self, batch: usize, loaded: &Loaded, pairs: Option<Range<usize>>) -> Result<Tensor, MathError> {
+    /// Queues the losses [images, captions, points] of a batch, or [pairs, 1, points] of some of its pairs: no value is read, so that
+    /// the device never waits.
+    fn queue(
+        &self,
+        batch: usize,
+        loaded: &Loaded,
+        pairs: Option<Range<usize>>,
+    ) -> Result<Queued<'a>, MathError> {
         let device = self.unet.device();
         let (images, captions) =
             (self.params.images_of(batch, self.data.latents_len()), self.params.captions);
@@ -315,14 +325,10 @@ impl<'a> LossPass<'a> {
             let losses = losses(self.unet, self.schedule, [&latents, &noise], &timesteps, texts);
             Ok::<_, MathError>((count, losses))
         });
-        let losses = Tensor::cat(&parts?, 0).to_device(Device::Cpu);
-        let place_of = |row: usize| {
-            let row = some.start * times + row;
-            (images.start + row / times / captions, timesteps[row % times])
-        };
-        check(&losses, place_of).map_err(|error| self.data.named(error))?;
-        let [first, second] = if pairs.is_some() { [some.len(), 1] } else { [images.len(), captions] };
-        Ok(losses.view([first as i64, second as i64, times as i64]))
+        let shape = if pairs.is_some() { [some.len(), 1] } else { [images.len(), captions] };
+        let losses = Tensor::cat(&parts?, 0).view([shape[0] as i64, shape[1] as i64, times as i64]);
+        let first = images.start * captions + some.start;
+        Ok(Queued { losses, first, captions, timesteps, data: self.data })
     }
 
     pub(super) fn timesteps_tensor(&self, timesteps: &[i64]) -> Tensor {
@@ -340,6 +346,28 @@ impl<'a> LossPass<'a> {
         let (seed, offset) = (self.params.seed.into(), self.params.objective.noise_offset);
         let rows = images.len() as i64 * captions * points.len() as i64;
         batch_noise(seed, batch, &[&[rows], latent].concat(), offset, device)
+    }
+}
+
+/// Losses that the device may still compute.
+struct Queued<'a> {
+    /// [.., points], on the device.
+    losses: Tensor,
+    /// The first pair of latent and caption, the caption fastest.
+    first: usize,
+    captions: usize,
+    timesteps: Vec<i64>,
+    data: DataSet<'a>,
+}
+
+impl Queued<'_> {
+    /// The losses, on the CPU.
+    fn read(self) -> Result<Tensor, MathError> {
+        let losses = self.losses.to_device(Device::Cpu);
+        let times = self.timesteps.len();
+        let place_of = |row: usize| ((self.first + row / times) / self.captions, self.timesteps[row % times]);
+        check(&losses, place_of).map_err(|error| self.data.named(error))?;
+        Ok(losses)
     }
 }
 

@@ -5,7 +5,7 @@
 use tch::{Kind, Tensor};
 
 use super::adapter::Adapter;
-use super::kernels::{self, ConcatInput, Filters};
+use super::kernels::{self, ConcatInput, Filters, Matrix};
 use super::profile::{Part, span};
 use super::tape::{Op, Place, Tape};
 use super::weights::Scope;
@@ -43,7 +43,7 @@ impl Linear {
 
     /// [.., inputs] to [.., outputs].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let y = span(Part::Linear, x.device(), || x.linear(&self.weight, self.bias.as_ref()));
+        let y = span(Part::Linear, x.device(), || kernels::linear(x, &self.weight, self.bias.as_ref()));
         let y = self.place.observe(Op::Linear, x, y);
         Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Linear, x))
     }
@@ -71,7 +71,7 @@ impl FusedLinear {
     pub fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         let quiet = |map: &Linear| map.adapter.is_none() && map.place.is_quiet([x, &map.weight]);
         if self.maps.iter().all(quiet) {
-            let y = span(Part::Linear, x.device(), || x.linear(&self.fused, None::<&Tensor>));
+            let y = span(Part::Linear, x.device(), || kernels::linear(x, &self.fused, None));
             return y.chunk(self.maps.len() as i64, -1);
         }
         self.maps.iter().map(|map| map.forward(x)).collect()
@@ -87,6 +87,7 @@ pub struct Conv2d {
     full_precision_bias: Tensor,
     adapter: Option<Adapter>,
     filters: Filters,
+    matrix: Matrix,
     stride: i64,
     padding: i64,
     kernel: i64,
@@ -106,6 +107,7 @@ impl Conv2d {
             full_precision_bias,
             adapter: Adapter::new(scope, tape),
             filters: Filters::default(),
+            matrix: Matrix::default(),
             stride: 1,
             padding: 0,
             kernel,
@@ -132,6 +134,19 @@ impl Conv2d {
         })
     }
 
+    /// The convolution with fewer products, where that is served.
+    fn with_fewer_products(&self, x: &Tensor) -> Option<Tensor> {
+        if (self.kernel, self.stride, self.padding) != (3, 1, 1) {
+            return None;
+        }
+        let version = self.place.tape().version();
+        span(Part::Convolution, x.device(), || {
+            let Self { weight, bias, .. } = self;
+            let by_tiles = self.filters.convolve(x, weight, bias, version);
+            by_tiles.or_else(|| self.matrix.convolve(x, weight, bias, version))
+        })
+    }
+
     /// Whether a faster way may be taken, which computes the layer's own map and records nothing.
     fn is_quiet<'a>(&self, tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
         self.adapter.is_none() && self.place.is_quiet(tensors)
@@ -139,15 +154,8 @@ impl Conv2d {
 
     /// [B, inputs, H, W] to [B, outputs, H', W'].
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let shape = (self.kernel, self.stride, self.padding);
-        if shape == (3, 1, 1) && self.is_quiet([x, &self.weight, &self.bias]) {
-            let version = self.place.tape().version();
-            let by_tiles = || self.filters.convolve(x, &self.weight, &self.bias, version);
-            if let Some(y) = span(Part::Convolution, x.device(), by_tiles) {
-                return y;
-            }
-        }
-        let y = self.place.observe(self.op(), x, self.convolve(x, Some(&self.bias)));
+        let y = self.with_fewer_products(x).unwrap_or_else(|| self.convolve(x, Some(&self.bias)));
+        let y = self.place.observe(self.op(), x, y);
         Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.conv2d(self.op(), x))
     }
 
@@ -175,13 +183,15 @@ impl Conv2d {
 
     /// Whether the bias should be added with something else: cuDNN uses an extra pass for it.
     fn adds_late(&self, x: &Tensor) -> bool {
-        x.device().is_cuda() && self.is_quiet([x, &self.weight, &self.full_precision_bias])
+        x.device().is_cuda()
+            && !Matrix::serves(x, &self.weight)
+            && self.is_quiet([x, &self.weight, &self.full_precision_bias])
     }
 
     /// A 1x1 convolution of the positions of images as tokens: [B, S, inputs] to [B, S, outputs].
     pub fn forward_tokens(&self, x: &Tensor) -> Tensor {
         let weight = self.weight.flatten(1, -1); // [O, I]
-        let y = span(Part::Linear, x.device(), || x.linear(&weight, Some(&self.bias)));
+        let y = span(Part::Linear, x.device(), || kernels::linear(x, &weight, Some(&self.bias)));
         let y = self.place.observe(Op::Pointwise, x, y);
         Adapter::add(self.adapter.as_ref(), y, |adapter| adapter.linear(Op::Pointwise, x))
     }

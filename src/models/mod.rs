@@ -4,6 +4,7 @@
 //! does not fit, out of [`layers`], which write down what they computed while a [`tape::Tape`] records.
 
 mod adapter;
+mod autograd;
 pub mod clip;
 pub mod dino;
 pub mod kernels;

@@ -2,12 +2,14 @@
 //!
 //! With libtorch's own operations a normalisation with its activation reads and writes memory five times, and on a
 //! GPU channels-last images are copied to another layout and back. These kernels work on the CPU in float32 and on CUDA
-//! in float32 and bfloat16, without gradients. Everything else falls back to libtorch's operations; tests compare both.
+//! in float32 and bfloat16, without gradients but for [`Filters`]. Everything else falls back to libtorch's operations; tests compare both.
 //!
 //! Images are [B, C, H, W] in channels-last memory format.
 
 mod cpu;
 mod cuda;
+mod dense;
+mod linear;
 #[cfg(test)]
 mod tests;
 mod winograd;
@@ -16,6 +18,8 @@ use super::profile::{Part, span};
 use tch::{Device, Kind, Tensor};
 
 pub use attrflow_kernels::philox::Place;
+pub use dense::Matrix;
+pub use linear::linear;
 pub use winograd::Filters;
 
 /// One image, or two that are concatenated along the channels.
@@ -204,6 +208,11 @@ pub fn add_squares(values: &Tensor, sums: &Tensor) {
         let mut sums = sums.shallow_clone();
         sums += values.square().sum_dim_intlist(0, false, Kind::Double);
     }
+}
+
+/// Images [B, C, H, W] in channels-last memory format: the same memory if they are.
+pub fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 /// An uninitialised channels-last image of this shape, with the type and device of another.

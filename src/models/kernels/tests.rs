@@ -80,7 +80,7 @@ fn convolutions_are_libtorchs() {
     let threads = tch::get_num_threads();
     tch::set_num_threads(1);
     for (rows, inputs, outputs, height, width) in
-        [(3, 16, 32, 8, 8), (70, 32, 16, 8, 12), (1, 48, 48, 16, 16)]
+        [(16, 16, 32, 8, 8), (70, 32, 16, 8, 12), (4, 48, 48, 16, 16), (65, 16, 16, 4, 4)]
     {
         let x = image([rows, inputs, height, width], 0.1);
         let weight = numbers(&[outputs, inputs, 3, 3], 0.2);
@@ -94,12 +94,46 @@ fn convolutions_are_libtorchs() {
         let twice = filters.convolve(&x, &(&channels_last * 2.0), &bias, 1).unwrap();
         let shift = bias.view([1, outputs, 1, 1]);
         within(&(twice - &shift), &((expected - &shift) * 2.0), 4e-6);
+        // The way back, with a gradient that lies otherwise; new weights take new filters.
+        let gradient = numbers(&[rows, outputs, height, width], 0.4);
+        for (version, factor) in [(2, 1.0), (3, 2.0)] {
+            let weight = &channels_last * factor;
+            let back = |y: Tensor, x: Tensor| {
+                Tensor::run_backward(&[&(y * &gradient).sum(Kind::Float)], &[&x], false, false)
+            };
+            let (own, plain) =
+                (x.detach().copy().set_requires_grad(true), x.detach().copy().set_requires_grad(true));
+            let found = back(filters.convolve(&own, &weight, &bias, version).unwrap(), own);
+            let expected = back(plain.conv2d(&weight, Some(&bias), [1, 1], [1, 1], [1, 1], 1), plain);
+            within(&found[0], &expected[0], 4e-6);
+        }
     }
-    // Transformed filters of such a layer would take too much memory.
-    let (wide, weight, bias) =
-        (image([1, 512, 8, 8], 0.1), image([512, 512, 3, 3], 0.2), numbers(&[512], 0.3));
-    assert!(Filters::default().convolve(&wide, &weight, &bias, 0).is_none());
+    // Transformed filters of the first would take too much memory, and would be read for too few tiles of the second.
+    for (rows, channels) in [(16, 512), (15, 16)] {
+        let (x, weight) = (image([rows, channels, 8, 8], 0.1), image([channels, channels, 3, 3], 0.2));
+        assert!(Filters::default().convolve(&x, &weight, &numbers(&[channels], 0.3), 0).is_none(), "{rows}");
+    }
     tch::set_num_threads(threads);
+}
+
+#[test]
+fn the_smallest_images_are_one_product() {
+    let (mut weight, bias) = (image([24, 16, 3, 3], 0.2), numbers(&[24], 0.3));
+    let x = image([64, 16, 2, 2], 0.1).set_requires_grad(true);
+    let matrix = Matrix::default();
+    for version in 0..2 {
+        let expected = x.conv2d(&weight, Some(&bias), [1, 1], [1, 1], [1, 1], 1);
+        let found = matrix.convolve(&x, &weight, &bias, version).unwrap();
+        within(&found.detach(), &expected.detach(), 2e-6);
+        let gradient = |y: &Tensor| {
+            let sum = (y * numbers(&[64, 24, 2, 2], 0.4)).sum(Kind::Float);
+            Tensor::run_backward(&[&sum], &[&x], false, false).remove(0)
+        };
+        within(&gradient(&found), &gradient(&expected), 2e-6);
+        weight *= 2.0;
+    }
+    assert!(matrix.convolve(&x.narrow(0, 0, 63), &weight, &bias, 2).is_none());
+    assert!(matrix.convolve(&image([64, 16, 4, 2], 0.1), &weight, &bias, 2).is_none());
 }
 
 #[test]

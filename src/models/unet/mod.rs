@@ -19,7 +19,7 @@ use attrflow_engine::choice;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::kernels::ConcatInput;
+use super::kernels::{ConcatInput, channels_last};
 use super::layers::{Conv2d, GroupNorm};
 use super::lora::{self, Adapters};
 use super::tape::Tape;
@@ -295,11 +295,7 @@ impl UNet {
 
     /// Images [B, C, H, W] as the network works on them.
     fn to_memory_format(&self, x: &Tensor) -> Tensor {
-        if self.channels_last {
-            x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-        } else {
-            x.contiguous()
-        }
+        if self.channels_last { channels_last(x) } else { x.contiguous() }
     }
 
     /// Timesteps [T] to the time embedding [T, E], with the activation that every residual block applies to it.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 
+use super::kernels::channels_last;
 use config::ModelError;
 
 /// How many keys of each kind an error shows before it says how many more there are.
@@ -200,9 +201,8 @@ impl<'a> Scope<'a> {
     /// The same for a convolution's weight [O, I, k, k], in the model's layout.
     pub fn take_filters(&self, name: impl Display, shape: &[i64]) -> Tensor {
         let together = |tensor: Tensor| {
-            // A new dense tensor [O, k, k, I], seen as [O, I, k, k].
             if self.weights.layout.channels_last && tensor.dim() == 4 {
-                tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+                channels_last(&tensor)
             } else {
                 tensor
             }
